@@ -1,0 +1,505 @@
+"""Every metric of the suite: its name, formula, unit, range, scope and version, and the function that computes it.
+
+No torch here: layer metrics read a spectrum and token averages that the core has reduced to numpy, pair and phase
+metrics read inner products of directions. So a stored record is judged again, under any phase map, without a model.
+
+Notation. delta is the update of one block, n tokens x d; sigma_i its singular values, p_i = sigma_i^2 / sum sigma^2,
+v_L the top right singular vector of layer L; k = 8 directions are kept per layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+from jaxtyping import Float64
+from pydantic import BaseModel, ConfigDict, model_serializer
+
+TOP_K = 8
+"""Directions kept per layer, the reference's `top_k`."""
+
+ENTROPY_FLOOR = 1e-12
+"""Energy shares at or below this are left out of an entropy, as the reference does."""
+
+VARIANTS: tuple[str, ...] = ("raw",)
+"""Which rows enter a metric, and how. `raw`: every token that the calibration keeps, as it is."""
+
+
+class Estimate(BaseModel):
+    """One number of a record. `value` is null only with a `reason`; NaN and infinity never get here."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False, extra="forbid")
+
+    value: float | None
+    sd: float | None = None
+    """Standard deviation over tokens (divisor n), where the value is a mean over tokens."""
+    reason: str | None = None
+    """Why there is no value."""
+    per_layer: dict[int, float | None] | None = None
+    """What each layer of a phase contributes to the phase's value."""
+    detail: dict[str, Any] | None = None
+    """Figures that the value is read against, such as a noise edge."""
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, handler: Any) -> dict[str, Any]:
+        return {key: item for key, item in handler(self).items() if item is not None or key == "value"}
+
+
+def absent(reason: str) -> Estimate:
+    """An estimate without a value, and why."""
+    return Estimate(value=None, reason=reason)
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """What the core keeps of one layer's update: enough for every layer metric."""
+
+    tokens: int
+    hidden: int
+    eigenvalues: Float64[np.ndarray, " rank"]
+    """Squared singular values of delta, descending, min(tokens, hidden) of them; rounded-away ones are 0."""
+    averages: Mapping[str, tuple[float, float]]
+    """Mean and standard deviation over tokens: see `moments.TOKEN_QUANTITIES`."""
+
+    @property
+    def energies(self) -> Float64[np.ndarray, " rank"]:
+        """p_i, the share of each direction in the update's energy; sums to 1."""
+        return np.asarray(self.eigenvalues / self.eigenvalues.sum())
+
+
+@dataclass(frozen=True)
+class DirectionGram:
+    """Inner products of the top-k directions of all layers: enough for every pair and phase metric.
+
+    `whole[L, i, M, j]` is (direction i of layer L) . (direction j of layer M). A layer of rank below k has zeros
+    for the directions it lacks. `aa`, `ab`, `bb`: the same for directions fitted on document halves a and b.
+    """
+
+    hidden: int
+    whole: Float64[np.ndarray, "layers k layers k"]
+    aa: Float64[np.ndarray, "layers k layers k"] | None = None
+    ab: Float64[np.ndarray, "layers k layers k"] | None = None
+    bb: Float64[np.ndarray, "layers k layers k"] | None = None
+
+    @classmethod
+    def of(
+        cls,
+        directions: np.ndarray,
+        halves: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> DirectionGram:
+        """From directions (layers, k, hidden), and those of the two document halves where there are any."""
+        layers, k, hidden = directions.shape
+
+        def inner(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+            left, right = (x.reshape(layers * k, hidden).astype(np.float64) for x in (left, right))
+            return np.asarray((left @ right.T).reshape(layers, k, layers, k))
+
+        whole = inner(directions, directions)
+        if halves is None:
+            return cls(hidden, whole)
+        a, b = halves
+        return cls(hidden, whole, inner(a, a), inner(a, b), inner(b, b))
+
+    @property
+    def layers(self) -> int:
+        return int(self.whole.shape[0])
+
+    @property
+    def cosines(self) -> Float64[np.ndarray, "layers layers"]:
+        """v_L . v_M, signed."""
+        return self.whole[:, 0, :, 0]
+
+    def without_direction(self, layers: Sequence[int]) -> list[int]:
+        """The layers among these whose update is zero, so that v_L does not exist."""
+        return [layer for layer in layers if self.whole[layer, 0, layer, 0] < 0.5]  # 1 or 0, up to rounding
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row of the reference table, and the function behind it."""
+
+    name: str
+    scope: Literal["layer", "pair", "phase"]
+    formula: str
+    unit: str
+    low: float
+    high: float
+    """The range that the formula allows; `d`- or `N`-dependent bounds are given as infinity."""
+    source: str
+    version: int
+    per_layer: bool
+    """Whether a phase's value comes with one number per layer (always so for layer and pair metrics)."""
+    compute: Callable[..., Any] = field(repr=False)
+    adjacent: bool = False
+    """Pair metrics: over a phase, only neighbours count."""
+
+
+_REGISTRY: dict[str, Metric] = {}
+METRICS: Mapping[str, Metric] = _REGISTRY
+"""Every metric by name, in the order of the reference table."""
+
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _register(
+    scope: Literal["layer", "pair", "phase"],
+    formula: str,
+    *,
+    unit: str = "1",
+    low: float = 0.0,
+    high: float = math.inf,
+    source: str = "",
+    version: int = 1,
+    per_layer: bool = True,
+    adjacent: bool = False,
+) -> Callable[[_F], _F]:
+    def add(function: _F) -> _F:
+        name = function.__name__
+        _REGISTRY[name] = Metric(name, scope, formula, unit, low, high, source, version, per_layer, function, adjacent)
+        return function
+
+    return add
+
+
+# --- one layer -------------------------------------------------------------------------------------------------
+
+NO_UPDATE = "the update is zero on every token"
+
+
+def spectral_entropy_rank(weights: Float64[np.ndarray, " rank"]) -> float:
+    """exp(-sum p ln p) of non-negative weights scaled to sum 1; shares up to 1e-12 are left out."""
+    p = weights / weights.sum()
+    p = p[p > ENTROPY_FLOOR]
+    return float(np.exp(-(p * np.log(p)).sum()))
+
+
+def _top_energy(layer: LayerStatistics, count: int) -> Estimate:
+    return Estimate(value=min(1.0, float(layer.energies[:count].sum())))
+
+
+def _average(layer: LayerStatistics, quantity: str) -> Estimate:
+    mean, sd = layer.averages[quantity]
+    return Estimate(value=mean, sd=sd)
+
+
+@_register("layer", "sigma_1", unit="stream units", source="reference script: top_singvals[0]")
+def gamma(layer: LayerStatistics) -> Estimate:
+    return Estimate(value=math.sqrt(layer.eigenvalues[0]))
+
+
+@_register(
+    "layer",
+    "exp(-sum p_i ln p_i), p_i > 1e-12",
+    unit="directions",
+    low=1.0,
+    source="reference script: eff_rank",
+)
+def effective_rank(layer: LayerStatistics) -> Estimate:
+    return Estimate(value=spectral_entropy_rank(layer.eigenvalues))
+
+
+@_register(
+    "layer",
+    "exp(-sum q_i ln q_i), q_i = sigma_i / sum sigma",
+    unit="directions",
+    low=1.0,
+    source="Roy & Vetterli 2007, The effective rank",
+)
+def effective_rank_roy(layer: LayerStatistics) -> Estimate:
+    return Estimate(value=spectral_entropy_rank(np.sqrt(layer.eigenvalues)))
+
+
+@_register("layer", "1 / sum p_i^2", unit="directions", low=1.0, source="participation ratio of the energies")
+def participation_ratio(layer: LayerStatistics) -> Estimate:
+    return Estimate(value=float(1.0 / (layer.energies**2).sum()))
+
+
+@_register(
+    "layer",
+    "1 / p_1 = ||delta||_F^2 / sigma_1^2",
+    unit="directions",
+    low=1.0,
+    source="Rudelson & Vershynin 2007",
+)
+def stable_rank(layer: LayerStatistics) -> Estimate:
+    return Estimate(value=float(1.0 / layer.energies[0]))
+
+
+@_register("layer", "p_1", high=1.0, source="reference script: top1_frac")
+def top1_energy(layer: LayerStatistics) -> Estimate:
+    return _top_energy(layer, 1)
+
+
+@_register("layer", "p_1 + p_2 + p_3", high=1.0, source="reference script: top3_frac")
+def top3_energy(layer: LayerStatistics) -> Estimate:
+    return _top_energy(layer, 3)
+
+
+@_register("layer", "p_1 + ... + p_10", high=1.0, source="reference script: top10_frac")
+def top10_energy(layer: LayerStatistics) -> Estimate:
+    return _top_energy(layer, 10)
+
+
+@_register("layer", "sigma_1 / sigma_2", low=1.0, source="Davis & Kahan 1970: the gap bounds how far v_L can turn")
+def spectral_gap(layer: LayerStatistics) -> Estimate:
+    if len(layer.eigenvalues) < 2 or layer.eigenvalues[1] == 0.0:
+        return absent("the update has rank one, so there is no second singular value")
+    return Estimate(value=math.sqrt(layer.eigenvalues[0] / layer.eigenvalues[1]))
+
+
+@_register("layer", "||delta||_F", unit="stream units", source="reference script: frob")
+def frobenius(layer: LayerStatistics) -> Estimate:
+    return Estimate(value=math.sqrt(layer.eigenvalues.sum()))
+
+
+@_register("layer", "mean (sd) over tokens of ||delta||", unit="stream units", source="reference script: token_norm")
+def update_norm(layer: LayerStatistics) -> Estimate:
+    return _average(layer, "update_norm")
+
+
+@_register("layer", "mean (sd) over tokens of ||h_L||", unit="stream units", source="reference script: h_norm")
+def stream_norm(layer: LayerStatistics) -> Estimate:
+    return _average(layer, "stream_norm")
+
+
+@_register("layer", "mean (sd) over tokens of ||delta|| / ||h_L||", source="reference script: rel_step")
+def relative_step(layer: LayerStatistics) -> Estimate:
+    return _average(layer, "relative_step")
+
+
+@_register(
+    "layer",
+    "mean (sd) over tokens of cos(delta, h_L)",
+    low=-1.0,
+    high=1.0,
+    source="reference script: cos_delta_h",
+)
+def alignment(layer: LayerStatistics) -> Estimate:
+    return _average(layer, "alignment")
+
+
+@_register("layer", "mean (sd) over tokens of |cos(delta, h_L)|", high=1.0, source="reference script: parallel_frac")
+def parallel_fraction(layer: LayerStatistics) -> Estimate:
+    return _average(layer, "parallel_fraction")
+
+
+@_register("layer", "mean (sd) over tokens of 1 - cos(h_L, h_{L+1})", high=2.0, source="ShortGPT, arXiv 2403.03853")
+def block_influence(layer: LayerStatistics) -> Estimate:
+    return _average(layer, "block_influence")
+
+
+@_register(
+    "layer",
+    "mean (sd) over tokens of arccos(cos(h_L, h_{L+1})) / pi",
+    high=1.0,
+    source="Gromov et al., arXiv 2403.17887",
+)
+def angular_distance(layer: LayerStatistics) -> Estimate:
+    return _average(layer, "angular_distance")
+
+
+# --- two layers ------------------------------------------------------------------------------------------------
+
+
+def _overlap_singular_values(gram: DirectionGram, first: int, second: int) -> np.ndarray:
+    """Cosines of the principal angles between two layers' top-k subspaces, descending."""
+    singular = np.linalg.svd(gram.whole[first, :, second, :], compute_uv=False)
+    return np.minimum(singular, 1.0)
+
+
+@_register("pair", "|v_L . v_{L+1}|", high=1.0, adjacent=True, source="reference script: top1_cos_adjacent")
+def adjacent_cosine(gram: DirectionGram, first: int, second: int) -> float:
+    return min(1.0, abs(float(gram.cosines[first, second])))
+
+
+@_register("pair", "||U_L U_M^T||_F^2 / k over the top k = 8 directions", high=1.0, source="Björck & Golub 1973")
+def subspace_overlap(gram: DirectionGram, first: int, second: int) -> float:
+    return float((_overlap_singular_values(gram, first, second) ** 2).mean())
+
+
+@_register(
+    "pair",
+    "mean of the k = 8 principal angles arccos sigma_i(U_L U_M^T)",
+    unit="radians",
+    high=math.pi / 2,
+    source="Björck & Golub 1973",
+)
+def principal_angle(gram: DirectionGram, first: int, second: int) -> float:
+    return float(np.arccos(_overlap_singular_values(gram, first, second)).mean())
+
+
+# --- a phase ---------------------------------------------------------------------------------------------------
+
+
+@_register(
+    "phase",
+    "mean of |v_L . v_M| over pairs in the phase; 1 for one layer",
+    high=1.0,
+    source="reference script",
+)
+def intra_cosine(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
+    if len(layers) == 1:
+        return Estimate(value=1.0, per_layer={layers[0]: 1.0})  # the reference's convention
+    cosines = np.minimum(np.abs(gram.cosines[np.ix_(layers, layers)]), 1.0)
+    pairs = cosines[np.triu_indices(len(layers), k=1)]
+    with_others = (cosines.sum(axis=1) - np.diag(cosines)) / (len(layers) - 1)
+    return Estimate(value=float(pairs.mean()), per_layer=_by_layer(layers, with_others))
+
+
+@_register("phase", "mean of |v_L . v_M|, L in the phase, M outside", high=1.0, source="reference script")
+def cross_cosine(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
+    inside = set(layers)
+    others = [layer for layer in range(gram.layers) if layer not in inside]
+    if not others:
+        return absent("no layer lies outside")
+    if missing := gram.without_direction(others):
+        return absent(f"the update of layer {missing[0]} is zero, so it has no direction")
+    cosines = np.minimum(np.abs(gram.cosines[np.ix_(layers, others)]), 1.0)
+    return Estimate(value=float(cosines.mean()), per_layer=_by_layer(layers, cosines.mean(axis=1)))
+
+
+@_register(
+    "phase",
+    "exp(-sum p_i ln p_i) of the N stacked v_L",
+    unit="directions",
+    low=1.0,
+    per_layer=False,
+    source="reference script, docstring: rank of the block",
+)
+def block_effective_rank(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
+    squared_singular_values = np.linalg.eigvalsh(gram.cosines[np.ix_(layers, layers)])
+    return Estimate(value=spectral_entropy_rank(np.maximum(squared_singular_values, 0.0)))
+
+
+@_register("phase", "block_effective_rank / N", high=1.0, per_layer=False, source="the same, over the layers' number")
+def block_effective_rank_fraction(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
+    rank = block_effective_rank(gram, layers).value
+    assert rank is not None
+    return Estimate(value=min(1.0, rank / len(layers)))
+
+
+def _captured(basis: np.ndarray, products: np.ndarray) -> np.ndarray:
+    """Squared projections of unit vectors on the top-k right singular directions of a stack of rows.
+
+    basis: inner products of the rows R = U S V^T with each other; products: of each row with each vector, one column
+    a vector v. The projection of v on V_i is (U_i . R v) / S_i.
+    """
+    values, vectors = np.linalg.eigh(basis)
+    present = values > len(values) * np.finfo(np.float64).eps * values[-1]
+    present[:-TOP_K] = False
+    projections = (vectors[:, present].T @ products) ** 2 / values[present][:, None]
+    return np.minimum(projections.sum(axis=0), 1.0)
+
+
+@_register(
+    "phase",
+    "mean over L of ||B v_L||^2, B the top 8 right singular directions of the phase's stacked top-8 directions",
+    high=1.0,
+    source="reference script: capture",
+)
+def capture_fraction(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
+    if len(layers) == 1:
+        return absent("one layer spans its own basis")
+    stack = _stack(gram.whole, layers, layers)
+    captured = _captured(stack, stack[:, :: gram.whole.shape[1]])
+    return Estimate(value=float(captured.mean()), per_layer=_by_layer(layers, captured))
+
+
+@_register(
+    "phase",
+    "the same with B from the other layers of the phase, fitted on the other half of the documents",
+    high=1.0,
+    source="capture_fraction, cross-fitted over layers and documents",
+)
+def capture_fraction_held_out(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
+    if len(layers) == 1:
+        return absent("no other layer in the phase to form a basis from")
+    if gram.aa is None or gram.ab is None or gram.bb is None:
+        return absent("needs two halves of documents; the calibration is one document")
+    captured = []
+    for layer in layers:
+        others = [other for other in layers if other != layer]
+        a_in_b = _captured(_stack(gram.bb, others, others), _stack(gram.ab, [layer], others)[:1].T)
+        b_in_a = _captured(_stack(gram.aa, others, others), _stack(gram.ab, others, [layer])[:, :1])
+        captured.append(float(a_in_b[0] + b_in_a[0]) / 2)
+    return Estimate(value=float(np.mean(captured)), per_layer=_by_layer(layers, np.array(captured)))
+
+
+@_register(
+    "phase",
+    "largest eigenvalue of (1/N) sum V_L V_L^T; noise edge (1 + sqrt(8 N / d))^2 / N",
+    high=1.0,
+    per_layer=False,
+    source="mean projector; Marchenko & Pastur 1967 for the edge",
+)
+def shared_fraction(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
+    values = np.linalg.eigvalsh(_stack(gram.whole, layers, layers) / len(layers))[::-1][:TOP_K]
+    edge = (1.0 + math.sqrt(TOP_K * len(layers) / gram.hidden)) ** 2 / len(layers)
+    detail = {"noise_edge": edge, "eigenvalues": np.clip(values, 0.0, 1.0).tolist()}
+    return Estimate(value=float(np.clip(values[0], 0.0, 1.0)), detail=detail)
+
+
+def _stack(gram: np.ndarray, rows: Sequence[int], columns: Sequence[int]) -> np.ndarray:
+    """The (len(rows) k) x (len(columns) k) matrix of inner products of two sets of layers' directions."""
+    k = gram.shape[1]
+    return np.asarray(gram[rows][:, :, columns].reshape(len(rows) * k, len(columns) * k))
+
+
+def _by_layer(layers: Sequence[int], values: np.ndarray) -> dict[int, float | None]:
+    return {layer: float(value) for layer, value in zip(layers, values, strict=True)}
+
+
+# --- all of them -----------------------------------------------------------------------------------------------
+
+
+def layer_metrics(layer: LayerStatistics) -> dict[str, Estimate]:
+    """Every layer metric of one layer."""
+    if layer.eigenvalues.sum() == 0.0:
+        still_defined = {"frobenius", "update_norm", "stream_norm", "relative_step", "block_influence"}
+        return {
+            name: metric.compute(layer) if name in still_defined else absent(NO_UPDATE)
+            for name, metric in METRICS.items()
+            if metric.scope == "layer"
+        }
+    return {name: metric.compute(layer) for name, metric in METRICS.items() if metric.scope == "layer"}
+
+
+def neighbour_metrics(gram: DirectionGram, layer: int) -> dict[str, Estimate]:
+    """Every pair metric of a layer with the one after it."""
+    pairs = {name: metric for name, metric in METRICS.items() if metric.scope == "pair"}
+    if layer + 1 == gram.layers:
+        return {name: absent("the last layer has no layer after it") for name in pairs}
+    if missing := gram.without_direction([layer, layer + 1]):
+        return {name: absent(f"the update of layer {missing[0]} is zero, so it has no direction") for name in pairs}
+    return {name: Estimate(value=metric.compute(gram, layer, layer + 1)) for name, metric in pairs.items()}
+
+
+def phase_metrics(gram: DirectionGram, layers: Sequence[int]) -> dict[str, Estimate]:
+    """Every pair and phase metric over a contiguous set of layers."""
+    chosen = {name: metric for name, metric in METRICS.items() if metric.scope != "layer"}
+    if missing := gram.without_direction(layers):
+        return {name: absent(f"the update of layer {missing[0]} is zero, so it has no direction") for name in chosen}
+    return {
+        name: metric.compute(gram, layers) if metric.scope == "phase" else _over_pairs(metric, gram, layers)
+        for name, metric in chosen.items()
+    }
+
+
+def _over_pairs(metric: Metric, gram: DirectionGram, layers: Sequence[int]) -> Estimate:
+    """Mean of a pair metric over the pairs inside, and each layer's mean over its own pairs."""
+    if len(layers) == 1:
+        return absent("one layer has no pairs")
+    contributions: dict[int, list[float]] = {layer: [] for layer in layers}
+    values = []
+    for index, first in enumerate(layers):
+        for second in layers[index + 1 : index + 2] if metric.adjacent else layers[index + 1 :]:
+            value = metric.compute(gram, first, second)
+            values.append(value)
+            contributions[first].append(value)
+            contributions[second].append(value)
+    per_layer = _by_layer(layers, np.array([np.mean(own) for own in contributions.values()]))
+    return Estimate(value=float(np.mean(values)), per_layer=per_layer)

@@ -1,0 +1,71 @@
+"""What one layer's updates leave behind: additive moments, so that any split of the tokens gives the same numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float32, Float64
+from torch import Tensor
+
+from suite.analysis.spectra import algebra_device, gram
+
+TOKEN_QUANTITIES = (
+    "update_norm",  # ||delta||
+    "stream_norm",  # ||h_L||
+    "relative_step",  # ||delta|| / ||h_L||
+    "alignment",  # cos(delta, h_L)
+    "parallel_fraction",  # |cos(delta, h_L)|
+    "block_influence",  # 1 - cos(h_L, h_{L+1})
+    "angular_distance",  # arccos(cos(h_L, h_{L+1})) / pi
+)
+"""What is averaged over tokens, in the order of the columns of `token_quantities`."""
+
+NORM_FLOOR = 1e-8
+"""The reference's guard: no division by a norm below this."""
+
+
+def token_quantities(
+    before: Float[Tensor, "tokens hidden"], update: Float32[Tensor, "tokens hidden"]
+) -> Float64[Tensor, "tokens quantities"]:
+    """The TOKEN_QUANTITIES of each token.
+
+    cos(h_L, h_{L+1}) is taken from s = ||delta|| / ||h|| and c = cos(delta, h) as (1 + sc) / sqrt(1 + 2sc + s^2),
+    which is exact, and 1 - cos by a form that does not cancel where the step is small.
+    """
+    device = algebra_device(before.device)
+    stream, step = before.to(device).double(), update.to(device).double()
+    stream_norm, update_norm = stream.norm(dim=1), step.norm(dim=1)
+    product = (stream * step).sum(dim=1)
+    cosine = product / (stream_norm * update_norm).clamp_min(NORM_FLOOR)
+    ratio = update_norm / stream_norm.clamp_min(NORM_FLOOR)
+    # h' = h + delta has a part along h, 1 + sc, and one across it, s sqrt(1 - c^2), in units of ||h||.
+    along = 1.0 + ratio * cosine
+    across = ratio * (1.0 - cosine.square()).clamp_min(0.0).sqrt()
+    angle = torch.atan2(across, along)
+    influence = 2.0 * (angle / 2).sin().square()  # 1 - cos(angle)
+    return torch.stack([update_norm, stream_norm, ratio, cosine, cosine.abs(), influence, angle / torch.pi], dim=1)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Sums over tokens. `a + b` are the moments of both sets of tokens."""
+
+    tokens: int
+    gram: Float64[Tensor, "hidden hidden"]
+    """Sum of delta delta^T. Formed from delta, never by differencing moments of h, which loses u / s^2."""
+    sums: Float64[Tensor, " quantities"]
+    squares: Float64[Tensor, " quantities"]
+
+    @classmethod
+    def of(cls, before: Float[Tensor, "tokens hidden"], update: Float32[Tensor, "tokens hidden"]) -> Moments:
+        quantities = token_quantities(before, update)
+        return cls(len(update), gram(update), quantities.sum(dim=0), quantities.square().sum(dim=0))
+
+    def __add__(self, other: Moments) -> Moments:
+        return Moments(
+            self.tokens + other.tokens,
+            self.gram + other.gram,
+            self.sums + other.sums,
+            self.squares + other.squares,
+        )

@@ -1,0 +1,34 @@
+"""Shapes are checked at run time in the tests: every annotated function of the core, by jaxtyping and beartype."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+install_import_hook(["suite.analysis", "suite.capture.residual"], "beartype.beartype")
+pytest_plugins = ["pytester"]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """No test reads or writes the user's cache, or asks a hub."""
+    cache = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("DELTA_SUITE_CACHE", str(cache))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    yield cache
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint directory: 12 layers, hidden 48."""
+    from tests.tiny import make_tiny
+
+    return make_tiny(tmp_path_factory.mktemp("models") / "tiny")
+
+
+def pytest_configure() -> None:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

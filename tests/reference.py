@@ -1,0 +1,90 @@
+"""The reference script's arithmetic, written out plainly and apart from the suite: numpy, full SVDs, no Gram matrix.
+
+Takes the states of one stream, the last one raw, and gives every figure that the reference prints, under its own names.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+
+def entropy_rank(p: np.ndarray) -> float:
+    p = p[p > 1e-12]
+    return float(np.exp(-(p * np.log(p)).sum()))
+
+
+def layer_figures(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
+    """before, after: (tokens, hidden) in float32, the first token already dropped."""
+    delta = (after.astype(np.float32) - before.astype(np.float32)).astype(np.float64)
+    h, nxt = before.astype(np.float64), before.astype(np.float64) + delta
+    step, norm = np.linalg.norm(delta, axis=1), np.linalg.norm(h, axis=1)
+    cosine = (delta * h).sum(axis=1) / np.maximum(step * norm, 1e-8)
+    between = (h * nxt).sum(axis=1) / (norm * np.linalg.norm(nxt, axis=1))
+    _, s, vt = np.linalg.svd(delta, full_matrices=False)
+    p = s**2 / (s**2).sum()
+    q = s / s.sum()
+    return {
+        "gamma": s[0],
+        "effective_rank": entropy_rank(p),
+        "effective_rank_roy": entropy_rank(q),
+        "participation_ratio": 1 / (p**2).sum(),
+        "stable_rank": 1 / p[0],
+        "top1_energy": p[0],
+        "top3_energy": p[:3].sum(),
+        "top10_energy": p[:10].sum(),
+        "spectral_gap": s[0] / s[1],
+        "frobenius": np.linalg.norm(delta),
+        "update_norm": step.mean(),
+        "update_norm_sd": step.std(),
+        "stream_norm": norm.mean(),
+        "stream_norm_sd": norm.std(),
+        "relative_step": (step / np.maximum(norm, 1e-8)).mean(),
+        "relative_step_sd": (step / np.maximum(norm, 1e-8)).std(),
+        "alignment": cosine.mean(),
+        "parallel_fraction": np.abs(cosine).mean(),
+        "block_influence": (1 - between).mean(),
+        "angular_distance": (np.arccos(np.clip(between, -1, 1)) / np.pi).mean(),
+        "directions": vt[:8],
+        "singular_values": s,
+    }
+
+
+def phase_figures(directions: list[np.ndarray], phase: list[int]) -> dict[str, float]:
+    """directions: per layer (8, hidden)."""
+    v = [own[0] for own in directions]
+    others = [layer for layer in range(len(v)) if layer not in phase]
+    figures: dict[str, float] = {}
+    if len(phase) > 1:
+        figures["intra_cosine"] = float(np.mean([abs(v[a] @ v[b]) for a, b in combinations(phase, 2)]))
+        stack = np.concatenate([directions[layer] for layer in phase])
+        basis = np.linalg.svd(stack, full_matrices=False)[2][:8]
+        figures["capture_fraction"] = float(np.mean([((basis @ v[layer]) ** 2).sum() for layer in phase]))
+        overlaps = [directions[a] @ directions[b].T for a, b in combinations(phase, 2)]
+        figures["subspace_overlap"] = float(np.mean([(m**2).sum() / 8 for m in overlaps]))
+        angles = [np.arccos(np.clip(np.linalg.svd(m, compute_uv=False), 0, 1)).mean() for m in overlaps]
+        figures["principal_angle"] = float(np.mean(angles))
+        figures["adjacent_cosine"] = float(np.mean([abs(v[a] @ v[a + 1]) for a in phase[:-1]]))
+    else:
+        figures["intra_cosine"] = 1.0
+    if others:
+        figures["cross_cosine"] = float(np.mean([abs(v[a] @ v[b]) for a in phase for b in others]))
+    sigma = np.linalg.svd(np.stack([v[layer] for layer in phase]), compute_uv=False)
+    figures["block_effective_rank"] = entropy_rank(sigma**2 / (sigma**2).sum())
+    figures["block_effective_rank_fraction"] = figures["block_effective_rank"] / len(phase)
+    projector = sum(directions[layer].T @ directions[layer] for layer in phase) / len(phase)
+    figures["shared_fraction"] = float(np.linalg.eigvalsh(projector)[-1])
+    return figures
+
+
+def held_out_capture(a: list[np.ndarray], b: list[np.ndarray], phase: list[int]) -> float:
+    """a, b: per layer (8, hidden), fitted on the two document halves."""
+
+    def captured(own: list[np.ndarray], other: list[np.ndarray], layer: int) -> float:
+        stack = np.concatenate([other[m] for m in phase if m != layer])
+        basis = np.linalg.svd(stack, full_matrices=False)[2][:8]
+        return float(((basis @ own[layer][0]) ** 2).sum())
+
+    return float(np.mean([(captured(a, b, layer) + captured(b, a, layer)) / 2 for layer in phase]))
