@@ -1,0 +1,19 @@
+"""What holds of any residual stream, as plain tests on the `measurement` fixture, beside the declarative files.
+
+Use this form where a claim is not one metric against one number.
+"""
+
+
+def test_ranks_are_ordered(measurement):
+    """stable rank <= participation ratio <= effective rank, in every layer"""
+    for layer in range(measurement.record.model.layers):
+        scope = f"layer:{layer}"
+        stable = measurement.value("stable_rank", scope)
+        participation = measurement.value("participation_ratio", scope)
+        assert stable <= participation * (1 + 1e-9)
+        assert participation <= measurement.value("effective_rank", scope) * (1 + 1e-9)
+
+
+def test_the_stream_grows(measurement):
+    """the stream's norm in phase E is larger than in phase C (norm growth, Heimersheim & Turner 2023)"""
+    assert measurement.value("stream_norm", "E") > measurement.value("stream_norm", "C")

@@ -1,0 +1,374 @@
+"""What a hypothesis file may say: the models that check it, and the JSON Schema that is generated from them.
+
+A field's docstring is its description in the JSON Schema, and what the loader says when the key is missing.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import PydanticCustomError
+
+from suite.analysis.metrics import METRICS, VARIANTS
+
+ID = r"^[a-z0-9][a-z0-9-]*$"
+SCOPE = r"^([A-Za-z][A-Za-z0-9_]*|layer:(0|[1-9][0-9]*)|layers:(0|[1-9][0-9]*)-(0|[1-9][0-9]*))$"
+TAG = r"^[A-Za-z][A-Za-z0-9_-]*$"
+TEXT = r"\S"
+
+_TAKEN_MARKERS = (
+    *("skip", "skipif", "xfail", "parametrize", "usefixtures", "filterwarnings", "tryfirst", "trylast"),
+    *("hypothesis", "and", "or", "not"),
+)
+"""Markers that pytest acts on (a tag `skip` would skip the claim), the hypothesis library's, and the words of `-m`."""
+
+_OPERATOR_SLIPS = {"=>": ">=", "=<": "<=", "≥": ">=", "≤": "<="}
+
+_MEANS_BY_DEFINITION = ("intra_cosine", "cross_cosine")
+"""Phase metrics that are means already, over pairs of layers: a claim does not say "mean" a second time."""
+
+
+def nearest(word: str, known: Collection[str]) -> str | None:
+    """The known word that was probably meant."""
+    return _OPERATOR_SLIPS.get(word) or next(iter(difflib.get_close_matches(word.lower(), known, n=1)), None)
+
+
+def unknown(what: str, word: str, known: Collection[str]) -> str:
+    """The message for a word that is none of the known ones: it offers the nearest of them, or all."""
+    near = nearest(word, known)
+    return f"unknown {what} '{word}': " + (f"did you mean '{near}'?" if near else f"use one of {', '.join(known)}")
+
+
+def _refuse(why: str, at: str = "", kind: Literal["refused", "no_requirement"] = "refused") -> NoReturn:
+    """Raise a validation error whose text is ours; `at` names a key inside the value, for its line."""
+    raise PydanticCustomError(kind, "{why}", {"why": why, "at": at})
+
+
+# --- words -----------------------------------------------------------------------------------------------------
+
+
+def _known_metric(name: str) -> str:
+    if name not in METRICS:
+        _refuse(unknown("metric", name, METRICS))
+    return name
+
+
+def _known_variant(name: str) -> str:
+    if name not in VARIANTS:
+        _refuse(unknown("variant", name, VARIANTS))
+    return name
+
+
+def _layer_range(scope: str) -> tuple[int, int] | None:
+    """First and last layer of `layer:3` or `layers:8-15`; None for a phase and for `model`."""
+    _, _, numbers = scope.partition(":")
+    if not numbers:
+        return None
+    first, _, last = numbers.partition("-")
+    return int(first), int(last or first)
+
+
+def _is_one_layer(scope: str) -> bool:
+    layers = _layer_range(scope)
+    return layers is not None and layers[0] == layers[1]
+
+
+def _forward_range(scope: str) -> str:
+    layers = _layer_range(scope)
+    if layers and layers[0] > layers[1]:
+        _refuse(f"scope '{scope}' runs backwards: write 'layers:{layers[1]}-{layers[0]}'")
+    return scope
+
+
+def _free_marker(tag: str) -> str:
+    if tag in _TAKEN_MARKERS:
+        _refuse(f"tag '{tag}' already means something to pytest or its plugins: choose another word")
+    return tag
+
+
+def _readable_schema(version: int) -> int:
+    if version != 1:
+        _refuse(f"schema = {version} cannot be read here, only schema = 1: a higher one needs a newer delta-suite")
+    return version
+
+
+_Id = Annotated[str, Field(pattern=ID)]
+_Text = Annotated[str, Field(pattern=TEXT)]
+_Scope = Annotated[str, Field(pattern=SCOPE), AfterValidator(_forward_range)]
+_Tag = Annotated[
+    str,
+    Field(pattern=TAG, json_schema_extra={"not": {"enum": list(_TAKEN_MARKERS)}}),
+    AfterValidator(_free_marker),
+]
+# The registries are read when the schema is asked for, so that it always lists what there is.
+_Metric = Annotated[
+    str, Field(json_schema_extra=lambda schema: schema.update(enum=list(METRICS))), AfterValidator(_known_metric)
+]
+_Variant = Annotated[
+    str, Field(json_schema_extra=lambda schema: schema.update(enum=list(VARIANTS))), AfterValidator(_known_variant)
+]
+_SchemaVersion = Annotated[int, Field(json_schema_extra={"enum": [1]}), AfterValidator(_readable_schema)]
+
+
+def _needs_several_layers(metric: str) -> bool:
+    return METRICS[metric].scope == "phase"
+
+
+def _check_layers(metric: str, scope: str, at: str = "") -> None:
+    if _is_one_layer(scope) and _needs_several_layers(metric):
+        _refuse(
+            f"{metric} is taken over several layers, and '{scope}' is one: name a phase, model, or a range of layers",
+            at,
+        )
+
+
+def _check_aggregation(metric: str, over: str, at: str = "") -> None:
+    if over != "mean" and not METRICS[metric].per_layer:
+        _refuse(f'{metric} is one number for a phase, with none per layer: remove over = "{over}"', at)
+
+
+# --- tables ----------------------------------------------------------------------------------------------------
+
+
+class _Table(BaseModel):
+    # strict: "0.5" is no number and true no integer. Tuples are lax, as TOML has arrays; their items stay strict.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, populate_by_name=True, use_attribute_docstrings=True
+    )
+
+
+def _never(**properties: Any) -> dict[str, Any]:
+    """The JSON Schema against these values together."""
+    return {"not": {"required": list(properties), "properties": properties}}
+
+
+_ONE_LAYER = {"pattern": "^layer:"}
+
+
+def _several_layers() -> dict[str, Any]:
+    return {"enum": [name for name in METRICS if _needs_several_layers(name)]}
+
+
+def _rules_of_the_other_side(schema: dict[str, Any]) -> None:
+    schema["allOf"] = [_never(metric=_several_layers(), scope=_ONE_LAYER)]
+
+
+class Than(_Table):
+    """The other side of a comparison: `times` x a metric over another scope.
+
+    It is aggregated by the expectation's `over`; where that is "each", every layer is compared with its mean.
+    """
+
+    model_config = ConfigDict(json_schema_extra=_rules_of_the_other_side)
+
+    scope: _Scope
+    """what to compare with: a phase, layer:3, layers:8-15 or model"""
+    times: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """the factor before the other side"""
+    metric: _Metric | None = None
+    """the metric of the other side, where it is not the same"""
+
+
+class Xfail(_Table):
+    """Models on which a claim is known not to hold."""
+
+    models: Annotated[tuple[_Text, ...], Field(strict=False, min_length=1)]
+    """names of models, with * and ? as wildcards"""
+    reason: _Text
+    """why the claim is expected to fail there"""
+
+
+def _rules_between_keys(schema: dict[str, Any]) -> None:
+    """For the JSON Schema, what the validators of `Expectation` check between its keys."""
+    one_number = {"enum": [name for name, metric in METRICS.items() if not metric.per_layer]}
+    same_metric_over_one_layer = {"properties": {"scope": _ONE_LAYER}, "not": {"required": ["metric"]}}
+    schema["oneOf"] = [{"required": ["threshold"]}, {"required": ["than"]}]
+    layer_by_layer = {"required": ["over"], "properties": {"over": {"enum": ["each"]}}}
+    schema["dependencies"] = {"mostly": {"anyOf": [{"properties": {"mostly": {"enum": [1]}}}, layer_by_layer]}}
+    schema["allOf"] = [
+        _never(metric=_several_layers(), scope=_ONE_LAYER),
+        _never(metric=_several_layers(), than=same_metric_over_one_layer),
+        _never(metric=one_number, over={"enum": ["median", "min", "max", "each"]}),
+        _never(
+            than={"required": ["metric"], "properties": {"metric": one_number}},
+            over={"enum": ["median", "min", "max"]},
+        ),
+    ]
+
+
+class Expectation(_Table):
+    """One claim: a metric over a scope, compared with a number or with a metric over another scope."""
+
+    model_config = ConfigDict(json_schema_extra=_rules_between_keys)
+
+    # The order matters: a validator sees the fields above its own, and of those only the ones that are right.
+    id: _Id
+    """the claim's name, unique in the file"""
+    metric: _Metric
+    """what is measured, by its name in the table of `delta-suite metrics`"""
+    scope: _Scope
+    """what it is taken over: a phase, layer:3, layers:8-15 or model"""
+    variant: _Variant = "raw"
+    """which rows enter"""
+    over: Literal["mean", "median", "min", "max", "each"] = "mean"
+    """how the layers of the scope become one number, or each: layer by layer"""
+    mostly: float = Field(default=1.0, gt=0, le=1, allow_inf_nan=False)
+    """with over = "each": the share of layers that must hold"""
+    op: Literal[">=", "<=", ">", "<"]
+    """how the measured side must compare"""
+    threshold: float | None = Field(default=None, allow_inf_nan=False)
+    """the number to compare with"""
+    than: Than | None = Field(default=None, validate_default=True)
+    """the other scope to compare with, instead of a threshold"""
+    severity: Literal["fail", "warn"] = "fail"
+    """whether a refuted claim fails the run or is reported only"""
+    rationale: str = ""
+    """why the claim is made"""
+    origin: _Text
+    """where the threshold or the comparison comes from"""
+    xfail: Annotated[tuple[Xfail, ...], Field(strict=False)] = ()
+    """models on which the claim is known not to hold"""
+    line: SkipJsonSchema[int] = 0
+    """Line of the claim's table in its file, filled by the loader; 0 for a claim made in Python."""
+
+    @field_validator("scope")
+    @classmethod
+    def _enough_layers(cls, scope: str, info: ValidationInfo) -> str:
+        if metric := info.data.get("metric"):
+            _check_layers(metric, scope)
+        return scope
+
+    @field_validator("over")
+    @classmethod
+    def _layers_to_aggregate(cls, over: str, info: ValidationInfo) -> str:
+        if metric := info.data.get("metric"):
+            _check_aggregation(metric, over)
+        return over
+
+    @field_validator("mostly")
+    @classmethod
+    def _share_of_each(cls, mostly: float, info: ValidationInfo) -> float:
+        if mostly != 1 and info.data.get("over", "each") != "each":
+            _refuse('mostly is the share of layers that must hold: add over = "each", or remove mostly')
+        return mostly
+
+    @field_validator("than", mode="before")
+    @classmethod
+    def _one_requirement(cls, than: object, info: ValidationInfo) -> object:
+        has_threshold = "threshold" not in info.data or info.data["threshold"] is not None  # absent: given, but wrong
+        if than is not None and has_threshold:
+            _refuse("threshold and than are both given, and a claim compares with one: remove the other")
+        if than is None and not has_threshold:
+            _refuse(
+                'nothing to compare with: add threshold = <number>, or than = { scope = "E" }', kind="no_requirement"
+            )
+        return than
+
+    @field_validator("than")
+    @classmethod
+    def _another_side(cls, than: Than | None, info: ValidationInfo) -> Than | None:
+        metric, scope, over = (info.data.get(key) for key in ("metric", "scope", "over"))
+        if than is None or metric is None:
+            return than
+        other = than.metric or metric
+        _check_layers(other, than.scope, at="scope")
+        if over and over != "each":  # "each" compares with a mean, be it the mean of the same layers
+            _check_aggregation(other, over, at="metric")
+            if (other, than.scope) == (metric, scope):
+                _refuse(f"{metric} over {scope} is compared with itself: name another scope or metric", at="scope")
+        return than
+
+    def claim(self) -> str:
+        """The claim in one line, such as `intra_cosine over C >= 2 x intra_cosine over E`."""
+        if self.over == "each":
+            share = "each layer" if self.mostly == 1 else f"at least {_digits(100 * self.mostly)}% of the layers"
+            left = f"{self.metric} of {share} of {self.scope}"
+        else:
+            left = _side(self.metric, self.scope, self.over)
+        if self.than is None:
+            assert self.threshold is not None
+            right = _digits(self.threshold)
+        else:
+            times = "" if self.than.times == 1 else f"{_digits(self.than.times)} x "
+            over = "mean" if self.over == "each" else self.over
+            right = times + _side(self.than.metric or self.metric, self.than.scope, over)
+        variant = "" if self.variant == "raw" else f" ({self.variant})"
+        return f"{left} {self.op} {right}{variant}"
+
+
+class Hypothesis(_Table):
+    """A prediction about the depth of a model: it holds when all its expectations hold."""
+
+    schema_version: _SchemaVersion = Field(alias="schema")
+    """the version of the file format, 1"""
+    id: _Id
+    """the hypothesis's name, unique among all files"""
+    title: _Text
+    """a few words for the tables"""
+    version: int = Field(ge=1)
+    """1 at first, raised when the meaning changes"""
+    rationale: _Text
+    """what is predicted, and why"""
+    tags: Annotated[tuple[_Tag, ...], Field(strict=False)] = ()
+    """pytest markers of the claims, for -m"""
+    expect: Annotated[tuple[Expectation, ...], Field(strict=False, min_length=1)]
+    """at least one [[expect]] table, each a claim"""
+    path: SkipJsonSchema[Path]
+    """The file, as the loader was given it."""
+    sha256: SkipJsonSchema[str]
+    """Of the file's bytes."""
+
+
+def _side(metric: str, scope: str, over: str) -> str:
+    one_number = _is_one_layer(scope) or not METRICS[metric].per_layer
+    means_already = over == "mean" and metric in _MEANS_BY_DEFINITION
+    return f"{metric} over {scope}" if one_number or means_already else f"{over} {metric} over {scope}"
+
+
+def _digits(x: float) -> str:
+    return f"{x:.15g}"  # all the digits that were written, and 2 rather than 2.0
+
+
+# --- JSON Schema -----------------------------------------------------------------------------------------------
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a hypothesis file, in Draft 4, which is what the taplo editor server reads.
+
+    It knows all that the loader knows about a single file, except what needs arithmetic or a comparison of two
+    values: that ranges run forwards and hold several layers where they must, that ids differ, that a side is not
+    compared with itself, and that numbers are finite.
+    """
+    return {"$schema": "http://json-schema.org/draft-04/schema#", **_draft4(Hypothesis.model_json_schema())}
+
+
+def _draft4(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Draft 4 of pydantic's 2020-12, without its titles, and without null, which TOML has not."""
+    draft: dict[str, Any] = {}
+    for keyword, value in schema.items():
+        match keyword:
+            case "title":
+                pass
+            case "default" if value is None:
+                pass
+            case "$ref":  # Draft 4 ignores what stands beside a $ref, so that one stands alone
+                draft["allOf"] = [{"$ref": value.replace("#/$defs/", "#/definitions/")}]
+            case "exclusiveMinimum":
+                draft |= {"minimum": value, "exclusiveMinimum": True}
+            case "anyOf":
+                [other_than_null] = (branch for branch in value if branch != {"type": "null"})
+                draft |= _draft4(other_than_null)
+            case "$defs":
+                draft["definitions"] = {name: _draft4(definition) for name, definition in value.items()}
+            case "properties":  # a property may be called `title`
+                draft["properties"] = {name: _draft4(definition) for name, definition in value.items()}
+            case "items":
+                draft["items"] = _draft4(value)
+            case _:
+                draft[keyword] = value
+    return draft
