@@ -1,0 +1,108 @@
+"""The content-addressed cache of measurements, shared by every project and process of a user."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+
+from suite.errors import RecordError
+from suite.records.measurement import Measurement, read_arrays
+
+
+def cache_root() -> Path:
+    """$DELTA_SUITE_CACHE, else $XDG_CACHE_HOME/delta-suite, else ~/.cache/delta-suite."""
+    if own := os.environ.get("DELTA_SUITE_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "delta-suite"
+
+
+def cache_key(**parts: Any) -> str:
+    """SHA-256 of everything that the numbers depend on."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Cache:
+    """Entries `<root>/measurements/<key>/`: measurement.json (without phases) and arrays.safetensors."""
+
+    root: Path
+
+    def entry(self, key: str) -> Path:
+        return self.root / "measurements" / key
+
+    def arrays(self, key: str) -> Path:
+        return self.entry(key) / "arrays.safetensors"
+
+    @property
+    def memo(self) -> Path:
+        """Content hashes of weight files already read. Raises RecordError where the cache cannot be written."""
+        return self._folder() / "fingerprints.json"
+
+    @contextmanager
+    def lock(self, key: str) -> Iterator[None]:
+        """Held while a model is measured: a second process waits, and then finds the entry."""
+        with FileLock(self._folder("locks") / f"{key}.lock"):
+            yield
+
+    def _folder(self, name: str = "") -> Path:
+        folder = self.root / name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RecordError(
+                f"the cache folder {self.root} cannot be made: {error.strerror}. "
+                f"Set DELTA_SUITE_CACHE to a folder that can be written."
+            ) from None
+        return folder
+
+    def get(self, key: str, newer_than: float | None = None) -> Measurement | None:
+        """The entry, or None. One made before `newer_than` (seconds since the epoch) does not count.
+
+        A damaged entry is removed, with a warning, and does not count either.
+        """
+        path = self.entry(key) / "measurement.json"
+        if not path.exists() or (newer_than is not None and path.stat().st_mtime < newer_than):
+            return None
+        try:
+            measurement = Measurement.from_json(path.read_text("utf-8"), path)
+            read_arrays(self.arrays(key))
+        except (RecordError, OSError, UnicodeDecodeError) as error:
+            warnings.warn(f"damaged cache entry removed, measuring again: {error}", stacklevel=2)
+            shutil.rmtree(self.entry(key), ignore_errors=True)
+            return None
+        return measurement.with_arrays(self.arrays(key))
+
+    def put(self, key: str, measurement: Measurement, arrays: Mapping[str, np.ndarray]) -> Measurement:
+        """Keep an entry, whole or not at all; an older one of this key is replaced."""
+        from safetensors.numpy import save_file
+
+        entry = self.entry(key)
+        fresh = Path(tempfile.mkdtemp(prefix=f".{key[:8]}-", dir=self._folder("measurements")))
+        try:
+            save_file(
+                {name: np.ascontiguousarray(array) for name, array in arrays.items()},
+                fresh / "arrays.safetensors",
+            )
+            (fresh / "measurement.json").write_text(measurement.to_json(), "utf-8")
+            if entry.exists():
+                shutil.rmtree(entry)
+            fresh.rename(entry)
+        except OSError as error:
+            raise RecordError(
+                f"the cache entry {entry} cannot be written: {error.strerror}. Free space, or set DELTA_SUITE_CACHE."
+            ) from None
+        finally:
+            shutil.rmtree(fresh, ignore_errors=True)
+        return measurement.with_arrays(self.arrays(key))

@@ -1,0 +1,259 @@
+"""The record: everything that was measured of one model, and where it came from. Read it without a model or torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
+
+from suite.analysis.metrics import (
+    METRICS,
+    DirectionGram,
+    Estimate,
+    LayerStatistics,
+    absent,
+    layer_metrics,
+    neighbour_metrics,
+    phase_metrics,
+)
+from suite.errors import RecordError
+from suite.models.phases import phase_of
+
+SCHEMA = 1
+"""Version of the record's shape; readers refuse others."""
+
+PhaseMap = Mapping[str, tuple[int, int]]
+Metrics = dict[str, dict[str, Estimate]]
+"""variant -> metric -> estimate"""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False)
+
+
+class ModelRecord(_Part):
+    """Which model."""
+
+    name: str
+    source: str
+    """Where the weights came from: `hub:...`, `package:...`, `directory:...`."""
+    revision: str | None
+    """The hub commit, where there is one."""
+    fingerprint: str
+    """SHA-256 over weights, config and tokenizer files."""
+    architecture: str
+    layers: int
+    hidden: int
+
+
+class CalibrationRecord(_Part):
+    """Which texts."""
+
+    name: str
+    sha256: str
+    documents: int
+    tokens: int
+    """Tokens that enter the metrics."""
+    dropped: int
+    """Tokens that ran through the model and were left out."""
+
+
+class IdentityRecord(_Part):
+    """One identity of the capture certificate, its largest error and what was allowed."""
+
+    says: str
+    error: float
+    tolerance: float
+
+
+class CertificateRecord(_Part):
+    """The capture certificate. A record exists only where every identity held."""
+
+    holds: Literal[True]
+    blocks: int
+    forward_passes: int
+    final_norm: tuple[str, ...]
+    identities: dict[str, IdentityRecord]
+
+
+class Provenance(_Part):
+    """How, when and with what."""
+
+    created: str
+    """UTC, ISO 8601."""
+    suite: str
+    git: dict[str, Any] | None
+    """Commit and dirty flag of the suite's own checkout, where it runs from one."""
+    dtype: str
+    attention: str
+    device: str
+    """`cpu`, `cuda`, `mps`."""
+    hardware: str
+    versions: dict[str, str]
+    settings: dict[str, Any]
+    metric_versions: dict[str, int]
+    seconds: dict[str, float]
+    """Wall time of load, capture, analysis."""
+    peak_memory_bytes: dict[str, int]
+    """Of the process, and of each GPU used."""
+    cache_key: str
+
+
+class LayerRecord(_Part):
+    """One layer; pair metrics stand at the first of their two layers."""
+
+    layer: int
+    phase: str
+    metrics: Metrics
+
+
+class ScopeRecord(_Part):
+    """One phase; `layers` are the first and the last, both included."""
+
+    layers: tuple[int, int]
+    metrics: Metrics
+
+
+class Measurement(_Part):
+    """One measured model under one calibration, with the phase map it is shown under."""
+
+    model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False, populate_by_name=True)
+
+    schema_version: Literal[1] = Field(alias="schema")
+    model: ModelRecord
+    calibration: CalibrationRecord
+    certificate: CertificateRecord
+    provenance: Provenance
+    phases: dict[str, tuple[int, int]]
+    layers: tuple[LayerRecord, ...]
+    scopes: dict[str, ScopeRecord]
+
+    _arrays: Path | None = PrivateAttr(default=None)
+    _grams: dict[str, DirectionGram] = PrivateAttr(default_factory=dict)
+
+    def with_arrays(self, path: Path) -> Measurement:
+        """The same record, able to answer for any set of layers from the arrays in this file."""
+        self._arrays = path
+        return self
+
+    def under(self, phases: PhaseMap, **model: str | None) -> Measurement:
+        """The same measurement shown under another phase map, and other `model` fields (name, source, revision).
+
+        Raises RecordError where a phase's metrics cannot be formed because the arrays are gone.
+        """
+        phases = {name: (first, last) for name, (first, last) in phases.items()}
+        scopes = {
+            name: ScopeRecord(
+                layers=(first, last),
+                metrics={
+                    variant: phase_metrics(self._gram(variant), range(first, last + 1))
+                    for variant in self.layers[0].metrics
+                },
+            )
+            for name, (first, last) in phases.items()
+        }
+        layers = tuple(layer.model_copy(update={"phase": phase_of(layer.layer, phases)}) for layer in self.layers)
+        update = {
+            "phases": phases,
+            "scopes": scopes,
+            "layers": layers,
+            "model": self.model.model_copy(update=model),
+        }
+        return self.model_copy(update=update)
+
+    def over(self, layers: Sequence[int], metric: str, variant: str) -> Estimate:
+        """A pair or phase metric over a contiguous set of layers, from the record or else from its arrays."""
+        for scope in self.scopes.values():
+            if scope.layers == (layers[0], layers[-1]) and metric in scope.metrics.get(variant, {}):
+                return scope.metrics[variant][metric]
+        if variant not in self.layers[0].metrics:
+            return absent(f"variant {variant} was not measured")
+        try:
+            return phase_metrics(self._gram(variant), layers)[metric]
+        except RecordError as error:
+            return absent(str(error))
+
+    def _gram(self, variant: str) -> DirectionGram:
+        if variant not in self._grams:
+            if self._arrays is None or not self._arrays.exists():
+                raise RecordError(
+                    f"the directions of {self.model.name} are not at hand (cache entry "
+                    f"{self.provenance.cache_key[:12]}), so only the phases in its record can be judged. "
+                    f"Measure it again: delta-suite measure {self.model.name}"
+                )
+            self._grams[variant] = direction_gram(read_arrays(self._arrays), variant)
+        return self._grams[variant]
+
+    def to_json(self) -> str:
+        return self.model_dump_json(by_alias=True, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: object) -> Measurement:
+        """Raises RecordError for anything that is not a whole record of this schema."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            at = ".".join(str(part) for part in first["loc"]) or "the whole file"
+            raise RecordError(
+                f"{where} is not a measurement record of schema {SCHEMA}: at {at}: {first['msg']}"
+                f"{f' (and {error.error_count() - 1} more)' if error.error_count() > 1 else ''}. "
+                f"Records are written by `delta-suite measure`."
+            ) from None
+
+
+def measured_layers(statistics: Sequence[LayerStatistics], gram: DirectionGram, variant: str) -> list[LayerRecord]:
+    """The layers' part of a record, before any phase map."""
+    return [
+        LayerRecord(layer=layer, phase="", metrics={variant: layer_metrics(own) | neighbour_metrics(gram, layer)})
+        for layer, own in enumerate(statistics)
+    ]
+
+
+def direction_gram(arrays: Mapping[str, np.ndarray], variant: str) -> DirectionGram:
+    """From stored arrays: `<variant>.directions`, and where there are halves `<variant>.directions_a` and `_b`."""
+    a, b = arrays.get(f"{variant}.directions_a"), arrays.get(f"{variant}.directions_b")
+    return DirectionGram.of(arrays[f"{variant}.directions"], None if a is None or b is None else (a, b))
+
+
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Raises RecordError where the file is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load_file
+
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise RecordError(f"{path} is not a readable safetensors file: {error}. Measure again with --fresh.") from None
+
+
+def metric_versions() -> dict[str, int]:
+    """What a cache entry or a baseline must agree on to be comparable."""
+    return {name: metric.version for name, metric in METRICS.items()}
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """The whole file or nothing, also when two processes write it at once.
+
+    Raises RecordError where the folder cannot be written.
+    """
+    import tempfile
+
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(
+            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as file:
+            temporary = Path(file.name)
+            file.write(text)
+        temporary.chmod(0o644)
+        os.replace(temporary, path)  # noqa: PTH105  (atomic on one file system)
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise RecordError(f"{path} cannot be written: {error.strerror}. Choose another folder or free space.") from None

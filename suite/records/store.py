@@ -1,0 +1,45 @@
+"""results/: one JSON record per measured model."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from suite.errors import RecordError
+from suite.records.measurement import Measurement, write_atomically
+
+RESULTS = Path("results")
+"""The default results folder, relative to where the command runs."""
+
+
+def record_path(results: Path, measurement: Measurement) -> Path:
+    """`results/runs/<model>/<utc>-<hash8>.json`; the hash tells phase maps and settings apart."""
+    shown = f"{measurement.provenance.cache_key} {measurement.model.name} {measurement.phases}"
+    stamp = measurement.provenance.created.replace("-", "").replace(":", "")
+    name = f"{stamp}-{hashlib.sha256(shown.encode()).hexdigest()[:8]}.json"
+    return results / "runs" / folder_name(measurement.model.name) / name
+
+
+def folder_name(model: str) -> str:
+    """A model's name as one folder: hub ids and paths keep their letters, separators become `--`."""
+    return model.strip("./").replace("/", "--").replace("\\", "--") or "model"
+
+
+def save(results: Path, measurement: Measurement) -> Path:
+    """Write the record, unless this very one is there. Raises RecordError."""
+    path = record_path(results, measurement)
+    if not path.exists():
+        write_atomically(path, measurement.to_json())
+    return path
+
+
+def load(path: Path) -> Measurement:
+    """Read a record. Raises RecordError where there is none, or it is damaged or of another schema."""
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecordError(
+            f"record {path} cannot be read: {error}. Records lie in results/runs/<model>/; "
+            f"`delta-suite measure NAME` writes one."
+        ) from None
+    return Measurement.from_json(text, path)

@@ -1,0 +1,161 @@
+"""Records and cache: whole or not at all, readable without a model, honest about damage."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from suite.claims.judge import observe
+from suite.errors import RecordError
+from suite.measure import Outcome, Settings, measure
+from suite.models.registry import ModelSpec
+from suite.records.cache import Cache
+from suite.records.measurement import Measurement, write_atomically
+from suite.records.store import load
+
+
+@pytest.fixture(scope="module")
+def outcome(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Settings]:
+    root = tmp_path_factory.mktemp("records")
+    settings = Settings(results=root / "results", device="cpu", cache=Cache(root / "cache"))
+    return measure(ModelSpec(name="tiny", path=tiny), settings), settings
+
+
+def test_a_record_reads_back_as_it_was_written(outcome: tuple[Outcome, Settings]) -> None:
+    assert load(outcome[0].record).model_dump() == outcome[0].measurement.model_dump()
+
+
+def test_a_record_holds_no_nan_and_null_only_with_a_reason(outcome: tuple[Outcome, Settings]) -> None:
+    def refuse(constant: str) -> float:
+        raise AssertionError(constant)
+
+    def walk(node: object) -> None:
+        if isinstance(node, dict):
+            if "value" in node and node["value"] is None:
+                assert node["reason"]
+            for child in node.values():
+                walk(child)
+        elif isinstance(node, list):
+            for child in node:
+                walk(child)
+
+    walk(json.loads(outcome[0].record.read_text(), parse_constant=refuse))
+
+
+def test_another_phase_map_needs_no_model(outcome: tuple[Outcome, Settings], tiny: Path) -> None:
+    first, settings = outcome
+    spec = ModelSpec(name="tiny", path=tiny, phases={"C": (2, 7), "E": (8, 11)})
+    second = measure(spec, settings)
+    assert second.cached
+    assert second.record != first.record
+    assert second.measurement.phases == {"C": (2, 7), "E": (8, 11)}
+    assert (
+        observe(second.measurement, "intra_cosine", "C").value
+        == observe(first.measurement, "intra_cosine", "layers:2-7").value
+    )
+    assert second.measurement.layers[0].phase != "A"
+
+
+def test_a_record_alone_answers_for_its_phases_only(outcome: tuple[Outcome, Settings]) -> None:
+    alone = load(outcome[0].record)
+    assert observe(alone, "intra_cosine", "C").value is not None
+    other = observe(alone, "intra_cosine", "layers:2-7")
+    assert other.value is None
+    assert "delta-suite measure tiny" in str(other.reason)
+
+
+@pytest.mark.parametrize(
+    ("damage", "telling"),
+    [
+        (lambda text: text[: len(text) // 2], "not a measurement record"),
+        (lambda text: text.replace('"schema": 1', '"schema": 7'), "at schema"),
+        (lambda text: text.replace('"value": ', '"value": NaN, "x": ', 1), "not a measurement record"),
+        (lambda text: "[]", "not a measurement record"),
+    ],
+)
+def test_damaged_records_are_refused(outcome: tuple[Outcome, Settings], tmp_path: Path, damage, telling) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path / "record.json"
+    path.write_text(damage(outcome[0].record.read_text()))
+    with pytest.raises(RecordError, match=telling) as caught:
+        load(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_damaged_cache_entry_is_measured_again(tiny: Path, tmp_path: Path) -> None:
+    settings = Settings(results=tmp_path / "results", device="cpu", cache=Cache(tmp_path / "cache"))
+    spec = ModelSpec(name="tiny", path=tiny)
+    first = measure(spec, settings)
+    arrays = settings.cache.arrays(first.measurement.provenance.cache_key)
+    arrays.write_bytes(arrays.read_bytes()[:100])
+    with pytest.warns(UserWarning, match="damaged cache entry"):
+        second = measure(spec, settings)
+    assert not second.cached
+    assert second.measurement.layers == first.measurement.layers
+
+
+def test_changed_weights_are_another_measurement(tiny: Path, tmp_path: Path) -> None:
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    copy = tmp_path / "copy"
+    shutil.copytree(tiny, copy)
+    settings = Settings(results=tmp_path / "results", device="cpu", cache=Cache(tmp_path / "cache"))
+    first = measure(ModelSpec(name="copy", path=copy), settings)
+    weights = load_file(copy / "model.safetensors")
+    weights["model.layers.5.mlp.down_proj.weight"] *= 3
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    second = measure(ModelSpec(name="copy", path=copy), settings)
+    assert not second.cached
+    assert second.measurement.layers[4].metrics["raw"]["gamma"] == first.measurement.layers[4].metrics["raw"]["gamma"]
+    assert second.measurement.layers[5].metrics["raw"]["gamma"] != first.measurement.layers[5].metrics["raw"]["gamma"]
+
+
+def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "record.json"
+    write_atomically(path, "old")
+
+    def fail(*args: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(RecordError, match="No space left"):
+        write_atomically(path, "new")
+    assert path.read_text() == "old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["record.json"]
+
+
+def test_a_killed_run_leaves_no_entry_and_no_lock(tiny: Path, tmp_path: Path) -> None:
+    """Killed while it measures: the next run starts from nothing and is not held up."""
+    code = (
+        "import os, sys; from pathlib import Path; import suite.records.cache as c\n"
+        "c.Cache.put = lambda *a: os.kill(os.getpid(), 9)\n"
+        "from suite.measure import *; from suite.models.registry import ModelSpec\n"
+        "measure(ModelSpec(name='tiny', path=Path(sys.argv[1])), Settings(results=Path(sys.argv[2]), device='cpu'))"
+    )
+    environment = os.environ | {"DELTA_SUITE_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "-c", code, tiny, tmp_path / "results"], env=environment, check=False)
+    assert done.returncode == -9
+    settings = Settings(results=tmp_path / "results", device="cpu", cache=Cache(tmp_path / "cache"))
+    assert not measure(ModelSpec(name="tiny", path=tiny), settings).cached
+    assert len(list((tmp_path / "cache" / "measurements").iterdir())) == 1
+
+
+def test_unwritable_places_are_named(tiny: Path, tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    cache = Cache(tmp_path / "cache")
+    with pytest.raises(RecordError, match="cannot be written"):
+        measure(ModelSpec(name="tiny", path=tiny), Settings(results=blocked, device="cpu", cache=cache))
+    with pytest.raises(RecordError, match="DELTA_SUITE_CACHE"):
+        measure(ModelSpec(name="tiny", path=tiny), Settings(results=tmp_path, device="cpu", cache=Cache(blocked)))
+
+
+def test_json_round_trip_is_exact(outcome: tuple[Outcome, Settings]) -> None:
+    text = outcome[0].measurement.to_json()
+    assert Measurement.from_json(text, "text").to_json() == text
