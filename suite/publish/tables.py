@@ -1,0 +1,285 @@
+"""What the terminal shows: the grid of verdicts, the tables per model, and the text of a failure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tabulate import tabulate
+
+from suite.analysis.metrics import METRICS, Estimate
+from suite.claims.judge import Judgement, Observation, Verdict, combine
+from suite.records.measurement import Measurement
+
+NONE = "-"
+"""Shown where a number does not exist."""
+
+CLAIM_WIDTH = 52
+"""Columns that a claim may take before it wraps."""
+
+PHASE_COLUMNS = {
+    "intra_cosine": "intra",
+    "cross_cosine": "cross",
+    "block_effective_rank": "block rank",
+    "capture_fraction": "capture",
+}
+
+LAYER_COLUMNS = {
+    "stream_norm": "||h||",
+    "update_norm": "||delta||",
+    "relative_step": "step",
+    "parallel_fraction": "parallel",
+    "gamma": "gamma",
+    "effective_rank": "eff. rank",
+    "top1_energy": "top-1",
+    "spectral_gap": "gap",
+    "adjacent_cosine": "|cos| next",
+    "block_influence": "influence",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One verdict as the tables need it; plain values, so that it passes between processes as JSON."""
+
+    hypothesis: str
+    expectation: str
+    claim: str
+    model: str
+    verdict: str
+    severity: str = "fail"
+    observed: float | None = None
+    required: float | None = None
+    margin: float | None = None
+    reason: str | None = None
+    where: str = ""
+    """file:line of the claim"""
+    record: str | None = None
+
+    @classmethod
+    def of(cls, judgement: Judgement, where: str, record: str | None) -> Row:
+        expectation = judgement.expectation
+        return cls(
+            judgement.hypothesis.id,
+            expectation.id,
+            expectation.claim(),
+            judgement.model,
+            judgement.verdict.value,
+            expectation.severity,
+            judgement.observed,
+            judgement.required,
+            judgement.margin,
+            judgement.reason,
+            where,
+            record,
+        )
+
+    @property
+    def place(self) -> tuple[str, int]:
+        """File and line of the claim, to sort by."""
+        file, _, line = self.where.rpartition(":")
+        return file, int(line)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """A number with about `digits` significant figures, never in a form that hides its size."""
+    if value is None:
+        return NONE
+    if value == 0 or 1e-3 <= abs(value) < 10**digits:
+        return f"{value:#.{digits}g}".rstrip(".")
+    return f"{value:.{digits - 1}g}" if abs(value) < 1e-3 else f"{value:.0f}" if abs(value) < 1e7 else f"{value:.3g}"
+
+
+def verdict_grid(rows: Sequence[Row]) -> str:
+    """Hypotheses and their expectations by models."""
+    models = list(dict.fromkeys(row.model for row in rows))
+    lines: list[list[str]] = []
+    for hypothesis in dict.fromkeys(row.hypothesis for row in rows):
+        own = [row for row in rows if row.hypothesis == hypothesis]
+        overall = []
+        for model in models:
+            counted = [Verdict(row.verdict) for row in own if row.model == model and row.severity == "fail"]
+            overall.append(combine(counted).value if counted else NONE)
+        lines.append([hypothesis, "", *overall])
+        for expectation in dict.fromkeys(row.expectation for row in own):
+            cells = {row.model: _cell(row) for row in own if row.expectation == expectation}
+            claim = next(row.claim for row in own if row.expectation == expectation)
+            lines.append([f". {expectation}", claim, *(cells.get(model, NONE) for model in models)])
+    widths = [None, CLAIM_WIDTH, *[None] * len(models)]
+    return tabulate(lines, headers=["hypothesis", "claim", *models], disable_numparse=True, maxcolwidths=widths)
+
+
+def _cell(row: Row) -> str:
+    word = "WARN" if row.severity == "warn" and row.verdict == Verdict.REFUTED.value else row.verdict
+    return word if row.observed is None else f"{word} {number(row.observed, 3)}"
+
+
+def phase_table(measurement: Measurement, variant: str = "raw") -> str:
+    """N, intra, cross, block rank and capture of each phase."""
+    lines = []
+    for name, scope in measurement.scopes.items():
+        first, last = scope.layers
+        values = [_fixed(scope.metrics[variant][metric]) for metric in PHASE_COLUMNS]
+        lines.append([name, f"{first}-{last}", str(last - first + 1), *values])
+    return tabulate(
+        lines,
+        headers=["phase", "layers", "N", *PHASE_COLUMNS.values()],
+        disable_numparse=True,
+        colalign=("left", "right", "right", *["right"] * len(PHASE_COLUMNS)),
+    )
+
+
+def layer_table(measurement: Measurement, variant: str = "raw") -> str:
+    """The metrics of each layer that fit a terminal; the record holds all of them."""
+    lines = [
+        [
+            str(layer.layer),
+            layer.phase,
+            *(number(layer.metrics[variant][metric].value) for metric in LAYER_COLUMNS),
+        ]
+        for layer in measurement.layers
+    ]
+    headers = ["layer", "phase", *LAYER_COLUMNS.values()]
+    return tabulate(
+        lines,
+        headers=headers,
+        disable_numparse=True,
+        colalign=("right", "left", *["right"] * len(LAYER_COLUMNS)),
+    )
+
+
+def model_line(measurement: Measurement) -> str:
+    """One line on what was measured and how long it took."""
+    model, calibration, provenance = measurement.model, measurement.calibration, measurement.provenance
+    seconds = sum(provenance.seconds.values())
+    return (
+        f"{model.name}: {model.architecture}, {model.layers} layers x {model.hidden}; calibration {calibration.name}, "
+        f"{calibration.documents} document{'s' if calibration.documents != 1 else ''}, {calibration.tokens} tokens; "
+        f"{provenance.dtype} on {provenance.device}; measured {provenance.created} in {seconds:.1f} s"
+    )
+
+
+def failure_table(rows: Iterable[Row]) -> str:
+    """Refuted expectations, furthest outside the claim first, by margin relative to what was required."""
+    failed = sorted((row for row in rows if row.verdict == Verdict.REFUTED.value), key=_relative_margin)
+    lines = [
+        [
+            row.model,
+            f"{row.hypothesis}/{row.expectation}",
+            row.claim,
+            number(row.observed),
+            _margin(row),
+            row.where,
+        ]
+        for row in failed
+    ]
+    return tabulate(
+        lines,
+        headers=["model", "expectation", "claim", "observed", "margin", "stated at"],
+        disable_numparse=True,
+    )
+
+
+def _relative_margin(row: Row) -> float:
+    if row.margin is None or row.required is None:
+        return 0.0
+    return row.margin / max(abs(row.required), 1e-12)
+
+
+def _margin(row: Row) -> str:
+    if row.margin is None:
+        return NONE
+    relative = _relative_margin(row)
+    return f"{row.margin:+.4f}" + (f" ({relative:+.0%})" if abs(relative) < 10 else "")
+
+
+def _fixed(estimate: Estimate) -> str:
+    return NONE if estimate.value is None else f"{estimate.value:.4f}"
+
+
+def explanation(judgement: Judgement, where: str, reproduce: str) -> str:
+    """Why an expectation has the verdict it has, and the command that shows it again."""
+    expectation, observation = judgement.expectation, judgement.observation
+    outcome = {
+        Verdict.SUPPORTED: "supported",
+        Verdict.REFUTED: "refuted",
+        Verdict.INCONCLUSIVE: "inconclusive",
+        Verdict.NOT_MEASURED: "not measured",
+    }[judgement.verdict]
+    lines = [
+        f"{judgement.hypothesis.id}/{expectation.id} is {outcome} for {judgement.model}",
+        f"  claim      {expectation.claim()}",
+    ]
+    if expectation.over == "each" and judgement.observed is not None:
+        lines.append(
+            f"  observed   {judgement.observed:.0%} of the layers hold, {expectation.mostly:.0%} required "
+            f"(margin {judgement.margin:+.2f})"
+        )
+    elif judgement.observed is not None and judgement.margin is not None:
+        lines.append(
+            f"  observed   {number(judgement.observed)}, required {expectation.op} {judgement.required:.6g} "
+            f"(margin {judgement.margin:+.4f})"
+        )
+    if judgement.reference is not None and judgement.reference.value is not None:
+        other = judgement.reference
+        lines.append(f"  other side {other.metric} over {_scope(other)} = {number(other.value)}")
+    if judgement.reason:
+        lines.append(f"  reason     {judgement.reason}")
+    lines.append(f"  over       {_scope(observation)}, variant {observation.variant}")
+    lines += _per_layer(observation, expectation.op)
+    lines += [f"  threshold  {expectation.origin}", f"  stated at  {where}", f"  reproduce  {reproduce}"]
+    return "\n".join(lines)
+
+
+def quantity_lines(observation: Observation, comparison: str) -> list[str]:
+    """The same explanation for a plain assert on a number of the `measurement` fixture."""
+    return [
+        comparison,
+        f"{observation.metric} over {_scope(observation)} of {observation.model}, variant {observation.variant}",
+        *(line.strip() for line in _per_layer(observation, comparison)),
+    ]
+
+
+def _scope(observation: Observation) -> str:
+    if observation.layers is None:
+        return observation.scope
+    first, last = observation.layers
+    return f"{observation.scope} (layers {first}-{last})" if first != last else f"{observation.scope} (layer {first})"
+
+
+def _per_layer(observation: Observation, op: str) -> list[str]:
+    """The layers' values, eight to a line, the worst for the claim marked."""
+    values = {layer: value for layer, value in observation.per_layer.items() if value is not None}
+    if len(values) < 2:
+        return []
+    worst = max(values, key=values.__getitem__) if "<" in op else min(values, key=values.__getitem__)
+    cells = [f"{layer}: {number(value, 3)}{' <- worst' if layer == worst else ''}" for layer, value in values.items()]
+    rows = [cells[start : start + 8] for start in range(0, len(cells), 8)]
+    return [f"  {'per layer  ' if index == 0 else '           '}{'  '.join(row)}" for index, row in enumerate(rows)]
+
+
+def metric_table() -> str:
+    """The reference table of every metric."""
+    lines = [
+        [
+            metric.name,
+            metric.scope,
+            metric.formula,
+            metric.unit,
+            _range(metric.low, metric.high),
+            metric.version,
+            metric.source,
+        ]
+        for metric in METRICS.values()
+    ]
+    headers = ["metric", "scope", "formula", "unit", "range", "version", "source"]
+    widths = [None, None, 44, None, None, None, 36]
+    return tabulate(lines, headers=headers, disable_numparse=True, maxcolwidths=widths)
+
+
+def _range(low: float, high: float) -> str:
+    return f"{low:g} .. {'unbounded' if high == float('inf') else f'{high:.4g}'}"
