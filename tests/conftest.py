@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from jaxtyping import install_import_hook
 
-install_import_hook(["suite.analysis", "suite.capture.residual"], "beartype.beartype")
+install_import_hook(["suite.analysis", "suite.capture.residual", "suite.capture.stream"], "beartype.beartype")
 pytest_plugins = ["pytester"]
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """No test reads or writes the user's cache, or asks a hub."""
     cache = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("DELTA_SUITE_CACHE", str(cache))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    yield cache
+    return cache
 
 
 @pytest.fixture(scope="session")

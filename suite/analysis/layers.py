@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from jaxtyping import Bool, Float, Float32, Float64
+import torch
+from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from suite.analysis.metrics import TOP_K, LayerStatistics
 from suite.analysis.moments import TOKEN_QUANTITIES, Moments, token_quantities
 from suite.analysis.spectra import Spectrum, spectrum_of_gram, spectrum_of_rows
-from suite.capture.residual import ResidualStream
+from suite.capture.stream import ResidualStream
 
 
 @dataclass(frozen=True)
@@ -23,11 +25,16 @@ class LayerSpectra:
     halves: tuple[Float64[Tensor, "k hidden"], Float64[Tensor, "k hidden"]] | None
 
 
+ROWS_AT_ONCE = 8192
+"""Tokens reduced at a time, so that float64 copies of them stay small beside the stream."""
+
+
 def reduce_stream(
     shards: Iterable[ResidualStream],
     *,
     layers: int,
     tokens: int,
+    devices: Sequence[torch.device] = (),
     advance: Callable[[int], object] = lambda layer: None,
 ) -> list[LayerSpectra]:
     """Every layer of a stream that comes in one or more shards, `tokens` kept rows in all.
@@ -35,57 +42,65 @@ def reduce_stream(
     One shard of at most `hidden` tokens is reduced on the token side. Otherwise the moments of each document half are
     added over the shards, and a layer's moments are dropped as soon as the last shard has been added.
     Documents with an even index form half a, the others half b; one document has no halves.
+
+    Layer L is reduced on device L modulo their number, all devices at once; without devices, where its state lies.
     """
     moments: list[dict[bool, Moments]] = [{} for _ in range(layers)]
-    reduced: list[LayerSpectra] = []
+    reduced: dict[int, LayerSpectra] = {}
     seen = 0
-    for stream in shards:
-        seen += int(stream.kept.sum())
-        in_half_a = (stream.document % 2 == 0)[stream.kept]
-        for layer in range(layers):
-            rows = _kept(stream, layer)
-            if seen == tokens <= stream.hidden and not moments[layer]:
-                reduced.append(_reduce_rows(*rows, in_half_a))
-            else:
-                _accumulate(moments[layer], *rows, in_half_a)
-                if seen == tokens:
-                    reduced.append(_reduce_moments(moments[layer]))
-                    moments[layer] = {}
-            advance(layer)
-    return reduced
+    lanes = max(1, len(devices))
+    with ThreadPoolExecutor(lanes) as pool:
+        for stream in shards:
+            seen += int(stream.kept.sum())
+            whole = seen == int(stream.kept.sum()) == tokens <= stream.hidden
+            last = seen == tokens
+
+            def reduce_lane(lane: int, stream: ResidualStream = stream, whole: bool = whole, last: bool = last) -> None:
+                for layer in range(lane, layers, lanes):
+                    device = devices[lane] if devices else stream.states[layer].device
+                    if whole:
+                        reduced[layer] = _reduce_rows(stream, layer, device)
+                    else:
+                        _accumulate(moments[layer], stream, layer, device)
+                        if last:
+                            reduced[layer] = _reduce_moments(moments[layer])
+                            moments[layer] = {}
+                    advance(1)
+
+            list(pool.map(reduce_lane, range(lanes)))
+    return [reduced[layer] for layer in range(layers)]
 
 
-def _kept(stream: ResidualStream, layer: int) -> tuple[Tensor, Tensor]:
-    """h_L and delta_L of the kept tokens, moved to where the layer's state was captured from."""
-    before, update = stream.states[layer], stream.delta(layer)
-    if bool(stream.kept.all()):
-        return before, update
-    kept = stream.kept.to(before.device)
-    return before[kept], update[kept]
-
-
-def _accumulate(moments: dict[bool, Moments], before: Tensor, update: Tensor, in_half_a: Tensor) -> None:
-    for half in (True, False):
-        rows = (in_half_a == half).to(update.device)
-        if bool(rows.any()):
-            own = Moments.of(before[rows], update[rows])
+def _accumulate(moments: dict[bool, Moments], stream: ResidualStream, layer: int, device: torch.device) -> None:
+    """Add the kept rows of a layer to the moments of their document halves, some rows at a time."""
+    in_half_a = stream.document % 2 == 0
+    for start in range(0, len(stream.kept), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        before, update = stream.step(layer, rows, device)
+        for half in (True, False):
+            chosen = stream.kept[rows] & (in_half_a[rows] == half)
+            if not bool(chosen.any()):
+                continue
+            own = Moments.of(*_rows(chosen, before, update))
             moments[half] = moments[half] + own if half in moments else own
 
 
-def _reduce_rows(
-    before: Float[Tensor, "tokens hidden"],
-    update: Float32[Tensor, "tokens hidden"],
-    in_half_a: Bool[Tensor, " tokens"],
-) -> LayerSpectra:
+def _rows(chosen: Bool[Tensor, " tokens"], *matrices: Tensor) -> tuple[Tensor, ...]:
+    if bool(chosen.all()):
+        return matrices
+    index = chosen.nonzero().flatten()
+    return tuple(matrix.index_select(0, index.to(matrix.device)) for matrix in matrices)
+
+
+def _reduce_rows(stream: ResidualStream, layer: int, device: torch.device) -> LayerSpectra:
+    before, update = _rows(stream.kept, *stream.step(layer, device=device))
+    in_half_a = (stream.document % 2 == 0)[stream.kept]
     quantities = token_quantities(before, update)
     whole = spectrum_of_rows(update, TOP_K)
     halves = None
     if bool(in_half_a.any()) and not bool(in_half_a.all()):
-        a = in_half_a.to(update.device)
-        halves = (
-            spectrum_of_rows(update[a], TOP_K).directions,
-            spectrum_of_rows(update[~a], TOP_K).directions,
-        )
+        a, b = (spectrum_of_rows(_rows(half, update)[0], TOP_K).directions for half in (in_half_a, ~in_half_a))
+        halves = (a, b)
     sums, squares = quantities.sum(dim=0), quantities.square().sum(dim=0)
     return LayerSpectra(_statistics(whole, len(update), sums, squares), whole.directions, halves)
 

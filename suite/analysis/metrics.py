@@ -392,7 +392,7 @@ def _captured(basis: np.ndarray, products: np.ndarray) -> np.ndarray:
     present = values > len(values) * np.finfo(np.float64).eps * values[-1]
     present[:-TOP_K] = False
     projections = (vectors[:, present].T @ products) ** 2 / values[present][:, None]
-    return np.minimum(projections.sum(axis=0), 1.0)
+    return np.asarray(np.minimum(projections.sum(axis=0), 1.0))
 
 
 @_register(

@@ -8,6 +8,7 @@ replaces the SVD: on an H100 2,047 x 5,120 takes 29 ms instead of 244 ms.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Float64
@@ -42,7 +43,7 @@ def gram(rows: Float[Tensor, "tokens hidden"]) -> Float64[Tensor, "hidden hidden
         return rows.T @ rows
     out = rows.new_empty(hidden, hidden)
     edges = [hidden * i // COLUMN_BLOCKS for i in range(COLUMN_BLOCKS + 1)]
-    for left, right in zip(edges, edges[1:], strict=False):
+    for left, right in pairwise(edges):
         out[left:right, left:] = rows[:, left:right].T @ rows[:, left:]
         out[right:, left:right] = out[left:right, right:].T
     return out

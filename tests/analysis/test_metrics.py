@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from suite.analysis.layers import LayerSpectra, reduce_stream
 from suite.analysis.metrics import METRICS, DirectionGram, layer_metrics, neighbour_metrics, phase_metrics
-from suite.capture.residual import ResidualStream
+from suite.capture.stream import ResidualStream
 from tests.reference import held_out_capture, layer_figures, phase_figures
 
 SIZES = [(40, 64), (200, 64), (64, 64), (20, 96)]

@@ -1,0 +1,204 @@
+"""What the tap keeps: the residual stream of a set of tokens, and where it is stored."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import torch
+from jaxtyping import Bool, Float, Float32, Int64
+from torch import Tensor
+
+from suite.errors import CaptureError
+
+Storage = Literal["device", "host", "disk"]
+
+MEMORY_SHARE = 0.5
+"""Share of what is free that the stream may take; the rest is for the forward pass and the algebra."""
+
+
+@dataclass(frozen=True)
+class ResidualStream:
+    """h_0 .. h_N of a set of tokens, in the model's dtype."""
+
+    states: Sequence[Float[Tensor, "tokens hidden"]]
+    """N + 1 tensors; on the device, those of a model split over devices lie where their block is."""
+    document: Int64[Tensor, " tokens"]
+    position: Int64[Tensor, " tokens"]
+    """Of the token in its sequence; the first has 0."""
+    kept: Bool[Tensor, " tokens"]
+    """False for a token that the calibration drops."""
+    storage: Storage
+
+    @property
+    def layers(self) -> int:
+        return len(self.states) - 1
+
+    @property
+    def hidden(self) -> int:
+        return int(self.states[0].shape[1])
+
+    def step(
+        self, layer: int, rows: slice = slice(None), device: torch.device | None = None
+    ) -> tuple[Float[Tensor, "rows hidden"], Float32[Tensor, "rows hidden"]]:
+        """h_L and delta_L = h_{L+1} - h_L of some rows, on a device (by default where h_L is).
+
+        Each state is cast to float32 before the subtraction: bf16 spacing near 3,000 is 16.
+        """
+        before, after = self.states[layer][rows], self.states[layer + 1][rows]
+        device = before.device if device is None else device
+        before, after = before.to(device, non_blocking=True), after.to(device, non_blocking=True)
+        return before, after.float() - before.float()
+
+    def delta(self, layer: int) -> Float32[Tensor, "tokens hidden"]:
+        """h_{L+1} - h_L of all rows, in float32."""
+        return self.step(layer)[1]
+
+    def take(self, rows: Int64[Tensor, " rows"]) -> ResidualStream:
+        """The stream of some tokens, by row."""
+        states = [state[rows.to(state.device)] for state in self.states]
+        return ResidualStream(states, self.document[rows], self.position[rows], self.kept[rows], self.storage)
+
+    def require_finite(self) -> None:
+        """Raises CaptureError naming the first layer and token that is NaN or infinite."""
+        for layer, state in enumerate(self.states):
+            finite = torch.isfinite(state).all(dim=1)
+            if finite.all():
+                continue
+            row = int((~finite).nonzero()[0])
+            what = "the input of block 0" if layer == 0 else f"the output of block {layer - 1}"
+            cure = (
+                "The weights may be damaged."
+                if state.dtype == torch.float32
+                else f"{state.dtype} may overflow here: try --dtype float32."
+            )
+            raise CaptureError(
+                f"the residual stream is not finite: first at h_{layer} ({what}), document {int(self.document[row])}, "
+                f"token {int(self.position[row])} of its sequence. {cure}"
+            )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that the stream may take in each place."""
+
+    device: int
+    host: int = 0
+    disk: int = 0
+
+    @classmethod
+    def free(cls, device: torch.device) -> Memory:
+        """A share of what is free now. On the CPU device and host are one, and counted as device."""
+        host = int(psutil.virtual_memory().available * MEMORY_SHARE)
+        disk = int(shutil.disk_usage(tempfile.gettempdir()).free * MEMORY_SHARE)
+        if device.type == "cuda":
+            # Blocks that torch holds and does not use are free to the stream, too.
+            reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+            return cls(int((torch.cuda.mem_get_info(device)[0] + reserved) * MEMORY_SHARE), host, disk)
+        return cls(host, 0, disk)
+
+
+def plan_shards(
+    lengths: Sequence[int], bytes_per_token: int, device: torch.device, memory: Memory | None = None
+) -> Iterator[tuple[list[int], Storage]]:
+    """Sequences by shard, and where the shard's stream is kept.
+
+    All of them on the device where they fit; else in pinned host memory; else in a memory-mapped file; else in several
+    shards, each on the device. A sequence longer than the budget is a shard of its own.
+    """
+    memory = memory or Memory.free(device)
+    everything, needed = list(range(len(lengths))), bytes_per_token * sum(lengths)
+    places: tuple[tuple[Storage, int], ...] = (
+        ("device", memory.device),
+        ("host", memory.host),
+        ("disk", memory.disk),
+    )
+    for storage, room in places:
+        if needed <= room:
+            yield everything, storage
+            return
+    shard: list[int] = []
+    used = 0
+    for index in everything:
+        size = lengths[index] * bytes_per_token
+        if shard and used + size > memory.device:
+            yield shard, "device"
+            shard, used = [], 0
+        shard.append(index)
+        used += size
+    yield shard, "device"
+
+
+class StreamWriter:
+    """The states of one shard while they are being filled, a range of rows per batch."""
+
+    def __init__(self, tokens: int, storage: Storage) -> None:
+        self.tokens, self.storage = tokens, storage
+        self.states: list[Tensor] = []
+        self.filled = 0
+        self.range = (0, 0)
+        self._copies: dict[torch.device, torch.cuda.Stream] = {}
+        self._files = ExitStack()
+
+    def write(self, layer: int, rows: Float[Tensor, "rows hidden"]) -> None:
+        """Keep h_layer of this batch."""
+        start, stop = self.range
+        if layer == len(self.states):
+            self.states.append(self._allocate(rows))
+        target = self.states[layer]
+        if target.shape[1] != rows.shape[1]:
+            raise CaptureError(
+                f"the stream changes width at h_{layer}: {target.shape[1]} before, {rows.shape[1]} now. "
+                f"Updates are differences of states of one width; this architecture is not supported."
+            )
+        if not rows.is_cuda or target.device == rows.device:
+            target[start:stop].copy_(rows)
+            return
+        # To the host on a stream of its own, beside the forward pass; from a copy, as the next block may overwrite it.
+        staged = rows.clone()
+        copies = self._copies.get(rows.device)
+        if copies is None:
+            copies = self._copies[rows.device] = torch.cuda.Stream(rows.device)  # type: ignore[no-untyped-call]
+        copies.wait_stream(torch.cuda.current_stream(rows.device))
+        with torch.cuda.stream(copies):
+            target[start:stop].copy_(staged, non_blocking=True)
+        staged.record_stream(copies)
+
+    def _allocate(self, rows: Tensor) -> Tensor:
+        shape = (self.tokens, rows.shape[1])
+        if self.storage == "disk":
+            folder = Path(self._files.enter_context(tempfile.TemporaryDirectory(prefix="delta-suite-")))
+            size = shape[0] * shape[1]
+            # The file is unlinked at once: the mapping keeps it until the tensor goes, and a killed run leaves nothing.
+            mapped = torch.from_file(str(folder / "state"), shared=True, size=size, dtype=rows.dtype)
+            self._files.close()
+            return mapped.view(shape)
+        on_host = self.storage == "host"
+        place = torch.device("cpu") if on_host else rows.device
+        return torch.empty(shape, dtype=rows.dtype, device=place, pin_memory=on_host and rows.is_cuda)
+
+    def read(self, layer: int) -> Float[Tensor, "rows hidden"]:
+        """The rows of this batch, as stored."""
+        self.synchronize()
+        return self.states[layer][self.range[0] : self.range[1]]
+
+    def synchronize(self) -> None:
+        """Wait until everything written has arrived."""
+        for copies in self._copies.values():
+            copies.synchronize()
+
+    def finish(self) -> None:
+        """Raises CaptureError where the states are not of one width."""
+        self.synchronize()
+        widths = [int(state.shape[1]) for state in self.states]
+        if len(set(widths)) > 1:
+            raise CaptureError(
+                f"the stream changes width over depth: {widths}. "
+                f"Updates are differences of states of one width; this architecture is not supported."
+            )

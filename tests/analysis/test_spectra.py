@@ -1,0 +1,89 @@
+"""The Gram way against a full SVD in float64, on spectra that are hard for it; and moments that add."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from suite.analysis.metrics import spectral_entropy_rank
+from suite.analysis.moments import Moments
+from suite.analysis.spectra import gram, spectrum_of_gram, spectrum_of_rows
+
+SIZES = [(60, 200), (200, 60), (128, 128), (9, 300), (700, 24)]
+
+
+def matrix(kind: str, tokens: int, hidden: int, seed: int = 0) -> torch.Tensor:
+    """A float32 matrix of one kind of spectrum."""
+    generator = torch.Generator().manual_seed(seed)
+    small = min(tokens, hidden)
+    u = torch.linalg.qr(torch.randn(tokens, small, generator=generator, dtype=torch.float64))[0]
+    v = torch.linalg.qr(torch.randn(hidden, small, generator=generator, dtype=torch.float64))[0]
+    index = torch.arange(1, small + 1, dtype=torch.float64)
+    sigma = {
+        "flat": torch.ones_like(index),
+        "slow": index**-0.5,
+        "steep": index**-3,
+        "geometric": 0.5**index,
+        "deficient": (index <= small // 3).double() * index**-1,
+        "outlier": index**-0.5,
+    }[kind]
+    out = (u * sigma) @ v.T
+    if kind == "outlier":
+        out[0] *= 1000
+    return out.float()
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("kind", ["flat", "slow", "steep", "geometric", "deficient", "outlier"])
+@pytest.mark.parametrize("side", ["rows", "gram"])
+def test_against_a_full_svd(kind: str, size: tuple[int, int], side: str) -> None:
+    rows = matrix(kind, *size)
+    _, sigma, vt = np.linalg.svd(rows.double().numpy(), full_matrices=False)
+    got = spectrum_of_rows(rows, 8) if side == "rows" else spectrum_of_gram(gram(rows), len(rows), 8)
+    values = got.eigenvalues.numpy()
+    assert len(values) == min(size)
+    assert np.abs(np.sqrt(values) - sigma).max() <= 1e-6 * sigma[0]
+    assert spectral_entropy_rank(values) == pytest.approx(spectral_entropy_rank(sigma**2), rel=1e-6)
+    for index in range(min(8, len(sigma) - 1)):
+        neighbours = np.delete(sigma, index)
+        if np.abs(neighbours - sigma[index]).min() > 1e-2 * sigma[0]:  # well separated
+            assert abs(float(got.directions[index].numpy() @ vt[index])) > 1 - 1e-8
+
+
+def test_the_blocked_gram_is_the_whole_gram(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = torch.randn(50, 137)
+    monkeypatch.setattr("suite.analysis.spectra.WIDE_ENOUGH_FOR_BLOCKS", 10)
+    got = gram(rows)
+    assert torch.allclose(got, rows.double().T @ rows.double(), rtol=1e-13, atol=1e-13)
+    assert torch.equal(got, got.T)
+
+
+def test_directions_beyond_the_rank_are_zero() -> None:
+    rows = torch.outer(torch.arange(1.0, 7.0), torch.ones(10))
+    for got in (spectrum_of_rows(rows, 8), spectrum_of_gram(gram(rows), 6, 8)):
+        assert got.directions.shape == (8, 10)
+        assert torch.allclose(got.directions[0], torch.full((10,), 10**-0.5, dtype=torch.float64))
+        assert not got.directions[1:].any()
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10_000), cuts=st.lists(st.integers(1, 59), max_size=6), order=st.randoms())
+def test_any_split_and_order_gives_the_same_moments(seed: int, cuts: list[int], order: object) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    before = torch.randn(60, 12, generator=generator) * 100
+    update = torch.randn(60, 12, generator=generator)
+    update[0] *= 1000
+    edges = [0, *sorted(set(cuts)), 60]
+    parts = [Moments.of(before[start:stop], update[start:stop]) for start, stop in zip(edges, edges[1:], strict=False)]
+    order.shuffle(parts)  # type: ignore[attr-defined]
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    whole = Moments.of(before, update)
+    assert total.tokens == whole.tokens == 60
+    for name in ("gram", "sums", "squares"):
+        one, two = getattr(total, name), getattr(whole, name)
+        assert (one - two).abs().max() <= 1e-12 * two.abs().max(), name

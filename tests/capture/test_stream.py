@@ -1,0 +1,105 @@
+"""Where the stream is kept changes nothing but the place; batches and padding change nothing at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from suite.analysis.layers import LayerSpectra, reduce_stream
+from suite.capture.calibration import Calibration, TokenSequences, tokenize
+from suite.capture.residual import capture
+from suite.capture.stream import Memory, plan_shards
+from suite.models.blocks import find_decoder
+
+CPU = torch.device("cpu")
+ROOMY = Memory(device=1 << 40)
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny: Path) -> tuple[Any, TokenSequences]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
+    texts = tuple(f"document {i}: " + "the quick brown fox " * (i % 5 + 1) + str(i) for i in range(24))
+    return model, tokenize(Calibration("test", texts), AutoTokenizer.from_pretrained(tiny), 400, None)
+
+
+def reduced(loaded: tuple[Any, TokenSequences], **options: Any) -> tuple[list[LayerSpectra], list[str]]:
+    model, sequences = loaded
+    places = []
+
+    def streams() -> Any:
+        for stream, certificate in capture(model, find_decoder(model), sequences, device=CPU, **options):
+            assert certificate.blocks == 12
+            places.append(stream.storage)
+            yield stream
+
+    layers = reduce_stream(streams(), layers=12, tokens=sequences.tokens)
+    return layers, places
+
+
+def assert_same(one: list[LayerSpectra], two: list[LayerSpectra], tolerance: float = 1e-5) -> None:
+    for a, b in zip(one, two, strict=True):
+        first, second = torch.tensor(a.statistics.eigenvalues), torch.tensor(b.statistics.eigenvalues)
+        assert (first - second).abs().max() <= tolerance * first[0]
+        for name, (mean, sd) in a.statistics.averages.items():
+            assert b.statistics.averages[name] == pytest.approx((mean, sd), rel=tolerance, abs=tolerance)
+        assert abs(float(a.directions[0] @ b.directions[0])) > 1 - tolerance
+
+
+@pytest.mark.parametrize("tokens_per_batch", [1, 64, 300, 100_000])
+def test_batch_size_changes_nothing(loaded: tuple[Any, TokenSequences], tokens_per_batch: int) -> None:
+    alone, _ = reduced(loaded, tokens_per_batch=1, memory=ROOMY)
+    batched, _ = reduced(loaded, tokens_per_batch=tokens_per_batch, memory=ROOMY)
+    assert_same(alone, batched)
+
+
+@pytest.mark.parametrize(
+    ("memory", "place"),
+    [(Memory(0, host=1 << 40), "host"), (Memory(0, disk=1 << 40), "disk"), (Memory(40_000), "device")],
+)
+def test_storage_and_shards_change_nothing(loaded: tuple[Any, TokenSequences], memory: Memory, place: str) -> None:
+    whole, _ = reduced(loaded, memory=ROOMY)
+    other, places = reduced(loaded, memory=memory)
+    assert set(places) == {place}
+    assert (len(places) > 5) == (place == "device")
+    assert_same(whole, other, 1e-12 if place != "device" else 1e-5)
+
+
+def test_several_devices_reduce_the_same(loaded: tuple[Any, TokenSequences]) -> None:
+    model, sequences = loaded
+    streams = (stream for stream, _ in capture(model, find_decoder(model), sequences, device=CPU, memory=ROOMY))
+    spread = reduce_stream(streams, layers=12, tokens=sequences.tokens, devices=[CPU, CPU, CPU])
+    assert_same(reduced(loaded, memory=ROOMY)[0], spread, 1e-12)
+
+
+def test_out_of_memory_halves_the_batch_and_loses_nothing(
+    loaded: tuple[Any, TokenSequences], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import suite.capture.residual as residual
+
+    sizes, forward = [], residual._forward
+
+    def limited(decoder: Any, batch: Any) -> torch.Tensor:
+        sizes.append(batch.ids.numel())
+        if batch.ids.numel() > 300:
+            raise torch.OutOfMemoryError("not enough")
+        return forward(decoder, batch)
+
+    whole, _ = reduced(loaded, memory=ROOMY)
+    monkeypatch.setattr(residual, "_forward", limited)
+    halved, _ = reduced(loaded, memory=ROOMY)
+    assert sizes[0] > 300
+    assert sizes[0] > sizes[1]
+    assert_same(whole, halved)
+
+
+def test_plan_shards() -> None:
+    lengths = [50, 30, 20, 20, 5]
+    assert list(plan_shards(lengths, 10, CPU, Memory(1250))) == [([0, 1, 2, 3, 4], "device")]
+    assert list(plan_shards(lengths, 10, CPU, Memory(100, host=1250))) == [([0, 1, 2, 3, 4], "host")]
+    assert list(plan_shards(lengths, 10, CPU, Memory(500))) == [([0], "device"), ([1, 2], "device"), ([3, 4], "device")]
+    assert list(plan_shards(lengths, 10, CPU, Memory(1))) == [([i], "device") for i in range(5)]
