@@ -1,0 +1,117 @@
+"""Is a weights file whole? Asked from headers and sizes alone, before anything is loaded.
+
+Formats: https://huggingface.co/docs/safetensors and https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+import json
+import mmap
+import struct
+from pathlib import Path
+
+LFS_POINTER = b"version https://git-lfs"
+"""How a file begins that git left in place of the content, which is still on the LFS server."""
+
+MAX_SAFETENSORS_HEADER = 100_000_000
+"""Bytes; the safetensors library refuses longer headers as well."""
+
+_GGUF_SCALARS = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+"""GGUF value type -> bytes: uint8, int8, uint16, int16, uint32, int32, float32, bool, uint64, int64, float64."""
+_GGUF_STRING, _GGUF_ARRAY = 8, 9
+
+
+def weights_problem(path: Path) -> str | None:
+    """What is wrong with a .safetensors or .gguf file, or None; any other kind may only not be an LFS pointer."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        start = file.read(len(LFS_POINTER))
+    if start == LFS_POINTER:
+        return f"{path.name} is a Git LFS pointer of {size} bytes, not the content"
+    if size == 0 and path.suffix in (".safetensors", ".gguf"):
+        return f"{path.name} is empty"
+    if path.suffix == ".safetensors":
+        return _safetensors_problem(path, size)
+    if path.suffix == ".gguf":
+        return _gguf_problem(path, size)
+    return None
+
+
+def _safetensors_problem(path: Path, size: int) -> str | None:
+    broken = f"{path.name} is not a safetensors file"
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        if len(prefix) < 8:
+            return f"{broken}: it ends within its first 8 bytes"
+        (length,) = struct.unpack("<Q", prefix)
+        if length > MAX_SAFETENSORS_HEADER:
+            return f"{broken}: its first 8 bytes ask for a header of {length:,} bytes"
+        header = file.read(length)
+    if len(header) < length:
+        return f"{path.name} is cut short within its header: {size:,} of at least {8 + length:,} bytes"
+    try:
+        tensors = json.loads(header)
+        ends = [entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__"]
+    except (ValueError, TypeError, AttributeError, KeyError, IndexError):
+        return f"{broken}: its header does not parse"
+    whole = 8 + length + max(ends, default=0)
+    if size < whole:
+        return f"{path.name} is cut short: {size:,} bytes, where its header declares {whole:,}"
+    if size > whole:
+        return f"{path.name} is damaged: {size:,} bytes, where its header declares {whole:,}"
+    return None
+
+
+def _gguf_problem(path: Path, size: int) -> str | None:
+    with path.open("rb") as file:
+        magic = file.read(4)
+        if magic != b"GGUF":
+            return f"{path.name} is not a GGUF file: it begins with {magic!r}"
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+            try:
+                start = _gguf_last_tensor(view)
+            except (struct.error, KeyError, RecursionError):
+                return f"{path.name} is cut short or damaged: its header does not end within its {size:,} bytes"
+    # How long the last tensor is depends on its quantisation; the loader finds a cut within it.
+    if size <= start:
+        return f"{path.name} is cut short: {size:,} bytes, where its last tensor begins at {start:,}"
+    return None
+
+
+def _gguf_last_tensor(view: mmap.mmap) -> int:
+    """Where in the file the last tensor begins; walks the header without building its values."""
+    version, tensors, pairs = struct.unpack_from("<IQQ", view, 4)
+    if version not in (2, 3):
+        raise KeyError(version)
+    at, alignment = 24, 32
+    for _ in range(pairs):
+        (length,) = struct.unpack_from("<Q", view, at)
+        key = view[at + 8 : at + 8 + length]
+        at += 8 + length
+        (kind,) = struct.unpack_from("<I", view, at)
+        if key == b"general.alignment":
+            (alignment,) = struct.unpack_from("<I", view, at + 4)
+        at = _gguf_skip(view, at + 4, kind)
+    last = 0
+    for _ in range(tensors):
+        (length,) = struct.unpack_from("<Q", view, at)
+        at += 8 + length
+        (dimensions,) = struct.unpack_from("<I", view, at)
+        at += 4 + 8 * dimensions + 4
+        (offset,) = struct.unpack_from("<Q", view, at)
+        last, at = max(last, offset), at + 8
+    return (at + alignment - 1) // alignment * alignment + last
+
+
+def _gguf_skip(view: mmap.mmap, at: int, kind: int) -> int:
+    """Where the value of this type, which begins at `at`, ends."""
+    if kind == _GGUF_STRING:
+        (length,) = struct.unpack_from("<Q", view, at)
+        return at + 8 + int(length)
+    if kind != _GGUF_ARRAY:
+        return at + _GGUF_SCALARS[kind]
+    kind, count = struct.unpack_from("<IQ", view, at)
+    at += 12
+    if kind in _GGUF_SCALARS:
+        return at + _GGUF_SCALARS[kind] * int(count)
+    for _ in range(count):
+        at = _gguf_skip(view, at, kind)
+    return at

@@ -1,0 +1,186 @@
+"""The choice of the device, on machines that are described, and the probe, against a driver compiled on the spot."""
+
+import importlib.machinery
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from suite.errors import DeviceError
+from suite.models import device as module
+from suite.models.device import Gpu, Hardware, describe_devices, hardware, resolve_device
+from suite.models.registry import ModelSpec, Requires
+
+SMALL = ModelSpec(name="small", hub="a/small")
+LARGE = ModelSpec(name="large", hub="a/large", requires=Requires(gpu_memory_gb=70))
+
+CPU = Hardware((), "the driver finds no GPU", mps=False, memory_gb=25)
+BIG_CPU = Hardware((), "the installed torch is built without CUDA", mps=False, memory_gb=512)
+H100 = Hardware((Gpu("H100", 85.0), Gpu("T4", 15.8)), "", mps=False, memory_gb=256)
+MAC = Hardware((), "the installed torch is built without CUDA", mps=True, memory_gb=34)
+
+
+@pytest.fixture(autouse=True)
+def _forget() -> Iterator[None]:
+    module._hardware.cache_clear()
+    yield
+    module._hardware.cache_clear()
+
+
+def on(here: Hardware, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "hardware", lambda: here)
+
+
+class TestChoice:
+    @pytest.mark.parametrize(
+        ("here", "requested", "spec", "chosen"),
+        [
+            (CPU, "auto", SMALL, "cpu"),
+            (H100, "auto", SMALL, "cuda"),
+            (MAC, "auto", SMALL, "mps"),
+            (H100, "auto", LARGE, "cuda"),
+            (H100, "cuda:0", LARGE, "cuda:0"),
+            (H100, "cuda:1", SMALL, "cuda:1"),
+            (H100, "cpu", LARGE, "cpu"),
+            (BIG_CPU, "cpu", LARGE, "cpu"),
+        ],
+    )
+    def test_it(
+        self, here: Hardware, requested: str, spec: ModelSpec, chosen: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        on(here, monkeypatch)
+        assert resolve_device(requested, spec) == chosen
+
+    @pytest.mark.parametrize(
+        ("here", "requested", "spec", "telling"),
+        [
+            (CPU, "auto", LARGE, r"large requires a GPU with 70 GB, and there is none here: the driver finds no GPU"),
+            (BIG_CPU, "auto", LARGE, r"--device cpu tries it on the CPU \(512 GB of memory here\)"),
+            (CPU, "cpu", LARGE, r"requires 70 GB, and the CPU's memory has 25.0 GB in all"),
+            (MAC, "auto", LARGE, r"requires 70 GB, and the memory that CPU and GPU share has 34.0 GB"),
+            (H100, "cuda:1", LARGE, r"requires 70 GB, and GPU 1 \(T4\) has 15.8 GB in all"),
+            (
+                H100,
+                "cuda:2",
+                SMALL,
+                r"no GPU 2. Here there is: cuda:0 \(H100, 85 GB\), cuda:1 \(T4, 16 GB\), cpu",
+            ),
+            (CPU, "cuda", SMALL, r"--device cuda: the driver finds no GPU(?s:.*)nvidia-smi(?s:.*)Here there is: cpu\."),
+            (BIG_CPU, "cuda", SMALL, r"built without CUDA(?s:.*)Install a torch built for CUDA"),
+            (CPU, "mps", SMALL, r"not an Apple silicon machine. Here there is: cpu"),
+            (H100, "gpu", SMALL, r"--device gpu is unknown: it is auto, cpu, mps, cuda, or cuda:1"),
+        ],
+    )
+    def test_what_is_not_there_or_not_enough(
+        self, here: Hardware, requested: str, spec: ModelSpec, telling: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        on(here, monkeypatch)
+        with pytest.raises(DeviceError, match=telling):
+            resolve_device(requested, spec)
+
+
+class TestTorchBuild:
+    @pytest.mark.parametrize(
+        ("source", "cuda"),
+        [
+            ("__version__ = '2.13.0+cpu'\ncuda: Optional[str] = None\nhip: Optional[str] = None\n", None),
+            ("__version__ = '2.11.0+cu128'\ncuda: Optional[str] = '12.8'\n", "12.8"),
+            ("__version__ = '2.6.0'\ncuda = '12.4'\n", "12.4"),
+            ("__version__ = '2.6.0'\n", None),
+        ],
+    )
+    def test_it_is_read_from_version_py(
+        self, source: str, cuda: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "version.py").write_text(source)
+        found = importlib.machinery.ModuleSpec("torch", None, origin=str(tmp_path / "__init__.py"))
+        monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: found)
+        assert module._torch_cuda() == cuda
+
+    def test_the_installed_one(self) -> None:
+        import torch
+
+        assert module._torch_cuda() == torch.version.cuda
+
+    def test_without_torch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: None)
+        assert module._torch_cuda() is None
+
+
+DRIVER = """
+#include <stdlib.h>
+#include <string.h>
+int cuInit(unsigned flags) { return %(init)d; }
+int cuDriverGetVersion(int *version) { *version = %(version)d; return 0; }
+int cuDeviceGetCount(int *count) { char *v = getenv("CUDA_VISIBLE_DEVICES"); *count = v ? atoi(v) : 2; return 0; }
+int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return 0; }
+int cuDeviceGetName(char *name, int n, int device) { strcpy(name, device ? "NVIDIA T4" : "NVIDIA H100"); return 0; }
+int cuDeviceTotalMem_v2(size_t *bytes, int device) { *bytes = device ? 15843721216 : 85024112640; return 0; }
+"""
+
+
+@pytest.mark.skipif(
+    shutil.which("cc") is None or not sys.platform.startswith("linux"), reason="needs a C compiler on Linux"
+)
+class TestProbe:
+    """The child process that asks the driver, with a libcuda.so.1 that answers what the test says."""
+
+    @pytest.fixture(autouse=True)
+    def _torch_for_cuda_12(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(module, "_torch_cuda", lambda: "12.8")
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+
+    @staticmethod
+    def install(folder: Path, monkeypatch: pytest.MonkeyPatch, *, init: int = 0, version: int = 12040) -> None:
+        (folder / "driver.c").write_text(DRIVER % {"init": init, "version": version})
+        command = ["cc", "-shared", "-fPIC", "-o", str(folder / "libcuda.so.1"), str(folder / "driver.c")]
+        subprocess.run(command, check=True)
+        monkeypatch.setenv("LD_LIBRARY_PATH", str(folder))
+
+    def test_the_gpus_and_their_memory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.install(tmp_path, monkeypatch)
+        assert [gpu.name for gpu in hardware().gpus] == ["NVIDIA H100", "NVIDIA T4"]
+        assert hardware().gpus[0].memory_gb == pytest.approx(85.02, abs=0.01)
+        assert resolve_device("auto", LARGE) == "cuda"
+        assert describe_devices().startswith("cuda:0 NVIDIA H100, 85 GB; cuda:1 NVIDIA T4, 16 GB; cpu, ")
+
+    def test_the_environment_is_honoured_whenever_it_changes(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.install(tmp_path, monkeypatch)
+        assert len(hardware().gpus) == 2
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")  # the driver above takes it for a count
+        assert len(hardware().gpus) == 1
+
+    @pytest.mark.parametrize(
+        ("options", "telling"),
+        [
+            ({"init": 100}, "the driver finds no GPU"),
+            ({"init": 803}, "driver and libcuda are of different versions"),
+            ({"init": 999}, r"does not start \(cuInit: 999\)"),
+            ({"version": 11080}, "knows CUDA 11.8, and the installed torch is built for CUDA 12.8"),
+        ],
+    )
+    def test_a_driver_that_is_no_use(
+        self, options: dict[str, int], telling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        self.install(tmp_path, monkeypatch, **options)
+        assert hardware().gpus == ()
+        with pytest.raises(DeviceError, match=telling):
+            resolve_device("cuda", SMALL)
+
+    def test_all_gpus_are_hidden(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.install(tmp_path, monkeypatch)
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+        with pytest.raises(DeviceError, match="CUDA_VISIBLE_DEVICES='0'"):
+            resolve_device("cuda", SMALL)
+
+    def test_a_driver_that_crashes_takes_nothing_with_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        (tmp_path / "libcuda.so.1").write_bytes(b"not a library")
+        monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
+        monkeypatch.setattr(module, "_PROBE", "import os; os.abort()")
+        assert "crashed when asked" in hardware().why_no_gpu
+        assert resolve_device("auto", SMALL) == "cpu"

