@@ -63,7 +63,7 @@ def reduce_stream(
                     else:
                         _accumulate(moments[layer], stream, layer, device)
                         if last:
-                            reduced[layer] = _reduce_moments(moments[layer])
+                            reduced[layer] = _reduce_moments(moments[layer], _epsilon(stream))
                             moments[layer] = {}
                     advance(1)
 
@@ -102,10 +102,14 @@ def _reduce_rows(stream: ResidualStream, layer: int, device: torch.device) -> La
         a, b = (spectrum_of_rows(_rows(half, update)[0], TOP_K).directions for half in (in_half_a, ~in_half_a))
         halves = (a, b)
     sums, squares = quantities.sum(dim=0), quantities.square().sum(dim=0)
-    return LayerSpectra(_statistics(whole, len(update), sums, squares), whole.directions, halves)
+    return LayerSpectra(_statistics(whole, len(update), sums, squares, _epsilon(stream)), whole.directions, halves)
 
 
-def _reduce_moments(moments: dict[bool, Moments]) -> LayerSpectra:
+def _epsilon(stream: ResidualStream) -> float:
+    return torch.finfo(stream.states[0].dtype).eps
+
+
+def _reduce_moments(moments: dict[bool, Moments], epsilon: float) -> LayerSpectra:
     parts = list(moments.values())
     total = parts[0] + parts[1] if len(parts) == 2 else parts[0]
     whole = spectrum_of_gram(total.gram, total.tokens, TOP_K)
@@ -113,14 +117,14 @@ def _reduce_moments(moments: dict[bool, Moments]) -> LayerSpectra:
     if len(parts) == 2:
         a, b = (spectrum_of_gram(moments[half].gram, moments[half].tokens, TOP_K) for half in (True, False))
         halves = (a.directions, b.directions)
-    return LayerSpectra(_statistics(whole, total.tokens, total.sums, total.squares), whole.directions, halves)
+    return LayerSpectra(_statistics(whole, total.tokens, total.sums, total.squares, epsilon), whole.directions, halves)
 
 
-def _statistics(spectrum: Spectrum, tokens: int, sums: Tensor, squares: Tensor) -> LayerStatistics:
+def _statistics(spectrum: Spectrum, tokens: int, sums: Tensor, squares: Tensor, epsilon: float) -> LayerStatistics:
     mean = sums / tokens
     sd = (squares / tokens - mean.square()).clamp_min(0.0).sqrt()
     averages = {
         name: (float(m), float(s)) for name, m, s in zip(TOKEN_QUANTITIES, mean.tolist(), sd.tolist(), strict=True)
     }
     hidden = spectrum.directions.shape[1]
-    return LayerStatistics(tokens, hidden, spectrum.eigenvalues.cpu().numpy(), averages)
+    return LayerStatistics(tokens, hidden, spectrum.eigenvalues.cpu().numpy(), averages, epsilon)

@@ -63,6 +63,8 @@ class LayerStatistics:
     """Squared singular values of delta, descending, min(tokens, hidden) of them; rounded-away ones are 0."""
     averages: Mapping[str, tuple[float, float]]
     """Mean and standard deviation over tokens: see `moments.TOKEN_QUANTITIES`."""
+    epsilon: float
+    """Machine epsilon of the dtype that the stream was computed in."""
 
     @property
     def energies(self) -> Float64[np.ndarray, " rank"]:
@@ -300,6 +302,18 @@ def block_influence(layer: LayerStatistics) -> Estimate:
 )
 def angular_distance(layer: LayerStatistics) -> Estimate:
     return _average(layer, "angular_distance")
+
+
+@_register(
+    "layer",
+    "eps^2 / 24 * mean ||h_L||^2 / mean ||delta||^2, eps of the stream's dtype",
+    source="uniform rounding error, per addition to the stream",
+)
+def rounding_share(layer: LayerStatistics) -> Estimate:
+    """The share of the update's energy that is rounding: a state's last bit is off by eps / sqrt(24) of it, rms."""
+    mean, sd = layer.averages["stream_norm"]
+    update = layer.eigenvalues.sum() / layer.tokens
+    return Estimate(value=float(layer.epsilon**2 / 24 * (mean**2 + sd**2) / update))
 
 
 # --- two layers ------------------------------------------------------------------------------------------------

@@ -74,13 +74,14 @@ def load_calibration(name: str) -> Calibration:
         prompts = json.loads(_bundled("seed.json"))
         return Calibration("seed", ("\n\n".join(prompts),), drop_first_token=True)
     if name == "core":
-        return Calibration("core", tuple(json.loads(line)["text"] for line in _bundled("core.jsonl").splitlines()))
+        lines = _bundled("core.jsonl").splitlines()
+        return Calibration("core", tuple(json.loads(line)["text"] for line in lines))
     path = Path(name)
     if not path.exists():
         raise CalibrationError(
             f"calibration {name!r} is neither a bundled set ({', '.join(BUNDLED)}) nor an existing file or folder "
-            f"(looked for {path.absolute()}). Use --calibration {BUNDLED[0]}, or the path of a .txt, .md or .jsonl file, "
-            f"or of a folder of them."
+            f"(looked for {path.absolute()}). Use --calibration {BUNDLED[0]}, or the path of a .txt, .md or "
+            f".jsonl file, or of a folder of texts."
         )
     documents = tuple(text for text in _documents(path) if text.strip())
     if not documents:

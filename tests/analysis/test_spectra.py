@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -77,7 +79,7 @@ def test_any_split_and_order_gives_the_same_moments(seed: int, cuts: list[int], 
     update = torch.randn(60, 12, generator=generator)
     update[0] *= 1000
     edges = [0, *sorted(set(cuts)), 60]
-    parts = [Moments.of(before[start:stop], update[start:stop]) for start, stop in zip(edges, edges[1:], strict=False)]
+    parts = [Moments.of(before[start:stop], update[start:stop]) for start, stop in pairwise(edges)]
     order.shuffle(parts)  # type: ignore[attr-defined]
     total = parts[0]
     for part in parts[1:]:

@@ -79,7 +79,7 @@ def test_several_devices_reduce_the_same(loaded: tuple[Any, TokenSequences]) -> 
 def test_out_of_memory_halves_the_batch_and_loses_nothing(
     loaded: tuple[Any, TokenSequences], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import suite.capture.residual as residual
+    from suite.capture import residual
 
     sizes, forward = [], residual._forward
 
