@@ -1,0 +1,216 @@
+"""The shell's front door: `delta-suite`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from suite.errors import SuiteError
+
+app = typer.Typer(
+    help="pytest specs for the depth structure of language models. Verdicts in CI: pytest hypotheses/ --model=NAME",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+MEASUREMENT_FAILED = 1
+ModelsFile = Annotated[
+    Path | None,
+    typer.Option("--models-file", help="models.toml to use (default: ./models.toml, else the suite's own)."),
+]
+
+
+@contextmanager
+def _errors_as_text() -> Iterator[None]:
+    """An error meant for the user is one paragraph on stderr, without a traceback."""
+    try:
+        yield
+    except SuiteError as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> NoReturn:
+    typer.echo(f"delta-suite: {message}", err=True)
+    raise typer.Exit(MEASUREMENT_FAILED)
+
+
+@app.command(epilog="Example: delta-suite measure smollm2-135m-q4")
+def measure(
+    models: Annotated[
+        list[str], typer.Argument(help="Names from models.toml, name@revision, directories, or hub ids.")
+    ],
+    calibration: Annotated[str, typer.Option(help="seed, core, or a text file, .jsonl or folder.")] = "seed",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16 (default: the model's).")] = None,
+    results: Annotated[Path, typer.Option("--results-dir", help="Where the record is written.")] = Path("results"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again, whatever the cache holds.")] = False,
+    layers: Annotated[bool, typer.Option("--layers", help="Show the table of layers, too.")] = False,
+    models_file: ModelsFile = None,
+) -> None:
+    """Measure models and write one record each; a model measured before comes from the cache."""
+    import time
+
+    from suite.measure import Settings
+    from suite.measure import measure as run
+    from suite.models.registry import load_registry
+    from suite.publish import tables
+    from suite.publish.progress import bars
+
+    started = time.time() if fresh else None
+    settings = Settings(calibration=calibration, device=device, dtype=dtype, results=results, fresh_since=started)
+    failed = False
+    with _errors_as_text():
+        specs = [load_registry(models_file).resolve(name) for name in models]
+    for spec in specs:
+        try:
+            outcome = run(spec, settings, bars())
+        except SuiteError as error:
+            failed = True  # the other models are still measured
+            typer.echo(f"delta-suite: {spec.name} cannot be measured: {error}", err=True)
+            continue
+        typer.echo(tables.model_line(outcome.measurement) + (" (from the cache)" if outcome.cached else ""))
+        typer.echo(f"\n{tables.phase_table(outcome.measurement)}\n")
+        if layers:
+            typer.echo(f"{tables.layer_table(outcome.measurement)}\n")
+        typer.echo(f"record: {outcome.record}")
+    if failed:
+        raise typer.Exit(MEASUREMENT_FAILED)
+
+
+@app.command(epilog="Example: delta-suite judge results/runs/smollm2-135m-q4/*.json")
+def judge(
+    records: Annotated[list[Path], typer.Argument(help="Stored records.")],
+    hypotheses: Annotated[
+        list[Path] | None,
+        typer.Option("--hypotheses", help="Hypothesis files or folders (default: hypotheses/)."),
+    ] = None,
+    models_file: ModelsFile = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Explain each verdict.")] = False,
+) -> None:
+    """Judge stored records, without a model. Exits with 1 where an expectation is refuted."""
+    from suite.claims.judge import Verdict
+    from suite.claims.judge import judge as verdict_on
+    from suite.claims.spec import load_hypotheses
+    from suite.models.registry import load_registry
+    from suite.publish import tables
+    from suite.records.cache import Cache, cache_root
+    from suite.records.store import load
+
+    with _errors_as_text():
+        loaded = load_hypotheses(hypotheses or [_default_hypotheses()])
+        registry = load_registry(models_file)
+        rows: list[tables.Row] = []
+        texts: list[str] = []
+        for path in records:
+            measured = load(path).with_arrays(Cache(cache_root()).arrays(load(path).provenance.cache_key))
+            spec = registry.specs.get(measured.model.name)
+            if spec is not None and spec.phases is not None and dict(spec.phases) != measured.phases:
+                typer.echo(f"{path}: judged under the phase map that {registry.path} declares now")
+                measured = measured.under(spec.phases)
+            typer.echo(tables.model_line(measured))
+            typer.echo(f"\n{tables.phase_table(measured)}\n")
+            for hypothesis in loaded:
+                for expectation in hypothesis.expect:
+                    judgement = verdict_on(hypothesis, expectation, measured)
+                    where = f"{hypothesis.path}:{expectation.line}"
+                    rows.append(tables.Row.of(judgement, where, str(path)))
+                    if judgement.verdict is not Verdict.SUPPORTED or explain:
+                        texts.append(tables.explanation(judgement, where, f"delta-suite judge --explain {path}"))
+        typer.echo(tables.verdict_grid(rows))
+        if explain:
+            typer.echo("\n" + "\n\n".join(texts))
+        failed = [row for row in rows if row.verdict == Verdict.REFUTED.value and row.severity == "fail"]
+        if failed:
+            typer.echo(f"\nrefuted, furthest from the claim first\n{tables.failure_table(failed)}")
+            raise typer.Exit(1)
+
+
+def _default_hypotheses() -> Path:
+    """./hypotheses, else the one beside the suite's own checkout."""
+    import suite
+
+    here, own = Path("hypotheses"), Path(suite.__file__).parent.parent / "hypotheses"
+    return here if here.is_dir() or not own.is_dir() else own
+
+
+@app.command(epilog="Example: delta-suite models")
+def models(models_file: ModelsFile = None) -> None:
+    """The models that are known, which of them are on this machine, and why the others are not."""
+    from tabulate import tabulate
+
+    from suite.models.files import availability
+    from suite.models.registry import load_registry
+
+    with _errors_as_text():
+        registry = load_registry(models_file)
+        lines = []
+        for name, spec in registry.specs.items():
+            here, why = availability(spec)
+            lines.append([name, "yes" if here else "no", spec.source, spec.dtype, why])
+    typer.echo(tabulate(lines, headers=["model", "here", "source", "dtype", "note"], disable_numparse=True))
+    typer.echo(
+        f"\n{len(lines)} models in {registry.path}. A directory or a hub id (org/name) can be given to --model, too."
+    )
+
+
+@app.command(epilog="Example: delta-suite metrics")
+def metrics(
+    as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+) -> None:
+    """The reference table: every metric with formula, unit, range, scope, version and source."""
+    from suite.analysis.metrics import METRICS
+    from suite.publish.tables import metric_table
+
+    if not as_json:
+        typer.echo(metric_table())
+        return
+    keys = ("name", "scope", "formula", "unit", "low", "high", "version", "source")
+    listed = [{key: getattr(metric, key) for key in keys} for metric in METRICS.values()]
+    for row in listed:
+        row["high"] = None if row["high"] == float("inf") else row["high"]
+    typer.echo(json.dumps(listed, indent=1, ensure_ascii=False))
+
+
+@app.command(epilog="Example: delta-suite schema > hypotheses/hypothesis.schema.json")
+def schema() -> None:
+    """The JSON Schema of hypothesis files, for editors (`#:schema ./hypothesis.schema.json` at the top of a file)."""
+    from suite.claims.spec import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+
+
+@app.command(epilog="Example: delta-suite doctor")
+def doctor(models_file: ModelsFile = None) -> None:
+    """Versions, devices, cache, and what is missing."""
+    import platform
+
+    import suite
+    from suite.measure import LIBRARIES, library_version
+    from suite.models.device import describe_devices
+    from suite.models.files import availability
+    from suite.models.registry import load_registry
+    from suite.records.cache import cache_root
+
+    lines = [("delta-suite", suite.__version__), ("python", platform.python_version())]
+    lines += [(name, library_version(name)) for name in (*LIBRARIES, "pytest", "pytest-benchmark", "pytest-xdist")]
+    lines.append(("devices", describe_devices()))
+    root = cache_root()
+    entries = list((root / "measurements").glob("*/measurement.json"))
+    size = sum(file.stat().st_size for file in root.rglob("*") if file.is_file()) if root.exists() else 0
+    lines.append(("cache", f"{root}: {len(entries)} measurements, {size / 1e6:.1f} MB"))
+    with _errors_as_text():
+        registry = load_registry(models_file)
+        here = [name for name, spec in registry.specs.items() if availability(spec)[0]]
+        lines.append(("models", f"{len(here)} of {len(registry.specs)} on this machine: {', '.join(here) or 'none'}"))
+    for name, value in lines:
+        typer.echo(f"{name:<18} {value}")
+    missing = [name for name, value in lines if value == "not installed" and name != "pytest-xdist"]
+    if missing:
+        _fail(f"not installed: {', '.join(missing)}. pip install {' '.join(missing)}")

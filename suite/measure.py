@@ -1,0 +1,309 @@
+"""The pipeline: ModelSpec -> Measurement. Torch is imported only where the cache has no answer."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import suite
+from suite.analysis.metrics import TOP_K, DirectionGram
+from suite.capture.calibration import DEFAULT_CALIBRATION, MAX_TOKENS, Calibration, load_calibration, tokenize
+from suite.models.device import resolve_device
+from suite.models.files import ModelFiles, fingerprint, locate
+from suite.models.phases import phase_map
+from suite.models.registry import ModelSpec
+from suite.publish.progress import Progress, no_progress
+from suite.records.cache import Cache, cache_key, cache_root
+from suite.records.measurement import (
+    SCHEMA,
+    CalibrationRecord,
+    CertificateRecord,
+    IdentityRecord,
+    Measurement,
+    ModelRecord,
+    Provenance,
+    measured_layers,
+    metric_versions,
+)
+from suite.records.store import RESULTS, save
+
+if TYPE_CHECKING:
+    from suite.capture.certificate import Certificate
+
+LIBRARIES = ("torch", "transformers", "numpy", "tokenizers", "safetensors", "accelerate", "gguf")
+"""Whose versions a record names."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the user chose for a run; everything else follows from the model."""
+
+    calibration: str = DEFAULT_CALIBRATION
+    device: str = "auto"
+    dtype: str | None = None
+    """None: what the model's entry says."""
+    results: Path = RESULTS
+    fresh_since: float | None = None
+    """Cache entries made before this moment (seconds since the epoch) do not count."""
+    cache: Cache = field(default_factory=lambda: Cache(cache_root()))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A measurement, the record it was written to, and whether the cache had it."""
+
+    measurement: Measurement
+    record: Path
+    cached: bool
+
+
+def measure(spec: ModelSpec, settings: Settings, progress: Progress = no_progress) -> Outcome:
+    """Measure one model, or take it from the cache, and write its record.
+
+    Raises a SuiteError whose message says what to do: the model or its device is not there, the calibration is unfit,
+    the stream cannot be captured, an identity of the certificate fails, a folder cannot be written.
+    """
+    calibration = load_calibration(settings.calibration)
+    device = resolve_device(settings.device, spec)
+    files = locate(spec)
+    weights = fingerprint(files, settings.cache.memo)
+    dtype = settings.dtype or spec.dtype
+    choices = {
+        "dtype": dtype,
+        "device": device.split(":")[0],
+        "layers_path": spec.layers_path,
+        "max_tokens": MAX_TOKENS,
+        "top_k": TOP_K,
+        "drop_first_token": calibration.drop_first_token,
+    }
+    key = cache_key(
+        schema=SCHEMA,
+        weights=weights,
+        calibration=calibration.sha256,
+        metrics=metric_versions(),
+        libraries={name: library_version(name) for name in ("torch", "transformers")},
+        **choices,
+    )
+    with settings.cache.lock(key):
+        measurement = settings.cache.get(key, settings.fresh_since)
+        cached = measurement is not None
+        if measurement is None:
+            run = _Run(spec, files, calibration, device, dtype, weights, key, choices)
+            measurement = settings.cache.put(key, *_measure(run, progress))
+    # Phases and names are the user's, not the measurement's: put on anew each time, without a model.
+    shown = measurement.under(
+        phase_map(measurement.model.layers, spec.phases),
+        name=spec.name,
+        source=spec.source,
+        revision=files.revision or spec.revision,
+    )
+    return Outcome(shown, save(settings.results, shown), cached)
+
+
+@dataclass(frozen=True)
+class _Run:
+    spec: ModelSpec
+    files: ModelFiles
+    calibration: Calibration
+    device: str
+    dtype: str
+    fingerprint: str
+    key: str
+    choices: dict[str, Any]
+
+
+def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.ndarray]]:
+    """Load, tokenize, capture, reduce, assemble."""
+    import torch
+
+    from suite.analysis.layers import reduce_stream
+    from suite.capture.residual import capture
+    from suite.capture.stream import ResidualStream
+    from suite.models.blocks import find_decoder
+    from suite.models.loading import load
+
+    clock = _Clock()
+    device = torch.device(run.device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with clock("load"):
+        loaded = load(run.spec, run.files, device=run.device, dtype=run.dtype)
+        model: Any = loaded.model
+        decoder = find_decoder(model, run.spec.layers_path)
+        config = model.config.get_text_config(decoder=True)
+        sequences = tokenize(
+            run.calibration,
+            loaded.tokenizer,
+            model.get_input_embeddings().weight.shape[0],
+            getattr(config, "max_position_embeddings", None),
+        )
+    certificates: list[Certificate] = []
+    blocks = len(decoder.blocks)
+    dropped = sum(first and sequences.drop_first_token for first in sequences.starts_document)
+
+    with progress(f"{run.spec.name}: capture", sequences.tokens, "token") as shown_capture:
+
+        def streams() -> Iterator[ResidualStream]:
+            shards = capture(model, decoder, sequences, device=device, advance=shown_capture.update)
+            while True:
+                with clock("capture"):
+                    item = next(shards, None)
+                if item is None:
+                    return
+                stream, certificate = item
+                certificates.append(certificate)
+                yield stream
+
+        with torch.no_grad(), clock("analysis"):
+            layers = reduce_stream(streams(), layers=blocks, tokens=sequences.tokens - dropped)
+    clock.subtract("analysis", "capture")
+
+    # Kept and compared in float32: what the cache gives back is then exactly what was measured.
+    arrays = {"raw.directions": np.stack([own.directions.float().cpu().numpy() for own in layers])}
+    if all(own.halves is not None for own in layers):
+        for half, name in enumerate(("a", "b")):
+            stacked = np.stack([own.halves[half].float().cpu().numpy() for own in layers if own.halves])
+            arrays[f"raw.directions_{name}"] = stacked
+    arrays["raw.eigenvalues"] = np.stack([own.statistics.eigenvalues for own in layers])
+    gram = DirectionGram.of(
+        arrays["raw.directions"],
+        (arrays["raw.directions_a"], arrays["raw.directions_b"]) if "raw.directions_a" in arrays else None,
+    )
+    certificate = certificates[0]
+    for other in certificates[1:]:
+        certificate = certificate + other
+    measurement = Measurement(
+        schema_version=SCHEMA,
+        model=ModelRecord(
+            name=run.spec.name,
+            source=run.spec.source,
+            revision=run.files.revision or run.spec.revision,
+            fingerprint=run.fingerprint,
+            architecture=type(loaded.model).__name__,
+            layers=blocks,
+            hidden=layers[0].statistics.hidden,
+        ),
+        calibration=CalibrationRecord(
+            name=run.calibration.name,
+            sha256=run.calibration.sha256,
+            documents=len(run.calibration.documents),
+            tokens=sequences.tokens - dropped,
+            dropped=dropped,
+        ),
+        certificate=_certificate_record(certificate),
+        provenance=Provenance(
+            created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+            suite=suite.__version__,
+            git=_git(),
+            dtype=loaded.dtype,
+            attention=loaded.attention,
+            device=device.type,
+            hardware=_hardware(device),
+            versions={"python": platform.python_version()} | {name: library_version(name) for name in LIBRARIES},
+            settings=run.choices | {"blocks_path": decoder.path},
+            metric_versions=metric_versions(),
+            seconds=clock.seconds,
+            peak_memory_bytes=_peak_memory(),
+            cache_key=run.key,
+        ),
+        phases={},
+        layers=tuple(measured_layers([own.statistics for own in layers], gram, "raw")),
+        scopes={},
+    )
+    return measurement, arrays
+
+
+def _certificate_record(certificate: Certificate) -> CertificateRecord:
+    identities = {
+        identity.name: IdentityRecord(says=identity.says, error=identity.error, tolerance=identity.tolerance)
+        for identity in certificate.identities
+    }
+    return CertificateRecord(
+        holds=True,
+        blocks=certificate.blocks,
+        forward_passes=certificate.forward_passes,
+        final_norm=certificate.final_norm,
+        identities=identities,
+    )
+
+
+class _Clock:
+    """Wall seconds per step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, step: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[step] = round(self.seconds.get(step, 0.0) + time.perf_counter() - started, 3)
+
+    def subtract(self, outer: str, inner: str) -> None:
+        """What `inner` took inside `outer` is not outer's own."""
+        self.seconds[outer] = round(self.seconds[outer] - self.seconds[inner], 3)
+
+
+def library_version(distribution: str) -> str:
+    """The installed version, or "not installed"."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit and dirty flag of the checkout that the suite's code is imported from, if it is one."""
+    root = Path(suite.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "suite"))}
+    except (OSError, subprocess.SubprocessError):
+        return None  # no git program, or no commit yet: the record then says that the state is unknown
+
+
+def _hardware(device: Any) -> str:
+    """What the numbers and seconds were measured on, in words."""
+    if device.type == "cuda":
+        import torch
+
+        return str(torch.cuda.get_device_name(device))
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        processor = names[0] if names else processor
+    return f"{processor}, {os.cpu_count()} cores"
+
+
+def _peak_memory() -> dict[str, int]:
+    import resource
+
+    import torch
+
+    scale = 1 if platform.system() == "Darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
+    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale}
+    for index in range(torch.cuda.device_count()):
+        if used := torch.cuda.max_memory_allocated(index):
+            peak[f"cuda:{index}"] = used
+    return peak

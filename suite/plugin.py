@@ -1,0 +1,541 @@
+"""pytest's front door: hypothesis files become items, one per (expectation, model); verdicts become outcomes.
+
+Imported in every pytest run of the environment, so torch, pydantic and the rest of the suite come in only when a
+hypothesis file or a model is there.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from suite.errors import SuiteError
+
+if TYPE_CHECKING:
+    from suite.claims.judge import Judgement, Observation, Quantity
+    from suite.claims.spec import Expectation, Hypothesis
+    from suite.measure import Outcome, Settings
+    from suite.models.registry import ModelSpec
+    from suite.records.measurement import Measurement
+
+FOLDER = "hypotheses"
+"""TOML files in a folder of this name are hypothesis files, and those named on the command line."""
+
+STARTED = "delta_suite_started"
+"""Key under which a worker is told when the run started."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("delta-suite", "depth structure of language models")
+    add = group.addoption
+    add(
+        "--model",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="model to measure: a name from models.toml, name@revision, a directory, or a hub id (repeatable)",
+    )
+    add(
+        "--all-models",
+        action="store_true",
+        help="every model of models.toml whose weights are on this machine",
+    )
+    add(
+        "--models-file",
+        metavar="PATH",
+        help="models.toml to use (default: ./models.toml, else the suite's own)",
+    )
+    add(
+        "--calibration",
+        default="seed",
+        metavar="NAME|PATH",
+        help="calibration set: seed, core, or a text file, .jsonl or folder (default: seed)",
+    )
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    add(
+        "--dtype",
+        choices=["auto", "float32", "bfloat16", "float16"],
+        help="dtype of the weights (default: the model's)",
+    )
+    add(
+        "--results-dir",
+        default="results",
+        metavar="PATH",
+        help="where records are written (default: results)",
+    )
+    add("--fresh", action="store_true", help="measure again, whatever the cache holds")
+    add("--strict-verdicts", action="store_true", help="inconclusive and not measured fail, too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[SESSION] = Session(config)
+
+
+class Session:
+    """The models of a run, and what became of each: measured once, however many items ask, failures kept too."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.hypotheses: dict[str, Path] = {}
+        self.needs_model = False
+        self._outcomes: dict[str, Outcome | SuiteError] = {}
+        worker = getattr(config, "workerinput", None)
+        self.started: float = worker[STARTED] if worker else time.time()
+        self.specs: list[ModelSpec] = []
+        self.arguments: dict[str, str] = {}
+        """What a model was called on the command line: a directory's name in tables is not its path."""
+        self.left_out: list[str] = []
+        if config.getoption("model") or config.getoption("all_models"):
+            self._resolve()
+
+    def _resolve(self) -> None:
+        from suite.models.files import availability
+        from suite.models.registry import load_registry
+
+        try:
+            registry = load_registry(self._path("models_file"))
+            specs = []
+            for argument in self.config.getoption("model"):
+                specs.append(registry.resolve(argument))
+                self.arguments[specs[-1].name] = argument
+        except SuiteError as error:
+            raise pytest.UsageError(str(error)) from None
+        if self.config.getoption("all_models"):
+            for spec in registry.specs.values():
+                if availability(spec)[0]:
+                    specs.append(spec)
+                else:
+                    self.left_out.append(spec.name)
+            if not specs:
+                raise pytest.UsageError(
+                    f"--all-models: none of {registry.path} is on this machine; see delta-suite models"
+                )
+        self.specs = list({spec.name: spec for spec in specs}.values())
+
+    def _path(self, option: str) -> Path | None:
+        given = self.config.getoption(option)
+        return Path(given) if given else None
+
+    @property
+    def settings(self) -> Settings:
+        from suite.measure import Settings
+
+        option = self.config.getoption
+        return Settings(
+            calibration=option("calibration"),
+            device=option("device"),
+            dtype=option("dtype"),
+            results=Path(option("results_dir")),
+            fresh_since=self.started if option("fresh") else None,
+        )
+
+    def outcome(self, spec: ModelSpec) -> Outcome:
+        """The model's measurement. Raises its SuiteError, each time the same one, where it cannot be measured."""
+        if spec.name not in self._outcomes:
+            from suite.measure import measure
+            from suite.publish.progress import bars
+
+            with self._terminal():
+                try:
+                    self._outcomes[spec.name] = measure(spec, self.settings, bars())
+                except SuiteError as error:
+                    self._outcomes[spec.name] = error
+        found = self._outcomes[spec.name]
+        if isinstance(found, SuiteError):
+            raise found
+        return found
+
+    def outcome_or_error(self, spec: ModelSpec) -> Outcome:
+        """The same inside a test: without a measurement the test is an error with its message, and no traceback."""
+        try:
+            return self.outcome(spec)
+        except SuiteError as error:
+            message = f"{spec.name} cannot be measured: {error}"
+        pytest.fail(message, pytrace=False)  # outside the handler, or the report would show both errors
+
+    @contextmanager
+    def _terminal(self) -> Iterator[None]:
+        """Let progress through pytest's capture, on a line of its own."""
+        reporter = self.config.pluginmanager.getplugin("terminalreporter")
+        capture = self.config.pluginmanager.getplugin("capturemanager")
+        if reporter is None or capture is None:  # an xdist worker has no terminal
+            yield
+            return
+        with capture.global_and_fixture_disabled():
+            yield
+
+    def reproduce(self, nodeid: str, model: str) -> str:
+        """The command that shows one verdict again."""
+        words = ["pytest", nodeid, f"--model={self.arguments.get(model, model)}"]
+        for option, flag in (("calibration", "--calibration"), ("device", "--device"), ("dtype", "--dtype")):
+            value = self.config.getoption(option)
+            if value not in (None, "auto", "seed"):
+                words.append(f"{flag}={value}")
+        return shlex.join(words)
+
+
+SESSION: pytest.StashKey[Session] = pytest.StashKey()
+
+
+# --- collection ------------------------------------------------------------------------------------------------
+
+
+def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    if file_path.suffix != ".toml":
+        return None
+    named = {Path(str(argument).split("::")[0]).resolve() for argument in parent.config.args}
+    if FOLDER in file_path.parts[:-1] or file_path.resolve() in named:
+        return HypothesisFile.from_parent(parent, path=file_path)
+    return None
+
+
+class HypothesisFile(pytest.File):
+    """One TOML file of expectations."""
+
+    def collect(self) -> Iterable[pytest.Item]:
+        from suite.claims.spec import load_hypothesis
+
+        session = self.config.stash[SESSION]
+        session.needs_model = True
+        try:
+            hypothesis = load_hypothesis(self.path)
+        except SuiteError as error:
+            raise self.CollectError(str(error)) from None
+        first = session.hypotheses.setdefault(hypothesis.id, self.path)
+        if first != self.path:
+            raise self.CollectError(
+                f"{self.path}: the id {hypothesis.id!r} is taken by {first}; give each file its own"
+            )
+        for tag in hypothesis.tags:
+            self.config.addinivalue_line("markers", f"{tag}: tag of hypothesis {hypothesis.id}")
+        for expectation in hypothesis.expect:
+            for spec in session.specs:
+                yield ExpectationItem.from_parent(
+                    self,
+                    name=f"{hypothesis.id}/{expectation.id}[{spec.name}]",
+                    hypothesis=hypothesis,
+                    expectation=expectation,
+                    spec=spec,
+                )
+
+
+class ExpectationRefutedError(Exception):
+    """Carries the judgement to the report."""
+
+    def __init__(self, judgement: Judgement) -> None:
+        super().__init__(judgement.expectation.claim())
+        self.judgement = judgement
+
+
+class ExpectationItem(pytest.Item):
+    """One expectation for one model."""
+
+    def __init__(self, *, hypothesis: Hypothesis, expectation: Expectation, spec: ModelSpec, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.hypothesis, self.expectation, self.spec = hypothesis, expectation, spec
+        self.judgement: Judgement | None = None
+        for tag in hypothesis.tags:
+            self.add_marker(tag)
+        for xfail in expectation.xfail:
+            if any(fnmatchcase(spec.name, pattern) for pattern in xfail.models):
+                self.add_marker(pytest.mark.xfail(reason=xfail.reason))
+
+    def setup(self) -> None:
+        self.config.stash[SESSION].outcome_or_error(self.spec)
+
+    def runtest(self) -> None:
+        from suite.claims.judge import Verdict, judge
+
+        outcome = self.config.stash[SESSION].outcome(self.spec)
+        self.judgement = judgement = judge(self.hypothesis, self.expectation, outcome.measurement)
+        shown = {
+            "hypothesis": self.hypothesis.id,
+            "hypothesis_sha256": self.hypothesis.sha256,
+            "model": self.spec.name,
+            "metric": self.expectation.metric,
+            "scope": self.expectation.scope,
+            "verdict": judgement.verdict.value,
+            "observed": judgement.observed,
+            "threshold": judgement.required,
+            "margin": judgement.margin,
+        }
+        self.user_properties += [(key, value) for key, value in shown.items() if value is not None]
+        if judgement.verdict is Verdict.SUPPORTED:
+            return
+        if judgement.verdict is Verdict.REFUTED and self.expectation.severity == "fail":
+            raise ExpectationRefutedError(judgement)
+        if judgement.verdict is not Verdict.REFUTED and self.config.getoption("strict_verdicts"):
+            raise ExpectationRefutedError(judgement)
+        pytest.skip(f"{judgement.verdict.value.lower()}: {judgement.reason or self._explain(judgement)}")
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+        if isinstance(excinfo.value, ExpectationRefutedError):
+            return self._explain(excinfo.value.judgement)
+        return super().repr_failure(excinfo, style)
+
+    def _explain(self, judgement: Judgement) -> str:
+        from suite.publish.tables import explanation
+
+        reproduce = self.config.stash[SESSION].reproduce(self.nodeid, self.spec.name)
+        return explanation(judgement, self.where, reproduce)
+
+    @property
+    def where(self) -> str:
+        """file:line of the claim"""
+        path = self.path
+        if path.is_relative_to(self.config.rootpath):
+            path = path.relative_to(self.config.rootpath)
+        return f"{path}:{self.expectation.line}"
+
+    def reportinfo(self) -> tuple[Path, int, str]:
+        return self.path, self.expectation.line - 1, self.name
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "measurement" in metafunc.fixturenames:
+        session = metafunc.config.stash[SESSION]
+        session.needs_model = True
+        names = [spec.name for spec in session.specs]
+        metafunc.parametrize("measurement", session.specs, ids=names, indirect=True, scope="session")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Items of one model stand together, so that it is measured, used and let go before the next."""
+    session = config.stash[SESSION]
+    if session.needs_model and not session.specs:
+        from suite.models.registry import load_registry
+
+        try:
+            known = ", ".join(load_registry(session._path("models_file")).specs)
+        except SuiteError as error:
+            raise pytest.UsageError(str(error)) from None
+        raise pytest.UsageError(
+            f"no model given. Name one with --model=NAME: a directory, a hub id (org/name), "
+            f"or one of models.toml: {known}"
+        )
+    order = {spec.name: index for index, spec in enumerate(session.specs)}
+    items.sort(key=lambda item: order.get(spec.name, -1) if (spec := _spec(item)) else -1)
+
+
+def _spec(item: pytest.Item) -> ModelSpec | None:
+    """The model that an item is about."""
+    if isinstance(item, ExpectationItem):
+        return item.spec
+    callspec = getattr(item, "callspec", None)
+    found: ModelSpec | None = callspec.params.get("measurement") if callspec else None
+    return found
+
+
+# --- the measurement fixture -----------------------------------------------------------------------------------
+
+
+class Measured:
+    """What a plain test gets: `value()` for numbers that explain themselves when an assert on them fails."""
+
+    def __init__(self, record: Measurement) -> None:
+        self.record = record
+
+    def value(self, metric: str, scope: str = "model", *, variant: str = "raw", over: str = "mean") -> Quantity:
+        """One number: a metric over a phase, `layers:8-15`, `layer:3` or `model`.
+
+        Without a number the test is reported as not measured, with the reason. Raises ValueError for a metric that
+        does not exist.
+        """
+        from suite.claims.judge import Quantity
+
+        return Quantity(self.observe(metric, scope, variant=variant, over=over))
+
+    def observe(self, metric: str, scope: str = "model", *, variant: str = "raw", over: str = "mean") -> Observation:
+        """The same with the values of each layer, and the reason where there is no number."""
+        from suite.claims.judge import observe
+
+        return observe(self.record, metric, scope, variant, over)
+
+    def __repr__(self) -> str:
+        return f"<measurement of {self.record.model.name}>"
+
+
+@pytest.fixture(scope="session")
+def measurement(request: pytest.FixtureRequest) -> Measured:
+    """The measurement of each --model in turn, taken once per run."""
+    return Measured(request.config.stash[SESSION].outcome_or_error(request.param).measurement)
+
+
+def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
+    from sys import modules
+
+    judge = modules.get("suite.claims.judge")  # not imported yet: then neither side is a Quantity
+    if judge is None:
+        return None
+    from suite.publish.tables import quantity_lines
+
+    sides = [side for side in (left, right) if isinstance(side, judge.Quantity)]
+    if not sides:
+        return None
+    lines = (
+        [f"{float(left):.6g} {op} {float(right):.6g}"]
+        if isinstance(left, float | int) and isinstance(right, float | int)
+        else [f"{left!r} {op} {right!r}"]
+    )
+    for side in sides:
+        lines += quantity_lines(side.observation, op if side is left else _MIRRORED.get(op, op))
+    return lines
+
+
+_MIRRORED = {">=": "<=", "<=": ">=", ">": "<", "<": ">"}
+
+
+# --- reports ---------------------------------------------------------------------------------------------------
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    spec = _spec(item)
+    if spec is None or not (call.when == "call" or report.failed):
+        return report
+    from suite.publish.tables import Row
+
+    session = item.config.stash[SESSION]
+    row = None
+    if isinstance(item, ExpectationItem):
+        if item.judgement is not None:
+            row = Row.of(item.judgement, item.where, str(session.outcome(spec).record))
+            if report.skipped and not hasattr(report, "wasxfail"):
+                report.longrepr = (str(item.path), item.expectation.line, row.reason or row.verdict.lower())
+    elif call.when == "call":
+        row = _function_row(item, call, report, spec, session)
+    if row is not None:
+        report.delta_suite = row.as_json()  # type: ignore[attr-defined]
+    return report
+
+
+def _function_row(
+    item: pytest.Item,
+    call: pytest.CallInfo[None],
+    report: pytest.TestReport,
+    spec: ModelSpec,
+    session: Session,
+) -> Any:
+    """A plain test in the same grid; a number that does not exist makes it not measured, neither passed nor failed."""
+    from suite.claims.judge import NotMeasuredError, Verdict
+    from suite.publish.tables import Row
+
+    path, line, _ = item.reportinfo()
+    where = f"{item.nodeid.split('::')[0]}:{(line or 0) + 1}"
+    reason = None
+    verdict = Verdict.SUPPORTED if report.passed else Verdict.REFUTED
+    if call.excinfo is not None and isinstance(call.excinfo.value, NotMeasuredError):
+        verdict, reason = Verdict.NOT_MEASURED, str(call.excinfo.value)
+        if not item.config.getoption("strict_verdicts"):
+            report.outcome = "skipped"
+            report.longrepr = (str(path), (line or 0) + 1, reason)
+    elif report.skipped and not hasattr(report, "wasxfail"):
+        return None  # the test's own pytest.skip
+    name = getattr(item, "originalname", None) or item.name
+    claim = (getattr(getattr(item, "function", None), "__doc__", None) or "").strip().split("\n")[0]
+    return Row(
+        Path(where).name.split(":")[0],
+        name,
+        claim,
+        spec.name,
+        verdict.value,
+        reason=reason,
+        where=where,
+        record=str(session.outcome(spec).record),
+    )
+
+
+def pytest_report_teststatus(report: pytest.CollectReport | pytest.TestReport) -> Any:
+    row = getattr(report, "delta_suite", None)
+    if row is None or not report.skipped or hasattr(report, "wasxfail"):
+        return None
+    if row["verdict"] == "FAIL":
+        return "warned", "w", ("WARN", {"yellow": True})
+    if row["verdict"] == "INCONCLUSIVE":
+        return "inconclusive", "?", ("INCONCLUSIVE", {"yellow": True})
+    return "not measured", "-", ("NOT MEASURED", {"yellow": True})
+
+
+def pytest_report_header(config: pytest.Config) -> list[str] | None:
+    session = config.stash[SESSION]
+    if not session.specs:
+        return None
+    import suite
+
+    settings = session.settings
+    lines = [
+        f"delta-suite {suite.__version__}: {', '.join(spec.name for spec in session.specs)}",
+        f"calibration: {settings.calibration}, device: {settings.device}, "
+        f"dtype: {settings.dtype or 'as the model says'}, "
+        f"results: {settings.results}, cache: {settings.cache.root}",
+    ]
+    if session.left_out:
+        lines.append(f"not on this machine: {', '.join(session.left_out)} (delta-suite models says why)")
+    return lines
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    reports = [report for group in terminalreporter.stats.values() for report in group]
+    found = [report.delta_suite for report in reports if hasattr(report, "delta_suite")]
+    if not found:
+        return
+    from suite.publish import tables
+    from suite.records.store import load
+
+    order = {spec.name: index for index, spec in enumerate(config.stash[SESSION].specs)}
+    rows = sorted((tables.Row(**row) for row in found), key=lambda row: (*row.place, order[row.model]))
+    write = terminalreporter.write_line
+    for name in order:
+        record = next((row.record for row in rows if row.model == name and row.record), None)
+        if record is None:
+            continue
+        measured = load(Path(record))
+        terminalreporter.section(f"{name}: phases", sep="-")
+        write(tables.model_line(measured))
+        write(f"record: {record}")
+        write("")
+        write(tables.phase_table(measured))
+        if config.get_verbosity() > 0:
+            write("")
+            write(tables.layer_table(measured))
+    terminalreporter.section("verdicts", sep="-")
+    write(tables.verdict_grid(rows))
+    if any(row.verdict == "FAIL" for row in rows):
+        terminalreporter.section("refuted, furthest from the claim first", sep="-")
+        write(tables.failure_table(rows))
+
+
+# --- xdist: items of one model go to one worker ----------------------------------------------------------------
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    node.workerinput[STARTED] = node.config.stash[SESSION].started
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    names = sorted((spec.name for spec in config.stash[SESSION].specs), key=len, reverse=True)
+    if not names or config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByModel(LoadScopeScheduling):  # type: ignore[misc]
+        """`--dist loadgroup` stops grouping on pytest 9.2; a scope per model does not."""
+
+        def _split_scope(self, nodeid: str) -> str:
+            bracket = nodeid.partition("[")[2]
+            return next((name for name in names if name in bracket), nodeid.split("::", maxsplit=1)[0])
+
+    return ByModel(config, log)

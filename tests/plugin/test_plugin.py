@@ -1,0 +1,297 @@
+"""The plugin from the user's side: each test is a run of pytest in a project of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from suite.errors import CaptureError
+from tests.plugin.conftest import CLAIMS
+
+RUN = ("hypotheses/", "--device=cpu", "-p", "no:cacheprovider")
+
+
+def test_one_item_per_expectation_and_model(project: pytest.Pytester) -> None:
+    result = project.runpytest(*RUN, "--model=tiny", "--model=twin", "--collect-only", "-q")
+    result.stdout.fnmatch_lines(
+        [
+            "hypotheses/claims.toml::claims/holds[[]tiny[]]",
+            "hypotheses/claims.toml::claims/fails[[]tiny[]]",
+            "hypotheses/claims.toml::claims/no-such-phase[[]tiny[]]",
+            "hypotheses/claims.toml::claims/holds[[]twin[]]",
+        ]
+    )
+    assert result.ret == 0
+
+
+def test_verdicts_are_outcomes_and_tables(project: pytest.Pytester) -> None:
+    result = project.runpytest(*RUN, "--model=tiny", "-v")
+    assert result.ret == 1
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "delta-suite *: tiny",
+            "*claims/holds[[]tiny[]] PASSED*",
+            "*claims/fails[[]tiny[]] FAILED*",
+            "*claims/no-such-phase[[]tiny[]] NOT MEASURED*",
+            "claims/fails is refuted for tiny",
+            "  claim      block_effective_rank_fraction over C <= 0.001",
+            "  observed   *, required <= 0.001 (margin -*)",
+            "  threshold  never true",
+            "  stated at  hypotheses/claims.toml:17",
+            "  reproduce  pytest 'hypotheses/claims.toml::claims/fails[[]tiny[]]' --model=tiny --device=cpu",
+            "phase *layers* N* intra * cross * block rank * capture",
+            "C *2-5* 4 *",
+            "*layer *phase*||h||*",
+            "hypothesis *claim *tiny",
+            "claims * FAIL",
+            ". holds * PASS *",
+            ". no-such-phase * NOT MEASURED",
+            "*refuted, furthest from the claim first*",
+            "tiny *claims/fails*",
+            "*1 failed, 1 passed*1 not measured*",
+        ]
+    )
+
+
+def test_the_reproduce_command_works(project: pytest.Pytester) -> None:
+    result = project.runpytest("hypotheses/claims.toml::claims/fails[tiny]", "--model=tiny", "--device=cpu")
+    result.assert_outcomes(failed=1)
+
+
+def test_a_directory_is_measured_and_named_in_the_command(project: pytest.Pytester, tiny: Path) -> None:
+    result = project.runpytest(*RUN, f"--model={tiny}", "-k", "fails")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines([f"  reproduce  pytest *--model={tiny} --device=cpu"])
+
+
+def test_strict_verdicts_fail_what_is_not_measured(project: pytest.Pytester) -> None:
+    result = project.runpytest(*RUN, "--model=tiny", "--strict-verdicts", "-k", "no-such-phase")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*is not measured for tiny*", "*reason*has no phase Z*"])
+
+
+@pytest.mark.parametrize(("option", "passed"), [(("-k", "holds"), 1), (("-m", "tiny-claims", "-k", "holds"), 1)])
+def test_selection(project: pytest.Pytester, option: tuple[str, ...], passed: int) -> None:
+    project.runpytest(*RUN, "--model=tiny", "--strict-markers", *option).assert_outcomes(passed=passed, deselected=2)
+
+
+def test_xfail_by_model(project: pytest.Pytester, hypothesis_file: Callable[[str], None]) -> None:
+    hypothesis_file(
+        CLAIMS.replace(
+            'origin = "never true"', 'origin = "never true"\n[[expect.xfail]]\nmodels = ["ti*"]\nreason = "known"'
+        )
+    )
+    result = project.runpytest(*RUN, "--model=tiny", "--model=twin", "-k", "fails")
+    result.assert_outcomes(xfailed=1, failed=1)
+    assert result.ret == 1
+
+
+def test_warnings_do_not_fail(project: pytest.Pytester, hypothesis_file: Callable[[str], None]) -> None:
+    hypothesis_file(CLAIMS.replace('origin = "never true"', 'origin = "never true"\nseverity = "warn"'))
+    result = project.runpytest(*RUN, "--model=tiny", "-v", "-k", "fails")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["*claims/fails*WARN*", "*1 warned*"])
+
+
+def test_junit_properties(project: pytest.Pytester) -> None:
+    project.runpytest(*RUN, "--model=tiny", "--junit-xml=report.xml")
+    cases = {case.get("name"): case for case in ET.parse(project.path / "report.xml").iter("testcase")}
+    case = cases["claims/fails[tiny]"]
+    properties = {item.get("name"): item.get("value") for item in case.iter("property")}
+    assert properties["verdict"] == "FAIL"
+    assert properties["threshold"] == "0.001"
+    observed, margin = float(properties["observed"] or "nan"), float(properties["margin"] or "nan")
+    assert margin == pytest.approx(0.001 - observed)
+    assert case.find("failure") is not None
+    skipped = cases["claims/no-such-phase[tiny]"].find("skipped")
+    assert skipped is not None
+    assert "no phase Z" in str(skipped.get("message"))
+
+
+def test_records_are_written_once_per_measurement(project: pytest.Pytester) -> None:
+    for _ in range(2):
+        project.runpytest(*RUN, "--model=tiny")
+    records = list((project.path / "results" / "runs" / "tiny").glob("*"))
+    assert len(records) == 1
+    record = json.loads(records[0].read_text())
+    assert record["schema"] == 1
+    assert record["scopes"]["C"]["layers"] == [2, 5]
+    assert record["layers"][3]["metrics"]["raw"]["effective_rank"]["value"] > 1
+    assert "NaN" not in records[0].read_text()
+
+
+def test_no_model_is_a_usage_error_that_lists_them(project: pytest.Pytester) -> None:
+    result = project.runpytest(*RUN)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*no model given*tiny, twin*"])
+
+
+def test_unknown_model_is_a_usage_error_with_the_nearest_name(project: pytest.Pytester) -> None:
+    result = project.runpytest(*RUN, "--model=tinny")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: no model 'tinny'*", "*Nearest names: tiny*"])
+
+
+def test_a_model_that_cannot_be_measured_is_an_error_and_the_others_are_measured(project: pytest.Pytester) -> None:
+    with (project.path / "models.toml").open("a") as file:
+        file.write('[models.gone]\npackage = "no_such_package"\ngguf = "x.gguf"\n')
+    result = project.runpytest(*RUN, "--model=gone", "--model=tiny")
+    result.assert_outcomes(errors=3, passed=1, failed=1)
+    result.stdout.fnmatch_lines(["gone cannot be measured: *no_such_package*"])
+    assert result.ret == 1
+
+
+def test_errors_of_a_hypothesis_file_are_shown_at_once(
+    project: pytest.Pytester, hypothesis_file: Callable[[str], None]
+) -> None:
+    hypothesis_file(
+        CLAIMS.replace("threshold = 0.001", "treshold = 0.001").replace('"intra_cosine"', '"intra_cosin"', 1)
+    )
+    result = project.runpytest(*RUN, "--model=tiny")
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines(["*claims.toml:11*intra_cosin*did you mean*", "*claims.toml:22*treshold*did you mean*"])
+    result.stdout.no_fnmatch_line("*Traceback*")
+
+
+def test_other_toml_files_are_left_alone(project: pytest.Pytester) -> None:
+    (project.path / "pyproject.toml").write_text("[tool.other]\n")
+    project.makepyfile("def test_it(): pass")
+    project.runpytest("--ignore=hypotheses").assert_outcomes(passed=1)
+
+
+def test_a_file_elsewhere_is_read_when_named(project: pytest.Pytester) -> None:
+    (project.path / "claims.toml").write_text(CLAIMS.replace('id = "claims"', 'id = "elsewhere"'))
+    result = project.runpytest("claims.toml", "--model=tiny", "--device=cpu", "-k", "holds")
+    result.assert_outcomes(passed=1, deselected=2)
+
+
+def test_the_fixture_explains_a_failed_assert(project: pytest.Pytester) -> None:
+    project.makepyfile(
+        test_plain="""
+        def test_high(measurement):
+            assert measurement.value("intra_cosine", "C") >= 2
+
+        def test_missing(measurement):
+            assert measurement.value("intra_cosine", "Z") >= 2
+        """
+    )
+    result = project.runpytest("test_plain.py", "--model=tiny", "--device=cpu", "-v")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "*test_missing[[]tiny[]] NOT MEASURED*",
+            "*intra_cosine over C (layers 2-5) of tiny, variant raw*",
+            "*per layer*2: *<- worst*",
+            "test_plain.py *FAIL*",
+        ]
+    )
+
+
+def test_one_load_per_model_however_items_are_ordered(
+    project: pytest.Pytester, own_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DELTA_SUITE_CACHE", str(tmp_path / "empty"))
+    project.makepyfile(
+        test_plain="""
+        def test_a(measurement): pass
+        def test_b(measurement): pass
+        """
+    )
+    log = count_loads(project)
+    project.runpytest("test_plain.py", *RUN, "--model=tiny", "--model=twin")
+    # twin has the same weights as tiny, so the cache answers for it
+    assert log.read_text().split() == ["tiny"]
+    project.runpytest("test_plain.py", *RUN, "--model=tiny", "--model=twin", "--fresh")
+    assert log.read_text().split() == ["tiny", "tiny"]
+
+
+def count_loads(project: pytest.Pytester) -> Path:
+    """Write a conftest that notes each load of weights in a file."""
+    log = project.path / "loads.txt"
+    log.touch()
+    project.makeconftest(
+        f"""
+        import suite.models.loading as loading
+        original = getattr(loading.load, "original", loading.load)
+
+        def load(spec, *args, **kwargs):
+            with open({str(log)!r}, "a") as file:
+                file.write(spec.name + "\\n")
+            return original(spec, *args, **kwargs)
+
+        load.original = original
+        loading.load = load
+        """
+    )
+    return log
+
+
+def test_workers_load_each_model_once(
+    project: pytest.Pytester, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("xdist")
+    from tests.tiny import make_tiny
+
+    other = make_tiny(tmp_path_factory.mktemp("other") / "other", seed=1)
+    monkeypatch.setenv("DELTA_SUITE_CACHE", str(tmp_path / "empty"))
+    with (project.path / "models.toml").open("a") as file:
+        file.write(f"[models.other]\npath = {str(other)!r}\n")
+    log = count_loads(project)
+    result = project.runpytest_subprocess(*RUN, "--model=tiny", "--model=other", "-n", "2", "-q")
+    result.assert_outcomes(passed=2, failed=2)
+    assert sorted(log.read_text().split()) == ["other", "tiny"]
+    result.stdout.fnmatch_lines(["hypothesis *claim *tiny *other", "claims * FAIL * FAIL"])
+
+
+def test_a_failed_measurement_is_tried_once(project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    import suite.measure
+
+    tries = []
+
+    def broken(spec: object, settings: object, progress: object) -> None:
+        tries.append(spec)
+        raise CaptureError("the residual stream is not finite: first at h_3")
+
+    monkeypatch.setattr(suite.measure, "measure", broken)
+    result = project.runpytest(*RUN, "--model=tiny")
+    result.assert_outcomes(errors=3)
+    assert len(tries) == 1
+
+
+def test_collecting_imports_no_torch_and_is_quick(project: pytest.Pytester) -> None:
+    code = (
+        "import sys, pytest; "
+        "status = pytest.main(['hypotheses/', '--model=tiny', '--collect-only', '-q']); "
+        "print('heavy:', [m for m in ('torch', 'transformers', 'pandas') if m in sys.modules]); sys.exit(status)"
+    )
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], cwd=project.path, capture_output=True, text=True, check=True)
+    assert "heavy: []" in done.stdout
+    assert "3 tests collected" in done.stdout
+    assert time.perf_counter() - started < 30  # a hang, not a benchmark: tests/benchmarks measures the time
+
+
+def test_a_cached_run_imports_no_torch(project: pytest.Pytester) -> None:
+    code = (
+        "import sys, pytest; "
+        "status = pytest.main(['hypotheses/', '--model=tiny', '--device=cpu', '-q']); "
+        "print('heavy:', [m for m in ('torch', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=project.path, capture_output=True, text=True, check=True)
+    assert "heavy: []" in done.stdout
+    assert "1 failed, 1 passed, 1 not measured" in done.stdout
+
+
+def test_a_plain_project_does_not_notice_the_plugin(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("def test_it(): pass")
+    result = pytester.runpytest()
+    result.assert_outcomes(passed=1)
+    result.stdout.no_fnmatch_line("delta-suite *")

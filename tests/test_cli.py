@@ -1,0 +1,109 @@
+"""The shell's front door, command by command."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from suite.analysis.metrics import METRICS
+from suite.cli import app
+from suite.measure import Settings, measure
+from suite.models.registry import ModelSpec
+from suite.records.cache import Cache
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture(scope="module")
+def record(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("cli")
+    return measure(
+        ModelSpec(name="tiny", path=tiny), Settings(results=root, device="cpu", cache=Cache(root / "cache"))
+    ).record
+
+
+@pytest.mark.parametrize("command", ["measure", "judge", "models", "metrics", "schema", "doctor"])
+def test_every_command_has_help_with_an_example(command: str) -> None:
+    result = run(command, "--help")
+    assert result.exit_code == 0
+    assert f"Example: delta-suite {command}" in result.output
+
+
+def test_measure_writes_a_record_and_shows_the_phases(tiny: Path, tmp_path: Path) -> None:
+    result = run("measure", tiny, "--results-dir", tmp_path, "--device", "cpu", "--layers")
+    assert result.exit_code == 0, result.output
+    written = Path(re.findall(r"record: (\S+)", result.output)[0])
+    assert json.loads(written.read_text())["model"]["layers"] == 12
+    assert "block rank" in result.output
+    assert "influence" in result.output
+
+
+def test_measure_goes_on_after_a_model_that_cannot_be_measured(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "models.toml").write_text(
+        f'[models.gone]\npackage="absent"\ngguf="x.gguf"\n[models.tiny]\npath={str(tiny)!r}\n'
+    )
+    result = run("measure", "gone", "tiny", "--models-file", tmp_path / "models.toml", "--results-dir", tmp_path / "r")
+    assert result.exit_code == 1
+    assert "gone cannot be measured" in result.stderr
+    assert len(list((tmp_path / "r" / "runs").iterdir())) == 1
+
+
+def test_judge_needs_no_model(record: Path, tmp_path: Path) -> None:
+    claims = tmp_path / "claims.toml"
+    claims.write_text(
+        'schema=1\nid="x"\ntitle="t"\nversion=1\nrationale="r"\n'
+        '[[expect]]\nid="low"\nmetric="intra_cosine"\nscope="C"\nop="<="\nthreshold=1.0\norigin="o"\n'
+    )
+    result = run("judge", record, "--hypotheses", claims)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"\. low\s+intra_cosine over C <= 1\s+PASS", result.output)
+    claims.write_text(claims.read_text().replace("threshold=1.0", "threshold=0.0"))
+    result = run("judge", record, "--hypotheses", claims, "--explain")
+    assert result.exit_code == 1
+    assert "x/low is refuted for tiny" in result.output
+    assert f"stated at  {claims}:6" in result.output
+
+
+def test_judge_without_a_record_says_where_records_are() -> None:
+    result = run("judge", "nowhere.json")
+    assert result.exit_code == 1
+    assert "results/runs" in result.stderr
+    assert "Traceback" not in result.output
+
+
+def test_metrics_lists_all(tmp_path: Path) -> None:
+    table = run("metrics").output
+    listed = json.loads(run("metrics", "--json").output)
+    assert [row["name"] for row in listed] == list(METRICS)
+    assert all(name in table for name in METRICS)
+
+
+def test_models_tells_what_is_here_and_why_not(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "models.toml").write_text(
+        f'[models.gone]\npackage="absent"\ngguf="x.gguf"\n[models.tiny]\npath={str(tiny)!r}\n'
+    )
+    lines = run("models", "--models-file", tmp_path / "models.toml").output.splitlines()
+    gone, here = (next(line for line in lines if line.startswith(name)) for name in ("gone", "tiny"))
+    assert gone.split()[1] == "no"
+    assert "pip install" in gone
+    assert here.split()[1] == "yes"
+
+
+def test_doctor_names_versions_device_and_cache(own_cache: Path) -> None:
+    result = run("doctor")
+    assert result.exit_code == 0, result.output
+    for word in ("torch", "transformers", "devices", "cpu", str(own_cache)):
+        assert word in result.output
+
+
+def test_unknown_calibration_is_one_clear_error(tiny: Path, tmp_path: Path) -> None:
+    result = run("measure", tiny, "--calibration", "seeds", "--results-dir", tmp_path)
+    assert result.exit_code == 1
+    assert "seeds" in result.stderr
+    assert "Traceback" not in result.output
