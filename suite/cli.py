@@ -47,7 +47,7 @@ def measure(
         list[str], typer.Argument(help="Names from models.toml, name@revision, directories, or hub ids.")
     ],
     calibration: Annotated[str, typer.Option(help="seed, core, or a text file, .jsonl or folder.")] = "seed",
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, or sharded over all GPUs.")] = "auto",
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16 (default: the model's).")] = None,
     results: Annotated[Path, typer.Option("--results-dir", help="Where the record is written.")] = Path("results"),
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure again, whatever the cache holds.")] = False,

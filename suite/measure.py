@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -134,12 +134,12 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
     from suite.models.loading import load
 
     clock = _Clock()
-    device = torch.device(run.device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
+    for gpu in range(torch.cuda.device_count()):
+        torch.cuda.reset_peak_memory_stats(gpu)
     with clock("load"):
         loaded = load(run.spec, run.files, device=run.device, dtype=run.dtype)
         model: Any = loaded.model
+        devices = [torch.device(name) for name in loaded.devices]
         decoder = find_decoder(model, run.spec.layers_path)
         config = model.config.get_text_config(decoder=True)
         sequences = tokenize(
@@ -152,10 +152,10 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
     blocks = len(decoder.blocks)
     dropped = sum(first and sequences.drop_first_token for first in sequences.starts_document)
 
-    with progress(f"{run.spec.name}: capture", sequences.tokens, "token") as shown_capture:
+    with progress(f"{run.spec.name}: capture", sequences.tokens, "token") as shown:
 
         def streams() -> Iterator[ResidualStream]:
-            shards = capture(model, decoder, sequences, device=device, advance=shown_capture.update)
+            shards = capture(model, decoder, sequences, device=devices[0], advance=shown.update)
             while True:
                 with clock("capture"):
                     item = next(shards, None)
@@ -166,7 +166,7 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
                 yield stream
 
         with torch.no_grad(), clock("analysis"):
-            layers = reduce_stream(streams(), layers=blocks, tokens=sequences.tokens - dropped)
+            layers = reduce_stream(streams(), layers=blocks, tokens=sequences.tokens - dropped, devices=devices)
     clock.subtract("analysis", "capture")
 
     # Kept and compared in float32: what the cache gives back is then exactly what was measured.
@@ -208,8 +208,8 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
             git=_git(),
             dtype=loaded.dtype,
             attention=loaded.attention,
-            device=device.type,
-            hardware=_hardware(device),
+            device=devices[0].type,
+            hardware=_hardware(devices),
             versions={"python": platform.python_version()} | {name: library_version(name) for name in LIBRARIES},
             settings=run.choices | {"blocks_path": decoder.path},
             metric_versions=metric_versions(),
@@ -282,12 +282,13 @@ def _git() -> dict[str, Any] | None:
         return None  # no git program, or no commit yet: the record then says that the state is unknown
 
 
-def _hardware(device: Any) -> str:
+def _hardware(devices: Sequence[Any]) -> str:
     """What the numbers and seconds were measured on, in words."""
-    if device.type == "cuda":
+    if devices[0].type == "cuda":
         import torch
 
-        return str(torch.cuda.get_device_name(device))
+        names = [torch.cuda.get_device_name(device) for device in devices]
+        return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
     processor = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():

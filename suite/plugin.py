@@ -58,7 +58,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="NAME|PATH",
         help="calibration set: seed, core, or a text file, .jsonl or folder (default: seed)",
     )
-    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps (default: auto)")
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, or sharded over all GPUs (default: auto)")
     add(
         "--dtype",
         choices=["auto", "float32", "bfloat16", "float16"],

@@ -127,11 +127,16 @@ def _torch_cuda() -> str | None:
     return None
 
 
-def resolve_device(requested: str, spec: ModelSpec) -> str:
-    """The device to load `spec` on: "cpu", "mps", "cuda" or "cuda:1".
+SHARDED = "sharded"
+"""A model split over all GPUs, and where they do not hold it over the host's memory and disk, as accelerate plans."""
 
-    requested: one of these, or "auto", which takes the best there is. What the entry requires is held against the
-    one GPU asked for; a CPU is taken for such a model only when asked for by name, and with as much memory.
+
+def resolve_device(requested: str, spec: ModelSpec) -> str:
+    """The device to load `spec` on: "cpu", "mps", "cuda", "cuda:1", or "sharded", which is all GPUs of the machine.
+
+    requested: one of these, or "auto", which takes the best there is, and all GPUs where one has too little memory for
+    what the entry requires. That is held against the one GPU asked for, or all of them together; a CPU is taken for
+    such a model only when asked for by name, and with as much memory.
     Raises `DeviceError` where the device is not there, or not enough for the model.
     """
     here = hardware()
@@ -144,7 +149,13 @@ def resolve_device(requested: str, spec: ModelSpec) -> str:
                 f"  Run it on a machine that has one, or choose a smaller model. --device cpu tries it on the CPU "
                 f"({here.memory_gb:.0f} GB of memory here)."
             )
+        if best == "cuda" and needed is not None and here.gpus[0].memory_gb < needed <= _all_memory(here):
+            best = SHARDED
         requested = best
+    if requested == SHARDED:
+        if not here.gpus:
+            raise DeviceError(f"--device {SHARDED}: {here.why_no_gpu}.\n  {_way_to_cuda(here)} {_what_there_is(here)}")
+        return _enough(spec, SHARDED, _all_memory(here), f"this machine with its {len(here.gpus)} GPUs together")
     if requested == "cpu":
         return _enough(spec, requested, here.memory_gb, "the CPU's memory")
     if requested == "mps":
@@ -154,7 +165,8 @@ def resolve_device(requested: str, spec: ModelSpec) -> str:
     match = re.fullmatch(r"cuda(?::(\d+))?", requested)
     if match is None:
         raise DeviceError(
-            f"--device {requested} is unknown: it is auto, cpu, mps, cuda, or cuda:1 and so on. {_what_there_is(here)}"
+            f"--device {requested} is unknown: it is auto, cpu, mps, cuda, or cuda:1 and so on, or {SHARDED}. "
+            f"{_what_there_is(here)}"
         )
     if not here.gpus:
         raise DeviceError(f"--device {requested}: {here.why_no_gpu}.\n  {_way_to_cuda(here)} {_what_there_is(here)}")
@@ -163,6 +175,10 @@ def resolve_device(requested: str, spec: ModelSpec) -> str:
         raise DeviceError(f"--device {requested}: there is no GPU {index}. {_what_there_is(here)}")
     gpu = here.gpus[index]
     return _enough(spec, requested, gpu.memory_gb, f"GPU {index} ({gpu.name})")
+
+
+def _all_memory(here: Hardware) -> float:
+    return sum(gpu.memory_gb for gpu in here.gpus)
 
 
 def describe_devices() -> str:

@@ -1,12 +1,15 @@
 """`ModelFiles` -> `LoadedModel`. All is read from local files; torch and transformers are imported on first use."""
 
+import atexit
 import json
 import re
+import tempfile
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from suite.errors import DeviceError, SuiteError
+from suite.models.device import SHARDED
 from suite.models.files import ModelFiles
 from suite.models.registry import DTYPES, ModelSpec
 from suite.models.unavailable import UnavailableError
@@ -25,7 +28,8 @@ class LoadedModel:
 
     model: "PreTrainedModel"
     tokenizer: "PreTrainedTokenizerBase"
-    device: str
+    devices: tuple[str, ...]
+    """The devices that compute, the one that takes the token ids first."""
     dtype: str
     """The dtype of its parameters, such as "float32"."""
     attention: str
@@ -69,7 +73,7 @@ def load(
 ) -> LoadedModel:
     """Load model and tokenizer onto one device.
 
-    device: "cpu", "mps", "cuda" or "cuda:1", as `resolve_device` says.
+    device: "cpu", "mps", "cuda", "cuda:1" or "sharded", as `resolve_device` says.
     dtype: takes precedence over the entry's; "auto" is the entry's, and there the checkpoint's own.
     attention: the kernel, such as "eager" or "sdpa"; None leaves it to transformers.
 
@@ -87,7 +91,10 @@ def load(
     tokenizer = load_tokenizer(spec, files)
     wanted = spec.dtype if dtype == "auto" else dtype
     options: dict[str, Any] = {"attn_implementation": attention} if attention is not None else {}
-    if device != "cpu":
+    if device == SHARDED:
+        # What fits neither GPUs nor host memory is read from disk layer by layer; the folder goes with the process.
+        options |= {"device_map": "auto", "offload_folder": _offload_folder()}
+    elif device != "cpu":
         # Straight onto the device: through host memory a model of 60 GB would need it twice.
         options["device_map"] = {"": "cuda:0" if device == "cuda" else device}
     if files.gguf is not None:
@@ -125,11 +132,26 @@ def load(
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
-        device=device,
+        devices=_devices(model, device),
         dtype=str(model.dtype).removeprefix("torch."),
         attention=str(model.config._attn_implementation),
         seconds=time.perf_counter() - started,
     )
+
+
+def _devices(model: "PreTrainedModel", device: str) -> tuple[str, ...]:
+    """Where blocks run; what is offloaded to the host or disk runs on the first GPU."""
+    if device != SHARDED:
+        return ("cuda:0" if device == "cuda" else device,)
+    placed: dict[str, Any] = getattr(model, "hf_device_map", {})
+    gpus = sorted({int(place) for place in placed.values() if isinstance(place, int)})
+    return tuple(f"cuda:{gpu}" for gpu in gpus) or ("cpu",)
+
+
+def _offload_folder() -> str:
+    folder: tempfile.TemporaryDirectory[str] = tempfile.TemporaryDirectory(prefix="delta-suite-offload-")
+    atexit.register(folder.cleanup)
+    return folder.name
 
 
 def _config(spec: ModelSpec, files: ModelFiles) -> "PreTrainedConfig":

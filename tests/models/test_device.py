@@ -15,10 +15,12 @@ from suite.models.device import Gpu, Hardware, describe_devices, hardware, resol
 from suite.models.registry import ModelSpec, Requires
 
 SMALL = ModelSpec(name="small", hub="a/small")
+HUGE = ModelSpec(name="huge", hub="a/huge", requires=Requires(gpu_memory_gb=900))
 LARGE = ModelSpec(name="large", hub="a/large", requires=Requires(gpu_memory_gb=70))
 
 CPU = Hardware((), "the driver finds no GPU", mps=False, memory_gb=25)
 BIG_CPU = Hardware((), "the installed torch is built without CUDA", mps=False, memory_gb=512)
+TWO = Hardware((Gpu("A40", 42.9), Gpu("A40", 42.9)), "", mps=False, memory_gb=256)
 H100 = Hardware((Gpu("H100", 85.0), Gpu("T4", 15.8)), "", mps=False, memory_gb=256)
 MAC = Hardware((), "the installed torch is built without CUDA", mps=True, memory_gb=34)
 
@@ -45,6 +47,9 @@ class TestChoice:
             (H100, "cuda:0", LARGE, "cuda:0"),
             (H100, "cuda:1", SMALL, "cuda:1"),
             (H100, "cpu", LARGE, "cpu"),
+            (TWO, "auto", LARGE, "sharded"),
+            (TWO, "auto", SMALL, "cuda"),
+            (TWO, "sharded", SMALL, "sharded"),
             (BIG_CPU, "cpu", LARGE, "cpu"),
         ],
     )
@@ -71,6 +76,8 @@ class TestChoice:
             (CPU, "cuda", SMALL, r"--device cuda: the driver finds no GPU(?s:.*)nvidia-smi(?s:.*)Here there is: cpu\."),
             (BIG_CPU, "cuda", SMALL, r"built without CUDA(?s:.*)Install a torch built for CUDA"),
             (CPU, "mps", SMALL, r"not an Apple silicon machine. Here there is: cpu"),
+            (TWO, "sharded", HUGE, r"requires 900 GB, and this machine with its 2 GPUs together has 85.8 GB"),
+            (CPU, "sharded", SMALL, r"--device sharded: the driver finds no GPU"),
             (H100, "gpu", SMALL, r"--device gpu is unknown: it is auto, cpu, mps, cuda, or cuda:1"),
         ],
     )

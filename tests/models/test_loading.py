@@ -46,7 +46,7 @@ def in_bfloat16(directory: Path) -> None:
 class TestLoaded:
     def test_it_is_ready_for_a_forward_pass(self, llama: Path) -> None:
         found = loaded(llama)
-        assert (found.device, found.dtype, found.attention) == ("cpu", "float32", "sdpa")
+        assert (found.devices, found.dtype, found.attention) == (("cpu",), "float32", "sdpa")
         assert found.seconds > 0
         assert not found.model.training
         assert not any(parameter.requires_grad for parameter in found.model.parameters())
