@@ -32,7 +32,7 @@ def test_attention_kernel(tiny: Path) -> None:
 
 
 def test_padding_side_of_the_tokenizer(tiny: Path) -> None:
-    assert_same(reduced(tiny, side="right"), reduced(tiny, side="left"), 0.0)
+    assert_same(reduced(tiny, side="right"), reduced(tiny, side="left"), 1e-6)
 
 
 def test_bfloat16_is_near_float32_and_says_how_near(tiny: Path) -> None:
@@ -44,7 +44,7 @@ def test_bfloat16_is_near_float32_and_says_how_near(tiny: Path) -> None:
         assert rounded["effective_rank"].value == pytest.approx(exact["effective_rank"].value, rel=0.05)
         share = rounded["rounding_share"].value
         assert share is not None
-        assert 1e-7 < share < 1e-3
+        assert 1e-9 < share < 1e-3
         assert exact["rounding_share"].value == pytest.approx(share * 2.0**-32, rel=0.1)  # eps 2^-23 against 2^-7
 
 
