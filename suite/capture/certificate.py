@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -13,9 +14,6 @@ from suite.errors import CertificateError
 if TYPE_CHECKING:
     from suite.capture.stream import ResidualStream
 
-TELESCOPING_ROWS = 256
-"""Tokens, spread evenly, on which the telescoping sum is checked."""
-
 ROUNDINGS = 16
 """How many units of rounding of the dtype an identity between floating-point results may be off by."""
 
@@ -24,9 +22,20 @@ ROUNDINGS = 16
 class FinalNorm:
     """The modules between the last block and the end, and the largest error of applying them to the stored h_N."""
 
-    modules: list[str]
+    modules: list[str] | None
+    """None where no module, and no chain of modules, leads from the last block's output to last_hidden_state."""
     error: float
     """Relative to the largest entry of last_hidden_state; infinity where the shapes differ."""
+
+
+@dataclass(frozen=True)
+class Witnesses:
+    """Some tokens' updates as the hooks saw them, block by block, apart from the states that were stored."""
+
+    rows: Tensor
+    """Their rows in the stream."""
+    updates: tuple[Tensor, ...]
+    """Per block, output minus input: (witnesses, hidden), float32, on the block's device."""
 
 
 @dataclass
@@ -39,20 +48,26 @@ class Observations:
     final: FinalNorm | None = None
     gaps: dict[int, Tensor] = field(default_factory=dict)
     """By layer, largest difference between its input and the output of the block before, where not the same tensor."""
+    witnesses: list[Witnesses] = field(default_factory=list)
+    causality: float | None = None
+    """How far the states of a sequence's first tokens move when they are run alone; None where this was not tried."""
 
     @classmethod
     def of(cls, blocks: int) -> Observations:
         return cls([0] * blocks)
 
     def copy(self) -> Observations:
-        return Observations(list(self.firings), self.passes, self.final, dict(self.gaps))
+        return Observations(
+            list(self.firings), self.passes, self.final, dict(self.gaps), list(self.witnesses), self.causality
+        )
 
     def continuity(self, layer: int, gap: Tensor) -> None:
         """Keep the largest gap, on its device: reading it now would make the forward pass wait."""
         self.gaps[layer] = torch.maximum(self.gaps[layer], gap) if layer in self.gaps else gap
 
-    def passed(self, final: FinalNorm) -> None:
+    def passed(self, final: FinalNorm, witnesses: Witnesses) -> None:
         self.passes += 1
+        self.witnesses.append(witnesses)
         if self.final is None or not final.error <= self.final.error:
             self.final = final
 
@@ -75,7 +90,7 @@ class Certificate:
     forward_passes: int
     identities: tuple[Identity, ...]
     final_norm: tuple[str, ...]
-    """The modules applied after the last block; empty where the architecture has none."""
+    """The modules applied after the last block; empty where nothing is, and last_hidden_state is h_N itself."""
 
     def __add__(self, other: Certificate) -> Certificate:
         """Of both shards: the larger error of each identity."""
@@ -90,14 +105,33 @@ class Certificate:
 
 def certify(observed: Observations, stream: ResidualStream) -> Certificate:
     """Check every identity. Raises CertificateError naming the first that fails, and the layer."""
-    blocks, states = len(observed.firings), stream.states
-    for layer, fired in enumerate(observed.firings):
-        if fired != observed.passes:
+    require_fired_once(observed.firings, observed.passes)
+    identities = [
+        Identity("fire_count", "each block's hook fires once in each forward pass", 0.0, 0.0),
+        _shapes(observed, stream),
+        _continuity(observed),
+        _telescoping(observed, stream),
+        _final_norm(observed, stream),
+    ]
+    if observed.causality is not None:
+        identities.append(_causality(observed.causality, stream))
+    assert observed.final is not None
+    return Certificate(len(observed.firings), observed.passes, tuple(identities), tuple(observed.final.modules or ()))
+
+
+def require_fired_once(firings: Sequence[int], passes: int) -> None:
+    """Raises CertificateError for the first block whose hook did not fire once in each forward pass."""
+    for layer, fired in enumerate(firings):
+        if fired != passes:
             raise CertificateError(
-                f"capture certificate: fire count fails at block {layer}: its hook fired {fired} times in "
-                f"{observed.passes} forward passes. The block is skipped, run repeatedly, or the model was compiled; "
-                f"measure the eager model."
+                f"capture certificate: fire count fails at block {layer}: its hook fired {fired} times in {passes} "
+                f"forward passes. The block is passed over, or the model was compiled: code that torch.compile made "
+                f"before ignores hooks. Measure the eager model."
             )
+
+
+def _shapes(observed: Observations, stream: ResidualStream) -> Identity:
+    blocks, states = len(observed.firings), stream.states
     if len(states) != blocks + 1:
         raise CertificateError(f"capture certificate: shapes fail: {len(states)} states for {blocks} blocks")
     for layer, state in enumerate(states):
@@ -106,54 +140,79 @@ def certify(observed: Observations, stream: ResidualStream) -> Certificate:
                 f"capture certificate: shapes fail at h_{layer}: {tuple(state.shape)}, but h_0 is "
                 f"{tuple(states[0].shape)}"
             )
-    identities = [
-        Identity("fire_count", "each block's hook fires once in each forward pass", 0.0, 0.0),
-        Identity("shapes", "h_0 .. h_N have one shape, (tokens, hidden)", 0.0, 0.0),
-    ]
-
-    gap, layer = max(((float(gap), layer) for layer, gap in observed.gaps.items()), default=(0.0, 0))
-    worst = [float(gap) for gap in observed.gaps.values() if not float(gap) <= 0.0]
-    if worst:
-        raise CertificateError(
-            f"capture certificate: continuity fails at layer {layer}: the input of block {layer} differs from the "
-            f"output of block {layer - 1} by up to {gap:g}. Something acts on the stream between the blocks, so "
-            f"h_{layer} is not one state; this architecture is not supported."
-        )
-    identities.append(Identity("continuity", "the output of block L is the input of block L+1", gap, 0.0))
-
-    identities.append(_telescoping(stream))
-
-    final = observed.final
-    assert final is not None
-    tolerance = ROUNDINGS * torch.finfo(states[-1].dtype).eps
-    if not final.error <= tolerance:
-        after = " -> ".join(final.modules) or "nothing"
-        raise CertificateError(
-            f"capture certificate: final norm fails at h_{blocks}: the last raw state, sent through what follows the "
-            f"last block ({after}), differs from the model's last_hidden_state by {final.error:.3g} of its largest "
-            f"entry, more than {tolerance:.1g}. The list of blocks may not be the whole decoder."
-        )
-    says = "what follows the last block, applied to the stored h_N, gives last_hidden_state"
-    identities.append(Identity("final_norm", says, final.error, tolerance))
-    return Certificate(blocks, observed.passes, tuple(identities), tuple(final.modules))
+    return Identity("shapes", "h_0 .. h_N have one shape, (tokens, hidden)", 0.0, 0.0)
 
 
-def _telescoping(stream: ResidualStream) -> Identity:
-    """h_0 + sum of delta_L = h_N, in float64, relative to the largest norm met on the way."""
-    tokens = len(stream.states[0])
-    sample = stream.take(torch.linspace(0, tokens - 1, min(TELESCOPING_ROWS, tokens)).round().long())
-    total = sample.states[0].cpu().double()
+def _continuity(observed: Observations) -> Identity:
+    for layer, found in sorted(observed.gaps.items()):
+        gap = float(found)
+        if not gap <= 0.0:
+            raise CertificateError(
+                f"capture certificate: continuity fails at layer {layer}: the input of block {layer} differs from the "
+                f"output of block {layer - 1} by up to {gap:g}. Something acts on the stream between the blocks, so "
+                f"h_{layer} is not one state; this architecture is not supported."
+            )
+    return Identity("continuity", "the output of block L is the input of block L+1", 0.0, 0.0)
+
+
+def _telescoping(observed: Observations, stream: ResidualStream) -> Identity:
+    """h_0 + sum of the updates up to L = h_L for every L, in float64, relative to the largest norm met on the way.
+
+    The updates are those that the hooks saw. Those formed from the stored states would cancel out any damage to them.
+    """
+    rows = torch.cat([own.rows for own in observed.witnesses])
+    stored = stream.take(rows)
+    total = stored.states[0].cpu().double()
     largest = total.norm(dim=1)
-    for layer in range(stream.layers):
-        total += sample.delta(layer).cpu().double()
-        largest = torch.maximum(largest, total.norm(dim=1))
-    last = sample.states[-1].cpu().double()
-    error = float(((total - last).norm(dim=1) / largest.clamp_min(1e-30)).max())
     tolerance = stream.layers * torch.finfo(torch.float32).eps  # each subtraction rounds once
+    worst = 0.0
+    for layer in range(stream.layers):
+        total += torch.cat([own.updates[layer].cpu() for own in observed.witnesses]).double()
+        largest = torch.maximum(largest, total.norm(dim=1))
+        errors = (total - stored.states[layer + 1].cpu().double()).norm(dim=1) / largest.clamp_min(1e-30)
+        error, witness = float(errors.max()), int(errors.argmax())
+        if not error <= tolerance:
+            raise CertificateError(
+                f"capture certificate: telescoping sum fails at h_{layer + 1}: h_0 plus the updates of blocks 0 to "
+                f"{layer}, as seen when they ran, differs from the stored h_{layer + 1} by {error:.3g} of the stream's "
+                f"norm, more than {tolerance:.1g} (document {int(stored.document[witness])}, token "
+                f"{int(stored.position[witness])}). What was stored is not what went through the model."
+            )
+        worst = max(worst, error)
+    return Identity("telescoping", "h_0 plus the updates seen in blocks 0 .. L-1 is the stored h_L", worst, tolerance)
+
+
+def _final_norm(observed: Observations, stream: ResidualStream) -> Identity:
+    final, blocks = observed.final, len(observed.firings)
+    assert final is not None
+    tolerance = ROUNDINGS * torch.finfo(stream.states[-1].dtype).eps
+    if final.modules is None:
+        raise CertificateError(
+            f"capture certificate: final norm fails at h_{blocks}: no module leads from the output of block "
+            f"{blocks - 1} to the model's last_hidden_state. Either the list of blocks is not the whole decoder, or "
+            f"the model does not end with its stream; then this architecture is not supported."
+        )
+    after = " -> ".join(final.modules)
+    if not final.error <= tolerance:
+        raise CertificateError(
+            f"capture certificate: final norm fails at h_{blocks}: the last stored state"
+            f"{f', sent through {after},' if after else ''} differs from the model's last_hidden_state by "
+            f"{final.error:.3g} of its largest entry, more than {tolerance:.1g}."
+        )
+    if after:
+        says = f"what follows the last block ({after}), applied to the stored h_N, gives last_hidden_state"
+    else:
+        says = "nothing follows the last block: last_hidden_state is the stored h_N itself"
+    return Identity("final_norm", says, final.error, tolerance)
+
+
+def _causality(error: float, stream: ResidualStream) -> Identity:
+    # A third of the digits: rounding grows through the blocks, and TF32 keeps ten bits; a leak changes the leading one.
+    tolerance = float(torch.finfo(stream.states[-1].dtype).eps) ** (1 / 3)
     if not error <= tolerance:
         raise CertificateError(
-            f"capture certificate: telescoping sum fails: h_0 plus all {stream.layers} updates differs from "
-            f"h_{stream.layers} by {error:.3g} of the stream's norm, more than {tolerance:.1g}. "
-            f"The stored states are not consistent."
+            f"capture certificate: causality fails: the first tokens of a sequence, run alone, end in states that "
+            f"differ by {error:.3g} of their norm from those in the whole sequence, more than {tolerance:.1g}. "
+            f"They see what follows them, tokens or padding. delta-suite measures causal decoders."
         )
-    return Identity("telescoping", "h_0 plus the sum of all updates is h_N", error, tolerance)
+    return Identity("causality", "a token's state is the same without all that follows it", error, tolerance)

@@ -103,7 +103,8 @@ def _named(model: Any, layers_path: str) -> tuple[nn.Module, ...]:
             f"layers_path = {layers_path!r} names no module of {type(model).__name__}; "
             f"lists of modules it has: {_described(model)}. Correct layers_path in models.toml."
         ) from None
-    return tuple(found.children())
+    # children() would leave out a block that is listed twice.
+    return tuple(module for module in found._modules.values() if module is not None)
 
 
 def _module_lists(module: Any) -> list[tuple[str, nn.ModuleList]]:
