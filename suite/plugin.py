@@ -96,7 +96,6 @@ class Session:
             self._resolve()
 
     def _resolve(self) -> None:
-        from suite.models.files import availability
         from suite.models.registry import load_registry
 
         try:
@@ -108,6 +107,8 @@ class Session:
         except SuiteError as error:
             raise pytest.UsageError(str(error)) from None
         if self.config.getoption("all_models"):
+            from suite.models.files import availability
+
             for spec in registry.specs.values():
                 if availability(spec)[0]:
                     specs.append(spec)
