@@ -152,10 +152,14 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
     blocks = len(decoder.blocks)
     dropped = sum(first and sequences.drop_first_token for first in sequences.starts_document)
 
-    with progress(f"{run.spec.name}: capture", sequences.tokens, "token") as shown:
+    tokens = sequences.tokens - dropped
+    with (
+        progress(f"{run.spec.name}: capture", sequences.tokens, "token") as captured,
+        progress(f"{run.spec.name}: analysis", tokens * blocks, "token") as analysed,
+    ):
 
         def streams() -> Iterator[ResidualStream]:
-            shards = capture(model, decoder, sequences, device=devices[0], advance=shown.update)
+            shards = capture(model, decoder, sequences, device=devices[0], advance=captured.update)
             while True:
                 with clock("capture"):
                     item = next(shards, None)
@@ -166,7 +170,7 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
                 yield stream
 
         with torch.no_grad(), clock("analysis"):
-            layers = reduce_stream(streams(), layers=blocks, tokens=sequences.tokens - dropped, devices=devices)
+            layers = reduce_stream(streams(), layers=blocks, tokens=tokens, devices=devices, advance=analysed.update)
     clock.subtract("analysis", "capture")
 
     # Kept and compared in float32: what the cache gives back is then exactly what was measured.
@@ -198,7 +202,7 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
             name=run.calibration.name,
             sha256=run.calibration.sha256,
             documents=len(run.calibration.documents),
-            tokens=sequences.tokens - dropped,
+            tokens=tokens,
             dropped=dropped,
         ),
         certificate=_certificate_record(certificate),

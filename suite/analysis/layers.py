@@ -35,7 +35,7 @@ def reduce_stream(
     layers: int,
     tokens: int,
     devices: Sequence[torch.device] = (),
-    advance: Callable[[int], object] = lambda layer: None,
+    advance: Callable[[int], object] = lambda tokens: None,
 ) -> list[LayerSpectra]:
     """Every layer of a stream that comes in one or more shards, `tokens` kept rows in all.
 
@@ -44,6 +44,7 @@ def reduce_stream(
     Documents with an even index form half a, the others half b; one document has no halves.
 
     Layer L is reduced on device L modulo their number, all devices at once; without devices, where its state lies.
+    `advance` is told the tokens of each layer that has been reduced, `tokens` times `layers` in the end.
     """
     moments: list[dict[bool, Moments]] = [{} for _ in range(layers)]
     reduced: dict[int, LayerSpectra] = {}
@@ -65,7 +66,7 @@ def reduce_stream(
                         if last:
                             reduced[layer] = _reduce_moments(moments[layer], _epsilon(stream))
                             moments[layer] = {}
-                    advance(1)
+                    advance(int(stream.kept.sum()))
 
             list(pool.map(reduce_lane, range(lanes)))
     return [reduced[layer] for layer in range(layers)]

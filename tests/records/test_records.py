@@ -146,6 +146,23 @@ def test_a_killed_run_leaves_no_entry_and_no_lock(tiny: Path, tmp_path: Path) ->
     assert len(list((tmp_path / "cache" / "measurements").iterdir())) == 1
 
 
+def test_two_processes_measure_a_model_once(tiny: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from suite.measure import *; from suite.models.registry import ModelSpec\n"
+        "spec = ModelSpec(name='tiny', path=Path(sys.argv[1]))\n"
+        "print(measure(spec, Settings(results=Path(sys.argv[2]), device='cpu')).cached)"
+    )
+    environment = os.environ | {"DELTA_SUITE_CACHE": str(tmp_path / "cache")}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, tiny, tmp_path / "results"], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    assert sorted(process.communicate(timeout=120)[0].split()[-1] for process in running) == ["False", "True"]
+    assert len(list((tmp_path / "results" / "runs" / "tiny").iterdir())) == 1
+
+
 def test_unwritable_places_are_named(tiny: Path, tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
