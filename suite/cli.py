@@ -95,7 +95,7 @@ def judge(
     explain: Annotated[bool, typer.Option("--explain", help="Explain each verdict.")] = False,
 ) -> None:
     """Judge stored records, without a model. Exits with 1 where an expectation is refuted."""
-    from suite.claims.judge import Verdict
+    from suite.claims.judge import Verdict, across_variants
     from suite.claims.judge import judge as verdict_on
     from suite.claims.spec import load_hypotheses
     from suite.models.registry import load_registry
@@ -119,11 +119,15 @@ def judge(
             for hypothesis in loaded:
                 for expectation in hypothesis.expect:
                     judgement = verdict_on(hypothesis, expectation, measured)
+                    variants = across_variants(hypothesis, expectation, measured)
                     where = f"{hypothesis.path}:{expectation.line}"
-                    rows.append(tables.Row.of(judgement, where, str(path)))
+                    rows.append(tables.Row.of(judgement, variants, where, str(path)))
                     if judgement.verdict is not Verdict.SUPPORTED or explain:
-                        texts.append(tables.explanation(judgement, where, f"delta-suite judge --explain {path}"))
+                        texts.append(
+                            tables.explanation(judgement, variants, where, f"delta-suite judge --explain {path}")
+                        )
         typer.echo(tables.verdict_grid(rows))
+        typer.echo(f"\n{tables.variant_table(rows)}")
         if explain:
             typer.echo("\n" + "\n\n".join(texts))
         failed = [row for row in rows if row.verdict == Verdict.REFUTED.value and row.severity == "fail"]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import suite
-from suite.analysis.metrics import TOP_K, DirectionGram
+from suite.analysis.metrics import TOP_K, VARIANTS
 from suite.capture.calibration import DEFAULT_CALIBRATION, MAX_TOKENS, Calibration, load_calibration, tokenize
 from suite.models.device import resolve_device
 from suite.models.files import ModelFiles, fingerprint, locate
@@ -33,12 +33,15 @@ from suite.records.measurement import (
     Measurement,
     ModelRecord,
     Provenance,
+    SinkRecord,
+    direction_gram,
     measured_layers,
     metric_versions,
 )
 from suite.records.store import RESULTS, save
 
 if TYPE_CHECKING:
+    from suite.analysis.variants import Sinks
     from suite.capture.certificate import Certificate
 
 LIBRARIES = ("torch", "transformers", "numpy", "tokenizers", "safetensors", "accelerate", "gguf")
@@ -85,6 +88,7 @@ def measure(spec: ModelSpec, settings: Settings, progress: Progress = no_progres
         "layers_path": spec.layers_path,
         "max_tokens": MAX_TOKENS,
         "top_k": TOP_K,
+        "variants": list(VARIANTS),
         "drop_first_token": calibration.drop_first_token,
     }
     key = cache_key(
@@ -128,6 +132,7 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
     import torch
 
     from suite.analysis.layers import reduce_stream
+    from suite.analysis.variants import SINK_RATIO
     from suite.capture.residual import capture
     from suite.capture.stream import ResidualStream
     from suite.models.blocks import find_decoder
@@ -149,6 +154,7 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
             getattr(config, "max_position_embeddings", None),
         )
     certificates: list[Certificate] = []
+    sinks: list[Sinks] = []
     blocks = len(decoder.blocks)
     dropped = sum(first and sequences.drop_first_token for first in sequences.starts_document)
 
@@ -170,20 +176,28 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
                 yield stream
 
         with torch.no_grad(), clock("analysis"):
-            layers = reduce_stream(streams(), layers=blocks, tokens=tokens, devices=devices, advance=analysed.update)
+            spectra = reduce_stream(
+                streams(),
+                layers=blocks,
+                tokens=tokens,
+                variants=VARIANTS,
+                devices=devices,
+                advance=analysed.update,
+                found_sinks=sinks.append,
+            )
     clock.subtract("analysis", "capture")
 
     # Kept and compared in float32: what the cache gives back is then exactly what was measured.
-    arrays = {"raw.directions": np.stack([own.directions.float().cpu().numpy() for own in layers])}
-    if all(own.halves is not None for own in layers):
-        for half, name in enumerate(("a", "b")):
-            stacked = np.stack([own.halves[half].float().cpu().numpy() for own in layers if own.halves])
-            arrays[f"raw.directions_{name}"] = stacked
-    arrays["raw.eigenvalues"] = np.stack([own.statistics.eigenvalues for own in layers])
-    gram = DirectionGram.of(
-        arrays["raw.directions"],
-        (arrays["raw.directions_a"], arrays["raw.directions_b"]) if "raw.directions_a" in arrays else None,
-    )
+    arrays: dict[str, np.ndarray] = {}
+    for variant, layers in spectra.items():
+        arrays[f"{variant}.directions"] = np.stack([own.directions.float().cpu().numpy() for own in layers])
+        arrays[f"{variant}.eigenvalues"] = np.stack([own.statistics.eigenvalues for own in layers])
+        for index, half in enumerate("ab"):
+            own_half = [own.halves[index].float().cpu().numpy() for own in layers if own.halves]
+            if len(own_half) == blocks:
+                arrays[f"{variant}.directions_{half}"] = np.stack(own_half)
+    statistics = {variant: [own.statistics for own in layers] for variant, layers in spectra.items()}
+    grams = {variant: direction_gram(arrays, variant) for variant in spectra}
     certificate = certificates[0]
     for other in certificates[1:]:
         certificate = certificate + other
@@ -196,7 +210,7 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
             fingerprint=run.fingerprint,
             architecture=type(loaded.model).__name__,
             layers=blocks,
-            hidden=layers[0].statistics.hidden,
+            hidden=statistics["raw"][0].hidden,
         ),
         calibration=CalibrationRecord(
             name=run.calibration.name,
@@ -204,6 +218,12 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
             documents=len(run.calibration.documents),
             tokens=tokens,
             dropped=dropped,
+        ),
+        sinks=SinkRecord(
+            position_zero=sum(own.first for own in sinks),
+            large_norm=sum(own.large for own in sinks),
+            ratio=SINK_RATIO,
+            largest=tuple(sorted((row for own in sinks for row in own.largest), key=lambda row: -row[3])[:10]),
         ),
         certificate=_certificate_record(certificate),
         provenance=Provenance(
@@ -222,7 +242,7 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
             cache_key=run.key,
         ),
         phases={},
-        layers=tuple(measured_layers([own.statistics for own in layers], gram, "raw")),
+        layers=tuple(measured_layers(statistics, grams)),
         scopes={},
     )
     return measurement, arrays

@@ -70,6 +70,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="PATH",
         help="where records are written (default: results)",
     )
+    add(
+        "--variant",
+        choices=["raw", "sink_free", "token_normalised", "centred"],
+        help="judge every claim under this variant, and show it (default: as each claim says; tables show raw)",
+    )
     add("--fresh", action="store_true", help="measure again, whatever the cache holds")
     add("--strict-verdicts", action="store_true", help="inconclusive and not measured fail, too")
 
@@ -85,7 +90,7 @@ class Session:
         self.config = config
         self.hypotheses: dict[str, Path] = {}
         self.needs_model = False
-        self._outcomes: dict[str, Outcome | SuiteError] = {}
+        self._outcomes: dict[str, Outcome | Exception] = {}
         worker = getattr(config, "workerinput", None)
         self.started: float = worker[STARTED] if worker else time.time()
         self.specs: list[ModelSpec] = []
@@ -138,7 +143,7 @@ class Session:
         )
 
     def outcome(self, spec: ModelSpec) -> Outcome:
-        """The model's measurement. Raises its SuiteError, each time the same one, where it cannot be measured."""
+        """The model's measurement. Raises the same error each time where it cannot be measured: it is tried once."""
         if spec.name not in self._outcomes:
             from suite.measure import measure
             from suite.publish.progress import bars
@@ -146,10 +151,10 @@ class Session:
             with self._terminal():
                 try:
                     self._outcomes[spec.name] = measure(spec, self.settings, bars())
-                except SuiteError as error:
+                except Exception as error:  # kept for the other items of this model, and raised below
                     self._outcomes[spec.name] = error
         found = self._outcomes[spec.name]
-        if isinstance(found, SuiteError):
+        if isinstance(found, Exception):
             raise found
         return found
 
@@ -175,8 +180,8 @@ class Session:
     def reproduce(self, nodeid: str, model: str) -> str:
         """The command that shows one verdict again."""
         words = ["pytest", nodeid, f"--model={self.arguments.get(model, model)}"]
-        for option, flag in (("calibration", "--calibration"), ("device", "--device"), ("dtype", "--dtype")):
-            value = self.config.getoption(option)
+        for option in ("calibration", "device", "dtype", "variant"):
+            value, flag = self.config.getoption(option), f"--{option}"
             if value not in (None, "auto", "seed"):
                 words.append(f"{flag}={value}")
         return shlex.join(words)
@@ -242,6 +247,9 @@ class ExpectationItem(pytest.Item):
         super().__init__(**kwargs)
         self.hypothesis, self.expectation, self.spec = hypothesis, expectation, spec
         self.judgement: Judgement | None = None
+        self.variants: dict[str, Judgement] = {}
+        if variant := self.config.getoption("variant"):
+            self.expectation = expectation.model_copy(update={"variant": variant})
         for tag in hypothesis.tags:
             self.add_marker(tag)
         for xfail in expectation.xfail:
@@ -252,16 +260,18 @@ class ExpectationItem(pytest.Item):
         self.config.stash[SESSION].outcome_or_error(self.spec)
 
     def runtest(self) -> None:
-        from suite.claims.judge import Verdict, judge
+        from suite.claims.judge import Verdict, across_variants, judge
 
         outcome = self.config.stash[SESSION].outcome(self.spec)
         self.judgement = judgement = judge(self.hypothesis, self.expectation, outcome.measurement)
+        self.variants = across_variants(self.hypothesis, self.expectation, outcome.measurement)
         shown = {
             "hypothesis": self.hypothesis.id,
             "hypothesis_sha256": self.hypothesis.sha256,
             "model": self.spec.name,
             "metric": self.expectation.metric,
             "scope": self.expectation.scope,
+            "variant": self.expectation.variant,
             "verdict": judgement.verdict.value,
             "observed": judgement.observed,
             "threshold": judgement.required,
@@ -285,7 +295,7 @@ class ExpectationItem(pytest.Item):
         from suite.publish.tables import explanation
 
         reproduce = self.config.stash[SESSION].reproduce(self.nodeid, self.spec.name)
-        return explanation(judgement, self.where, reproduce)
+        return explanation(judgement, self.variants, self.where, reproduce)
 
     @property
     def where(self) -> str:
@@ -411,7 +421,7 @@ def pytest_runtest_makereport(
     row = None
     if isinstance(item, ExpectationItem):
         if item.judgement is not None:
-            row = Row.of(item.judgement, item.where, str(session.outcome(spec).record))
+            row = Row.of(item.judgement, item.variants, item.where, str(session.outcome(spec).record))
             if report.skipped and not hasattr(report, "wasxfail"):
                 report.longrepr = (str(item.path), item.expectation.line, row.reason or row.verdict.lower())
     elif call.when == "call":
@@ -506,12 +516,18 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         write(tables.model_line(measured))
         write(f"record: {record}")
         write("")
-        write(tables.phase_table(measured))
+        variant = config.getoption("variant") or "raw"
+        write(tables.phase_table(measured, variant))
         if config.get_verbosity() > 0:
             write("")
-            write(tables.layer_table(measured))
+            write(tables.layer_table(measured, variant))
     terminalreporter.section("verdicts", sep="-")
     write(tables.verdict_grid(rows))
+    if any(row.flips for row in rows):
+        write(f"{tables.FLIPS.strip()} another variant gives another verdict")
+    if any(row.flips for row in rows) or config.get_verbosity() > 0:
+        terminalreporter.section("verdicts under every variant", sep="-")
+        write(tables.variant_table(rows))
     if any(row.verdict == "FAIL" for row in rows):
         terminalreporter.section("refuted, furthest from the claim first", sep="-")
         write(tables.failure_table(rows))

@@ -46,6 +46,7 @@ def layer_figures(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
         "alignment": cosine.mean(),
         "parallel_fraction": np.abs(cosine).mean(),
         "block_influence": (1 - between).mean(),
+        "mean_energy": len(delta) * (delta.mean(axis=0) ** 2).sum() / (delta**2).sum(),
         "rounding_share": (np.finfo(np.float32).eps ** 2 / 24) * (norm**2).mean() / (step**2).mean(),
         "angular_distance": (np.arccos(np.clip(between, -1, 1)) / np.pi).mean(),
         "directions": vt[:8],

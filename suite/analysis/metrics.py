@@ -21,11 +21,20 @@ from pydantic import BaseModel, ConfigDict, model_serializer
 TOP_K = 8
 """Directions kept per layer, the reference's `top_k`."""
 
+DISATTENUATION_FLOOR = 0.6
+"""A cosine is corrected for attenuation only where both reliabilities exceed this: below, the correction is noise."""
+
 ENTROPY_FLOOR = 1e-12
 """Energy shares at or below this are left out of an entropy, as the reference does."""
 
-VARIANTS: tuple[str, ...] = ("raw",)
-"""Which rows enter a metric, and how. `raw`: every token that the calibration keeps, as it is."""
+VARIANTS: tuple[str, ...] = ("raw", "sink_free", "token_normalised", "centred")
+"""Which rows enter a metric, and how.
+
+`raw`: every token that the calibration keeps, as it is. `sink_free`: without position 0 of each sequence and without
+tokens whose state exceeds six times the median norm in some layer. `token_normalised`: each update divided by its norm,
+so that every token weighs the same. `centred`: minus the mean update. The last two change the spectra and directions;
+averages over tokens are those of `raw`.
+"""
 
 
 class Estimate(BaseModel):
@@ -63,6 +72,8 @@ class LayerStatistics:
     """Squared singular values of delta, descending, min(tokens, hidden) of them; rounded-away ones are 0."""
     averages: Mapping[str, tuple[float, float]]
     """Mean and standard deviation over tokens: see `moments.TOKEN_QUANTITIES`."""
+    mean_energy: float
+    """Share of the energy that lies in the mean update."""
     epsilon: float
     """Machine epsilon of the dtype that the stream was computed in."""
 
@@ -137,6 +148,8 @@ class Metric:
     compute: Callable[..., Any] = field(repr=False)
     adjacent: bool = False
     """Pair metrics: over a phase, only neighbours count."""
+    from_directions: bool = False
+    """Layer metrics: computed from the layer's directions, not its statistics."""
 
 
 _REGISTRY: dict[str, Metric] = {}
@@ -158,10 +171,13 @@ def _register(
     version: int = 1,
     per_layer: bool = True,
     adjacent: bool = False,
+    from_directions: bool = False,
 ) -> Callable[[_F], _F]:
     def add(function: _F) -> _F:
         name = function.__name__
-        _REGISTRY[name] = Metric(name, scope, formula, unit, low, high, source, version, per_layer, function, adjacent)
+        _REGISTRY[name] = Metric(
+            name, scope, formula, unit, low, high, source, version, per_layer, function, adjacent, from_directions
+        )
         return function
 
     return add
@@ -169,7 +185,9 @@ def _register(
 
 # --- one layer -------------------------------------------------------------------------------------------------
 
-NO_UPDATE = "the update is zero on every token"
+NO_UPDATE = "the update is zero on every token that enters"
+ONE_DOCUMENT = "needs two halves of documents; the calibration is one document"
+TOO_FEW_TOKENS = "fewer than two tokens enter"
 
 
 def spectral_entropy_rank(weights: Float64[np.ndarray, " rank"]) -> float:
@@ -316,6 +334,24 @@ def rounding_share(layer: LayerStatistics) -> Estimate:
     return Estimate(value=float(layer.epsilon**2 / 24 * (mean**2 + sd**2) / update))
 
 
+@_register("layer", "n ||mean delta||^2 / ||delta||_F^2", high=1.0, source="what `centred` takes away")
+def mean_energy(layer: LayerStatistics) -> Estimate:
+    return Estimate(value=min(1.0, layer.mean_energy))
+
+
+@_register(
+    "layer",
+    "r_L = |v_L^a . v_L^b|, v_L fitted on document halves a and b",
+    high=1.0,
+    from_directions=True,
+    source="split-half reliability; below 0.9 a layer has no direction to speak of",
+)
+def reliability(gram: DirectionGram, layer: int) -> Estimate:
+    if gram.ab is None:
+        return absent(ONE_DOCUMENT)
+    return Estimate(value=min(1.0, abs(float(gram.ab[layer, 0, layer, 0]))))
+
+
 # --- two layers ------------------------------------------------------------------------------------------------
 
 
@@ -364,6 +400,51 @@ def intra_cosine(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
     return Estimate(value=float(pairs.mean()), per_layer=_by_layer(layers, with_others))
 
 
+def _cross_fitted(gram: DirectionGram, layers: Sequence[int]) -> Float64[np.ndarray, "phase phase"] | None:
+    """|v_L^a . v_M^b| averaged over which half is which; None without halves."""
+    if gram.ab is None:
+        return None
+    products = np.minimum(np.abs(gram.ab[:, 0, :, 0][np.ix_(layers, layers)]), 1.0)
+    return np.asarray((products + products.T) / 2)
+
+
+@_register(
+    "phase",
+    "mean over pairs of |v_L^a . v_M^b|, each layer fitted on another half of the documents",
+    high=1.0,
+    source="cross-fit: tokens that two layers share cannot make them agree",
+)
+def intra_cosine_cross_fitted(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
+    products = _cross_fitted(gram, layers)
+    if products is None:
+        return absent(ONE_DOCUMENT)
+    if len(layers) == 1:
+        return absent("one layer has no pairs")
+    with_others = (products.sum(axis=1) - np.diag(products)) / (len(layers) - 1)
+    pairs = products[np.triu_indices(len(layers), k=1)]
+    return Estimate(value=float(pairs.mean()), per_layer=_by_layer(layers, with_others))
+
+
+@_register(
+    "phase",
+    "mean over pairs of |v_L^a . v_M^b| / sqrt(r_L r_M), where r_L and r_M exceed 0.6",
+    source="Spearman 1904, correction for attenuation",
+)
+def intra_cosine_disattenuated(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
+    products = _cross_fitted(gram, layers)
+    if products is None:
+        return absent(ONE_DOCUMENT)
+    reliable = np.diag(products)
+    usable = reliable > DISATTENUATION_FLOOR
+    if usable.sum() < 2:
+        return absent(f"{usable.sum()} of {len(layers)} layers have a reliability above {DISATTENUATION_FLOOR}")
+    corrected = products[np.ix_(usable, usable)] / np.sqrt(np.outer(reliable[usable], reliable[usable]))
+    with_others = (corrected.sum(axis=1) - 1.0) / (usable.sum() - 1)
+    per_layer: dict[int, float | None] = dict.fromkeys(layers)
+    per_layer |= _by_layer([layer for layer, used in zip(layers, usable, strict=True) if used], with_others)
+    return Estimate(value=float(corrected[np.triu_indices(len(corrected), k=1)].mean()), per_layer=per_layer)
+
+
 @_register("phase", "mean of |v_L . v_M|, L in the phase, M outside", high=1.0, source="reference script")
 def cross_cosine(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
     inside = set(layers)
@@ -371,7 +452,7 @@ def cross_cosine(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
     if not others:
         return absent("no layer lies outside")
     if missing := gram.without_direction(others):
-        return absent(f"the update of layer {missing[0]} is zero, so it has no direction")
+        return absent(_no_direction(missing))
     cosines = np.minimum(np.abs(gram.cosines[np.ix_(layers, others)]), 1.0)
     return Estimate(value=float(cosines.mean()), per_layer=_by_layer(layers, cosines.mean(axis=1)))
 
@@ -433,7 +514,7 @@ def capture_fraction_held_out(gram: DirectionGram, layers: Sequence[int]) -> Est
     if len(layers) == 1:
         return absent("no other layer in the phase to form a basis from")
     if gram.aa is None or gram.ab is None or gram.bb is None:
-        return absent("needs two halves of documents; the calibration is one document")
+        return absent(ONE_DOCUMENT)
     captured = []
     for layer in layers:
         others = [other for other in layers if other != layer]
@@ -471,32 +552,46 @@ def _by_layer(layers: Sequence[int], values: np.ndarray) -> dict[int, float | No
 
 
 def layer_metrics(layer: LayerStatistics) -> dict[str, Estimate]:
-    """Every layer metric of one layer."""
-    if layer.eigenvalues.sum() == 0.0:
-        still_defined = {"frobenius", "update_norm", "stream_norm", "relative_step", "block_influence"}
-        return {
-            name: metric.compute(layer) if name in still_defined else absent(NO_UPDATE)
-            for name, metric in METRICS.items()
-            if metric.scope == "layer"
-        }
-    return {name: metric.compute(layer) for name, metric in METRICS.items() if metric.scope == "layer"}
+    """Every layer metric that a layer's statistics give."""
+    chosen = {
+        name: metric for name, metric in METRICS.items() if metric.scope == "layer" and not metric.from_directions
+    }
+    if layer.tokens < 2:
+        return {name: absent(TOO_FEW_TOKENS) for name in chosen}
+    still_defined = {"frobenius", "update_norm", "stream_norm", "relative_step", "block_influence"}
+    zero = layer.eigenvalues.sum() == 0.0
+    return {
+        name: absent(NO_UPDATE) if zero and name not in still_defined else metric.compute(layer)
+        for name, metric in chosen.items()
+    }
 
 
-def neighbour_metrics(gram: DirectionGram, layer: int) -> dict[str, Estimate]:
-    """Every pair metric of a layer with the one after it."""
-    pairs = {name: metric for name, metric in METRICS.items() if metric.scope == "pair"}
-    if layer + 1 == gram.layers:
-        return {name: absent("the last layer has no layer after it") for name in pairs}
-    if missing := gram.without_direction([layer, layer + 1]):
-        return {name: absent(f"the update of layer {missing[0]} is zero, so it has no direction") for name in pairs}
-    return {name: Estimate(value=metric.compute(gram, layer, layer + 1)) for name, metric in pairs.items()}
+def direction_metrics(gram: DirectionGram, layer: int) -> dict[str, Estimate]:
+    """Every layer metric that needs directions, and every pair metric of the layer with the one after it."""
+    out = {}
+    for name, metric in METRICS.items():
+        if metric.from_directions:
+            missing = gram.without_direction([layer])
+            out[name] = absent(_no_direction(missing)) if missing else metric.compute(gram, layer)
+        elif metric.scope == "pair" and layer + 1 == gram.layers:
+            out[name] = absent("the last layer has no layer after it")
+        elif metric.scope == "pair":
+            missing = gram.without_direction([layer, layer + 1])
+            out[name] = (
+                absent(_no_direction(missing)) if missing else Estimate(value=metric.compute(gram, layer, layer + 1))
+            )
+    return out
+
+
+def _no_direction(missing: Sequence[int]) -> str:
+    return f"the update of layer {missing[0]} is zero, so it has no direction"
 
 
 def phase_metrics(gram: DirectionGram, layers: Sequence[int]) -> dict[str, Estimate]:
     """Every pair and phase metric over a contiguous set of layers."""
     chosen = {name: metric for name, metric in METRICS.items() if metric.scope != "layer"}
     if missing := gram.without_direction(layers):
-        return {name: absent(f"the update of layer {missing[0]} is zero, so it has no direction") for name in chosen}
+        return {name: absent(_no_direction(missing)) for name in chosen}
     return {
         name: metric.compute(gram, layers) if metric.scope == "phase" else _over_pairs(metric, gram, layers)
         for name, metric in chosen.items()

@@ -54,18 +54,37 @@ class Moments:
     tokens: int
     gram: Float64[Tensor, "hidden hidden"]
     """Sum of delta delta^T. Formed from delta, never by differencing moments of h, which loses u / s^2."""
+    total: Float64[Tensor, " hidden"]
+    """Sum of delta."""
     sums: Float64[Tensor, " quantities"]
     squares: Float64[Tensor, " quantities"]
 
     @classmethod
-    def of(cls, before: Float[Tensor, "tokens hidden"], update: Float32[Tensor, "tokens hidden"]) -> Moments:
-        quantities = token_quantities(before, update)
-        return cls(len(update), gram(update), quantities.sum(dim=0), quantities.square().sum(dim=0))
+    def of(
+        cls,
+        rows: Float32[Tensor, "tokens hidden"],
+        quantities: Float64[Tensor, "tokens quantities"],
+    ) -> Moments:
+        """Of the updates as a variant takes them, and the token quantities of the updates as they are."""
+        total = rows.to(quantities.device).sum(dim=0, dtype=torch.float64)
+        return cls(len(rows), gram(rows), total, quantities.sum(dim=0), quantities.square().sum(dim=0))
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(
             self.tokens + other.tokens,
             self.gram + other.gram,
+            self.total + other.total,
             self.sums + other.sums,
             self.squares + other.squares,
         )
+
+    def centred(self) -> Moments:
+        """The same of delta minus its mean over these tokens."""
+        gram = self.gram - torch.outer(self.total, self.total) / self.tokens
+        return Moments(self.tokens, gram, torch.zeros_like(self.total), self.sums, self.squares)
+
+    @property
+    def mean_energy(self) -> float:
+        """n ||mean delta||^2 / ||delta||_F^2: the share of the energy that lies in the mean."""
+        energy = float(self.gram.diagonal().sum())
+        return float(self.total.square().sum()) / self.tokens / energy if energy > 0 else 0.0

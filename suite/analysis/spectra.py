@@ -63,6 +63,8 @@ def spectrum_of_rows(rows: Float[Tensor, "tokens hidden"], k: int) -> Spectrum:
     if tokens > hidden:
         return spectrum_of_gram(gram(rows), tokens, k)
     rows = rows.to(algebra_device(rows.device)).double()
+    if tokens == 0:
+        return Spectrum(rows.new_zeros(0), rows.new_zeros(k, hidden))
     values, vectors = torch.linalg.eigh(rows @ rows.T)
     values, vectors = _without_rounding(values.flip(0)), vectors.flip(1)
     directions = vectors[:, :k].T @ rows

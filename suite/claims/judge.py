@@ -217,6 +217,14 @@ def judge(hypothesis: Hypothesis, expectation: Expectation, measurement: Measure
     return judgement(verdict, observation.value, required, None)
 
 
+def across_variants(hypothesis: Hypothesis, expectation: Expectation, measurement: Measurement) -> dict[str, Judgement]:
+    """The same claim under every variant that was measured: a verdict that flips rests on the choice of rows."""
+    return {
+        variant: judge(hypothesis, expectation.model_copy(update={"variant": variant}), measurement)
+        for variant in measurement.layers[0].metrics
+    }
+
+
 def combine(verdicts: Iterable[Verdict]) -> Verdict:
     """A hypothesis holds when all its expectations hold; one refuted refutes it."""
     seen = list(verdicts)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tabulate import tabulate
@@ -14,6 +14,9 @@ from suite.records.measurement import Measurement
 
 NONE = "-"
 """Shown where a number does not exist."""
+
+FLIPS = " *"
+"""Marks a verdict that is another one under another variant."""
 
 CLAIM_WIDTH = 52
 """Columns that a claim may take before it wraps."""
@@ -56,9 +59,11 @@ class Row:
     where: str = ""
     """file:line of the claim"""
     record: str | None = None
+    variants: dict[str, tuple[str, float | None]] = field(default_factory=dict)
+    """The verdict and the observed value under every variant."""
 
     @classmethod
-    def of(cls, judgement: Judgement, where: str, record: str | None) -> Row:
+    def of(cls, judgement: Judgement, variants: Mapping[str, Judgement], where: str, record: str | None) -> Row:
         expectation = judgement.expectation
         return cls(
             judgement.hypothesis.id,
@@ -73,7 +78,13 @@ class Row:
             judgement.reason,
             where,
             record,
+            {name: (other.verdict.value, other.observed) for name, other in variants.items()},
         )
+
+    @property
+    def flips(self) -> bool:
+        """Whether another variant gives another verdict."""
+        return any(verdict != self.verdict for verdict, _ in self.variants.values())
 
     @property
     def place(self) -> tuple[str, int]:
@@ -115,7 +126,27 @@ def verdict_grid(rows: Sequence[Row]) -> str:
 
 def _cell(row: Row) -> str:
     word = "WARN" if row.severity == "warn" and row.verdict == Verdict.REFUTED.value else row.verdict
-    return word if row.observed is None else f"{word} {number(row.observed, 3)}"
+    return _verdict(word, row.observed) + (FLIPS if row.flips else "")
+
+
+def variant_table(rows: Sequence[Row]) -> str:
+    """The verdict of each claim under every variant, for each model."""
+    variants = list(dict.fromkeys(name for row in rows for name in row.variants))
+    lines = [
+        [
+            row.model,
+            f"{row.hypothesis}/{row.expectation}",
+            *(_verdict(*row.variants[name]) if name in row.variants else NONE for name in variants),
+            "flips" if row.flips else "",
+        ]
+        for row in rows
+        if row.variants
+    ]
+    return tabulate(lines, headers=["model", "expectation", *variants, ""], disable_numparse=True)
+
+
+def _verdict(word: str, observed: float | None) -> str:
+    return word if observed is None else f"{word} {number(observed, 3)}"
 
 
 def phase_table(measurement: Measurement, variant: str = "raw") -> str:
@@ -201,7 +232,7 @@ def _fixed(estimate: Estimate) -> str:
     return NONE if estimate.value is None else f"{estimate.value:.4f}"
 
 
-def explanation(judgement: Judgement, where: str, reproduce: str) -> str:
+def explanation(judgement: Judgement, variants: Mapping[str, Judgement], where: str, reproduce: str) -> str:
     """Why an expectation has the verdict it has, and the command that shows it again."""
     expectation, observation = judgement.expectation, judgement.observation
     outcome = {
@@ -231,6 +262,8 @@ def explanation(judgement: Judgement, where: str, reproduce: str) -> str:
         lines.append(f"  reason     {judgement.reason}")
     lines.append(f"  over       {_scope(observation)}, variant {observation.variant}")
     lines += _per_layer(observation, expectation.op)
+    others = [f"{name} {_verdict(other.verdict.value, other.observed)}" for name, other in variants.items()]
+    lines.append(f"  variants   {', '.join(others)}")
     lines += [f"  threshold  {expectation.origin}", f"  stated at  {where}", f"  reproduce  {reproduce}"]
     return "\n".join(lines)
 

@@ -16,8 +16,8 @@ from suite.analysis.metrics import (
     Estimate,
     LayerStatistics,
     absent,
+    direction_metrics,
     layer_metrics,
-    neighbour_metrics,
     phase_metrics,
 )
 from suite.errors import RecordError
@@ -68,6 +68,18 @@ class IdentityRecord(_Part):
     says: str
     error: float
     tolerance: float
+
+
+class SinkRecord(_Part):
+    """What the variant `sink_free` leaves out, and why."""
+
+    position_zero: int
+    """Tokens at position 0 of their sequence."""
+    large_norm: int
+    """Other tokens whose state exceeds `ratio` times the median norm in some layer."""
+    ratio: float
+    largest: tuple[tuple[int, int, int, float], ...]
+    """(document, position, layer, norm over median) of the largest."""
 
 
 class CertificateRecord(_Part):
@@ -126,6 +138,7 @@ class Measurement(_Part):
     schema_version: Literal[1] = Field(alias="schema")
     model: ModelRecord
     calibration: CalibrationRecord
+    sinks: SinkRecord
     certificate: CertificateRecord
     provenance: Provenance
     phases: dict[str, tuple[int, int]]
@@ -206,11 +219,21 @@ class Measurement(_Part):
             ) from None
 
 
-def measured_layers(statistics: Sequence[LayerStatistics], gram: DirectionGram, variant: str) -> list[LayerRecord]:
-    """The layers' part of a record, before any phase map."""
+def measured_layers(
+    statistics: Mapping[str, Sequence[LayerStatistics]], grams: Mapping[str, DirectionGram]
+) -> list[LayerRecord]:
+    """The layers' part of a record, by variant, before any phase map."""
+    layers = len(next(iter(statistics.values())))
     return [
-        LayerRecord(layer=layer, phase="", metrics={variant: layer_metrics(own) | neighbour_metrics(gram, layer)})
-        for layer, own in enumerate(statistics)
+        LayerRecord(
+            layer=layer,
+            phase="",
+            metrics={
+                variant: layer_metrics(own[layer]) | direction_metrics(grams[variant], layer)
+                for variant, own in statistics.items()
+            },
+        )
+        for layer in range(layers)
     ]
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suite.analysis.metrics import spectral_entropy_rank
-from suite.analysis.moments import Moments
+from suite.analysis.moments import Moments, token_quantities
 from suite.analysis.spectra import gram, spectrum_of_gram, spectrum_of_rows
 
 SIZES = [(60, 200), (200, 60), (128, 128), (9, 300), (700, 24)]
@@ -71,6 +71,10 @@ def test_directions_beyond_the_rank_are_zero() -> None:
         assert not got.directions[1:].any()
 
 
+def moments(before: torch.Tensor, update: torch.Tensor) -> Moments:
+    return Moments.of(update, token_quantities(before, update))
+
+
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10_000), cuts=st.lists(st.integers(1, 59), max_size=6), order=st.randoms())
 def test_any_split_and_order_gives_the_same_moments(seed: int, cuts: list[int], order: object) -> None:
@@ -79,13 +83,13 @@ def test_any_split_and_order_gives_the_same_moments(seed: int, cuts: list[int], 
     update = torch.randn(60, 12, generator=generator)
     update[0] *= 1000
     edges = [0, *sorted(set(cuts)), 60]
-    parts = [Moments.of(before[start:stop], update[start:stop]) for start, stop in pairwise(edges)]
+    parts = [moments(before[start:stop], update[start:stop]) for start, stop in pairwise(edges)]
     order.shuffle(parts)  # type: ignore[attr-defined]
     total = parts[0]
     for part in parts[1:]:
         total = total + part
-    whole = Moments.of(before, update)
+    whole = moments(before, update)
     assert total.tokens == whole.tokens == 60
-    for name in ("gram", "sums", "squares"):
+    for name in ("gram", "total", "sums", "squares"):
         one, two = getattr(total, name), getattr(whole, name)
         assert (one - two).abs().max() <= 1e-12 * two.abs().max(), name

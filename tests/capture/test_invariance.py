@@ -24,7 +24,7 @@ def reduced(directory: Path, device: str = "cpu", side: str = "right", **options
     tokenizer = AutoTokenizer.from_pretrained(directory, padding_side=side)
     sequences = tokenize(Calibration("test", TEXTS), tokenizer, 400, None)
     streams = (stream for stream, _ in capture(model, find_decoder(model), sequences, device=torch.device(device)))
-    return reduce_stream(streams, layers=12, tokens=sequences.tokens)
+    return reduce_stream(streams, layers=12, tokens=sequences.tokens)["raw"]
 
 
 def test_attention_kernel(tiny: Path) -> None:

@@ -116,6 +116,28 @@ def test_junit_properties(project: pytest.Pytester) -> None:
     assert "no phase Z" in str(skipped.get("message"))
 
 
+def test_a_claim_can_be_judged_under_another_variant(
+    project: pytest.Pytester, hypothesis_file: Callable[[str], None]
+) -> None:
+    """All tokens weigh the same in one variant, and the update norms that differ between tokens count in the other."""
+    hypothesis_file(
+        CLAIMS.split("[[expect]]")[0]
+        + '[[expect]]\nid="energy"\nmetric="frobenius"\nscope="C"\nop=">="\nthreshold=100\norigin="o"\n'
+    )
+    result = project.runpytest(*RUN, "--model=tiny")
+    result.assert_outcomes(passed=1)
+    result.stdout.fnmatch_lines(
+        [
+            "* another variant gives another verdict",
+            "model *raw *sink_free *token_normalised *centred*",
+            "tiny *claims/energy *PASS * FAIL 25.* flips",
+        ]
+    )
+    result = project.runpytest(*RUN, "--model=tiny", "--variant=token_normalised")
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*over       C (layers 2-5), variant token_normalised", "*--variant=token_normalised"])
+
+
 def test_records_are_written_once_per_measurement(project: pytest.Pytester) -> None:
     for _ in range(2):
         project.runpytest(*RUN, "--model=tiny")
