@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 from jaxtyping import install_import_hook
 
-install_import_hook(["suite.analysis", "suite.capture.residual", "suite.capture.stream"], "beartype.beartype")
+install_import_hook(
+    ["suite.analysis", *(f"suite.capture.{name}" for name in ("residual", "stream", "tap", "forward"))],
+    "beartype.beartype",
+)
 pytest_plugins = ["pytester"]
 
 

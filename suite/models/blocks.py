@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from suite.errors import CaptureError
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Of an encoder-decoder: what reads the document before the decoder does."""
+
+    module: nn.Module
+    start: int
+    """Id of the token that the decoder reads first, in the place of the document's first."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +32,10 @@ class Decoder:
     """Path of the list of blocks inside the model."""
     config: Any = None
     """The config of this stack: of a multimodal model or an encoder-decoder, that of the text decoder."""
+    encoder: Encoder | None = None
+    """None for a decoder that stands alone."""
+    left_out: Mapping[int, nn.Module] = field(default_factory=dict)
+    """By place in the list: what is not among the blocks, as text alone does not reach it."""
 
     @property
     def hidden(self) -> int | None:
@@ -31,68 +46,105 @@ class Decoder:
 def find_decoder(model: Any, layers_path: str | None = None) -> Decoder:
     """The decoder of a Hugging Face model and its blocks.
 
-    The blocks are the ModuleList inside the innermost `get_decoder()` with as many entries as that decoder's config
-    has layers, of several such lists the shallowest; where none has that length, the only list of what transformers
-    marks as layers. `layers_path` names the list instead where that is not unique.
+    The blocks are the ModuleList under `get_decoder()` with as many entries as that decoder's config has layers, of
+    several such lists the shallowest; where none has that length, the only list of what transformers marks as layers.
+    `layers_path` names the list instead where that is not unique.
 
-    Raises CaptureError where no list, or more than one at the same depth, fits.
+    Raises CaptureError where no list, or more than one, fits, and where an encoder reads something other than text.
     """
-    decoder = _innermost_decoder(model)
-    config = getattr(decoder, "config", model.config).get_text_config(decoder=True)
-    # Composite configs of some encoder-decoders count the encoder under num_hidden_layers, and say decoder_layers too.
-    expected = getattr(config, "decoder_layers", None) or getattr(config, "num_hidden_layers", None)
+    left_out: dict[int, nn.Module] = {}
     if layers_path is None:
-        name, blocks = _blocks(model, decoder, expected)
-        prefix = next((path for path, module in model.named_modules() if module is decoder), "")
-        layers_path = ".".join(part for part in (prefix, name) if part)
+        layers_path, blocks = _blocks(model)
+        blocks, left_out = _reached_by_text(blocks)
     else:
         blocks = _named(model, layers_path)
+    module = _reader(model, layers_path)
+    config = _config(model, module)
     for layer, block in enumerate(blocks):
         if block in blocks[:layer]:
             raise CaptureError(
                 f"blocks {blocks.index(block)} and {layer} of {type(model).__name__} ({layers_path}) are one and the "
                 f"same module. Which of its runs is which layer cannot be told; this architecture is not supported."
             )
-    return Decoder(decoder, blocks, layers_path, config)
+    encoder = _encoder(model, config) if getattr(model.config, "is_encoder_decoder", False) else None
+    return Decoder(module, blocks, layers_path, config, encoder, left_out)
 
 
-def _innermost_decoder(model: Any) -> Any:
-    """`get_decoder()`, and again of what it gives, until that is the stack itself.
-
-    Once is not enough: of a multimodal model it can give a whole language model, head included, whose output would be
-    logits. Nor is it always a stack: for ModernBert's decoder it gives the head; then the base model is taken.
-    """
-    decoder = model
-    while True:
-        found = decoder.get_decoder() if hasattr(decoder, "get_decoder") else decoder.base_model
-        inner = found if found is not None and _module_lists(found) else getattr(decoder, "base_model", decoder)
-        if inner is decoder:
-            return decoder
-        decoder = inner
-
-
-def _blocks(model: Any, decoder: nn.Module, expected: int | None) -> tuple[str, tuple[nn.Module, ...]]:
+def _blocks(model: Any) -> tuple[str, tuple[nn.Module, ...]]:
     from transformers.modeling_layers import GradientCheckpointingLayer
 
+    decoder = _get_decoder(model)
+    config = _config(model, decoder)
+    # Some configs of encoder-decoders count the encoder under num_hidden_layers; they say decoder_layers, too.
+    expected = getattr(config, "decoder_layers", None) or getattr(config, "num_hidden_layers", None)
     lists = _module_lists(decoder)
     fitting = [(name, own) for name, own in lists if len(own) == expected]
     if not fitting:
         # Longcat counts two layers per block. The mark is put on whole layers only, and on those of every model.
         fitting = [(name, own) for name, own in lists if all(isinstance(x, GradientCheckpointingLayer) for x in own)]
-    depth = min((name.count(".") for name, _ in fitting), default=0)
-    shallowest = [(name, own) for name, own in fitting if name.count(".") == depth]
-    if len(shallowest) == 1:
-        return shallowest[0][0], tuple(shallowest[0][1])
+    else:
+        # T5's blocks are lists themselves, and can have that length, too; a vision tower lies deeper than the text.
+        depth = min(name.count(".") for name, _ in fitting)
+        fitting = [(name, own) for name, own in fitting if name.count(".") == depth]
+    if len(fitting) == 1:
+        name, blocks = fitting[0]
+        prefix = next((path for path, module in model.named_modules() if module is decoder), "")
+        return ".".join(part for part in (prefix, name) if part), tuple(blocks)
     if expected is None:
         says = "its config does not say how many layers it has"
     else:
         says = f"its config says {expected} layers"
-    which = "none is that list" if not fitting else f"{', '.join(name for name, _ in shallowest)} fit equally"
+    which = "none is that list" if not fitting else f"{', '.join(name for name, _ in fitting)} fit equally"
     raise CaptureError(
         f"the decoder blocks of {type(model).__name__} cannot be told by structure: {says}, and of its module lists "
         f"{which} ({_described(model)}). Where one of them holds the whole decoder, name it in models.toml: "
         f'layers_path = "...".'
     )
+
+
+def _get_decoder(model: Any) -> Any:
+    """`get_decoder()`, and again of what it gives: once finds the language model of a multimodal one, then its decoder.
+
+    Not always does it give a stack (for ModernBert's decoder it is the head); what holds no list is not one.
+    """
+    decoder = model
+    while True:
+        found = decoder.get_decoder() if hasattr(decoder, "get_decoder") else None
+        if found is None or not _module_lists(found):
+            found = getattr(decoder, "base_model", decoder)
+        if found is decoder:
+            return decoder
+        decoder = found
+
+
+def _reader(model: Any, layers_path: str) -> Any:
+    """The innermost module around the blocks that reads token ids: the stack without the language-model head."""
+    path = layers_path
+    while path:
+        path = path.rpartition(".")[0]
+        module = model.get_submodule(path)
+        if "input_ids" in inspect.signature(module.forward).parameters:
+            return module
+    return model
+
+
+def _reached_by_text(blocks: tuple[nn.Module, ...]) -> tuple[tuple[nn.Module, ...], dict[int, nn.Module]]:
+    """The blocks without those that demand more arguments than the others do, and these by their place.
+
+    Such are Mllama's blocks of attention to an image: on text alone it passes them over. The tap sees to it that they
+    do not run; a layers_path takes every block.
+    """
+    demands = []
+    for block in blocks:
+        parameters = list(inspect.signature(block.forward).parameters.values())[1:]
+        named = [own for own in parameters if own.kind in (own.POSITIONAL_OR_KEYWORD, own.KEYWORD_ONLY)]
+        demands.append(sum(own.default is own.empty for own in named))
+    left_out = {place: block for place, block in enumerate(blocks) if demands[place] > min(demands)}
+    return tuple(block for block in blocks if block not in left_out.values()), left_out
+
+
+def _config(model: Any, module: Any) -> Any:
+    return getattr(module, "config", model.config).get_text_config(decoder=True)
 
 
 def _named(model: Any, layers_path: str) -> tuple[nn.Module, ...]:
@@ -104,7 +156,33 @@ def _named(model: Any, layers_path: str) -> tuple[nn.Module, ...]:
             f"lists of modules it has: {_described(model)}. Correct layers_path in models.toml."
         ) from None
     # children() would leave out a block that is listed twice.
-    return tuple(module for module in found._modules.values() if module is not None)
+    blocks = tuple(module for module in found._modules.values() if module is not None)
+    if not blocks:
+        raise CaptureError(
+            f"layers_path = {layers_path!r} names a module of {type(model).__name__} that holds no others "
+            f"({type(found).__name__}); lists of modules it has: {_described(model)}. "
+            f"Correct layers_path in models.toml."
+        )
+    return blocks
+
+
+def _encoder(model: Any, config: Any) -> Encoder:
+    encoder = model.get_encoder()
+    reads = getattr(encoder, "main_input_name", "input_ids")
+    if reads != "input_ids":
+        raise CaptureError(
+            f"the encoder of {type(model).__name__} reads {reads}, not text, and its decoder puts into words what the "
+            f"encoder has read. delta-suite measures models on text."
+        )
+    holders = (getattr(model, "generation_config", None), model.config, config)
+    for name in ("decoder_start_token_id", "bos_token_id"):  # the order in which transformers' generate() looks
+        for holder in holders:
+            if isinstance(start := getattr(holder, name, None), int):
+                return Encoder(encoder, start)
+    raise CaptureError(
+        f"what the decoder of {type(model).__name__} reads first is unknown: its config has neither "
+        f"decoder_start_token_id nor bos_token_id. Add decoder_start_token_id to the config.json of the model."
+    )
 
 
 def _module_lists(module: Any) -> list[tuple[str, nn.ModuleList]]:

@@ -1,0 +1,249 @@
+"""The hooks: what each decoder block is given and gives back in one forward pass, and what runs after the last one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from suite.capture.certificate import FinalNorm, Observations, Witnesses, require_fired_once
+from suite.errors import CaptureError, CertificateError
+from suite.models.blocks import Decoder
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences padded on the right to one length; rows start .. start + tokens of the stream come from it."""
+
+    ids: Int64[Tensor, "sequences length"]
+    mask: Int64[Tensor, "sequences length"]
+    start: int
+    tokens: int
+
+
+class Tap(AbstractContextManager["Tap"]):
+    """Hooks on the decoder blocks, and on what runs after the last one; removed on leaving.
+
+    `write(L, rows)` is given each state h_L as soon as it is there, as a block may write into its input; `read(L)`
+    gives back what was stored of this batch.
+    """
+
+    def __init__(self, decoder: Decoder, write: Callable[[int, Tensor], None], read: Callable[[int], Tensor]) -> None:
+        self.decoder = decoder
+        self.write, self.read = write, read
+        self.observed = Observations.of(len(decoder.blocks))
+        self._handles = ExitStack()
+        self._shape: tuple[int, int] = (0, 0)
+        self._hidden = decoder.hidden
+        self._real: _Rows | None = None
+        self._witnesses: _Rows | None = None
+        self._updates: list[Tensor] = []
+        self._given: Tensor | None = None
+        self._output: Tensor | None = None
+        self._version = 0
+        self._next = 0
+        self._scale = 1.0
+        self._after_last: list[tuple[str, nn.Module, Tensor, Tensor]] = []
+
+    def __enter__(self) -> Tap:
+        inside = {module for block in self.decoder.blocks for module in block.modules()}
+        for layer, block in enumerate(self.decoder.blocks):
+            before = block.register_forward_pre_hook(partial(self._before, layer), with_kwargs=True)
+            after = block.register_forward_hook(partial(self._after, layer))
+            self._handles.callback(before.remove)
+            self._handles.callback(after.remove)
+        for place, block in self.decoder.left_out.items():
+            self._handles.callback(block.register_forward_pre_hook(partial(self._unexpected, place)).remove)
+        for name, module in self.decoder.module.named_modules():
+            if name and module not in inside and not any(child in inside for child in module.modules()):
+                outside = module.register_forward_hook(partial(self._outside, name), with_kwargs=True)
+                self._handles.callback(outside.remove)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._handles.close()
+
+    def begin(self, batch: Batch, witnesses: Int64[Tensor, " witnesses"]) -> None:
+        """Forget the last batch; states that follow belong to this one.
+
+        witnesses: rows of this batch whose updates are kept as the hooks see them, apart from what is stored.
+        """
+        self._shape = (batch.ids.shape[0], batch.ids.shape[1])
+        # Computed once on the host: a boolean index would make every copy wait for the device.
+        real = batch.mask.flatten().nonzero().flatten()
+        self._real = _Rows(real) if len(real) < batch.ids.numel() else None
+        self._witnesses = _Rows(real[witnesses.to(real.device)])
+        self._updates = []
+        self._given = self._output = None
+        self._next = 0
+        self._scale = 1.0
+        self._after_last.clear()
+
+    def end(self, batch: Batch, witnesses: Int64[Tensor, " witnesses"], last: Tensor) -> None:
+        """Check what this batch alone can show, and count the forward pass.
+
+        last: the decoder's last_hidden_state. Raises CertificateError where a block did not run once.
+        """
+        require_fired_once(self.observed.firings, self.observed.passes + 1)
+        final = self._final_norm(last)
+        self.observed.passed(final, Witnesses(batch.start + witnesses.cpu(), tuple(self._updates)))
+
+    def rows(self, state: Tensor) -> Float[Tensor, "tokens hidden"]:
+        """The rows of real tokens, in the order of the stream."""
+        flat = state.reshape(-1, state.shape[-1])
+        return flat if self._real is None else self._real.of(flat)
+
+    def _before(self, layer: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if layer != self._next:
+            raise self._out_of_order(layer)
+        # The stream is a block's first argument, whatever its name.
+        given = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()), None))
+        state = self._state(given, layer, "input")
+        if layer == 0:
+            self.write(0, self.rows(state))
+        elif not (state is self._output and state._version == self._version):
+            self._compare(layer, state)
+        self._given = self._witnessed(state)
+
+    def _compare(self, layer: int, state: Tensor) -> None:
+        """The input is not the very tensor that the block before returned: compare the values. Seldom runs.
+
+        RWKV halves stream and weights every few blocks, so that half precision does not overflow. A power of two loses
+        no digit, so it is divided out: all states are kept in the units of h_0.
+        """
+        rows, stored = self.rows(state).float(), self.read(layer).to(state.device).float() * self._scale
+        factor = _power_of_two(rows, stored)
+        if factor != 1.0:
+            self._scale *= factor
+            self.observed.factors[layer] = factor
+        self.observed.continuity(layer, (rows - stored * factor).abs().max())
+
+    def _after(self, layer: int, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self.observed.firings[layer] += 1
+        self._next = layer + 1
+        state = self._state(output[0] if isinstance(output, tuple | list) and output else output, layer, "output")
+        rows = self.rows(state)
+        self.write(layer + 1, rows if self._scale == 1.0 else rows / self._scale)
+        assert self._given is not None
+        update = self._witnessed(state) - self._given.to(state.device)
+        self._updates.append(update if self._scale == 1.0 else update / self._scale)
+        self._output, self._version = state, state._version
+        self._after_last.clear()
+
+    def _outside(
+        self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        given = [*args, *kwargs.values()]
+        if len(given) == 1 and isinstance(given[0], Tensor) and isinstance(output, Tensor):
+            self._after_last.append((name, module, given[0], output))
+
+    def _unexpected(self, place: int, block: nn.Module, args: tuple[Any, ...]) -> None:
+        raise CaptureError(
+            f"block {place} of {self.decoder.path} ({type(block).__name__}) runs on text, but was not counted as a "
+            f"layer, as it demands more arguments than the other blocks. "
+            f'To count every block, set layers_path = "{self.decoder.path}" in models.toml.'
+        )
+
+    def _witnessed(self, state: Tensor) -> Tensor:
+        assert self._witnesses is not None
+        return self._witnesses.of(state.reshape(-1, state.shape[-1])).float()
+
+    def _out_of_order(self, layer: int) -> CertificateError:
+        block = f"block {layer} ({type(self.decoder.blocks[layer]).__name__})"
+        if layer < self._next:
+            return CertificateError(
+                f"capture certificate: fire count fails at {block}: it runs again after block {self._next - 1}, in one "
+                f"forward pass. A block that runs repeatedly is not one layer; this architecture is not supported."
+            )
+        skipped = type(self.decoder.blocks[self._next]).__name__
+        return CertificateError(
+            f"capture certificate: fire count fails at block {self._next} ({skipped}): it is passed over, and {block} "
+            f"runs in its place. It may need an input other than text; this architecture is not supported."
+        )
+
+    def _state(self, value: object, layer: int, side: str) -> Tensor:
+        where = f"block {layer} ({type(self.decoder.blocks[layer]).__name__}): its {side}"
+        if not isinstance(value, Tensor):
+            raise CaptureError(
+                f"{where} is a {type(value).__name__}, not a tensor. "
+                f"The residual stream of this architecture is not supported."
+            )
+        if self._hidden is None:
+            self._hidden = int(value.shape[-1])  # the config does not say; then the first state does
+        if tuple(value.shape) != (*self._shape, self._hidden):
+            raise CaptureError(
+                f"{where} has shape {tuple(value.shape)}, where a residual stream is (batch, time, hidden) = "
+                f"({self._shape[0]}, {self._shape[1]}, {self._hidden}). This architecture has another kind of stream, "
+                f"and is not supported."
+            )
+        return value
+
+    def _final_norm(self, last: Tensor) -> FinalNorm:
+        """Apply the modules found after the last block to the stored h_N, and compare with last_hidden_state."""
+        chain = self._final_chain(last)
+        if chain is None:
+            return FinalNorm(None, float("inf"))
+        modules, factor = chain
+        state = self.read(len(self.decoder.blocks)).to(last.device)[None]
+        state = state if self._scale * factor == 1.0 else state * (self._scale * factor)
+        for _, module in modules:
+            state = module(state)
+        reference = self.rows(last).float()
+        error = (state[0].float() - reference).abs().max() / reference.abs().max().clamp_min(1e-30)
+        return FinalNorm([name for name, _ in modules], float(error))
+
+    def _final_chain(self, last: Tensor) -> tuple[list[tuple[str, nn.Module]], float] | None:
+        """The modules that lead from the last block's output, times a factor, to last_hidden_state, if there are any.
+
+        Sought from the end, so that of nested modules the outermost is found. Dropout and the like are left out.
+        """
+        chain: list[tuple[str, nn.Module]] = []
+        current, factor = last, self._times_output(last)
+        for name, module, given, output in reversed(self._after_last):
+            if factor is None and _same(output, current):
+                current, factor = given, self._times_output(given)
+                if not _same(given, output):
+                    chain.insert(0, (name, module))
+        return None if factor is None else (chain, factor)
+
+    def _times_output(self, state: Tensor) -> float | None:
+        """Which power of two times the last block's output a state is, or None."""
+        assert self._output is not None
+        if _same(self._output, state) or state.shape != self._output.shape:
+            return 1.0 if state.shape == self._output.shape else None
+        factor = _power_of_two(state, self._output.to(state))
+        return factor if factor != 1.0 and _same(self._output * factor, state) else None
+
+
+class _Rows:
+    """Row numbers, copied once to each device that asks."""
+
+    def __init__(self, index: Int64[Tensor, " rows"]) -> None:
+        self._index = {index.device: index}
+
+    def of(self, flat: Tensor) -> Tensor:
+        if flat.device not in self._index:
+            self._index[flat.device] = next(iter(self._index.values())).to(flat.device)
+        return flat.index_select(0, self._index[flat.device])
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one is other or (one.shape == other.shape and torch.equal(one.to(other), other))
+
+
+def _power_of_two(one: Tensor, other: Tensor) -> float:
+    """The factor between two tensors, judged by the largest entry, where that is a power of two; else 1."""
+    at = other.abs().argmax()
+    new, old = float(one.flatten()[at]), float(other.flatten()[at])
+    ratio = new / old if old else 1.0
+    return ratio if ratio > 0 and math.frexp(ratio)[0] == 0.5 else 1.0
