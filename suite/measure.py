@@ -146,12 +146,11 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
         model: Any = loaded.model
         devices = [torch.device(name) for name in loaded.devices]
         decoder = find_decoder(model, run.spec.layers_path)
-        config = model.config.get_text_config(decoder=True)
         sequences = tokenize(
             run.calibration,
             loaded.tokenizer,
             model.get_input_embeddings().weight.shape[0],
-            getattr(config, "max_position_embeddings", None),
+            getattr(decoder.config, "max_position_embeddings", None),
         )
     certificates: list[Certificate] = []
     sinks: list[Sinks] = []
@@ -174,6 +173,7 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
                 stream, certificate = item
                 certificates.append(certificate)
                 yield stream
+                del item, stream  # a shard is large, and the next one is filled now
 
         with torch.no_grad(), clock("analysis"):
             spectra = reduce_stream(
@@ -235,7 +235,7 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
             device=devices[0].type,
             hardware=_hardware(devices),
             versions={"python": platform.python_version()} | {name: library_version(name) for name in LIBRARIES},
-            settings=run.choices | {"blocks_path": decoder.path},
+            settings=run.choices | {"blocks_path": decoder.path, "blocks_left_out": list(decoder.left_out)},
             metric_versions=metric_versions(),
             seconds=clock.seconds,
             peak_memory_bytes=_peak_memory(),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float32, Float64
@@ -15,6 +16,9 @@ from suite.analysis.moments import TOKEN_QUANTITIES, Moments, token_quantities
 from suite.analysis.spectra import Spectrum, spectrum_of_gram, spectrum_of_rows
 from suite.analysis.variants import Sinks, find_sinks, normalised
 from suite.capture.stream import ResidualStream
+
+LANES = 4
+"""Layers reduced at once on one GPU, each on a CUDA stream of its own: an eigenproblem alone leaves much of it idle."""
 
 ROWS_AT_ONCE = 8192
 """Tokens reduced at a time, so that float64 copies of them stay small beside the stream."""
@@ -43,6 +47,39 @@ class _Shard:
         return torch.zeros_like(self.stream.kept) if self.sinks is None else self.sinks.dropped
 
 
+@dataclass(frozen=True)
+class _Lane:
+    """Where some of the layers are reduced, one after the other. On a GPU a lane has a CUDA stream of its own.
+
+    A layer stays in its lane over all shards, so its moments are added in order.
+    """
+
+    device: torch.device | None
+    """None: where each layer's state lies."""
+    stream: torch.cuda.Stream | None
+    _entered: ExitStack = field(default_factory=ExitStack)
+
+    @classmethod
+    def over(cls, devices: Sequence[torch.device], per_gpu: int) -> list[_Lane]:
+        lanes = []
+        for device in devices:
+            if device.type == "cuda":
+                lanes += [cls(device, torch.cuda.Stream(device)) for _ in range(per_gpu)]  # type: ignore[no-untyped-call]
+            else:
+                lanes.append(cls(device, None))
+        return lanes or [cls(None, None)]
+
+    def __enter__(self) -> None:
+        if self.stream is not None:
+            self.stream.wait_stream(torch.cuda.default_stream(self.stream.device))
+            self._entered.enter_context(torch.cuda.stream(self.stream))
+
+    def __exit__(self, *_: object) -> None:
+        if self.stream is not None:
+            self.stream.synchronize()  # before the shard that it reads goes away
+        self._entered.close()
+
+
 Part = tuple[str, bool, bool]
 """What moments are kept apart by: (as they are or normalised, in half a, a sink). Sums of parts make the variants."""
 
@@ -69,9 +106,9 @@ def reduce_stream(
     """
     moments: list[dict[Part, Moments]] = [{} for _ in range(layers)]
     reduced: dict[int, dict[str, LayerSpectra]] = {}
+    lanes: list[_Lane] = []
     seen = 0
-    lanes = max(1, len(devices))
-    with ThreadPoolExecutor(lanes) as pool:
+    with ThreadPoolExecutor(max(1, len(devices)) * LANES) as pool:
         for stream in shards:
             sinks = find_sinks(stream) if "sink_free" in variants else None
             if sinks is not None:
@@ -80,21 +117,31 @@ def reduce_stream(
             seen += int(stream.kept.sum())
             whole = seen == int(stream.kept.sum()) == tokens <= stream.hidden
             last = seen == tokens
+            lanes = lanes or _Lane.over(devices, LANES if tokens <= stream.hidden else 1)
 
-            def reduce_lane(lane: int, shard: _Shard = shard, whole: bool = whole, last: bool = last) -> None:
-                for layer in range(lane, layers, lanes):
-                    device = devices[lane] if devices else shard.stream.states[layer].device
-                    if whole:
-                        reduced[layer] = _reduce_rows(shard, layer, device, variants)
-                    else:
-                        _accumulate(moments[layer], shard, layer, device, variants)
-                        if last:
-                            epsilon = _epsilon(shard.stream)
-                            reduced[layer] = {v: _reduce_moments(moments[layer], v, epsilon) for v in variants}
-                            moments[layer] = {}
-                    advance(int(shard.stream.kept.sum()))
+            def reduce_lane(
+                lane: int,
+                lanes: Sequence[_Lane] = lanes,
+                shard: _Shard = shard,
+                whole: bool = whole,
+                last: bool = last,
+            ) -> None:
+                with lanes[lane]:
+                    for layer in range(lane, layers, len(lanes)):
+                        device = lanes[lane].device or shard.stream.states[layer].device
+                        if whole:
+                            reduced[layer] = _reduce_rows(shard, layer, device, variants)
+                        else:
+                            _accumulate(moments[layer], shard, layer, device, variants)
+                            if last:
+                                epsilon = _epsilon(shard.stream)
+                                reduced[layer] = {v: _reduce_moments(moments[layer], v, epsilon) for v in variants}
+                                moments[layer] = {}
+                        advance(int(shard.stream.kept.sum()))
 
-            list(pool.map(reduce_lane, range(lanes)))
+            list(pool.map(reduce_lane, range(len(lanes))))
+            # The shard is the largest thing in memory: nothing here may hold it while the next one is filled.
+            del stream, shard, reduce_lane
     return {variant: [reduced[layer][variant] for layer in range(layers)] for variant in variants}
 
 

@@ -34,9 +34,11 @@ def token_quantities(
     which is exact, and 1 - cos by a form that does not cancel where the step is small.
     """
     device = algebra_device(before.device)
-    stream, step = before.to(device).double(), update.to(device).double()
-    stream_norm, update_norm = stream.norm(dim=1), step.norm(dim=1)
-    product = (stream * step).sum(dim=1)
+    stream, step = before.to(device).float(), update.to(device)
+    # Summed in float64 without a float64 copy of the rows: a product of two float32 entries rounds once, in float32.
+    stream_norm = torch.linalg.vector_norm(stream, dim=1, dtype=torch.float64)
+    update_norm = torch.linalg.vector_norm(step, dim=1, dtype=torch.float64)
+    product = (stream * step).sum(dim=1, dtype=torch.float64)
     cosine = product / (stream_norm * update_norm).clamp_min(NORM_FLOOR)
     ratio = update_norm / stream_norm.clamp_min(NORM_FLOOR)
     # h' = h + delta has a part along h, 1 + sc, and one across it, s sqrt(1 - c^2), in units of ||h||.

@@ -24,7 +24,8 @@ def reduced(directory: Path, device: str = "cpu", side: str = "right", **options
     tokenizer = AutoTokenizer.from_pretrained(directory, padding_side=side)
     sequences = tokenize(Calibration("test", TEXTS), tokenizer, 400, None)
     streams = (stream for stream, _ in capture(model, find_decoder(model), sequences, device=torch.device(device)))
-    return reduce_stream(streams, layers=12, tokens=sequences.tokens)["raw"]
+    layers = reduce_stream(streams, layers=12, tokens=sequences.tokens, devices=[torch.device(device)])["raw"]
+    return [LayerSpectra(own.statistics, own.directions.cpu(), None) for own in layers]
 
 
 def test_attention_kernel(tiny: Path) -> None:
