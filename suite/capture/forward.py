@@ -25,22 +25,23 @@ class Prefix:
     expected: Float[Tensor, "tokens hidden"]
 
     @classmethod
-    def of(cls, ids: Int64[Tensor, "sequences length"], mask: Tensor, last: Tensor) -> Prefix:
-        """The first half of the last sequence of a batch: the shortest, so the one with the most padding."""
-        length = int(mask[-1].sum())
+    def of(cls, ids: Int64[Tensor, "sequences length"], length: int, last: Tensor) -> Prefix:
+        """The first half of the last sequence of a batch, of `length` tokens."""
         tokens = min(PREFIX_TOKENS, max(1, length // 2))
         return cls(ids[-1:, :length], last[-1, :tokens].to(torch.float32, copy=True))
 
-    def error_alone(self, decoder: Decoder) -> float:
+    def error_alone(self, decoder: Decoder) -> Float[Tensor, ""]:
         """Run them alone, without what follows and without padding: the median token's relative change of state.
 
-        The median, as in half precision a token of a mixture of experts may go to another expert on rounding alone.
+        Nothing here waits for the device, so that a GPU still busy with the whole batch runs this behind it. The
+        median, as in half precision a token of a mixture of experts may go to another expert on rounding alone.
         """
         with torch.no_grad():
             mask = torch.ones_like(self.ids)
             alone = last_hidden_state(decoder, self.ids, mask, len(self.expected))[0].float()
         norm = self.expected.norm(dim=1).clamp_min(1e-30)
-        return float(((alone - self.expected).norm(dim=1) / norm).median())
+        error: Tensor = ((alone - self.expected).norm(dim=1) / norm).median()
+        return error
 
 
 def last_hidden_state(

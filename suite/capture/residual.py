@@ -49,11 +49,10 @@ def capture(
     Raises CaptureError where a block's state is not (batch, time, hidden), or the model does not run on text alone,
     CertificateError where an identity fails.
     """
-    prefix: Prefix | None = None
+    causality: Tensor | None = None
     for shard, storage in plan_shards(
         [len(ids) for ids in sequences.ids], _bytes_per_token(model, decoder), device, memory
     ):
-        first = prefix is None
         writer = StreamWriter(sum(len(sequences.ids[i]) for i in shard), storage)
         with torch.no_grad(), Tap(decoder, writer.write, writer.read) as tap:
             limit = tokens_per_batch or TOKENS_PER_BATCH[device.type]
@@ -66,6 +65,11 @@ def capture(
                     witnesses = _witnesses(batch, writer.tokens)
                     tap.begin(batch, witnesses)
                     last = _forward(decoder, batch)
+                    if causality is None:
+                        # Once: what holds for one sequence of a model holds for all. Before `end`, which waits.
+                        tap.paused = True
+                        causality = Prefix.of(batch.ids, batch.shortest, last).error_alone(decoder)
+                        tap.paused = False
                     tap.end(batch, witnesses, last)
                 except torch.OutOfMemoryError:
                     if used == 1:
@@ -77,16 +81,14 @@ def capture(
                     limit = batch.ids.numel() // 2
                     torch.cuda.empty_cache()
                     continue
-                prefix = prefix or Prefix.of(batch.ids, batch.mask, last)
                 writer.filled += batch.tokens
                 done += used
                 advance(batch.tokens)
         writer.finish()
         stream = ResidualStream(writer.states, *_rows(sequences, shard), storage)
         stream.require_finite()
-        if first and prefix is not None:
-            # Once, after the tap is gone: what holds for one sequence of a model holds for all.
-            tap.observed.causality = prefix.error_alone(decoder)
+        assert causality is not None
+        tap.observed.causality = float(causality)
         yield stream, certify(tap.observed, stream)
         # The shard is the largest thing in memory: nothing here may hold it while the next one is filled.
         del stream, writer, tap, last
@@ -109,7 +111,7 @@ def _batch(
     ids = nn.utils.rnn.pad_sequence(chosen, batch_first=True)
     lengths = torch.tensor([len(own) for own in chosen])
     mask = (torch.arange(longest) < lengths[:, None]).long()
-    return Batch(ids.to(device), mask.to(device), start, int(lengths.sum())), used
+    return Batch(ids.to(device), mask.to(device), start, int(lengths.sum()), int(lengths[-1])), used
 
 
 def _witnesses(batch: Batch, tokens: int) -> Int64[Tensor, " witnesses"]:

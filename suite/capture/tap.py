@@ -27,6 +27,8 @@ class Batch:
     mask: Int64[Tensor, "sequences length"]
     start: int
     tokens: int
+    shortest: int
+    """Tokens of the last sequence, which has the most padding."""
 
 
 class Tap(AbstractContextManager["Tap"]):
@@ -40,6 +42,8 @@ class Tap(AbstractContextManager["Tap"]):
         self.decoder = decoder
         self.write, self.read = write, read
         self.observed = Observations.of(len(decoder.blocks))
+        self.paused = False
+        """While true, the hooks let everything pass."""
         self._handles = ExitStack()
         self._shape: tuple[int, int] = (0, 0)
         self._hidden = decoder.hidden
@@ -104,6 +108,8 @@ class Tap(AbstractContextManager["Tap"]):
         return flat if self._real is None else self._real.of(flat)
 
     def _before(self, layer: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.paused:
+            return
         if layer != self._next:
             raise self._out_of_order(layer)
         # The stream is a block's first argument, whatever its name.
@@ -129,6 +135,8 @@ class Tap(AbstractContextManager["Tap"]):
         self.observed.continuity(layer, (rows - stored * factor).abs().max())
 
     def _after(self, layer: int, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self.paused:
+            return
         self.observed.firings[layer] += 1
         self._next = layer + 1
         state = self._state(output[0] if isinstance(output, tuple | list) and output else output, layer, "output")
@@ -144,7 +152,7 @@ class Tap(AbstractContextManager["Tap"]):
         self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
         given = [*args, *kwargs.values()]
-        if len(given) == 1 and isinstance(given[0], Tensor) and isinstance(output, Tensor):
+        if not self.paused and len(given) == 1 and isinstance(given[0], Tensor) and isinstance(output, Tensor):
             self._after_last.append((name, module, given[0], output))
 
     def _unexpected(self, place: int, block: nn.Module, args: tuple[Any, ...]) -> None:

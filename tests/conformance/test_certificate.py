@@ -182,7 +182,8 @@ def test_nan_in_one_layer_and_token_is_named() -> None:
 
     def plant(block: nn.Module, args: Any, output: Tensor) -> Tensor:
         output = output.clone()
-        output[1, 5] = float("nan")
+        if len(output) > 1:  # the causality check runs a sequence by itself
+            output[1, 5] = float("nan")
         return output
 
     model.layers[2].register_forward_hook(plant)
