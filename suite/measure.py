@@ -139,8 +139,9 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
     from suite.models.loading import load
 
     clock = _Clock()
-    for gpu in range(torch.cuda.device_count()):
-        torch.cuda.reset_peak_memory_stats(gpu)
+    if torch.cuda.is_initialized():  # a second model in one process; before the first there is nothing to reset
+        for gpu in range(torch.cuda.device_count()):
+            torch.cuda.reset_peak_memory_stats(gpu)
     with clock("load"):
         loaded = load(run.spec, run.files, device=run.device, dtype=run.dtype)
         model: Any = loaded.model
@@ -328,7 +329,7 @@ def _peak_memory() -> dict[str, int]:
 
     scale = 1 if platform.system() == "Darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
     peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale}
-    for index in range(torch.cuda.device_count()):
+    for index in range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0):
         if used := torch.cuda.max_memory_allocated(index):
             peak[f"cuda:{index}"] = used
     return peak

@@ -148,7 +148,8 @@ def test_a_killed_run_leaves_no_entry_and_no_lock(tiny: Path, tmp_path: Path) ->
 
 def test_two_processes_measure_a_model_once(tiny: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from suite.measure import *; from suite.models.registry import ModelSpec\n"
+        "import sys; from pathlib import Path; from suite.measure import *\n"
+        "from suite.models.registry import ModelSpec\n"
         "spec = ModelSpec(name='tiny', path=Path(sys.argv[1]))\n"
         "print(measure(spec, Settings(results=Path(sys.argv[2]), device='cpu')).cached)"
     )

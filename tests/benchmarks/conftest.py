@@ -1,0 +1,119 @@
+"""Fixtures of the benchmarks: the model, the machine's rates, and the record that becomes a row of the page.
+
+Environment: DELTA_BENCH_SIZES (such as "512,2048"), DELTA_BENCH_SHARD_GB, DELTA_BENCH_MILLION (tokens, 1000000),
+DELTA_BENCH_CALIBRATIONS ("seed,core"), DELTA_BENCH_MODEL (a .gguf file in place of the embedded model),
+DELTA_BENCH_TRANSFORMERLENS (the Python of another environment that has it).
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.benchmarks.page import Record, summary
+
+if TYPE_CHECKING:
+    from tests.benchmarks.measuring import Rates
+    from tests.benchmarks.subjects import Subject
+
+RECORDS = pytest.StashKey[list[tuple[str, dict[str, Any]]]]()
+
+
+@pytest.fixture(scope="session")
+def rates() -> Rates:
+    """Of the device, measured once."""
+    from tests.benchmarks.measuring import Rates
+    from tests.benchmarks.subjects import DEVICE
+
+    return Rates.of(DEVICE)
+
+
+@pytest.fixture(scope="session")
+def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
+    """A model by its short name. pytest runs all tests of one before it builds the next, so one is held at a time."""
+    from suite.errors import SuiteError
+    from tests.benchmarks.subjects import build
+
+    try:
+        built = build(request.param)
+    except SuiteError as error:
+        pytest.skip(str(error))
+    yield built
+    built.free()
+    _release()
+
+
+@pytest.fixture
+def record(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., Record]:
+    """Starts the record of a benchmark, given what it measures, and whether that stands in for something larger."""
+
+    def start(subject: str, rehearsal: bool = False) -> Record:
+        request.config.stash[RECORDS].append((benchmark.group or "", benchmark.extra_info))
+        return Record(benchmark.extra_info, subject, rehearsal)
+
+    return start
+
+
+@pytest.fixture(autouse=True)
+def released() -> Iterator[None]:
+    """A failed benchmark must not hold the device's memory, which its traceback would."""
+    yield
+    for name in ("last_traceback", "last_value", "last_exc"):
+        if hasattr(sys, name):
+            setattr(sys, name, None)
+    _release()
+
+
+def _release() -> None:
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _named(config: pytest.Config) -> bool:
+    """Whether this folder, or something in it, was asked for by name."""
+    here = Path(__file__).parent
+    return any((config.invocation_params.dir / arg.split("::")[0]).is_relative_to(here) for arg in config.args)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[RECORDS] = []
+    if _named(config):
+        # The tests check shapes at every call; what is timed is the suite as users have it.
+        sys.meta_path[:] = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("jaxtyping")]
+
+
+def pytest_ignore_collect(config: pytest.Config) -> bool | None:
+    """`pytest` and `pytest tests` leave the benchmarks out; `pytest tests/benchmarks` runs them."""
+    return None if _named(config) else True
+
+
+def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
+    """What the page says of the machine; its network name is nobody's business."""
+    import torch
+
+    cpu = machine_info.get("cpu", {}).get("brand_raw") or machine_info.get("processor") or "unknown processor"
+    threads = torch.get_num_threads()
+    names = ("torch", "transformers", "numpy")
+    machine_info.clear()
+    machine_info |= {
+        "cpu": f"{cpu.strip()}, {os.cpu_count()} cores, {threads} thread{'s'[: threads > 1]}",
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
+        "versions": {"python": sys.version.split()[0]} | {name: importlib.metadata.version(name) for name in names},
+    }
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if config.stash[RECORDS]:
+        terminalreporter.section("figures")
+        terminalreporter.write_line(summary(config.stash[RECORDS]))

@@ -1,0 +1,152 @@
+"""Seconds, peak memory, and the machine's own rates, against which every figure is read."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.benchmarks.subjects import Subject
+
+
+def seconds(run: Callable[[], Any], device: torch.device, rounds: int = 1) -> float:
+    """Median wall seconds of a call, everything it started on the device included."""
+    taken = []
+    for _ in range(rounds):
+        _wait(device)
+        started = time.perf_counter()
+        run()
+        _wait(device)
+        taken.append(time.perf_counter() - started)
+    return statistics.median(taken)
+
+
+def timed(
+    benchmark: Any,
+    run: Callable[[], Any],
+    device: torch.device,
+    *,
+    rounds: int = 3,
+    warmup: int = 1,
+    beside: Callable[[], Any] | None = None,
+) -> tuple[Any, float, float]:
+    """The last result of `run`, its median seconds, and those of `beside`, which runs before each round."""
+    own: list[float] = []
+    others: list[float] = []
+
+    def once() -> Any:
+        _wait(device)
+        started = time.perf_counter()
+        result = run()
+        _wait(device)
+        own.append(time.perf_counter() - started)
+        return result
+
+    def before() -> None:
+        if beside is not None:
+            others.append(seconds(beside, device))
+
+    result = benchmark.pedantic(once, setup=before, rounds=rounds, warmup_rounds=warmup, iterations=1)
+    return result, statistics.median(own[-rounds:]), statistics.median(others[-rounds:] or [float("nan")])
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+class Peak:
+    """Most memory taken beyond what was held on entering, in bytes: on the device, and of this process on the host."""
+
+    device = host = 0
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+
+    def __enter__(self) -> Peak:
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):  # not everywhere is the C library glibc
+            ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, and does not hide what is taken next
+        if self._cuda:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            self._held = torch.cuda.memory_allocated()
+        with contextlib.suppress(OSError):  # where it is refused the peak of the whole process so far counts
+            Path("/proc/self/clear_refs").write_text("5")  # the kernel's peak starts anew from what is held
+        self._resident = _status("VmRSS")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.host = max(0, _status("VmHWM") - self._resident)
+        if self._cuda:
+            torch.cuda.synchronize()
+            self.device = torch.cuda.max_memory_allocated() - self._held
+
+
+def _status(key: str) -> int:
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(key + ":"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What this machine does at its best: operations per second of a matrix product, bytes per second of a copy."""
+
+    product: dict[torch.dtype, float]
+    copy: float
+
+    @classmethod
+    def of(cls, device: torch.device) -> Rates:
+        large = device.type == "cuda"
+        n = 8192 if large else 1024
+        product = {}
+        for dtype in (torch.float64, torch.float32, torch.bfloat16):
+            if not large and dtype == torch.bfloat16:
+                continue  # emulated on many CPUs; no floor is taken from it
+            a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+            out = torch.empty_like(a)
+            torch.mm(a, b, out=out)
+            product[dtype] = 2.0 * n**3 / seconds(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device, 5)
+        source = torch.randn((1 << 31) if large else (1 << 26), device=device)
+        target = torch.empty_like(source)
+        target.copy_(source)
+        copy = 2.0 * source.nbytes / seconds(lambda: target.copy_(source), device, 5)
+        return cls(product, copy)
+
+    def floor(self, operations: float, dtype: torch.dtype, moved: float = 0.0) -> float:
+        """Seconds that no program goes below: operations at the product's rate, or bytes at the copy's."""
+        return max(operations / self.product.get(dtype, self.product[torch.float32]), moved / self.copy)
+
+    def eigenproblem(self, n: int) -> float:
+        """Values and vectors, float64: 4/3 n^3 operations to tridiagonal form, 2 n^3 back.
+
+        Half of the first are products with a vector, which read the lower triangle of the rest each: 4/3 n^3 bytes.
+        """
+        return self.floor(10 / 3 * n**3, torch.float64, 4 / 3 * n**3)
+
+    def forward(self, subject: Subject, tokens: int, length: int) -> float:
+        return self.floor(subject.operations(tokens, length), subject.model.dtype)
+
+    def grams(self, subject: Subject, tokens: int) -> float:
+        """All layers' Gram matrices on the smaller side, one triangle."""
+        small, big = sorted((tokens, subject.hidden))
+        return subject.layers * self.floor(float(small) ** 2 * big, torch.float64)
+
+    def eigenproblems(self, subject: Subject, tokens: int) -> float:
+        """All layers' eigenproblems on the smaller side."""
+        return subject.layers * self.eigenproblem(min(tokens, subject.hidden))

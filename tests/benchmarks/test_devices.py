@@ -1,0 +1,106 @@
+"""The embedded model's record on CPU and CUDA in float32, and in bfloat16 beside them."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from suite.errors import SuiteError
+from suite.measure import Settings, measure
+from suite.models import loading
+from suite.models.files import locate
+from suite.records.cache import Cache
+from suite.records.measurement import Measurement
+from tests.benchmarks.page import Record
+from tests.benchmarks.subjects import DEVICE, embedded_spec
+
+pytestmark = pytest.mark.benchmark(group="6. CPU, CUDA and bfloat16")
+
+CALIBRATIONS = os.environ.get("DELTA_BENCH_CALIBRATIONS", "seed,core" if DEVICE.type == "cuda" else "seed").split(",")
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, str, str], Measurement]]:
+    """The record for (calibration, device, dtype). The tokenizer, rebuilt from GGUF in seconds, is built once."""
+    spec = embedded_spec()
+    try:
+        locate(spec)
+    except SuiteError as error:
+        pytest.skip(str(error))
+    folder: Path = tmp_path_factory.mktemp("devices")
+    original = loading.load_tokenizer
+    loading.load_tokenizer = functools.cache(lambda *_: original(spec, locate(spec)))
+
+    @functools.cache
+    def run(calibration: str, device: str, dtype: str) -> Measurement:
+        settings = Settings(
+            calibration=calibration, device=device, dtype=dtype, results=folder, cache=Cache(folder / "cache")
+        )
+        return measure(spec, settings).measurement
+
+    yield run
+    loading.load_tokenizer = original
+
+
+PAIRS = [("cuda", "float32"), ("cuda", "bfloat16")] if DEVICE.type == "cuda" else [("cpu", "bfloat16")]
+
+
+@pytest.mark.parametrize("calibration", CALIBRATIONS)
+@pytest.mark.parametrize(("device", "dtype"), PAIRS)
+def test_record_against_cpu_float32(
+    benchmark: Any,
+    measured: Callable[[str, str, str], Measurement],
+    calibration: str,
+    device: str,
+    dtype: str,
+    record: Callable[..., Record],
+) -> None:
+    reference = measured(calibration, "cpu", "float32")
+    other = benchmark.pedantic(lambda: measured(calibration, device, dtype), rounds=1)
+    report = record(f"calibration {calibration}: {device} {dtype} against cpu float32")
+    differences = compare(reference, other)
+    target = "<= 1e-4" if dtype == "float32" else ""
+    ranked = sorted(differences.items(), key=lambda item: -item[1][0])
+    for place, (name, (relative, where)) in enumerate(ranked[:3]):
+        report.add(f"{'largest' if place == 0 else 'next'}: {name}, {where}", relative, target="" if place else target)
+    every = ", ".join(f"{name} {relative:.1e}" for name, (relative, _) in ranked)
+    report.note(f"*calibration {calibration}, {device} {dtype}*: {every}.")
+    report.note(
+        "Differences are relative to the value, or to a hundredth of the metric's largest value where its own is "
+        "smaller than that; each is the largest over layers, phases and variants. bfloat16 has no target: it shows "
+        "what rounding weights and stream to 8 bits does."
+    )
+
+
+def compare(reference: Measurement, other: Measurement) -> dict[str, tuple[float, str]]:
+    """By metric: the largest relative difference, and where it is."""
+    values = _values(reference)
+    others = _values(other)
+    assert values.keys() == others.keys()
+    worst: dict[str, tuple[float, str]] = {}
+    largest: dict[str, float] = {}
+    for (name, _), value in values.items():
+        largest[name] = max(largest.get(name, 0.0), abs(value))
+    for (name, where), value in values.items():
+        scale = max(abs(value), largest[name] / 100)
+        relative = abs(others[name, where] - value) / scale if scale else 0.0
+        if relative >= worst.get(name, (-1.0, ""))[0]:
+            worst[name] = (relative, where)
+    return worst
+
+
+def _values(measurement: Measurement) -> dict[tuple[str, str], float]:
+    found: dict[tuple[str, str], float] = {}
+    places = [(f"layer {layer.layer}", layer.metrics) for layer in measurement.layers]
+    places += [(f"phase {phase}", scope.metrics) for phase, scope in measurement.scopes.items()]
+    for place, variants in places:
+        for variant, metrics in variants.items():
+            for name, estimate in metrics.items():
+                if estimate.value is not None and name != "rounding_share":  # which tells the dtypes apart by design
+                    found[name, f"{place}, {variant}"] = estimate.value
+    return found

@@ -1,0 +1,225 @@
+"""The ways to the same figures: the core, the reference script, and what a user would write instead.
+
+`python -m tests.benchmarks.ways WAY SUBJECT TOKENS DEVICE` runs one of them alone in a process, and prints its seconds
+and peak memory as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import pairwise
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from suite.analysis.layers import LayerSpectra, reduce_stream
+from suite.analysis.metrics import TOP_K, DirectionGram, LayerStatistics, phase_metrics, spectral_entropy_rank
+from suite.capture.calibration import TokenSequences
+from suite.capture.residual import TOKENS_PER_BATCH, capture
+from suite.capture.stream import Memory
+from suite.models.phases import phase_map
+from suite.records.measurement import measured_layers
+from tests.benchmarks.measuring import Peak, seconds
+from tests.benchmarks.subjects import Subject, build
+
+# --- the core ----------------------------------------------------------------------------------------------------
+
+
+RAW = ("raw",)
+"""The variant that the reference and everyone else computes; a run of the suite computes all of VARIANTS."""
+
+
+def core(
+    subject: Subject, sequences: TokenSequences, memory: Memory | None = None, variants: Sequence[str] = RAW
+) -> list[LayerStatistics]:
+    """Capture, reduction and every metric, as `suite.measure` does it once the model is loaded; `raw` is returned."""
+    spectra = reduced(subject, sequences, memory, variants)
+    statistics = {variant: [own.statistics for own in layers] for variant, layers in spectra.items()}
+    grams = {variant: _direction_gram(layers) for variant, layers in spectra.items()}
+    measured_layers(statistics, grams)
+    for gram in grams.values():
+        for first, last in phase_map(subject.layers).values():
+            phase_metrics(gram, range(first, last + 1))
+    return statistics["raw"]
+
+
+def reduced(
+    subject: Subject, sequences: TokenSequences, memory: Memory | None = None, variants: Sequence[str] = RAW
+) -> dict[str, list[LayerSpectra]]:
+    """Capture and reduction."""
+    shards = capture(subject.model, subject.decoder, sequences, device=subject.device, memory=memory)
+    dropped = sum(first and sequences.drop_first_token for first in sequences.starts_document)
+    with torch.no_grad():
+        # Not a generator expression: its variable would hold a shard while the next one is filled.
+        streams = map(itemgetter(0), shards)
+        return reduce_stream(
+            streams,
+            layers=subject.layers,
+            tokens=sequences.tokens - dropped,
+            variants=variants,
+            devices=[subject.device],
+        )
+
+
+def _direction_gram(layers: Sequence[LayerSpectra]) -> DirectionGram:
+    def stack(directions: Iterable[Tensor]) -> np.ndarray:
+        return np.stack([own.float().cpu().numpy() for own in directions])
+
+    halves = [own.halves for own in layers if own.halves is not None]
+    directions = stack(own.directions for own in layers)
+    return DirectionGram.of(directions, (stack(a for a, _ in halves), stack(b for _, b in halves)) if halves else None)
+
+
+def core_ranks(subject: Subject, sequences: TokenSequences) -> list[float]:
+    """Of all that the core gives, the effective ranks."""
+    return [spectral_entropy_rank(own.eigenvalues) for own in core(subject, sequences)]
+
+
+def capture_alone(subject: Subject, sequences: TokenSequences) -> None:
+    """The stream and its certificate, then dropped."""
+    for _ in capture(subject.model, subject.decoder, sequences, device=subject.device):
+        pass
+
+
+@torch.no_grad()
+def bare_forward(subject: Subject, sequences: TokenSequences) -> None:
+    """The decoder without hooks and without the language-model head, in the batches that the capture makes."""
+    for ids in _batches(subject, sequences):
+        subject.decoder.module(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False)
+
+
+def _batches(subject: Subject, sequences: TokenSequences) -> Iterator[Tensor]:
+    together = max(1, TOKENS_PER_BATCH[subject.device.type] // len(sequences.ids[0]))
+    for start in range(0, len(sequences.ids), together):
+        yield torch.stack(sequences.ids[start : start + together]).to(subject.device)
+
+
+# --- the reference script ----------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def reference_states(subject: Subject, sequences: TokenSequences) -> list[np.ndarray]:
+    """All hidden states to the host as float32; the last is normed, an error of the reference that costs no time."""
+    ids = sequences.ids[0][None].to(subject.device)
+    out = subject.model(input_ids=ids, attention_mask=torch.ones_like(ids), output_hidden_states=True, use_cache=False)
+    return [h[0].float().cpu().numpy() for h in out.hidden_states]
+
+
+def reference_layer(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
+    """The reference's arithmetic of one layer, line by line, in its float32."""
+    delta = (after - before)[1:]
+    h_in = before[1:]
+    token_norms = np.linalg.norm(delta, axis=1)
+    h_norms = np.linalg.norm(h_in, axis=1)
+    rel_step = token_norms / np.maximum(h_norms, 1e-8)
+    dot = np.einsum("nd,nd->n", delta, h_in)
+    cos_delta_h = dot / np.maximum(token_norms * h_norms, 1e-8)
+    _, S, Vt = np.linalg.svd(delta, full_matrices=False)
+    p = S**2 / (S**2).sum()
+    p_nz = p[p > 1e-12]
+    return {
+        "frob": float(np.linalg.norm(delta)),
+        "token_norm_mean": float(token_norms.mean()),
+        "h_norm_mean": float(h_norms.mean()),
+        "rel_step_mean": float(rel_step.mean()),
+        "parallel_frac": float(np.abs(cos_delta_h).mean()),
+        "cos_delta_h_mean": float(cos_delta_h.mean()),
+        "top_singvals": S[:TOP_K].tolist(),
+        "top_dirs": Vt[:TOP_K].astype(np.float32).tolist(),
+        "eff_rank": float(np.exp(-(p_nz * np.log(p_nz)).sum())),
+        "top10_frac": float(p[:10].sum()),
+    }
+
+
+def exact_singular_values(before: np.ndarray, after: np.ndarray, device: torch.device) -> np.ndarray:
+    """A float64 SVD of the same float32 updates, by a driver that forms no Gram matrix."""
+    delta = torch.from_numpy((after - before)[1:]).to(device).double()
+    return torch.linalg.svdvals(delta, driver="gesvd" if device.type == "cuda" else None).cpu().numpy()
+
+
+# --- what a user would write instead -----------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def hidden_states_and_svd(subject: Subject, sequences: TokenSequences, layers: int | None = None) -> list[float]:
+    """`output_hidden_states=True`, kept on the device, and `torch.linalg.svd` of each layer's updates."""
+    ids = sequences.ids[0][None].to(subject.device)
+    states = subject.model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
+    return _svds([state[0] for state in states], layers)
+
+
+@torch.no_grad()
+def transformer_lens(bridge: Any, ids: Tensor, everything: bool) -> list[float]:
+    """`run_with_cache` and the same SVDs; of the activations only the stream is asked for, unless `everything` is."""
+    wanted = None if everything else lambda name: name.endswith("resid_post") or name == "blocks.0.hook_resid_pre"
+    _, cache = bridge.run_with_cache(ids, return_type=None, names_filter=wanted)
+    layers = bridge.cfg.n_layers
+    names = ["blocks.0.hook_resid_pre", *(f"blocks.{layer}.hook_resid_post" for layer in range(layers))]
+    return _svds([cache[name][0] for name in names], None)
+
+
+def _svds(states: Sequence[Tensor], layers: int | None) -> list[float]:
+    ranks, kept = [], []
+    for before, after in list(pairwise(states))[:layers]:
+        delta = (after.float() - before.float())[1:]
+        _, sigma, directions = torch.linalg.svd(delta, full_matrices=False)
+        p = sigma.double() ** 2 / (sigma.double() ** 2).sum()
+        p = p[p > 1e-12]
+        ranks.append(float(torch.exp(-(p * p.log()).sum())))
+        kept.append(directions[:TOP_K].clone())
+    return ranks
+
+
+# --- one way alone in a process ----------------------------------------------------------------------------------
+
+
+def _bridge(subject: Subject, folder: Path) -> Any:
+    """TransformerLens around the same model. It wants a tokenizer, whichever, and reads it from its folder again."""
+    from transformer_lens.model_bridge import TransformerBridge
+    from transformers import AutoTokenizer
+
+    from tests.tiny import make_tiny
+
+    tokenizer = AutoTokenizer.from_pretrained(make_tiny(folder / "tiny", layers=1))
+    return TransformerBridge.boot_transformers(
+        "gpt2", hf_model=subject.model, tokenizer=tokenizer, device=str(subject.device), dtype=torch.float32
+    )
+
+
+def alone(way: str, which: str, tokens: int, device: str, folder: Path) -> dict[str, Any]:
+    """Seconds, peak bytes and effective ranks of one way."""
+    subject = build(which, torch.device(device))
+    sequences = subject.sequences(tokens, drop=True)
+    run: Callable[[], list[float]]
+    if way.startswith("transformer_lens"):
+        run = partial(
+            transformer_lens,
+            _bridge(subject, folder),
+            sequences.ids[0][None].to(subject.device),
+            everything=way.endswith("everything"),
+        )
+    elif way == "core":
+        run = partial(core_ranks, subject, sequences)
+    else:
+        run = partial(hidden_states_and_svd, subject, sequences)
+    with Peak(subject.device) as peak:
+        ranks = run()
+    return {
+        "seconds": seconds(run, subject.device, 3),
+        "device": peak.device,
+        "host": peak.host,
+        "ranks": ranks,
+    }
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        print(json.dumps(alone(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], Path(folder))))
