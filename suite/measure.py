@@ -139,9 +139,8 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
     from suite.models.loading import load
 
     clock = _Clock()
-    if torch.cuda.is_initialized():  # a second model in one process; before the first there is nothing to reset
-        for gpu in range(torch.cuda.device_count()):
-            torch.cuda.reset_peak_memory_stats(gpu)
+    for gpu in _started_gpus():  # a second model in one process; before the first there is nothing to reset
+        torch.cuda.reset_peak_memory_stats(gpu)
     with clock("load"):
         loaded = load(run.spec, run.files, device=run.device, dtype=run.dtype)
         model: Any = loaded.model
@@ -322,6 +321,13 @@ def _hardware(devices: Sequence[Any]) -> str:
     return f"{processor}, {os.cpu_count()} cores"
 
 
+def _started_gpus() -> range:
+    """The GPUs, if CUDA has been started: before that torch has no figures of them, and refuses to be asked."""
+    import torch
+
+    return range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)  # type: ignore[no-untyped-call]
+
+
 def _peak_memory() -> dict[str, int]:
     import resource
 
@@ -329,7 +335,7 @@ def _peak_memory() -> dict[str, int]:
 
     scale = 1 if platform.system() == "Darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
     peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale}
-    for index in range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0):
+    for index in _started_gpus():
         if used := torch.cuda.max_memory_allocated(index):
             peak[f"cuda:{index}"] = used
     return peak

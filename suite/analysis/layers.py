@@ -64,6 +64,8 @@ class _Lane:
         lanes = []
         for device in devices:
             if device.type == "cuda":
+                # torch loads its CUDA linear algebra at the first call, and fails where two threads make that at once.
+                torch.linalg.eigh(torch.eye(2, device=device, dtype=torch.float64))
                 lanes += [cls(device, torch.cuda.Stream(device)) for _ in range(per_gpu)]  # type: ignore[no-untyped-call]
             else:
                 lanes.append(cls(device, None))

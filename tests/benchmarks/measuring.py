@@ -10,6 +10,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,13 @@ import torch
 from tests.benchmarks.subjects import Subject
 
 
-def seconds(run: Callable[[], Any], device: torch.device, rounds: int = 1) -> float:
-    """Median wall seconds of a call, everything it started on the device included."""
+def seconds(
+    run: Callable[[], Any],
+    device: torch.device,
+    rounds: int = 1,
+    of: Callable[[list[float]], float] = statistics.median,
+) -> float:
+    """Median wall seconds of a call, or another statistic of them, everything it started on the device included."""
     taken = []
     for _ in range(rounds):
         _wait(device)
@@ -27,7 +33,7 @@ def seconds(run: Callable[[], Any], device: torch.device, rounds: int = 1) -> fl
         run()
         _wait(device)
         taken.append(time.perf_counter() - started)
-    return statistics.median(taken)
+    return of(taken)
 
 
 def timed(
@@ -121,11 +127,11 @@ class Rates:
             a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
             out = torch.empty_like(a)
             torch.mm(a, b, out=out)
-            product[dtype] = 2.0 * n**3 / seconds(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), device, 5)
+            product[dtype] = 2.0 * n**3 / seconds(partial(torch.mm, a, b, out=out), device, 10, min)
         source = torch.randn((1 << 31) if large else (1 << 26), device=device)
         target = torch.empty_like(source)
         target.copy_(source)
-        copy = 2.0 * source.nbytes / seconds(lambda: target.copy_(source), device, 5)
+        copy = 2.0 * source.nbytes / seconds(lambda: target.copy_(source), device, 10, min)
         return cls(product, copy)
 
     def floor(self, operations: float, dtype: torch.dtype, moved: float = 0.0) -> float:
@@ -133,11 +139,8 @@ class Rates:
         return max(operations / self.product.get(dtype, self.product[torch.float32]), moved / self.copy)
 
     def eigenproblem(self, n: int) -> float:
-        """Values and vectors, float64: 4/3 n^3 operations to tridiagonal form, 2 n^3 back.
-
-        Half of the first are products with a vector, which read the lower triangle of the rest each: 4/3 n^3 bytes.
-        """
-        return self.floor(10 / 3 * n**3, torch.float64, 4 / 3 * n**3)
+        """Values and vectors, float64: 4/3 n^3 operations to tridiagonal form and 2 n^3 back to the vectors."""
+        return self.floor(10 / 3 * n**3, torch.float64)
 
     def forward(self, subject: Subject, tokens: int, length: int) -> float:
         return self.floor(subject.operations(tokens, length), subject.model.dtype)

@@ -26,8 +26,9 @@ compute the same figure.
 - All ratios are between figures of one run. Seconds are medians of wall time, with the device synchronised.
 - *Floor*: the time that the machine needs at the least, from rates measured in the same run: operations over the rate
   of a large matrix product in that precision, or bytes over the rate of a large copy, whichever is longer. An
-  eigenproblem of size n counts as 10/3 n^3 operations or 4/3 n^3 bytes, as one-stage reduction does. Launches,
-  latencies and everything small count as nothing, so no program reaches a floor.
+  eigenproblem of size n counts as 10/3 n^3 operations; half of its reduction to tridiagonal form is products with a
+  vector, which run far below that rate, so libraries stay a multiple above. Launches, latencies and everything small
+  count as nothing.
 - *Peak memory*: beyond what was held before, so without the weights.
 - *Target*: what the project set out to reach on one data-centre GPU; a figure without one is there to be known.
 """

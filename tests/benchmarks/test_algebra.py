@@ -90,7 +90,7 @@ CASES = [
         "torch.linalg.eigvalsh",
         torch.linalg.eigvalsh,
         lambda: symmetric(TOKENS),
-        lambda rates: rates.floor(4 / 3 * TOKENS**3, F64, 4 / 3 * TOKENS**3),
+        lambda rates: rates.floor(4 / 3 * TOKENS**3, F64),
     ),
     Case(
         f"spectrum of rows, {TOKENS:,} x {HIDDEN:,}",
