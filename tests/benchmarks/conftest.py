@@ -12,7 +12,6 @@ import importlib.metadata
 import os
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -79,22 +78,10 @@ def _release() -> None:
         torch.cuda.empty_cache()
 
 
-def _named(config: pytest.Config) -> bool:
-    """Whether this folder, or something in it, was asked for by name."""
-    here = Path(__file__).parent
-    return any((config.invocation_params.dir / arg.split("::")[0]).is_relative_to(here) for arg in config.args)
-
-
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[RECORDS] = []
-    if _named(config):
-        # The tests check shapes at every call; what is timed is the suite as users have it.
-        sys.meta_path[:] = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("jaxtyping")]
-
-
-def pytest_ignore_collect(config: pytest.Config) -> bool | None:
-    """`pytest` and `pytest tests` leave the benchmarks out; `pytest tests/benchmarks` runs them."""
-    return None if _named(config) else True
+    # The tests check shapes at every call; what is timed is the suite as users have it.
+    sys.meta_path[:] = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("jaxtyping")]
 
 
 def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
