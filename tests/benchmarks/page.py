@@ -35,12 +35,12 @@ compute the same figure.
 
 OPERATORS = {">=": operator.ge, "<=": operator.le}
 
-BYTES = {"TB": 1e12, "GB": 1e9, "MB": 1e6, "kB": 1e3}
+PREFIXES = {"T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3, "": 1.0}
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured number, its unit ("s", "x", "B", or any other word), its floor in that unit, and its target."""
+    """One measured number, its unit ("s", "x", "B", "B/s", "FLOP/s" or none), its floor in that unit, its target."""
 
     what: str
     value: float
@@ -63,8 +63,8 @@ class Figure:
             return "-"
         if self.unit == "s":
             return _scaled(value, {"s": 1.0, "ms": 1e-3, "µs": 1e-6, "ns": 1e-9})
-        if self.unit == "B":
-            return _scaled(value, {**BYTES, "B": 1.0})
+        if self.unit in {"B", "B/s", "FLOP/s"}:
+            return _scaled(value, {prefix + self.unit: size for prefix, size in PREFIXES.items()})
         if self.unit == "x":
             return f"{value:.3g}x" if value < 100 else f"{value:.0f}x"
         return f"{value:.3g} {self.unit}".rstrip()
@@ -134,7 +134,8 @@ def _machine(report: dict[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in info["versions"].items())
     commit = report.get("commit_info") or {}
     revision = str(commit.get("id", ""))[:12]
-    revision = f", commit {revision}{' with changes' if commit.get('dirty') else ''}" if revision.isalnum() else ""
+    known = bool(revision) and set(revision) <= set("0123456789abcdef")
+    revision = f", commit {revision}{' with changes' if commit.get('dirty') else ''}" if known else ""
     heading = info["gpu"] or info["cpu"]
     beside = f"{info['gpu']}, with {info['cpu']}" if info["gpu"] else info["cpu"]
     return f"## {heading}\n\n{beside}; {day}{revision}; {versions}.\n"
