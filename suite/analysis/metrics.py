@@ -47,6 +47,12 @@ class Estimate(BaseModel):
     """Standard deviation over tokens (divisor n), where the value is a mean over tokens."""
     reason: str | None = None
     """Why there is no value."""
+    corrected: float | None = None
+    """The value less its estimated bias: the centre of the interval."""
+    interval: tuple[float, float] | None = None
+    """95%, with documents as the unit; absent where the calibration is one document."""
+    replicates: tuple[float | None, ...] | None = None
+    """The value without each group of documents in turn: what the interval, and that of a difference, is taken from."""
     per_layer: dict[int, float | None] | None = None
     """What each layer of a phase contributes to the phase's value."""
     detail: dict[str, Any] | None = None
