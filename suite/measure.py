@@ -53,6 +53,8 @@ class Settings:
     """What the user chose for a run; everything else follows from the model."""
 
     calibration: str = DEFAULT_CALIBRATION
+    documents: int | None = None
+    """Only the first documents of the calibration; None: all of them (of a hub dataset, a fixed number)."""
     device: str = "auto"
     dtype: str | None = None
     """None: what the model's entry says."""
@@ -77,7 +79,7 @@ def measure(spec: ModelSpec, settings: Settings, progress: Progress = no_progres
     Raises a SuiteError whose message says what to do: the model or its device is not there, the calibration is unfit,
     the stream cannot be captured, an identity of the certificate fails, a folder cannot be written.
     """
-    calibration = load_calibration(settings.calibration)
+    calibration = load_calibration(settings.calibration, settings.documents)
     device = resolve_device(settings.device, spec)
     files = locate(spec)
     weights = fingerprint(files, settings.cache.memo)
@@ -216,6 +218,8 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
             name=run.calibration.name,
             sha256=run.calibration.sha256,
             documents=len(run.calibration.documents),
+            first=run.calibration.first,
+            tokens_per_document=run.calibration.tokens_per_document,
             tokens=tokens,
             dropped=dropped,
         ),

@@ -56,6 +56,10 @@ class CalibrationRecord(_Part):
     name: str
     sha256: str
     documents: int
+    first: int | None = None
+    """The number of documents asked for (`--documents`), the source's first ones; null: all of them."""
+    tokens_per_document: int | None = None
+    """Only so many tokens of each document ran; null: whole documents."""
     tokens: int
     """Tokens that enter the metrics."""
     dropped: int
