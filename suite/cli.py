@@ -45,7 +45,11 @@ def _fail(message: str) -> NoReturn:
 @app.command(epilog="Example: delta-suite measure smollm2-135m-q4")
 def measure(
     models: Annotated[
-        list[str], typer.Argument(help="Names from models.toml, name@revision, directories, or hub ids.")
+        list[str],
+        typer.Argument(
+            help="Names from models.toml, name@revision, directories, or hub ids; @random-weights behind one "
+            "measures its architecture with freshly initialised weights."
+        ),
     ],
     calibration: Annotated[str, typer.Option(help=f"{OPTION_HELP}.")] = DEFAULT_CALIBRATION,
     documents: Annotated[

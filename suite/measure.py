@@ -19,6 +19,7 @@ import numpy as np
 import suite
 from suite.analysis.metrics import TOP_K, VARIANTS
 from suite.capture.calibration import DEFAULT_CALIBRATION, MAX_TOKENS, Calibration, load_calibration, tokenize
+from suite.models.control import control_fingerprint
 from suite.models.device import resolve_device
 from suite.models.files import ModelFiles, fingerprint, locate
 from suite.models.phases import phase_map
@@ -82,7 +83,8 @@ def measure(spec: ModelSpec, settings: Settings, progress: Progress = no_progres
     calibration = load_calibration(settings.calibration, settings.documents)
     device = resolve_device(settings.device, spec)
     files = locate(spec)
-    weights = fingerprint(files, settings.cache.memo)
+    weights = control_fingerprint(files) if spec.random_weights else fingerprint(files, settings.cache.memo)
+    revision = None if spec.random_weights else files.revision or spec.revision  # a control is of no commit
     dtype = settings.dtype or spec.dtype
     choices = {
         "dtype": dtype,
@@ -112,7 +114,7 @@ def measure(spec: ModelSpec, settings: Settings, progress: Progress = no_progres
         phase_map(measurement.model.layers, spec.phases),
         name=spec.name,
         source=spec.source,
-        revision=files.revision or spec.revision,
+        revision=revision,
     )
     return Outcome(shown, save(settings.results, shown), cached)
 
@@ -208,7 +210,7 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
         model=ModelRecord(
             name=run.spec.name,
             source=run.spec.source,
-            revision=run.files.revision or run.spec.revision,
+            revision=None,  # as the name and the source, put on by `measure` each time
             fingerprint=run.fingerprint,
             architecture=type(loaded.model).__name__,
             layers=blocks,

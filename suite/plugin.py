@@ -41,7 +41,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="model to measure: a name from models.toml, name@revision, a directory, or a hub id (repeatable)",
+        help="model to measure: a name from models.toml, name@revision, a directory, or a hub id; with @random-weights "
+        "behind it, its architecture with freshly initialised weights (repeatable)",
     )
     add(
         "--all-models",

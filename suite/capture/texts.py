@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from suite.errors import CalibrationError
-from suite.models.hub import TIMEOUT
 
 HUB = "hf:"
 """How a dataset of the hub begins: `hf:org/name[/config][:split[:column]]`."""
@@ -166,6 +165,8 @@ def _hub(name: str) -> Iterator[str]:
         raise _without_extra(name, "datasets", "datasets")
     import datasets
     from huggingface_hub import HfApi
+
+    from suite.models.hub import TIMEOUT
 
     # Any exception: it comes from a chain of libraries (datasets, fsspec, huggingface_hub, its HTTP client, pyarrow).
     try:

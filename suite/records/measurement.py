@@ -40,11 +40,11 @@ class ModelRecord(_Part):
 
     name: str
     source: str
-    """Where the weights came from: `hub:...`, `package:...`, `directory:...`."""
+    """Where the weights came from: `hub:...`, `package:...`, `directory:...`; `random-weights, ...` of a control."""
     revision: str | None
     """The hub commit, where there is one."""
     fingerprint: str
-    """SHA-256 over weights, config and tokenizer files."""
+    """SHA-256 over weights, config and tokenizer files; of a control over config, tokenizer and seed."""
     architecture: str
     layers: int
     hidden: int
