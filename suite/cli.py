@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from suite.capture.calibration import DEFAULT_CALIBRATION, OPTION_HELP
 from suite.errors import SuiteError
 
 app = typer.Typer(
@@ -44,9 +45,16 @@ def _fail(message: str) -> NoReturn:
 @app.command(epilog="Example: delta-suite measure smollm2-135m-q4")
 def measure(
     models: Annotated[
-        list[str], typer.Argument(help="Names from models.toml, name@revision, directories, or hub ids.")
+        list[str],
+        typer.Argument(
+            help="Names from models.toml, name@revision, directories, or hub ids; @random-weights behind one "
+            "measures its architecture with freshly initialised weights."
+        ),
     ],
-    calibration: Annotated[str, typer.Option(help="seed, core, or a text file, .jsonl or folder.")] = "seed",
+    calibration: Annotated[str, typer.Option(help=f"{OPTION_HELP}.")] = DEFAULT_CALIBRATION,
+    documents: Annotated[
+        int | None, typer.Option(help="Only the first so many documents of the calibration (default: all).")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, or sharded over all GPUs.")] = "auto",
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16 (default: the model's).")] = None,
     results: Annotated[Path, typer.Option("--results-dir", help="Where the record is written.")] = Path("results"),
@@ -64,7 +72,14 @@ def measure(
     from suite.publish.progress import bars
 
     started = time.time() if fresh else None
-    settings = Settings(calibration=calibration, device=device, dtype=dtype, results=results, fresh_since=started)
+    settings = Settings(
+        calibration=calibration,
+        documents=documents,
+        device=device,
+        dtype=dtype,
+        results=results,
+        fresh_since=started,
+    )
     failed = False
     with _errors_as_text():
         specs = [load_registry(models_file).resolve(name) for name in models]

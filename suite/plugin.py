@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from suite.capture.calibration import DEFAULT_CALIBRATION, OPTION_HELP
 from suite.errors import SuiteError
 
 if TYPE_CHECKING:
@@ -40,7 +41,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="model to measure: a name from models.toml, name@revision, a directory, or a hub id (repeatable)",
+        help="model to measure: a name from models.toml, name@revision, a directory, or a hub id; with @random-weights "
+        "behind it, its architecture with freshly initialised weights (repeatable)",
     )
     add(
         "--all-models",
@@ -54,9 +56,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     add(
         "--calibration",
-        default="seed",
+        default=DEFAULT_CALIBRATION,
         metavar="NAME|PATH",
-        help="calibration set: seed, core, or a text file, .jsonl or folder (default: seed)",
+        help=f"{OPTION_HELP} (default: {DEFAULT_CALIBRATION})",
+    )
+    add(
+        "--documents",
+        type=int,
+        metavar="N",
+        help="only the first N documents of the calibration (default: all; of a hub dataset 128)",
     )
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, or sharded over all GPUs (default: auto)")
     add(
@@ -136,6 +144,7 @@ class Session:
         option = self.config.getoption
         return Settings(
             calibration=option("calibration"),
+            documents=option("documents"),
             device=option("device"),
             dtype=option("dtype"),
             results=Path(option("results_dir")),
@@ -180,9 +189,9 @@ class Session:
     def reproduce(self, nodeid: str, model: str) -> str:
         """The command that shows one verdict again."""
         words = ["pytest", nodeid, f"--model={self.arguments.get(model, model)}"]
-        for option in ("calibration", "device", "dtype", "variant"):
+        for option in ("calibration", "documents", "device", "dtype", "variant"):
             value, flag = self.config.getoption(option), f"--{option}"
-            if value not in (None, "auto", "seed"):
+            if value not in (None, "auto", DEFAULT_CALIBRATION):
                 words.append(f"{flag}={value}")
         return shlex.join(words)
 
@@ -483,11 +492,12 @@ def pytest_report_header(config: pytest.Config) -> list[str] | None:
     if not session.specs:
         return None
     import suite
+    from suite.capture.calibration import headline
 
     settings = session.settings
     lines = [
         f"delta-suite {suite.__version__}: {', '.join(spec.name for spec in session.specs)}",
-        f"calibration: {settings.calibration}, device: {settings.device}, "
+        f"calibration: {headline(settings.calibration, settings.documents)}, device: {settings.device}, "
         f"dtype: {settings.dtype or 'as the model says'}, "
         f"results: {settings.results}, cache: {settings.cache.root}",
     ]

@@ -189,7 +189,8 @@ def model_line(measurement: Measurement) -> str:
     seconds = sum(provenance.seconds.values())
     return (
         f"{model.name}: {model.architecture}, {model.layers} layers x {model.hidden}; calibration {calibration.name}, "
-        f"{calibration.documents} document{'s' if calibration.documents != 1 else ''}, {calibration.tokens} tokens; "
+        f"{'1 document (so no interval)' if calibration.documents == 1 else f'{calibration.documents} documents'}, "
+        f"{calibration.tokens} tokens; "
         f"{provenance.dtype} on {provenance.device}; measured {provenance.created} in {seconds:.1f} s"
     )
 
