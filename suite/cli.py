@@ -113,10 +113,10 @@ def judge(
     from suite.claims.judge import Verdict, across_variants
     from suite.claims.judge import judge as verdict_on
     from suite.claims.spec import load_hypotheses
-    from suite.models.registry import load_registry
+    from suite.models.registry import RANDOM_WEIGHTS, load_registry
     from suite.publish import tables
     from suite.records.cache import Cache, cache_root
-    from suite.records.store import load
+    from suite.records.store import load, newest
 
     with _errors_as_text():
         loaded = load_hypotheses(hypotheses or [_default_hypotheses()])
@@ -131,9 +131,10 @@ def judge(
                 measured = measured.under(spec.phases)
             typer.echo(tables.model_line(measured))
             typer.echo(f"\n{tables.phase_table(measured)}\n")
+            control = newest(path.parents[2], f"{measured.model.name}@{RANDOM_WEIGHTS}", measured.calibration.sha256)
             for hypothesis in loaded:
                 for expectation in hypothesis.expect:
-                    judgement = verdict_on(hypothesis, expectation, measured)
+                    judgement = verdict_on(hypothesis, expectation, measured, control)
                     variants = across_variants(hypothesis, expectation, measured)
                     where = f"{hypothesis.path}:{expectation.line}"
                     rows.append(tables.Row.of(judgement, variants, where, str(path)))

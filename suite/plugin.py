@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 import time
+import warnings
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -82,6 +83,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--variant",
         choices=["raw", "sink_free", "token_normalised", "centred"],
         help="judge every claim under this variant, and show it (default: as each claim says; tables show raw)",
+    )
+    add(
+        "--no-control",
+        action="store_true",
+        help="do not measure the same architecture with random weights (then no claim is marked vacuous)",
     )
     add("--fresh", action="store_true", help="measure again, whatever the cache holds")
     add("--strict-verdicts", action="store_true", help="inconclusive and not measured fail, too")
@@ -166,6 +172,24 @@ class Session:
         if isinstance(found, Exception):
             raise found
         return found
+
+    def control(self, spec: ModelSpec) -> Measurement | None:
+        """The same architecture with random weights, or None where it was left out or cannot be measured.
+
+        What the model itself is judged on does not depend on it, so its failure is a warning, once.
+        """
+        if self.config.getoption("no_control") or spec.random_weights:
+            return None
+        control = spec.control()
+        known = control.name in self._outcomes
+        try:
+            return self.outcome(control).measurement
+        except Exception as error:  # whatever hinders initialising or measuring it
+            if not known:
+                warnings.warn(
+                    f"{control.name} cannot be measured, so no claim is marked vacuous: {error}", stacklevel=2
+                )
+            return None
 
     def outcome_or_error(self, spec: ModelSpec) -> Outcome:
         """The same inside a test: without a measurement the test is an error with its message, and no traceback."""
@@ -272,7 +296,8 @@ class ExpectationItem(pytest.Item):
         from suite.claims.judge import Verdict, across_variants, judge
 
         outcome = self.config.stash[SESSION].outcome(self.spec)
-        self.judgement = judgement = judge(self.hypothesis, self.expectation, outcome.measurement)
+        control = self.config.stash[SESSION].control(self.spec)
+        self.judgement = judgement = judge(self.hypothesis, self.expectation, outcome.measurement, control)
         self.variants = across_variants(self.hypothesis, self.expectation, outcome.measurement)
         shown = {
             "hypothesis": self.hypothesis.id,
@@ -285,6 +310,10 @@ class ExpectationItem(pytest.Item):
             "observed": judgement.observed,
             "threshold": judgement.required,
             "margin": judgement.margin,
+            "interval": judgement.observation.interval,
+            "p": judgement.p,
+            "gates": ", ".join(gate.name for gate in judgement.gates) or None,
+            "vacuous": judgement.vacuous or None,
         }
         self.user_properties += [(key, value) for key, value in shown.items() if value is not None]
         if judgement.verdict is Verdict.SUPPORTED:
@@ -535,6 +564,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     write(tables.verdict_grid(rows))
     if any(row.flips for row in rows):
         write(f"{tables.FLIPS.strip()} another variant gives another verdict")
+    if any(row.vacuous for row in rows):
+        write(f"{tables.VACUOUS.strip()} vacuous: random weights of the same architecture support the claim, too")
+    if len(order) > 1 and (table := tables.in_several_models(rows)):
+        terminalreporter.section("in how many models", sep="-")
+        write(table)
     if any(row.flips for row in rows) or config.get_verbosity() > 0:
         terminalreporter.section("verdicts under every variant", sep="-")
         write(tables.variant_table(rows))
