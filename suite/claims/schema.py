@@ -162,7 +162,15 @@ def _several_layers() -> dict[str, Any]:
 
 
 def _rules_of_the_other_side(schema: dict[str, Any]) -> None:
-    schema["allOf"] = [_never(metric=_several_layers(), scope=_ONE_LAYER)]
+    own_scope, by_rank = {"enum": ["window", "lag", "random"]}, {"enum": ["window", "random"]}
+    schema["anyOf"] = [{"required": ["scope"]}, {"required": ["null"]}]
+    schema["allOf"] = [
+        _never(metric=_several_layers(), scope=_ONE_LAYER),
+        _never(null=own_scope, scope={}),
+        _never(null=own_scope, metric={}),
+        _never(null=by_rank, times={}),
+    ]
+    schema["dependencies"] = {"quantile": {"required": ["null"], "properties": {"null": by_rank}}}
 
 
 class Than(_Table):
@@ -405,6 +413,8 @@ def _draft4(schema: Mapping[str, Any]) -> dict[str, Any]:
                 draft["allOf"] = [{"$ref": value.replace("#/$defs/", "#/definitions/")}]
             case "exclusiveMinimum":
                 draft |= {"minimum": value, "exclusiveMinimum": True}
+            case "exclusiveMaximum":
+                draft |= {"maximum": value, "exclusiveMaximum": True}
             case "anyOf":
                 [other_than_null] = (branch for branch in value if branch != {"type": "null"})
                 draft |= _draft4(other_than_null)
