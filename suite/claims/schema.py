@@ -163,12 +163,12 @@ def _several_layers() -> dict[str, Any]:
 
 def _rules_of_the_other_side(schema: dict[str, Any]) -> None:
     own_scope, by_rank = {"enum": ["window", "lag", "random"]}, {"enum": ["window", "random"]}
-    schema["anyOf"] = [{"required": ["scope"]}, {"required": ["null"]}]
     schema["allOf"] = [
         _never(metric=_several_layers(), scope=_ONE_LAYER),
         _never(null=own_scope, scope={}),
         _never(null=own_scope, metric={}),
         _never(null=by_rank, times={}),
+        {"not": {"allOf": [{"not": {"required": ["scope"]}}, {"not": {"required": ["null"]}}]}},  # one of them
     ]
     schema["dependencies"] = {"quantile": {"required": ["null"], "properties": {"null": by_rank}}}
 

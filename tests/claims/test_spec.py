@@ -133,7 +133,7 @@ def test_a_hypothesis_cannot_be_changed(file: Callable[[str], Path]) -> None:
     [
         ({"metric": "intra_cosine", "threshold": 0.5}, "intra_cosine over C >= 0.5"),
         ({"metric": "intra_cosine", "over": "min", "threshold": 0.5}, "min intra_cosine over C >= 0.5"),
-        ({"metric": "capture_fraction", "threshold": 0.7}, "mean capture_fraction over C >= 0.7"),
+        ({"metric": "capture_fraction", "threshold": 0.7}, "capture_fraction over C >= 0.7"),
         ({"metric": "shared_fraction", "threshold": 1}, "shared_fraction over C >= 1"),
         ({"metric": "gamma", "scope": "layer:3", "threshold": 1e-12}, "gamma over layer:3 >= 1e-12"),
         (
@@ -237,7 +237,7 @@ SLIPS = [
     Slip('reason = "sinks"', "",
          "19: missing key 'reason' in [[expect.xfail]]: add it (why the claim is expected to fail there)"),
     Slip('scope = "model", ', "",
-         "30: missing key 'scope' in than: add it (what to compare with: a phase, layer:3, layers:8-15 or model)"),
+         '30: than names no other side: add scope = "E", or null = "window"'),
     Slip(CLAIMS, "",
          "1: missing key 'expect' in the head of the file: add it (at least one [[expect]] table, each a claim)"),
     Slip(CLAIMS, "\nexpect = []", "11: expect is empty: give at least one"),
@@ -661,13 +661,29 @@ def test_the_two_predictions() -> None:
         for claim in hypothesis.expect
     }
     assert claims == {
-        "phase-c/shared-direction": ("intra_cosine over C >= 0.5", "fail"),
-        "phase-c/few-ranks": ("block_effective_rank_fraction over C <= 0.35", "fail"),
-        "phase-c/shared-subspace": ("mean capture_fraction over C >= 0.7", "fail"),
-        "phase-c/more-shared-than-e": ("intra_cosine over C >= 2 x intra_cosine over E", "fail"),
-        "phase-c/more-ranks-per-layer-than-e": ("mean effective_rank over C >= mean effective_rank over E", "warn"),
-        "phase-e/own-direction": ("intra_cosine over E <= 0.2", "fail"),
-        "phase-e/full-rank": ("block_effective_rank_fraction over E >= 0.8", "fail"),
+        "phase-c/shared-direction": ("intra_cosine over C >= 0.5 (sink_free)", "fail"),
+        "phase-c/few-ranks": ("block_effective_rank_fraction over C <= 0.35 (sink_free)", "fail"),
+        "phase-c/shared-subspace": ("capture_fraction_held_out over C >= 0.7 (sink_free)", "fail"),
+        "phase-c/closer-than-at-the-same-distance": (
+            "intra_cosine_cross_fitted over C > pairs outside at the same distances (sink_free)",
+            "fail",
+        ),
+        "phase-c/most-shared-window": (
+            "intra_cosine_cross_fitted over C > 95% of windows of as many layers (sink_free)",
+            "fail",
+        ),
+        "phase-c/more-shared-than-e": ("intra_cosine over C >= 2 x intra_cosine over E (sink_free)", "fail"),
+        "phase-c/more-ranks-per-layer-than-e": (
+            "mean effective_rank over C >= mean effective_rank over E (sink_free)",
+            "warn",
+        ),
+        "phase-e/has-directions": ("reliability of at least 80% of the layers of E >= 0.9 (sink_free)", "fail"),
+        "phase-e/own-direction": ("intra_cosine over E <= 0.2 (sink_free)", "fail"),
+        "phase-e/full-rank": ("block_effective_rank_fraction over E >= 0.8 (sink_free)", "fail"),
+        "phase-e/least-shared-window": (
+            "intra_cosine_cross_fitted over E < 95% of windows of as many layers (sink_free)",
+            "fail",
+        ),
     }
 
 

@@ -73,7 +73,7 @@ def test_a_record_alone_answers_for_its_phases_only(outcome: tuple[Outcome, Sett
     ("damage", "telling"),
     [
         (lambda text: text[: len(text) // 2], "not a measurement record"),
-        (lambda text: text.replace('"schema": 1', '"schema": 7'), "at schema"),
+        (lambda text: text.replace('"schema": 2', '"schema": 7'), "at schema"),
         (lambda text: text.replace('"value": ', '"value": NaN, "x": ', 1), "not a measurement record"),
         (lambda text: "[]", "not a measurement record"),
     ],
