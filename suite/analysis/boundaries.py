@@ -1,0 +1,327 @@
+"""Phase boundaries found in the layers' similarity, and what the declared ones are worth beside them.
+
+The similarity S[L, M] = ||U_L U_M^T||_F^2 / k is the inner product of two projectors, tr(P_L P_M) / k: a kernel between
+layers. Kernel change-point detection (Arlot, Celisse & Harchaoui 2019) cuts the depth into segments of small scatter
+
+    cost = sum over segments of [ sum_L S[L, L] - (1 / length) sum_{L, M} S[L, M] ],
+
+which is the squared distance of the layers from their segment's mean, in an embedding whose inner products are S.
+
+A segmentation of N layers is written as its boundaries: the first layer of every segment but the first, ascending.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations, pairwise
+
+import numpy as np
+from jaxtyping import Float64, Int64
+
+NEAR = 1
+"""Layers that two boundaries may lie apart and still be the same one."""
+
+DRAWS = 999
+"""Draws of the smooth-drift null: its p-value cannot go below 1 / (DRAWS + 1) = 0.001."""
+
+SEGMENTATIONS = 10_000
+"""At most so many segmentations are ranked: all where there are no more, else the declared one and a seeded sample."""
+
+FEWEST_ORDERS = 20
+"""With fewer orders of the segments the declared one cannot be among the best 5%, and is not ranked."""
+
+SEED = 20190612
+"""Of every random choice here, so that a stored record gives the same numbers again."""
+
+LARGEST_SHARE = 0.5
+"""Segmentations of up to this share of the layers are formed when the number of segments is chosen."""
+
+SLOPE_FROM = 0.6
+"""The penalty's slope is fitted from this share of them on (Arlot, Celisse & Harchaoui 2019, section 6)."""
+
+PILOT = 100
+"""Draws that one step of matching the null's irregularity takes."""
+
+MOST_DIMENSIONS = 1e6
+"""Above, a draw is the mean kernel itself to three digits."""
+
+
+@dataclass(frozen=True)
+class Boundaries:
+    """What the similarity of the layers says of a declared segmentation."""
+
+    layers: int
+    declared: tuple[int, ...]
+    found: tuple[int, ...]
+    """The segmentation of least cost with the declared number of segments."""
+    chosen: tuple[int, ...] | None
+    """The same with a number of segments chosen by penalty; None with fewer than 8 layers."""
+    returned: tuple[float, ...] | None
+    """For each found boundary, the share of the replicates that find it again within one layer."""
+    replicates: int
+    declared_cost: float
+    found_cost: float
+    total_cost: float
+    """Of one segment over all layers."""
+    orders: int
+    """Segmentations with the declared lengths, in any order, that were ranked; the declared one is among them."""
+    cost_rank: float | None
+    """Share of these whose cost is no larger than the declared one's; None with fewer than 20 orders."""
+    others: int
+    """Segmentations with the declared number of segments that were ranked, the declared one among them."""
+    cost_rank_any_lengths: float
+    """Share of these whose cost is no larger than the declared one's."""
+    agreement: float
+    """Share of the declared boundaries that a found one meets within one layer."""
+    chance_agreement: float
+    """The mean of the same over the segmentations of `others`: what found boundaries would meet by chance."""
+    p: float
+    """Of `found_cost / total_cost` under smooth drift; at least 1 / (draws + 1)."""
+    draws: int
+    drift_dimensions: float
+    """Degrees of freedom of the drift: the smaller, the more irregular."""
+
+
+def layer_similarity(
+    products: Float64[np.ndarray, "layers k layers k"],
+) -> Float64[np.ndarray, "layers layers"]:
+    """||U_L U_M^T||_F^2 / k of inner products of directions, the same both ways round; 0 to 1."""
+    similarity = (products**2).sum(axis=(1, 3)) / products.shape[1]
+    return np.asarray((similarity + similarity.T) / 2)
+
+
+def segments_of(phases: Mapping[str, tuple[int, int]], layers: int) -> tuple[int, ...]:
+    """The boundaries of a phase map; a run of layers that belongs to no phase is a segment of its own."""
+    starts = {first for first, _ in phases.values()} | {last + 1 for _, last in phases.values()}
+    return tuple(sorted(starts - {0, layers}))
+
+
+def find_boundaries(
+    similarity: Float64[np.ndarray, "layers layers"],
+    declared: Sequence[int],
+    replicates: Float64[np.ndarray, "groups layers layers"] | None = None,
+    draws: int = DRAWS,
+) -> Boundaries:
+    """Boundaries found in a similarity matrix, the declared ones ranked, and the structure held against smooth drift.
+
+    similarity: symmetric; its negative eigenvalues, which cross-fitting leaves, count as 0. replicates: the same
+    measured without each group of documents in turn.
+
+    The number of segments is chosen by the least cost + 2 C D (2 ln(N / D) + 5) over D = 1 .. N / 2 segments, where C
+    is the slope of the least cost against that shape over the largest 40% of D (the shape: Lebarbier 2005; twice the
+    slope: Birgé & Massart 2007).
+
+    Raises ValueError unless there are 2 to N - 1 declared segments, with boundaries from 1 to N - 1, ascending.
+    """
+    layers = len(similarity)
+    cuts = tuple(int(boundary) for boundary in declared)
+    if not 1 <= len(cuts) <= layers - 2:
+        raise ValueError(f"{len(cuts) + 1} segments of {layers} layers leave nothing to find")
+    if list(cuts) != sorted(set(cuts)) or cuts[0] < 1 or cuts[-1] >= layers:
+        raise ValueError(f"boundaries {list(cuts)} do not ascend from 1 to {layers - 1}")
+    embedding = _embedding(similarity)
+    gram = embedding @ embedding.T
+    total = float(_costs(gram, np.zeros((1, 0), dtype=np.int64))[0])
+    found = _best(embedding, len(cuts))
+    found_cost, declared_cost = (float(cost) for cost in _costs(gram, np.array([found, cuts])))
+    generator = np.random.default_rng(SEED)
+    orders = _same_lengths(cuts, layers, generator)
+    others = _same_number(cuts, layers, generator)
+    returned = None
+    if replicates is not None:
+        again = [_best(_embedding(replicate), len(cuts)) for replicate in replicates]
+        returned = tuple(float(np.mean([_meets(boundary, own) for own in again])) for boundary in found)
+    null, dimensions = _drift_shares(embedding, len(cuts), draws, generator)
+    return Boundaries(
+        layers=layers,
+        declared=cuts,
+        found=found,
+        chosen=_chosen(embedding, gram),
+        returned=returned,
+        replicates=0 if replicates is None else len(replicates),
+        declared_cost=declared_cost,
+        found_cost=found_cost,
+        total_cost=total,
+        orders=len(orders),
+        cost_rank=_rank(gram, orders, declared_cost) if len(orders) >= FEWEST_ORDERS else None,
+        others=len(others),
+        cost_rank_any_lengths=_rank(gram, others, declared_cost),
+        agreement=float(np.mean([_meets(boundary, found) for boundary in cuts])),
+        chance_agreement=float(_agreements(cuts, others).mean()),
+        p=float((1 + (null <= _share(found_cost, total) + _ROUNDING).sum()) / (draws + 1)),
+        draws=draws,
+        drift_dimensions=dimensions,
+    )
+
+
+# --- segmentations ---------------------------------------------------------------------------------------------
+
+_ROUNDING = 1e-9
+"""Costs closer than this share of the whole are the same."""
+
+
+def _embedding(similarity: np.ndarray) -> np.ndarray:
+    """One row per layer, whose inner products are the nearest positive semidefinite matrix."""
+    values, vectors = np.linalg.eigh((similarity + similarity.T) / 2)
+    return np.asarray(vectors * np.sqrt(np.maximum(values, 0.0)))
+
+
+def _best(embedding: np.ndarray, boundaries: int) -> tuple[int, ...]:
+    """The segmentation of least cost with so many boundaries."""
+    return _path(embedding, boundaries)[boundaries]
+
+
+def _path(embedding: np.ndarray, most: int) -> dict[int, tuple[int, ...]]:
+    """The segmentations of least cost with 1 to `most` boundaries."""
+    import ruptures  # half a second, and only a claim about boundaries needs it
+
+    search = ruptures.KernelCPD(kernel="linear", min_size=1).fit(embedding)
+    search.predict(n_bkps=most)  # forms the smaller ones, too
+    return {count: tuple(search.predict(n_bkps=count)[:-1]) for count in range(1, most + 1)}
+
+
+def _costs(
+    gram: Float64[np.ndarray, "layers layers"], boundaries: Int64[np.ndarray, "segmentations boundaries"]
+) -> Float64[np.ndarray, " segmentations"]:
+    """The cost of each segmentation, one in a row."""
+    layers = len(gram)
+    sums = np.zeros((layers + 1, layers + 1))
+    sums[1:, 1:] = gram.cumsum(axis=0).cumsum(axis=1)
+    edges = np.pad(boundaries, ((0, 0), (1, 1)), constant_values=((0, 0), (0, layers)))
+    first, end = edges[:, :-1], edges[:, 1:]
+    within = sums[end, end] - sums[first, end] - sums[end, first] + sums[first, first]
+    return np.asarray(np.trace(gram) - (within / (end - first)).sum(axis=1))
+
+
+def _share(cost: float, total: float) -> float:
+    """Cost as a share of that of one segment; 1 where all layers are the same, and there is nothing to gain."""
+    return cost / total if total > 0.0 else 1.0
+
+
+def _rank(gram: np.ndarray, segmentations: np.ndarray, cost: float) -> float:
+    return float((_costs(gram, segmentations) <= cost + _ROUNDING * np.trace(gram)).mean())
+
+
+def _meets(boundary: int, others: Sequence[int]) -> bool:
+    return any(abs(boundary - other) <= NEAR for other in others)
+
+
+def _agreements(declared: Sequence[int], segmentations: np.ndarray) -> np.ndarray:
+    """For each segmentation the share of the declared boundaries that it meets."""
+    near = np.abs(segmentations[:, None, :] - np.array(declared)[None, :, None]) <= NEAR
+    return np.asarray(near.any(axis=2).mean(axis=1))
+
+
+def _same_lengths(declared: tuple[int, ...], layers: int, generator: np.random.Generator) -> np.ndarray:
+    """Segmentations with the declared lengths in any order: all, or the declared one and a sample."""
+    lengths = [end - first for first, end in pairwise((0, *declared, layers))]
+    orders = math.factorial(len(lengths))
+    for length in set(lengths):
+        orders //= math.factorial(lengths.count(length))
+    if orders <= SEGMENTATIONS:
+        permuted = np.array(list(_orders(lengths)))
+    else:
+        shuffled = generator.permuted(np.tile(lengths, (SEGMENTATIONS - 1, 1)), axis=1)
+        permuted = np.concatenate([[lengths], shuffled])
+    return np.asarray(permuted[:, :-1].cumsum(axis=1))
+
+
+def _orders(lengths: list[int]) -> Iterator[list[int]]:
+    """Every distinct order."""
+    if not lengths:
+        yield []
+    for length in set(lengths):
+        rest = lengths.copy()
+        rest.remove(length)
+        for order in _orders(rest):
+            yield [length, *order]
+
+
+def _same_number(declared: tuple[int, ...], layers: int, generator: np.random.Generator) -> np.ndarray:
+    """Segmentations with the declared number of segments: all, or the declared one and a sample, each as likely."""
+    if math.comb(layers - 1, len(declared)) <= SEGMENTATIONS:
+        return np.array(list(combinations(range(1, layers), len(declared))))
+    keys = generator.random((SEGMENTATIONS - 1, layers - 1))
+    sample = 1 + np.sort(np.argsort(keys, axis=1)[:, : len(declared)], axis=1)
+    return np.concatenate([[declared], sample])
+
+
+def _chosen(embedding: np.ndarray, gram: np.ndarray) -> tuple[int, ...] | None:
+    """The segmentation of least penalised cost, see `find_boundaries`."""
+    layers = len(gram)
+    most = int(layers * LARGEST_SHARE)
+    if most < 4:
+        return None
+    path = {0: (), **_path(embedding, most - 1)}
+    costs = np.array([_costs(gram, np.array([cuts], dtype=np.int64))[0] for cuts in path.values()])
+    segments = np.arange(1, most + 1)
+    shape = segments * (2.0 * np.log(layers / segments) + 5.0)
+    large = segments >= SLOPE_FROM * most
+    slope = -np.polyfit(shape[large], costs[large], 1)[0]
+    penalised = costs + 2.0 * max(0.0, float(slope)) * shape
+    best = int(np.argmax(penalised <= penalised.min() + _ROUNDING * np.trace(gram)))  # the fewest segments of equals
+    return path[best]
+
+
+# --- the smooth-drift null -------------------------------------------------------------------------------------
+
+
+def _drift_shares(
+    embedding: np.ndarray, boundaries: int, draws: int, generator: np.random.Generator
+) -> tuple[np.ndarray, float]:
+    """found_cost / total_cost of `draws` drifts without phases, and their degrees of freedom.
+
+    A drift is a Gaussian process over depth whose correlation depends on |L - M| alone: the mean over each diagonal of
+    the data's, made positive semidefinite. Its rows have the norms of the data's. A process of many dimensions is even
+    (each step turns it as far as any other), one of few is uneven; so its dimensions are chosen to depart from its own
+    diagonals' means as far as the data do. Even steps alone would call every uneven drift a phase; matched so, the
+    null spends the data's own unevenness on steps in no order, and phases must be sharper than that.
+    """
+    norms = np.linalg.norm(embedding, axis=1)
+    unit = embedding / np.maximum(norms, np.finfo(np.float64).tiny)[:, None]
+    kernel, departure = _by_lag(unit @ unit.T)
+    factor = _embedding(kernel)
+    factor /= np.linalg.norm(factor, axis=1)[:, None]
+    dimensions = _matching_dimensions(factor, departure, generator)
+    shares = np.empty(draws)
+    for index in range(draws):
+        rows = norms[:, None] * _drift(factor, dimensions, generator)
+        gram = rows @ rows.T
+        best = _best(rows, boundaries)
+        cost, total = (float(_costs(gram, np.array([cuts], dtype=np.int64))[0]) for cuts in (best, ()))
+        shares[index] = _share(cost, total)
+    return shares, dimensions
+
+
+def _by_lag(correlation: np.ndarray) -> tuple[np.ndarray, float]:
+    """The mean over each diagonal, as a matrix, and the mean squared departure from it."""
+    lags = np.abs(np.subtract.outer(np.arange(len(correlation)), np.arange(len(correlation))))
+    means = np.bincount(lags.ravel(), correlation.ravel()) / np.bincount(lags.ravel())
+    return means[lags], float(((correlation - means[lags]) ** 2).mean())
+
+
+def _drift(factor: np.ndarray, dimensions: float, generator: np.random.Generator) -> np.ndarray:
+    """Unit rows, one a layer, of a Gaussian process with the kernel factor factor^T in so many dimensions."""
+    layers = len(factor)
+    if dimensions < layers:
+        noise = generator.standard_normal((layers, round(dimensions)))
+    else:  # only inner products count, and Bartlett's triangle has those of any number of columns
+        noise = np.tril(generator.standard_normal((layers, layers)), k=-1)
+        np.fill_diagonal(noise, np.sqrt(generator.chisquare(dimensions - np.arange(layers))))
+    rows = factor @ noise
+    return np.asarray(rows / np.linalg.norm(rows, axis=1)[:, None])
+
+
+def _matching_dimensions(factor: np.ndarray, departure: float, generator: np.random.Generator) -> float:
+    """The degrees of freedom at which drifts depart from their diagonals' means as far as the data do; 2 to 10^6.
+
+    The departure is a variance, so it falls as one over the dimensions, nearly: a few steps of that rule settle it.
+    """
+    dimensions = 100.0
+    for _ in range(5):
+        drifts = [_drift(factor, dimensions, generator) for _ in range(PILOT)]
+        own = float(np.mean([_by_lag(rows @ rows.T)[1] for rows in drifts]))
+        dimensions = min(max(dimensions * own / max(departure, own / MOST_DIMENSIONS), 2.0), MOST_DIMENSIONS)
+    return dimensions
