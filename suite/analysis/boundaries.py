@@ -273,26 +273,31 @@ def _drift_shares(
 ) -> tuple[np.ndarray, float]:
     """found_cost / total_cost of `draws` drifts without phases, and their degrees of freedom.
 
-    A drift is a Gaussian process over depth whose correlation depends on |L - M| alone: the mean over each diagonal of
-    the data's, made positive semidefinite. Its rows have the norms of the data's. A process of many dimensions is even
-    (each step turns it as far as any other), one of few is uneven; so its dimensions are chosen to depart from its own
+    A drift is a direction y_L that is a Gaussian process over depth, and its similarity that of the projectors on it,
+    (y_L . y_M)^2. Its kernel depends on |L - M| alone, so that this is the mean over each diagonal of the data's
+    similarity; both are scaled to the norms of the data's layers. In many dimensions such a drift is even (each step
+    turns it as far as any other), in few it is uneven, so the dimensions are chosen for it to depart from its own
     diagonals' means as far as the data do. Even steps alone would call every uneven drift a phase; matched so, the
     null spends the data's own unevenness on steps in no order, and phases must be sharper than that.
     """
     norms = np.linalg.norm(embedding, axis=1)
     unit = embedding / np.maximum(norms, np.finfo(np.float64).tiny)[:, None]
-    kernel, departure = _by_lag(unit @ unit.T)
-    factor = _embedding(kernel)
+    means, departure = _by_lag(unit @ unit.T)
+    factor = _embedding(np.sqrt(np.maximum(means, 0.0)))
     factor /= np.linalg.norm(factor, axis=1)[:, None]
     dimensions = _matching_dimensions(factor, departure, generator)
     shares = np.empty(draws)
     for index in range(draws):
-        rows = norms[:, None] * _drift(factor, dimensions, generator)
-        gram = rows @ rows.T
+        gram = np.outer(norms, norms) * _drift(factor, dimensions, generator)
+        rows = np.linalg.cholesky(gram + _JITTER * gram.trace() * np.eye(len(gram)))
         best = _best(rows, boundaries)
         cost, total = (float(_costs(gram, np.array([cuts], dtype=np.int64))[0]) for cuts in (best, ()))
         shares[index] = _share(cost, total)
     return shares, dimensions
+
+
+_JITTER = 1e-12
+"""Share of the trace that lets a singular Gram be factored; far below what costs are compared to."""
 
 
 def _by_lag(correlation: np.ndarray) -> tuple[np.ndarray, float]:
@@ -303,7 +308,7 @@ def _by_lag(correlation: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def _drift(factor: np.ndarray, dimensions: float, generator: np.random.Generator) -> np.ndarray:
-    """Unit rows, one a layer, of a Gaussian process with the kernel factor factor^T in so many dimensions."""
+    """(y_L . y_M)^2 of unit vectors, one a layer: a Gaussian process with kernel factor factor^T in so many dimensions."""
     layers = len(factor)
     if dimensions < layers:
         noise = generator.standard_normal((layers, round(dimensions)))
@@ -311,7 +316,8 @@ def _drift(factor: np.ndarray, dimensions: float, generator: np.random.Generator
         noise = np.tril(generator.standard_normal((layers, layers)), k=-1)
         np.fill_diagonal(noise, np.sqrt(generator.chisquare(dimensions - np.arange(layers))))
     rows = factor @ noise
-    return np.asarray(rows / np.linalg.norm(rows, axis=1)[:, None])
+    rows /= np.linalg.norm(rows, axis=1)[:, None]
+    return np.asarray((rows @ rows.T) ** 2)
 
 
 def _matching_dimensions(factor: np.ndarray, departure: float, generator: np.random.Generator) -> float:
@@ -321,7 +327,6 @@ def _matching_dimensions(factor: np.ndarray, departure: float, generator: np.ran
     """
     dimensions = 100.0
     for _ in range(5):
-        drifts = [_drift(factor, dimensions, generator) for _ in range(PILOT)]
-        own = float(np.mean([_by_lag(rows @ rows.T)[1] for rows in drifts]))
+        own = float(np.mean([_by_lag(_drift(factor, dimensions, generator))[1] for _ in range(PILOT)]))
         dimensions = min(max(dimensions * own / max(departure, own / MOST_DIMENSIONS), 2.0), MOST_DIMENSIONS)
     return dimensions

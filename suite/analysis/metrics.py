@@ -18,6 +18,8 @@ import numpy as np
 from jaxtyping import Float64
 from pydantic import BaseModel, ConfigDict, model_serializer
 
+from suite.analysis.boundaries import Boundaries, find_boundaries, layer_similarity, segments_of
+
 TOP_K = 8
 """Directions kept per layer, the reference's `top_k`."""
 
@@ -131,6 +133,11 @@ class DirectionGram:
         """v_L . v_M, signed."""
         return self.whole[:, 0, :, 0]
 
+    @property
+    def similarity(self) -> Float64[np.ndarray, "layers layers"]:
+        """||U_L U_M^T||_F^2 / k; between document halves where there are any, so that shared tokens make none."""
+        return layer_similarity(self.whole if self.ab is None else self.ab)
+
     def without_direction(self, layers: Sequence[int]) -> list[int]:
         """The layers among these whose update is zero, so that v_L does not exist."""
         return [layer for layer in layers if self.whole[layer, 0, layer, 0] < 0.5]  # 1 or 0, up to rounding
@@ -141,7 +148,8 @@ class Metric:
     """One row of the reference table, and the function behind it."""
 
     name: str
-    scope: Literal["layer", "pair", "phase"]
+    scope: Literal["layer", "pair", "phase", "model"]
+    """What it is a number of; `model`: of the whole model under its phase map."""
     formula: str
     unit: str
     low: float
@@ -167,7 +175,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def _register(
-    scope: Literal["layer", "pair", "phase"],
+    scope: Literal["layer", "pair", "phase", "model"],
     formula: str,
     *,
     unit: str = "1",
@@ -554,6 +562,60 @@ def _by_layer(layers: Sequence[int], values: np.ndarray) -> dict[int, float | No
     return {layer: float(value) for layer, value in zip(layers, values, strict=True)}
 
 
+# --- a model under its phase map -------------------------------------------------------------------------------
+
+
+@_register(
+    "model",
+    "share of the orders of the phases' lengths that cut the depth at no higher cost than the declared order",
+    high=1.0,
+    per_layer=False,
+    source="kernel cost of S: Arlot, Celisse & Harchaoui 2019",
+)
+def boundary_cost_rank(found: Boundaries) -> Estimate:
+    if found.cost_rank is None:
+        return absent(
+            f"the phases' lengths have {found.orders} order{'s' if found.orders != 1 else ''}, too few to rank one"
+        )
+    detail = {
+        "orders": found.orders,
+        "any_lengths": found.cost_rank_any_lengths,
+        "cost": found.declared_cost,
+        "found_cost": found.found_cost,
+        "total_cost": found.total_cost,
+    }
+    return Estimate(value=found.cost_rank, detail=detail)
+
+
+@_register(
+    "model",
+    "share of the declared boundaries that a boundary of the segmentation of least cost meets within 1 layer",
+    high=1.0,
+    per_layer=False,
+    source="kernel change points of S: Arlot, Celisse & Harchaoui 2019",
+)
+def boundary_agreement(found: Boundaries) -> Estimate:
+    detail = {"by_chance": found.chance_agreement, "declared": list(found.declared), "found": list(found.found)}
+    return Estimate(value=found.agreement, detail=detail)
+
+
+@_register(
+    "model",
+    "p-value of the least cost over that of one segment, against smooth drift over depth; 1/1000 at the least",
+    high=1.0,
+    per_layer=False,
+    source="999 Gaussian drifts with the mean of S by lag, as uneven as S",
+)
+def boundary_p(found: Boundaries) -> Estimate:
+    detail = {
+        "draws": found.draws,
+        "least": 1 / (found.draws + 1),
+        "share": found.found_cost / found.total_cost if found.total_cost > 0.0 else 1.0,
+        "drift_dimensions": found.drift_dimensions,
+    }
+    return Estimate(value=found.p, detail=detail)
+
+
 # --- all of them -----------------------------------------------------------------------------------------------
 
 
@@ -595,13 +657,43 @@ def _no_direction(missing: Sequence[int]) -> str:
 
 def phase_metrics(gram: DirectionGram, layers: Sequence[int]) -> dict[str, Estimate]:
     """Every pair and phase metric over a contiguous set of layers."""
-    chosen = {name: metric for name, metric in METRICS.items() if metric.scope != "layer"}
+    chosen = {name: metric for name, metric in METRICS.items() if metric.scope in {"pair", "phase"}}
     if missing := gram.without_direction(layers):
         return {name: absent(_no_direction(missing)) for name in chosen}
     return {
         name: metric.compute(gram, layers) if metric.scope == "phase" else _over_pairs(metric, gram, layers)
         for name, metric in chosen.items()
     }
+
+
+def boundaries_under(
+    gram: DirectionGram,
+    phases: Mapping[str, tuple[int, int]],
+    replicates: Float64[np.ndarray, "groups directions directions"] | None = None,
+) -> Boundaries | Estimate:
+    """The boundaries of a model under a phase map, or an absent estimate that says why there are none.
+
+    replicates: the matrix of inner products of all layers' directions, `layers * k` each way, measured without each
+    group of documents in turn.
+    """
+    layers, k = gram.whole.shape[:2]
+    if missing := gram.without_direction(range(layers)):
+        return absent(_no_direction(missing))
+    declared = segments_of(phases, layers)
+    if not declared:
+        return absent("one phase holds all layers, so there is no boundary")
+    if len(declared) == layers - 1:
+        return absent("each layer is a phase of its own, so there is no boundary to find")
+    again = None
+    if replicates is not None:
+        again = np.array([layer_similarity(own.reshape(layers, k, layers, k)) for own in replicates])
+    return find_boundaries(gram.similarity, declared, again)
+
+
+def boundary_metrics(found: Boundaries | Estimate) -> dict[str, Estimate]:
+    """Every metric of a model under its phase map."""
+    chosen = {name: metric for name, metric in METRICS.items() if metric.scope == "model"}
+    return {name: found if isinstance(found, Estimate) else metric.compute(found) for name, metric in chosen.items()}
 
 
 def _over_pairs(metric: Metric, gram: DirectionGram, layers: Sequence[int]) -> Estimate:
