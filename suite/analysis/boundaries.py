@@ -41,7 +41,7 @@ LARGEST_SHARE = 0.5
 SLOPE_FROM = 0.6
 """The penalty's slope is fitted from this share of them on (Arlot, Celisse & Harchaoui 2019, section 6)."""
 
-PILOT = 100
+PILOT = 40
 """Draws that one step of matching the null's irregularity takes."""
 
 MOST_DIMENSIONS = 1e6
@@ -133,7 +133,7 @@ def find_boundaries(
     if replicates is not None:
         again = [_best(_embedding(replicate), len(cuts)) for replicate in replicates]
         returned = tuple(float(np.mean([_meets(boundary, own) for own in again])) for boundary in found)
-    null, dimensions = _drift_shares(embedding, len(cuts), draws, generator)
+    p, dimensions = against_smooth_drift(similarity, len(cuts), draws)
     return Boundaries(
         layers=layers,
         declared=cuts,
@@ -150,7 +150,7 @@ def find_boundaries(
         cost_rank_any_lengths=_rank(gram, others, declared_cost),
         agreement=float(np.mean([_meets(boundary, found) for boundary in cuts])),
         chance_agreement=float(_agreements(cuts, others).mean()),
-        p=float((1 + (null <= _share(found_cost, total) + _ROUNDING).sum()) / (draws + 1)),
+        p=p,
         draws=draws,
         drift_dimensions=dimensions,
     )
@@ -195,9 +195,12 @@ def _costs(
     return np.asarray(np.trace(gram) - (within / (end - first)).sum(axis=1))
 
 
-def _share(cost: float, total: float) -> float:
-    """Cost as a share of that of one segment; 1 where all layers are the same, and there is nothing to gain."""
-    return cost / total if total > 0.0 else 1.0
+def _best_share(embedding: np.ndarray, gram: np.ndarray, boundaries: int) -> float:
+    """The least cost with so many boundaries over that of one segment; 1 where all layers are alike."""
+    cost, total = (
+        float(_costs(gram, np.array([cuts], dtype=np.int64))[0]) for cuts in (_best(embedding, boundaries), ())
+    )
+    return cost / total if total > _ROUNDING * np.trace(gram) else 1.0
 
 
 def _rank(gram: np.ndarray, segmentations: np.ndarray, cost: float) -> float:
@@ -268,10 +271,12 @@ def _chosen(embedding: np.ndarray, gram: np.ndarray) -> tuple[int, ...] | None:
 # --- the smooth-drift null -------------------------------------------------------------------------------------
 
 
-def _drift_shares(
-    embedding: np.ndarray, boundaries: int, draws: int, generator: np.random.Generator
-) -> tuple[np.ndarray, float]:
-    """found_cost / total_cost of `draws` drifts without phases, and their degrees of freedom.
+def against_smooth_drift(
+    similarity: Float64[np.ndarray, "layers layers"], boundaries: int, draws: int = DRAWS
+) -> tuple[float, float]:
+    """p-value of the least cost with so many boundaries, over that of one segment; and the drift's dimensions.
+
+    p = (1 + draws of a drift without phases whose share is no larger) / (draws + 1), so never below 1 / (draws + 1).
 
     A drift is a direction y_L that is a Gaussian process over depth, and its similarity that of the projectors on it,
     (y_L . y_M)^2. Its kernel depends on |L - M| alone, so that this is the mean over each diagonal of the data's
@@ -280,20 +285,21 @@ def _drift_shares(
     diagonals' means as far as the data do. Even steps alone would call every uneven drift a phase; matched so, the
     null spends the data's own unevenness on steps in no order, and phases must be sharper than that.
     """
+    generator = np.random.default_rng(SEED)
+    embedding = _embedding(similarity)
+    observed = _best_share(embedding, embedding @ embedding.T, boundaries)
     norms = np.linalg.norm(embedding, axis=1)
     unit = embedding / np.maximum(norms, np.finfo(np.float64).tiny)[:, None]
     means, departure = _by_lag(unit @ unit.T)
     factor = _embedding(np.sqrt(np.maximum(means, 0.0)))
     factor /= np.linalg.norm(factor, axis=1)[:, None]
     dimensions = _matching_dimensions(factor, departure, generator)
-    shares = np.empty(draws)
-    for index in range(draws):
+    no_larger = 0
+    for _ in range(draws):
         gram = np.outer(norms, norms) * _drift(factor, dimensions, generator)
         rows = np.linalg.cholesky(gram + _JITTER * gram.trace() * np.eye(len(gram)))
-        best = _best(rows, boundaries)
-        cost, total = (float(_costs(gram, np.array([cuts], dtype=np.int64))[0]) for cuts in (best, ()))
-        shares[index] = _share(cost, total)
-    return shares, dimensions
+        no_larger += _best_share(rows, gram, boundaries) <= observed + _ROUNDING
+    return (1 + no_larger) / (draws + 1), dimensions
 
 
 _JITTER = 1e-12
@@ -308,7 +314,7 @@ def _by_lag(correlation: np.ndarray) -> tuple[np.ndarray, float]:
 
 
 def _drift(factor: np.ndarray, dimensions: float, generator: np.random.Generator) -> np.ndarray:
-    """(y_L . y_M)^2 of unit vectors, one a layer: a Gaussian process with kernel factor factor^T in so many dimensions."""
+    """(y_L . y_M)^2 of unit vectors y, one a layer: a Gaussian process with the kernel factor factor^T."""
     layers = len(factor)
     if dimensions < layers:
         noise = generator.standard_normal((layers, round(dimensions)))

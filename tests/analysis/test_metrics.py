@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suite.analysis.layers import LayerSpectra, reduce_stream
-from suite.analysis.metrics import METRICS, DirectionGram, direction_metrics, layer_metrics, phase_metrics
+from suite.analysis.metrics import (
+    METRICS,
+    DirectionGram,
+    boundaries_under,
+    boundary_metrics,
+    direction_metrics,
+    layer_metrics,
+    phase_metrics,
+)
 from suite.capture.stream import ResidualStream
 from tests.reference import held_out_capture, layer_figures, phase_figures
 
@@ -83,7 +91,10 @@ def test_every_metric_of_the_registry_is_computed() -> None:
     layers = reduced(stream(40, 64, documents=4))
     gram = gram_of(layers)
     computed = (
-        set(layer_metrics(layers[0].statistics)) | set(direction_metrics(gram, 0)) | set(phase_metrics(gram, [0, 1, 2]))
+        set(layer_metrics(layers[0].statistics))
+        | set(direction_metrics(gram, 0))
+        | set(phase_metrics(gram, [0, 1, 2]))
+        | set(boundary_metrics(boundaries_under(gram, {"A": (0, 2), "B": (3, 5)})))
     )
     assert computed == set(METRICS)
 
