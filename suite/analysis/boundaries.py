@@ -123,9 +123,8 @@ def find_boundaries(
         raise ValueError(f"boundaries {list(cuts)} do not ascend from 1 to {layers - 1}")
     embedding = _embedding(similarity)
     gram = embedding @ embedding.T
-    total = float(_costs(gram, np.zeros((1, 0), dtype=np.int64))[0])
     found = _best(embedding, len(cuts))
-    found_cost, declared_cost = (float(cost) for cost in _costs(gram, np.array([found, cuts])))
+    declared_cost = _cost(embedding, cuts)
     generator = np.random.default_rng(SEED)
     orders = _same_lengths(cuts, layers, generator)
     others = _same_number(cuts, layers, generator)
@@ -138,12 +137,12 @@ def find_boundaries(
         layers=layers,
         declared=cuts,
         found=found,
-        chosen=_chosen(embedding, gram),
+        chosen=_chosen(embedding),
         returned=returned,
         replicates=0 if replicates is None else len(replicates),
         declared_cost=declared_cost,
-        found_cost=found_cost,
-        total_cost=total,
+        found_cost=_cost(embedding, found),
+        total_cost=_cost(embedding, ()),
         orders=len(orders),
         cost_rank=_rank(gram, orders, declared_cost) if len(orders) >= FEWEST_ORDERS else None,
         others=len(others),
@@ -170,16 +169,18 @@ def _embedding(similarity: np.ndarray) -> np.ndarray:
 
 def _best(embedding: np.ndarray, boundaries: int) -> tuple[int, ...]:
     """The segmentation of least cost with so many boundaries."""
-    return _path(embedding, boundaries)[boundaries]
-
-
-def _path(embedding: np.ndarray, most: int) -> dict[int, tuple[int, ...]]:
-    """The segmentations of least cost with 1 to `most` boundaries."""
-    import ruptures  # half a second, and only a claim about boundaries needs it
+    import ruptures  # a second, as it takes scipy.stats with it, and only a claim about boundaries needs it
 
     search = ruptures.KernelCPD(kernel="linear", min_size=1).fit(embedding)
-    search.predict(n_bkps=most)  # forms the smaller ones, too
-    return {count: tuple(search.predict(n_bkps=count)[:-1]) for count in range(1, most + 1)}
+    return tuple(search.predict(n_bkps=boundaries)[:-1])
+
+
+def _cost(embedding: np.ndarray, boundaries: Sequence[int]) -> float:
+    """The cost of one segmentation: squared distances from the segments' means."""
+    first = np.array([0, *boundaries])
+    lengths = np.diff([*first, len(embedding)])
+    sums = np.add.reduceat(embedding, first, axis=0)
+    return float((embedding**2).sum() - ((sums**2).sum(axis=1) / lengths).sum())
 
 
 def _costs(
@@ -195,12 +196,11 @@ def _costs(
     return np.asarray(np.trace(gram) - (within / (end - first)).sum(axis=1))
 
 
-def _best_share(embedding: np.ndarray, gram: np.ndarray, boundaries: int) -> float:
+def _best_share(embedding: np.ndarray, boundaries: int) -> float:
     """The least cost with so many boundaries over that of one segment; 1 where all layers are alike."""
-    cost, total = (
-        float(_costs(gram, np.array([cuts], dtype=np.int64))[0]) for cuts in (_best(embedding, boundaries), ())
-    )
-    return cost / total if total > _ROUNDING * np.trace(gram) else 1.0
+    total = _cost(embedding, ())
+    alike = total <= _ROUNDING * (embedding**2).sum()
+    return 1.0 if alike else _cost(embedding, _best(embedding, boundaries)) / total
 
 
 def _rank(gram: np.ndarray, segmentations: np.ndarray, cost: float) -> float:
@@ -251,20 +251,21 @@ def _same_number(declared: tuple[int, ...], layers: int, generator: np.random.Ge
     return np.concatenate([[declared], sample])
 
 
-def _chosen(embedding: np.ndarray, gram: np.ndarray) -> tuple[int, ...] | None:
+def _chosen(embedding: np.ndarray) -> tuple[int, ...] | None:
     """The segmentation of least penalised cost, see `find_boundaries`."""
-    layers = len(gram)
+    layers = len(embedding)
     most = int(layers * LARGEST_SHARE)
     if most < 4:
         return None
-    path = {0: (), **_path(embedding, most - 1)}
-    costs = np.array([_costs(gram, np.array([cuts], dtype=np.int64))[0] for cuts in path.values()])
+    path = [(), *(_best(embedding, count) for count in range(1, most))]
+    costs = np.array([_cost(embedding, cuts) for cuts in path])
     segments = np.arange(1, most + 1)
     shape = segments * (2.0 * np.log(layers / segments) + 5.0)
     large = segments >= SLOPE_FROM * most
     slope = -np.polyfit(shape[large], costs[large], 1)[0]
     penalised = costs + 2.0 * max(0.0, float(slope)) * shape
-    best = int(np.argmax(penalised <= penalised.min() + _ROUNDING * np.trace(gram)))  # the fewest segments of equals
+    equal = penalised.min() + _ROUNDING * (embedding**2).sum()
+    best = int(np.argmax(penalised <= equal))  # the fewest segments
     return path[best]
 
 
@@ -287,7 +288,9 @@ def against_smooth_drift(
     """
     generator = np.random.default_rng(SEED)
     embedding = _embedding(similarity)
-    observed = _best_share(embedding, embedding @ embedding.T, boundaries)
+    observed = _best_share(embedding, boundaries)
+    if observed == 1.0:  # all layers are alike: no cut gains anything
+        return 1.0, MOST_DIMENSIONS
     norms = np.linalg.norm(embedding, axis=1)
     unit = embedding / np.maximum(norms, np.finfo(np.float64).tiny)[:, None]
     means, departure = _by_lag(unit @ unit.T)
@@ -298,7 +301,7 @@ def against_smooth_drift(
     for _ in range(draws):
         gram = np.outer(norms, norms) * _drift(factor, dimensions, generator)
         rows = np.linalg.cholesky(gram + _JITTER * gram.trace() * np.eye(len(gram)))
-        no_larger += _best_share(rows, gram, boundaries) <= observed + _ROUNDING
+        no_larger += _best_share(rows, boundaries) <= observed + _ROUNDING
     return (1 + no_larger) / (draws + 1), dimensions
 
 
