@@ -94,6 +94,7 @@ def measure(
         typer.echo(f"\n{tables.phase_table(outcome.measurement)}\n")
         if layers:
             typer.echo(f"{tables.layer_table(outcome.measurement)}\n")
+            typer.echo(f"{tables.boundary_table(outcome.measurement)}\n")
         typer.echo(f"record: {outcome.record}")
     if failed:
         raise typer.Exit(MEASUREMENT_FAILED)

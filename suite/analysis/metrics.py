@@ -18,6 +18,8 @@ import numpy as np
 from jaxtyping import Float32, Float64
 from pydantic import BaseModel, ConfigDict, model_serializer
 
+from suite.analysis.boundaries import Boundaries, layer_similarity
+
 TOP_K = 8
 """Directions kept per layer, the reference's `top_k`."""
 
@@ -145,6 +147,11 @@ class DirectionGram:
         """v_L . v_M, signed."""
         return self.whole[:, 0, :, 0]
 
+    @property
+    def similarity(self) -> Float64[np.ndarray, "layers layers"]:
+        """||U_L U_M^T||_F^2 / k; between document halves where there are any, so that shared tokens make none."""
+        return layer_similarity(self.whole if self.ab is None else self.ab)
+
     def without_direction(self, layers: Sequence[int]) -> list[int]:
         """The layers among these whose update is zero, so that v_L does not exist."""
         return [layer for layer in layers if self.whole[layer, 0, layer, 0] < 0.5]  # 1 or 0, up to rounding
@@ -155,7 +162,8 @@ class Metric:
     """One row of the reference table, and the function behind it."""
 
     name: str
-    scope: Literal["layer", "pair", "phase"]
+    scope: Literal["layer", "pair", "phase", "model"]
+    """What it is a number of; `model`: of the whole model under its phase map."""
     formula: str
     unit: str
     low: float
@@ -183,7 +191,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def _register(
-    scope: Literal["layer", "pair", "phase"],
+    scope: Literal["layer", "pair", "phase", "model"],
     formula: str,
     *,
     unit: str = "1",
@@ -583,3 +591,57 @@ def _stack(gram: np.ndarray, rows: Sequence[int], columns: Sequence[int]) -> np.
 
 def _by_layer(layers: Sequence[int], values: np.ndarray) -> dict[int, float | None]:
     return {layer: float(value) for layer, value in zip(layers, values, strict=True)}
+
+
+# --- a model under its phase map -------------------------------------------------------------------------------
+
+
+@_register(
+    "model",
+    "share of the orders of the phases' lengths that cut the depth at no higher cost than the declared order",
+    high=1.0,
+    per_layer=False,
+    source="kernel cost of S: Arlot, Celisse & Harchaoui 2019",
+)
+def boundary_cost_rank(found: Boundaries) -> Estimate:
+    if found.cost_rank is None:
+        return absent(
+            f"the phases' lengths have {found.orders} order{'s' if found.orders != 1 else ''}, too few to rank one"
+        )
+    detail = {
+        "orders": found.orders,
+        "any_lengths": found.cost_rank_any_lengths,
+        "cost": found.declared_cost,
+        "found_cost": found.found_cost,
+        "total_cost": found.total_cost,
+    }
+    return Estimate(value=found.cost_rank, detail=detail)
+
+
+@_register(
+    "model",
+    "share of the declared boundaries that a boundary of the segmentation of least cost meets within 1 layer",
+    high=1.0,
+    per_layer=False,
+    source="kernel change points of S: Arlot, Celisse & Harchaoui 2019",
+)
+def boundary_agreement(found: Boundaries) -> Estimate:
+    detail = {"by_chance": found.chance_agreement, "declared": list(found.declared), "found": list(found.found)}
+    return Estimate(value=found.agreement, detail=detail)
+
+
+@_register(
+    "model",
+    "p-value of the least cost over that of one segment, against smooth drift over depth; 1/1000 at the least",
+    high=1.0,
+    per_layer=False,
+    source="999 Gaussian drifts with the mean of S by lag, as uneven as S",
+)
+def boundary_p(found: Boundaries) -> Estimate:
+    detail = {
+        "draws": found.draws,
+        "least": 1 / (found.draws + 1),
+        "share": found.found_cost / found.total_cost if found.total_cost > 0.0 else 1.0,
+        "drift_dimensions": found.drift_dimensions,
+    }
+    return Estimate(value=found.p, detail=detail)

@@ -265,7 +265,7 @@ def judge(
 
     gates = failed_gates(expectation, observation, required.reference, measurement)
     if expectation.over == "each":
-        verdicts = [_verdict(distance_of(own), expectation.op) for own in observation.each.values()]
+        verdicts = [_verdict(distance_of(own), expectation.op, expectation.metric) for own in observation.each.values()]
         holding = sum(own is Verdict.SUPPORTED for own in verdicts) / len(verdicts)
         open_ = sum(own is not Verdict.REFUTED for own in verdicts) / len(verdicts)
         shares: dict[str, Any] = {"observed": holding, "required": expectation.mostly}
@@ -288,7 +288,7 @@ def judge(
         gates = (*gates, Gate("null", required.cannot))
     if gates:
         return judgement(Verdict.INCONCLUSIVE, _says(gates), gates=gates, **found)
-    verdict = _verdict(distance, expectation.op)
+    verdict = _verdict(distance, expectation.op, expectation.metric)
     reason = None
     if verdict is Verdict.INCONCLUSIVE:
         assert distance.replicates is not None
@@ -302,11 +302,14 @@ def judge(
     return judgement(verdict, reason, vacuous=vacuous, **found)
 
 
-def _verdict(distance: Estimate, op: str) -> Verdict:
+def _verdict(distance: Estimate, op: str, metric: str) -> Verdict:
     """Of a margin: inside the claim, outside, or neither."""
-    if distance.interval is None:
+    interval = distance.interval
+    if METRICS[metric].scope == "model" and distance.value is not None:
+        interval = (distance.value, distance.value)  # a rank or a p: what is uncertain is in it already
+    if interval is None:
         return Verdict.INCONCLUSIVE
-    low, high = distance.interval
+    low, high = interval
     if low > 0 or (low == 0 and op in {">=", "<="}):
         return Verdict.SUPPORTED
     return Verdict.REFUTED if high < 0 or (high == 0 and op in {">", "<"}) else Verdict.INCONCLUSIVE

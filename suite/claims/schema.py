@@ -126,7 +126,13 @@ def _needs_several_layers(metric: str) -> bool:
     return METRICS[metric].scope == "phase"
 
 
+def _is_of_the_model(metric: str) -> bool:
+    return METRICS[metric].scope == "model"
+
+
 def _check_layers(metric: str, scope: str, at: str = "") -> None:
+    if _is_of_the_model(metric) and scope != "model":
+        _refuse(f'{metric} is one number for the whole model under its phase map: write scope = "model"', at)
     if _is_one_layer(scope) and _needs_several_layers(metric):
         _refuse(
             f"{metric} is taken over several layers, and '{scope}' is one: name a phase, model, or a range of layers",
@@ -136,7 +142,9 @@ def _check_layers(metric: str, scope: str, at: str = "") -> None:
 
 def _check_aggregation(metric: str, over: str, at: str = "") -> None:
     if over != "mean" and not METRICS[metric].per_layer:
-        _refuse(f'{metric} is one number for a phase, with none per layer: remove over = "{over}"', at)
+        _refuse(
+            f'{metric} is one number for a {METRICS[metric].scope}, with none per layer: remove over = "{over}"', at
+        )
 
 
 # --- tables ----------------------------------------------------------------------------------------------------
@@ -161,10 +169,18 @@ def _several_layers() -> dict[str, Any]:
     return {"enum": [name for name in METRICS if _needs_several_layers(name)]}
 
 
+def _of_the_model() -> dict[str, Any]:
+    return {"enum": [name for name in METRICS if _is_of_the_model(name)]}
+
+
+_PART_OF_THE_MODEL = {"not": {"enum": ["model"]}}
+
+
 def _rules_of_the_other_side(schema: dict[str, Any]) -> None:
     own_scope, by_rank = {"enum": ["window", "lag", "random"]}, {"enum": ["window", "random"]}
     schema["allOf"] = [
         _never(metric=_several_layers(), scope=_ONE_LAYER),
+        _never(metric=_of_the_model(), scope=_PART_OF_THE_MODEL),
         _never(null=own_scope, scope={}),
         _never(null=own_scope, metric={}),
         _never(null=by_rank, times={}),
@@ -222,12 +238,15 @@ def _rules_between_keys(schema: dict[str, Any]) -> None:
     """For the JSON Schema, what the validators of `Expectation` check between its keys."""
     one_number = {"enum": [name for name, metric in METRICS.items() if not metric.per_layer]}
     same_metric_over_one_layer = {"properties": {"scope": _ONE_LAYER}, "not": {"required": ["metric"]}}
+    same_metric_over_a_part = {"properties": {"scope": _PART_OF_THE_MODEL}, "not": {"required": ["metric"]}}
     schema["oneOf"] = [{"required": ["threshold"]}, {"required": ["than"]}]
     layer_by_layer = {"required": ["over"], "properties": {"over": {"enum": ["each"]}}}
     schema["dependencies"] = {"mostly": {"anyOf": [{"properties": {"mostly": {"enum": [1]}}}, layer_by_layer]}}
     schema["allOf"] = [
         _never(metric=_several_layers(), scope=_ONE_LAYER),
         _never(metric=_several_layers(), than=same_metric_over_one_layer),
+        _never(metric=_of_the_model(), scope=_PART_OF_THE_MODEL),
+        _never(metric=_of_the_model(), than=same_metric_over_a_part),
         _never(metric=one_number, over={"enum": ["median", "min", "max", "each"]}),
         _never(
             than={"required": ["metric"], "properties": {"metric": one_number}},

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from suite.analysis.estimates import direction_metrics, layer_metrics, phase_metrics
+from suite.analysis.boundaries import Boundaries, segments_of
+from suite.analysis.estimates import (
+    boundaries_under,
+    boundary_metrics,
+    direction_metrics,
+    layer_metrics,
+    phase_metrics,
+)
 from suite.analysis.metrics import METRICS, DirectionGram, Estimate, LayerStatistics, absent
 from suite.errors import RecordError
 from suite.models.phases import phase_of
@@ -147,6 +154,8 @@ class Measurement(_Part):
 
     _arrays: Path | None = PrivateAttr(default=None)
     _grams: dict[str, DirectionGram] = PrivateAttr(default_factory=dict)
+    _boundaries: dict[tuple[str, tuple[int, ...]], Boundaries | Estimate] = PrivateAttr(default_factory=dict)
+    """By variant and declared boundaries; like the Grams, shared with the same measurement under other phases."""
 
     def with_arrays(self, path: Path) -> Measurement:
         """The same record, able to answer for any set of layers from the arrays in this file."""
@@ -194,10 +203,22 @@ class Measurement(_Part):
                 return scope.metrics[variant][metric]
         if variant not in self.layers[0].metrics:
             return absent(f"variant {variant} was not measured")
+        if METRICS[metric].scope == "model":
+            return boundary_metrics(self.boundaries(variant))[metric]
         try:
             return phase_metrics(self.gram(variant), layers, only=metric)[metric]
         except RecordError as error:
             return absent(str(error))
+
+    def boundaries(self, variant: str) -> Boundaries | Estimate:
+        """The phase boundaries found from the arrays, or an absent estimate that says why there are none."""
+        key = (variant, segments_of(self.phases, self.model.layers))
+        if key not in self._boundaries:
+            try:
+                self._boundaries[key] = boundaries_under(self.gram(variant), self.phases)
+            except RecordError as error:
+                return absent(str(error))
+        return self._boundaries[key]
 
     def gram(self, variant: str) -> DirectionGram:
         """Inner products of all directions. Raises RecordError where the arrays are gone."""
