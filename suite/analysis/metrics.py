@@ -12,11 +12,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Float64
 from pydantic import BaseModel, ConfigDict, model_serializer
+
+if TYPE_CHECKING:
+    from suite.analysis.law import PhaseLaw
 
 TOP_K = 8
 """Directions kept per layer, the reference's `top_k`."""
@@ -156,6 +159,8 @@ class Metric:
     """Pair metrics: over a phase, only neighbours count."""
     from_directions: bool = False
     """Layer metrics: computed from the layer's directions, not its statistics."""
+    from_law: bool = False
+    """Phase metrics: computed from the update law fitted over the phase, not from directions."""
 
 
 _REGISTRY: dict[str, Metric] = {}
@@ -178,11 +183,12 @@ def _register(
     per_layer: bool = True,
     adjacent: bool = False,
     from_directions: bool = False,
+    from_law: bool = False,
 ) -> Callable[[_F], _F]:
     def add(function: _F) -> _F:
         name = function.__name__
         _REGISTRY[name] = Metric(
-            name, scope, formula, unit, low, high, source, version, per_layer, function, adjacent, from_directions
+            name, scope, formula, unit, low, high, source, version, per_layer, function, adjacent, from_directions, from_law
         )
         return function
 
@@ -554,6 +560,83 @@ def _by_layer(layers: Sequence[int], values: np.ndarray) -> dict[int, float | No
     return {layer: float(value) for layer, value in zip(layers, values, strict=True)}
 
 
+# --- the update law over a phase -------------------------------------------------------------------------------
+
+_LAW = "the update law, held out over documents: suite/analysis/update_law.py"
+
+
+@_register(
+    "phase",
+    "median over L of [R2(c T^(-L)) - R2(c h)] / [R2(T_L) - R2(c h)]: shared map, fitted without L, against L's own",
+    low=-math.inf,
+    from_law=True,
+    source=_LAW,
+)
+def sharing_index(law: PhaseLaw) -> Estimate:
+    return law.ratio("shared", "scaled")
+
+
+@_register(
+    "phase",
+    "median over L of R2 of c_L T^(-L), the map of the phase's other layers",
+    low=-math.inf,
+    high=1.0,
+    from_law=True,
+    source=_LAW,
+)
+def shared_r2(law: PhaseLaw) -> Estimate:
+    return law.rung("shared")
+
+
+@_register(
+    "phase",
+    "median over L of R2 of T_L, the layer's own map",
+    low=-math.inf,
+    high=1.0,
+    from_law=True,
+    source=_LAW,
+)
+def own_r2(law: PhaseLaw) -> Estimate:
+    return law.rung("own")
+
+
+@_register(
+    "phase",
+    "median over L of v^T R_L v / tr R_L, R_L the residual after the shared map, v its top eigenvector in training",
+    high=1.0,
+    from_law=True,
+    source=_LAW,
+)
+def residual_rank_one_share(law: PhaseLaw) -> Estimate:
+    return law.median(law.share)
+
+
+@_register(
+    "phase",
+    "median over L of [R2(c T^(-L) + v w^T) - R2(c T^(-L))] / [R2(T_L) - R2(c T^(-L))]",
+    low=-math.inf,
+    from_law=True,
+    source=_LAW,
+)
+def rank_one_closure(law: PhaseLaw) -> Estimate:
+    return law.ratio("rank_one", "shared")
+
+
+@_register(
+    "phase",
+    "median over L of the mean over M != L in the phase of R2 of c T_M on layer L",
+    low=-math.inf,
+    high=1.0,
+    from_law=True,
+    source=_LAW,
+)
+def transfer_r2(law: PhaseLaw) -> Estimate:
+    return law.transferred()
+
+
+LAW_NOT_MEASURED = "the update law was not fitted over these layers: it is, over the phases, when a model is measured"
+
+
 # --- all of them -----------------------------------------------------------------------------------------------
 
 
@@ -594,14 +677,15 @@ def _no_direction(missing: Sequence[int]) -> str:
 
 
 def phase_metrics(gram: DirectionGram, layers: Sequence[int]) -> dict[str, Estimate]:
-    """Every pair and phase metric over a contiguous set of layers."""
-    chosen = {name: metric for name, metric in METRICS.items() if metric.scope != "layer"}
+    """Every pair and phase metric over a contiguous set of layers; those of the law have a reason instead."""
+    law = {name: absent(LAW_NOT_MEASURED) for name, metric in METRICS.items() if metric.from_law}
+    chosen = {name: metric for name, metric in METRICS.items() if metric.scope != "layer" and name not in law}
     if missing := gram.without_direction(layers):
-        return {name: absent(_no_direction(missing)) for name in chosen}
+        return {name: absent(_no_direction(missing)) for name in chosen} | law
     return {
         name: metric.compute(gram, layers) if metric.scope == "phase" else _over_pairs(metric, gram, layers)
         for name, metric in chosen.items()
-    }
+    } | law
 
 
 def _over_pairs(metric: Metric, gram: DirectionGram, layers: Sequence[int]) -> Estimate:
