@@ -15,6 +15,11 @@ A = sum x x^T, B = sum delta x^T, D = sum delta delta^T over the n training toke
     rank one        c_L T^(-L) + v_L w^T, w = (A/n + mu I)^-1 (B/n - c T A/n)^T v_L: f(...) as far as it is linear in x
     held-out error  SSE(T) = tr D - 2 tr(T B^T) + tr(T A T^T) over the test tokens, R^2 = 1 - SSE(T) / SSE(training mean)
 
+Intervals come from deleting a group of documents from training and test alike and fitting the maps anew, with the basis,
+mu and v_L kept. So they cover what these maps would reach with unlimited text (with the same mu), and for the rank-one
+figures what the v_L that was found carries in all text: not that another v_L might have been found, which where the
+residual has no leading direction is nearly free.
+
 Least squares in d dimensions wants 10 d tokens. With fewer, x is projected on the first k = n/10 principal components of
 its training fold, and delta on k of its own; the energy of delta outside counts as unexplained on every rung but c_L h.
 """
@@ -51,7 +56,7 @@ TOKENS_PER_DIMENSION = 10
 FEWEST_COMPONENTS = 16
 """With tokens for fewer dimensions the maps say nothing of the stream."""
 
-RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """The ridges tried, relative to the mean eigenvalue of A."""
 
 RIDGE_LAYERS = 8
@@ -118,14 +123,14 @@ def measure_law(
     for fold, own in enumerate(FOLDS):
         train, other = sums[fold].total(own, device), sums[fold].sets(FOLDS[1 - fold], device)
         ridges.append(_choose_ridge(sums[fold], own, device))
-        scores, start = _evaluate(train, other, phases, ridges[-1])
+        scores, v = _evaluate(train, other, phases, ridges[-1])
         whole.append(scores)
-        directions.append(bases[fold].lifted(start[..., 0]).cpu().numpy())
+        directions.append(bases[fold].lifted(v[..., 0]).cpu().numpy())
         everything = sums[fold].total(FOLDS[1 - fold], device)
         replicates = []
         for left_out in range(own.start, own.stop):
             fewer = train - sums[fold].sets(slice(left_out, left_out + 1), device)
-            replicates.append(_evaluate(fewer, everything, phases, ridges[-1], start)[0])
+            replicates.append(_evaluate(fewer, everything, phases, ridges[-1], v)[0])
         without.append(replicates)
     return _assemble(
         whole, without, phases, form, len(rows), documents, hidden, k, (ridges[0], ridges[1]), np.stack(directions)
@@ -162,10 +167,9 @@ class _Scores:
 
 
 def _evaluate(
-    train: Sums, tests: Sums, phases: PhaseMap, ridge: float, start: Tensor | None = None
-) -> tuple[_Scores, Float64[Tensor, "layers k block"]]:
-    """Fit every map on one set, and score it on the others. Also gives the block of directions that v_L is the first
-    of, for the next fit to start from."""
+    train: Sums, tests: Sums, phases: PhaseMap, ridge: float, directions: Tensor | None = None
+) -> tuple[_Scores, Float64[Tensor, "layers k 1"]]:
+    """Fit every map on one set, and score it on the others. v_L is fitted, too, where it is not given."""
     tests, fit = tests.about(train), train.about(train)
     A, B, D = fit.A[0], fit.B[0], fit.D[0]
     layers, k = A.shape[:2]
@@ -181,7 +185,7 @@ def _evaluate(
 
     nothing = torch.full((sets, layers), torch.nan, dtype=torch.float64, device=A.device)
     shared_sse, rank_one, along, gains = nothing.clone(), nothing.clone(), nothing.clone(), nothing[0].clone()
-    block = torch.zeros(layers, k, min(BLOCK, k), dtype=torch.float64, device=A.device)
+    found = torch.zeros(layers, k, 1, dtype=torch.float64, device=A.device) if directions is None else directions
     energy = (fit.yy[0] / fit.n[0]).sqrt().clamp_min(torch.finfo(torch.float64).tiny)
     for first, last in phases.values():
         chosen = slice(first, last + 1)
@@ -193,10 +197,10 @@ def _evaluate(
         S = T.mT @ T
         c = (T * b).sum(dim=(1, 2)) / (S * a).sum(dim=(1, 2)).clamp_min(torch.finfo(torch.float64).tiny)
         T, S = c[:, None, None] * T, c.square()[:, None, None] * S
-        crossed = T @ b.mT
-        residual = d - crossed - crossed.mT + T @ a @ T.mT
-        block[chosen] = _top_directions(residual, None if start is None else start[chosen])
-        v = block[chosen, :, :1]
+        if directions is None:
+            crossed = T @ b.mT
+            found[chosen] = _top_directions(d - crossed - crossed.mT + T @ a @ T.mT)
+        v = found[chosen]
         image = T.mT @ v
         w = torch.cholesky_solve(b.mT @ v - a @ image, factor[chosen])
         # The test sets one after the other: all at once, the temporaries would outweigh the sums.
@@ -222,7 +226,7 @@ def _evaluate(
         _numpy(transfer),
         _numpy(gains),
     )
-    return scores, block
+    return scores, found
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:
@@ -241,23 +245,20 @@ def _products(T: Tensor, S: Tensor, sums: Sums) -> tuple[Tensor, Tensor]:
     return sums.B.flatten(2) @ T.flatten(1).T, sums.A.flatten(2) @ S.flatten(1).T
 
 
-def _top_directions(matrices: Float64[Tensor, "layers k k"], start: Tensor | None) -> Float64[Tensor, "layers k block"]:
-    """An orthonormal block whose first column is the top eigenvector of each matrix, by subspace iteration."""
+def _top_directions(matrices: Float64[Tensor, "layers k k"]) -> Float64[Tensor, "layers k 1"]:
+    """The top eigenvector of each matrix, by subspace iteration with Rayleigh-Ritz steps."""
     layers, k, _ = matrices.shape
-    if start is None:
-        generator = torch.Generator().manual_seed(0)
-        start = torch.randn(k, min(BLOCK, k), generator=generator, dtype=torch.float64).to(matrices.device)
-        start = torch.linalg.qr(start)[0].expand(layers, -1, -1)
-    block = start
+    start = torch.randn(k, min(BLOCK, k), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    block = torch.linalg.qr(start.to(matrices.device))[0].expand(layers, -1, -1)
     for _ in range(MOST_STEPS):
         image = matrices @ block
         values, vectors = torch.linalg.eigh(block.mT @ image)
         block, image = block @ vectors.flip(-1), image @ vectors.flip(-1)
         rest = image[..., 0] - values[:, -1:] * block[..., 0]
         if bool((rest.norm(dim=1) <= TOLERANCE * values[:, -1].abs()).all()):
-            return block
+            break
         block = torch.linalg.qr(image)[0]
-    return block
+    return block[..., :1]
 
 
 def _choose_ridge(sums: Sums, fold: slice, device: torch.device) -> float:
