@@ -146,8 +146,8 @@ class PhaseLaw:
     def _estimate(
         self, values: np.ndarray, per_layer: Mapping[int, float | None], more: Mapping[str, object]
     ) -> Estimate:
-        # The replicates follow the layers that are in the middle with all documents: where layers tie, the median without
-        # a group is that of another layer, and a jackknife of such jumps covers too little.
+        # The replicates follow the layers that are in the middle with all documents: where layers tie, the median
+        # without a group is that of another layer, and a jackknife of such jumps covers too little.
         middle = np.argsort(values[0], kind="stable")[(values.shape[1] - 1) // 2 : values.shape[1] // 2 + 1]
         medians = values[:, middle].mean(axis=1)
         corrected, low, high = jackknife(medians)
@@ -164,7 +164,7 @@ class PhaseLaw:
 _WORDS = {"scaled": "c_L h", "shared": "shared map"}
 
 
-def jackknife(values: Float64[np.ndarray, "cases *shape"]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def jackknife(values: Float64[np.ndarray, "cases ..."]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Delete-a-group jackknife over groups of documents: bias-corrected value and the ends of its 95% interval.
 
     values[0] is of all documents, values[1 + g] without group g.
@@ -172,8 +172,6 @@ def jackknife(values: Float64[np.ndarray, "cases *shape"]) -> tuple[np.ndarray, 
     whole, replicates = values[0], values[1:]
     groups = len(replicates)
     mean = replicates.mean(axis=0)
-    corrected = groups * whole - (groups - 1) * mean
-    error = np.sqrt((groups - 1) / groups * ((replicates - mean) ** 2).sum(axis=0))
-    return corrected, corrected - T_QUANTILE * error, corrected + T_QUANTILE * error
-
-
+    corrected = np.asarray(groups * whole - (groups - 1) * mean)
+    reach = T_QUANTILE * np.sqrt((groups - 1) / groups * ((replicates - mean) ** 2).sum(axis=0))
+    return corrected, np.asarray(corrected - reach), np.asarray(corrected + reach)

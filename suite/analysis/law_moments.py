@@ -45,7 +45,9 @@ class Rows:
 Walk = Callable[[], Iterator[tuple[int, Rows]]]
 
 
-def walk_rows(stream: ResidualStream, order: Int64[Tensor, " rows"], form: Form, devices: Sequence[torch.device]) -> Walk:
+def walk_rows(
+    stream: ResidualStream, order: Int64[Tensor, " rows"], form: Form, devices: Sequence[torch.device]
+) -> Walk:
     """A walk over the layers, as often as it is called; layer L on device L modulo their number, or where it lies."""
 
     def walk() -> Iterator[tuple[int, Rows]]:
@@ -81,7 +83,7 @@ class Basis:
 
 
 def fold_bases(walk: Walk, folds: Sequence[slice], hidden: int, k: int, device: torch.device) -> list[Basis]:
-    """For each fold (its rows), the span of the first k principal components of x and of delta over its rows, all layers pooled.
+    """For each fold, a slice of rows: the span of the first k principal components of x and of delta over all layers.
 
     x is pooled as the shared map's normal equations pool it, delta with every layer at unit energy. The span comes from
     subspace iteration in float32: what is fitted within a span is exact, whichever it is.
@@ -206,7 +208,7 @@ def _empty(groups: int, layers: int, k: int, hidden: int, device: torch.device) 
 def place_for(layers: int, k: int, bases: int, device: torch.device) -> tuple[torch.device, str | None]:
     """Where the sums of all groups fit, beside the algebra of one fit: the device, else the host; or why nowhere."""
     matrix = layers * k * k * 8
-    sums, algebra = 3 * GROUPS * bases * matrix, 30 * matrix
+    sums, algebra = 3 * GROUPS * bases * matrix, 45 * matrix
     memory = Memory.free(device)
     if sums + algebra <= memory.device:
         return device, None
@@ -214,6 +216,6 @@ def place_for(layers: int, k: int, bases: int, device: torch.device) -> tuple[to
         return torch.device("cpu"), None
     free = f"{memory.device / 2**30:.1f} GiB may be taken on {device} and {memory.host / 2**30:.1f} GiB on the host"
     return device, (
-        f"the sums over {GROUPS} groups of documents in {layers} layers and {k} dimensions take {sums / 2**30:.1f} GiB, "
-        f"their algebra {algebra / 2**30:.1f} GiB; {free}"
+        f"the sums over {GROUPS} groups of documents in {layers} layers and {k} dimensions take "
+        f"{sums / 2**30:.1f} GiB, their algebra {algebra / 2**30:.1f} GiB; {free}"
     )

@@ -188,7 +188,19 @@ def _register(
     def add(function: _F) -> _F:
         name = function.__name__
         _REGISTRY[name] = Metric(
-            name, scope, formula, unit, low, high, source, version, per_layer, function, adjacent, from_directions, from_law
+            name,
+            scope,
+            formula,
+            unit,
+            low,
+            high,
+            source,
+            version,
+            per_layer,
+            function,
+            adjacent,
+            from_directions,
+            from_law,
         )
         return function
 

@@ -6,28 +6,31 @@ For a layer, x is h_L / rms(h_L) (or h_L), delta its update; both less their mea
 layer has an offset of its own on every rung, and the ladder begins at the training mean. Rows are those of `sink_free`,
 as massive rows would decide every least-squares fit. Even documents train and odd ones test, then the other way round.
 
-A = sum x x^T, B = sum delta x^T, D = sum delta delta^T over the n training tokens; mu is relative to A's mean eigenvalue.
+A = sum x x^T, B = sum delta x^T, D = sum delta delta^T over n training tokens; mu is relative to A's mean eigenvalue.
 
     own map         T_L = (B/n) (A/n + mu I)^-1
-    shared map      T^(-L) = (sum_M B_M/(n g_M)) (sum_M A_M/n + mu I)^-1, M over the phase's other layers, g_M^2 = tr D_M/n
+    shared map      T^(-L) = (sum B_M/(n g_M)) (sum A_M/n + mu I)^-1 over the phase's other layers M, g_M^2 = tr D_M/n
     its gain        c_L = tr(T B_L^T) / tr(T A_L T^T), T = T^(-L); and of h itself, with T = I
     residual        R_L = D - c (T B^T + B T^T) + c^2 T A T^T; v_L is its top eigenvector
     rank one        c_L T^(-L) + v_L w^T, w = (A/n + mu I)^-1 (B/n - c T A/n)^T v_L: f(...) as far as it is linear in x
-    held-out error  SSE(T) = tr D - 2 tr(T B^T) + tr(T A T^T) over the test tokens, R^2 = 1 - SSE(T) / SSE(training mean)
+    held-out error  SSE(T) = tr D - 2 tr(T B^T) + tr(T A T^T) over the test tokens; R^2 = 1 - SSE(T) / SSE(their mean
+                    in training)
 
-Intervals come from deleting a group of documents from training and test alike and fitting the maps anew, with the basis,
-mu and v_L kept. So they cover what these maps would reach with unlimited text (with the same mu), and for the rank-one
-figures what the v_L that was found carries in all text: not that another v_L might have been found, which where the
-residual has no leading direction is nearly free.
+Intervals come from deleting a group of documents from training and test alike and fitting the maps anew, with the
+basis, mu and v_L kept. So they cover what these maps would reach with unlimited text (with the same mu), and for the
+rank-one figures what the v_L that was found carries in all text; not that another v_L might have been found, which
+where the residual has no leading direction is nearly free.
 
-Least squares in d dimensions wants 10 d tokens. With fewer, x is projected on the first k = n/10 principal components of
-its training fold, and delta on k of its own; the energy of delta outside counts as unexplained on every rung but c_L h.
+Least squares in d dimensions wants 10 d tokens in the training fold. With fewer, x is projected on the first k = n/10
+principal components of its training fold, and delta on k of its own; the energy of delta outside counts as unexplained
+on every rung but c_L h.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -56,10 +59,10 @@ TOKENS_PER_DIMENSION = 10
 FEWEST_COMPONENTS = 16
 """With tokens for fewer dimensions the maps say nothing of the stream."""
 
-RIDGES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """The ridges tried, relative to the mean eigenvalue of A."""
 
-RIDGE_LAYERS = 8
+RIDGE_LAYERS = 6
 """Layers, evenly spaced, on which the ridge is chosen."""
 
 BLOCK, TOLERANCE, MOST_STEPS = 8, 1e-3, 100
@@ -88,10 +91,10 @@ def measure_law(
     rows = entering.nonzero().flatten()
     counts = [int((group == own).sum()) for own in ORDER]
     ends = np.cumsum([0, *counts])
-    slices = [slice(int(a), int(b)) for a, b in zip(ends, ends[1:], strict=False)]
+    slices = [slice(int(a), int(b)) for a, b in pairwise(ends)]
     folds = [slice(slices[fold][0].start, slices[fold][-1].stop) for fold in FOLDS]
     tokens = min(fold.stop - fold.start for fold in folds)
-    documents = len(stream.document.cpu()[entering].unique())
+    documents = len(set(stream.document.cpu()[entering].tolist()))
     hidden = stream.hidden
     k = hidden if tokens >= TOKENS_PER_DIMENSION * hidden else tokens // TOKENS_PER_DIMENSION
 
@@ -236,7 +239,9 @@ def _numpy(tensor: Tensor) -> np.ndarray:
 def _least_squares(A: Tensor, B: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
     """B (A + mu I)^-1 and the Cholesky factor of A + mu I, in batches over layers."""
     mean = A.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
-    factor = torch.linalg.cholesky(A + (ridge * mean)[:, None, None] * torch.eye(A.shape[1], out=torch.empty_like(A[0])))
+    factor = torch.linalg.cholesky(
+        A + (ridge * mean)[:, None, None] * torch.eye(A.shape[1], out=torch.empty_like(A[0]))
+    )
     return torch.cholesky_solve(B.mT, factor).mT, factor
 
 
@@ -249,7 +254,7 @@ def _top_directions(matrices: Float64[Tensor, "layers k k"]) -> Float64[Tensor, 
     """The top eigenvector of each matrix, by subspace iteration with Rayleigh-Ritz steps."""
     layers, k, _ = matrices.shape
     start = torch.randn(k, min(BLOCK, k), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    block = torch.linalg.qr(start.to(matrices.device))[0].expand(layers, -1, -1)
+    block: Tensor = torch.linalg.qr(start.to(matrices.device))[0].expand(layers, -1, -1)
     for _ in range(MOST_STEPS):
         image = matrices @ block
         values, vectors = torch.linalg.eigh(block.mT @ image)
@@ -258,12 +263,12 @@ def _top_directions(matrices: Float64[Tensor, "layers k k"]) -> Float64[Tensor, 
         if bool((rest.norm(dim=1) <= TOLERANCE * values[:, -1].abs()).all()):
             break
         block = torch.linalg.qr(image)[0]
-    return block[..., :1]
+    return block[:, :, :1]
 
 
 def _choose_ridge(sums: Sums, fold: slice, device: torch.device) -> float:
-    """The ridge with the least held-out error of the own maps inside the training fold: three of its groups of documents
-    fit, two test, over a few layers."""
+    """The ridge with the least held-out error of the own maps inside the training fold, over a few layers: three of its
+    groups of documents fit, two test."""
     layers = sums.A.shape[1]
     chosen = sorted({round(i * (layers - 1) / (RIDGE_LAYERS - 1)) for i in range(RIDGE_LAYERS)})
     few = sums.layers(chosen)
@@ -303,9 +308,7 @@ def _assemble(
     def averaged(figure: Iterable[Sequence[np.ndarray]]) -> np.ndarray:
         return np.stack([np.mean(np.concatenate(own), axis=0) for own in figure])
 
-    r2 = {
-        name: averaged([1 - own.rungs[name] / own.mean for own in case] for case in cases) for name in RUNGS
-    }
+    r2 = {name: averaged([1 - own.rungs[name] / own.mean for own in case] for case in cases) for name in RUNGS}
     transfer = averaged([1 - own.transfer / own.mean[..., None] for own in case] for case in cases)
     share = averaged([own.along / own.rungs["shared"] for own in case] for case in cases)
     captured = averaged([own.inside / own.mean for own in case] for case in cases[:1])[0]

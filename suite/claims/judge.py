@@ -181,7 +181,7 @@ def judge(hypothesis: Hypothesis, expectation: Expectation, measurement: Measure
             expectation.variant,
             "mean" if expectation.over == "each" else expectation.over,
         )
-        required = None if reference.value is None else than.times * reference.value
+        required = None if reference.value is None else than.required(reference.value)
         reason = reason or (
             reference.reason and f"the other side, {reference.metric} over {than.scope}: {reference.reason}"
         )

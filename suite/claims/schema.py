@@ -159,7 +159,7 @@ def _rules_of_the_other_side(schema: dict[str, Any]) -> None:
 
 
 class Than(_Table):
-    """The other side of a comparison: `times` x a metric over another scope.
+    """The other side of a comparison: `times` x a metric over another scope, and `plus` more.
 
     It is aggregated by the expectation's `over`; where that is "each", every layer is compared with its mean.
     """
@@ -170,8 +170,14 @@ class Than(_Table):
     """what to compare with: a phase, layer:3, layers:8-15 or model"""
     times: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """the factor before the other side"""
+    plus: float = Field(default=0.0, allow_inf_nan=False)
+    """what is added to the other side, in the metric's unit; negative to ask for a difference"""
     metric: _Metric | None = None
     """the metric of the other side, where it is not the same"""
+
+    def required(self, other: float) -> float:
+        """What the other side's value asks of the observed one."""
+        return self.times * other + self.plus
 
 
 class Xfail(_Table):
@@ -297,6 +303,8 @@ class Expectation(_Table):
             times = "" if self.than.times == 1 else f"{_digits(self.than.times)} x "
             over = "mean" if self.over == "each" else self.over
             right = times + _side(self.than.metric or self.metric, self.than.scope, over)
+            if self.than.plus:
+                right += f" {'-' if self.than.plus < 0 else '+'} {_digits(abs(self.than.plus))}"
         variant = "" if self.variant == "raw" else f" ({self.variant})"
         return f"{left} {self.op} {right}{variant}"
 
@@ -326,6 +334,8 @@ class Hypothesis(_Table):
 
 def _side(metric: str, scope: str, over: str) -> str:
     one_number = _is_one_layer(scope) or not METRICS[metric].per_layer
+    if METRICS[metric].from_law and over == "mean":
+        over = "median"  # the value of a metric of the law is the median of its layers
     means_already = over == "mean" and metric in _MEANS_BY_DEFINITION
     return f"{metric} over {scope}" if one_number or means_already else f"{over} {metric} over {scope}"
 
