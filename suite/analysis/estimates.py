@@ -12,6 +12,7 @@ from suite.analysis.metrics import METRICS, DirectionGram, Estimate, LayerStatis
 from suite.analysis.uncertainty import with_interval
 
 NO_UPDATE = "the update is zero on every token that enters"
+LAW_NOT_MEASURED = "the update law was not fitted over these layers: it is, over the phases, when a model is measured"
 TOO_FEW_TOKENS = "fewer than two tokens enter"
 
 _DEFINED_WITHOUT_UPDATE = ("frobenius", "update_norm", "stream_norm", "relative_step", "block_influence")
@@ -62,9 +63,14 @@ def direction_metrics(gram: DirectionGram, layer: int) -> dict[str, Estimate]:
 
 
 def phase_metrics(gram: DirectionGram, layers: Sequence[int], only: str | None = None) -> dict[str, Estimate]:
-    """Every pair and phase metric, or only one of them, over a contiguous set of layers."""
+    """Every pair and phase metric, or only one of them, over a contiguous set of layers.
+
+    Those of the update law come with a reason instead: it is fitted when the model is at hand.
+    """
     return {
-        name: _of_directions(metric, gram, layers, partial(phase_metric, metric, layers=layers))
+        name: absent(LAW_NOT_MEASURED)
+        if metric.from_law
+        else _of_directions(metric, gram, layers, partial(phase_metric, metric, layers=layers))
         for name, metric in METRICS.items()
         if metric.scope in {"pair", "phase"} and only in (None, name)
     }

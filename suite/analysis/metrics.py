@@ -12,13 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Float32, Float64
 from pydantic import BaseModel, ConfigDict, model_serializer
 
 from suite.analysis.boundaries import Boundaries, layer_similarity
+
+if TYPE_CHECKING:
+    from suite.analysis.law import PhaseLaw
 
 TOP_K = 8
 """Directions kept per layer, the reference's `top_k`."""
@@ -180,6 +183,8 @@ class Metric:
     """Layer metrics: computed from the layer's directions, not its statistics."""
     cross_fitted: bool = False
     """Made from both halves of the documents, so that no half has a value of its own."""
+    from_law: bool = False
+    """Phase metrics: computed from the update law fitted over the phase, not from directions."""
 
 
 _REGISTRY: dict[str, Metric] = {}
@@ -203,6 +208,7 @@ def _register(
     adjacent: bool = False,
     from_directions: bool = False,
     cross_fitted: bool = False,
+    from_law: bool = False,
 ) -> Callable[[_F], _F]:
     def add(function: _F) -> _F:
         name = function.__name__
@@ -220,6 +226,7 @@ def _register(
             adjacent,
             from_directions,
             cross_fitted,
+            from_law,
         )
         return function
 
@@ -591,6 +598,80 @@ def _stack(gram: np.ndarray, rows: Sequence[int], columns: Sequence[int]) -> np.
 
 def _by_layer(layers: Sequence[int], values: np.ndarray) -> dict[int, float | None]:
     return {layer: float(value) for layer, value in zip(layers, values, strict=True)}
+
+
+# --- the update law over a phase -------------------------------------------------------------------------------
+
+_LAW = "the update law, held out over documents: suite/analysis/update_law.py"
+
+
+@_register(
+    "phase",
+    "median over L of [R2(c T^(-L)) - R2(c h)] / [R2(T_L) - R2(c h)]: shared map, fitted without L, against L's own",
+    low=-math.inf,
+    from_law=True,
+    source=_LAW,
+)
+def sharing_index(law: PhaseLaw) -> Estimate:
+    return law.ratio("shared", "scaled")
+
+
+@_register(
+    "phase",
+    "median over L of R2 of c_L T^(-L), the map of the phase's other layers",
+    low=-math.inf,
+    high=1.0,
+    from_law=True,
+    source=_LAW,
+)
+def shared_r2(law: PhaseLaw) -> Estimate:
+    return law.rung("shared")
+
+
+@_register(
+    "phase",
+    "median over L of R2 of T_L, the layer's own map",
+    low=-math.inf,
+    high=1.0,
+    from_law=True,
+    source=_LAW,
+)
+def own_r2(law: PhaseLaw) -> Estimate:
+    return law.rung("own")
+
+
+@_register(
+    "phase",
+    "median over L of v^T R_L v / tr R_L, R_L the residual after the shared map, v its top eigenvector in training",
+    high=1.0,
+    from_law=True,
+    source=_LAW,
+)
+def residual_rank_one_share(law: PhaseLaw) -> Estimate:
+    return law.median(law.share)
+
+
+@_register(
+    "phase",
+    "median over L of [R2(c T^(-L) + v w^T) - R2(c T^(-L))] / [R2(T_L) - R2(c T^(-L))]",
+    low=-math.inf,
+    from_law=True,
+    source=_LAW,
+)
+def rank_one_closure(law: PhaseLaw) -> Estimate:
+    return law.ratio("rank_one", "shared")
+
+
+@_register(
+    "phase",
+    "median over L of the mean over M != L in the phase of R2 of c T_M on layer L",
+    low=-math.inf,
+    high=1.0,
+    from_law=True,
+    source=_LAW,
+)
+def transfer_r2(law: PhaseLaw) -> Estimate:
+    return law.transferred()
 
 
 # --- a model under its phase map -------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def _of_scope(metric: str, layers: Sequence[int], variant: str, measurement: Mea
     def figures(name: str, of: str = variant) -> list[Estimate]:
         return [measurement.layers[layer].metrics[of][name] for layer in layers]
 
-    if definition.scope == "model":
+    if definition.scope == "model" or definition.from_law:
         return
     if (definition.scope != "layer" or definition.from_directions) and metric not in _ABOUT_GATES:
         if len(layers) == 1 and definition.scope == "phase":

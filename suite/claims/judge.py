@@ -334,7 +334,7 @@ def _requirement(
                 absent("the random-weights control was not measured (leave --no-control out, or measure it)")
             )
         reference = observe(other, metric, than.scope or expectation.scope, variant, over)
-        scaled = combine(lambda own: than.times * own, reference.estimate)
+        scaled = combine(than.required, reference.estimate)
         return _Requirement(scaled, reference)
     if observed.value is None or observed.layers is None:
         return _Requirement(absent(observed.reason or "not measured"))
@@ -363,7 +363,7 @@ def _requirement(
         return _Requirement(absent(str(error)))
     if than.null == "lag":
         matched = nulls.lag_matched(gram, metric, layers)
-        return _Requirement(combine(lambda own: than.times * own, matched))
+        return _Requirement(combine(than.required, matched))
     drawn = nulls.random_directions(gram, metric, layers)
     if isinstance(drawn, str):
         return _Requirement(absent(drawn))

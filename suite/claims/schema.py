@@ -184,13 +184,14 @@ def _rules_of_the_other_side(schema: dict[str, Any]) -> None:
         _never(null=own_scope, scope={}),
         _never(null=own_scope, metric={}),
         _never(null=by_rank, times={}),
+        _never(null=by_rank, plus={}),
         {"not": {"allOf": [{"not": {"required": ["scope"]}}, {"not": {"required": ["null"]}}]}},  # one of them
     ]
     schema["dependencies"] = {"quantile": {"required": ["null"], "properties": {"null": by_rank}}}
 
 
 class Than(_Table):
-    """The other side of a comparison: `times` x a metric over another scope, or a null of the same model.
+    """The other side of a comparison: `times` x a metric over another scope and `plus` more, or a null of the model.
 
     It is aggregated by the expectation's `over`; where that is "each", every layer is compared with its mean.
     """
@@ -206,6 +207,8 @@ class Than(_Table):
     """with null = "window" or "random": the share of the null that must lie on the other side of the measured value"""
     times: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """the factor before the other side"""
+    plus: float = Field(default=0.0, allow_inf_nan=False)
+    """what is added to the other side, in the metric's unit; negative to ask for a difference"""
     metric: _Metric | None = None
     """the metric of the other side, where it is not the same"""
 
@@ -218,11 +221,16 @@ class Than(_Table):
             _refuse(f'null = "{self.null}" is taken from the claim\'s own scope: remove scope', at="scope")
         if "quantile" in given and self.null not in ("window", "random"):
             _refuse('quantile goes with null = "window" or null = "random": remove it', at="quantile")
-        if "times" in given and self.null in ("window", "random"):
-            _refuse(f'times does not go with null = "{self.null}", which is compared by rank: remove it', at="times")
+        for key in ("times", "plus"):
+            if key in given and self.null in ("window", "random"):
+                _refuse(f'{key} does not go with null = "{self.null}", which is compared by rank: remove it', at=key)
         if self.metric is not None and self.null not in (None, "random-weights"):
             _refuse(f'null = "{self.null}" is of the claim\'s own metric: remove metric', at="metric")
         return self
+
+    def required(self, other: float) -> float:
+        """What the other side's value asks of the observed one."""
+        return self.times * other + self.plus
 
 
 class Xfail(_Table):
@@ -356,6 +364,8 @@ class Expectation(_Table):
             right = times + (_null(self.than) or _side(self.than.metric or self.metric, other, over))
             if self.than.null == "random-weights":
                 right += " with random weights"
+            if self.than.plus:
+                right += f" {'-' if self.than.plus < 0 else '+'} {_digits(abs(self.than.plus))}"
         variant = "" if self.variant == "raw" else f" ({self.variant})"
         return f"{left} {self.op} {right}{variant}"
 
@@ -398,6 +408,8 @@ def _null(than: Than) -> str | None:
 
 def _side(metric: str, scope: str, over: str) -> str:
     one_number = _is_one_layer(scope) or not METRICS[metric].per_layer
+    if METRICS[metric].from_law and over == "mean":
+        over = "median"  # the value of a metric of the law is the median of its layers
     means_already = over == "mean" and metric in _MEANS_BY_DEFINITION
     return f"{metric} over {scope}" if one_number or means_already else f"{over} {metric} over {scope}"
 

@@ -137,6 +137,16 @@ class ScopeRecord(_Part):
     metrics: Metrics
 
 
+class LawRecord(_Part):
+    """The update law, fitted over the phases that the model was measured under, on the rows of `sink_free`."""
+
+    phases: dict[str, tuple[int, int]]
+    metrics: dict[str, dict[str, Estimate]]
+    """phase -> metric -> estimate"""
+    transfer: tuple[tuple[float, ...], ...]
+    """R^2 on layer L (row) of the map of layer M (column), held out; empty where the law was not measured."""
+
+
 class Measurement(_Part):
     """One measured model under one calibration, with the phase map it is shown under."""
 
@@ -151,6 +161,7 @@ class Measurement(_Part):
     phases: dict[str, tuple[int, int]]
     layers: tuple[LayerRecord, ...]
     scopes: dict[str, ScopeRecord]
+    law: LawRecord | None = None
 
     _arrays: Path | None = PrivateAttr(default=None)
     _grams: dict[str, DirectionGram] = PrivateAttr(default_factory=dict)
@@ -195,6 +206,12 @@ class Measurement(_Part):
             "model": self.model.model_copy(update=model),
         }
         return self.model_copy(update=update)
+
+    def _law_over(self, first: int, last: int) -> dict[str, Estimate]:
+        """What the law says of these layers, where they are a phase that it was fitted over."""
+        if self.law is None:
+            return {}
+        return next((self.law.metrics[name] for name, own in self.law.phases.items() if own == (first, last)), {})
 
     def over(self, layers: Sequence[int], metric: str, variant: str) -> Estimate:
         """A pair or phase metric over a contiguous set of layers, from the record or else from its arrays."""

@@ -162,6 +162,14 @@ def test_a_hypothesis_cannot_be_changed(file: Callable[[str], Path]) -> None:
             {"metric": "intra_cosine", "than": Than(scope="C", metric="cross_cosine", times=1.5)},
             "intra_cosine over C >= 1.5 x cross_cosine over C",
         ),
+        (
+            {"metric": "sharing_index", "than": Than(scope="E", times=2, plus=-0.2)},
+            "median sharing_index over C >= 2 x median sharing_index over E - 0.2",
+        ),
+        (
+            {"metric": "gamma", "than": Than(scope="E", plus=3)},
+            "mean gamma over C >= mean gamma over E + 3",
+        ),
     ],
 )
 def test_a_claim_in_one_line(keys: dict[str, Any], claim: str) -> None:
@@ -273,6 +281,8 @@ SLIPS = [
     Slip("0.5", "-inf", f"16: threshold is -inf, {NO_LIMIT}", False),
     Slip("times = 2", "times = inf", f"30: times is inf, {NO_LIMIT}", False),
     Slip("times = 2", "times = 0", "30: times is 0, and must be greater than 0"),
+    Slip("times = 2", 'plus = "2"', '30: plus must be a number, not "2"'),
+    Slip("times = 2", "plus = inf", f"30: plus is inf, {NO_LIMIT}", False),
     Slip("mostly = 0.8", "mostly = 80", "28: mostly is 80, and must be less than or equal to 1"),
     Slip("mostly = 0.8", "mostly = 0.0", "28: mostly is 0.0, and must be greater than 0"),
     Slip('"Phase C"', "1979-05-27 07:32:00", '3: title must be a string, "...", not a date or time'),
@@ -633,6 +643,7 @@ ALSO_GOOD = [
     ("mostly = 0.8\n", ""),
     ('over = "each"\nmostly = 0.8', "mostly = 1"),
     ('scope = "model", times = 2', 'scope = "layers:8-15"'),
+    ('scope = "model", times = 2', 'scope = "C", plus = -0.2'),
     ('scope = "model", times = 2', 'scope = "C", metric = "shared_fraction"'),
 ]
 
