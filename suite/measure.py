@@ -38,6 +38,7 @@ from suite.records.measurement import (
     measured_layers,
     metric_versions,
 )
+from suite.records.sections import plot_sections
 from suite.records.store import RESULTS, save
 
 if TYPE_CHECKING:
@@ -244,6 +245,7 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
         phases={},
         layers=tuple(measured_layers(statistics, grams)),
         scopes={},
+        **plot_sections(grams, statistics),
     )
     return measurement, arrays
 

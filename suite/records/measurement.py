@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ from suite.analysis.metrics import (
 )
 from suite.errors import RecordError
 from suite.models.phases import phase_of
+from suite.records.sections import Shares, Triangle
 
 SCHEMA = 1
 """Version of the record's shape; readers refuse others."""
@@ -144,6 +146,10 @@ class Measurement(_Part):
     phases: dict[str, tuple[int, int]]
     layers: tuple[LayerRecord, ...]
     scopes: dict[str, ScopeRecord]
+    cosines: dict[str, Triangle] | None = None
+    """variant -> |v_L . v_M| above the diagonal; absent from records older than this field."""
+    spectra: dict[str, Shares] | None = None
+    """variant -> the first energy shares of each layer; absent from records older than this field."""
 
     _arrays: Path | None = PrivateAttr(default=None)
     _grams: dict[str, DirectionGram] = PrivateAttr(default_factory=dict)
@@ -202,7 +208,9 @@ class Measurement(_Part):
         return self._grams[variant]
 
     def to_json(self) -> str:
-        return self.model_dump_json(by_alias=True, indent=1) + "\n"
+        """Indented, but an array of numbers stays on one line. A text never holds a raw newline, so none is touched."""
+        text = self.model_dump_json(by_alias=True, indent=1)
+        return re.sub(r"\[\n\s+[^\[\]{}\"]*\]", lambda numbers: " ".join(numbers[0].split()), text) + "\n"
 
     @classmethod
     def from_json(cls, text: str, where: object) -> Measurement:
