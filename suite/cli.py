@@ -144,6 +144,46 @@ def _default_hypotheses() -> Path:
     return here if here.is_dir() or not own.is_dir() else own
 
 
+@app.command(epilog="Example: delta-suite leaderboard --check")
+def leaderboard(
+    results: Annotated[Path, typer.Option("--results-dir", help="The results folder.")] = Path("results"),
+    hypotheses: Annotated[
+        list[Path] | None,
+        typer.Option("--hypotheses", help="Hypothesis files or folders (default: hypotheses/)."),
+    ] = None,
+    repository: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the files are to be seen, such as https://github.com/me/it/blob/main (default: relative links)."
+        ),
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit with 1 where a file is stale.")] = False,
+) -> None:
+    """Build leaderboard.md, .csv, .json and the site from the records. Exits with 1 where a record cannot be read."""
+    from suite.claims.spec import load_hypotheses
+    from suite.publish.board import build
+    from suite.publish.leaderboard import files, stale, write
+
+    with _errors_as_text():
+        board = build(results, load_hypotheses(hypotheses or [_default_hypotheses()]), repository)
+        content = files(board)
+        changed = stale(results, content) if check else write(results, content)
+    for item in board.broken:
+        typer.echo(f"delta-suite: left out: {item.why}", err=True)
+    typer.echo(
+        f"records: {sum(len(group.entries) for group in board.groups)} shown, tables: {len(board.groups)}, "
+        f"superseded: {len(board.superseded)}, cannot be read: {len(board.broken)}"
+    )
+    for name in changed:
+        typer.echo(f"{'stale' if check else 'written' if name in content else 'removed'}: {results / name}")
+    if check and changed:
+        _fail(f"{len(changed)} of {len(content)} files are stale. Build them anew: delta-suite leaderboard")
+    if not changed:
+        typer.echo("every file is up to date")
+    if board.broken:
+        raise typer.Exit(MEASUREMENT_FAILED)
+
+
 @app.command(epilog="Example: delta-suite models")
 def models(models_file: ModelsFile = None) -> None:
     """The models that are known, which of them are on this machine, and why the others are not."""

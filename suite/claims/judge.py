@@ -136,7 +136,8 @@ def observe(
         return observation(absent(f"variant {variant} was not measured"))
     aggregate = AGGREGATES["mean" if over == "each" else over]
     if METRICS[metric].scope == "layer" or (METRICS[metric].scope == "pair" and len(found) == 1):
-        own = {layer: measurement.layers[layer].metrics[variant][metric] for layer in found}
+        older = absent(f"the record is older than the metric {metric}")
+        own = {layer: measurement.layers[layer].metrics[variant].get(metric, older) for layer in found}
         per_layer = {layer: estimate.value for layer, estimate in own.items()}
         missing = [f"layer {layer}: {e.reason}" for layer, e in own.items() if e.value is None]
         if missing:

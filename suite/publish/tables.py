@@ -61,6 +61,12 @@ class Row:
     record: str | None = None
     variants: dict[str, tuple[str, float | None]] = field(default_factory=dict)
     """The verdict and the observed value under every variant."""
+    interval: tuple[float, float] | None = None
+    """95%, of the observed value."""
+    gates: tuple[str, ...] = ()
+    """The gates that the measurement did not pass, each a few words."""
+    vacuous: bool = False
+    """Whether the claim also holds where there is nothing to find, such as for random weights."""
 
     @classmethod
     def of(cls, judgement: Judgement, variants: Mapping[str, Judgement], where: str, record: str | None) -> Row:
@@ -196,14 +202,14 @@ def model_line(measurement: Measurement) -> str:
 
 def failure_table(rows: Iterable[Row]) -> str:
     """Refuted expectations, furthest outside the claim first, by margin relative to what was required."""
-    failed = sorted((row for row in rows if row.verdict == Verdict.REFUTED.value), key=_relative_margin)
+    failed = sorted((row for row in rows if row.verdict == Verdict.REFUTED.value), key=relative_margin)
     lines = [
         [
             row.model,
             f"{row.hypothesis}/{row.expectation}",
             row.claim,
             number(row.observed),
-            _margin(row),
+            margin_text(row),
             row.where,
         ]
         for row in failed
@@ -215,16 +221,18 @@ def failure_table(rows: Iterable[Row]) -> str:
     )
 
 
-def _relative_margin(row: Row) -> float:
+def relative_margin(row: Row) -> float:
+    """The margin over what was required; 0 where there is none."""
     if row.margin is None or row.required is None:
         return 0.0
     return row.margin / max(abs(row.required), 1e-12)
 
 
-def _margin(row: Row) -> str:
+def margin_text(row: Row) -> str:
+    """The margin, and relative to what was required where that is not near 0."""
     if row.margin is None:
         return NONE
-    relative = _relative_margin(row)
+    relative = relative_margin(row)
     return f"{row.margin:+.4f}" + (f" ({relative:+.0%})" if abs(relative) < 10 else "")
 
 
