@@ -214,22 +214,28 @@ class Board:
         return dict(sorted(found.items()))
 
 
-def build(results: Path, hypotheses: Sequence[Hypothesis], repository: str | None = None) -> Board:
-    """Read and judge every record under `results/runs/`, each under the phases that it was recorded with.
+def build(
+    results: Path,
+    hypotheses: Sequence[Hypothesis],
+    repository: str | None = None,
+    records: Sequence[Path] | None = None,
+) -> Board:
+    """Read and judge every record under `results/runs/`, or else these, each under the phases it was recorded with.
 
     The newest record of a model, calibration, dtype and set of metric versions counts. Nothing but the records and the
     hypotheses is read: no model, no cache, no clock. Raises RecordError where there is no folder of records.
     """
     runs = results / "runs"
-    if not runs.is_dir():
+    if records is None and not runs.is_dir():
         raise RecordError(
             f"{runs} is not a folder. Records lie in results/runs/<model>/: `delta-suite measure NAME` writes one, "
             f"and --results-dir names another results folder."
         )
     read: list[tuple[str, Measurement]] = []
     broken: list[Broken] = []
-    for path in sorted(runs.glob("*/*.json")):
-        record = path.relative_to(results).as_posix()
+    for path in sorted(runs.glob("*/*.json")) if records is None else records:
+        inside = _absolute(path).is_relative_to(_absolute(results))
+        record = _absolute(path).relative_to(_absolute(results)).as_posix() if inside else path.name
         try:
             read.append((record, _whole(load(path), path)))
         except RecordError as error:

@@ -151,14 +151,25 @@ def _index(board: Board) -> str:
 def _group(board: Board, group: Group) -> tuple[Table, Table]:
     hypotheses = [tally.hypothesis for tally in group.entries[0].tallies]
     head = (
-        *("model", *hypotheses, "worst margin", "vacuous", "seconds", "peak memory", "layers"),
-        *("hidden", "measured as", "measured on", "record"),
+        *("model", *hypotheses, "worst margin", "vacuous", "seconds", "peak memory", "layers x hidden"),
+        *("measured", "record"),
     )
     models = Table(f"models-{group.id}", "Models and hypotheses", head, tuple(_summary(board, group)))
     claims = Table(
         f"claims-{group.id}",
         "Claim by claim",
-        ("model", "claim", "verdict", "observed", "95% interval", "required", "margin", "other variants", "marks"),
+        (
+            "model",
+            "claim",
+            "verdict",
+            "observed",
+            "95% interval",
+            "required",
+            "margin",
+            "other variants",
+            "marks",
+            "record",
+        ),
         tuple(line for entry in group.entries for line in _claims(board, group, entry)),
     )
     return models, claims
@@ -179,10 +190,8 @@ def _summary(board: Board, group: Group) -> Iterable[Line]:
                 Cell(str(entry.vacuous), entry.vacuous),
                 Cell(f"{entry.seconds:.1f}", entry.seconds),
                 Cell(memory_text(entry), entry.host_bytes + entry.gpu_bytes),
-                Cell(str(measurement.model.layers), measurement.model.layers),
-                Cell(str(measurement.model.hidden), measurement.model.hidden),
-                Cell(f"{entry.dtype} on {provenance.device}", f"{entry.dtype} on {provenance.device}"),
-                Cell(provenance.created[:10], provenance.created),
+                Cell(f"{measurement.model.layers} x {measurement.model.hidden}", measurement.model.layers),
+                Cell(f"{provenance.created[:10]}, {entry.dtype} on {provenance.device}", provenance.created),
                 Cell("JSON", entry.record, board.record_link(entry.record, SITE), title=entry.record),
             ),
             tuple(tally.verdict for tally in entry.tallies if tally.verdict),
@@ -208,6 +217,7 @@ def _claims(board: Board, group: Group, entry: Entry) -> Iterable[Line]:
                 Cell(margin_text(row), None if row.margin is None else relative_margin(row)),
                 Cell(f"{others}{FLIPS}" if others else "all agree" if row.variants else NONE, others),
                 Cell("; ".join(marks) or row.reason or NONE, "; ".join(marks)),
+                Cell("JSON", entry.record, board.record_link(entry.record, SITE), title=entry.record),
             ),
             (word,),
         )

@@ -145,6 +145,19 @@ def _layer_axis(**more: Any) -> dict[str, Any]:
     return {"title": {"text": "layer"}, "zeroline": False, **more}
 
 
+def _log_axis(measurement: Measurement, variant: str, metrics: Sequence[str], title: str) -> dict[str, Any]:
+    """A logarithmic axis whose ticks are whole numbers: plotly's own would write 0.2 and 20 both as 2."""
+    own = [estimate for metric in metrics for estimate in estimates(measurement, variant, metric)]
+    values = [value for e in own for value in (e.value, *(e.interval or ())) if value is not None and value > 0]
+    low, high = (math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))) if values else (0, 1)
+    steps = (1, 2, 5) if high - low <= 3 else (1,)
+    ticks = [step * 10.0**power for power in range(low, high + 1) for step in steps]
+    return {
+        **{"title": {"text": title}, "type": "log", "zeroline": False},
+        **{"tickmode": "array", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]},
+    }
+
+
 def full_matrix(triangle: Sequence[Sequence[float | None]]) -> list[list[float | None]]:
     """The symmetric matrix of which a record holds what lies above the diagonal; the diagonal is 1."""
     layers = len(triangle) + 1
@@ -215,7 +228,7 @@ def _ranks(measurement: Measurement, variant: str) -> Plot:
     metrics = ("effective_rank", "participation_ratio", "stable_rank")
     layout = {
         "xaxis": _layer_axis(),
-        "yaxis": {"title": {"text": "directions"}, "type": "log", "zeroline": False},
+        "yaxis": _log_axis(measurement, variant, metrics, "directions"),
         "shapes": _bands(measurement),
         "annotations": _phase_names(measurement),
     }
@@ -233,8 +246,8 @@ def _steps(measurement: Measurement, variant: str) -> Plot:
     lower = [trace | {"yaxis": "y2"} for trace in _lines(measurement, variant, metrics[1:], SERIES[1:])]
     layout = {
         "xaxis": _layer_axis(anchor="y2"),
-        "yaxis": {"title": {"text": "gamma"}, "type": "log", "domain": [0.54, 1.0], "zeroline": False},
-        "yaxis2": {"title": {"text": "relative step"}, "type": "log", "domain": [0.0, 0.46], "zeroline": False},
+        "yaxis": _log_axis(measurement, variant, metrics[:1], "gamma") | {"domain": [0.54, 1.0]},
+        "yaxis2": _log_axis(measurement, variant, metrics[1:], "relative step") | {"domain": [0.0, 0.46]},
         "shapes": _bands(measurement),
         "annotations": _phase_names(measurement),
     }
