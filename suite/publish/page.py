@@ -179,8 +179,10 @@ def _summary(board: Board, group: Group) -> Iterable[Line]:
     for entry in group.entries:
         measurement, worst = entry.measurement, entry.worst
         provenance = measurement.provenance
+        # Sorted by the verdict, and by the counts only within it: there is no score.
         tallies = [
-            Cell(tally_text(tally), tally.supported - tally.refuted, verdict=tally.verdict) for tally in entry.tallies
+            Cell(tally_text(tally), f"{_rank(tally.verdict)} {tally_text(tally)}", verdict=tally.verdict)
+            for tally in entry.tallies
         ]
         yield Line(
             (
@@ -196,6 +198,10 @@ def _summary(board: Board, group: Group) -> Iterable[Line]:
             ),
             tuple(tally.verdict for tally in entry.tallies if tally.verdict),
         )
+
+
+def _rank(verdict: str | None) -> int:
+    return list(SYMBOLS).index(verdict) if verdict else len(SYMBOLS)
 
 
 def _claims(board: Board, group: Group, entry: Entry) -> Iterable[Line]:

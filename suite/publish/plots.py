@@ -133,7 +133,7 @@ def _grid_lines(measurement: Measurement, across: tuple[float, float] | None) ->
         add(edge, "#000000", 3, "solid")
         add(edge, "#FFFFFF", 1, "solid")
     for edge in found_edges(measurement):
-        add(edge, "#000000", 4, "solid")
+        add(edge, "#000000", 3, "solid")
         add(edge, VERMILION, 2, "dash")
     return lines
 
@@ -296,7 +296,7 @@ def _lines(
         own = estimates(measurement, variant, metric)
         name = metric.replace("_", " ")
         if any(estimate.interval for estimate in own):
-            traces += _band(own, name, colour)
+            traces += _band(own, colour)
         traces.append(
             {
                 **{"type": "scatter", "mode": "lines+markers", "name": name, "y": [e.value for e in own]},
@@ -308,16 +308,17 @@ def _lines(
     return traces
 
 
-def _band(own: Sequence[Estimate], name: str, colour: str) -> list[dict[str, Any]]:
+def _band(own: Sequence[Estimate], colour: str) -> list[dict[str, Any]]:
     def edge(end: Callable[[tuple[float, float]], float]) -> dict[str, Any]:
         return {
             **{"type": "scatter", "mode": "lines", "hoverinfo": "skip", "line": {"color": TRANSPARENT, "width": 0}},
+            "showlegend": False,
             "y": [end(e.interval) if e.interval else None for e in own],
         }
 
     red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
-    fill = {"fill": "tonexty", "fillcolor": f"rgba({red}, {green}, {blue}, 0.28)", "name": f"{name}, 95%"}
-    return [edge(min) | {"showlegend": False}, edge(max) | fill]
+    fill = {"fill": "tonexty", "fillcolor": f"rgba({red}, {green}, {blue}, 0.28)"}
+    return [edge(min), edge(max) | fill]
 
 
 def _hover(layer: int, name: str, unit: str, estimate: Estimate) -> str:

@@ -79,9 +79,9 @@ if (source) {
         paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", xaxis: axis, yaxis: axis,
         font: { color: colour("--ink"), family: getComputedStyle(document.body).fontFamily, size: 13 },
         hoverlabel: { bgcolor: colour("--paper"), bordercolor: colour("--line"), font: { color: colour("--ink") } },
-        legend: { orientation: "h", y: -0.22, x: 0 },
+        legend: { orientation: "h", yref: "container", y: 0, yanchor: "bottom", x: 0, traceorder: "normal" },
         modebar: { color: colour("--muted"), activecolor: colour("--ink"), bgcolor: "rgba(0,0,0,0)", orientation: "h" },
-        margin: { l: 56, r: 16, t: 48, b: 48 },
+        margin: { l: 56, r: 16, t: 32, b: 48 },
       },
     };
   };
