@@ -41,6 +41,7 @@ from suite.records.measurement import (
     measured_layers,
     metric_versions,
 )
+from suite.records.sections import plot_sections
 from suite.records.store import RESULTS, save
 
 if TYPE_CHECKING:
@@ -259,6 +260,7 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
         layers=tuple(measured_layers(statistics, grams)),
         scopes={},
         law=_law_record(laws[0], phases),
+        **plot_sections(grams, {variant: [own.statistics for own in layers] for variant, layers in spectra.items()}),
     )
     # Computed for the model's phases once, here; other phase maps are put on from the arrays.
     return measurement.with_directions(grams).under(phases), arrays

@@ -16,7 +16,7 @@ from suite.analysis.metrics import METRICS, Estimate, absent
 from suite.analysis.uncertainty import combine, detectable_effect, p_value
 from suite.claims.gates import Gate, failed_gates
 from suite.claims.spec import Expectation, Hypothesis
-from suite.errors import RecordError, SuiteError
+from suite.errors import SuiteError
 from suite.records.measurement import Measurement
 
 
@@ -173,7 +173,8 @@ def _over_layers(
     aggregate = AGGREGATES["mean" if over == "each" else over]
     definition = METRICS[metric]
     if definition.scope == "layer" or (definition.scope == "pair" and len(found) == 1):
-        own = {layer: measurement.layers[layer].metrics[variant][metric] for layer in found}
+        older = absent(f"the record is older than the metric {metric}")
+        own = {layer: measurement.layers[layer].metrics[variant].get(metric, older) for layer in found}
         missing = [f"layer {layer}: {e.reason}" for layer, e in own.items() if e.value is None]
         if missing:
             return absent("; ".join(missing)), own
@@ -357,14 +358,9 @@ def _requirement(
                 f"below {1 / (len(others) + 1):.3f}, and {1 - than.quantile:.3g} is asked for"
             )
         return _Requirement(nulls.extreme(others, max(0, allowed), high=high), p=p, cannot=cannot)
-    try:
-        gram = measurement.gram(variant)
-    except RecordError as error:
-        return _Requirement(absent(str(error)))
     if than.null == "lag":
-        matched = nulls.lag_matched(gram, metric, layers)
-        return _Requirement(combine(than.required, matched))
-    drawn = nulls.random_directions(gram, metric, layers)
+        return _Requirement(combine(than.required, measurement.lag_matched(layers, metric, variant)))
+    drawn = measurement.random_directions(layers, metric, variant)
     if isinstance(drawn, str):
         return _Requirement(absent(drawn))
     quantile = than.quantile if high else 1.0 - than.quantile

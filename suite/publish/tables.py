@@ -257,7 +257,7 @@ def layer_table(measurement: Measurement, variant: str = "raw") -> str:
 
 def boundary_table(measurement: Measurement, variant: str = "raw") -> str:
     """The boundaries found in the layers' similarity beside the declared ones, and what both are worth."""
-    own = measurement.boundaries(variant)
+    own = measurement.find_boundaries(variant)
     if isinstance(own, Estimate):
         return f"no boundaries: {own.reason}"
     phases = {first: f" {name}" for name, (first, _) in measurement.phases.items()}
@@ -308,14 +308,14 @@ def model_line(measurement: Measurement) -> str:
 
 def failure_table(rows: Iterable[Row]) -> str:
     """Refuted expectations, furthest outside the claim first, by margin relative to what was required."""
-    failed = sorted((row for row in rows if row.verdict == Verdict.REFUTED.value), key=_relative_margin)
+    failed = sorted((row for row in rows if row.verdict == Verdict.REFUTED.value), key=relative_margin)
     lines = [
         [
             row.model,
             f"{row.hypothesis}/{row.expectation}",
             row.claim,
             number(row.observed) + ("" if row.interval is None else f" {_interval(row.interval)}"),
-            _margin(row),
+            margin_text(row),
             row.where,
         ]
         for row in failed
@@ -327,16 +327,18 @@ def failure_table(rows: Iterable[Row]) -> str:
     )
 
 
-def _relative_margin(row: Row) -> float:
+def relative_margin(row: Row) -> float:
+    """The margin over what was required; 0 where there is none."""
     if row.margin is None or row.required is None:
         return 0.0
     return row.margin / max(abs(row.required), 1e-12)
 
 
-def _margin(row: Row) -> str:
+def margin_text(row: Row) -> str:
+    """The margin, and relative to what was required where that is not near 0."""
     if row.margin is None:
         return NONE
-    relative = _relative_margin(row)
+    relative = relative_margin(row)
     return f"{row.margin:+.4f}" + (f" ({relative:+.0%})" if abs(relative) < 10 else "")
 
 
