@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from suite.errors import SuiteError
+from suite.regression import REGRESSION, BaselineItem, BaselineNode, Regression, add_options, status_of
 
 if TYPE_CHECKING:
     from suite.claims.judge import Judgement, Observation, Quantity
@@ -77,10 +78,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     add("--fresh", action="store_true", help="measure again, whatever the cache holds")
     add("--strict-verdicts", action="store_true", help="inconclusive and not measured fail, too")
+    add_options(group)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[SESSION] = Session(config)
+    config.stash[SESSION] = session = Session(config)
+    config.addinivalue_line("markers", "baseline: compares a model with its baseline (--baseline)")
+    calls = {"outcome": session.outcome, "reproduce": session.reproduce}
+    if (regression := Regression.of(config, session.specs, **calls)) is not None:
+        config.stash[REGRESSION] = regression
+        config.pluginmanager.register(regression, "delta-suite-baselines")
+        session.hypotheses = regression.hypotheses
 
 
 class Session:
@@ -107,8 +115,9 @@ class Session:
             registry = load_registry(self._path("models_file"))
             specs = []
             for argument in self.config.getoption("model"):
-                specs.append(registry.resolve(argument))
-                self.arguments[specs[-1].name] = argument
+                found = registry.resolve_all(argument)
+                specs += found
+                self.arguments |= {spec.name: argument if len(found) == 1 else spec.argument for spec in found}
         except SuiteError as error:
             raise pytest.UsageError(str(error)) from None
         if self.config.getoption("all_models"):
@@ -184,6 +193,10 @@ class Session:
             value, flag = self.config.getoption(option), f"--{option}"
             if value not in (None, "auto", "seed"):
                 words.append(f"{flag}={value}")
+        if (regression := self.config.stash.get(REGRESSION, None)) is not None and ".json::" in nodeid:
+            words.append(f"--baseline={regression.paths[model]}")
+            if regression.other_documents:
+                words.append("--baseline-other-documents")
         return shlex.join(words)
 
 
@@ -194,6 +207,9 @@ SESSION: pytest.StashKey[Session] = pytest.StashKey()
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    regression = parent.config.stash.get(REGRESSION, None)
+    if regression is not None and regression.file(file_path) is not None:
+        return BaselineNode.from_parent(parent, path=file_path)
     if file_path.suffix != ".toml":
         return None
     named = {Path(str(argument).split("::")[0]).resolve() for argument in parent.config.args}
@@ -338,7 +354,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _spec(item: pytest.Item) -> ModelSpec | None:
     """The model that an item is about."""
-    if isinstance(item, ExpectationItem):
+    if isinstance(item, ExpectationItem | BaselineItem):
         return item.spec
     callspec = getattr(item, "callspec", None)
     found: ModelSpec | None = callspec.params.get("measurement") if callspec else None
@@ -415,6 +431,10 @@ def pytest_runtest_makereport(
     spec = _spec(item)
     if spec is None or not (call.when == "call" or report.failed):
         return report
+    if isinstance(item, BaselineItem):
+        if item.row is not None:
+            report.delta_suite_baseline = item.row  # type: ignore[attr-defined]
+        return report
     from suite.publish.tables import Row
 
     session = item.config.stash[SESSION]
@@ -468,8 +488,12 @@ def _function_row(
 
 
 def pytest_report_teststatus(report: pytest.CollectReport | pytest.TestReport) -> Any:
+    if not report.skipped or hasattr(report, "wasxfail"):
+        return None
+    if (compared := getattr(report, "delta_suite_baseline", None)) is not None:
+        return status_of(compared)
     row = getattr(report, "delta_suite", None)
-    if row is None or not report.skipped or hasattr(report, "wasxfail"):
+    if row is None:
         return None
     if row["verdict"] == "FAIL":
         return "warned", "w", ("WARN", {"yellow": True})

@@ -145,9 +145,8 @@ class BaselineFile:
         """
         before = self.content.verdicts.get(name)
         status, reason = self._verdict_status(name, before, verdict, now, other_documents)
-        return Comparison(
-            VERDICT, name, "", status, before and before.observed, verdict and verdict.observed, reason=reason
-        )
+        old, new = (own.observed if own else None for own in (before, verdict))
+        return Comparison(VERDICT, name, "", status, old, new, reason=reason)
 
     def _verdict_status(
         self, name: str, before: VerdictEntry | None, after: VerdictEntry | None, now: Snapshot, other_documents: bool
@@ -262,7 +261,7 @@ def update_baseline(
         )
     if overwrite:
         if not reason.strip():
-            raise BaselineError(f'{path} is overwritten only with a reason: --baseline-reason "why the old one is void"')
+            raise BaselineError(f'{path} is overwritten only with a reason: --baseline-reason "why it is void"')
         change = Change(
             date=today,
             action="overwritten",

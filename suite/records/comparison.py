@@ -29,7 +29,7 @@ FALSE_ALARMS = 0.05
 """Share of comparisons of an unchanged model with itself in which anything at all may look changed."""
 
 ROUNDING = 1e-5
-"""Differences up to this share of the value (of 1 for a bounded metric) are rounding: float32 batches differ by less."""
+"""Differences up to this share of the value (of 1 for a bounded metric) are rounding: batches differ by less."""
 
 TURN_ROUNDING = 0.1
 """Degrees. A direction kept in float16 is off by 0.02 degrees."""
@@ -244,9 +244,7 @@ def compare(
     """
     refusal = obstacle(old, new, other_documents=other_documents)
     paired = old.calibration.sha256 == new.calibration.sha256
-    found = [
-        _pair(old, new, variant, scope, metric, refusal, paired) for variant, scope, metric in _places(old, new)
-    ]
+    found = [_pair(old, new, variant, scope, metric, refusal, paired) for variant, scope, metric in _places(old, new)]
     family = sum(own.noise is not None for own in found)
     compared = [_judged(own, family, tolerances or {}) for own in found]
     return compared + _turned(old, new, directions, refusal, tolerances or {})
@@ -302,7 +300,8 @@ def _pair(
     old: Snapshot, new: Snapshot, variant: str, scope: str, metric: str, refusal: str | None, paired: bool
 ) -> _Pair:
     a, b = (side.estimates.get(variant, {}).get(scope, {}).get(metric) for side in (old, new))
-    made = Comparison(scope, metric, variant, Status.SAME, a and a.value, b and b.value)
+    values = [own.value if own else None for own in (a, b)]
+    made = Comparison(scope, metric, variant, Status.SAME, values[0], values[1])
 
     def undecided(status: Status, reason: str) -> _Pair:
         return _Pair(replace(made, status=status, reason=reason), None, paired)
