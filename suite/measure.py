@@ -34,6 +34,7 @@ from suite.records.measurement import (
     ModelRecord,
     Provenance,
     SinkRecord,
+    direction_arrays,
     direction_gram,
     measured_layers,
     metric_versions,
@@ -180,6 +181,7 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
                 streams(),
                 layers=blocks,
                 tokens=tokens,
+                documents=len(run.calibration.documents),
                 variants=VARIANTS,
                 devices=devices,
                 advance=analysed.update,
@@ -187,16 +189,14 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
             )
     clock.subtract("analysis", "capture")
 
-    # Kept and compared in float32: what the cache gives back is then exactly what was measured.
     arrays: dict[str, np.ndarray] = {}
     for variant, layers in spectra.items():
-        arrays[f"{variant}.directions"] = np.stack([own.directions.float().cpu().numpy() for own in layers])
+        arrays |= direction_arrays(variant, layers)
         arrays[f"{variant}.eigenvalues"] = np.stack([own.statistics.eigenvalues for own in layers])
-        for index, half in enumerate("ab"):
-            own_half = [own.halves[index].float().cpu().numpy() for own in layers if own.halves]
-            if len(own_half) == blocks:
-                arrays[f"{variant}.directions_{half}"] = np.stack(own_half)
-    statistics = {variant: [own.statistics for own in layers] for variant, layers in spectra.items()}
+    statistics = {
+        variant: [(own.statistics, own.halves or (), own.replicates) for own in layers]
+        for variant, layers in spectra.items()
+    }
     grams = {variant: direction_gram(arrays, variant) for variant in spectra}
     certificate = certificates[0]
     for other in certificates[1:]:
@@ -210,7 +210,7 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
             fingerprint=run.fingerprint,
             architecture=type(loaded.model).__name__,
             layers=blocks,
-            hidden=statistics["raw"][0].hidden,
+            hidden=spectra["raw"][0].statistics.hidden,
         ),
         calibration=CalibrationRecord(
             name=run.calibration.name,
@@ -245,7 +245,8 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
         layers=tuple(measured_layers(statistics, grams)),
         scopes={},
     )
-    return measurement, arrays
+    # Computed for the model's phases once, here; other phase maps are put on from the arrays.
+    return measurement.with_directions(grams).under(phase_map(blocks, run.spec.phases)), arrays
 
 
 def _certificate_record(certificate: Certificate) -> CertificateRecord:

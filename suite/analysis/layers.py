@@ -8,14 +8,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float32, Float64
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from suite.analysis.metrics import TOP_K, LayerStatistics
-from suite.analysis.moments import TOKEN_QUANTITIES, Moments, token_quantities
-from suite.analysis.spectra import Spectrum, spectrum_of_gram, spectrum_of_rows
+from suite.analysis.moments import Moments, token_quantities
+from suite.analysis.resampling import GroupedMoments, GroupedRows, LayerSpectra, group_count, resample
 from suite.analysis.variants import Sinks, find_sinks, normalised
-from suite.capture.stream import ResidualStream
+from suite.capture.stream import Memory, ResidualStream
+from suite.errors import CaptureError
 
 LANES = 4
 """Layers reduced at once on one GPU, each on a CUDA stream of its own: an eigenproblem alone leaves much of it idle."""
@@ -25,20 +25,12 @@ ROWS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True)
-class LayerSpectra:
-    """One layer in one variant: statistics for the metrics, directions of all tokens and of the two document halves."""
-
-    statistics: LayerStatistics
-    directions: Float64[Tensor, "k hidden"]
-    halves: tuple[Float64[Tensor, "k hidden"], Float64[Tensor, "k hidden"]] | None
-
-
-@dataclass(frozen=True)
 class _Shard:
     """A stream and what was chosen of its tokens once, for all layers."""
 
     stream: ResidualStream
-    in_half_a: Bool[Tensor, " tokens"]
+    group: Int64[Tensor, " tokens"]
+    """Each token's group of documents."""
     sinks: Sinks | None
     """None where no variant asks."""
 
@@ -82,8 +74,19 @@ class _Lane:
         self._entered.close()
 
 
-Part = tuple[str, bool, bool]
-"""What moments are kept apart by: (as they are or normalised, in half a, a sink). Sums of parts make the variants."""
+Part = tuple[str, int, bool]
+"""What moments are kept apart by: (as they are or normalised, group of documents, a sink). Sums make the variants."""
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """How a stream is reduced, the same for all layers and shards."""
+
+    variants: Sequence[str]
+    groups: int
+    intervals: bool
+    keep_on: torch.device | None
+    """Where moments wait for the next shard; None: where they were formed."""
 
 
 def reduce_stream(
@@ -91,34 +94,43 @@ def reduce_stream(
     *,
     layers: int,
     tokens: int,
+    documents: int,
     variants: Sequence[str] = ("raw",),
     devices: Sequence[torch.device] = (),
     advance: Callable[[int], object] = lambda tokens: None,
     found_sinks: Callable[[Sinks], object] = lambda sinks: None,
+    memory: Memory | None = None,
 ) -> dict[str, list[LayerSpectra]]:
-    """Every layer, by variant, of a stream that comes in one or more shards, `tokens` kept rows in all.
+    """Every layer, by variant, of a stream that comes in one or more shards, `tokens` kept rows of `documents` in all.
 
-    One shard of at most `hidden` tokens is reduced on the token side. Otherwise the moments of each document half are
-    added over the shards, and a layer's moments are dropped as soon as the last shard has been added.
-    Documents with an even index form half a, the others half b; one document has no halves.
+    One shard of at most `hidden` tokens is reduced on the token side. Otherwise moments are added, apart for each group
+    of documents (resampling.GROUPS), over the shards; a layer's moments are dropped as soon as the last shard has been
+    added. Where the moments of several shards do not fit `memory` (found from what is free by default) in ten groups,
+    they are kept in two, the halves, and there are no intervals.
 
     Layer L is reduced on device L modulo their number, all devices at once; without devices, where its state lies.
     `advance` is told the tokens of each layer that has been reduced, `tokens` times `layers` in the end; `found_sinks`
     the tokens that `sink_free` leaves out, once for each shard.
+
+    Raises CaptureError where the moments of several shards do not fit even then.
     """
     moments: list[dict[Part, Moments]] = [{} for _ in range(layers)]
     reduced: dict[int, dict[str, LayerSpectra]] = {}
     lanes: list[_Lane] = []
+    plan: _Plan | None = None
     seen = 0
     with ThreadPoolExecutor(max(1, len(devices)) * LANES) as pool:
         for stream in shards:
             sinks = find_sinks(stream) if "sink_free" in variants else None
             if sinks is not None:
                 found_sinks(sinks)
-            shard = _Shard(stream, stream.document % 2 == 0, sinks)
-            seen += int(stream.kept.sum())
-            whole = seen == int(stream.kept.sum()) == tokens <= stream.hidden
+            kept = int(stream.kept.sum())
+            seen += kept
+            whole = seen == kept == tokens <= stream.hidden
             last = seen == tokens
+            if plan is None:
+                plan = _plan(stream, variants, documents, layers if not last else 1, memory)
+            shard = _Shard(stream, stream.document % plan.groups, sinks)
             lanes = lanes or _Lane.over(devices, LANES if tokens <= stream.hidden else 1)
 
             def reduce_lane(
@@ -127,18 +139,22 @@ def reduce_stream(
                 shard: _Shard = shard,
                 whole: bool = whole,
                 last: bool = last,
+                plan: _Plan = plan,
             ) -> None:
+                epsilon = torch.finfo(shard.stream.states[0].dtype).eps
                 with lanes[lane]:
                     for layer in range(lane, layers, len(lanes)):
                         device = lanes[lane].device or shard.stream.states[layer].device
                         if whole:
-                            reduced[layer] = _reduce_rows(shard, layer, device, variants)
+                            reduced[layer] = _reduce_rows(shard, layer, device, plan, epsilon)
                         else:
-                            _accumulate(moments[layer], shard, layer, device, variants)
+                            own = moments[layer]
+                            _accumulate(own, shard, layer, device, plan)
                             if last:
-                                epsilon = _epsilon(shard.stream)
-                                reduced[layer] = {v: _reduce_moments(moments[layer], v, epsilon) for v in variants}
-                                moments[layer] = {}
+                                reduced[layer] = _reduce_moments(own, layer, device, plan, epsilon)
+                                own.clear()
+                            elif plan.keep_on is not None:
+                                own.update({part: held.to(plan.keep_on) for part, held in own.items()})
                         advance(int(shard.stream.kept.sum()))
 
             list(pool.map(reduce_lane, range(len(lanes))))
@@ -147,26 +163,52 @@ def reduce_stream(
     return {variant: [reduced[layer][variant] for layer in range(layers)] for variant in variants}
 
 
-def _accumulate(
-    moments: dict[Part, Moments], shard: _Shard, layer: int, device: torch.device, variants: Sequence[str]
-) -> None:
+def _ways(variants: Sequence[str]) -> list[str]:
+    return ["as they are", *(["normalised"] if "token_normalised" in variants else [])]
+
+
+def _plan(stream: ResidualStream, variants: Sequence[str], documents: int, layers: int, memory: Memory | None) -> _Plan:
+    """`layers`: whose moments are held at once."""
+    groups = group_count(documents)
+    if layers == 1:
+        return _Plan(variants, groups, groups > 1, None)
+    device = stream.states[0].device
+    memory = memory or Memory.free(device)
+    sets = len(_ways(variants)) + ("sink_free" in variants)
+    for count in dict.fromkeys([groups, min(groups, 2)]):
+        needed = layers * sets * count * stream.hidden**2 * 8
+        if needed <= memory.device:
+            return _Plan(variants, count, count == groups > 1, None)
+        if needed <= memory.host:
+            return _Plan(variants, count, count == groups > 1, torch.device("cpu"))
+    raise CaptureError(
+        f"the stream needs several shards, and the moments that are added over them take {needed / 1e9:.0f} GB "
+        f"({layers} layers, {sets} sets of rows, 2 halves of documents): more than the {memory.device / 1e9:.0f} GB of "
+        f"{device} and {memory.host / 1e9:.0f} GB of host memory that are free for them. Use a calibration set of "
+        f"fewer tokens, so that the whole stream fits, or a machine with more memory."
+    )
+
+
+def _accumulate(moments: dict[Part, Moments], shard: _Shard, layer: int, device: torch.device, plan: _Plan) -> None:
     """Add the kept rows of a layer to the moments of their parts, some rows at a time."""
     stream = shard.stream
-    ways = ["as they are", *(["normalised"] if "token_normalised" in variants else [])]
     for start in range(0, len(stream.kept), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
         before, update = stream.step(layer, rows, device)
-        for half in (True, False):
-            for sink in (True, False):
-                chosen = stream.kept[rows] & (shard.in_half_a[rows] == half) & (shard.sink[rows] == sink)
-                if not bool(chosen.any()):
-                    continue
-                own_before, own_update = _rows(chosen, before, update)
-                quantities = token_quantities(own_before, own_update)
-                for way in ways:
-                    own = Moments.of(own_update if way == "as they are" else normalised(own_update), quantities)
-                    part = (way, half, sink)
-                    moments[part] = moments[part] + own if part in moments else own
+        quantities = token_quantities(before, update)
+        for group in torch.unique(shard.group[rows]).tolist():
+            in_group = stream.kept[rows] & (shard.group[rows] == group)
+            for way in _ways(plan.variants):
+                # Only `sink_free` tells sinks apart, and it takes the rows as they are.
+                for sink in (False, True) if way == "as they are" and shard.sinks is not None else (None,):
+                    chosen = in_group if sink is None else in_group & (shard.sink[rows] == sink)
+                    if not bool(chosen.any()):
+                        continue
+                    own_update, own_quantities = _rows(chosen, update, quantities)
+                    own_update = own_update if way == "as they are" else normalised(own_update)
+                    own = Moments.of(own_update, own_quantities)
+                    part = (way, group, bool(sink))
+                    moments[part] = moments[part].to(own.gram.device) + own if part in moments else own
 
 
 def _rows(chosen: Bool[Tensor, " tokens"], *matrices: Tensor) -> tuple[Tensor, ...]:
@@ -176,81 +218,43 @@ def _rows(chosen: Bool[Tensor, " tokens"], *matrices: Tensor) -> tuple[Tensor, .
     return tuple(matrix.index_select(0, index.to(matrix.device)) for matrix in matrices)
 
 
-def _reduce_rows(shard: _Shard, layer: int, device: torch.device, variants: Sequence[str]) -> dict[str, LayerSpectra]:
+def _reduce_rows(
+    shard: _Shard, layer: int, device: torch.device, plan: _Plan, epsilon: float
+) -> dict[str, LayerSpectra]:
     stream = shard.stream
     before, update = _rows(stream.kept, *stream.step(layer, device=device))
     quantities = token_quantities(before, update)
-    in_half_a, sink = shard.in_half_a[stream.kept], shard.sink[stream.kept]
+    group, sink = shard.group[stream.kept], shard.sink[stream.kept]
     out = {}
-    for variant in variants:
-        half, rows, own = in_half_a, update, quantities
+    for variant in plan.variants:
+        rows, own, own_group = update, quantities, group
         if variant == "sink_free":
-            rows, own = _rows(~sink, update, quantities)
-            (half,) = _rows(~sink, in_half_a)
+            rows, own, own_group = _rows(~sink, update, quantities, group)
         elif variant == "token_normalised":
             rows = normalised(update)
-        out[variant] = _spectra_of_rows(rows, own, half, variant == "centred", _epsilon(stream))
+        centre = variant == "centred"
+        grouped = GroupedRows(rows, own, own_group, plan.groups, centre)
+        out[variant] = resample(grouped, layer=layer, centre=centre, epsilon=epsilon, intervals=plan.intervals)
     return out
 
 
-def _spectra_of_rows(
-    rows: Float32[Tensor, "tokens hidden"],
-    quantities: Float64[Tensor, "tokens quantities"],
-    in_half_a: Bool[Tensor, " tokens"],
-    centre: bool,
-    epsilon: float,
-) -> LayerSpectra:
-    def spectrum(own: Tensor) -> Spectrum:
-        return spectrum_of_rows(own - own.mean(dim=0) if centre else own, TOP_K)
+def _reduce_moments(
+    moments: Mapping[Part, Moments], layer: int, device: torch.device, plan: _Plan, epsilon: float
+) -> dict[str, LayerSpectra]:
+    def grouped(way: str, sinks: bool, centre: bool) -> GroupedMoments:
+        own: list[Moments | None] = [None] * plan.groups
+        for (own_way, group, sink), part in moments.items():
+            if own_way == way and (sinks or not sink):
+                held = own[group]
+                own[group] = part if held is None else held + part
+        if all(part is None for part in own):  # every token is a sink
+            own[0] = next(iter(moments.values())).none()
+        return GroupedMoments(own, centre)
 
-    whole = spectrum(rows)
-    halves = None
-    if bool(in_half_a.any()) and not bool(in_half_a.all()):
-        a, b = (spectrum(_rows(half, rows)[0]).directions for half in (in_half_a, ~in_half_a))
-        halves = (a, b)
-    energy = float(rows.double().square().sum())
-    mean = 0.0 if centre or energy == 0 else float(rows.double().sum(dim=0).square().sum()) / len(rows) / energy
-    sums, squares = quantities.sum(dim=0), quantities.square().sum(dim=0)
-    return LayerSpectra(_statistics(whole, len(rows), sums, squares, mean, epsilon), whole.directions, halves)
-
-
-def _epsilon(stream: ResidualStream) -> float:
-    return torch.finfo(stream.states[0].dtype).eps
-
-
-def _reduce_moments(moments: Mapping[Part, Moments], variant: str, epsilon: float) -> LayerSpectra:
-    way = "normalised" if variant == "token_normalised" else "as they are"
-    halves: dict[bool, Moments] = {}
-    for (own_way, half, sink), own in moments.items():
-        if own_way == way and not (variant == "sink_free" and sink):
-            halves[half] = halves[half] + own if half in halves else own
-    if not halves:  # every token is a sink
-        nothing = next(iter(moments.values())).gram.new_zeros(0, len(next(iter(moments.values())).gram)).float()
-        return _spectra_of_rows(
-            nothing, nothing.new_zeros(0, len(TOKEN_QUANTITIES)).double(), torch.zeros(0) > 0, False, epsilon
-        )
-    parts = list(halves.values())
-    total = parts[0] + parts[1] if len(parts) == 2 else parts[0]
-    whole = _spectrum(total, variant)
-    directions = None
-    if len(parts) == 2:
-        directions = (_spectrum(halves[True], variant).directions, _spectrum(halves[False], variant).directions)
-    mean = 0.0 if variant == "centred" else total.mean_energy
-    statistics = _statistics(whole, total.tokens, total.sums, total.squares, mean, epsilon)
-    return LayerSpectra(statistics, whole.directions, directions)
-
-
-def _spectrum(moments: Moments, variant: str) -> Spectrum:
-    return spectrum_of_gram((moments.centred() if variant == "centred" else moments).gram, moments.tokens, TOP_K)
-
-
-def _statistics(
-    spectrum: Spectrum, tokens: int, sums: Tensor, squares: Tensor, mean_energy: float, epsilon: float
-) -> LayerStatistics:
-    mean = sums / max(tokens, 1)
-    sd = (squares / max(tokens, 1) - mean.square()).clamp_min(0.0).sqrt()
-    averages = {
-        name: (float(m), float(s)) for name, m, s in zip(TOKEN_QUANTITIES, mean.tolist(), sd.tolist(), strict=True)
-    }
-    hidden = spectrum.directions.shape[1]
-    return LayerStatistics(tokens, hidden, spectrum.eigenvalues.cpu().numpy(), averages, mean_energy, epsilon)
+    out = {}
+    for variant in plan.variants:
+        way = "normalised" if variant == "token_normalised" else "as they are"
+        centre = variant == "centred"
+        own = grouped(way, variant != "sink_free", centre)
+        out[variant] = resample(own, layer=layer, centre=centre, epsilon=epsilon, intervals=plan.intervals)
+    return out

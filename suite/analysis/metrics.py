@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float32, Float64
 from pydantic import BaseModel, ConfigDict, model_serializer
 
 TOP_K = 8
@@ -102,6 +102,10 @@ class DirectionGram:
     aa: Float64[np.ndarray, "layers k layers k"] | None = None
     ab: Float64[np.ndarray, "layers k layers k"] | None = None
     bb: Float64[np.ndarray, "layers k layers k"] | None = None
+    replicates: tuple[DirectionGram, ...] = ()
+    """The same without each group of documents in turn."""
+    random: Float32[np.ndarray, "draws layers layers"] | None = None
+    """Cosines of directions drawn at random, each layer's with the covariance of its own updates."""
 
     @classmethod
     def of(
@@ -125,6 +129,11 @@ class DirectionGram:
     @property
     def layers(self) -> int:
         return int(self.whole.shape[0])
+
+    @property
+    def halves(self) -> tuple[DirectionGram, ...]:
+        """Of directions fitted on half a, and of those fitted on half b."""
+        return tuple(DirectionGram(self.hidden, own) for own in (self.aa, self.bb) if own is not None)
 
     @property
     def cosines(self) -> Float64[np.ndarray, "layers layers"]:
@@ -156,6 +165,8 @@ class Metric:
     """Pair metrics: over a phase, only neighbours count."""
     from_directions: bool = False
     """Layer metrics: computed from the layer's directions, not its statistics."""
+    cross_fitted: bool = False
+    """Made from both halves of the documents, so that no half has a value of its own."""
 
 
 _REGISTRY: dict[str, Metric] = {}
@@ -178,11 +189,24 @@ def _register(
     per_layer: bool = True,
     adjacent: bool = False,
     from_directions: bool = False,
+    cross_fitted: bool = False,
 ) -> Callable[[_F], _F]:
     def add(function: _F) -> _F:
         name = function.__name__
         _REGISTRY[name] = Metric(
-            name, scope, formula, unit, low, high, source, version, per_layer, function, adjacent, from_directions
+            name,
+            scope,
+            formula,
+            unit,
+            low,
+            high,
+            source,
+            version,
+            per_layer,
+            function,
+            adjacent,
+            from_directions,
+            cross_fitted,
         )
         return function
 
@@ -191,9 +215,7 @@ def _register(
 
 # --- one layer -------------------------------------------------------------------------------------------------
 
-NO_UPDATE = "the update is zero on every token that enters"
 ONE_DOCUMENT = "needs two halves of documents; the calibration is one document"
-TOO_FEW_TOKENS = "fewer than two tokens enter"
 
 
 def spectral_entropy_rank(weights: Float64[np.ndarray, " rank"]) -> float:
@@ -351,6 +373,7 @@ def mean_energy(layer: LayerStatistics) -> Estimate:
     high=1.0,
     from_directions=True,
     source="split-half reliability; below 0.9 a layer has no direction to speak of",
+    cross_fitted=True,
 )
 def reliability(gram: DirectionGram, layer: int) -> Estimate:
     if gram.ab is None:
@@ -361,20 +384,20 @@ def reliability(gram: DirectionGram, layer: int) -> Estimate:
 # --- two layers ------------------------------------------------------------------------------------------------
 
 
-def _overlap_singular_values(gram: DirectionGram, first: int, second: int) -> np.ndarray:
-    """Cosines of the principal angles between two layers' top-k subspaces, descending."""
+def _overlap_singular_values(gram: DirectionGram, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Cosines of the principal angles between the top-k subspaces of pairs of layers, descending."""
     singular = np.linalg.svd(gram.whole[first, :, second, :], compute_uv=False)
     return np.minimum(singular, 1.0)
 
 
 @_register("pair", "|v_L . v_{L+1}|", high=1.0, adjacent=True, source="reference script: top1_cos_adjacent")
-def adjacent_cosine(gram: DirectionGram, first: int, second: int) -> float:
-    return min(1.0, abs(float(gram.cosines[first, second])))
+def adjacent_cosine(gram: DirectionGram, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    return np.asarray(np.minimum(1.0, np.abs(gram.cosines[first, second])))
 
 
 @_register("pair", "||U_L U_M^T||_F^2 / k over the top k = 8 directions", high=1.0, source="Björck & Golub 1973")
-def subspace_overlap(gram: DirectionGram, first: int, second: int) -> float:
-    return float((_overlap_singular_values(gram, first, second) ** 2).mean())
+def subspace_overlap(gram: DirectionGram, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    return np.asarray(np.minimum(1.0, np.square(gram.whole[first, :, second, :]).sum(axis=(1, 2)) / TOP_K))
 
 
 @_register(
@@ -384,8 +407,8 @@ def subspace_overlap(gram: DirectionGram, first: int, second: int) -> float:
     high=math.pi / 2,
     source="Björck & Golub 1973",
 )
-def principal_angle(gram: DirectionGram, first: int, second: int) -> float:
-    return float(np.arccos(_overlap_singular_values(gram, first, second)).mean())
+def principal_angle(gram: DirectionGram, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    return np.asarray(np.arccos(_overlap_singular_values(gram, first, second)).mean(axis=1))
 
 
 # --- a phase ---------------------------------------------------------------------------------------------------
@@ -419,6 +442,7 @@ def _cross_fitted(gram: DirectionGram, layers: Sequence[int]) -> Float64[np.ndar
     "mean over pairs of |v_L^a . v_M^b|, each layer fitted on another half of the documents",
     high=1.0,
     source="cross-fit: tokens that two layers share cannot make them agree",
+    cross_fitted=True,
 )
 def intra_cosine_cross_fitted(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
     products = _cross_fitted(gram, layers)
@@ -435,6 +459,7 @@ def intra_cosine_cross_fitted(gram: DirectionGram, layers: Sequence[int]) -> Est
     "phase",
     "mean over pairs of |v_L^a . v_M^b| / sqrt(r_L r_M), where r_L and r_M exceed 0.6",
     source="Spearman 1904, correction for attenuation",
+    cross_fitted=True,
 )
 def intra_cosine_disattenuated(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
     products = _cross_fitted(gram, layers)
@@ -458,7 +483,7 @@ def cross_cosine(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
     if not others:
         return absent("no layer lies outside")
     if missing := gram.without_direction(others):
-        return absent(_no_direction(missing))
+        return absent(f"the update of layer {missing[0]} is zero, so it has no direction")
     cosines = np.minimum(np.abs(gram.cosines[np.ix_(layers, others)]), 1.0)
     return Estimate(value=float(cosines.mean()), per_layer=_by_layer(layers, cosines.mean(axis=1)))
 
@@ -515,6 +540,7 @@ def capture_fraction(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
     "the same with B from the other layers of the phase, fitted on the other half of the documents",
     high=1.0,
     source="capture_fraction, cross-fitted over layers and documents",
+    cross_fitted=True,
 )
 def capture_fraction_held_out(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
     if len(layers) == 1:
@@ -552,69 +578,3 @@ def _stack(gram: np.ndarray, rows: Sequence[int], columns: Sequence[int]) -> np.
 
 def _by_layer(layers: Sequence[int], values: np.ndarray) -> dict[int, float | None]:
     return {layer: float(value) for layer, value in zip(layers, values, strict=True)}
-
-
-# --- all of them -----------------------------------------------------------------------------------------------
-
-
-def layer_metrics(layer: LayerStatistics) -> dict[str, Estimate]:
-    """Every layer metric that a layer's statistics give."""
-    chosen = {
-        name: metric for name, metric in METRICS.items() if metric.scope == "layer" and not metric.from_directions
-    }
-    if layer.tokens < 2:
-        return {name: absent(TOO_FEW_TOKENS) for name in chosen}
-    still_defined = {"frobenius", "update_norm", "stream_norm", "relative_step", "block_influence"}
-    zero = layer.eigenvalues.sum() == 0.0
-    return {
-        name: absent(NO_UPDATE) if zero and name not in still_defined else metric.compute(layer)
-        for name, metric in chosen.items()
-    }
-
-
-def direction_metrics(gram: DirectionGram, layer: int) -> dict[str, Estimate]:
-    """Every layer metric that needs directions, and every pair metric of the layer with the one after it."""
-    out = {}
-    for name, metric in METRICS.items():
-        if metric.from_directions:
-            missing = gram.without_direction([layer])
-            out[name] = absent(_no_direction(missing)) if missing else metric.compute(gram, layer)
-        elif metric.scope == "pair" and layer + 1 == gram.layers:
-            out[name] = absent("the last layer has no layer after it")
-        elif metric.scope == "pair":
-            missing = gram.without_direction([layer, layer + 1])
-            out[name] = (
-                absent(_no_direction(missing)) if missing else Estimate(value=metric.compute(gram, layer, layer + 1))
-            )
-    return out
-
-
-def _no_direction(missing: Sequence[int]) -> str:
-    return f"the update of layer {missing[0]} is zero, so it has no direction"
-
-
-def phase_metrics(gram: DirectionGram, layers: Sequence[int]) -> dict[str, Estimate]:
-    """Every pair and phase metric over a contiguous set of layers."""
-    chosen = {name: metric for name, metric in METRICS.items() if metric.scope != "layer"}
-    if missing := gram.without_direction(layers):
-        return {name: absent(_no_direction(missing)) for name in chosen}
-    return {
-        name: metric.compute(gram, layers) if metric.scope == "phase" else _over_pairs(metric, gram, layers)
-        for name, metric in chosen.items()
-    }
-
-
-def _over_pairs(metric: Metric, gram: DirectionGram, layers: Sequence[int]) -> Estimate:
-    """Mean of a pair metric over the pairs inside, and each layer's mean over its own pairs."""
-    if len(layers) == 1:
-        return absent("one layer has no pairs")
-    contributions: dict[int, list[float]] = {layer: [] for layer in layers}
-    values = []
-    for index, first in enumerate(layers):
-        for second in layers[index + 1 : index + 2] if metric.adjacent else layers[index + 1 :]:
-            value = metric.compute(gram, first, second)
-            values.append(value)
-            contributions[first].append(value)
-            contributions[second].append(value)
-    per_layer = _by_layer(layers, np.array([np.mean(own) for own in contributions.values()]))
-    return Estimate(value=float(np.mean(values)), per_layer=per_layer)

@@ -80,13 +80,15 @@ class Moments:
             self.squares + other.squares,
         )
 
+    def to(self, device: torch.device) -> Moments:
+        """The same on another device."""
+        return Moments(self.tokens, *(x.to(device) for x in (self.gram, self.total, self.sums, self.squares)))
+
+    def none(self) -> Moments:
+        """Of no tokens."""
+        return Moments(0, *(torch.zeros_like(x) for x in (self.gram, self.total, self.sums, self.squares)))
+
     def centred(self) -> Moments:
         """The same of delta minus its mean over these tokens."""
-        gram = self.gram - torch.outer(self.total, self.total) / self.tokens
+        gram = self.gram - torch.outer(self.total, self.total) / max(1, self.tokens)
         return Moments(self.tokens, gram, torch.zeros_like(self.total), self.sums, self.squares)
-
-    @property
-    def mean_energy(self) -> float:
-        """n ||mean delta||^2 / ||delta||_F^2: the share of the energy that lies in the mean."""
-        energy = float(self.gram.diagonal().sum())
-        return float(self.total.square().sum()) / self.tokens / energy if energy > 0 else 0.0

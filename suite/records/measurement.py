@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from suite.analysis.metrics import (
-    METRICS,
-    DirectionGram,
-    Estimate,
-    LayerStatistics,
-    absent,
-    direction_metrics,
-    layer_metrics,
-    phase_metrics,
-)
+from suite.analysis.estimates import direction_metrics, layer_metrics, phase_metrics
+from suite.analysis.metrics import METRICS, DirectionGram, Estimate, LayerStatistics, absent
 from suite.errors import RecordError
 from suite.models.phases import phase_of
 
-SCHEMA = 1
+if TYPE_CHECKING:
+    from suite.analysis.resampling import LayerSpectra
+
+SCHEMA = 2
 """Version of the record's shape; readers refuse others."""
 
 PhaseMap = Mapping[str, tuple[int, int]]
@@ -135,7 +131,7 @@ class Measurement(_Part):
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False, populate_by_name=True)
 
-    schema_version: Literal[1] = Field(alias="schema")
+    schema_version: Literal[2] = Field(alias="schema")
     model: ModelRecord
     calibration: CalibrationRecord
     sinks: SinkRecord
@@ -153,22 +149,31 @@ class Measurement(_Part):
         self._arrays = path
         return self
 
+    def with_directions(self, grams: Mapping[str, DirectionGram]) -> Measurement:
+        """The same record, with the inner products of its directions at hand."""
+        self._grams.update(grams)
+        return self
+
     def under(self, phases: PhaseMap, **model: str | None) -> Measurement:
         """The same measurement shown under another phase map, and other `model` fields (name, source, revision).
 
         Raises RecordError where a phase's metrics cannot be formed because the arrays are gone.
         """
         phases = {name: (first, last) for name, (first, last) in phases.items()}
-        scopes = {
-            name: ScopeRecord(
-                layers=(first, last),
-                metrics={
-                    variant: phase_metrics(self._gram(variant), range(first, last + 1))
-                    for variant in self.layers[0].metrics
-                },
-            )
-            for name, (first, last) in phases.items()
-        }
+        scopes = (
+            self.scopes
+            if phases == self.phases
+            else {
+                name: ScopeRecord(
+                    layers=(first, last),
+                    metrics={
+                        variant: phase_metrics(self.gram(variant), range(first, last + 1))
+                        for variant in self.layers[0].metrics
+                    },
+                )
+                for name, (first, last) in phases.items()
+            }
+        )
         layers = tuple(layer.model_copy(update={"phase": phase_of(layer.layer, phases)}) for layer in self.layers)
         update = {
             "phases": phases,
@@ -186,11 +191,12 @@ class Measurement(_Part):
         if variant not in self.layers[0].metrics:
             return absent(f"variant {variant} was not measured")
         try:
-            return phase_metrics(self._gram(variant), layers)[metric]
+            return phase_metrics(self.gram(variant), layers, only=metric)[metric]
         except RecordError as error:
             return absent(str(error))
 
-    def _gram(self, variant: str) -> DirectionGram:
+    def gram(self, variant: str) -> DirectionGram:
+        """Inner products of all directions. Raises RecordError where the arrays are gone."""
         if variant not in self._grams:
             if self._arrays is None or not self._arrays.exists():
                 raise RecordError(
@@ -219,8 +225,12 @@ class Measurement(_Part):
             ) from None
 
 
+LayerParts = tuple[LayerStatistics, Sequence[LayerStatistics], Sequence[LayerStatistics]]
+"""Statistics of a layer: of all documents, of each half, and without each group."""
+
+
 def measured_layers(
-    statistics: Mapping[str, Sequence[LayerStatistics]], grams: Mapping[str, DirectionGram]
+    statistics: Mapping[str, Sequence[LayerParts]], grams: Mapping[str, DirectionGram]
 ) -> list[LayerRecord]:
     """The layers' part of a record, by variant, before any phase map."""
     layers = len(next(iter(statistics.values())))
@@ -229,7 +239,7 @@ def measured_layers(
             layer=layer,
             phase="",
             metrics={
-                variant: layer_metrics(own[layer]) | direction_metrics(grams[variant], layer)
+                variant: layer_metrics(*own[layer]) | direction_metrics(grams[variant], layer)
                 for variant, own in statistics.items()
             },
         )
@@ -237,10 +247,54 @@ def measured_layers(
     ]
 
 
+_PRODUCTS = ("whole", "aa", "ab", "bb")
+
+
 def direction_gram(arrays: Mapping[str, np.ndarray], variant: str) -> DirectionGram:
-    """From stored arrays: `<variant>.directions`, and where there are halves `<variant>.directions_a` and `_b`."""
+    """From stored arrays: `<variant>.directions`; where there are halves `.directions_a` and `_b`; where there are
+    groups of documents the inner products without each, `.replicates_whole` and `_aa`, `_ab`, `_bb`; and `.random`.
+    """
     a, b = arrays.get(f"{variant}.directions_a"), arrays.get(f"{variant}.directions_b")
-    return DirectionGram.of(arrays[f"{variant}.directions"], None if a is None or b is None else (a, b))
+    whole = DirectionGram.of(arrays[f"{variant}.directions"], None if a is None or b is None else (a, b))
+    products = [arrays.get(f"{variant}.replicates_{name}") for name in _PRODUCTS]
+    replicates = (
+        tuple(
+            DirectionGram(whole.hidden, *(own.astype(np.float64) for own in rest))
+            for rest in zip(*(product for product in products if product is not None), strict=True)
+        )
+        if all(product is not None for product in products)
+        else ()
+    )
+    return replace(whole, replicates=replicates, random=arrays.get(f"{variant}.random"))
+
+
+def direction_arrays(variant: str, layers: Sequence[LayerSpectra]) -> dict[str, np.ndarray]:
+    """What is stored of the directions of all layers, in float32: the arrays that `direction_gram` reads.
+
+    Kept and compared in float32, so that the cache gives back exactly what was measured.
+    """
+    import torch
+
+    out = {
+        "directions": torch.stack([own.directions for own in layers]),
+        "random": torch.einsum("ard,brd->rab", *[torch.stack([own.random for own in layers])] * 2),
+    }
+    halves = [own.half_directions for own in layers if own.half_directions is not None]
+    if len(halves) == len(layers):
+        out["directions_a"], out["directions_b"] = (torch.stack(half) for half in zip(*halves, strict=True))
+    without = [own.replicate_directions for own in layers if own.replicate_directions is not None]
+    half_without = [own.replicate_half_directions for own in layers if own.replicate_half_directions is not None]
+    if len(without) == len(half_without) == len(halves) == len(layers):
+        replicates = []
+        for group in range(len(without[0])):
+            sides = [out["directions_a"], out["directions_b"]]
+            sides[group % 2] = torch.stack([own[group] for own in half_without]).double()
+            whole = torch.stack([own[group] for own in without])
+            replicates.append(DirectionGram.of(whole.numpy(), (sides[0].numpy(), sides[1].numpy())))
+        for name in _PRODUCTS:
+            stacked = np.stack([getattr(own, name) for own in replicates])
+            out[f"replicates_{name}"] = torch.from_numpy(stacked.astype(np.float32))
+    return {f"{variant}.{name}": array.float().numpy() for name, array in out.items()}
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

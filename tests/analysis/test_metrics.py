@@ -10,9 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suite.analysis.layers import LayerSpectra, reduce_stream
-from suite.analysis.metrics import METRICS, DirectionGram, direction_metrics, layer_metrics, phase_metrics
+from suite.analysis.estimates import direction_metrics, layer_metrics, phase_metrics
+from suite.analysis.layers import reduce_stream
+from suite.analysis.metrics import METRICS, DirectionGram
+from suite.analysis.resampling import LayerSpectra
 from suite.capture.stream import ResidualStream
+from suite.records.measurement import direction_arrays, direction_gram
 from tests.reference import held_out_capture, layer_figures, phase_figures
 
 SIZES = [(40, 64), (200, 64), (64, 64), (20, 96)]
@@ -37,15 +40,12 @@ def stream(tokens: int, hidden: int, layers: int = 6, seed: int = 0, documents: 
 
 
 def reduced(own: ResidualStream) -> list[LayerSpectra]:
-    return reduce_stream([own], layers=own.layers, tokens=len(own.document))["raw"]
+    documents = int(own.document.max()) + 1
+    return reduce_stream([own], layers=own.layers, tokens=len(own.document), documents=documents)["raw"]
 
 
 def gram_of(layers: list[LayerSpectra]) -> DirectionGram:
-    whole = np.stack([own.directions.numpy() for own in layers])
-    if layers[0].halves is None:
-        return DirectionGram.of(whole)
-    a, b = (np.stack([own.halves[half].numpy() for own in layers if own.halves]) for half in (0, 1))
-    return DirectionGram.of(whole, (a, b))
+    return direction_gram(direction_arrays("raw", layers), "raw")
 
 
 @pytest.mark.parametrize(("tokens", "hidden"), SIZES)

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from suite.analysis.layers import LayerSpectra, reduce_stream
-from suite.analysis.metrics import VARIANTS, layer_metrics
+from suite.analysis.estimates import layer_metrics
+from suite.analysis.layers import reduce_stream
+from suite.analysis.metrics import VARIANTS
+from suite.analysis.resampling import LayerSpectra
 from suite.analysis.variants import SINK_RATIO, find_sinks
 from suite.capture.stream import ResidualStream
 from tests.analysis.test_metrics import gram_of, stream
@@ -47,8 +49,9 @@ def plain(own: ResidualStream, layer: int, variant: str, rows: torch.Tensor) -> 
 
 
 def reduced(own: ResidualStream, shards: int = 1) -> dict[str, list[LayerSpectra]]:
+    documents = int(own.document.max()) + 1
     pieces = [own.take(rows) for rows in torch.arange(len(own.kept)).chunk(shards)]
-    return reduce_stream(pieces, layers=own.layers, tokens=int(own.kept.sum()), variants=VARIANTS)
+    return reduce_stream(pieces, layers=own.layers, tokens=int(own.kept.sum()), documents=documents, variants=VARIANTS)
 
 
 @pytest.mark.parametrize("size", [FEW, MANY])
@@ -66,7 +69,7 @@ def test_against_the_definition(size: tuple[int, int], variant: str) -> None:
             entropy_rank(sigma**2 / (sigma**2).sum()), rel=1e-6
         )
         assert abs(float(got[layer].directions[0].numpy() @ top)) > 1 - 1e-6
-        halves = got[layer].halves
+        halves = got[layer].half_directions
         assert halves is not None
         for half, rows in zip(halves, (own.document % 2 == 0, own.document % 2 == 1), strict=True):
             _, top = plain(own, layer, variant, rows)
@@ -123,7 +126,7 @@ def test_a_stream_of_sinks_alone_has_reasons() -> None:
 
 
 def test_reliability_tells_a_planted_direction_from_noise() -> None:
-    from suite.analysis.metrics import direction_metrics, phase_metrics
+    from suite.analysis.estimates import direction_metrics, phase_metrics
 
     generator = torch.Generator().manual_seed(1)
     document = torch.arange(400) // 10
@@ -133,7 +136,9 @@ def test_reliability_tells_a_planted_direction_from_noise() -> None:
     states += [states[1] + noise[2] + planted, states[1] + noise[2] + planted + noise[3]]
     rows = torch.arange(400)
     gram = gram_of(
-        reduce_stream([ResidualStream(states, document, rows % 10, rows >= 0, "device")], layers=3, tokens=400)["raw"]
+        reduce_stream(
+            [ResidualStream(states, document, rows % 10, rows >= 0, "device")], layers=3, tokens=400, documents=40
+        )["raw"]
     )
     planted_layers = [direction_metrics(gram, layer)["reliability"].value for layer in (0, 1)]
     assert min(value or 0 for value in planted_layers) > 0.98

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from suite.analysis import layers
+from suite.analysis import resampling
 from suite.analysis.metrics import VARIANTS
 from suite.analysis.spectra import Spectrum
 from suite.capture.stream import Memory
@@ -51,7 +51,7 @@ _runs: dict[int, Run] = {}
 def spectra_seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Filled with the seconds of each hidden-side eigenproblem. On the hidden side layers run one after the other."""
     taken: list[float] = []
-    original = layers.spectrum_of_gram
+    original = resampling.spectrum_of_gram
 
     def clocked(*args: Any) -> Spectrum:
         started = _now()
@@ -59,7 +59,7 @@ def spectra_seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         taken.append(_now() - started)
         return result
 
-    monkeypatch.setattr(layers, "spectrum_of_gram", clocked)
+    monkeypatch.setattr(resampling, "spectrum_of_gram", clocked)
     return taken
 
 
@@ -157,7 +157,7 @@ def test_moments_against_the_bare_forward_pass(
         # Copies: a view would keep every layer's matrix.
         return Spectrum(matrix.diagonal()[: min(tokens, len(matrix))].clone(), matrix[:k].clone())
 
-    monkeypatch.setattr(layers, "spectrum_of_gram", no_eigenproblem)
+    monkeypatch.setattr(resampling, "spectrum_of_gram", no_eigenproblem)
     with Peak(subject.device) as peak:
         _, own, bare = timed(
             benchmark,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from operator import itemgetter
@@ -20,13 +20,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from suite.analysis.layers import LayerSpectra, reduce_stream
-from suite.analysis.metrics import TOP_K, DirectionGram, LayerStatistics, phase_metrics, spectral_entropy_rank
+from suite.analysis.estimates import phase_metrics
+from suite.analysis.layers import reduce_stream
+from suite.analysis.metrics import TOP_K, LayerStatistics, spectral_entropy_rank
+from suite.analysis.resampling import LayerSpectra
 from suite.capture.calibration import TokenSequences
 from suite.capture.residual import TOKENS_PER_BATCH, capture
 from suite.capture.stream import Memory
 from suite.models.phases import phase_map
-from suite.records.measurement import measured_layers
+from suite.records.measurement import direction_arrays, direction_gram, measured_layers
 from tests.benchmarks.measuring import Peak, seconds
 from tests.benchmarks.subjects import Subject, build
 
@@ -42,13 +44,16 @@ def core(
 ) -> list[LayerStatistics]:
     """Capture, reduction and every metric, as `suite.measure` does it once the model is loaded; `raw` is returned."""
     spectra = reduced(subject, sequences, memory, variants)
-    statistics = {variant: [own.statistics for own in layers] for variant, layers in spectra.items()}
-    grams = {variant: _direction_gram(layers) for variant, layers in spectra.items()}
-    measured_layers(statistics, grams)
+    grams = {variant: direction_gram(direction_arrays(variant, own), variant) for variant, own in spectra.items()}
+    parts = {
+        variant: [(own.statistics, own.halves or (), own.replicates) for own in layers]
+        for variant, layers in spectra.items()
+    }
+    measured_layers(parts, grams)
     for gram in grams.values():
         for first, last in phase_map(subject.layers).values():
             phase_metrics(gram, range(first, last + 1))
-    return statistics["raw"]
+    return [own.statistics for own in spectra["raw"]]
 
 
 def reduced(
@@ -64,18 +69,10 @@ def reduced(
             streams,
             layers=subject.layers,
             tokens=sequences.tokens - dropped,
+            documents=max(sequences.documents) + 1,
             variants=variants,
             devices=[subject.device],
         )
-
-
-def _direction_gram(layers: Sequence[LayerSpectra]) -> DirectionGram:
-    def stack(directions: Iterable[Tensor]) -> np.ndarray:
-        return np.stack([own.float().cpu().numpy() for own in directions])
-
-    halves = [own.halves for own in layers if own.halves is not None]
-    directions = stack(own.directions for own in layers)
-    return DirectionGram.of(directions, (stack(a for a, _ in halves), stack(b for _, b in halves)) if halves else None)
 
 
 def core_ranks(subject: Subject, sequences: TokenSequences) -> list[float]:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from suite.analysis.layers import LayerSpectra, reduce_stream
+from suite.analysis.layers import reduce_stream
+from suite.analysis.resampling import LayerSpectra
 from suite.capture.calibration import Calibration, tokenize
 from suite.capture.residual import capture
 from suite.models.blocks import find_decoder
@@ -24,8 +25,8 @@ def reduced(directory: Path, device: str = "cpu", side: str = "right", **options
     tokenizer = AutoTokenizer.from_pretrained(directory, padding_side=side)
     sequences = tokenize(Calibration("test", TEXTS), tokenizer, 400, None)
     streams = (stream for stream, _ in capture(model, find_decoder(model), sequences, device=torch.device(device)))
-    layers = reduce_stream(streams, layers=12, tokens=sequences.tokens, devices=[torch.device(device)])["raw"]
-    return [LayerSpectra(own.statistics, own.directions.cpu(), None) for own in layers]
+    on = [torch.device(device)]
+    return reduce_stream(streams, layers=12, tokens=sequences.tokens, documents=len(TEXTS), devices=on)["raw"]
 
 
 def test_attention_kernel(tiny: Path) -> None:
@@ -37,7 +38,7 @@ def test_padding_side_of_the_tokenizer(tiny: Path) -> None:
 
 
 def test_bfloat16_is_near_float32_and_says_how_near(tiny: Path) -> None:
-    from suite.analysis.metrics import layer_metrics
+    from suite.analysis.estimates import layer_metrics
 
     full, half = reduced(tiny), reduced(tiny, dtype=torch.bfloat16)
     for one, two in zip(full, half, strict=True):

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from suite.analysis.layers import LayerSpectra, reduce_stream
+from suite.analysis.layers import reduce_stream
+from suite.analysis.resampling import LayerSpectra
 from suite.capture.calibration import Calibration, TokenSequences, tokenize
 from suite.capture.residual import capture
 from suite.capture.stream import Memory, plan_shards
@@ -37,7 +38,7 @@ def reduced(loaded: tuple[Any, TokenSequences], **options: Any) -> tuple[list[La
             places.append(stream.storage)
             yield stream
 
-    layers = reduce_stream(streams(), layers=12, tokens=sequences.tokens)["raw"]
+    layers = reduce_stream(streams(), layers=12, tokens=sequences.tokens, documents=24)["raw"]
     return layers, places
 
 
@@ -72,7 +73,7 @@ def test_storage_and_shards_change_nothing(loaded: tuple[Any, TokenSequences], m
 def test_several_devices_reduce_the_same(loaded: tuple[Any, TokenSequences]) -> None:
     model, sequences = loaded
     streams = (stream for stream, _ in capture(model, find_decoder(model), sequences, device=CPU, memory=ROOMY))
-    spread = reduce_stream(streams, layers=12, tokens=sequences.tokens, devices=[CPU, CPU, CPU])["raw"]
+    spread = reduce_stream(streams, layers=12, tokens=sequences.tokens, documents=24, devices=[CPU, CPU, CPU])["raw"]
     assert_same(reduced(loaded, memory=ROOMY)[0], spread, 1e-12)
 
 

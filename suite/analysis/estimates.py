@@ -1,0 +1,121 @@
+"""Metrics put to what was kept of a model: every estimate of a layer, a pair or a phase, with its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+
+from suite.analysis.metrics import METRICS, DirectionGram, Estimate, LayerStatistics, Metric, absent
+from suite.analysis.uncertainty import with_interval
+
+NO_UPDATE = "the update is zero on every token that enters"
+TOO_FEW_TOKENS = "fewer than two tokens enter"
+
+_DEFINED_WITHOUT_UPDATE = ("frobenius", "update_norm", "stream_norm", "relative_step", "block_influence")
+
+
+def layer_metrics(
+    layer: LayerStatistics, halves: Sequence[LayerStatistics] = (), replicates: Sequence[LayerStatistics] = ()
+) -> dict[str, Estimate]:
+    """Every metric that a layer's statistics give.
+
+    halves, replicates: the same of each half of the documents, and without each group of them.
+    """
+
+    def estimate(metric: Metric, own: LayerStatistics) -> Estimate:
+        if own.tokens < 2:
+            return absent(TOO_FEW_TOKENS)
+        if own.eigenvalues.sum() == 0.0 and metric.name not in _DEFINED_WITHOUT_UPDATE:
+            return absent(NO_UPDATE)
+        found: Estimate = metric.compute(own)
+        return found
+
+    return {
+        name: with_interval(
+            estimate(metric, layer),
+            [estimate(metric, own) for own in halves],
+            [estimate(metric, own) for own in replicates],
+            metric.low,
+            metric.high,
+        )
+        for name, metric in METRICS.items()
+        if metric.scope == "layer" and not metric.from_directions
+    }
+
+
+def direction_metrics(gram: DirectionGram, layer: int) -> dict[str, Estimate]:
+    """Every layer metric that needs directions, and every pair metric of the layer with the one after it."""
+    out = {}
+    for name, metric in METRICS.items():
+        if metric.from_directions:
+            out[name] = _of_directions(metric, gram, [layer], partial(metric.compute, layer=layer))
+        elif metric.scope == "pair" and layer + 1 == gram.layers:
+            out[name] = absent("the last layer has no layer after it")
+        elif metric.scope == "pair":
+            pair = [layer, layer + 1]
+            found = _of_directions(metric, gram, pair, partial(phase_metric, metric, layers=pair))
+            out[name] = found.model_copy(update={"per_layer": None})
+    return out
+
+
+def phase_metrics(gram: DirectionGram, layers: Sequence[int], only: str | None = None) -> dict[str, Estimate]:
+    """Every pair and phase metric, or only one of them, over a contiguous set of layers."""
+    return {
+        name: _of_directions(metric, gram, layers, partial(phase_metric, metric, layers=layers))
+        for name, metric in METRICS.items()
+        if metric.scope != "layer" and only in (None, name)
+    }
+
+
+def phase_metric(metric: Metric, gram: DirectionGram, layers: Sequence[int]) -> Estimate:
+    """A pair or phase metric over a set of layers whose directions all exist, without its interval."""
+    if metric.scope == "pair":
+        return _over_pairs(metric, gram, layers)
+    found: Estimate = metric.compute(gram, layers)
+    return found
+
+
+def _of_directions(
+    metric: Metric, gram: DirectionGram, layers: Sequence[int], compute: Callable[[DirectionGram], Estimate]
+) -> Estimate:
+    """The figure, its bias from the halves, and its interval from the replicates."""
+
+    def estimate(own: DirectionGram) -> Estimate:
+        missing = own.without_direction(layers)
+        return absent(f"the update of layer {missing[0]} is zero, so it has no direction") if missing else compute(own)
+
+    whole = estimate(gram)
+    if whole.value is None or not gram.replicates:
+        return whole
+    halves = () if metric.cross_fitted else gram.halves
+    return with_interval(
+        whole,
+        [estimate(half) for half in halves],
+        [estimate(own) for own in gram.replicates],
+        metric.low,
+        metric.high,
+    )
+
+
+def pairs_of(metric: Metric, layers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """First and second layer of each pair that a pair metric takes inside a set of layers."""
+    index = np.asarray(layers)
+    first, second = np.triu_indices(len(index), k=1)
+    if metric.adjacent:
+        next_to = second == first + 1
+        first, second = first[next_to], second[next_to]
+    return index[first], index[second]
+
+
+def _over_pairs(metric: Metric, gram: DirectionGram, layers: Sequence[int]) -> Estimate:
+    """Mean of a pair metric over the pairs inside, and each layer's mean over its own pairs."""
+    if len(layers) == 1:
+        return absent("one layer has no pairs")
+    first, second = pairs_of(metric, layers)
+    values = np.asarray(metric.compute(gram, first, second))
+    per_layer: Mapping[int, float | None] = {
+        layer: float(values[(first == layer) | (second == layer)].mean()) for layer in layers
+    }
+    return Estimate(value=float(values.mean()), per_layer=dict(per_layer))

@@ -1,0 +1,130 @@
+"""Leaving a group of documents out: what is kept of it, against leaving it out for real."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from suite.analysis.layers import reduce_stream
+from suite.analysis.metrics import VARIANTS
+from suite.analysis.resampling import GROUPS, LayerSpectra, group_count
+from suite.capture.stream import ResidualStream
+
+FEW, MANY = (120, 150), (900, 40)
+"""(tokens, hidden): reduced as rows, and as moments."""
+
+DOCUMENTS = 30
+
+
+def planted(tokens: int, hidden: int, seed: int = 0) -> ResidualStream:
+    """Two layers with a decaying spectrum and a mean update; documents differ in scale and mean."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    document = torch.arange(tokens) * DOCUMENTS // tokens
+    decay = torch.arange(1, hidden + 1) ** -0.8
+    scale = (0.3 * random(DOCUMENTS, 1)).exp()[document]
+    own_mean = 0.4 * random(DOCUMENTS, hidden)[document] * decay
+    states = [random(tokens, hidden)]
+    for _ in range(2):
+        update = scale * (random(tokens, hidden) * decay + own_mean + 0.3 * random(hidden) * decay)
+        states.append(states[-1] + update @ torch.linalg.qr(random(hidden, hidden)).Q)
+    position = torch.arange(tokens) % (tokens // DOCUMENTS)
+    return ResidualStream(states, document, position, torch.ones(tokens, dtype=torch.bool), "device")
+
+
+def reduced(own: ResidualStream, shards: int = 1) -> dict[str, list[LayerSpectra]]:
+    pieces = [own.take(rows) for rows in torch.arange(len(own.kept)).chunk(shards)]
+    return reduce_stream(
+        pieces, layers=own.layers, tokens=len(own.kept), documents=int(own.document.max()) + 1, variants=VARIANTS
+    )
+
+
+def second_moment(own: ResidualStream, layer: int, variant: str, rows: np.ndarray) -> np.ndarray:
+    """Straight from the definition."""
+    delta = (own.states[layer + 1] - own.states[layer]).double().numpy()
+    if variant == "token_normalised":
+        delta = delta / np.linalg.norm(delta, axis=1, keepdims=True)
+    if variant == "sink_free":
+        rows = rows & (own.position.numpy() > 0)
+    delta = delta[rows]
+    if variant == "centred":
+        delta = delta - delta.mean(axis=0)
+    return np.asarray(delta.T @ delta)
+
+
+@pytest.mark.parametrize("size", [FEW, MANY])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_replicates_against_leaving_out_for_real(size: tuple[int, int], variant: str) -> None:
+    own = planted(*size)
+    group = own.document.numpy() % GROUPS
+    everything = np.ones(size[0], dtype=bool)
+    for layer, got in enumerate(reduced(own)[variant]):
+        values, vectors = np.linalg.eigh(second_moment(own, layer, variant, everything))
+        order = np.argsort(-values)[: min(size)]
+        values, vectors = values[order], vectors[:, order]
+        assert len(got.replicates) == GROUPS
+        for index, replicate in enumerate(got.replicates):
+            left = second_moment(own, layer, variant, group != index)
+            first_order = np.einsum("ij,ik,kj->j", vectors, left, vectors)
+            share = first_order.clip(0) / first_order.clip(0).sum()
+            found = replicate.eigenvalues / replicate.eigenvalues.sum()
+            assert found == pytest.approx(share[: len(found)], abs=1e-7)
+            exact = np.linalg.eigh(left)[1][:, ::-1]
+            assert got.replicate_directions is not None
+            assert got.replicate_half_directions is not None
+            assert abs(got.replicate_directions[index, 0].numpy() @ exact[:, 0]) > 1 - 1e-4
+            half = second_moment(own, layer, variant, (group != index) & (group % 2 == index % 2))
+            exact = np.linalg.eigh(half)[1][:, ::-1]
+            assert abs(got.replicate_half_directions[index, 0].numpy() @ exact[:, 0]) > 1 - 1e-3
+
+
+def test_shards_and_sides_give_the_same_replicates() -> None:
+    own = planted(*MANY)
+    whole, sharded = reduced(own), reduced(own, shards=4)
+    for variant in VARIANTS:
+        if variant == "sink_free":  # medians are taken shard by shard
+            continue
+        for one, two in zip(whole[variant], sharded[variant], strict=True):
+            for a, b in zip(one.replicates, two.replicates, strict=True):
+                assert a.eigenvalues == pytest.approx(b.eigenvalues, rel=1e-9)
+                assert a.averages["relative_step"] == pytest.approx(b.averages["relative_step"], rel=1e-9)
+
+
+def test_random_directions_have_the_covariance_of_the_updates() -> None:
+    own = planted(*MANY)
+    got = reduced(own)["raw"][0]
+    moment = second_moment(own, 0, "raw", np.ones(MANY[0], dtype=bool))
+    draws = got.random.numpy()
+    assert np.linalg.norm(draws, axis=1) == pytest.approx(1.0)
+    along = np.linalg.eigh(moment)[1][:, -1]
+    expected = np.linalg.eigvalsh(moment)[-1] / np.trace(moment)
+    assert ((draws @ along) ** 2).mean() == pytest.approx(expected, rel=0.5)
+
+
+@pytest.mark.parametrize(("documents", "groups"), [(1, 1), (2, 2), (3, 2), (9, 8), (10, 10), (136, 10)])
+def test_groups_lie_within_halves(documents: int, groups: int) -> None:
+    assert group_count(documents) == groups
+    halves = {(i % groups, i % 2) for i in range(documents)}
+    assert groups == 1 or len(halves) == groups
+
+
+def test_moments_that_do_not_fit_in_groups_are_kept_in_halves_or_refused() -> None:
+    from suite.capture.stream import Memory
+    from suite.errors import CaptureError
+
+    own = planted(*MANY)
+    pieces = [own.take(rows) for rows in torch.arange(len(own.kept)).chunk(3)]
+    options = {"layers": 2, "tokens": len(own.kept), "documents": DOCUMENTS}
+    matrix = 40**2 * 8
+    with_groups = reduce_stream(pieces, **options, memory=Memory(0, host=2 * 10 * matrix))["raw"]
+    assert len(with_groups[0].replicates) == GROUPS
+    in_halves = reduce_stream(pieces, **options, memory=Memory(0, host=2 * 2 * matrix))["raw"]
+    assert in_halves[0].replicates == ()
+    assert in_halves[0].half_directions is not None
+    assert in_halves[0].statistics.eigenvalues == pytest.approx(with_groups[0].statistics.eigenvalues, rel=1e-9)
+    with pytest.raises(CaptureError, match="moments that are added over them take"):
+        reduce_stream(pieces, **options, memory=Memory(0))
