@@ -8,7 +8,6 @@ documents of the same source the variances add.
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -19,6 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from suite.analysis.metrics import METRICS, DirectionGram, Estimate
+from suite.analysis.uncertainty import standard_error
 from suite.errors import RecordError
 from suite.records.measurement import CalibrationRecord, Measurement, ModelRecord, read_arrays
 
@@ -186,7 +186,7 @@ def directions_of(measurement: Measurement) -> dict[str, np.ndarray]:
 def _halves_turn(measurement: Measurement, variant: str) -> dict[str, tuple[float | None, ...]]:
     """How far the directions of one half of the documents are from those of the other."""
     try:
-        gram: DirectionGram = measurement._gram(variant)
+        gram: DirectionGram = measurement.gram(variant)
     except RecordError:
         return {}
     if gram.ab is None:
@@ -367,8 +367,7 @@ def _jackknife(replicates: Sequence[float | None]) -> tuple[float, float] | None
     groups = len(present)
     if groups < len(replicates) or groups < 2:
         return None
-    mean = statistics.fmean(present)
-    return math.sqrt((groups - 1) / groups * sum((own - mean) ** 2 for own in present)), groups - 1
+    return standard_error(present), groups - 1
 
 
 def _judged(pair: _Pair, family: int, tolerances: Mapping[str, float]) -> Comparison:
