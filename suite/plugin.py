@@ -525,17 +525,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     found = [report.delta_suite for report in reports if hasattr(report, "delta_suite")]
     if not found:
         return
-    from suite.publish import tables
+    from suite.analysis.metrics import METRICS
+    from suite.publish import tables, trajectory
     from suite.records.store import load
 
     order = {spec.name: index for index, spec in enumerate(config.stash[SESSION].specs)}
     rows = sorted((tables.Row(**row) for row in found), key=lambda row: (*row.place, order[row.model]))
     write = terminalreporter.write_line
+    records = {row.model: Path(row.record) for row in rows if row.record}
     for name in order:
-        record = next((row.record for row in rows if row.model == name and row.record), None)
-        if record is None:
+        if name not in records:
             continue
-        measured = load(Path(record))
+        record = records[name]
+        measured = load(record)
         terminalreporter.section(f"{name}: phases", sep="-")
         write(tables.model_line(measured))
         write(f"record: {record}")
@@ -552,6 +554,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if any(row.flips for row in rows) or config.get_verbosity() > 0:
         terminalreporter.section("verdicts under every variant", sep="-")
         write(tables.variant_table(rows))
+    for name, steps in trajectory.series(config.stash[SESSION].specs).items():
+        measured_at = {step: load(records[model]) for step, model in steps.items() if model in records}
+        terminalreporter.section(f"{name}: over training", sep="-")
+        write(trajectory.verdict_table(rows, steps))
+        for change in trajectory.verdict_changes(rows, steps):
+            write(f"changed  {change}")
+        write("")
+        every = [*METRICS] if config.get_verbosity() > 0 else None
+        write(trajectory.metric_table(measured_at, config.getoption("variant") or "raw", every))
     if any(row.verdict == "FAIL" for row in rows):
         terminalreporter.section("refuted, furthest from the claim first", sep="-")
         write(tables.failure_table(rows))

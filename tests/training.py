@@ -1,4 +1,4 @@
-"""A small Llama trained for real on the CPU, saved as a training team would save it; and ways to damage a checkpoint."""
+"""A small Llama trained for real on the CPU, saved as a training team would save it; and ways to damage it."""
 
 from __future__ import annotations
 

@@ -8,9 +8,22 @@ from typing import Any
 
 from tabulate import tabulate
 
+from suite.analysis.metrics import METRICS
 from suite.publish.tables import NONE, number
+from suite.publish.trajectory import phase_estimate
 from suite.records.baseline import BaselineFile
-from suite.records.comparison import TURNS, Comparison, Snapshot, Status, first_changed_layer
+from suite.records.comparison import (
+    TURNS,
+    Comparison,
+    Snapshot,
+    Status,
+    compare,
+    directions_of,
+    first_changed_layer,
+    of_pair,
+    snapshot,
+)
+from suite.records.measurement import Measurement
 
 MOST_LINES = 16
 """Comparisons shown of one item."""
@@ -180,3 +193,91 @@ def changes_table(rows: Sequence[BaselineRow], limit: int = 20) -> str:
         colalign=("left", "left", "left", "right", "right", "right", "right", "left"),
     )
     return table + (f"\nand {len(drifted) - limit} more" if len(drifted) > limit else "")
+
+
+# --- two models side by side -----------------------------------------------------------------------------------
+
+
+def side_by_side(
+    before: Measurement, now: Measurement, variant: str = "raw", *, layers: bool = False, other_documents: bool = False
+) -> str:
+    """Every metric over every phase that both have, and how far directions turned where the shapes agree.
+
+    Layer metrics are means over the phase. `*` marks a difference whose interval leaves out 0 when all of them are to
+    hold at once.
+    """
+    paired = before.calibration.sha256 == now.calibration.sha256
+    if not paired and not other_documents:
+        return (
+            f"not comparable: the calibrations are {before.calibration.name} ({before.calibration.sha256[:8]}) and "
+            f"{now.calibration.name} ({now.calibration.sha256[:8]}). Measure both on one, or say --other-documents "
+            f"where they are samples of the same source."
+        )
+    phases = [phase for phase in now.phases if phase in before.phases]
+    pairs = [
+        (phase, metric, (a, b))
+        for phase in phases
+        for metric in METRICS
+        if (a := phase_estimate(before, metric, phase, variant)) is not None
+        and (b := phase_estimate(now, metric, phase, variant)) is not None
+        and a.value is not None
+        and b.value is not None
+    ]
+    compared = of_pair(pairs, variant, paired=paired)
+    parts = [_marked_table(compared, "phase")]
+    same_shape = (before.model.layers, before.model.hidden) == (now.model.layers, now.model.hidden)
+    if same_shape:
+        by_layer = [
+            own
+            for own in compare(
+                snapshot(before),
+                snapshot(now),
+                directions=(directions_of(before), directions_of(now)),
+                other_documents=True,
+            )
+            if own.layer is not None and own.variant == variant and own.status is not Status.NOT_COMPARABLE
+        ]
+        turned = [own for own in by_layer if own.metric in TURNS]
+        parts.append(turn_table(turned) if turned else "the directions are not at hand, so their turning is not shown")
+        if layers:
+            parts.append(_marked_table([own for own in by_layer if own.metric not in TURNS], "layer"))
+    elif layers:
+        parts.append("the models differ in shape, so their layers are not compared")
+    how = "paired by document" if paired else "unpaired: other documents"
+    return "\n\n".join([*parts, f"intervals: 95%, {how}; * all of them considered at once"])
+
+
+def _marked_table(compared: Sequence[Comparison], scope: str) -> str:
+    lines = [
+        [
+            own.scope.removeprefix("layer:"),
+            own.metric,
+            number(own.old),
+            number(own.new),
+            _signed(own.difference),
+            _interval(own),
+            "*" if own.fails else "",
+        ]
+        for own in compared
+        if own.difference is not None
+    ]
+    headers = [scope, "metric", "A", "B", "difference", "95% interval", ""]
+    align = ("left", "left", "right", "right", "right", "right", "left")
+    return tabulate(lines, headers=headers, disable_numparse=True, colalign=align if lines else None)
+
+
+def turn_table(turned: Sequence[Comparison]) -> str:
+    """Degrees that v_L and the top-8 subspace of each layer turned, beside those between halves of the documents."""
+    by_layer: dict[int, dict[str, Comparison]] = {}
+    for own in turned:
+        if own.layer is not None:
+            by_layer.setdefault(own.layer, {})[own.metric] = own
+    lines = [
+        [
+            str(layer),
+            *(text for metric in TURNS for text in (number(own[metric].new, 3), number(own[metric].tolerance, 3))),
+        ]
+        for layer, own in by_layer.items()
+    ]
+    headers = ["layer", "v_L turned", "(halves)", "top 8 turned", "(halves)"]
+    return "degrees\n" + tabulate(lines, headers=headers, disable_numparse=True, colalign=("right",) * 5)

@@ -292,8 +292,6 @@ class _Pair:
     comparison: Comparison
     noise: tuple[float, float] | None = None
     """Standard error and degrees of freedom."""
-    exact: bool = True
-    """The same documents, so that every difference beyond rounding is one."""
 
 
 def _pair(
@@ -304,7 +302,7 @@ def _pair(
     made = Comparison(scope, metric, variant, Status.SAME, values[0], values[1])
 
     def undecided(status: Status, reason: str) -> _Pair:
-        return _Pair(replace(made, status=status, reason=reason), None, paired)
+        return _Pair(replace(made, status=status, reason=reason))
 
     if refusal is not None:
         return undecided(Status.NOT_COMPARABLE, refusal)
@@ -327,13 +325,33 @@ def _pair(
             return undecided(Status.NEW, f"had no value: {a.reason}")
         # A figure behind a gate (reliability above 0.6) comes and goes with the documents that are drawn.
         return undecided(Status.GONE if paired else Status.NOT_MEASURED, f"no value any more: {b.reason}")
+    return _pair_of(made, a, b, paired)
+
+
+def _pair_of(made: Comparison, a: Estimate, b: Estimate, paired: bool) -> _Pair:
+    """Two numbers and the noise of their difference."""
+    if a.value is None or b.value is None:
+        raise ValueError(f"{made.metric} over {made.scope} has no value on one side")
     noise = _paired_noise(a, b) if paired else _unpaired_noise(a, b)
     difference = b.value - a.value
     if not paired and noise is not None and a.corrected is not None and b.corrected is not None:
         difference = b.corrected - a.corrected  # other documents, perhaps another number of them: another bias
     if not paired and noise is None:
-        return undecided(Status.NOT_MEASURED, "no interval on one of the sides, and the documents are others")
-    return _Pair(replace(made, difference=difference), noise, paired)
+        reason = "no interval on one of the sides, and the documents are others"
+        return _Pair(replace(made, status=Status.NOT_MEASURED, reason=reason))
+    return _Pair(replace(made, difference=difference), noise)
+
+
+def of_pair(
+    estimates: Sequence[tuple[str, str, tuple[Estimate, Estimate]]], variant: str, *, paired: bool
+) -> list[Comparison]:
+    """(scope, metric, both sides) compared, where both sides have a value."""
+    found = [
+        _pair_of(Comparison(scope, metric, variant, Status.SAME, a.value, b.value), a, b, paired)
+        for scope, metric, (a, b) in estimates
+    ]
+    family = sum(own.noise is not None for own in found)
+    return [_judged(own, family, {}) for own in found]
 
 
 def _span(layers: tuple[int, int] | None) -> str:
