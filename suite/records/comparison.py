@@ -26,7 +26,8 @@ COMPARED_VARIANTS = ("raw", "sink_free")
 """The variants that are compared: the other two are transformations of the same rows, and would double the claims."""
 
 FALSE_ALARMS = 0.05
-"""Share of comparisons of an unchanged model with itself in which anything at all may look changed."""
+"""Share of runs on other documents in which anything of an unchanged model may look changed: half of it is for the
+figures, half for the turning of directions, and each is shared out evenly (Bonferroni)."""
 
 ROUNDING = 1e-5
 """Differences up to this share of the value (of 1 for a bounded metric) are rounding: batches differ by less."""
@@ -368,15 +369,13 @@ def _paired_noise(a: Estimate, b: Estimate) -> tuple[float, float] | None:
 
 
 def _unpaired_noise(a: Estimate, b: Estimate) -> tuple[float, float] | None:
-    """Variances add; degrees of freedom by Welch and Satterthwaite."""
+    """Variances add. The degrees of freedom are those of one side: Welch's are up to twice as many, and too many for
+    figures that jump with the documents, such as principal angles."""
     sides = [None if own.replicates is None else _jackknife(own.replicates) for own in (a, b)]
     first, second = sides
     if first is None or second is None:
         return None
-    variance = first[0] ** 2 + second[0] ** 2
-    spread = first[0] ** 4 / first[1] + second[0] ** 4 / second[1]
-    freedom = variance**2 / spread if spread > 0 else first[1]
-    return math.sqrt(variance), round(freedom, 1)  # rounded, for the quantiles that are kept
+    return math.hypot(first[0], second[0]), min(first[1], second[1])
 
 
 def _jackknife(replicates: Sequence[float | None]) -> tuple[float, float] | None:
@@ -396,7 +395,7 @@ def _judged(pair: _Pair, family: int, tolerances: Mapping[str, float]) -> Compar
     width, half_95 = rounding, None
     if pair.noise is not None:
         error, freedom = pair.noise
-        width = max(rounding, error * t_quantile(1 - FALSE_ALARMS / 2 / family, freedom))
+        width = max(rounding, error * t_quantile(1 - FALSE_ALARMS / 4 / family, freedom))
         half_95 = error * t_quantile(0.975, freedom)
     stated = _stated(own, tolerances)
     tolerance = width if stated is None else stated
@@ -430,35 +429,57 @@ def _turned(
     tolerances: Mapping[str, float],
 ) -> list[Comparison]:
     """How far each layer's directions turned, against how far those of the two halves of documents are apart."""
+    paired = old.calibration.sha256 == new.calibration.sha256
+    variants = [name for name in COMPARED_VARIANTS if name in old.estimates or name in new.estimates]
+    factor = 1.0 if paired else _turn_factor(len(TURNS) * len(variants) * old.model.layers)
     out = []
-    for metric in TURNS:
-        for variant in COMPARED_VARIANTS:
-            before, after = (side.get(f"{variant}.directions") for side in directions)
+    for variant in variants:
+        before, after = (side.get(f"{variant}.directions") for side in directions)
+        found = {} if refusal is not None or before is None or after is None else turns(before, after)
+        for metric in TURNS:
             made = Comparison(LAYERS, metric, variant, Status.NOT_MEASURED)
             if refusal is not None:
                 out.append(replace(made, status=Status.NOT_COMPARABLE, reason=refusal))
-                continue
-            if before is None or after is None:
-                where = "the baseline has no directions beside it" if before is None else "they are not in the cache"
+            elif not found:
+                where = "the baseline has none beside it" if before is None else "this measurement's are not at hand"
                 out.append(replace(made, reason=f"the directions cannot be compared: {where}"))
-                continue
-            for layer, turn in enumerate(turns(before, after)[metric]):
+            for layer, turn in enumerate(found.get(metric, [])):
                 own = replace(made, scope=f"layer:{layer}", new=turn, difference=turn)
-                if turn is None:
-                    out.append(replace(own, reason="the layer has no direction, or has lost some"))
-                    continue
-                apart = [_at(side.halves_turn, variant, metric, layer) for side in (old, new)]
-                stated = _stated(own, tolerances)
-                width = max(TURN_ROUNDING, *(degrees or 0.0 for degrees in apart))
-                tolerance = width if stated is None else stated
-                status = Status.SAME if turn <= min(width, tolerance) else Status.DRIFT
-                out.append(replace(own, status=status, tolerance=tolerance, stated=stated is not None))
+                apart = [_apart(side, variant, metric, layer) for side in (old, new)]
+                out.append(_turn(own, apart, paired, factor, _stated(own, tolerances)))
     return out
 
 
-def _at(halves: Mapping[str, Mapping[str, Sequence[float | None]]], variant: str, metric: str, layer: int) -> float:
-    degrees = halves.get(variant, {}).get(metric, ())
-    return (degrees[layer] if layer < len(degrees) else None) or 0.0
+def _turn(
+    own: Comparison, apart: Sequence[float | None], paired: bool, factor: float, stated: float | None
+) -> Comparison:
+    known = [degrees for degrees in apart if degrees is not None]
+    if own.difference is None:
+        return replace(own, reason="the layer has no direction, or another number of them")
+    if not paired and len(known) < len(apart) and stated is None:
+        return replace(own, difference=None, reason="the documents are others, and a calibration has no halves")
+    noise = max(known, default=0.0) if paired else math.sqrt(sum(degrees**2 for degrees in known) / 2)
+    width = max(TURN_ROUNDING, factor * noise)
+    tolerance = width if stated is None else stated
+    status = Status.SAME if own.difference <= min(width, tolerance) else Status.DRIFT
+    return replace(own, status=status, tolerance=tolerance, stated=stated is not None)
+
+
+def _turn_factor(family: int) -> float:
+    """Turns between two samples are this many times the rms turn between their halves at most, all layers at once.
+
+    Two samples of n documents are apart by 1/sqrt(2) of what two halves of n / 2 are, in the mean. A turn has few
+    degrees of freedom, as mostly it goes towards the next direction or two, so the ratio of squares is taken as
+    F(2, 4), whose upper tail is (1 + F / 2)^-2.
+    """
+    tail = FALSE_ALARMS / 2 / family
+    quantile = 2 * (tail**-0.5 - 1)
+    return math.sqrt(quantile / 2)
+
+
+def _apart(side: Snapshot, variant: str, metric: str, layer: int) -> float | None:
+    degrees = side.halves_turn.get(variant, {}).get(metric, ())
+    return degrees[layer] if layer < len(degrees) else None
 
 
 # --- Student's t -----------------------------------------------------------------------------------------------
