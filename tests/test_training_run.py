@@ -131,8 +131,8 @@ def test_a_nightly_run(project: pytest.Pytester, run: Run) -> None:
     assert broken.ret == 1
     broken.stdout.fnmatch_lines(
         [
-            "layers/effective_rank of *headless: drift",
-            "  layer 2 *effective_rank *raw *",
+            "layers/effective_rank_roy of *headless: drift",
+            "  layer 2 *effective_rank_roy *raw *",
             "  first at   layer 2: the layers before it are the same",
             "  tolerance  the interval of the difference, paired by document, *",
             "*headless *baselines/small.json * 2",
