@@ -99,7 +99,7 @@ class TestResolve:
                 "runs--checkpoint-final",
             ]
             assert [spec.series and spec.series[1] for spec in specs] == [200, 1000, None]
-        with pytest.raises(UnknownModelError, match="nothing matches.*Quote the pattern"):
+        with pytest.raises(UnknownModelError, match=r"nothing matches.*Quote the pattern"):
             registry.resolve_all("runs/step-*")
         with pytest.raises(UnknownModelError, match="1 matches, but no directory"):
             registry.resolve_all("runs/*.log")
