@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODEL := smollm2-135m-q4
 
-.PHONY: demo test lint conformance bench clean
+.PHONY: demo test lint conformance datasheet bench clean
 
 demo: .venv/installed
 	@# pytest's status 1 means a refuted prediction, which is a result, or a model that could not be measured, which is
@@ -31,6 +31,10 @@ lint: .venv/installed
 # Every architecture that transformers can build, through the real capture: rewrites tests/conformance/TABLE.md.
 conformance: .venv/installed
 	$(BIN)/python -m tests.conformance
+
+# Counts the calibration set anew: rewrites the tables in suite/capture/data/DATASHEET.md.
+datasheet: .venv/installed
+	$(BIN)/python -m suite.capture.datasheet
 
 # Speed, as ratios within one run: the figures at the end, and as a page on stdout.
 bench: .venv/installed

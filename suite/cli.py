@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from suite.capture.calibration import DEFAULT_CALIBRATION, OPTION_HELP
 from suite.errors import SuiteError
 
 if TYPE_CHECKING:
@@ -48,9 +49,16 @@ def _fail(message: str) -> NoReturn:
 @app.command(epilog="Example: delta-suite measure smollm2-135m-q4")
 def measure(
     models: Annotated[
-        list[str], typer.Argument(help="Names from models.toml, name@revision, directories, or hub ids.")
+        list[str],
+        typer.Argument(
+            help="Names from models.toml, name@revision, directories, or hub ids; @random-weights behind one "
+            "measures its architecture with freshly initialised weights."
+        ),
     ],
-    calibration: Annotated[str, typer.Option(help="seed, core, or a text file, .jsonl or folder.")] = "seed",
+    calibration: Annotated[str, typer.Option(help=f"{OPTION_HELP}.")] = DEFAULT_CALIBRATION,
+    documents: Annotated[
+        int | None, typer.Option(help="Only the first so many documents of the calibration (default: all).")
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, mps, or sharded over all GPUs.")] = "auto",
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16 (default: the model's).")] = None,
     results: Annotated[Path, typer.Option("--results-dir", help="Where the record is written.")] = Path("results"),
@@ -68,7 +76,14 @@ def measure(
     from suite.publish.progress import bars
 
     started = time.time() if fresh else None
-    settings = Settings(calibration=calibration, device=device, dtype=dtype, results=results, fresh_since=started)
+    settings = Settings(
+        calibration=calibration,
+        documents=documents,
+        device=device,
+        dtype=dtype,
+        results=results,
+        fresh_since=started,
+    )
     failed = False
     with _errors_as_text():
         registry = load_registry(models_file)
@@ -93,7 +108,8 @@ def measure(
 def compare(
     before: Annotated[str, typer.Argument(help="A model as `measure` takes it, or a record (.json).")],
     now: Annotated[str, typer.Argument(help="The other one.")],
-    calibration: Annotated[str, typer.Option(help="As for measure.")] = "seed",
+    calibration: Annotated[str, typer.Option(help="As for measure.")] = DEFAULT_CALIBRATION,
+    documents: Annotated[int | None, typer.Option(help="As for measure.")] = None,
     device: Annotated[str, typer.Option(help="As for measure.")] = "auto",
     dtype: Annotated[str | None, typer.Option(help="As for measure.")] = None,
     results: Annotated[Path, typer.Option("--results-dir", help="Where records are written.")] = Path("results"),
@@ -112,7 +128,7 @@ def compare(
     from suite.publish import tables
     from suite.publish.baselines import side_by_side
 
-    settings = Settings(calibration=calibration, device=device, dtype=dtype, results=results)
+    settings = Settings(calibration=calibration, documents=documents, device=device, dtype=dtype, results=results)
     with _errors_as_text():
         pair = [_measured_or_stored(name, settings, models_file) for name in (before, now)]
         for measurement in pair:
@@ -137,7 +153,8 @@ def _measured_or_stored(name: str, settings: Settings, models_file: Path | None)
 def trajectory(
     pattern: Annotated[str, typer.Argument(help="name@step*, or a quoted pattern of directories.")],
     out: Annotated[Path | None, typer.Option(help="The page (default: <results>/site/<run>.html).")] = None,
-    calibration: Annotated[str, typer.Option(help="As for measure.")] = "seed",
+    calibration: Annotated[str, typer.Option(help="As for measure.")] = DEFAULT_CALIBRATION,
+    documents: Annotated[int | None, typer.Option(help="As for measure.")] = None,
     device: Annotated[str, typer.Option(help="As for measure.")] = "auto",
     dtype: Annotated[str | None, typer.Option(help="As for measure.")] = None,
     results: Annotated[Path, typer.Option("--results-dir", help="Where records are written.")] = Path("results"),
@@ -153,13 +170,13 @@ def trajectory(
     from suite.claims.spec import load_hypotheses
     from suite.measure import Settings
     from suite.measure import measure as run
-    from suite.models.registry import load_registry
+    from suite.models.registry import RANDOM_WEIGHTS, load_registry
     from suite.publish import tables
     from suite.publish import trajectory as publish
     from suite.publish.progress import bars
-    from suite.records.store import folder_name
+    from suite.records.store import folder_name, newest
 
-    settings = Settings(calibration=calibration, device=device, dtype=dtype, results=results)
+    settings = Settings(calibration=calibration, documents=documents, device=device, dtype=dtype, results=results)
     with _errors_as_text():
         specs = load_registry(models_file).resolve_all(pattern)
         found = publish.series(specs)
@@ -173,14 +190,18 @@ def trajectory(
         loaded = load_hypotheses(hypotheses or [_default_hypotheses()])
         outcomes = {step: run(named[model], settings, bars()) for step, model in steps.items()}
         measured = {step: outcome.measurement for step, outcome in outcomes.items()}
+        controls = {
+            step: newest(results, f"{own.model.name}@{RANDOM_WEIGHTS}", own.calibration.sha256)
+            for step, own in measured.items()
+        }
         rows = [
             tables.Row.of(
-                verdict_on(hypothesis, expectation, outcome.measurement),
+                verdict_on(hypothesis, expectation, outcome.measurement, controls[step]),
                 across_variants(hypothesis, expectation, outcome.measurement),
                 f"{hypothesis.path}:{expectation.line}",
                 str(outcome.record),
             )
-            for outcome in outcomes.values()
+            for step, outcome in outcomes.items()
             for hypothesis in loaded
             for expectation in hypothesis.expect
         ]
@@ -207,10 +228,10 @@ def judge(
     from suite.claims.judge import Verdict, across_variants
     from suite.claims.judge import judge as verdict_on
     from suite.claims.spec import load_hypotheses
-    from suite.models.registry import load_registry
+    from suite.models.registry import RANDOM_WEIGHTS, load_registry
     from suite.publish import tables
     from suite.records.cache import Cache, cache_root
-    from suite.records.store import load
+    from suite.records.store import load, newest
 
     with _errors_as_text():
         loaded = load_hypotheses(hypotheses or [_default_hypotheses()])
@@ -225,9 +246,10 @@ def judge(
                 measured = measured.under(spec.phases)
             typer.echo(tables.model_line(measured))
             typer.echo(f"\n{tables.phase_table(measured)}\n")
+            control = newest(path.parents[2], f"{measured.model.name}@{RANDOM_WEIGHTS}", measured.calibration.sha256)
             for hypothesis in loaded:
                 for expectation in hypothesis.expect:
-                    judgement = verdict_on(hypothesis, expectation, measured)
+                    judgement = verdict_on(hypothesis, expectation, measured, control)
                     variants = across_variants(hypothesis, expectation, measured)
                     where = f"{hypothesis.path}:{expectation.line}"
                     rows.append(tables.Row.of(judgement, variants, where, str(path)))

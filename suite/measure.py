@@ -19,6 +19,7 @@ import numpy as np
 import suite
 from suite.analysis.metrics import TOP_K, VARIANTS
 from suite.capture.calibration import DEFAULT_CALIBRATION, MAX_TOKENS, Calibration, load_calibration, tokenize
+from suite.models.control import control_fingerprint
 from suite.models.device import resolve_device
 from suite.models.files import ModelFiles, fingerprint, locate
 from suite.models.phases import phase_map
@@ -54,6 +55,8 @@ class Settings:
     """What the user chose for a run; everything else follows from the model."""
 
     calibration: str = DEFAULT_CALIBRATION
+    documents: int | None = None
+    """Only the first documents of the calibration; None: all of them (of a hub dataset, a fixed number)."""
     device: str = "auto"
     dtype: str | None = None
     """None: what the model's entry says."""
@@ -78,10 +81,11 @@ def measure(spec: ModelSpec, settings: Settings, progress: Progress = no_progres
     Raises a SuiteError whose message says what to do: the model or its device is not there, the calibration is unfit,
     the stream cannot be captured, an identity of the certificate fails, a folder cannot be written.
     """
-    calibration = load_calibration(settings.calibration)
+    calibration = load_calibration(settings.calibration, settings.documents)
     device = resolve_device(settings.device, spec)
     files = locate(spec)
-    weights = fingerprint(files, settings.cache.memo)
+    weights = control_fingerprint(files) if spec.random_weights else fingerprint(files, settings.cache.memo)
+    revision = None if spec.random_weights else files.revision or spec.revision  # a control is of no commit
     dtype = settings.dtype or spec.dtype
     choices = {
         "dtype": dtype,
@@ -111,7 +115,7 @@ def measure(spec: ModelSpec, settings: Settings, progress: Progress = no_progres
         phase_map(measurement.model.layers, spec.phases),
         name=spec.name,
         source=spec.source,
-        revision=files.revision or spec.revision,
+        revision=revision,
     )
     return Outcome(shown, save(settings.results, shown), cached)
 
@@ -206,7 +210,7 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
         model=ModelRecord(
             name=run.spec.name,
             source=run.spec.source,
-            revision=run.files.revision or run.spec.revision,
+            revision=None,  # as the name and the source, put on by `measure` each time
             fingerprint=run.fingerprint,
             architecture=type(loaded.model).__name__,
             layers=blocks,
@@ -216,6 +220,8 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
             name=run.calibration.name,
             sha256=run.calibration.sha256,
             documents=len(run.calibration.documents),
+            first=run.calibration.first,
+            tokens_per_document=run.calibration.tokens_per_document,
             tokens=tokens,
             dropped=dropped,
         ),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 import time
+import warnings
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from suite.capture.calibration import DEFAULT_CALIBRATION, OPTION_HELP
 from suite.errors import SuiteError
 from suite.regression import REGRESSION, BaselineItem, BaselineNode, Regression, add_options, status_of
 
@@ -41,7 +43,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="append",
         default=[],
         metavar="NAME",
-        help="model to measure: a name from models.toml, name@revision, a directory, or a hub id (repeatable)",
+        help="model to measure: a name from models.toml, name@revision, a directory, or a hub id; with @random-weights "
+        "behind it, its architecture with freshly initialised weights (repeatable)",
     )
     add(
         "--all-models",
@@ -55,9 +58,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     add(
         "--calibration",
-        default="seed",
+        default=DEFAULT_CALIBRATION,
         metavar="NAME|PATH",
-        help="calibration set: seed, core, or a text file, .jsonl or folder (default: seed)",
+        help=f"{OPTION_HELP} (default: {DEFAULT_CALIBRATION})",
+    )
+    add(
+        "--documents",
+        type=int,
+        metavar="N",
+        help="only the first N documents of the calibration (default: all; of a hub dataset 128)",
     )
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, or sharded over all GPUs (default: auto)")
     add(
@@ -76,6 +85,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=["raw", "sink_free", "token_normalised", "centred"],
         help="judge every claim under this variant, and show it (default: as each claim says; tables show raw)",
     )
+    add(
+        "--no-control",
+        action="store_true",
+        help="do not measure the same architecture with random weights (then no claim is marked vacuous)",
+    )
     add("--fresh", action="store_true", help="measure again, whatever the cache holds")
     add("--strict-verdicts", action="store_true", help="inconclusive and not measured fail, too")
     add_options(group)
@@ -84,7 +98,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[SESSION] = session = Session(config)
     config.addinivalue_line("markers", "baseline: compares a model with its baseline (--baseline)")
-    calls = {"outcome": session.outcome, "reproduce": session.reproduce}
+    calls = {"outcome": session.outcome, "control": session.control, "reproduce": session.reproduce}
     if (regression := Regression.of(config, session.specs, **calls)) is not None:
         config.stash[REGRESSION] = regression
         config.pluginmanager.register(regression, "delta-suite-baselines")
@@ -145,6 +159,7 @@ class Session:
         option = self.config.getoption
         return Settings(
             calibration=option("calibration"),
+            documents=option("documents"),
             device=option("device"),
             dtype=option("dtype"),
             results=Path(option("results_dir")),
@@ -166,6 +181,24 @@ class Session:
         if isinstance(found, Exception):
             raise found
         return found
+
+    def control(self, spec: ModelSpec) -> Measurement | None:
+        """The same architecture with random weights, or None where it was left out or cannot be measured.
+
+        What the model itself is judged on does not depend on it, so its failure is a warning, once.
+        """
+        if self.config.getoption("no_control") or spec.random_weights:
+            return None
+        control = spec.control()
+        known = control.name in self._outcomes
+        try:
+            return self.outcome(control).measurement
+        except Exception as error:  # whatever hinders initialising or measuring it
+            if not known:
+                warnings.warn(
+                    f"{control.name} cannot be measured, so no claim is marked vacuous: {error}", stacklevel=2
+                )
+            return None
 
     def outcome_or_error(self, spec: ModelSpec) -> Outcome:
         """The same inside a test: without a measurement the test is an error with its message, and no traceback."""
@@ -189,9 +222,9 @@ class Session:
     def reproduce(self, nodeid: str, model: str) -> str:
         """The command that shows one verdict again."""
         words = ["pytest", nodeid, f"--model={self.arguments.get(model, model)}"]
-        for option in ("calibration", "device", "dtype", "variant"):
+        for option in ("calibration", "documents", "device", "dtype", "variant"):
             value, flag = self.config.getoption(option), f"--{option}"
-            if value not in (None, "auto", "seed"):
+            if value not in (None, "auto", DEFAULT_CALIBRATION):
                 words.append(f"{flag}={value}")
         if (regression := self.config.stash.get(REGRESSION, None)) is not None and ".json::" in nodeid:
             words.append(f"--baseline={regression.paths[model]}")
@@ -279,7 +312,8 @@ class ExpectationItem(pytest.Item):
         from suite.claims.judge import Verdict, across_variants, judge
 
         outcome = self.config.stash[SESSION].outcome(self.spec)
-        self.judgement = judgement = judge(self.hypothesis, self.expectation, outcome.measurement)
+        control = self.config.stash[SESSION].control(self.spec)
+        self.judgement = judgement = judge(self.hypothesis, self.expectation, outcome.measurement, control)
         self.variants = across_variants(self.hypothesis, self.expectation, outcome.measurement)
         shown = {
             "hypothesis": self.hypothesis.id,
@@ -292,6 +326,10 @@ class ExpectationItem(pytest.Item):
             "observed": judgement.observed,
             "threshold": judgement.required,
             "margin": judgement.margin,
+            "interval": judgement.observation.interval,
+            "p": judgement.p,
+            "gates": ", ".join(gate.name for gate in judgement.gates) or None,
+            "vacuous": judgement.vacuous or None,
         }
         self.user_properties += [(key, value) for key, value in shown.items() if value is not None]
         if judgement.verdict is Verdict.SUPPORTED:
@@ -507,11 +545,12 @@ def pytest_report_header(config: pytest.Config) -> list[str] | None:
     if not session.specs:
         return None
     import suite
+    from suite.capture.calibration import headline
 
     settings = session.settings
     lines = [
         f"delta-suite {suite.__version__}: {', '.join(spec.name for spec in session.specs)}",
-        f"calibration: {settings.calibration}, device: {settings.device}, "
+        f"calibration: {headline(settings.calibration, settings.documents)}, device: {settings.device}, "
         f"dtype: {settings.dtype or 'as the model says'}, "
         f"results: {settings.results}, cache: {settings.cache.root}",
     ]
@@ -551,6 +590,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     write(tables.verdict_grid(rows))
     if any(row.flips for row in rows):
         write(f"{tables.FLIPS.strip()} another variant gives another verdict")
+    if any(row.vacuous for row in rows):
+        write(f"{tables.VACUOUS.strip()} vacuous: random weights of the same architecture support the claim, too")
+    if len(order) > 1 and (table := tables.in_several_models(rows)):
+        terminalreporter.section("in how many models", sep="-")
+        write(table)
     if any(row.flips for row in rows) or config.get_verbosity() > 0:
         terminalreporter.section("verdicts under every variant", sep="-")
         write(tables.variant_table(rows))

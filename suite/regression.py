@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from suite.models.registry import ModelSpec
     from suite.records.baseline import BaselineFile, VerdictEntry
     from suite.records.comparison import Comparison, Snapshot, Status
+    from suite.records.measurement import Measurement
 
 RECORD = "record"
 """The item that asks whether the two can be compared at all."""
@@ -56,6 +57,8 @@ class Regression:
     specs: Sequence[ModelSpec]
     outcome: Callable[[ModelSpec], Outcome]
     """Raises the SuiteError of a model that cannot be measured."""
+    control: Callable[[ModelSpec], Measurement | None]
+    """The same architecture with random weights, where it is measured."""
     reproduce: Callable[[str, str], str]
     paths: dict[str, Path] = field(default_factory=dict)
     """Of each model."""
@@ -159,7 +162,7 @@ class Regression:
         stated = next((own for own in hypothesis.expect if own.id == expectation), None)
         if stated is None:
             return None
-        judged = judge(hypothesis, stated, self.outcome(spec).measurement)
+        judged = judge(hypothesis, stated, self.outcome(spec).measurement, self.control(spec))
         claim = f"{stated.claim()}, {stated.variant}"
         return VerdictEntry(
             verdict=judged.verdict.value, observed=judged.observed, claim=claim, file=self._relative(hypothesis.path)

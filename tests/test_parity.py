@@ -30,7 +30,7 @@ def reference_states(directory: Path) -> list[np.ndarray]:
 
 def test_every_figure_of_the_reference_on_a_tiny_model(tiny: Path, tmp_path: Path) -> None:
     states = reference_states(tiny)
-    settings = Settings(results=tmp_path, device="cpu", cache=Cache(tmp_path / "cache"))
+    settings = Settings(calibration="seed", results=tmp_path, device="cpu", cache=Cache(tmp_path / "cache"))
     measured = measure(ModelSpec(name="tiny", path=tiny), settings).measurement
     assert measured.calibration.tokens == len(states[0])
     figures = [layer_figures(before, after) for before, after in pairwise(states)]

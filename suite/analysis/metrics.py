@@ -51,12 +51,17 @@ class Estimate(BaseModel):
     """The value less its estimated bias: the centre of the interval."""
     interval: tuple[float, float] | None = None
     """95%, with documents as the unit; absent where the calibration is one document."""
-    replicates: tuple[float | None, ...] | None = None
+    replicates: tuple[float, ...] | None = None
     """The value without each group of documents in turn: what the interval, and that of a difference, is taken from."""
     per_layer: dict[int, float | None] | None = None
     """What each layer of a phase contributes to the phase's value."""
     detail: dict[str, Any] | None = None
     """Figures that the value is read against, such as a noise edge."""
+
+    @property
+    def best(self) -> float | None:
+        """The value without its bias, where that is known: what a claim on the model is about."""
+        return self.value if self.corrected is None else self.corrected
 
     @model_serializer(mode="wrap")
     def _without_empty(self, handler: Any) -> dict[str, Any]:

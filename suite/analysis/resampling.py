@@ -151,8 +151,10 @@ class GroupedMoments(Groups):
     def _extra(self, group: int, groups: Sequence[int]) -> Float64[Tensor, " hidden"]:
         """e, where centring those that stay anew, on their own mean, takes e e^T more from the second moment."""
         total, own = self._of(groups), self._moments[group]
-        shifted = own.total - own.tokens * total.total / max(1, total.tokens)
-        return shifted / max(1, total.tokens - own.tokens) ** 0.5
+        shifted = own.total - total.total * (own.tokens / max(1, total.tokens))
+        left = float(max(1, total.tokens - own.tokens))
+        scaled: Tensor = shifted / left**0.5
+        return scaled
 
     def _times(self, group: int, groups: Sequence[int], vectors: Float64[Tensor, "hidden k"]) -> Tensor:
         """E_g times vectors."""

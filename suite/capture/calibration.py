@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from suite.capture.texts import HUB, HUB_DOCUMENTS, read_texts
 from suite.errors import CalibrationError
 
 if TYPE_CHECKING:
@@ -19,20 +19,37 @@ if TYPE_CHECKING:
 MAX_TOKENS = 2048
 """Longest sequence run through a model, the reference's `max_length`; longer documents run in several pieces."""
 
-DEFAULT_CALIBRATION = "seed"
+CORE_TOKENS = 128
+"""Tokens that `core` runs of each document. Its documents have at least 220 under every tokenizer that was tried
+(data/DATASHEET.md), so each document and each domain has the same number of rows."""
 
-BUNDLED = ("seed", "core")
+DEFAULT_CALIBRATION = "core"
+
+BUNDLED = ("core", "seed")
 """Calibration sets that come with the suite."""
+
+OPTION_HELP = (
+    "calibration set: core, seed (the reference's one stream, without intervals), a text file, .jsonl, .parquet, "
+    "a folder of texts, or hf:org/name[/config][:split[:column]]"
+)
+"""What the front doors say of `--calibration`."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Documents to measure on. `sha256` is taken over the texts in order, so it names exactly what was read."""
+    """Documents to measure on, each run by itself from position 0.
+
+    `sha256` is taken over the texts in order and the token limit, so it names exactly what ran.
+    """
 
     name: str
     documents: tuple[str, ...]
     drop_first_token: bool = False
     """The reference drops the first token of its one stream."""
+    tokens_per_document: int | None = None
+    """Only so many tokens of each document run, special tokens included; None: the whole document."""
+    first: int | None = None
+    """The number of documents asked for, the source's first ones; None: all of them."""
 
     @property
     def sha256(self) -> str:
@@ -40,6 +57,8 @@ class Calibration:
         for text in self.documents:
             encoded = text.encode()
             digest.update(len(encoded).to_bytes(8, "big") + encoded)
+        if self.tokens_per_document is not None:
+            digest.update(f"first {self.tokens_per_document} tokens".encode())
         return digest.hexdigest()
 
 
@@ -60,80 +79,54 @@ class TokenSequences:
         return sum(len(ids) for ids in self.ids)
 
 
-def load_calibration(name: str) -> Calibration:
-    """A bundled set by name, or the documents of a file or folder.
+def load_calibration(name: str, documents: int | None = None) -> Calibration:
+    """A bundled set by name, or the documents of a file, folder or hub dataset; its first `documents` alone, if given.
 
-    `seed`: the reference's 25 prompts joined by blank lines, one document, its first token dropped. It is there for
-    parity; one document has no halves and no interval. `core`: 136 documents in 17 domains and 8 languages, each run
-    apart (capture/data/DATASHEET.md). A `.jsonl` file: one document a line, key `text`. A folder: one document per
-    `.txt` or `.md` file, by name. Any other file: one document.
+    `core`: 136 documents in 17 domains and 8 languages, the first 128 tokens of each, each run apart
+    (data/DATASHEET.md). `seed`: the reference's 25 prompts joined by blank lines, one document, its first token
+    dropped. It is there for parity; one document has no halves and no interval. Anything else is read by
+    `texts.read_texts`: a `.jsonl` or `.parquet` file (key or column `text`), a folder (one document per `.txt` or
+    `.md` file, by name), any other file (one document), or `hf:org/name[/config][:split[:column]]`, of which 128
+    documents are taken where no number is given.
 
     Raises CalibrationError for an unknown name, and for unreadable, empty or malformed files.
     """
+    if documents is not None and documents < 1:
+        raise CalibrationError(f"--documents {documents}: a calibration has at least one document.")
     if name == "seed":
         prompts = json.loads(_bundled("seed.json"))
         return Calibration("seed", ("\n\n".join(prompts),), drop_first_token=True)
     if name == "core":
-        lines = _bundled("core.jsonl").splitlines()
-        return Calibration("core", tuple(json.loads(line)["text"] for line in lines))
-    path = Path(name)
-    if not path.exists():
-        raise CalibrationError(
-            f"calibration {name!r} is neither a bundled set ({', '.join(BUNDLED)}) nor an existing file or folder "
-            f"(looked for {path.absolute()}). Use --calibration {BUNDLED[0]}, or the path of a .txt, .md or "
-            f".jsonl file, or of a folder of texts."
-        )
-    documents = tuple(text for text in _documents(path) if text.strip())
-    if not documents:
-        raise CalibrationError(f"calibration {path} holds no text. Put at least one document into it.")
-    return Calibration(path.name, documents)
+        texts = tuple(json.loads(line)["text"] for line in _bundled("core.jsonl").splitlines())
+        return Calibration("core", texts[:documents], tokens_per_document=CORE_TOKENS, first=documents)
+    if name.startswith(HUB):
+        documents = documents or HUB_DOCUMENTS
+        return Calibration(name, read_texts(name, documents), first=documents)
+    return Calibration(Path(name).resolve().name, read_texts(name, documents), first=documents)
+
+
+def headline(name: str, documents: int | None = None) -> str:
+    """A calibration in the header of a run, in words; nothing but the bundled sets is read for it."""
+    if name == "seed":
+        return "seed (one document, so no interval; it is there for parity)"
+    if name == "core":
+        core = load_calibration(name, documents)
+        return f"core ({len(core.documents)} documents, the first {core.tokens_per_document} tokens of each)"
+    if name.startswith(HUB):
+        documents = documents or HUB_DOCUMENTS
+    return name + (f" (its first {documents} documents)" if documents else "")
 
 
 def _bundled(name: str) -> str:
     return resources.files("suite.capture").joinpath(f"data/{name}").read_text("utf-8")
 
 
-def _documents(path: Path) -> Iterator[str]:
-    if path.is_dir():
-        files = sorted(file for file in path.iterdir() if file.suffix in {".txt", ".md"})
-        if not files:
-            raise CalibrationError(f"calibration folder {path} holds no .txt or .md file. Put one document in each.")
-        for file in files:
-            yield _read(file)
-    elif path.suffix == ".jsonl":
-        for number, line in enumerate(_read(path).splitlines(), start=1):
-            if line.strip():
-                yield _text_of(line, path, number)
-    else:
-        yield _read(path)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CalibrationError(
-            f"calibration file {path} cannot be read: {error}. It must be a UTF-8 text file."
-        ) from None
-
-
-def _text_of(line: str, path: Path, number: int) -> str:
-    try:
-        text = json.loads(line)["text"]
-    except (ValueError, KeyError, TypeError):
-        text = None
-    if not isinstance(text, str):
-        raise CalibrationError(
-            f"{path}:{number}: not a document: each line must be a JSON object with a string under the key `text`."
-        )
-    return text
-
-
 def tokenize(calibration: Calibration, tokenizer: Any, vocabulary: int, context: int | None) -> TokenSequences:
     """Documents to token sequences, with the special tokens that the tokenizer adds by itself.
 
-    A document longer than MAX_TOKENS, or than the model's `context`, runs in pieces of that length; of `seed` only the
-    first piece is kept, as the reference does.
+    Of each document the calibration's `tokens_per_document` first tokens run. One that is still longer than MAX_TOKENS,
+    or than the model's `context`, runs in pieces of that length; of `seed` only the first piece is kept, as the
+    reference does.
 
     Raises CalibrationError where fewer than two tokens remain, or an id lies outside the model's `vocabulary`.
     """
@@ -149,7 +142,7 @@ def tokenize(calibration: Calibration, tokenizer: Any, vocabulary: int, context:
                 f"but the model embeds only {vocabulary} ids: tokenizer and weights do not belong together. "
                 f"Check the model directory's tokenizer files."
             )
-        for index, piece in enumerate(torch.split(ids, limit)):
+        for index, piece in enumerate(torch.split(ids[: calibration.tokens_per_document], limit)):
             if len(piece) and (index == 0 or not calibration.drop_first_token):
                 pieces.append((piece, document, index == 0))
     pieces.sort(key=lambda piece: -len(piece[0]))  # stable: equal lengths stay in document order

@@ -1,21 +1,22 @@
-"""Expectations meet measurements: what was observed, what was required, and the verdict.
-
-Until intervals exist a verdict comes from the value alone: supported where it meets the claim, refuted where not.
-"""
+"""Expectations meet measurements: what was observed, what was required, and the verdict."""
 
 from __future__ import annotations
 
-import math
-import operator
 import re
 import statistics
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
+import numpy as np
+
+from suite.analysis import nulls
 from suite.analysis.metrics import METRICS, Estimate, absent
+from suite.analysis.uncertainty import combine, detectable_effect, p_value
+from suite.claims.gates import Gate, failed_gates
 from suite.claims.spec import Expectation, Hypothesis
-from suite.errors import SuiteError
+from suite.errors import RecordError, SuiteError
 from suite.records.measurement import Measurement
 
 
@@ -32,13 +33,6 @@ class Verdict(Enum):
     NOT_MEASURED = "NOT MEASURED"
 
 
-OPERATORS: Mapping[str, Callable[[float, float], bool]] = {
-    ">=": operator.ge,
-    "<=": operator.le,
-    ">": operator.gt,
-    "<": operator.lt,
-}
-
 AGGREGATES: Mapping[str, Callable[[Iterable[float]], float]] = {
     "mean": statistics.fmean,
     "median": statistics.median,
@@ -49,7 +43,7 @@ AGGREGATES: Mapping[str, Callable[[Iterable[float]], float]] = {
 
 @dataclass(frozen=True)
 class Observation:
-    """One metric over one scope of one model: the number, or why there is none, and what each layer says."""
+    """One metric over one scope of one model: the estimate, or why there is none, and what each layer says."""
 
     model: str
     metric: str
@@ -58,9 +52,27 @@ class Observation:
     over: str
     layers: tuple[int, int] | None
     """First and last layer of the scope."""
-    value: float | None
-    reason: str | None = None
-    per_layer: Mapping[int, float | None] = field(default_factory=dict)
+    estimate: Estimate
+    each: Mapping[int, Estimate] = field(default_factory=dict)
+    """The estimates of the single layers, where the metric is one of layers."""
+
+    @property
+    def value(self) -> float | None:
+        return self.estimate.value
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95%, over documents."""
+        return self.estimate.interval
+
+    @property
+    def reason(self) -> str | None:
+        return self.estimate.reason
+
+    @property
+    def per_layer(self) -> Mapping[int, float | None]:
+        """What each layer says: its own value, or its share in the phase's."""
+        return {layer: own.value for layer, own in self.each.items()} or self.estimate.per_layer or {}
 
 
 class Quantity(float):
@@ -88,14 +100,42 @@ class Judgement:
     model: str
     verdict: Verdict
     observed: float | None
+    """Without its bias, where that is known; observation.value is the figure as measured."""
     required: float | None
     margin: float | None
     """How far the observed value is inside the claim (positive) or outside (negative), in the metric's unit."""
     reason: str | None
-    """Why there is no verdict, where there is none."""
+    """Why the verdict is neither supported nor refuted, where it is not."""
     observation: Observation
     reference: Observation | None
-    """What `than` compared with."""
+    """What `than` compared with, where that is a figure of a scope."""
+    gates: tuple[Gate, ...] = ()
+    """Those that did not let a verdict pass."""
+    distance: Estimate = field(default_factory=lambda: absent("not measured"))
+    """The margin with its interval: the claim holds where it is above 0."""
+    p: float | None = None
+    """One-sided p of the claim being false; with a null, the larger of the interval's and the null's."""
+    vacuous: bool = False
+    """The same claim is supported for the same architecture with random weights."""
+
+    @property
+    def detectable(self) -> float | None:
+        """The margin that this many documents would show, with 95% confidence and 80% power."""
+        return detectable_effect(self.distance.replicates) if self.distance.replicates else None
+
+    @property
+    def holds_for(self) -> str | None:
+        """The thresholds under which the verdict would be the same."""
+        found = self.observation.interval
+        if self.expectation.threshold is None or self.expectation.over == "each" or found is None or self.gates:
+            return None
+        below, above = (f"{own:.4g}" for own in found)
+        rising = self.expectation.op in {">=", ">"}
+        if self.verdict is Verdict.INCONCLUSIVE:
+            return f"from {below} to {above}"
+        if (self.verdict is Verdict.SUPPORTED) == rising:
+            return f"up to {below}"
+        return f"from {above}"
 
 
 def observe(
@@ -115,39 +155,41 @@ def observe(
         raise ValueError(f"no aggregate {over!r}; one of {', '.join(AGGREGATES)}, each")
     found = scope_layers(measurement, scope)
 
-    def observation(estimate: Estimate, per_layer: Mapping[int, float | None] | None = None) -> Observation:
+    def observation(estimate: Estimate, each: Mapping[int, Estimate] | None = None) -> Observation:
         layers = None if isinstance(found, str) else (found[0], found[-1])
-        return Observation(
-            measurement.model.name,
-            metric,
-            scope,
-            variant,
-            over,
-            layers,
-            estimate.value,
-            estimate.reason,
-            per_layer or {},
-        )
+        return Observation(measurement.model.name, metric, scope, variant, over, layers, estimate, each or {})
 
     if isinstance(found, str):
         return observation(absent(found))
-    estimates = [measurement.layers[layer].metrics.get(variant) for layer in found]
-    if any(own is None for own in estimates):
+    if any(variant not in measurement.layers[layer].metrics for layer in found):
         return observation(absent(f"variant {variant} was not measured"))
+    return observation(*_over_layers(measurement, found, metric, variant, over))
+
+
+def _over_layers(
+    measurement: Measurement, found: Sequence[int], metric: str, variant: str, over: str
+) -> tuple[Estimate, Mapping[int, Estimate]]:
+    """The estimate over these layers, and those of each where the metric is one of layers."""
     aggregate = AGGREGATES["mean" if over == "each" else over]
-    if METRICS[metric].scope == "layer" or (METRICS[metric].scope == "pair" and len(found) == 1):
+    definition = METRICS[metric]
+    if definition.scope == "layer" or (definition.scope == "pair" and len(found) == 1):
         own = {layer: measurement.layers[layer].metrics[variant][metric] for layer in found}
-        per_layer = {layer: estimate.value for layer, estimate in own.items()}
         missing = [f"layer {layer}: {e.reason}" for layer, e in own.items() if e.value is None]
         if missing:
-            return observation(absent("; ".join(missing)), per_layer)
-        return observation(Estimate(value=aggregate(v for v in per_layer.values() if v is not None)), per_layer)
+            return absent("; ".join(missing)), own
+        together = combine(lambda *values: aggregate(values), *own.values(), low=definition.low, high=definition.high)
+        return together, own
     estimate = measurement.over(found, metric, variant)
     per_layer = estimate.per_layer or {}
     if estimate.value is not None and over in {"median", "min", "max"}:
         values = [value for value in per_layer.values() if value is not None]
-        estimate = Estimate(value=aggregate(values)) if values else absent(f"{metric} has no values per layer")
-    return observation(estimate, per_layer)
+        # Of single layers' shares there are no replicates, so their median has no interval.
+        estimate = (
+            Estimate(value=aggregate(values), per_layer=per_layer)
+            if values
+            else absent(f"{metric} has no values per layer")
+        )
+    return estimate, {}
 
 
 def scope_layers(measurement: Measurement, scope: str) -> range | str:
@@ -166,55 +208,165 @@ def scope_layers(measurement: Measurement, scope: str) -> range | str:
     return f"a model of {layers} layers has no phase {scope} (its phases: {', '.join(measurement.phases)})"
 
 
-def judge(hypothesis: Hypothesis, expectation: Expectation, measurement: Measurement) -> Judgement:
-    """One expectation against one measurement. NaN never passes: every comparison must hold to support."""
-    observation = observe(measurement, expectation.metric, expectation.scope, expectation.variant, expectation.over)
-    reference = None
-    required = expectation.threshold
-    reason = observation.reason
-    if expectation.than is not None:
-        than = expectation.than
-        reference = observe(
-            measurement,
-            than.metric or expectation.metric,
-            than.scope,
-            expectation.variant,
-            "mean" if expectation.over == "each" else expectation.over,
-        )
-        required = None if reference.value is None else than.times * reference.value
-        reason = reason or (
-            reference.reason and f"the other side, {reference.metric} over {than.scope}: {reference.reason}"
-        )
+@dataclass(frozen=True)
+class _Requirement:
+    """The other side of a comparison."""
 
-    def judgement(verdict: Verdict, observed: float | None, bound: float | None, why: str | None) -> Judgement:
-        margin = None
-        if observed is not None and bound is not None:
-            margin = (
-                observed - bound if expectation.op in {">=", ">"} or expectation.over == "each" else bound - observed
-            )
+    estimate: Estimate
+    reference: Observation | None = None
+    p: float | None = None
+    """Of a null's rank."""
+    cannot: str | None = None
+    """Why no value, however large, could show the claim."""
+
+
+def judge(
+    hypothesis: Hypothesis, expectation: Expectation, measurement: Measurement, control: Measurement | None = None
+) -> Judgement:
+    """One expectation against one measurement.
+
+    Supported where the 95% interval lies inside the claim, refuted where it lies wholly outside, else inconclusive; a
+    gate that does not open makes any verdict inconclusive. NaN never passes: every comparison must hold to support.
+
+    control: the same architecture with random weights. A claim that is supported there too is marked vacuous.
+    """
+    observation = observe(measurement, expectation.metric, expectation.scope, expectation.variant, expectation.over)
+    required = _requirement(expectation, measurement, control, observation)
+    rising = expectation.op in {">=", ">"}
+
+    def judgement(verdict: Verdict, reason: str | None, **found: Any) -> Judgement:
+        found = {"observed": observation.estimate.best, "required": required.estimate.best} | found
+        if "margin" not in found:
+            known = found["observed"] is not None and found["required"] is not None
+            sign = 1 if rising or expectation.over == "each" else -1
+            found["margin"] = sign * (found["observed"] - found["required"]) if known else None
         return Judgement(
             hypothesis,
             expectation,
             measurement.model.name,
             verdict,
-            observed,
-            bound,
-            margin,
-            why,
-            observation,
-            reference,
+            reason=reason,
+            observation=observation,
+            reference=required.reference,
+            **found,
         )
 
-    if observation.value is None or required is None:
-        return judgement(Verdict.NOT_MEASURED, observation.value, required, reason)
-    holds = OPERATORS[expectation.op]
+    if observation.value is None:
+        return judgement(Verdict.NOT_MEASURED, observation.reason)
+    if required.estimate.value is None:
+        return judgement(Verdict.NOT_MEASURED, f"the other side: {required.estimate.reason}")
+    sign = 1.0 if rising else -1.0
+
+    def distance_of(estimate: Estimate) -> Estimate:
+        if required.estimate.replicates is None:
+            bound = required.estimate.value
+            return combine(lambda own: sign * (own - bound), estimate)
+        return combine(lambda own, bound: sign * (own - bound), estimate, required.estimate)
+
+    gates = failed_gates(expectation, observation, required.reference, measurement)
     if expectation.over == "each":
-        values = [math.nan if value is None else value for value in observation.per_layer.values()]
-        share = sum(holds(value, required) for value in values) / len(values)
-        verdict = Verdict.SUPPORTED if share >= expectation.mostly else Verdict.REFUTED
-        return judgement(verdict, share, expectation.mostly, None)
-    verdict = Verdict.SUPPORTED if holds(observation.value, required) else Verdict.REFUTED
-    return judgement(verdict, observation.value, required, None)
+        verdicts = [_verdict(distance_of(own), expectation.op) for own in observation.each.values()]
+        holding = sum(own is Verdict.SUPPORTED for own in verdicts) / len(verdicts)
+        open_ = sum(own is not Verdict.REFUTED for own in verdicts) / len(verdicts)
+        shares: dict[str, Any] = {"observed": holding, "required": expectation.mostly}
+        if holding >= expectation.mostly:
+            verdict = Verdict.SUPPORTED
+        else:
+            verdict = Verdict.REFUTED if open_ < expectation.mostly else Verdict.INCONCLUSIVE
+        if gates:
+            return judgement(Verdict.INCONCLUSIVE, _says(gates), gates=gates, **shares)
+        why = f"{open_ - holding:.0%} of the layers' intervals reach over the threshold"
+        return judgement(verdict, why if verdict is Verdict.INCONCLUSIVE else None, **shares)
+
+    distance = distance_of(observation.estimate)
+    p = None
+    if distance.replicates is not None and distance.corrected is not None:
+        p = p_value(distance.corrected, distance.replicates)
+        p = max(p, required.p) if required.p is not None else p
+    found: dict[str, Any] = {"distance": distance, "p": p}
+    if required.cannot:
+        gates = (*gates, Gate("null", required.cannot))
+    if gates:
+        return judgement(Verdict.INCONCLUSIVE, _says(gates), gates=gates, **found)
+    verdict = _verdict(distance, expectation.op)
+    reason = None
+    if verdict is Verdict.INCONCLUSIVE:
+        assert distance.replicates is not None
+        reason = (
+            f"the 95% interval of the margin holds 0; these documents show a margin of "
+            f"{detectable_effect(distance.replicates):.3g} or more"
+        )
+    vacuous = False
+    if verdict is Verdict.SUPPORTED and control is not None:
+        vacuous = judge(hypothesis, expectation, control).verdict is Verdict.SUPPORTED
+    return judgement(verdict, reason, vacuous=vacuous, **found)
+
+
+def _verdict(distance: Estimate, op: str) -> Verdict:
+    """Of a margin: inside the claim, outside, or neither."""
+    if distance.interval is None:
+        return Verdict.INCONCLUSIVE
+    low, high = distance.interval
+    if low > 0 or (low == 0 and op in {">=", "<="}):
+        return Verdict.SUPPORTED
+    return Verdict.REFUTED if high < 0 or (high == 0 and op in {">", "<"}) else Verdict.INCONCLUSIVE
+
+
+def _says(gates: Sequence[Gate]) -> str:
+    return "; ".join(f"{gate.name}: {gate.says}" for gate in gates)
+
+
+def _requirement(
+    expectation: Expectation, measurement: Measurement, control: Measurement | None, observed: Observation
+) -> _Requirement:
+    than = expectation.than
+    if than is None:
+        return _Requirement(Estimate(value=expectation.threshold))
+    over = "mean" if expectation.over == "each" else expectation.over
+    metric, variant = than.metric or expectation.metric, expectation.variant
+    if than.null is None or than.null == "random-weights":
+        other = measurement if than.null is None else control
+        if other is None:
+            return _Requirement(
+                absent("the random-weights control was not measured (leave --no-control out, or measure it)")
+            )
+        reference = observe(other, metric, than.scope or expectation.scope, variant, over)
+        scaled = combine(lambda own: than.times * own, reference.estimate)
+        return _Requirement(scaled, reference)
+    if observed.value is None or observed.layers is None:
+        return _Requirement(absent(observed.reason or "not measured"))
+    first, last = observed.layers
+    layers = range(first, last + 1)
+    high = expectation.op in {">=", ">"}
+    if than.null == "window":
+        total, count = measurement.model.layers, last - first + 1
+        runs = [run for run in nulls.windows(total, count) if run != layers]
+        others = [_over_layers(measurement, run, metric, variant, over)[0] for run in runs]
+        others = [own for own in others if own.value is not None]
+        if not others:
+            return _Requirement(absent(f"no other window of {count} layers has a value"))
+        allowed = nulls.allowed_above(len(others) + 1, than.quantile)
+        p = nulls.rank_p(observed.value, [own.value for own in others if own.value is not None], high=high)
+        cannot = None
+        if allowed < 0:
+            cannot = (
+                f"a model of {total} layers has {len(others) + 1} windows of {count}, so no rank among them has a p "
+                f"below {1 / (len(others) + 1):.3f}, and {1 - than.quantile:.3g} is asked for"
+            )
+        return _Requirement(nulls.extreme(others, max(0, allowed), high=high), p=p, cannot=cannot)
+    try:
+        gram = measurement.gram(variant)
+    except RecordError as error:
+        return _Requirement(absent(str(error)))
+    if than.null == "lag":
+        matched = nulls.lag_matched(gram, metric, layers)
+        return _Requirement(combine(lambda own: than.times * own, matched))
+    drawn = nulls.random_directions(gram, metric, layers)
+    if isinstance(drawn, str):
+        return _Requirement(absent(drawn))
+    quantile = than.quantile if high else 1.0 - than.quantile
+    bound = float(np.quantile(drawn, quantile, method="higher" if high else "lower"))
+    return _Requirement(Estimate(value=bound), p=nulls.rank_p(observed.value, drawn, high=high))
 
 
 def across_variants(hypothesis: Hypothesis, expectation: Expectation, measurement: Measurement) -> dict[str, Judgement]:
@@ -225,7 +377,7 @@ def across_variants(hypothesis: Hypothesis, expectation: Expectation, measuremen
     }
 
 
-def combine(verdicts: Iterable[Verdict]) -> Verdict:
+def combine_verdicts(verdicts: Iterable[Verdict]) -> Verdict:
     """A hypothesis holds when all its expectations hold; one refuted refutes it."""
     seen = list(verdicts)
     for verdict in (Verdict.REFUTED, Verdict.NOT_MEASURED, Verdict.INCONCLUSIVE):

@@ -8,9 +8,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal, NoReturn, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
@@ -29,7 +29,14 @@ _TAKEN_MARKERS = (
 
 _OPERATOR_SLIPS = {"=>": ">=", "=<": "<=", "≥": ">=", "≤": "<="}
 
-_MEANS_BY_DEFINITION = ("intra_cosine", "cross_cosine")
+_MEANS_BY_DEFINITION = (
+    "intra_cosine",
+    "intra_cosine_cross_fitted",
+    "intra_cosine_disattenuated",
+    "cross_cosine",
+    "capture_fraction",
+    "capture_fraction_held_out",
+)
 """Phase metrics that are means already, over pairs of layers: a claim does not say "mean" a second time."""
 
 
@@ -159,19 +166,39 @@ def _rules_of_the_other_side(schema: dict[str, Any]) -> None:
 
 
 class Than(_Table):
-    """The other side of a comparison: `times` x a metric over another scope.
+    """The other side of a comparison: `times` x a metric over another scope, or a null of the same model.
 
     It is aggregated by the expectation's `over`; where that is "each", every layer is compared with its mean.
     """
 
     model_config = ConfigDict(json_schema_extra=_rules_of_the_other_side)
 
-    scope: _Scope
+    scope: _Scope | None = None
     """what to compare with: a phase, layer:3, layers:8-15 or model"""
+    null: Literal["window", "lag", "random", "random-weights"] | None = None
+    """what to compare with instead of a scope: all windows of as many layers, pairs outside at the same distances,
+    random directions with the covariance of the updates, or the same architecture with random weights"""
+    quantile: float = Field(default=0.95, gt=0.5, lt=1, allow_inf_nan=False)
+    """with null = "window" or "random": the share of the null that must lie on the other side of the measured value"""
     times: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """the factor before the other side"""
     metric: _Metric | None = None
     """the metric of the other side, where it is not the same"""
+
+    @model_validator(mode="after")
+    def _one_other_side(self) -> Self:
+        given = self.model_fields_set
+        if self.scope is None and self.null is None:
+            _refuse('than names no other side: add scope = "E", or null = "window"')
+        if self.scope is not None and self.null not in (None, "random-weights"):
+            _refuse(f'null = "{self.null}" is taken from the claim\'s own scope: remove scope', at="scope")
+        if "quantile" in given and self.null not in ("window", "random"):
+            _refuse('quantile goes with null = "window" or null = "random": remove it', at="quantile")
+        if "times" in given and self.null in ("window", "random"):
+            _refuse(f'times does not go with null = "{self.null}", which is compared by rank: remove it', at="times")
+        if self.metric is not None and self.null not in (None, "random-weights"):
+            _refuse(f'null = "{self.null}" is of the claim\'s own metric: remove metric', at="metric")
+        return self
 
 
 class Xfail(_Table):
@@ -276,6 +303,8 @@ class Expectation(_Table):
         if than is None or metric is None:
             return than
         other = than.metric or metric
+        if than.scope is None:
+            return than
         _check_layers(other, than.scope, at="scope")
         if over and over != "each":  # "each" compares with a mean, be it the mean of the same layers
             _check_aggregation(other, over, at="metric")
@@ -296,7 +325,10 @@ class Expectation(_Table):
         else:
             times = "" if self.than.times == 1 else f"{_digits(self.than.times)} x "
             over = "mean" if self.over == "each" else self.over
-            right = times + _side(self.than.metric or self.metric, self.than.scope, over)
+            other = self.than.scope or self.scope
+            right = times + (_null(self.than) or _side(self.than.metric or self.metric, other, over))
+            if self.than.null == "random-weights":
+                right += " with random weights"
         variant = "" if self.variant == "raw" else f" ({self.variant})"
         return f"{left} {self.op} {right}{variant}"
 
@@ -322,6 +354,19 @@ class Hypothesis(_Table):
     """The file, as the loader was given it."""
     sha256: SkipJsonSchema[str]
     """Of the file's bytes."""
+
+
+def _null(than: Than) -> str | None:
+    """The null in words, where it is one of the model's own."""
+    share = f"{_digits(100 * than.quantile)}%"
+    match than.null:
+        case "window":
+            return f"{share} of windows of as many layers"
+        case "random":
+            return f"{share} of random directions"
+        case "lag":
+            return "pairs outside at the same distances"
+    return None
 
 
 def _side(metric: str, scope: str, over: str) -> str:

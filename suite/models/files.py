@@ -32,6 +32,7 @@ class ModelFiles:
     gguf: str | None
     """The GGUF file, relative to the directory; it holds weights, config and tokenizer in one."""
     weights: tuple[Path, ...]
+    """Empty for a control, unless its config is inside a GGUF file."""
     others: tuple[Path, ...]
     """config.json, the tokenizer, and the model's own code where it is trusted; empty for GGUF."""
     revision: str | None = None
@@ -111,11 +112,13 @@ def _inspect(spec: ModelSpec, directory: Path, revision: str | None = None) -> M
     if gguf is None and not (directory / "config.json").is_file():
         gguf = _only_gguf(spec, directory)
     weights: tuple[Path, ...]
+    """Empty for a control, unless its config is inside a GGUF file."""
     others: tuple[Path, ...] = ()
     if gguf is not None:
         weights = _gguf(spec, directory, gguf)
     else:
-        weights = _safetensors(spec, directory, _config(spec, directory))
+        config = _config(spec, directory)
+        weights = () if spec.random_weights else _safetensors(spec, directory, config)
         others = _others(spec, directory)
     for path in (*weights, *others):
         if problem := weights_problem(path):

@@ -94,7 +94,9 @@ def _wanted(spec: ModelSpec, names: Mapping[str, int]) -> list[str]:
         return [spec.gguf]
     top = [name for name in names if "/" not in name]
     safetensors = [name for name in top if name.endswith(".safetensors")]
-    if SINGLE in top:
+    if spec.random_weights:
+        weights = []
+    elif SINGLE in top:
         weights = [SINGLE]
     elif safetensors:
         # consolidated.safetensors is the publisher's own layout beside the one of transformers.
@@ -104,11 +106,12 @@ def _wanted(spec: ModelSpec, names: Mapping[str, int]) -> list[str]:
         weights = [name for name in top if name.startswith("pytorch_model") and name.endswith((".bin", *PICKLES))]
         if weights and not spec.allow_pickle:
             raise pickle_only(spec, where, weights)
-    if not weights or "config.json" not in top:
+    no_weights = not weights and not spec.random_weights
+    if no_weights or "config.json" not in top:
         raise UnavailableError(
             spec.name,
             f"{where} is not a model that transformers can load: it has no "
-            + ("config.json" if weights else "safetensors weights"),
+            + ("safetensors weights" if no_weights else "config.json"),
             _whats_there(top),
         )
     others = [name for name in top if name == "config.json" or is_tokenizer_file(name)]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from suite.errors import DeviceError, SuiteError
+from suite.models.control import initialise
 from suite.models.device import SHARDED
 from suite.models.files import ModelFiles
 from suite.models.registry import DTYPES, ModelSpec
@@ -75,6 +76,7 @@ def load(
 
     device: "cpu", "mps", "cuda", "cuda:1" or "sharded", as `resolve_device` says.
     dtype: takes precedence over the entry's; "auto" is the entry's, and there the checkpoint's own.
+    A control has the weights that `control.initialise` draws; its "auto" is the dtype that the config names.
     attention: the kernel, such as "eager" or "sdpa"; None leaves it to transformers.
 
     Raises `ModelUnavailableError` where transformers does not know the model, it is no causal decoder, needs remote
@@ -90,10 +92,13 @@ def load(
     auto_class = _auto_class(config, spec)
     tokenizer = load_tokenizer(spec, files)
     wanted = spec.dtype if dtype == "auto" else dtype
-    options: dict[str, Any] = {"attn_implementation": attention} if attention is not None else {}
+    torch_dtype = None if wanted == "auto" else getattr(torch, wanted)
+    kernel: dict[str, Any] = {"attn_implementation": attention} if attention is not None else {}
+    # What fits neither GPUs nor host memory is read from disk layer by layer; the folder goes with the process.
+    offload_folder = _offload_folder() if device == SHARDED else None
+    options = dict(kernel)
     if device == SHARDED:
-        # What fits neither GPUs nor host memory is read from disk layer by layer; the folder goes with the process.
-        options |= {"device_map": "auto", "offload_folder": _offload_folder()}
+        options |= {"device_map": "auto", "offload_folder": offload_folder}
     elif device != "cpu":
         # Straight onto the device: through host memory a model of 60 GB would need it twice.
         options["device_map"] = {"": "cuda:0" if device == "cuda" else device}
@@ -101,16 +106,24 @@ def load(
         options |= {"gguf_file": files.gguf, **_plain_weights()}
     elif not spec.allow_pickle:
         options["use_safetensors"] = True
+    model: Any
+    report: dict[str, Any] = {}
     try:
-        model, report = auto_class.from_pretrained(
-            files.directory,
-            config=config,
-            dtype=wanted if wanted == "auto" else getattr(torch, wanted),
-            local_files_only=True,
-            trust_remote_code=spec.trust_remote_code,
-            output_loading_info=True,
-            **options,
-        )
+        if spec.random_weights:
+            code = {"trust_remote_code": True} if spec.trust_remote_code else {}
+            model = initialise(
+                auto_class, config, device=device, dtype=torch_dtype, offload_folder=offload_folder, **kernel, **code
+            )
+        else:
+            model, report = auto_class.from_pretrained(
+                files.directory,
+                config=config,
+                dtype=torch_dtype or "auto",
+                local_files_only=True,
+                trust_remote_code=spec.trust_remote_code,
+                output_loading_info=True,
+                **options,
+            )
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise DeviceError(
             f"{spec.name}: the memory of {device} ran out while it was loaded ({_brief(error)}).\n"

@@ -32,6 +32,12 @@ from suite.models.phases import declared_problems
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 """What `dtype` and `--dtype` may say; "auto" is the checkpoint's own."""
 
+RANDOM_WEIGHTS = "random-weights"
+"""What stands behind the @ of a control."""
+
+CONTROL_SEED = 0
+"""The seed that the weights of a control are drawn with."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HUB_ID_OR_NAME = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
@@ -75,13 +81,16 @@ class ModelSpec(BaseModel):
     """Dotted path of the decoder blocks, where they cannot be found by structure."""
     allow_pickle: StrictBool = False
     """Read pytorch_model.bin where there is no safetensors file. A pickle can run code, hence off."""
+    random_weights: StrictBool = False
+    """The control: config and tokenizer are the model's, the weights are freshly initialised and never read."""
 
     @property
     def argument(self) -> str:
         """What `--model` calls it: its path, or its name."""
-        if self.path is not None and self.package is None:
-            return str(self.path / self.gguf) if self.gguf else str(self.path)
-        return self.name
+        if self.path is None:
+            return self.name
+        path = str(self.path / self.gguf) if self.gguf else str(self.path)
+        return f"{path}@{RANDOM_WEIGHTS}" if self.random_weights else path
 
     @property
     def series(self) -> tuple[str, int] | None:
@@ -96,7 +105,14 @@ class ModelSpec(BaseModel):
 
     @property
     def source(self) -> str:
-        """Where the weights come from, as records write it: "hub:...", "package:.../...", "directory:..."."""
+        """Where the weights come from, as records write it: "hub:...", "package:.../...", "directory:...".
+
+        Of a control, where its config comes from: "random-weights, seed 0, as hub:...".
+        """
+        if self.random_weights:
+            return (
+                f"{RANDOM_WEIGHTS}, seed {CONTROL_SEED}, as {self.model_copy(update={'random_weights': False}).source}"
+            )
         if self.hub is not None:
             return f"hub:{self.hub}" + (f"/{self.gguf}" if self.gguf else "")
         if self.package is not None:
@@ -128,6 +144,12 @@ class ModelSpec(BaseModel):
         name = f"{self.name}@{revision.replace('/', '--')}"
         return self.model_copy(update={"name": name, "revision": revision})
 
+    def control(self) -> "ModelSpec":
+        """The same architecture and tokenizer with freshly initialised weights, named `name@random-weights`."""
+        if self.random_weights:
+            return self
+        return self.model_copy(update={"name": f"{self.name}@{RANDOM_WEIGHTS}", "random_weights": True})
+
 
 @dataclass(frozen=True)
 class Registry:
@@ -139,6 +161,7 @@ class Registry:
     def resolve(self, argument: str) -> ModelSpec:
         """What `--model argument` means: a registry name, a directory or GGUF file, name@revision, a hub id.
 
+        `@random-weights` behind any of them is its control.
         Asked in that order, so a name of the registry wins over a directory called the same (write ./name for
         the directory). A hub id that one entry has is that entry, with its phases and what it requires.
         Raises `UnknownModelError`.
@@ -148,6 +171,8 @@ class Registry:
         where = Path(argument).expanduser()
         if argument and where.exists():
             return _spec_of_path(argument, where)
+        if argument.endswith(f"@{RANDOM_WEIGHTS}") and argument != f"@{RANDOM_WEIGHTS}":
+            return self.resolve(argument.removesuffix(f"@{RANDOM_WEIGHTS}")).control()
         base, at, revision = argument.partition("@")
         if not argument.strip() or (at and not revision):
             raise UnknownModelError(f"--model {argument!r} names no model{' revision' if at else ''}. {_HOW}")
@@ -169,6 +194,8 @@ class Registry:
         """
         if not any(sign in argument for sign in "*?[") or argument in self.specs or Path(argument).exists():
             return [self.resolve(argument)]
+        if argument.endswith(f"@{RANDOM_WEIGHTS}"):
+            return [spec.control() for spec in self.resolve_all(argument.removesuffix(f"@{RANDOM_WEIGHTS}"))]
         base, at, pattern = argument.partition("@")
         if at and base in self.specs:
             spec = self.specs[base]
@@ -217,7 +244,8 @@ class Registry:
 
 _HOW = (
     "--model takes a name from models.toml, name@revision, a directory (./checkpoints/step-8000), "
-    "a .gguf file, a hub id (org/name or org/name@revision), or a pattern (name@step*, './checkpoints/step-*')."
+    "a .gguf file, a hub id (org/name or org/name@revision), or a pattern (name@step*, './checkpoints/step-*'); "
+    "@random-weights behind any of them is its control."
 )
 
 

@@ -6,7 +6,10 @@ Formats: https://huggingface.co/docs/safetensors and https://github.com/ggml-org
 import json
 import mmap
 import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 LFS_POINTER = b"version https://git-lfs"
 """How a file begins that git left in place of the content, which is still on the LFS server."""
@@ -76,29 +79,75 @@ def _gguf_problem(path: Path, size: int) -> str | None:
     return None
 
 
+def gguf_architecture(path: Path) -> Iterator[bytes]:
+    """What the header of a whole GGUF file says of architecture and tokenizer: keys, values, tensors and their shapes.
+
+    Not the name, the types of the weights and the chat template. The order of keys does not count.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
+        header = _GgufHeader.of(view)
+        # Without an architecture the loader refuses the file, with a reason.
+        architecture = header.value(view, b"general.architecture") if b"general.architecture" in header.pairs else b""
+        own = (b"tokenizer.", architecture[12:] + b".")  # behind the value's type and the string's length
+        for key in sorted(header.pairs):
+            if key == b"general.architecture" or (key.startswith(own) and key != b"tokenizer.chat_template"):
+                yield key
+                yield header.value(view, key)
+        for name, (shape, _) in sorted(header.tensors.items()):
+            yield name
+            yield shape
+
+
+@dataclass(frozen=True)
+class _GgufHeader:
+    """Where the header's parts are; none of its values is built."""
+
+    pairs: dict[bytes, tuple[int, int]]
+    """Key -> where its value, type included, begins and ends."""
+    tensors: dict[bytes, tuple[bytes, int]]
+    """Name -> shape as it is written, and offset."""
+    end: int
+
+    @classmethod
+    def of(cls, view: mmap.mmap) -> Self:
+        version, tensor_count, pair_count = struct.unpack_from("<IQQ", view, 4)
+        if version not in (2, 3):
+            raise KeyError(version)
+        at = 24
+        pairs: dict[bytes, tuple[int, int]] = {}
+        for _ in range(pair_count):
+            (length,) = struct.unpack_from("<Q", view, at)
+            key = view[at + 8 : at + 8 + length]
+            start = at + 8 + length
+            (kind,) = struct.unpack_from("<I", view, start)
+            at = _gguf_skip(view, start + 4, kind)
+            pairs[key] = (start, at)
+        tensors: dict[bytes, tuple[bytes, int]] = {}
+        for _ in range(tensor_count):
+            (length,) = struct.unpack_from("<Q", view, at)
+            name = view[at + 8 : at + 8 + length]
+            at += 8 + length
+            (dimensions,) = struct.unpack_from("<I", view, at)
+            shape = view[at : at + 4 + 8 * dimensions]
+            at += 4 + 8 * dimensions + 4
+            (offset,) = struct.unpack_from("<Q", view, at)
+            tensors[name] = (shape, offset)
+            at += 8
+        return cls(pairs, tensors, at)
+
+    def value(self, view: mmap.mmap, key: bytes) -> bytes:
+        start, end = self.pairs[key]
+        return view[start:end]
+
+
 def _gguf_last_tensor(view: mmap.mmap) -> int:
-    """Where in the file the last tensor begins; walks the header without building its values."""
-    version, tensors, pairs = struct.unpack_from("<IQQ", view, 4)
-    if version not in (2, 3):
-        raise KeyError(version)
-    at, alignment = 24, 32
-    for _ in range(pairs):
-        (length,) = struct.unpack_from("<Q", view, at)
-        key = view[at + 8 : at + 8 + length]
-        at += 8 + length
-        (kind,) = struct.unpack_from("<I", view, at)
-        if key == b"general.alignment":
-            (alignment,) = struct.unpack_from("<I", view, at + 4)
-        at = _gguf_skip(view, at + 4, kind)
-    last = 0
-    for _ in range(tensors):
-        (length,) = struct.unpack_from("<Q", view, at)
-        at += 8 + length
-        (dimensions,) = struct.unpack_from("<I", view, at)
-        at += 4 + 8 * dimensions + 4
-        (offset,) = struct.unpack_from("<Q", view, at)
-        last, at = max(last, offset), at + 8
-    return (at + alignment - 1) // alignment * alignment + last
+    """Where in the file the last tensor begins."""
+    header = _GgufHeader.of(view)
+    alignment = 32
+    if b"general.alignment" in header.pairs:
+        (alignment,) = struct.unpack_from("<I", header.value(view, b"general.alignment"), 4)
+    last = max((offset for _, offset in header.tensors.values()), default=0)
+    return (header.end + alignment - 1) // alignment * alignment + last
 
 
 def _gguf_skip(view: mmap.mmap, at: int, kind: int) -> int:

@@ -9,7 +9,8 @@ from typing import Any
 from tabulate import tabulate
 
 from suite.analysis.metrics import METRICS, Estimate
-from suite.claims.judge import Judgement, Observation, Verdict, combine
+from suite.analysis.uncertainty import holm, partial_conjunction
+from suite.claims.judge import Judgement, Observation, Verdict, combine_verdicts
 from suite.records.measurement import Measurement
 
 NONE = "-"
@@ -17,6 +18,12 @@ NONE = "-"
 
 FLIPS = " *"
 """Marks a verdict that is another one under another variant."""
+
+VACUOUS = " ~"
+"""Marks a supported claim that random weights support, too."""
+
+INTERVALS_UP_TO = 2
+"""Models beside each other whose intervals still fit into the grid of verdicts."""
 
 CLAIM_WIDTH = 52
 """Columns that a claim may take before it wraps."""
@@ -61,6 +68,18 @@ class Row:
     record: str | None = None
     variants: dict[str, tuple[str, float | None]] = field(default_factory=dict)
     """The verdict and the observed value under every variant."""
+    interval: tuple[float, float] | None = None
+    """95%, of the observed value."""
+    gates: tuple[str, ...] = ()
+    """Names of the gates that kept the measurement from deciding."""
+    p: float | None = None
+    """One-sided p of the claim being false."""
+    vacuous: bool = False
+    """Supported for the same architecture with random weights, too."""
+    detectable: float | None = None
+    """The margin that this many documents would show (95% confidence, 80% power)."""
+    holds_for: str | None = None
+    """The thresholds under which the verdict would be the same."""
 
     @classmethod
     def of(cls, judgement: Judgement, variants: Mapping[str, Judgement], where: str, record: str | None) -> Row:
@@ -79,6 +98,12 @@ class Row:
             where,
             record,
             {name: (other.verdict.value, other.observed) for name, other in variants.items()},
+            None if expectation.over == "each" else judgement.observation.interval,
+            tuple(gate.name for gate in judgement.gates),
+            judgement.p,
+            judgement.vacuous,
+            judgement.detectable,
+            judgement.holds_for,
         )
 
     @property
@@ -108,25 +133,71 @@ def number(value: float | None, digits: int = 4) -> str:
 def verdict_grid(rows: Sequence[Row]) -> str:
     """Hypotheses and their expectations by models."""
     models = list(dict.fromkeys(row.model for row in rows))
+    adjusted = {model: holm_by_hypothesis([row for row in rows if row.model == model]) for model in models}
     lines: list[list[str]] = []
     for hypothesis in dict.fromkeys(row.hypothesis for row in rows):
         own = [row for row in rows if row.hypothesis == hypothesis]
         overall = []
         for model in models:
-            counted = [Verdict(row.verdict) for row in own if row.model == model and row.severity == "fail"]
-            overall.append(combine(counted).value if counted else NONE)
+            counted = [row for row in own if row.model == model and row.severity == "fail"]
+            overall.append(_overall(counted, adjusted[model].get(hypothesis)) if counted else NONE)
         lines.append([hypothesis, "", *overall])
         for expectation in dict.fromkeys(row.expectation for row in own):
-            cells = {row.model: _cell(row) for row in own if row.expectation == expectation}
+            with_interval = len(models) <= INTERVALS_UP_TO
+            cells = {row.model: _cell(row, with_interval) for row in own if row.expectation == expectation}
             claim = next(row.claim for row in own if row.expectation == expectation)
             lines.append([f". {expectation}", claim, *(cells.get(model, NONE) for model in models)])
     widths = [None, CLAIM_WIDTH, *[None] * len(models)]
     return tabulate(lines, headers=["hypothesis", "claim", *models], disable_numparse=True, maxcolwidths=widths)
 
 
-def _cell(row: Row) -> str:
+def _cell(row: Row, with_interval: bool) -> str:
     word = "WARN" if row.severity == "warn" and row.verdict == Verdict.REFUTED.value else row.verdict
-    return _verdict(word, row.observed) + (FLIPS if row.flips else "")
+    found = f" {_interval(row.interval)}" if with_interval and row.interval is not None else ""
+    return _verdict(word, row.observed) + found + (FLIPS if row.flips else "") + (VACUOUS if row.vacuous else "")
+
+
+def _interval(interval: tuple[float, float] | None) -> str:
+    return NONE if interval is None else f"[{number(interval[0], 3)}, {number(interval[1], 3)}]"
+
+
+def holm_by_hypothesis(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
+    """By hypothesis, of one model's rows: p that it does not hold, as it is and adjusted for the number of hypotheses.
+
+    All expectations of a hypothesis must hold, so its p is the largest of theirs (an intersection-union test needs no
+    correction); across hypotheses it is Holm's. A hypothesis with an expectation that no p can be given for has none.
+    """
+    ps: dict[str, list[float | None]] = {}
+    for row in rows:
+        if row.severity == "fail":
+            ps.setdefault(row.hypothesis, []).append(None if row.gates else row.p)
+    whole = {
+        name: max(known) for name, own in ps.items() if len(known := [p for p in own if p is not None]) == len(own)
+    }
+    return dict(zip(whole, zip(whole.values(), holm(list(whole.values())), strict=True), strict=True))
+
+
+def _overall(rows: Sequence[Row], p: tuple[float, float] | None) -> str:
+    """The verdict on a hypothesis, and p where it is supported."""
+    verdict = combine_verdicts(Verdict(row.verdict) for row in rows)
+    return verdict.value + (f" (p {p[0]:.2g}, Holm {p[1]:.2g})" if p and verdict is Verdict.SUPPORTED else "")
+
+
+def in_several_models(rows: Sequence[Row]) -> str:
+    """For each hypothesis judged for several models: in how many of them it holds, and with what p."""
+    models = list(dict.fromkeys(row.model for row in rows))
+    found = {model: holm_by_hypothesis([row for row in rows if row.model == model]) for model in models}
+    lines = []
+    for hypothesis in dict.fromkeys(row.hypothesis for row in rows):
+        ps = [own[hypothesis][0] for own in found.values() if hypothesis in own]
+        cells = [
+            f"{partial_conjunction(ps, holding):.2g}" if holding <= len(ps) else NONE
+            for holding in range(1, len(models) + 1)
+        ]
+        if ps:
+            lines.append([hypothesis, f"{len(ps)} of {len(models)}", *cells])
+    headers = ["hypothesis", "models with a p", *(f"p: in {r} or more" for r in range(1, len(models) + 1))]
+    return tabulate(lines, headers=headers, disable_numparse=True) if lines else ""
 
 
 def variant_table(rows: Sequence[Row]) -> str:
@@ -189,7 +260,8 @@ def model_line(measurement: Measurement) -> str:
     seconds = sum(provenance.seconds.values())
     return (
         f"{model.name}: {model.architecture}, {model.layers} layers x {model.hidden}; calibration {calibration.name}, "
-        f"{calibration.documents} document{'s' if calibration.documents != 1 else ''}, {calibration.tokens} tokens; "
+        f"{'1 document (so no interval)' if calibration.documents == 1 else f'{calibration.documents} documents'}, "
+        f"{calibration.tokens} tokens; "
         f"{provenance.dtype} on {provenance.device}; measured {provenance.created} in {seconds:.1f} s"
     )
 
@@ -202,7 +274,7 @@ def failure_table(rows: Iterable[Row]) -> str:
             row.model,
             f"{row.hypothesis}/{row.expectation}",
             row.claim,
-            number(row.observed),
+            number(row.observed) + ("" if row.interval is None else f" {_interval(row.interval)}"),
             _margin(row),
             row.where,
         ]
@@ -255,17 +327,35 @@ def explanation(judgement: Judgement, variants: Mapping[str, Judgement], where: 
             f"  observed   {number(judgement.observed)}, required {expectation.op} {judgement.required:.6g} "
             f"(margin {judgement.margin:+.4f})"
         )
+        if observation.interval is not None:
+            lines.append(f"  interval   95% {_interval(observation.interval)}, over documents{_distance(judgement)}")
+            lines.append(f"  as it is   {number(observation.value)} of these documents, its bias included")
+        if judgement.p is not None:
+            lines.append(f"  p          {judgement.p:.2g} that the claim is false (one-sided)")
+        if judgement.holds_for is not None:
+            lines.append(f"  same for   any threshold {judgement.holds_for}")
+        if judgement.verdict is Verdict.INCONCLUSIVE and judgement.detectable is not None:
+            lines.append(f"  detectable a margin of {judgement.detectable:.3g} (95% confidence, 80% power)")
     if judgement.reference is not None and judgement.reference.value is not None:
         other = judgement.reference
         lines.append(f"  other side {other.metric} over {_scope(other)} = {number(other.value)}")
     if judgement.reason:
         lines.append(f"  reason     {judgement.reason}")
+    if judgement.vacuous:
+        lines.append("  vacuous    the same architecture with random weights supports this claim, too")
     lines.append(f"  over       {_scope(observation)}, variant {observation.variant}")
     lines += _per_layer(observation, expectation.op)
     others = [f"{name} {_verdict(other.verdict.value, other.observed)}" for name, other in variants.items()]
     lines.append(f"  variants   {', '.join(others)}")
     lines += [f"  threshold  {expectation.origin}", f"  stated at  {where}", f"  reproduce  {reproduce}"]
     return "\n".join(lines)
+
+
+def _distance(judgement: Judgement) -> str:
+    """The interval of the margin, where the other side has one of its own."""
+    if judgement.expectation.than is None or judgement.distance.interval is None:
+        return ""
+    return f"; of the margin {_interval(judgement.distance.interval)}"
 
 
 def quantity_lines(observation: Observation, comparison: str) -> list[str]:

@@ -36,11 +36,11 @@ class ModelRecord(_Part):
 
     name: str
     source: str
-    """Where the weights came from: `hub:...`, `package:...`, `directory:...`."""
+    """Where the weights came from: `hub:...`, `package:...`, `directory:...`; `random-weights, ...` of a control."""
     revision: str | None
     """The hub commit, where there is one."""
     fingerprint: str
-    """SHA-256 over weights, config and tokenizer files."""
+    """SHA-256 over weights, config and tokenizer files; of a control over config, tokenizer and seed."""
     architecture: str
     layers: int
     hidden: int
@@ -52,6 +52,10 @@ class CalibrationRecord(_Part):
     name: str
     sha256: str
     documents: int
+    first: int | None = None
+    """The number of documents asked for (`--documents`), the source's first ones; null: all of them."""
+    tokens_per_document: int | None = None
+    """Only so many tokens of each document ran; null: whole documents."""
     tokens: int
     """Tokens that enter the metrics."""
     dropped: int

@@ -33,6 +33,18 @@ def save(results: Path, measurement: Measurement) -> Path:
     return path
 
 
+def newest(results: Path, model: str, calibration: str) -> Measurement | None:
+    """The newest readable record of a model under the calibration set with this SHA-256; None where there is none."""
+    for path in sorted((results / "runs" / folder_name(model)).glob("*.json"), reverse=True):
+        try:
+            found = load(path)
+        except RecordError:
+            continue  # one of another schema, say; an older one may do
+        if found.calibration.sha256 == calibration:
+            return found
+    return None
+
+
 def load(path: Path) -> Measurement:
     """Read a record. Raises RecordError where there is none, or it is damaged or of another schema."""
     try:

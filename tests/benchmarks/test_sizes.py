@@ -210,3 +210,20 @@ def test_million(benchmark: Any, subject: Subject, rates: Rates, record: Callabl
         "*One shard* is a run over as many tokens as one shard holds. Each sequence is a document, so each layer has "
         "an eigenproblem for the whole and for both halves, in every variant."
     )
+
+
+@pytest.mark.benchmark(group="3. From 512 to 131,072 tokens")
+@pytest.mark.parametrize("subject", [LARGE], indirect=True)
+def test_intervals(benchmark: Any, subject: Subject, record: Callable[..., Record]) -> None:
+    """2,048 tokens as 64 documents: halves, replicates and every interval, beside the same tokens as one document."""
+    tokens = 2048 if not subject.rehearsal else 512
+    documents = subject.sequences(tokens, tokens // 64, documents=True)
+    joined = subject.sequences(tokens, tokens // 64)
+    rounds = 3 if CUDA else 1
+    whole = seconds(lambda: core(subject, documents), subject.device, rounds)
+    benchmark.pedantic(lambda: core(subject, documents), rounds=1)
+    alone = seconds(lambda: core(subject, joined), subject.device, rounds)
+    report = record(f"{subject.name}, {tokens:,} tokens in 64 documents", subject.rehearsal)
+    report.add("everything after loading, variant raw, with intervals", whole, "s", target="<= 10 s" if CUDA else "")
+    report.add("the same tokens as one document, without", alone, "s")
+    report.add("intervals over it", whole / alone, "x")

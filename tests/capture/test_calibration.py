@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from suite.capture.calibration import MAX_TOKENS, load_calibration, tokenize
+from suite.capture.calibration import MAX_TOKENS, Calibration, headline, load_calibration, tokenize
 from suite.errors import CalibrationError
 
 
@@ -29,9 +30,20 @@ def test_seed_is_the_reference_stream() -> None:
 
 def test_core_is_the_declared_set() -> None:
     core = load_calibration("core")
-    assert len(core.documents) >= 128
-    assert len(set(core.documents)) == len(core.documents)
+    assert len(core.documents) == 136
+    assert core.tokens_per_document == 128
     assert not core.drop_first_token
+
+
+def test_the_token_limit_cuts_each_document_and_is_in_the_hash() -> None:
+    limited = Calibration("x", ("a b c d", "word " * 9, "f"), tokens_per_document=3)
+    sequences = tokenize(limited, Words(), vocabulary=100, context=None)
+    assert [ids.tolist() for ids in sequences.ids] == [[1, 1, 1], [4, 4, 4], [1]]
+    assert sequences.starts_document == (True, True, True)
+    assert limited.sha256 not in {
+        replace(limited, tokens_per_document=None).sha256,
+        replace(limited, tokens_per_document=4).sha256,
+    }
 
 
 def test_the_hash_names_texts_and_their_borders(tmp_path: Path) -> None:
@@ -65,8 +77,16 @@ def test_bad_files_are_named(tmp_path: Path, name: str, content: str | bytes, te
         load_calibration(str(path))
 
 
+def test_the_header_says_what_a_set_is_good_for(tmp_path: Path) -> None:
+    assert headline("core") == "core (136 documents, the first 128 tokens of each)"
+    assert headline("core", 20) == "core (20 documents, the first 128 tokens of each)"
+    assert "no interval" in headline("seed")
+    assert headline("hf:org/corpus") == "hf:org/corpus (its first 128 documents)"
+    assert headline(str(tmp_path / "absent.txt")) == str(tmp_path / "absent.txt")  # not read for the header
+
+
 def test_unknown_names_list_the_bundled_sets() -> None:
-    with pytest.raises(CalibrationError, match="seed, core"):
+    with pytest.raises(CalibrationError, match="core, seed"):
         load_calibration("cor")
 
 

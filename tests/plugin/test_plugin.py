@@ -122,7 +122,7 @@ def test_a_claim_can_be_judged_under_another_variant(
     """All tokens weigh the same in one variant, and the update norms that differ between tokens count in the other."""
     hypothesis_file(
         CLAIMS.split("[[expect]]")[0]
-        + '[[expect]]\nid="energy"\nmetric="frobenius"\nscope="C"\nop=">="\nthreshold=100\norigin="o"\n'
+        + '[[expect]]\nid="energy"\nmetric="frobenius"\nscope="C"\nop=">="\nthreshold=1000\norigin="o"\n'
     )
     result = project.runpytest(*RUN, "--model=tiny")
     result.assert_outcomes(passed=1)
@@ -130,7 +130,7 @@ def test_a_claim_can_be_judged_under_another_variant(
         [
             "* another variant gives another verdict",
             "model *raw *sink_free *token_normalised *centred*",
-            "tiny *claims/energy *PASS * FAIL 25.* flips",
+            "tiny *claims/energy *PASS * FAIL 132 * flips",
         ]
     )
     result = project.runpytest(*RUN, "--model=tiny", "--variant=token_normalised")

@@ -1,0 +1,173 @@
+"""Calibration texts of the user's own: files, tables, folders, datasets, and the one error of each bad input."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from suite.capture.calibration import load_calibration
+from suite.capture.texts import HUB_DOCUMENTS
+from suite.errors import CalibrationError
+
+
+def _parquet(path: Path, columns: dict[str, list[object]]) -> Path:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.table(columns), path)
+    return path
+
+
+def _jsonl(path: Path, rows: list[object]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return path
+
+
+def test_parquet_gives_its_column_text(tmp_path: Path) -> None:
+    path = _parquet(tmp_path / "texts.parquet", {"id": [1, 2, 3], "text": ["one", "  ", "drei\u00e4"]})
+    assert load_calibration(str(path)).documents == ("one", "drei\u00e4")
+
+
+@pytest.mark.parametrize("ending", ["parquet", "jsonl"])
+def test_only_the_first_documents_are_read(tmp_path: Path, ending: str) -> None:
+    """A bad row behind the documents asked for is never come to, so neither is the rest of a large file."""
+    texts: list[object] = [f"document {number}" for number in range(5000)]
+    path = tmp_path / f"many.{ending}"
+    if ending == "jsonl":
+        _jsonl(path, [*({"text": text} for text in texts), "no document"])
+        with pytest.raises(CalibrationError, match=r"many.jsonl:5001"):
+            load_calibration(str(path))
+    else:
+        _parquet(path, {"text": texts})
+    loaded = load_calibration(str(path), documents=3)
+    assert loaded.documents == ("document 0", "document 1", "document 2")
+    assert loaded.first == 3
+
+
+def test_bundled_sets_and_folders_obey_the_number_too(tmp_path: Path) -> None:
+    core = load_calibration("core")
+    assert load_calibration("core", documents=5).documents == core.documents[:5]
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(name)
+    assert load_calibration(str(tmp_path), documents=2).documents == ("a", "b")
+    with pytest.raises(CalibrationError, match="at least one"):
+        load_calibration("core", documents=0)
+
+
+@pytest.fixture(params=["parquet", "jsonl"])
+def dataset(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A dataset in a folder, as a hub repository has it: files named by split, without any script."""
+    pytest.importorskip("datasets")
+    folder = tmp_path / "stories"
+    folder.mkdir()
+    for split, count in {"train": HUB_DOCUMENTS + 10, "validation": 2}.items():
+        columns: dict[str, list[object]] = {
+            "text": [f"{split} {number}" for number in range(count)],
+            "content": [f"content of {split} {number}" for number in range(count)],
+            "stars": list(range(count)),
+        }
+        if request.param == "parquet":
+            _parquet(folder / f"{split}.parquet", columns)
+        else:
+            rows: list[object] = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+            _jsonl(folder / f"{split}.jsonl", rows)
+    return folder
+
+
+def test_a_dataset_by_split_and_column(dataset: Path) -> None:
+    default = load_calibration(f"hf:{dataset}")
+    assert default.documents == tuple(f"train {number}" for number in range(HUB_DOCUMENTS))
+    assert default.first == HUB_DOCUMENTS  # recorded: it was not all of the dataset
+    assert load_calibration(f"hf:{dataset}:validation").documents == ("validation 0", "validation 1")
+    named = load_calibration(f"hf:{dataset}:validation:content", documents=1)
+    assert named.documents == ("content of validation 0",)
+
+
+@pytest.mark.parametrize(
+    ("suffix", "telling"),
+    [
+        (":train:body", "no column `body` .its columns: text, content, stars"),
+        (":train:stars", "row 1: not a document: `stars` is int"),
+        (":test", "cannot be loaded .*split"),
+        (":train:text:more", "names no dataset"),
+    ],
+)
+def test_a_dataset_that_does_not_fit_is_one_error(dataset: Path, suffix: str, telling: str) -> None:
+    with pytest.raises(CalibrationError, match=telling):
+        load_calibration(f"hf:{dataset}{suffix}")
+
+
+def test_offline_is_one_error_with_the_way_out() -> None:
+    pytest.importorskip("datasets")
+    with pytest.raises(CalibrationError, match=r"hub cannot be reached.*hf download --repo-type dataset org/corpus"):
+        load_calibration("hf:org/corpus/en:train")
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "extra"), [("texts.parquet", "pyarrow", "parquet"), ("hf:org/corpus", "datasets", "datasets")]
+)
+def test_a_missing_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, package: str, extra: str
+) -> None:
+    (tmp_path / "texts.parquet").write_bytes(b"PAR1")
+    monkeypatch.chdir(tmp_path)
+    there: Callable[[str], object] = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda asked: None if asked == package else there(asked))
+    with pytest.raises(CalibrationError, match=rf"{package}, which is not installed.*delta-suite\[{extra}\]"):
+        load_calibration(name)
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfword")
+    assert load_calibration(str(tmp_path / "a.txt")).documents == ("word",)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "telling"),
+    [
+        ("latin.txt", "caf\u00e9 cr\u00e8me".encode("latin-1"), "latin.txt.* is not UTF-8 at byte 3"),
+        ("wide.txt", "word".encode("utf-16"), "wide.txt.* is UTF-16"),
+        ("binary.txt", b"PK\x03\x04\x00\x00\x08\xff\x00", "binary.txt.* is binary data"),
+        ("nul.txt", b"text\x00text", "nul.txt.* is binary data"),
+        ("empty.txt", b"", "empty.txt holds no text"),
+        ("empty.jsonl", b"\n\n", "empty.jsonl holds no text"),
+        ("content.jsonl", b'{"content": "x", "id": 1}\n', r"content.jsonl:1: .*no key `text` .its keys: content, id"),
+        ("number.jsonl", b'{"text": "x"}\n{"text": 4}\n', "number.jsonl:2: .*`text` is int"),
+        ("null.jsonl", b'{"text": null}\n', "null.jsonl:1: .*`text` is NoneType"),
+        ("mixed.jsonl", b'{"text": "x"}\n{"text": "caf\xe9"}\n', "mixed.jsonl.* line 2 is not UTF-8"),
+        ("list.jsonl", b'["text"]\n', "list.jsonl:1: not a document"),
+        ("cut.parquet", b"PAR1 and no more", "cut.parquet cannot be read as parquet"),
+    ],
+)
+def test_each_bad_file_is_one_clear_error(tmp_path: Path, name: str, content: bytes, telling: str) -> None:
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow")
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CalibrationError, match=telling) as caught:
+        load_calibration(str(tmp_path / name))
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_parquet_columns(tmp_path: Path) -> None:
+    other = _parquet(tmp_path / "other.parquet", {"body": ["x"], "id": [1]})
+    with pytest.raises(CalibrationError, match=r"no column `text` .its columns: body, id.*hf:FOLDER:train:COLUMN"):
+        load_calibration(str(other))
+    numbers = _parquet(tmp_path / "numbers.parquet", {"text": [1, 2]})
+    with pytest.raises(CalibrationError, match="row 1: not a document: `text` is int"):
+        load_calibration(str(numbers))
+
+
+def test_bad_folders(tmp_path: Path) -> None:
+    with pytest.raises(CalibrationError, match=r"holds no .txt or .md file"):
+        load_calibration(str(tmp_path))
+    _jsonl(tmp_path / "data.jsonl", [{"text": "x"}])
+    with pytest.raises(CalibrationError, match=rf"data.jsonl. write hf:{tmp_path}"):
+        load_calibration(str(tmp_path))
+    (tmp_path / "good.txt").write_text("good")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(CalibrationError, match=r"latin.txt cannot be read"):
+        load_calibration(str(tmp_path))

@@ -1,0 +1,171 @@
+"""The random-weights control: what it is made of, what it is called, and that it is the same wherever it is made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from suite.errors import UnknownModelError
+from suite.measure import Settings, measure
+from suite.models.control import control_fingerprint
+from suite.models.files import fingerprint, locate
+from suite.models.loading import load
+from suite.models.registry import ModelSpec, load_registry
+from suite.records.cache import Cache
+from tests.models.conftest import Hub
+from tests.models.test_files import gguf
+from tests.tiny import make_tiny
+
+DIGEST = """
+import sys
+from pathlib import Path
+from tests.models.test_control import digest
+print(digest(Path(sys.argv[1])))
+"""
+
+
+def digest(directory: Path) -> str:
+    """SHA-256 of the weights of a directory's control."""
+    spec = ModelSpec(name="x", path=directory).control()
+    total = hashlib.sha256()
+    for name, tensor in sorted(load(spec, locate(spec)).model.state_dict().items()):
+        total.update(name.encode() + tensor.numpy().tobytes())
+    return total.hexdigest()
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(
+        calibration="core", documents=12, results=tmp_path / "results", device="cpu", cache=Cache(tmp_path / "cache")
+    )
+
+
+def test_the_weights_are_those_of_the_class_at_seed_0(tiny: Path) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    spec = ModelSpec(name="tiny", path=tiny)
+    torch.manual_seed(7)
+    before = torch.random.get_rng_state()
+    control = load(spec.control(), locate(spec.control()))
+    assert torch.equal(torch.random.get_rng_state(), before)  # the caller's random numbers go on as they would
+    torch.manual_seed(0)
+    expected = LlamaForCausalLM(LlamaConfig.from_pretrained(tiny)).state_dict()
+    assert expected.keys() == control.model.state_dict().keys()
+    for name, tensor in control.model.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+    assert not control.model.training
+    assert not any(parameter.requires_grad for parameter in control.model.parameters())
+    assert (control.dtype, control.devices) == ("float32", ("cpu",))
+
+
+def test_another_process_draws_the_same_weights(tiny: Path) -> None:
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", DIGEST, str(tiny)]
+    other = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root).stdout.strip()
+    torch.rand(1000)  # whatever was drawn before
+    assert digest(tiny) == other
+
+
+def test_dtype_and_kernel_are_obeyed(tiny: Path) -> None:
+    spec = ModelSpec(name="tiny", path=tiny).control()
+    loaded = load(spec, locate(spec), dtype="bfloat16", attention="eager")
+    assert (loaded.dtype, loaded.attention) == ("bfloat16", "eager")
+    config = tiny / "config.json"
+    assert json.loads(config.read_text())["dtype"] == "float32"
+    assert load(spec, locate(spec)).dtype == "float32"
+
+
+def test_a_control_split_over_devices_is_the_same(tiny: Path) -> None:
+    spec = ModelSpec(name="tiny", path=tiny).control()
+    one, split = (load(spec, locate(spec), device=device).model for device in ("cpu", "sharded"))
+    ids = torch.arange(20)[None]
+    assert torch.equal(one(ids).logits, split(ids).logits)
+
+
+def test_the_control_of_every_source_can_be_asked_for(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "models.toml").write_text('[models.pythia]\nhub = "acme/pythia"\nphases = { A = [0, 1] }\n')
+    registry = load_registry(tmp_path / "models.toml")
+    for argument, name, source in [
+        ("pythia", "pythia", "hub:acme/pythia"),
+        ("pythia@step8", "pythia@step8", "hub:acme/pythia"),
+        ("acme/other@step8", "acme--other@step8", "hub:acme/other"),
+        (str(tiny), registry.resolve(str(tiny)).name, f"directory:{tiny}"),
+    ]:
+        spec = registry.resolve(f"{argument}@random-weights")
+        assert spec == registry.resolve(argument).control()
+        assert spec.name == f"{name}@random-weights"
+        assert spec.source == f"random-weights, seed 0, as {source}"
+        assert spec.phases == registry.resolve(argument).phases
+        assert spec.control() == spec
+    with pytest.raises(UnknownModelError, match="pythio"):
+        registry.resolve("pythio@random-weights")
+
+
+def test_checkpoints_of_an_architecture_share_one_measurement(tiny: Path, tmp_path: Path, settings: Settings) -> None:
+    trained = ModelSpec(name="tiny", path=tiny)
+    later = ModelSpec(name="later", path=make_tiny(tmp_path / "later", seed=1))
+    config = json.loads((tmp_path / "later" / "config.json").read_text())
+    written = config | {"_name_or_path": "elsewhere", "transformers_version": "5.0.0"}
+    (tmp_path / "later" / "config.json").write_text(json.dumps(written, indent=8))
+    assert fingerprint(locate(trained)) != fingerprint(locate(later))
+
+    first = measure(trained.control(), settings)
+    second = measure(later.control(), settings)
+    assert not first.cached
+    assert second.cached
+    record = json.loads(second.record.read_text())["model"]
+    assert record["name"] == "later@random-weights"
+    assert record["source"] == f"random-weights, seed 0, as directory:{tmp_path / 'later'}"
+    assert record["revision"] is None
+    assert record["fingerprint"] == first.measurement.model.fingerprint
+    assert not measure(trained, settings).cached  # the model itself is another measurement
+
+    for change in ({"hidden_size": 24}, {"initializer_range": 0.1}, {"rope_theta": 5.0}):
+        (tmp_path / "later" / "config.json").write_text(json.dumps(config | change))
+        assert control_fingerprint(locate(later.control())) != record["fingerprint"], change
+
+
+def test_another_tokenizer_is_another_control(tiny: Path, tmp_path: Path) -> None:
+    spec = ModelSpec(name="x", path=Path(shutil.copytree(tiny, tmp_path / "copy"))).control()
+    before = control_fingerprint(locate(spec))
+    path = tmp_path / "copy" / "tokenizer.json"
+    path.write_text(path.read_text().replace('"add_prefix_space": false', '"add_prefix_space": true'))
+    assert control_fingerprint(locate(spec)) != before
+
+
+def test_no_weights_are_needed(tiny: Path, tmp_path: Path, settings: Settings) -> None:
+    copy = Path(shutil.copytree(tiny, tmp_path / "copy"))
+    (copy / "model.safetensors").unlink()
+    spec = ModelSpec(name="x", path=copy).control()
+    assert locate(spec).weights == ()
+    assert measure(spec, settings).measurement.model.layers == 12
+
+
+def test_of_a_hub_model_only_config_and_tokenizer_are_downloaded(hub: Hub, tiny: Path, settings: Settings) -> None:
+    hub.repositories["acme/tiny"] = {path.name: path.read_bytes() for path in tiny.iterdir()}
+    outcome = measure(ModelSpec(name="acme--tiny", hub="acme/tiny").control(), settings)
+    assert outcome.measurement.model.revision is None
+    assert outcome.measurement.model.source == "random-weights, seed 0, as hub:acme/tiny"
+    assert not any("safetensors" in asked for asked in hub.asked)
+
+
+def test_of_a_gguf_file_the_weights_do_not_count(tmp_path: Path) -> None:
+    def control(tensors: int = 2, change: tuple[bytes, bytes] = (b"", b"")) -> str:
+        gguf(tmp_path / "m.gguf", tensors=tensors)
+        content = (tmp_path / "m.gguf").read_bytes()
+        (tmp_path / "m.gguf").write_bytes(content.replace(*change) if change[0] else content)
+        return control_fingerprint(locate(ModelSpec(name="x", path=tmp_path).control()))
+
+    whole = control()
+    content = (tmp_path / "m.gguf").read_bytes()
+    (tmp_path / "m.gguf").write_bytes(content[:-4] + b"\1\2\3\4")
+    assert control_fingerprint(locate(ModelSpec(name="x", path=tmp_path).control())) == whole
+    assert control(tensors=3) != whole
+    assert control(change=(b"llama", b"gemma")) != whole
