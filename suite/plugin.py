@@ -230,6 +230,8 @@ class Session:
             words.append(f"--baseline={regression.paths[model]}")
             if regression.other_documents:
                 words.append("--baseline-other-documents")
+            if self.config.getoption("no_control"):
+                words.append("--no-control")
         return shlex.join(words)
 
 
