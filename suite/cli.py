@@ -6,12 +6,16 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from suite.capture.calibration import DEFAULT_CALIBRATION, OPTION_HELP
 from suite.errors import SuiteError
+
+if TYPE_CHECKING:
+    from suite.measure import Settings
+    from suite.records.measurement import Measurement
 
 app = typer.Typer(
     help="pytest specs for the depth structure of language models. Verdicts in CI: pytest hypotheses/ --model=NAME",
@@ -82,7 +86,8 @@ def measure(
     )
     failed = False
     with _errors_as_text():
-        specs = [load_registry(models_file).resolve(name) for name in models]
+        registry = load_registry(models_file)
+        specs = [spec for name in models for spec in registry.resolve_all(name)]
     for spec in specs:
         try:
             outcome = run(spec, settings, bars())
@@ -98,6 +103,116 @@ def measure(
         typer.echo(f"record: {outcome.record}")
     if failed:
         raise typer.Exit(MEASUREMENT_FAILED)
+
+
+@app.command(epilog="Example: delta-suite compare runs/big/checkpoint-4000 runs/big/checkpoint-8000")
+def compare(
+    before: Annotated[str, typer.Argument(help="A model as `measure` takes it, or a record (.json).")],
+    now: Annotated[str, typer.Argument(help="The other one.")],
+    calibration: Annotated[str, typer.Option(help="As for measure.")] = DEFAULT_CALIBRATION,
+    documents: Annotated[int | None, typer.Option(help="As for measure.")] = None,
+    device: Annotated[str, typer.Option(help="As for measure.")] = "auto",
+    dtype: Annotated[str | None, typer.Option(help="As for measure.")] = None,
+    results: Annotated[Path, typer.Option("--results-dir", help="Where records are written.")] = Path("results"),
+    variant: Annotated[str, typer.Option(help="raw or sink_free.")] = "raw",
+    layers: Annotated[bool, typer.Option("--layers", help="Layer by layer, too.")] = False,
+    other_documents: Annotated[
+        bool, typer.Option("--other-documents", help="The records' calibrations are samples of one source.")
+    ] = False,
+    models_file: ModelsFile = None,
+) -> None:
+    """Two models or checkpoints side by side, with the interval of each difference.
+
+    Models of one calibration are paired by document. Of models of another depth the phases of one name are compared.
+    """
+    from suite.measure import Settings
+    from suite.publish import tables
+    from suite.publish.baselines import side_by_side
+
+    settings = Settings(calibration=calibration, documents=documents, device=device, dtype=dtype, results=results)
+    with _errors_as_text():
+        pair = [_measured_or_stored(name, settings, models_file) for name in (before, now)]
+        for measurement in pair:
+            typer.echo(tables.model_line(measurement))
+        typer.echo("\n" + side_by_side(pair[0], pair[1], variant, layers=layers, other_documents=other_documents))
+
+
+def _measured_or_stored(name: str, settings: Settings, models_file: Path | None) -> Measurement:
+    """A record as it is, with its arrays where the cache has them; a model measured, or from the cache."""
+    from suite.measure import measure as run
+    from suite.models.registry import load_registry
+    from suite.publish.progress import bars
+    from suite.records.store import load
+
+    if name.endswith(".json"):
+        record = load(Path(name))
+        return record.with_arrays(settings.cache.arrays(record.provenance.cache_key))
+    return run(load_registry(models_file).resolve(name), settings, bars()).measurement
+
+
+@app.command(epilog="Example: delta-suite trajectory 'runs/big/checkpoint-*' --out big.html")
+def trajectory(
+    pattern: Annotated[str, typer.Argument(help="name@step*, or a quoted pattern of directories.")],
+    out: Annotated[Path | None, typer.Option(help="The page (default: <results>/site/<run>.html).")] = None,
+    calibration: Annotated[str, typer.Option(help="As for measure.")] = DEFAULT_CALIBRATION,
+    documents: Annotated[int | None, typer.Option(help="As for measure.")] = None,
+    device: Annotated[str, typer.Option(help="As for measure.")] = "auto",
+    dtype: Annotated[str | None, typer.Option(help="As for measure.")] = None,
+    results: Annotated[Path, typer.Option("--results-dir", help="Where records are written.")] = Path("results"),
+    variant: Annotated[str, typer.Option(help="The variant that is shown.")] = "raw",
+    hypotheses: Annotated[
+        list[Path] | None, typer.Option("--hypotheses", help="Hypothesis files or folders (default: hypotheses/).")
+    ] = None,
+    models_file: ModelsFile = None,
+) -> None:
+    """Measure every checkpoint of a run, in the order of the steps; show and plot metrics and verdicts against them."""
+    from suite.claims.judge import across_variants
+    from suite.claims.judge import judge as verdict_on
+    from suite.claims.spec import load_hypotheses
+    from suite.measure import Settings
+    from suite.measure import measure as run
+    from suite.models.registry import RANDOM_WEIGHTS, load_registry
+    from suite.publish import tables
+    from suite.publish import trajectory as publish
+    from suite.publish.progress import bars
+    from suite.records.store import folder_name, newest
+
+    settings = Settings(calibration=calibration, documents=documents, device=device, dtype=dtype, results=results)
+    with _errors_as_text():
+        specs = load_registry(models_file).resolve_all(pattern)
+        found = publish.series(specs)
+        if len(found) != 1:
+            _fail(
+                f"{pattern} is {', '.join(spec.name for spec in specs)}: not several checkpoints of one run, whose "
+                f"names end in their step (checkpoint-1000, name@step8000)."
+            )
+        ((name, steps),) = found.items()
+        named = {spec.name: spec for spec in specs}
+        loaded = load_hypotheses(hypotheses or [_default_hypotheses()])
+        outcomes = {step: run(named[model], settings, bars()) for step, model in steps.items()}
+        measured = {step: outcome.measurement for step, outcome in outcomes.items()}
+        controls = {
+            step: newest(results, f"{own.model.name}@{RANDOM_WEIGHTS}", own.calibration.sha256)
+            for step, own in measured.items()
+        }
+        rows = [
+            tables.Row.of(
+                verdict_on(hypothesis, expectation, outcome.measurement, controls[step]),
+                across_variants(hypothesis, expectation, outcome.measurement),
+                f"{hypothesis.path}:{expectation.line}",
+                str(outcome.record),
+            )
+            for step, outcome in outcomes.items()
+            for hypothesis in loaded
+            for expectation in hypothesis.expect
+        ]
+        typer.echo(publish.verdict_table(rows, steps))
+        for change in publish.verdict_changes(rows, steps):
+            typer.echo(f"changed  {change}")
+        typer.echo(f"\n{publish.metric_table(measured, variant)}\n")
+        page = out or results / "site" / f"{folder_name(name.removesuffix('*').rstrip('-_'))}.html"
+        publish.write_page(publish.trajectory_figure(name, measured, rows, variant), page)
+    typer.echo(f"plot: {page}")
 
 
 @app.command(epilog="Example: delta-suite judge results/runs/smollm2-135m-q4/*.json")

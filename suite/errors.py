@@ -39,3 +39,7 @@ class HypothesisFileError(SuiteError):
 
 class RecordError(SuiteError):
     """A stored record or cache entry cannot be read or written."""
+
+
+class BaselineError(SuiteError):
+    """A baseline is missing, damaged, of another model, or would be overwritten without a reason."""

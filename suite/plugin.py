@@ -19,6 +19,7 @@ import pytest
 
 from suite.capture.calibration import DEFAULT_CALIBRATION, OPTION_HELP
 from suite.errors import SuiteError
+from suite.regression import REGRESSION, BaselineItem, BaselineNode, Regression, add_options, status_of
 
 if TYPE_CHECKING:
     from suite.claims.judge import Judgement, Observation, Quantity
@@ -91,10 +92,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     add("--fresh", action="store_true", help="measure again, whatever the cache holds")
     add("--strict-verdicts", action="store_true", help="inconclusive and not measured fail, too")
+    add_options(group)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[SESSION] = Session(config)
+    config.stash[SESSION] = session = Session(config)
+    config.addinivalue_line("markers", "baseline: compares a model with its baseline (--baseline)")
+    calls = {"outcome": session.outcome, "control": session.control, "reproduce": session.reproduce}
+    if (regression := Regression.of(config, session.specs, **calls)) is not None:
+        config.stash[REGRESSION] = regression
+        config.pluginmanager.register(regression, "delta-suite-baselines")
+        session.hypotheses = regression.hypotheses
 
 
 class Session:
@@ -121,8 +129,9 @@ class Session:
             registry = load_registry(self._path("models_file"))
             specs = []
             for argument in self.config.getoption("model"):
-                specs.append(registry.resolve(argument))
-                self.arguments[specs[-1].name] = argument
+                found = registry.resolve_all(argument)
+                specs += found
+                self.arguments |= {spec.name: argument if len(found) == 1 else spec.argument for spec in found}
         except SuiteError as error:
             raise pytest.UsageError(str(error)) from None
         if self.config.getoption("all_models"):
@@ -217,6 +226,12 @@ class Session:
             value, flag = self.config.getoption(option), f"--{option}"
             if value not in (None, "auto", DEFAULT_CALIBRATION):
                 words.append(f"{flag}={value}")
+        if (regression := self.config.stash.get(REGRESSION, None)) is not None and ".json::" in nodeid:
+            words.append(f"--baseline={regression.paths[model]}")
+            if regression.other_documents:
+                words.append("--baseline-other-documents")
+            if self.config.getoption("no_control"):
+                words.append("--no-control")
         return shlex.join(words)
 
 
@@ -227,6 +242,9 @@ SESSION: pytest.StashKey[Session] = pytest.StashKey()
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    regression = parent.config.stash.get(REGRESSION, None)
+    if regression is not None and regression.file(file_path) is not None:
+        return BaselineNode.from_parent(parent, path=file_path)
     if file_path.suffix != ".toml":
         return None
     named = {Path(str(argument).split("::")[0]).resolve() for argument in parent.config.args}
@@ -376,7 +394,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def _spec(item: pytest.Item) -> ModelSpec | None:
     """The model that an item is about."""
-    if isinstance(item, ExpectationItem):
+    if isinstance(item, ExpectationItem | BaselineItem):
         return item.spec
     callspec = getattr(item, "callspec", None)
     found: ModelSpec | None = callspec.params.get("measurement") if callspec else None
@@ -453,6 +471,10 @@ def pytest_runtest_makereport(
     spec = _spec(item)
     if spec is None or not (call.when == "call" or report.failed):
         return report
+    if isinstance(item, BaselineItem):
+        if item.row is not None:
+            report.delta_suite_baseline = item.row  # type: ignore[attr-defined]
+        return report
     from suite.publish.tables import Row
 
     session = item.config.stash[SESSION]
@@ -506,8 +528,12 @@ def _function_row(
 
 
 def pytest_report_teststatus(report: pytest.CollectReport | pytest.TestReport) -> Any:
+    if not report.skipped or hasattr(report, "wasxfail"):
+        return None
+    if (compared := getattr(report, "delta_suite_baseline", None)) is not None:
+        return status_of(compared)
     row = getattr(report, "delta_suite", None)
-    if row is None or not report.skipped or hasattr(report, "wasxfail"):
+    if row is None:
         return None
     if row["verdict"] == "FAIL":
         return "warned", "w", ("WARN", {"yellow": True})
@@ -540,17 +566,19 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     found = [report.delta_suite for report in reports if hasattr(report, "delta_suite")]
     if not found:
         return
-    from suite.publish import tables
+    from suite.analysis.metrics import METRICS
+    from suite.publish import tables, trajectory
     from suite.records.store import load
 
     order = {spec.name: index for index, spec in enumerate(config.stash[SESSION].specs)}
     rows = sorted((tables.Row(**row) for row in found), key=lambda row: (*row.place, order[row.model]))
     write = terminalreporter.write_line
+    records = {row.model: Path(row.record) for row in rows if row.record}
     for name in order:
-        record = next((row.record for row in rows if row.model == name and row.record), None)
-        if record is None:
+        if name not in records:
             continue
-        measured = load(Path(record))
+        record = records[name]
+        measured = load(record)
         terminalreporter.section(f"{name}: phases", sep="-")
         write(tables.model_line(measured))
         write(f"record: {record}")
@@ -575,6 +603,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if any(row.flips for row in rows) or config.get_verbosity() > 0:
         terminalreporter.section("verdicts under every variant", sep="-")
         write(tables.variant_table(rows))
+    for name, steps in trajectory.series(config.stash[SESSION].specs).items():
+        measured_at = {step: load(records[model]) for step, model in steps.items() if model in records}
+        terminalreporter.section(f"{name}: over training", sep="-")
+        write(trajectory.verdict_table(rows, steps))
+        for change in trajectory.verdict_changes(rows, steps):
+            write(f"changed  {change}")
+        write("")
+        every = [*METRICS] if config.get_verbosity() > 0 else None
+        write(trajectory.metric_table(measured_at, config.getoption("variant") or "raw", every))
     if any(row.verdict == "FAIL" for row in rows):
         terminalreporter.section("refuted, furthest from the claim first", sep="-")
         write(tables.failure_table(rows))

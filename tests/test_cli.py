@@ -29,7 +29,8 @@ def record(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "command", ["measure", "judge", "leaderboard", "card", "models", "metrics", "schema", "doctor"]
+    "command",
+    ["measure", "compare", "trajectory", "judge", "leaderboard", "card", "models", "metrics", "schema", "doctor"],
 )
 def test_every_command_has_help_with_an_example(command: str) -> None:
     result = run(command, "--help")
@@ -110,3 +111,36 @@ def test_unknown_calibration_is_one_clear_error(tiny: Path, tmp_path: Path) -> N
     assert result.exit_code == 1
     assert "seeds" in result.stderr
     assert "Traceback" not in result.output
+
+
+def test_compare_prints_two_side_by_side(record: Path, tiny: Path, tmp_path: Path) -> None:
+    result = run("compare", record, tiny, "--results-dir", tmp_path, "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"C +intra_cosine +(\S+) +\1 +0\.000", result.output)
+    assert "paired by document" in result.output
+    assert "*" not in re.findall(r"^C .*$", result.output, re.MULTILINE)[0]
+
+
+def test_trajectory_writes_a_page_that_needs_nothing_else(tiny: Path, tmp_path: Path) -> None:
+    from tests.tiny import make_tiny
+
+    for step in (5, 20):
+        make_tiny(tmp_path / "run" / f"checkpoint-{step}", layers=4, hidden=32, seed=step)
+    claims = tmp_path / "claims.toml"
+    claims.write_text(
+        'schema=1\nid="x"\ntitle="t"\nversion=1\nrationale="r"\n'
+        '[[expect]]\nid="low"\nmetric="intra_cosine"\nscope="C"\nop="<="\nthreshold=1.0\norigin="o"\n'
+    )
+    page = tmp_path / "run.html"
+    pattern = f"{tmp_path}/run/checkpoint-*"
+    common = ("--device", "cpu", "--results-dir", tmp_path, "--hypotheses", claims)
+    result = run("trajectory", pattern, "--out", page, *common)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"x/low +PASS \S+ +PASS", result.output)
+    text = page.read_text()
+    assert "effective_rank" in text
+    assert "x\\u002flow" in text or "x/low" in text
+    assert 'src="http' not in text
+    alone = run("trajectory", tmp_path / "run" / "checkpoint-5", *common)
+    assert alone.exit_code == 1
+    assert "not several checkpoints of one run" in alone.stderr

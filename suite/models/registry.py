@@ -4,10 +4,12 @@ No torch, transformers or huggingface_hub here: `pytest --collect-only` and `--h
 """
 
 import difflib
+import glob
 import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, Self
@@ -81,6 +83,25 @@ class ModelSpec(BaseModel):
     """Read pytorch_model.bin where there is no safetensors file. A pickle can run code, hence off."""
     random_weights: StrictBool = False
     """The control: config and tokenizer are the model's, the weights are freshly initialised and never read."""
+
+    @property
+    def argument(self) -> str:
+        """What `--model` calls it: its path, or its name."""
+        if self.path is None:
+            return self.name
+        path = str(self.path / self.gguf) if self.gguf else str(self.path)
+        return f"{path}@{RANDOM_WEIGHTS}" if self.random_weights else path
+
+    @property
+    def series(self) -> tuple[str, int] | None:
+        """The training run and the step that a checkpoint is of, such as ("pythia-410m@step*", 8000).
+
+        Told from a number at the end of a revision, or of a directory's name; None for what has none.
+        """
+        last = self.revision if self.hub is not None else self.path and self.path.name
+        if not last or not (number := re.search(r"(\d+)$", last)) or not self.name.endswith(number[1]):
+            return None
+        return f"{self.name.removesuffix(number[1])}*", int(number[1])
 
     @property
     def source(self) -> str:
@@ -165,6 +186,42 @@ class Registry:
             return spec.at(revision) if at else spec
         raise UnknownModelError(self._unknown(argument, base, at + revision))
 
+    def resolve_all(self, argument: str) -> list[ModelSpec]:
+        """The same for an argument that may stand for several checkpoints, in the order of their steps.
+
+        `name@step*` means those of the entry's `checkpoints` that match, `runs/tiny/checkpoint-*` the directories and
+        GGUF files that do. Raises `UnknownModelError`, also where nothing matches.
+        """
+        if not any(sign in argument for sign in "*?[") or argument in self.specs or Path(argument).exists():
+            return [self.resolve(argument)]
+        if argument.endswith(f"@{RANDOM_WEIGHTS}"):
+            return [spec.control() for spec in self.resolve_all(argument.removesuffix(f"@{RANDOM_WEIGHTS}"))]
+        base, at, pattern = argument.partition("@")
+        if at and base in self.specs:
+            spec = self.specs[base]
+            found = sorted((own for own in spec.checkpoints if fnmatchcase(own, pattern)), key=_natural)
+            if not found:
+                known = ", ".join(spec.checkpoints) or "none: list them under `checkpoints`"
+                raise UnknownModelError(
+                    f"--model {argument}: no checkpoint of {base} matches {pattern!r}. {self.path} names {known}."
+                )
+            return [self._at_revision(spec, argument, revision) for revision in found]
+        if at and _HUB_ID.fullmatch(base):
+            raise UnknownModelError(
+                f"--model {argument}: the hub is not asked which revisions there are. Make {base} an entry of "
+                f"{self.path} with `checkpoints`, or name each revision."
+            )
+        written = str(Path(argument).expanduser())
+        paths = [Path(path) for path in glob.glob(written)]  # noqa: PTH207  (absolute and relative alike)
+        models = [path for path in paths if path.is_dir() or path.suffix == ".gguf"]
+        if not models:
+            there = f"{len(paths)} matches, but no directory or .gguf file" if paths else "nothing matches"
+            raise UnknownModelError(
+                f"--model {argument}: {there} (looked from {Path.cwd()}). Quote the pattern, so that the shell "
+                f"leaves it as it is, and check the folder's name."
+            )
+        return [_spec_of_path(str(path), path) for path in sorted(models, key=lambda path: _natural(str(path)))]
+
     def _at_revision(self, spec: ModelSpec, argument: str, revision: str) -> ModelSpec:
         if spec.hub is None:
             raise UnknownModelError(
@@ -187,7 +244,8 @@ class Registry:
 
 _HOW = (
     "--model takes a name from models.toml, name@revision, a directory (./checkpoints/step-8000), "
-    "a .gguf file, or a hub id (org/name or org/name@revision); @random-weights behind any of them is its control."
+    "a .gguf file, a hub id (org/name or org/name@revision), or a pattern (name@step*, './checkpoints/step-*'); "
+    "@random-weights behind any of them is its control."
 )
 
 
@@ -302,6 +360,11 @@ def _line_of(text: str, key: str, name: str | None = None) -> int:
         if inside and key and header is not None and re.match(rf".*\.\s*{re.escape(key)}\s*\]", line):
             return number
     return start
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    """A key that sorts step512 before step1000."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
 
 
 def _looks_like_a_path(argument: str) -> bool:

@@ -89,6 +89,8 @@ class Cache:
         from safetensors.numpy import save_file
 
         entry = self.entry(key)
+        for left in self._folder("measurements").glob(f".{key[:8]}-*"):
+            shutil.rmtree(left, ignore_errors=True)  # by a run that was killed while it wrote: the lock is ours now
         fresh = Path(tempfile.mkdtemp(prefix=f".{key[:8]}-", dir=self._folder("measurements")))
         try:
             save_file(

@@ -74,6 +74,36 @@ class TestResolve:
         assert (spec.name, spec.hub, spec.revision) == ("pythia-410m@step8000", "EleutherAI/pythia-410m", "step8000")
         assert registry.resolve("pythia-410m@step7000").revision == "step7000"  # not declared, and still published
 
+    def test_a_pattern_of_revisions(self, registry: Registry) -> None:
+        specs = registry.resolve_all("pythia-410m@step*")
+        assert [spec.series for spec in specs[:3]] == [("pythia-410m@step*", step) for step in (0, 1, 8)]
+        assert [spec.revision for spec in specs[-2:]] == ["step128000", "step143000"]
+        assert [spec.revision for spec in registry.resolve_all("pythia-410m@step8000")] == ["step8000"]
+        for argument, telling in (
+            ("pythia-410m@main*", "no checkpoint of pythia-410m matches 'main[*]'.*step143000"),
+            ("qwen3-0.6b@step*", "names none: list them under `checkpoints`"),
+            ("acme/tiny@step*", "the hub is not asked which revisions there are"),
+        ):
+            with pytest.raises(UnknownModelError, match=telling):
+                registry.resolve_all(argument)
+
+    def test_a_pattern_of_directories(self, registry: Registry, here: Path) -> None:
+        for name in ("checkpoint-1000", "checkpoint-200", "checkpoint-final"):
+            (here / "runs" / name).mkdir(parents=True)
+        (here / "runs" / "checkpoint-300.log").write_text("not a checkpoint")
+        for pattern in ("runs/checkpoint-*", f"{here}/runs/checkpoint-*"):
+            specs = registry.resolve_all(pattern)
+            assert [spec.name for spec in specs] == [
+                "runs--checkpoint-200",
+                "runs--checkpoint-1000",
+                "runs--checkpoint-final",
+            ]
+            assert [spec.series and spec.series[1] for spec in specs] == [200, 1000, None]
+        with pytest.raises(UnknownModelError, match=r"nothing matches.*Quote the pattern"):
+            registry.resolve_all("runs/step-*")
+        with pytest.raises(UnknownModelError, match="1 matches, but no directory"):
+            registry.resolve_all("runs/*.log")
+
     def test_a_hub_id(self, registry: Registry) -> None:
         spec = registry.resolve("acme/tiny")
         assert (spec.name, spec.source, spec.revision) == ("acme--tiny", "hub:acme/tiny", None)

@@ -1,0 +1,244 @@
+"""Baselines from the user's side, on the tiny model of the other tests: options, items, what is written and refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.plugin.test_plugin import count_loads
+from tests.tiny import make_tiny
+
+RUN = ("hypotheses/", "--device=cpu", "--no-control", "-p", "no:cacheprovider", "--model=tiny")
+
+
+@pytest.fixture(scope="session")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the first test puts the baseline that it has written, for the others."""
+    return tmp_path_factory.mktemp("baselines")
+
+
+@pytest.fixture
+def baseline(project: pytest.Pytester, written: Path) -> Path:
+    """A baseline of the tiny model, written as a user does."""
+    folder = project.path / "results" / "baselines"
+    if not any(written.iterdir()):
+        project.runpytest(*RUN, "--baseline-update", "-q")
+        shutil.copytree(folder, written, dirs_exist_ok=True)
+    shutil.copytree(written, folder, dirs_exist_ok=True)
+    return folder / "tiny.json"
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_an_unchanged_model_is_the_same(project: pytest.Pytester, baseline: Path) -> None:
+    content = json.loads(baseline.read_text())
+    assert set(content["verdicts"]) == {"claims/holds", "claims/fails", "claims/no-such-phase"}
+    assert content["verdicts"]["claims/no-such-phase"]["verdict"] == "NOT MEASURED"
+    assert [change["action"] for change in content["history"]] == ["created"]
+    assert baseline.with_suffix(".safetensors").stat().st_size < 25_000  # 12 layers x 8 x 48 x 2 bytes x 2 variants
+    result = project.runpytest(*RUN, "-m", "baseline", "--baseline", "--junit-xml=junit.xml")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["*- baselines -*", "tiny *results/baselines/tiny.json * -"])
+    cases = {case.get("name"): case for case in ET.parse(project.path / "junit.xml").iter("testcase")}
+    own = {p.get("name"): p.get("value") for p in cases["C/intra_cosine[tiny]"].iter("property")}
+    assert own["status"] == "same"
+    assert own["baseline"] == "results/baselines/tiny.json"
+    assert {"record[tiny]", "layers/gamma[tiny]", "layers/direction_turn[tiny]", "model/intra_cosine[tiny]"} <= set(
+        cases
+    )
+    assert "verdict/claims/fails[tiny]" in cases
+
+
+def test_items_are_chosen_by_name_and_by_node(project: pytest.Pytester, baseline: Path) -> None:
+    project.runpytest(*RUN, "--baseline", "-k", "C/intra_cosine[").assert_outcomes(passed=1, deselected=91)
+    node = "results/baselines/tiny.json::C/intra_cosine[tiny]"
+    project.runpytest(node, *RUN[1:], "--baseline").assert_outcomes(passed=1)
+
+
+def test_a_changed_figure_fails_with_its_layer(project: pytest.Pytester, baseline: Path) -> None:
+    content = json.loads(baseline.read_text())
+    content["figures"]["estimates"]["raw"]["layer:5"]["effective_rank"]["value"] += 2
+    edit(baseline, **content)
+    result = project.runpytest(*RUN, "--baseline", "-m", "baseline")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(
+        [
+            "layers/effective_rank of tiny: drift",
+            "  baseline   results/baselines/tiny.json, tiny of *",
+            "  layer 5 *effective_rank *raw * -2.000 *",
+            "  first at   layer 5: the layers before it are the same",
+            "  reproduce  pytest 'results/baselines/tiny.json::layers/effective_rank[[]tiny[]]' --model=tiny "
+            "--device=cpu --baseline=results/baselines/tiny.json --no-control",
+            "tiny *layers/effective_rank *drift *layer 5, raw",
+        ]
+    )
+    edit(baseline, tolerances={"effective_rank": 2.5})
+    assert project.runpytest(*RUN, "--baseline", "-m", "baseline").ret == 0
+    edit(baseline, tolerances={}, xfail={"layers/effective_*": "known: the optimiser changed"})
+    result = project.runpytest(*RUN, "--baseline", "-m", "baseline", "-rx")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["XFAIL *layers/effective_rank*known: the optimiser changed*"])
+
+
+def test_verdicts_that_changed_are_flips(project: pytest.Pytester, baseline: Path) -> None:
+    content = json.loads(baseline.read_text())
+    gone = {"verdict": "PASS", "observed": 1.0, "claim": "a claim", "file": "hypotheses/claims.toml"}
+    content["verdicts"]["claims/fails"]["verdict"] = "PASS"
+    content["verdicts"]["claims/holds"]["claim"] = "intra_cosine over C >= 0.2, raw"
+    content["verdicts"]["claims/was-there"] = gone
+    content["verdicts"].pop("claims/no-such-phase")
+    edit(baseline, **content)
+    result = project.runpytest(*RUN, "--baseline", "-k", "verdict/", "-v")
+    result.assert_outcomes(failed=3, deselected=89)
+    result.stdout.fnmatch_lines(
+        [
+            "*verdict/claims/no-such-phase[[]tiny[]] NEW*",
+            "  reason     the claim was `intra_cosine over C >= 0.2, raw` and is `intra_cosine over C >= 0, raw`",
+            "verdict/claims/fails of tiny: flip",
+            "  reason     PASS -> INCONCLUSIVE",  # random weights have no direction: a gate says so
+            "verdict/claims/was-there of tiny: gone",
+            "*hypotheses/claims.toml does not state it any more; it was PASS",
+        ]
+    )
+
+
+def test_what_cannot_be_compared_fails(project: pytest.Pytester, baseline: Path) -> None:
+    content = json.loads(baseline.read_text())
+    content["figures"]["calibration"]["sha256"] = "0" * 64
+    edit(baseline, **content)
+    result = project.runpytest(*RUN, "--baseline", "-m", "baseline")
+    assert result.ret == 1
+    assert "passed" not in result.parseoutcomes()
+    result.stdout.fnmatch_lines(["*not comparable *the calibration is another: core (136 documents, 00000000) there*"])
+
+
+def test_without_directions_their_turning_is_not_measured(project: pytest.Pytester, baseline: Path) -> None:
+    baseline.with_suffix(".safetensors").unlink()
+    result = project.runpytest(*RUN, "--baseline", "-k", "turn", "-v")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["*layers/direction_turn[[]tiny[]] NOT MEASURED*"])
+    result = project.runpytest(*RUN, "--baseline-update", "-q")
+    result.stdout.fnmatch_lines(["*tiny.json: added directions"])
+
+
+def test_update_writes_only_what_is_new(project: pytest.Pytester, baseline: Path) -> None:
+    before = json.loads(baseline.read_text())
+    changed = json.loads(baseline.read_text())
+    for variant in changed["figures"]["estimates"].values():
+        variant["C"].pop("intra_cosine")
+        variant["C"]["cross_cosine"]["value"] = 0.9
+    changed["verdicts"].pop("claims/holds")
+    edit(baseline, **changed)
+    result = project.runpytest(*RUN, "--baseline-update", "-q")
+    result.stdout.fnmatch_lines(["*tiny.json: added C/intra_cosine, claims/holds"])
+    after = json.loads(baseline.read_text())
+    assert (
+        after["figures"]["estimates"]["raw"]["C"]["intra_cosine"]
+        == (before["figures"]["estimates"]["raw"]["C"]["intra_cosine"])
+    )
+    assert after["figures"]["estimates"]["raw"]["C"]["cross_cosine"]["value"] == 0.9
+    assert after["history"][-1]["entries"] == ["C/intra_cosine", "claims/holds"]
+    result = project.runpytest(*RUN, "--baseline-update", "-q")
+    result.stdout.fnmatch_lines(["*tiny.json: nothing new, left as it was"])
+
+
+def test_overwriting_needs_a_reason_that_is_kept(project: pytest.Pytester, baseline: Path) -> None:
+    content = json.loads(baseline.read_text())
+    content["figures"]["model"]["fingerprint"] = "e" * 64
+    content["figures"]["estimates"]["raw"]["C"]["intra_cosine"]["value"] = 0.9
+    edit(baseline, **content | {"tolerances": {"gamma": 3.0}})
+    other = baseline.with_name("other.json")
+    other.write_text("another model's")
+    refused = project.runpytest(*RUN, "--baseline-update=all")
+    assert refused.ret == pytest.ExitCode.USAGE_ERROR
+    refused.stderr.fnmatch_lines(["*--baseline-reason*"])
+    result = project.runpytest(*RUN, "--baseline-update=all", "--baseline-reason=new data mix", "-m", "baseline")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["*1 accepted*"])
+    after = json.loads(baseline.read_text())
+    assert after["figures"]["estimates"]["raw"]["C"]["intra_cosine"]["value"] < 0.5
+    assert after["tolerances"] == {"gamma": 3.0}
+    assert after["history"][-1] | {"date": "", "source": ""} == {
+        "date": "",
+        "action": "overwritten",
+        "reason": "new data mix",
+        "source": "",
+        "before": "e" * 64,
+        "entries": [],
+    }
+    assert other.read_text() == "another model's"
+
+
+def test_a_model_of_another_shape_never_overwrites(project: pytest.Pytester, baseline: Path, tmp_path: Path) -> None:
+    other = make_tiny(tmp_path / "wide", layers=3, hidden=32)
+    before = baseline.read_bytes()
+    arguments = ("hypotheses/", "--device=cpu", f"--model={other}", f"--baseline={baseline}")
+    result = project.runpytest(*arguments, "--baseline-update=all", "--baseline-reason=wrong path", "-q")
+    assert result.ret == 1
+    result.stdout.fnmatch_lines(["not written: *is about another model, tiny (*12 layers x 48)*"])
+    assert baseline.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("options", "telling"),
+    [
+        (["--baseline"], "no baseline results/baselines/tiny.json: results/baselines holds no baseline*"),
+        (["--baseline=other/big.json"], "no baseline other/big.json: *"),
+        (["--baseline", "hypotheses/"], "*that folder holds tests, not baselines*"),
+        (["--baseline-reason=why"], "*--baseline-reason is for --baseline-update=all"),
+        (["--model=twin", "--baseline=x.json", "--baseline-update"], "*tiny and twin would both be written to x.json*"),
+    ],
+)
+def test_options_that_do_not_work_are_usage_errors(project: pytest.Pytester, options: list[str], telling: str) -> None:
+    result = project.runpytest("hypotheses/", "--model=tiny", *options)
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines([f"ERROR: {telling}"])
+
+
+def test_a_damaged_or_misspelt_baseline_is_a_usage_error(project: pytest.Pytester, baseline: Path) -> None:
+    edit(baseline, tolerances={"effective_rnak": 1.0})
+    result = project.runpytest(*RUN, "--baseline")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["*tolerances for what does not exist: effective_rnak"])
+    edit(baseline, tolerances={}, tolerance={"gamma": 1.0})
+    project.runpytest(*RUN, "--baseline").stderr.fnmatch_lines(["*is not a baseline of schema 1:", "*at tolerance:*"])
+    baseline.write_text(baseline.read_text()[:200])
+    project.runpytest(*RUN, "--baseline").stderr.fnmatch_lines(["*is not a baseline of schema 1:*"])
+
+
+def test_workers_compare_and_one_process_writes(
+    project: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("xdist")
+    monkeypatch.setenv("DELTA_SUITE_CACHE", str(tmp_path / "empty"))
+    other = make_tiny(tmp_path / "other", layers=6, seed=1)
+    with (project.path / "models.toml").open("a") as file:
+        file.write(f"[models.other]\npath = {str(other)!r}\n")
+    log = count_loads(project)
+    both = (*RUN, "--model=other", "-n", "4", "-q")
+    project.runpytest_subprocess(*both, "--baseline-update")
+    assert sorted(path.name for path in (project.path / "results" / "baselines").glob("*.json")) == [
+        "other.json",
+        "tiny.json",
+    ]
+    result = project.runpytest_subprocess(*both, "--baseline", "-m", "baseline")
+    assert result.ret == 0
+    result.stdout.fnmatch_lines(["tiny *results/baselines/tiny.json*", "other *results/baselines/other.json*"])
+    assert sorted(log.read_text().split()) == ["other", "tiny"]
+
+
+def test_comparing_imports_no_torch(project: pytest.Pytester, baseline: Path) -> None:
+    project.makeconftest(
+        "import sys\n"
+        "def pytest_unconfigure():\n"
+        "    print('heavy:', [name for name in ('torch', 'transformers', 'plotly') if name in sys.modules])\n"
+    )
+    result = project.runpytest_subprocess(*RUN, "--baseline", "-q", "-s")
+    result.stdout.fnmatch_lines(["heavy: []"])
