@@ -235,42 +235,51 @@ def resample(own: Groups, *, layer: int, centre: bool, epsilon: float, intervals
     kept = LayerSpectra(statistics, directions, random, (a, b), (of_a, of_b))
     if not intervals:
         return kept
-    replicates, of_whole, of_half = [], [], []
+    replicates, removed, removed_of_half = [], [], []
     for group in groups:
-        energies, removed = own.removal(group, everything, whole.directions)
+        energies, leading = own.removal(group, everything, whole.directions)
         left = (whole.eigenvalues - energies[: len(whole.eigenvalues)]).clamp_min(0.0)
         others = [g for g in groups if g != group]
         replicates.append(_statistics(own, left, others, tokens, centre, epsilon))
-        of_whole.append(_directions_without(own, group, everything, whole, removed))
-        side = sides[group % 2]
-        _, removed = own.removal(group, side, halves[group % 2].directions)
-        of_half.append(_directions_without(own, group, side, halves[group % 2], removed))
+        removed.append(leading)
+        removed_of_half.append(own.removal(group, sides[group % 2], halves[group % 2].directions)[1])
+    of_half = torch.zeros(len(groups), TOP_K, hidden)
+    for side, half in zip(sides, halves, strict=True):
+        of_half[side] = _directions_without(own, side, side, half, [removed_of_half[g] for g in side])
     return replace(
         kept,
         replicates=tuple(replicates),
-        replicate_directions=torch.stack(of_whole),
-        replicate_half_directions=torch.stack(of_half),
+        replicate_directions=_directions_without(own, everything, everything, whole, removed),
+        replicate_half_directions=of_half,
     )
 
 
 def _directions_without(
-    own: Groups, group: int, groups: Sequence[int], spectrum: Spectrum, removed: Float64[Tensor, "m m"]
-) -> Float[Tensor, "k hidden"]:
-    """The top-k directions of S - E_g, unit rows; zero rows where the rank is below k."""
-    leading = spectrum.directions[: len(removed)]
-    # Small problems are solved on the host: a GPU spends its time on launching them.
-    kept = torch.diag(_first(spectrum.eigenvalues[:, None], len(removed)).flatten()) - removed
-    values, vectors = torch.linalg.eigh(kept.cpu())
-    values, vectors = values.flip(0)[:TOP_K], vectors.flip(1)[:, :TOP_K]
-    present = values > values[0].clamp_min(0.0) * len(leading) * torch.finfo(torch.float64).eps
-    inside = leading.T @ vectors.to(leading.device)
+    own: Groups,
+    left_out: Sequence[int],
+    groups: Sequence[int],
+    spectrum: Spectrum,
+    removed: Sequence[Float64[Tensor, "m m"]],
+) -> Float32[Tensor, "left_out k hidden"]:
+    """The top-k directions of S - E_g for each g that is left out, unit rows; zero rows where the rank is below k."""
+    leading = spectrum.directions[: len(removed[0])]
+    diagonal = torch.diag(_first(spectrum.eigenvalues[:, None], len(leading)).flatten())
+    # Small problems are solved on the host, all in one go: a GPU spends its time on being asked.
+    values, vectors = torch.linalg.eigh((diagonal - torch.stack(list(removed))).cpu())
+    values, vectors = values.flip(1)[:, :TOP_K], vectors.flip(2)[:, :, :TOP_K].to(leading.device)
+    present = values > values[:, :1].clamp_min(0.0) * len(leading) * torch.finfo(torch.float64).eps
+    inside = leading.T @ vectors
     # One application of S - E_g brings in what lies outside the span, to first order in it.
-    outside = own.without(group, groups, inside) / values.clamp_min(1e-300).to(leading.device)
-    rows = torch.where(present.to(leading.device), outside, torch.zeros_like(outside))
-    out = torch.zeros(TOP_K, leading.shape[1])
-    count = int(present.sum())
-    if count:
-        out[:count] = torch.linalg.qr(rows[:, :count].cpu()).Q.T.float()
+    outside = torch.stack([own.without(g, groups, inside[i]) for i, g in enumerate(left_out)])
+    norms = outside.norm(dim=1, keepdim=True)
+    outside = outside / torch.where(norms > 0, norms, torch.ones_like(norms))
+    outside = outside * present.to(leading.device)[:, None, :]
+    # Made orthonormal in order, by Cholesky: the columns are nearly so already.
+    products = outside.mT @ outside + torch.diag_embed((~present).double()).to(leading.device)
+    lower, _ = torch.linalg.cholesky_ex(products)
+    rows = torch.linalg.solve_triangular(lower, outside.mT, upper=False)
+    out = torch.zeros(len(left_out), TOP_K, leading.shape[1])
+    out[:, : rows.shape[1]] = rows.float().cpu()
     return out
 
 
