@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODEL := smollm2-135m-q4
 
-.PHONY: demo test lint conformance datasheet bench clean
+.PHONY: demo test test-site lint conformance datasheet bench clean
 
 demo: .venv/installed
 	@# pytest's status 1 means a refuted prediction, which is a result, or a model that could not be measured, which is
@@ -13,6 +13,11 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/pytest
+
+# The site in a real browser, which is the system's (apt-get install chromium) or $CHROMIUM.
+test-site: .venv/installed
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[site]'
+	$(BIN)/pytest tests/publish/test_site.py -rs
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -99,6 +99,7 @@ def measure(
         typer.echo(f"\n{tables.phase_table(outcome.measurement)}\n")
         if layers:
             typer.echo(f"{tables.layer_table(outcome.measurement)}\n")
+            typer.echo(f"{tables.boundary_table(outcome.measurement)}\n")
         typer.echo(f"record: {outcome.record}")
     if failed:
         raise typer.Exit(MEASUREMENT_FAILED)
@@ -273,6 +274,85 @@ def _default_hypotheses() -> Path:
 
     here, own = Path("hypotheses"), Path(suite.__file__).parent.parent / "hypotheses"
     return here if here.is_dir() or not own.is_dir() else own
+
+
+@app.command(epilog="Example: delta-suite leaderboard --check")
+def leaderboard(
+    results: Annotated[Path, typer.Option("--results-dir", help="The results folder.")] = Path("results"),
+    hypotheses: Annotated[
+        list[Path] | None,
+        typer.Option("--hypotheses", help="Hypothesis files or folders (default: hypotheses/)."),
+    ] = None,
+    repository: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the files are to be seen, such as https://github.com/me/it/blob/main (default: relative links)."
+        ),
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit with 1 where a file is stale.")] = False,
+) -> None:
+    """Build leaderboard.md, .csv, .json and the site from the records. Exits with 1 where a record cannot be read."""
+    from suite.claims.spec import load_hypotheses
+    from suite.publish.board import build
+    from suite.publish.leaderboard import files, stale, write
+
+    with _errors_as_text():
+        board = build(results, load_hypotheses(hypotheses or [_default_hypotheses()]), repository)
+        content = files(board)
+        changed = stale(results, content) if check else write(results, content)
+    for item in board.broken:
+        typer.echo(f"delta-suite: left out: {item.why}", err=True)
+    typer.echo(
+        f"records: {sum(len(group.entries) for group in board.groups)} shown, tables: {len(board.groups)}, "
+        f"superseded: {len(board.superseded)}, cannot be read: {len(board.broken)}"
+    )
+    for name in changed:
+        typer.echo(f"{'stale' if check else 'written' if name in content else 'removed'}: {results / name}")
+    if check and changed:
+        _fail(f"{len(changed)} of {len(content)} files are stale. Build them anew: delta-suite leaderboard")
+    if not changed:
+        typer.echo("every file is up to date")
+    if board.broken:
+        raise typer.Exit(MEASUREMENT_FAILED)
+
+
+@app.command(epilog="Example: delta-suite card --model smollm2-135m-q4 --out ./my-model")
+def card(
+    model: Annotated[
+        str | None, typer.Option("--model", help="A model with a record; its newest one is taken.")
+    ] = None,
+    record: Annotated[Path | None, typer.Option("--record", help="This record, wherever it lies.")] = None,
+    results: Annotated[Path, typer.Option("--results-dir", help="The results folder.")] = Path("results"),
+    hypotheses: Annotated[
+        list[Path] | None,
+        typer.Option("--hypotheses", help="Hypothesis files or folders (default: hypotheses/)."),
+    ] = None,
+    repository: Annotated[
+        str | None, typer.Option(help="Where the files are to be seen; with it, claims and record become links.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder of README.md and plots (default: cards/<model> in the results folder)."),
+    ] = None,
+) -> None:
+    """Write a Hugging Face model card: metadata, a section with the verdicts, two plots. An author's text stays."""
+    from suite.claims.spec import load_hypotheses
+    from suite.publish.board import build
+    from suite.publish.model_card import newest, write_card
+    from suite.records.store import folder_name
+
+    if model is None and record is None:
+        _fail("name the model: --model NAME, or a record of it: --record results/runs/NAME/....json")
+    with _errors_as_text():
+        loaded = load_hypotheses(hypotheses or [_default_hypotheses()])
+        board = build(results, loaded, repository, None if record is None else [record])
+        for item in board.broken if record is not None else ():
+            _fail(item.why)
+        group, entry = newest(board, model or next(iter(board.models)))
+        written = write_card(out or results / "cards" / folder_name(entry.model), board, group, entry)
+    typer.echo(f"from {entry.record}: {group.title}, {entry.dtype}")
+    for path in written:
+        typer.echo(f"written: {path}")
 
 
 @app.command(epilog="Example: delta-suite models")

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import suite
-from suite.analysis.metrics import TOP_K, VARIANTS
+from suite.analysis.metrics import METRICS, TOP_K, VARIANTS, absent
 from suite.capture.calibration import DEFAULT_CALIBRATION, MAX_TOKENS, Calibration, load_calibration, tokenize
 from suite.models.control import control_fingerprint
 from suite.models.device import resolve_device
@@ -31,6 +31,7 @@ from suite.records.measurement import (
     CalibrationRecord,
     CertificateRecord,
     IdentityRecord,
+    LawRecord,
     Measurement,
     ModelRecord,
     Provenance,
@@ -40,9 +41,11 @@ from suite.records.measurement import (
     measured_layers,
     metric_versions,
 )
+from suite.records.sections import plot_sections
 from suite.records.store import RESULTS, save
 
 if TYPE_CHECKING:
+    from suite.analysis.law import Law
     from suite.analysis.variants import Sinks
     from suite.capture.certificate import Certificate
 
@@ -137,6 +140,7 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
     import torch
 
     from suite.analysis.layers import reduce_stream
+    from suite.analysis.update_law import measure_law
     from suite.analysis.variants import SINK_RATIO
     from suite.capture.residual import capture
     from suite.capture.stream import ResidualStream
@@ -159,7 +163,9 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
         )
     certificates: list[Certificate] = []
     sinks: list[Sinks] = []
+    laws: list[Law | None] = []
     blocks = len(decoder.blocks)
+    phases = phase_map(blocks, run.spec.phases)
     dropped = sum(first and sequences.drop_first_token for first in sequences.starts_document)
 
     tokens = sequences.tokens - dropped
@@ -177,6 +183,8 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
                     return
                 stream, certificate = item
                 certificates.append(certificate)
+                with clock("law"):
+                    laws.append(measure_law(stream, phases, devices) if len(stream.kept) == sequences.tokens else None)
                 yield stream
                 del item, stream  # a shard is large, and the next one is filled now
 
@@ -192,6 +200,7 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
                 found_sinks=sinks.append,
             )
     clock.subtract("analysis", "capture")
+    clock.subtract("analysis", "law")
 
     arrays: dict[str, np.ndarray] = {}
     for variant, layers in spectra.items():
@@ -250,9 +259,26 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
         phases={},
         layers=tuple(measured_layers(statistics, grams)),
         scopes={},
+        law=_law_record(laws[0], phases),
+        **plot_sections(grams, {variant: [own.statistics for own in layers] for variant, layers in spectra.items()}),
     )
     # Computed for the model's phases once, here; other phase maps are put on from the arrays.
-    return measurement.with_directions(grams).under(phase_map(blocks, run.spec.phases)), arrays
+    return measurement.with_directions(grams).under(phases), arrays
+
+
+def _law_record(law: Law | None, phases: Mapping[str, tuple[int, int]]) -> LawRecord:
+    """`law`: None where the stream came in several shards."""
+    own = {name: (first, last) for name, (first, last) in phases.items()}
+    if law is None:
+        why = absent("the update law needs the whole stream at once, and it came in several shards")
+        metrics = {name: {m.name: why for m in METRICS.values() if m.from_law} for name in own}
+        return LawRecord(phases=own, metrics=metrics, transfer=())
+    transfer = law.transfer[0].round(5).tolist() if law.reason is None else []
+    return LawRecord(
+        phases=own,
+        metrics={name: law.estimates(name) for name in own},
+        transfer=tuple(tuple(row) for row in transfer),
+    )
 
 
 def _certificate_record(certificate: Certificate) -> CertificateRecord:

@@ -588,6 +588,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         if config.get_verbosity() > 0:
             write("")
             write(tables.layer_table(measured, variant))
+            write("")
+            arrays = config.stash[SESSION].settings.cache.arrays(measured.provenance.cache_key)
+            write(tables.boundary_table(measured.with_arrays(arrays), variant))
     terminalreporter.section("verdicts", sep="-")
     write(tables.verdict_grid(rows))
     if any(row.flips for row in rows):

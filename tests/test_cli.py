@@ -29,7 +29,8 @@ def record(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(
-    "command", ["measure", "compare", "trajectory", "judge", "models", "metrics", "schema", "doctor"]
+    "command",
+    ["measure", "compare", "trajectory", "judge", "leaderboard", "card", "models", "metrics", "schema", "doctor"],
 )
 def test_every_command_has_help_with_an_example(command: str) -> None:
     result = run(command, "--help")
@@ -44,6 +45,7 @@ def test_measure_writes_a_record_and_shows_the_phases(tiny: Path, tmp_path: Path
     assert json.loads(written.read_text())["model"]["layers"] == 12
     assert "block rank" in result.output
     assert "influence" in result.output
+    assert re.search(r"^p +0\.\d{3} against smooth drift", result.output, re.MULTILINE)
 
 
 def test_measure_goes_on_after_a_model_that_cannot_be_measured(tiny: Path, tmp_path: Path) -> None:

@@ -7,10 +7,12 @@ from functools import partial
 
 import numpy as np
 
+from suite.analysis.boundaries import Boundaries, find_boundaries, segments_of
 from suite.analysis.metrics import METRICS, DirectionGram, Estimate, LayerStatistics, Metric, absent
 from suite.analysis.uncertainty import with_interval
 
 NO_UPDATE = "the update is zero on every token that enters"
+LAW_NOT_MEASURED = "the update law was not fitted over these layers: it is, over the phases, when a model is measured"
 TOO_FEW_TOKENS = "fewer than two tokens enter"
 
 _DEFINED_WITHOUT_UPDATE = ("frobenius", "update_norm", "stream_norm", "relative_step", "block_influence")
@@ -61,11 +63,16 @@ def direction_metrics(gram: DirectionGram, layer: int) -> dict[str, Estimate]:
 
 
 def phase_metrics(gram: DirectionGram, layers: Sequence[int], only: str | None = None) -> dict[str, Estimate]:
-    """Every pair and phase metric, or only one of them, over a contiguous set of layers."""
+    """Every pair and phase metric, or only one of them, over a contiguous set of layers.
+
+    Those of the update law come with a reason instead: it is fitted when the model is at hand.
+    """
     return {
-        name: _of_directions(metric, gram, layers, partial(phase_metric, metric, layers=layers))
+        name: absent(LAW_NOT_MEASURED)
+        if metric.from_law
+        else _of_directions(metric, gram, layers, partial(phase_metric, metric, layers=layers))
         for name, metric in METRICS.items()
-        if metric.scope != "layer" and only in (None, name)
+        if metric.scope in {"pair", "phase"} and only in (None, name)
     }
 
 
@@ -97,6 +104,29 @@ def _of_directions(
         metric.low,
         metric.high,
     )
+
+
+def boundaries_under(
+    gram: DirectionGram,
+    phases: Mapping[str, tuple[int, int]],
+) -> Boundaries | Estimate:
+    """The boundaries of a model under a phase map, or an absent estimate that says why there are none."""
+    layers = gram.layers
+    if missing := gram.without_direction(range(layers)):
+        return absent(f"the update of layer {missing[0]} is zero, so it has no direction")
+    declared = segments_of(phases, layers)
+    if not declared:
+        return absent("one phase holds all layers, so there is no boundary")
+    if len(declared) == layers - 1:
+        return absent("each layer is a phase of its own, so there is no boundary to find")
+    again = np.array([own.similarity for own in gram.replicates]) if gram.replicates else None
+    return find_boundaries(gram.similarity, declared, again)
+
+
+def boundary_metrics(found: Boundaries | Estimate) -> dict[str, Estimate]:
+    """Every metric of a model under its phase map."""
+    chosen = {name: metric for name, metric in METRICS.items() if metric.scope == "model"}
+    return {name: found if isinstance(found, Estimate) else metric.compute(found) for name, metric in chosen.items()}
 
 
 def pairs_of(metric: Metric, layers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

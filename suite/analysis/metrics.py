@@ -12,11 +12,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import Float32, Float64
 from pydantic import BaseModel, ConfigDict, model_serializer
+
+from suite.analysis.boundaries import Boundaries, layer_similarity
+
+if TYPE_CHECKING:
+    from suite.analysis.law import PhaseLaw
 
 TOP_K = 8
 """Directions kept per layer, the reference's `top_k`."""
@@ -145,6 +150,11 @@ class DirectionGram:
         """v_L . v_M, signed."""
         return self.whole[:, 0, :, 0]
 
+    @property
+    def similarity(self) -> Float64[np.ndarray, "layers layers"]:
+        """||U_L U_M^T||_F^2 / k; between document halves where there are any, so that shared tokens make none."""
+        return layer_similarity(self.whole if self.ab is None else self.ab)
+
     def without_direction(self, layers: Sequence[int]) -> list[int]:
         """The layers among these whose update is zero, so that v_L does not exist."""
         return [layer for layer in layers if self.whole[layer, 0, layer, 0] < 0.5]  # 1 or 0, up to rounding
@@ -155,7 +165,8 @@ class Metric:
     """One row of the reference table, and the function behind it."""
 
     name: str
-    scope: Literal["layer", "pair", "phase"]
+    scope: Literal["layer", "pair", "phase", "model"]
+    """What it is a number of; `model`: of the whole model under its phase map."""
     formula: str
     unit: str
     low: float
@@ -172,6 +183,8 @@ class Metric:
     """Layer metrics: computed from the layer's directions, not its statistics."""
     cross_fitted: bool = False
     """Made from both halves of the documents, so that no half has a value of its own."""
+    from_law: bool = False
+    """Phase metrics: computed from the update law fitted over the phase, not from directions."""
 
 
 _REGISTRY: dict[str, Metric] = {}
@@ -183,7 +196,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def _register(
-    scope: Literal["layer", "pair", "phase"],
+    scope: Literal["layer", "pair", "phase", "model"],
     formula: str,
     *,
     unit: str = "1",
@@ -195,6 +208,7 @@ def _register(
     adjacent: bool = False,
     from_directions: bool = False,
     cross_fitted: bool = False,
+    from_law: bool = False,
 ) -> Callable[[_F], _F]:
     def add(function: _F) -> _F:
         name = function.__name__
@@ -212,6 +226,7 @@ def _register(
             adjacent,
             from_directions,
             cross_fitted,
+            from_law,
         )
         return function
 
@@ -583,3 +598,131 @@ def _stack(gram: np.ndarray, rows: Sequence[int], columns: Sequence[int]) -> np.
 
 def _by_layer(layers: Sequence[int], values: np.ndarray) -> dict[int, float | None]:
     return {layer: float(value) for layer, value in zip(layers, values, strict=True)}
+
+
+# --- the update law over a phase -------------------------------------------------------------------------------
+
+_LAW = "the update law, held out over documents: suite/analysis/update_law.py"
+
+
+@_register(
+    "phase",
+    "median over L of [R2(c T^(-L)) - R2(c h)] / [R2(T_L) - R2(c h)]: shared map, fitted without L, against L's own",
+    low=-math.inf,
+    from_law=True,
+    source=_LAW,
+)
+def sharing_index(law: PhaseLaw) -> Estimate:
+    return law.ratio("shared", "scaled")
+
+
+@_register(
+    "phase",
+    "median over L of R2 of c_L T^(-L), the map of the phase's other layers",
+    low=-math.inf,
+    high=1.0,
+    from_law=True,
+    source=_LAW,
+)
+def shared_r2(law: PhaseLaw) -> Estimate:
+    return law.rung("shared")
+
+
+@_register(
+    "phase",
+    "median over L of R2 of T_L, the layer's own map",
+    low=-math.inf,
+    high=1.0,
+    from_law=True,
+    source=_LAW,
+)
+def own_r2(law: PhaseLaw) -> Estimate:
+    return law.rung("own")
+
+
+@_register(
+    "phase",
+    "median over L of v^T R_L v / tr R_L, R_L the residual after the shared map, v its top eigenvector in training",
+    high=1.0,
+    from_law=True,
+    source=_LAW,
+)
+def residual_rank_one_share(law: PhaseLaw) -> Estimate:
+    return law.median(law.share)
+
+
+@_register(
+    "phase",
+    "median over L of [R2(c T^(-L) + v w^T) - R2(c T^(-L))] / [R2(T_L) - R2(c T^(-L))]",
+    low=-math.inf,
+    from_law=True,
+    source=_LAW,
+)
+def rank_one_closure(law: PhaseLaw) -> Estimate:
+    return law.ratio("rank_one", "shared")
+
+
+@_register(
+    "phase",
+    "median over L of the mean over M != L in the phase of R2 of c T_M on layer L",
+    low=-math.inf,
+    high=1.0,
+    from_law=True,
+    source=_LAW,
+)
+def transfer_r2(law: PhaseLaw) -> Estimate:
+    return law.transferred()
+
+
+# --- a model under its phase map -------------------------------------------------------------------------------
+
+
+@_register(
+    "model",
+    "share of the orders of the phases' lengths that cut the depth at no higher cost than the declared order",
+    high=1.0,
+    per_layer=False,
+    source="kernel cost of S: Arlot, Celisse & Harchaoui 2019",
+)
+def boundary_cost_rank(found: Boundaries) -> Estimate:
+    if found.cost_rank is None:
+        return absent(
+            f"the phases' lengths have {found.orders} order{'s' if found.orders != 1 else ''}, too few to rank one"
+        )
+    detail = {
+        "orders": found.orders,
+        "any_lengths": found.cost_rank_any_lengths,
+        "cost": found.declared_cost,
+        "found_cost": found.found_cost,
+        "total_cost": found.total_cost,
+    }
+    return Estimate(value=found.cost_rank, detail=detail)
+
+
+@_register(
+    "model",
+    "share of the declared boundaries that a boundary of the segmentation of least cost meets within 1 layer",
+    high=1.0,
+    per_layer=False,
+    source="kernel change points of S: Arlot, Celisse & Harchaoui 2019",
+)
+def boundary_agreement(found: Boundaries) -> Estimate:
+    detail = {"by_chance": found.chance_agreement, "declared": list(found.declared), "found": list(found.found)}
+    return Estimate(value=found.agreement, detail=detail)
+
+
+@_register(
+    "model",
+    "p-value of the least cost over that of one segment, against smooth drift over depth; 1/1000 at the least",
+    high=1.0,
+    per_layer=False,
+    source="999 Gaussian drifts with the mean of S by lag, as uneven as S",
+)
+def boundary_p(found: Boundaries) -> Estimate:
+    detail = {
+        "draws": found.draws,
+        "least": 1 / (found.draws + 1),
+        "share": found.found_cost / found.total_cost if found.total_cost > 0.0 else 1.0,
+        "drift_dimensions": found.drift_dimensions,
+    }
+    return Estimate(value=found.p, detail=detail)

@@ -3,15 +3,18 @@
 Squaring is harmless here: float64 leaves energies exact to 1e-15 of the largest, so singular values to 1e-7 of
 sigma_1 or better, and only what lies below is lost (set to 0). In exchange an eigenproblem of the smaller side
 replaces the SVD: on an H100 2,047 x 5,120 takes 29 ms instead of 244 ms.
+
+Where float64 is slow (consumer GPUs: 1/32 or 1/64 of float32) or missing (MPS), the Gram matrix is added up from exact
+float32 products of slices of the rows, and the eigenproblem goes to the host.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations_with_replacement, pairwise
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
 COLUMN_BLOCKS = 10
@@ -19,6 +22,19 @@ COLUMN_BLOCKS = 10
 
 WIDE_ENOUGH_FOR_BLOCKS = 2048
 """Below this many columns one multiplication is faster than blocks of it."""
+
+
+FAST_FLOAT64 = {(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)}
+"""Compute capabilities of the NVIDIA GPUs with float64 at half the rate of float32: P100, V100, A100, H100, B200.
+
+https://docs.nvidia.com/cuda/cuda-c-programming-guide/#arithmetic-instructions
+"""
+
+SLICES, SLICE_BITS = 3, 8
+"""Of a float32 row: whole numbers of 8 bits with their sign, which float32, TF32 and bfloat16 hold without rounding."""
+
+EXACT_TERMS = 1024
+"""Products of two slices, at most 2^14 each, whose sum float32 holds without rounding: 2^24 / 2^14."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +51,17 @@ def algebra_device(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
+def slow_float64(device: torch.device) -> bool:
+    """Whether this device multiplies in float64 at a small part of its rate in float32, or not at all."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return device.type == "mps"
+    return torch.cuda.get_device_capability(device) not in FAST_FLOAT64
+
+
 def gram(rows: Float[Tensor, "tokens hidden"]) -> Float64[Tensor, "hidden hidden"]:
     """rows^T rows in float64; only the upper triangle of blocks is multiplied, the rest mirrored."""
+    if rows.dtype != torch.float64 and slow_float64(rows.device):
+        return sliced_gram(rows.float())
     rows = rows.to(algebra_device(rows.device)).double()
     hidden = rows.shape[1]
     if hidden < WIDE_ENOUGH_FOR_BLOCKS:
@@ -49,9 +74,37 @@ def gram(rows: Float[Tensor, "tokens hidden"]) -> Float64[Tensor, "hidden hidden
     return out
 
 
+def sliced_gram(rows: Float32[Tensor, "tokens hidden"]) -> Float64[Tensor, "hidden hidden"]:
+    """rows^T rows without multiplying in float64: rows rounded to 24 bits below their column's largest, then exactly.
+
+    Each column is written as a power of two times SLICES whole numbers of SLICE_BITS bits, most significant first. The
+    products of two slices are then sums of whole numbers, exact in float32 for EXACT_TERMS rows at a time, and added in
+    float64 (Ozaki, Ogita, Oishi & Rump 2012, Numerical Algorithms 59). All six products count: what is rounded away is
+    a part of the rows, 2^-24 of their largest, and moves no singular value by more; a dropped product would be a part
+    of the Gram matrix, and move the small singular values by its square root.
+    """
+    home = algebra_device(rows.device)
+    largest = rows.abs().amax(dim=0) if len(rows) else rows.new_zeros(rows.shape[1])
+    exponent = torch.frexp(largest.to(home)).exponent.clamp(-100, 100)  # far enough from the ends of float32
+    rest = torch.ldexp(rows, -exponent.to(rows.device))
+    slices, units = [], [2.0 ** (1 - SLICE_BITS * (index + 1)) for index in range(SLICES)]
+    for unit in units:
+        slices.append((rest / unit).round())
+        rest = rest - slices[-1] * unit
+    squares, crossed = torch.zeros(2, rows.shape[1], rows.shape[1], dtype=torch.float64, device=home)
+    for start in range(0, len(rows), EXACT_TERMS):
+        some = [own[start : start + EXACT_TERMS] for own in slices]
+        for one, other in combinations_with_replacement(range(SLICES), 2):
+            product = (some[one].T @ some[other]).to(home)
+            (squares if one == other else crossed).add_(product, alpha=units[one] * units[other])
+    scale = torch.ldexp(torch.ones(len(exponent), dtype=torch.float64, device=home), exponent)
+    out: Tensor = (squares + crossed + crossed.T) * scale[:, None] * scale
+    return out
+
+
 def spectrum_of_gram(matrix: Float64[Tensor, "hidden hidden"], tokens: int, k: int) -> Spectrum:
     """From the hidden-side Gram matrix of `tokens` rows, whose rank is therefore min(tokens, hidden) at most."""
-    values, vectors = torch.linalg.eigh(matrix)
+    values, vectors = _eigh(matrix)
     values, vectors = values.flip(0), vectors.flip(1)
     values = _without_rounding(values)[: min(tokens, matrix.shape[0])]
     return Spectrum(values, _signed(_masked(vectors[:, :k].T, values, k)))
@@ -62,15 +115,25 @@ def spectrum_of_rows(rows: Float[Tensor, "tokens hidden"], k: int) -> Spectrum:
     tokens, hidden = rows.shape
     if tokens > hidden:
         return spectrum_of_gram(gram(rows), tokens, k)
-    rows = rows.to(algebra_device(rows.device)).double()
+    exact = rows.to(algebra_device(rows.device)).double()
     if tokens == 0:
-        return Spectrum(rows.new_zeros(0), rows.new_zeros(k, hidden))
-    values, vectors = torch.linalg.eigh(rows @ rows.T)
+        return Spectrum(exact.new_zeros(0), exact.new_zeros(k, hidden))
+    sliced = rows.dtype != torch.float64 and slow_float64(rows.device)
+    values, vectors = _eigh(sliced_gram(rows.float().T) if sliced else exact @ exact.T)
     values, vectors = _without_rounding(values.flip(0)), vectors.flip(1)
-    directions = vectors[:, :k].T @ rows
+    directions = vectors[:, :k].T @ exact
     scale = directions.norm(dim=1, keepdim=True)
     directions = directions / torch.where(scale > 0, scale, torch.ones_like(scale))
     return Spectrum(values, _signed(_masked(directions, values, k)))
+
+
+def _eigh(matrix: Float64[Tensor, "n n"]) -> tuple[Float64[Tensor, " n"], Float64[Tensor, "n n"]]:
+    """Eigenvalues, ascending, and vectors; on the host where the device is slow in float64."""
+    if not slow_float64(matrix.device):
+        values, vectors = torch.linalg.eigh(matrix)
+    else:
+        values, vectors = (own.to(matrix.device) for own in torch.linalg.eigh(matrix.cpu()))
+    return values, vectors
 
 
 def _without_rounding(values: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:

@@ -132,6 +132,11 @@ def tokenize(calibration: Calibration, tokenizer: Any, vocabulary: int, context:
     """
     import torch
 
+    if context is not None and context < 2:
+        raise CalibrationError(
+            f"the model's config says max_position_embeddings = {context}, and no document of one token can be "
+            f"measured. Correct it in the model's config.json."
+        )
     limit = min(MAX_TOKENS, context or MAX_TOKENS)
     pieces: list[tuple[Tensor, int, bool]] = []
     for document, text in enumerate(calibration.documents):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -30,18 +32,30 @@ class Prefix:
         tokens = min(PREFIX_TOKENS, max(1, length // 2))
         return cls(ids[-1:, :length], last[-1, :tokens].to(torch.float32, copy=True))
 
-    def error_alone(self, decoder: Decoder) -> Float[Tensor, ""]:
+    def error_alone(self, decoder: Decoder, beside: torch.cuda.Stream | None = None) -> Float[Tensor, ""]:
         """Run them alone, without what follows and without padding: the median token's relative change of state.
 
-        Nothing here waits for the device, so that a GPU still busy with the whole batch runs this behind it. The
+        Nothing here waits for the whole batch, so that a GPU still busy with it runs this at the same time: on the CUDA
+        stream `beside`, as transformers reads the mask on the host, and on the batch's own stream that would wait. The
         median, as in half precision a token of a mixture of experts may go to another expert on rounding alone.
         """
         with torch.no_grad():
-            mask = torch.ones_like(self.ids)
-            alone = last_hidden_state(decoder, self.ids, mask, len(self.expected))[0].float()
+            with nullcontext() if beside is None else torch.cuda.stream(beside):
+                mask = torch.ones_like(self.ids)
+                alone = last_hidden_state(decoder, self.ids, mask, len(self.expected))[0].float()
+            if beside is not None:
+                here = torch.cuda.current_stream(beside.device)
+                here.wait_stream(beside)
+                alone.record_stream(here)
         norm = self.expected.norm(dim=1).clamp_min(1e-30)
         error: Tensor = ((alone - self.expected).norm(dim=1) / norm).median()
         return error
+
+
+@lru_cache
+def side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One CUDA stream per device and process, as the libraries keep memory for each stream that was ever used."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def last_hidden_state(
@@ -59,15 +73,21 @@ def last_hidden_state(
 
     Raises CaptureError where the model does not run on token ids alone.
     """
-    inputs = {"input_ids": ids[:, :tokens], "attention_mask": mask[:, :tokens]}
+    knows = inspect.signature(decoder.module.forward).parameters
+    inputs: dict[str, Any] = {"input_ids": ids[:, :tokens], "attention_mask": mask[:, :tokens]}
+    if "is_decoder" in knows:  # BLIP's text stack takes its kind from the call, and is an encoder by default
+        inputs["is_decoder"] = True
     try:
         # Code that torch.compile made before ignores hooks that came later.
         with torch.compiler.set_stance("force_eager"):
             if decoder.encoder is not None:
-                read = _call(decoder.encoder.module, input_ids=ids, attention_mask=mask, return_dict=True)
                 start = torch.full_like(ids[:, :1], decoder.encoder.start)
-                inputs["input_ids"] = torch.cat([start, ids[:, :-1]], dim=1)[:, :tokens]
-                inputs |= {"encoder_hidden_states": read[0], "encoder_attention_mask": mask}
+                decoded = torch.cat([start, ids[:, :-1]], dim=1)[:, :tokens]
+                if "decoder_input_ids" in knows:  # runs the encoder itself
+                    inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": decoded}
+                else:
+                    read = _call(decoder.encoder.module, input_ids=ids, attention_mask=mask, return_dict=True)
+                    inputs |= {"input_ids": decoded, "encoder_hidden_states": read[0], "encoder_attention_mask": mask}
             output = _call(decoder.module, use_cache=False, return_dict=True, **inputs)
     except (SuiteError, torch.OutOfMemoryError):
         raise

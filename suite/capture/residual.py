@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from suite.capture.calibration import TokenSequences
 from suite.capture.certificate import Certificate, certify
-from suite.capture.forward import Prefix, last_hidden_state
+from suite.capture.forward import Prefix, last_hidden_state, side_stream
+from suite.capture.layout import Layout
 from suite.capture.stream import Memory, ResidualStream, StreamWriter, plan_shards
-from suite.capture.tap import Batch, Tap
+from suite.capture.tap import Batch, Tap, UnfamiliarShapeError
 from suite.errors import CaptureError
 from suite.models.blocks import Decoder
 
@@ -26,6 +27,9 @@ TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 16384, "mps": 4096}
 
 WITNESSES = 64
 """Tokens of a shard, evenly spread, whose updates are also kept as the hooks see them, for the telescoping sum."""
+
+LAYOUT_TOKENS = 8
+"""Tokens on which another layout is tried: few, and more than the one at which batch and time cannot be told apart."""
 
 Advance = Callable[[int], object]
 """Told how many tokens have gone through the model."""
@@ -50,11 +54,12 @@ def capture(
     CertificateError where an identity fails.
     """
     causality: Tensor | None = None
+    layout = Layout.BATCH_TIME
     for shard, storage in plan_shards(
         [len(ids) for ids in sequences.ids], _bytes_per_token(model, decoder), device, memory
     ):
         writer = StreamWriter(sum(len(sequences.ids[i]) for i in shard), storage)
-        with torch.no_grad(), Tap(decoder, writer.write, writer.read) as tap:
+        with torch.no_grad(), Tap(decoder, writer.write, writer.read, layout) as tap:
             limit = tokens_per_batch or TOKENS_PER_BATCH[device.type]
             done = 0
             while done < len(shard):
@@ -64,13 +69,19 @@ def capture(
                 try:
                     witnesses = _witnesses(batch, writer.tokens)
                     tap.begin(batch, witnesses)
+                    beside = _side_stream(model, device)
                     last = _forward(decoder, batch)
                     if causality is None:
                         # Once: what holds for one sequence of a model holds for all. Before `end`, which waits.
-                        tap.paused = True
-                        causality = Prefix.of(batch.ids, batch.shortest, last).error_alone(decoder)
-                        tap.paused = False
+                        with tap.paused():
+                            causality = Prefix.of(batch.ids, batch.shortest, last).error_alone(decoder, beside)
                     tap.end(batch, witnesses, last)
+                except UnfamiliarShapeError as unfamiliar:
+                    if layout is not Layout.BATCH_TIME:
+                        raise
+                    with tap.paused():
+                        tap.layout = layout = _find_layout(decoder, batch, unfamiliar)
+                    continue
                 except torch.OutOfMemoryError:
                     if used == 1:
                         raise CaptureError(
@@ -94,6 +105,39 @@ def capture(
         del stream, writer, tap, last
 
 
+def _side_stream(model: Any, device: torch.device) -> torch.cuda.Stream | None:
+    """Beside which the causality check may run, from here on: where all of the model is on one GPU."""
+    if device.type != "cuda" or len(set(getattr(model, "hf_device_map", {}).values())) > 1:
+        return None
+    beside = side_stream(device)
+    beside.wait_stream(torch.cuda.current_stream(device))  # for the token ids, and not for the batch, which comes now
+    return beside
+
+
+def _find_layout(decoder: Decoder, batch: Batch, unfamiliar: UnfamiliarShapeError) -> Layout:
+    """The layout of the blocks' tensors under which the last of them leads to last_hidden_state, for a few tokens.
+
+    Raises the error given where there is none.
+    """
+    ids = batch.ids[:1, :LAYOUT_TOKENS]
+    few = Batch(ids, batch.mask[:1, :LAYOUT_TOKENS], None, 0, ids.numel(), ids.numel())
+    for layout in (own for own in Layout if own is not Layout.BATCH_TIME):
+        states: dict[int, Tensor] = {}
+
+        def write(layer: int, rows: Tensor, real: Tensor | None, states: dict[int, Tensor] = states) -> None:
+            states[layer] = rows.clone()
+
+        with Tap(decoder, write, states.__getitem__, layout) as tap:
+            tap.begin(few, torch.zeros(1, dtype=torch.int64))
+            try:
+                last = _forward(decoder, few)
+            except CaptureError:
+                continue
+            if tap.final_norm(last).modules is not None:
+                return layout
+    raise unfamiliar
+
+
 def _forward(decoder: Decoder, batch: Batch) -> Float[Tensor, "sequences length width"]:
     return last_hidden_state(decoder, batch.ids, batch.mask)
 
@@ -111,7 +155,9 @@ def _batch(
     ids = nn.utils.rnn.pad_sequence(chosen, batch_first=True)
     lengths = torch.tensor([len(own) for own in chosen])
     mask = (torch.arange(longest) < lengths[:, None]).long()
-    return Batch(ids.to(device), mask.to(device), start, int(lengths.sum()), int(lengths[-1])), used
+    tokens, shortest = int(lengths.sum()), int(lengths[-1])
+    real = mask.flatten().nonzero().flatten() if tokens < ids.numel() else None
+    return Batch(ids.to(device), mask.to(device), real, start, tokens, shortest), used
 
 
 def _witnesses(batch: Batch, tokens: int) -> Int64[Tensor, " witnesses"]:

@@ -62,7 +62,8 @@ class ResidualStream:
 
     def take(self, rows: Int64[Tensor, " rows"]) -> ResidualStream:
         """The stream of some tokens, by row."""
-        states = [state[rows.to(state.device)] for state in self.states]
+        on = {device: rows.to(device) for device in {state.device for state in self.states}}
+        states = [state.index_select(0, on[state.device]) for state in self.states]
         return ResidualStream(states, self.document[rows], self.position[rows], self.kept[rows], self.storage)
 
     def require_finite(self) -> None:
@@ -151,26 +152,35 @@ class StreamWriter:
         self._copies: dict[torch.device, torch.cuda.Stream] = {}
         self._files = ExitStack()
 
-    def write(self, layer: int, rows: Float[Tensor, "rows hidden"]) -> None:
-        """Keep h_layer of this batch."""
+    def write(
+        self, layer: int, states: Float[Tensor, "positions hidden"], real: Int64[Tensor, " rows"] | None = None
+    ) -> None:
+        """Keep h_layer of this batch: the rows `real` of its states, or all."""
         start, stop = self.range
         if layer == len(self.states):
-            self.states.append(self._allocate(rows))
+            self.states.append(self._allocate(states))
         target = self.states[layer]
-        if target.shape[1] != rows.shape[1]:
+        if target.shape[1] != states.shape[1]:
             raise CaptureError(
-                f"the stream changes width at h_{layer}: {target.shape[1]} before, {rows.shape[1]} now. "
+                f"the stream changes width at h_{layer}: {target.shape[1]} before, {states.shape[1]} now. "
                 f"Updates are differences of states of one width; this architecture is not supported."
             )
-        if not rows.is_cuda or target.device == rows.device:
-            target[start:stop].copy_(rows)
+        if target.device == states.device:  # one kernel: chosen and copied at once
+            if real is None:
+                target[start:stop].copy_(states)
+            else:
+                torch.index_select(states, 0, real, out=target[start:stop])
             return
-        # To the host on a stream of its own, beside the forward pass; from a copy, as the next block may overwrite it.
-        staged = rows.clone()
-        copies = self._copies.get(rows.device)
+        # A copy of its own, as the next block may overwrite the state.
+        staged = states.clone() if real is None else states.index_select(0, real)
+        if not states.is_cuda:
+            target[start:stop].copy_(staged)
+            return
+        # To the host on a stream of its own, beside the forward pass.
+        copies = self._copies.get(states.device)
         if copies is None:
-            copies = self._copies[rows.device] = torch.cuda.Stream(rows.device)  # type: ignore[no-untyped-call]
-        copies.wait_stream(torch.cuda.current_stream(rows.device))
+            copies = self._copies[states.device] = torch.cuda.Stream(states.device)  # type: ignore[no-untyped-call]
+        copies.wait_stream(torch.cuda.current_stream(states.device))
         with torch.cuda.stream(copies):
             target[start:stop].copy_(staged, non_blocking=True)
         staged.record_stream(copies)

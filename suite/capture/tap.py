@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
@@ -15,6 +15,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from suite.capture.certificate import FinalNorm, Observations, Witnesses, require_fired_once
+from suite.capture.layout import Layout
 from suite.errors import CaptureError, CertificateError
 from suite.models.blocks import Decoder
 
@@ -25,32 +26,44 @@ class Batch:
 
     ids: Int64[Tensor, "sequences length"]
     mask: Int64[Tensor, "sequences length"]
+    real: Int64[Tensor, " tokens"] | None
+    """Where the tokens are in the flattened ids, on the host; None where nothing is padding."""
     start: int
     tokens: int
     shortest: int
     """Tokens of the last sequence, which has the most padding."""
 
 
+class UnfamiliarShapeError(CaptureError):
+    """The input of block 0 does not lie as the tap supposes; another layout may fit."""
+
+
 class Tap(AbstractContextManager["Tap"]):
     """Hooks on the decoder blocks, and on what runs after the last one; removed on leaving.
 
-    `write(L, rows)` is given each state h_L as soon as it is there, as a block may write into its input; `read(L)`
-    gives back what was stored of this batch.
+    `write(L, states, real)` is given each state h_L as soon as it is there, as a block may write into its input: the
+    flattened batch, and the rows of it to keep (None: all); `read(L)` gives back what was stored of this batch.
     """
 
-    def __init__(self, decoder: Decoder, write: Callable[[int, Tensor], None], read: Callable[[int], Tensor]) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        write: Callable[[int, Tensor, Tensor | None], None],
+        read: Callable[[int], Tensor],
+        layout: Layout = Layout.BATCH_TIME,
+    ) -> None:
         self.decoder = decoder
-        self.write, self.read = write, read
+        self.write, self.read, self.layout = write, read, layout
         self.observed = Observations.of(len(decoder.blocks))
-        self.paused = False
-        """While true, the hooks let everything pass."""
+        self._paused = False
         self._handles = ExitStack()
         self._shape: tuple[int, int] = (0, 0)
         self._hidden = decoder.hidden
         self._real: _Rows | None = None
         self._witnesses: _Rows | None = None
-        self._updates: list[Tensor] = []
-        self._given: Tensor | None = None
+        self._given: list[Tensor] = []
+        self._gave: list[Tensor] = []
+        self._scales: list[float] = []
         self._output: Tensor | None = None
         self._version = 0
         self._next = 0
@@ -59,9 +72,9 @@ class Tap(AbstractContextManager["Tap"]):
 
     def __enter__(self) -> Tap:
         inside = {module for block in self.decoder.blocks for module in block.modules()}
-        for layer, block in enumerate(self.decoder.blocks):
+        for layer, (block, end) in enumerate(zip(self.decoder.blocks, self.decoder.ends, strict=True)):
             before = block.register_forward_pre_hook(partial(self._before, layer), with_kwargs=True)
-            after = block.register_forward_hook(partial(self._after, layer))
+            after = end.register_forward_hook(partial(self._after, layer))
             self._handles.callback(before.remove)
             self._handles.callback(after.remove)
         for place, block in self.decoder.left_out.items():
@@ -77,18 +90,26 @@ class Tap(AbstractContextManager["Tap"]):
     ) -> None:
         self._handles.close()
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The hooks let everything pass."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
     def begin(self, batch: Batch, witnesses: Int64[Tensor, " witnesses"]) -> None:
         """Forget the last batch; states that follow belong to this one.
 
         witnesses: rows of this batch whose updates are kept as the hooks see them, apart from what is stored.
         """
         self._shape = (batch.ids.shape[0], batch.ids.shape[1])
-        # Computed once on the host: a boolean index would make every copy wait for the device.
-        real = batch.mask.flatten().nonzero().flatten()
-        self._real = _Rows(real) if len(real) < batch.ids.numel() else None
-        self._witnesses = _Rows(real[witnesses.to(real.device)])
-        self._updates = []
-        self._given = self._output = None
+        # Row numbers from the host: a boolean index would make every copy wait for the device.
+        self._real = None if batch.real is None else _Rows(batch.real)
+        self._witnesses = _Rows(witnesses if batch.real is None else batch.real[witnesses])
+        self._given, self._gave, self._scales = [], [], []
+        self._output = None
         self._next = 0
         self._scale = 1.0
         self._after_last.clear()
@@ -99,8 +120,12 @@ class Tap(AbstractContextManager["Tap"]):
         last: the decoder's last_hidden_state. Raises CertificateError where a block did not run once.
         """
         require_fired_once(self.observed.firings, self.observed.passes + 1)
-        final = self._final_norm(last)
-        self.observed.passed(final, Witnesses(batch.start + witnesses.cpu(), tuple(self._updates)))
+        final = self.final_norm(last)
+        # Subtracted here, all at once: in the hooks it would be three more kernels a block.
+        updates = _stacked(self._gave) - _stacked(self._given)
+        if any(scale != 1.0 for scale in self._scales):
+            updates = updates / torch.tensor(self._scales, device=updates.device)[:, None, None]
+        self.observed.passed(final, Witnesses(batch.start + witnesses, updates))
 
     def rows(self, state: Tensor) -> Float[Tensor, "tokens hidden"]:
         """The rows of real tokens, in the order of the stream."""
@@ -108,7 +133,7 @@ class Tap(AbstractContextManager["Tap"]):
         return flat if self._real is None else self._real.of(flat)
 
     def _before(self, layer: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if self.paused:
+        if self._paused:
             return
         if layer != self._next:
             raise self._out_of_order(layer)
@@ -116,10 +141,13 @@ class Tap(AbstractContextManager["Tap"]):
         given = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()), None))
         state = self._state(given, layer, "input")
         if layer == 0:
-            self.write(0, self.rows(state))
-        elif not (state is self._output and state._version == self._version):
+            self._write(0, state)
+        elif isinstance(given, Tensor) and given is self._output and given._version == self._version:
+            self._given.append(self._gave[-1])
+            return
+        else:
             self._compare(layer, state)
-        self._given = self._witnessed(state)
+        self._given.append(self._witnessed(state))
 
     def _compare(self, layer: int, state: Tensor) -> None:
         """The input is not the very tensor that the block before returned: compare the values. Seldom runs.
@@ -135,24 +163,23 @@ class Tap(AbstractContextManager["Tap"]):
         self.observed.continuity(layer, (rows - stored * factor).abs().max())
 
     def _after(self, layer: int, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self.paused:
+        if self._paused:
             return
         self.observed.firings[layer] += 1
         self._next = layer + 1
-        state = self._state(output[0] if isinstance(output, tuple | list) and output else output, layer, "output")
-        rows = self.rows(state)
-        self.write(layer + 1, rows if self._scale == 1.0 else rows / self._scale)
-        assert self._given is not None
-        update = self._witnessed(state) - self._given.to(state.device)
-        self._updates.append(update if self._scale == 1.0 else update / self._scale)
-        self._output, self._version = state, state._version
+        gave = output[0] if isinstance(output, tuple | list) and output else output
+        state = self._state(gave, layer, "output")
+        self._write(layer + 1, state if self._scale == 1.0 else state / self._scale)
+        self._gave.append(self._witnessed(state))
+        self._scales.append(self._scale)
+        self._output, self._version = gave, gave._version
         self._after_last.clear()
 
     def _outside(
         self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> None:
         given = [*args, *kwargs.values()]
-        if not self.paused and len(given) == 1 and isinstance(given[0], Tensor) and isinstance(output, Tensor):
+        if not self._paused and len(given) == 1 and isinstance(given[0], Tensor) and isinstance(output, Tensor):
             self._after_last.append((name, module, given[0], output))
 
     def _unexpected(self, place: int, block: nn.Module, args: tuple[Any, ...]) -> None:
@@ -162,9 +189,13 @@ class Tap(AbstractContextManager["Tap"]):
             f'To count every block, set layers_path = "{self.decoder.path}" in models.toml.'
         )
 
+    def _write(self, layer: int, state: Tensor) -> None:
+        real = None if self._real is None else self._real.on(state.device)
+        self.write(layer, state.reshape(-1, state.shape[-1]), real)
+
     def _witnessed(self, state: Tensor) -> Tensor:
         assert self._witnesses is not None
-        return self._witnesses.of(state.reshape(-1, state.shape[-1])).float()
+        return self._witnesses.of(state.reshape(-1, state.shape[-1]))
 
     def _out_of_order(self, layer: int) -> CertificateError:
         block = f"block {layer} ({type(self.decoder.blocks[layer]).__name__})"
@@ -188,17 +219,19 @@ class Tap(AbstractContextManager["Tap"]):
             )
         if self._hidden is None:
             self._hidden = int(value.shape[-1])  # the config does not say; then the first state does
-        if tuple(value.shape) != (*self._shape, self._hidden):
-            raise CaptureError(
+        state = self.layout.of_ids(value, *self._shape)
+        if state is None or state.shape[-1] != self._hidden:
+            kind = UnfamiliarShapeError if (layer, side) == (0, "input") else CaptureError
+            raise kind(
                 f"{where} has shape {tuple(value.shape)}, where a residual stream is (batch, time, hidden) = "
                 f"({self._shape[0]}, {self._shape[1]}, {self._hidden}). This architecture has another kind of stream, "
                 f"and is not supported."
             )
-        return value
+        return state
 
-    def _final_norm(self, last: Tensor) -> FinalNorm:
+    def final_norm(self, last: Tensor) -> FinalNorm:
         """Apply the modules found after the last block to the stored h_N, and compare with last_hidden_state."""
-        chain = self._final_chain(last)
+        chain = self._final_chain(last) if tuple(last.shape[:2]) == self._shape else None
         if chain is None:
             return FinalNorm(None, float("inf"))
         modules, factor = chain
@@ -218,7 +251,7 @@ class Tap(AbstractContextManager["Tap"]):
         chain: list[tuple[str, nn.Module]] = []
         current, factor = last, self._times_output(last)
         for name, module, given, output in reversed(self._after_last):
-            if factor is None and _same(output, current):
+            if factor is None and any(_same(form, current) for form in self._forms(output)):
                 current, factor = given, self._times_output(given)
                 if not _same(given, output):
                     chain.insert(0, (name, module))
@@ -227,10 +260,20 @@ class Tap(AbstractContextManager["Tap"]):
     def _times_output(self, state: Tensor) -> float | None:
         """Which power of two times the last block's output a state is, or None."""
         assert self._output is not None
-        if _same(self._output, state) or state.shape != self._output.shape:
-            return 1.0 if state.shape == self._output.shape else None
-        factor = _power_of_two(state, self._output.to(state))
-        return factor if factor != 1.0 and _same(self._output * factor, state) else None
+        for output in self._forms(self._output):
+            if output.shape != state.shape:
+                continue
+            if _same(output, state):
+                return 1.0
+            factor = _power_of_two(state, output.to(state))
+            if factor != 1.0 and _same(output * factor, state):
+                return factor
+        return None
+
+    def _forms(self, tensor: Tensor) -> list[Tensor]:
+        """The tensor, and the ids' own positions of it where the blocks' tensors lie in another way."""
+        own = None if self.layout is Layout.BATCH_TIME else self.layout.of_ids(tensor, *self._shape)
+        return [tensor] if own is None else [tensor, own]
 
 
 class _Rows:
@@ -239,10 +282,18 @@ class _Rows:
     def __init__(self, index: Int64[Tensor, " rows"]) -> None:
         self._index = {index.device: index}
 
+    def on(self, device: torch.device) -> Tensor:
+        if device not in self._index:
+            self._index[device] = next(iter(self._index.values())).to(device)
+        return self._index[device]
+
     def of(self, flat: Tensor) -> Tensor:
-        if flat.device not in self._index:
-            self._index[flat.device] = next(iter(self._index.values())).to(flat.device)
-        return flat.index_select(0, self._index[flat.device])
+        return flat.index_select(0, self.on(flat.device))
+
+
+def _stacked(states: list[Tensor]) -> Float[Tensor, "blocks witnesses hidden"]:
+    """In float32, on the device of the first."""
+    return torch.stack([state.to(states[0].device) for state in states]).float()
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

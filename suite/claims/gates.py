@@ -66,6 +66,8 @@ def _documents(observed: Observation, measurement: Measurement) -> Iterator[Gate
     if documents < MIN_DOCUMENTS:
         which = "one document" if documents == 1 else f"{documents} documents"
         yield Gate("documents", f"{which}; an interval needs {MIN_DOCUMENTS} (try --calibration core)")
+    elif METRICS[observed.metric].scope == "model":
+        return  # a rank or a p needs no interval
     elif observed.interval is None and not any(own.interval for own in observed.each.values()):
         yield Gate("interval", "this figure has no interval, as it has no value without some group of documents")
 
@@ -80,6 +82,8 @@ def _of_scope(metric: str, layers: Sequence[int], variant: str, measurement: Mea
     def figures(name: str, of: str = variant) -> list[Estimate]:
         return [measurement.layers[layer].metrics[of][name] for layer in layers]
 
+    if definition.scope == "model" or definition.from_law:
+        return
     if (definition.scope != "layer" or definition.from_directions) and metric not in _ABOUT_GATES:
         if len(layers) == 1 and definition.scope == "phase":
             yield Gate("layers", "the scope is one layer, and the metric is taken over several")

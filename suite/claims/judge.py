@@ -16,7 +16,7 @@ from suite.analysis.metrics import METRICS, Estimate, absent
 from suite.analysis.uncertainty import combine, detectable_effect, p_value
 from suite.claims.gates import Gate, failed_gates
 from suite.claims.spec import Expectation, Hypothesis
-from suite.errors import RecordError, SuiteError
+from suite.errors import SuiteError
 from suite.records.measurement import Measurement
 
 
@@ -173,7 +173,8 @@ def _over_layers(
     aggregate = AGGREGATES["mean" if over == "each" else over]
     definition = METRICS[metric]
     if definition.scope == "layer" or (definition.scope == "pair" and len(found) == 1):
-        own = {layer: measurement.layers[layer].metrics[variant][metric] for layer in found}
+        older = absent(f"the record is older than the metric {metric}")
+        own = {layer: measurement.layers[layer].metrics[variant].get(metric, older) for layer in found}
         missing = [f"layer {layer}: {e.reason}" for layer, e in own.items() if e.value is None]
         if missing:
             return absent("; ".join(missing)), own
@@ -265,7 +266,7 @@ def judge(
 
     gates = failed_gates(expectation, observation, required.reference, measurement)
     if expectation.over == "each":
-        verdicts = [_verdict(distance_of(own), expectation.op) for own in observation.each.values()]
+        verdicts = [_verdict(distance_of(own), expectation.op, expectation.metric) for own in observation.each.values()]
         holding = sum(own is Verdict.SUPPORTED for own in verdicts) / len(verdicts)
         open_ = sum(own is not Verdict.REFUTED for own in verdicts) / len(verdicts)
         shares: dict[str, Any] = {"observed": holding, "required": expectation.mostly}
@@ -288,7 +289,7 @@ def judge(
         gates = (*gates, Gate("null", required.cannot))
     if gates:
         return judgement(Verdict.INCONCLUSIVE, _says(gates), gates=gates, **found)
-    verdict = _verdict(distance, expectation.op)
+    verdict = _verdict(distance, expectation.op, expectation.metric)
     reason = None
     if verdict is Verdict.INCONCLUSIVE:
         assert distance.replicates is not None
@@ -302,11 +303,14 @@ def judge(
     return judgement(verdict, reason, vacuous=vacuous, **found)
 
 
-def _verdict(distance: Estimate, op: str) -> Verdict:
+def _verdict(distance: Estimate, op: str, metric: str) -> Verdict:
     """Of a margin: inside the claim, outside, or neither."""
-    if distance.interval is None:
+    interval = distance.interval
+    if METRICS[metric].scope == "model" and distance.value is not None:
+        interval = (distance.value, distance.value)  # a rank or a p: what is uncertain is in it already
+    if interval is None:
         return Verdict.INCONCLUSIVE
-    low, high = distance.interval
+    low, high = interval
     if low > 0 or (low == 0 and op in {">=", "<="}):
         return Verdict.SUPPORTED
     return Verdict.REFUTED if high < 0 or (high == 0 and op in {">", "<"}) else Verdict.INCONCLUSIVE
@@ -331,7 +335,7 @@ def _requirement(
                 absent("the random-weights control was not measured (leave --no-control out, or measure it)")
             )
         reference = observe(other, metric, than.scope or expectation.scope, variant, over)
-        scaled = combine(lambda own: than.times * own, reference.estimate)
+        scaled = combine(than.required, reference.estimate)
         return _Requirement(scaled, reference)
     if observed.value is None or observed.layers is None:
         return _Requirement(absent(observed.reason or "not measured"))
@@ -354,14 +358,9 @@ def _requirement(
                 f"below {1 / (len(others) + 1):.3f}, and {1 - than.quantile:.3g} is asked for"
             )
         return _Requirement(nulls.extreme(others, max(0, allowed), high=high), p=p, cannot=cannot)
-    try:
-        gram = measurement.gram(variant)
-    except RecordError as error:
-        return _Requirement(absent(str(error)))
     if than.null == "lag":
-        matched = nulls.lag_matched(gram, metric, layers)
-        return _Requirement(combine(lambda own: than.times * own, matched))
-    drawn = nulls.random_directions(gram, metric, layers)
+        return _Requirement(combine(than.required, measurement.lag_matched(layers, metric, variant)))
+    drawn = measurement.random_directions(layers, metric, variant)
     if isinstance(drawn, str):
         return _Requirement(absent(drawn))
     quantile = than.quantile if high else 1.0 - than.quantile

@@ -126,7 +126,13 @@ def _needs_several_layers(metric: str) -> bool:
     return METRICS[metric].scope == "phase"
 
 
+def _is_of_the_model(metric: str) -> bool:
+    return METRICS[metric].scope == "model"
+
+
 def _check_layers(metric: str, scope: str, at: str = "") -> None:
+    if _is_of_the_model(metric) and scope != "model":
+        _refuse(f'{metric} is one number for the whole model under its phase map: write scope = "model"', at)
     if _is_one_layer(scope) and _needs_several_layers(metric):
         _refuse(
             f"{metric} is taken over several layers, and '{scope}' is one: name a phase, model, or a range of layers",
@@ -136,7 +142,9 @@ def _check_layers(metric: str, scope: str, at: str = "") -> None:
 
 def _check_aggregation(metric: str, over: str, at: str = "") -> None:
     if over != "mean" and not METRICS[metric].per_layer:
-        _refuse(f'{metric} is one number for a phase, with none per layer: remove over = "{over}"', at)
+        _refuse(
+            f'{metric} is one number for a {METRICS[metric].scope}, with none per layer: remove over = "{over}"', at
+        )
 
 
 # --- tables ----------------------------------------------------------------------------------------------------
@@ -161,12 +169,29 @@ def _several_layers() -> dict[str, Any]:
     return {"enum": [name for name in METRICS if _needs_several_layers(name)]}
 
 
+def _of_the_model() -> dict[str, Any]:
+    return {"enum": [name for name in METRICS if _is_of_the_model(name)]}
+
+
+_PART_OF_THE_MODEL = {"not": {"enum": ["model"]}}
+
+
 def _rules_of_the_other_side(schema: dict[str, Any]) -> None:
-    schema["allOf"] = [_never(metric=_several_layers(), scope=_ONE_LAYER)]
+    own_scope, by_rank = {"enum": ["window", "lag", "random"]}, {"enum": ["window", "random"]}
+    schema["allOf"] = [
+        _never(metric=_several_layers(), scope=_ONE_LAYER),
+        _never(metric=_of_the_model(), scope=_PART_OF_THE_MODEL),
+        _never(null=own_scope, scope={}),
+        _never(null=own_scope, metric={}),
+        _never(null=by_rank, times={}),
+        _never(null=by_rank, plus={}),
+        {"not": {"allOf": [{"not": {"required": ["scope"]}}, {"not": {"required": ["null"]}}]}},  # one of them
+    ]
+    schema["dependencies"] = {"quantile": {"required": ["null"], "properties": {"null": by_rank}}}
 
 
 class Than(_Table):
-    """The other side of a comparison: `times` x a metric over another scope, or a null of the same model.
+    """The other side of a comparison: `times` x a metric over another scope and `plus` more, or a null of the model.
 
     It is aggregated by the expectation's `over`; where that is "each", every layer is compared with its mean.
     """
@@ -182,6 +207,8 @@ class Than(_Table):
     """with null = "window" or "random": the share of the null that must lie on the other side of the measured value"""
     times: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """the factor before the other side"""
+    plus: float = Field(default=0.0, allow_inf_nan=False)
+    """what is added to the other side, in the metric's unit; negative to ask for a difference"""
     metric: _Metric | None = None
     """the metric of the other side, where it is not the same"""
 
@@ -194,11 +221,16 @@ class Than(_Table):
             _refuse(f'null = "{self.null}" is taken from the claim\'s own scope: remove scope', at="scope")
         if "quantile" in given and self.null not in ("window", "random"):
             _refuse('quantile goes with null = "window" or null = "random": remove it', at="quantile")
-        if "times" in given and self.null in ("window", "random"):
-            _refuse(f'times does not go with null = "{self.null}", which is compared by rank: remove it', at="times")
+        for key in ("times", "plus"):
+            if key in given and self.null in ("window", "random"):
+                _refuse(f'{key} does not go with null = "{self.null}", which is compared by rank: remove it', at=key)
         if self.metric is not None and self.null not in (None, "random-weights"):
             _refuse(f'null = "{self.null}" is of the claim\'s own metric: remove metric', at="metric")
         return self
+
+    def required(self, other: float) -> float:
+        """What the other side's value asks of the observed one."""
+        return self.times * other + self.plus
 
 
 class Xfail(_Table):
@@ -214,12 +246,15 @@ def _rules_between_keys(schema: dict[str, Any]) -> None:
     """For the JSON Schema, what the validators of `Expectation` check between its keys."""
     one_number = {"enum": [name for name, metric in METRICS.items() if not metric.per_layer]}
     same_metric_over_one_layer = {"properties": {"scope": _ONE_LAYER}, "not": {"required": ["metric"]}}
+    same_metric_over_a_part = {"properties": {"scope": _PART_OF_THE_MODEL}, "not": {"required": ["metric"]}}
     schema["oneOf"] = [{"required": ["threshold"]}, {"required": ["than"]}]
     layer_by_layer = {"required": ["over"], "properties": {"over": {"enum": ["each"]}}}
     schema["dependencies"] = {"mostly": {"anyOf": [{"properties": {"mostly": {"enum": [1]}}}, layer_by_layer]}}
     schema["allOf"] = [
         _never(metric=_several_layers(), scope=_ONE_LAYER),
         _never(metric=_several_layers(), than=same_metric_over_one_layer),
+        _never(metric=_of_the_model(), scope=_PART_OF_THE_MODEL),
+        _never(metric=_of_the_model(), than=same_metric_over_a_part),
         _never(metric=one_number, over={"enum": ["median", "min", "max", "each"]}),
         _never(
             than={"required": ["metric"], "properties": {"metric": one_number}},
@@ -329,6 +364,8 @@ class Expectation(_Table):
             right = times + (_null(self.than) or _side(self.than.metric or self.metric, other, over))
             if self.than.null == "random-weights":
                 right += " with random weights"
+            if self.than.plus:
+                right += f" {'-' if self.than.plus < 0 else '+'} {_digits(abs(self.than.plus))}"
         variant = "" if self.variant == "raw" else f" ({self.variant})"
         return f"{left} {self.op} {right}{variant}"
 
@@ -371,6 +408,8 @@ def _null(than: Than) -> str | None:
 
 def _side(metric: str, scope: str, over: str) -> str:
     one_number = _is_one_layer(scope) or not METRICS[metric].per_layer
+    if METRICS[metric].from_law and over == "mean":
+        over = "median"  # the value of a metric of the law is the median of its layers
     means_already = over == "mean" and metric in _MEANS_BY_DEFINITION
     return f"{metric} over {scope}" if one_number or means_already else f"{over} {metric} over {scope}"
 
@@ -405,6 +444,8 @@ def _draft4(schema: Mapping[str, Any]) -> dict[str, Any]:
                 draft["allOf"] = [{"$ref": value.replace("#/$defs/", "#/definitions/")}]
             case "exclusiveMinimum":
                 draft |= {"minimum": value, "exclusiveMinimum": True}
+            case "exclusiveMaximum":
+                draft |= {"maximum": value, "exclusiveMaximum": True}
             case "anyOf":
                 [other_than_null] = (branch for branch in value if branch != {"type": "null"})
                 draft |= _draft4(other_than_null)

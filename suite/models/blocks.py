@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,10 @@ from suite.errors import CaptureError
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+GIVEN = {"input_ids", "attention_mask", "encoder_hidden_states", "encoder_attention_mask", "decoder_input_ids"}
+"""What a stack can be given; see capture/forward.py."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,13 @@ class Decoder:
     """None for a decoder that stands alone."""
     left_out: Mapping[int, nn.Module] = field(default_factory=dict)
     """By place in the list: what is not among the blocks, as text alone does not reach it."""
+    last_parts: tuple[nn.Module, ...] = ()
+    """Where a block is not one module but several that run in turn: the last of each; `blocks` has the first."""
+
+    @property
+    def ends(self) -> tuple[nn.Module, ...]:
+        """The modules that give back what each block gives back."""
+        return self.last_parts or self.blocks
 
     @property
     def hidden(self) -> int | None:
@@ -53,8 +64,9 @@ def find_decoder(model: Any, layers_path: str | None = None) -> Decoder:
     Raises CaptureError where no list, or more than one, fits, and where an encoder reads something other than text.
     """
     left_out: dict[int, nn.Module] = {}
+    last_parts: tuple[nn.Module, ...] = ()
     if layers_path is None:
-        layers_path, blocks = _blocks(model)
+        layers_path, blocks, last_parts = _blocks(model)
         blocks, left_out = _reached_by_text(blocks)
     else:
         blocks = _named(model, layers_path)
@@ -67,16 +79,20 @@ def find_decoder(model: Any, layers_path: str | None = None) -> Decoder:
                 f"same module. Which of its runs is which layer cannot be told; this architecture is not supported."
             )
     encoder = _encoder(model, config) if getattr(model.config, "is_encoder_decoder", False) else None
-    return Decoder(module, blocks, layers_path, config, encoder, left_out)
+    return Decoder(module, blocks, layers_path, config, encoder, left_out, last_parts)
 
 
-def _blocks(model: Any) -> tuple[str, tuple[nn.Module, ...]]:
+def _blocks(model: Any) -> tuple[str, tuple[nn.Module, ...], tuple[nn.Module, ...]]:
+    """Path of the list, its modules, and where lists side by side make up the blocks, the last of each block."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     decoder = _get_decoder(model)
     config = _config(model, decoder)
-    # Some configs of encoder-decoders count the encoder under num_hidden_layers; they say decoder_layers, too.
-    expected = getattr(config, "decoder_layers", None) or getattr(config, "num_hidden_layers", None)
+    # Some configs of encoder-decoders count the encoder under num_hidden_layers; they say decoder_layers, too (FSMT's
+    # own says it right, and what get_text_config makes of it does not).
+    says_layers = ((model.config, "decoder_layers"), (config, "decoder_layers"), (config, "num_hidden_layers"))
+    said = (getattr(holder, name, None) for holder, name in says_layers)
+    expected = next((count for count in said if count is not None), None)
     lists = _module_lists(decoder)
     fitting = [(name, own) for name, own in lists if len(own) == expected]
     if not fitting:
@@ -86,10 +102,11 @@ def _blocks(model: Any) -> tuple[str, tuple[nn.Module, ...]]:
         # T5's blocks are lists themselves, and can have that length, too; a vision tower lies deeper than the text.
         depth = min(name.count(".") for name, _ in fitting)
         fitting = [(name, own) for name, own in fitting if name.count(".") == depth]
-    if len(fitting) == 1:
+    if len(fitting) == 1 or _side_by_side(fitting):
         name, blocks = fitting[0]
         prefix = next((path for path, module in model.named_modules() if module is decoder), "")
-        return ".".join(part for part in (prefix, name) if part), tuple(blocks)
+        path = ".".join(part for part in (prefix, name) if part)
+        return path, tuple(blocks), tuple(fitting[-1][1]) if len(fitting) > 1 else ()
     if expected is None:
         says = "its config does not say how many layers it has"
     else:
@@ -100,6 +117,17 @@ def _blocks(model: Any) -> tuple[str, tuple[nn.Module, ...]]:
         f"{which} ({_described(model)}). Where one of them holds the whole decoder, name it in models.toml: "
         f'layers_path = "...".'
     )
+
+
+def _side_by_side(lists: list[tuple[str, nn.ModuleList]]) -> bool:
+    """Whether block L is the members L of all lists, one after the other, as in XLM: attentions, norms, feed-forwards.
+
+    That is supposed of lists in one module, each of one kind of module, where the first kind is not the last: stacks of
+    blocks are of one kind, or in modules of their own. Whether it is so the certificate's continuity shows.
+    """
+    kinds = [{type(member) for member in own} for _, own in lists]
+    parents = {name.rpartition(".")[0] for name, _ in lists}
+    return len(lists) > 1 and len(parents) == 1 and all(len(own) == 1 for own in kinds) and kinds[0] != kinds[-1]
 
 
 def _get_decoder(model: Any) -> Any:
@@ -118,12 +146,16 @@ def _get_decoder(model: Any) -> Any:
 
 
 def _reader(model: Any, layers_path: str) -> Any:
-    """The innermost module around the blocks that reads token ids: the stack without the language-model head."""
+    """The innermost module around the blocks that reads token ids: the stack without the language-model head.
+
+    One that demands what only the modules around it know, such as FSMT's decoder its masks, is passed over.
+    """
     path = layers_path
     while path:
         path = path.rpartition(".")[0]
         module = model.get_submodule(path)
-        if "input_ids" in inspect.signature(module.forward).parameters:
+        parameters = inspect.signature(module.forward).parameters
+        if "input_ids" in parameters and _demanded(parameters.values()) <= GIVEN:
             return module
     return model
 
@@ -134,13 +166,14 @@ def _reached_by_text(blocks: tuple[nn.Module, ...]) -> tuple[tuple[nn.Module, ..
     Such are Mllama's blocks of attention to an image: on text alone it passes them over. The tap sees to it that they
     do not run; a layers_path takes every block.
     """
-    demands = []
-    for block in blocks:
-        parameters = list(inspect.signature(block.forward).parameters.values())[1:]
-        named = [own for own in parameters if own.kind in (own.POSITIONAL_OR_KEYWORD, own.KEYWORD_ONLY)]
-        demands.append(sum(own.default is own.empty for own in named))
+    demands = [len(_demanded(list(inspect.signature(block.forward).parameters.values())[1:])) for block in blocks]
     left_out = {place: block for place, block in enumerate(blocks) if demands[place] > min(demands)}
     return tuple(block for block in blocks if block not in left_out.values()), left_out
+
+
+def _demanded(parameters: Iterable[inspect.Parameter]) -> set[str]:
+    named = [own for own in parameters if own.kind in (own.POSITIONAL_OR_KEYWORD, own.KEYWORD_ONLY)]
+    return {own.name for own in named if own.default is own.empty}
 
 
 def _config(model: Any, module: Any) -> Any:

@@ -2,9 +2,12 @@
 
 import atexit
 import json
+import logging
 import re
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -79,8 +82,9 @@ def load(
     A control has the weights that `control.initialise` draws; its "auto" is the dtype that the config names.
     attention: the kernel, such as "eager" or "sdpa"; None leaves it to transformers.
 
-    Raises `ModelUnavailableError` where transformers does not know the model, it is no causal decoder, needs remote
-    code that is not trusted, or the weights do not fit the architecture; `DeviceError` where memory runs out.
+    Raises `ModelUnavailableError` where transformers does not know the model, it has no causal text decoder, needs
+    remote code that is not trusted or a package for quantised weights that is not installed, or the weights do not fit
+    the architecture; `DeviceError` where memory runs out.
     """
     if dtype not in DTYPES:
         raise SuiteError(f"dtype {dtype!r} is unknown: it is {', '.join(DTYPES)}.")
@@ -90,13 +94,15 @@ def load(
 
     config = _config(spec, files)
     auto_class = _auto_class(config, spec)
+    quantised = _quantisation(config, spec)
     tokenizer = load_tokenizer(spec, files)
     wanted = spec.dtype if dtype == "auto" else dtype
     torch_dtype = None if wanted == "auto" else getattr(torch, wanted)
     kernel: dict[str, Any] = {"attn_implementation": attention} if attention is not None else {}
     # What fits neither GPUs nor host memory is read from disk layer by layer; the folder goes with the process.
     offload_folder = _offload_folder() if device == SHARDED else None
-    options = dict(kernel)
+    # Tensors of another shape are told by _check_complete, as those are that are not there.
+    options: dict[str, Any] = {"ignore_mismatched_sizes": True, **kernel}
     if device == SHARDED:
         options |= {"device_map": "auto", "offload_folder": offload_folder}
     elif device != "cpu":
@@ -115,15 +121,16 @@ def load(
                 auto_class, config, device=device, dtype=torch_dtype, offload_folder=offload_folder, **kernel, **code
             )
         else:
-            model, report = auto_class.from_pretrained(
-                files.directory,
-                config=config,
-                dtype=torch_dtype or "auto",
-                local_files_only=True,
-                trust_remote_code=spec.trust_remote_code,
-                output_loading_info=True,
-                **options,
-            )
+            with _errors_alone():
+                model, report = auto_class.from_pretrained(
+                    files.directory,
+                    config=config,
+                    dtype=torch_dtype or "auto",
+                    local_files_only=True,
+                    trust_remote_code=spec.trust_remote_code,
+                    output_loading_info=True,
+                    **options,
+                )
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise DeviceError(
             f"{spec.name}: the memory of {device} ran out while it was loaded ({_brief(error)}).\n"
@@ -134,6 +141,12 @@ def load(
             raise DeviceError(
                 f"{spec.name}: {device} failed while the model was loaded ({_brief(error)}).\n"
                 "  Is the GPU free and working (nvidia-smi), and is this torch built for it? --device cpu does without."
+            ) from error
+        if quantised:
+            raise UnavailableError(
+                spec.name,
+                f"its weights are quantised ({quantised}), and transformers could not load them here ({_brief(error)})",
+                "Install the package that is named, on a device that it supports, or pass the unquantised model.",
             ) from error
         raise UnavailableError(
             spec.name,
@@ -150,6 +163,19 @@ def load(
         attention=str(model.config._attn_implementation),
         seconds=time.perf_counter() - started,
     )
+
+
+@contextmanager
+def _errors_alone() -> Iterator[None]:
+    """Without transformers' warnings: its table of tensors that do not fit stood above the message that says so."""
+    from transformers.utils import logging as theirs
+
+    before = theirs.get_verbosity()
+    theirs.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        theirs.set_verbosity(before)
 
 
 def _devices(model: "PreTrainedModel", device: str) -> tuple[str, ...]:
@@ -169,6 +195,7 @@ def _offload_folder() -> str:
 
 def _config(spec: ModelSpec, files: ModelFiles) -> "PreTrainedConfig":
     """The model's config, after a look of our own: transformers would tell the two cases below in many lines."""
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING, AutoConfig
 
     if files.gguf is None:
@@ -193,7 +220,7 @@ def _config(spec: ModelSpec, files: ModelFiles) -> "PreTrainedConfig":
             trust_remote_code=spec.trust_remote_code,
             **({"gguf_file": files.gguf} if files.gguf is not None else {}),
         )
-    except _UNREADABLE as error:
+    except (*_UNREADABLE, StrictDataclassError) as error:
         raise UnavailableError(
             spec.name,
             f"{_transformers()} cannot read the config of {files.directory / (files.gguf or 'config.json')} "
@@ -203,26 +230,72 @@ def _config(spec: ModelSpec, files: ModelFiles) -> "PreTrainedConfig":
     return config
 
 
+AUTO_CLASSES = (
+    ("AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING"),
+    ("AutoModelForSeq2SeqLM", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING"),
+    ("AutoModelForImageTextToText", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING"),
+    ("AutoModelForMultimodalLM", "MODEL_FOR_MULTIMODAL_LM_MAPPING"),  # sound and video, too; not in 5.0
+)
+"""What builds a model with a text decoder, and by which mapping it knows the config; the first that fits counts."""
+
+
 def _auto_class(config: "PreTrainedConfig", spec: ModelSpec) -> Any:
-    """The auto class that builds the model. Raises `ModelUnavailableError` where it is not a causal decoder."""
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING, AutoModelForCausalLM
+    """The auto class that builds the model. Raises `ModelUnavailableError` where it has no causal text decoder."""
+    import transformers
 
     kind = f"the config of {spec.name} says model_type {config.model_type!r}"
-    do = "delta-suite measures causal (decoder-only) language models. Choose one of those."
-    if getattr(config, "is_encoder_decoder", False):
-        raise UnavailableError(spec.name, f"{kind}, an encoder-decoder model", do)
-    remote = spec.trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
-        if remote:
-            return AutoModelForCausalLM
+    do = (
+        "delta-suite measures causal language models: decoders, encoder-decoders, and the text decoders of multimodal "
+        "models. Choose one of those."
+    )
+    architectures = config.architectures or []
+    fitting: dict[str, tuple[str, ...]] = {}
+    for name, mapping in AUTO_CLASSES:
+        known = getattr(transformers, mapping, {})
+        if type(config) in known:
+            classes = known[type(config)]
+            fitting[name] = tuple(own.__name__ for own in (classes if isinstance(classes, tuple) else (classes,)))
+    named = [name for name, classes in fitting.items() if set(classes) & set(architectures)]
+    if getattr(config, "is_encoder_decoder", False) and "AutoModelForSeq2SeqLM" in fitting and not named:
+        named = ["AutoModelForSeq2SeqLM"]
+    chosen = next(iter(named or fitting), None)
+    if chosen is None:
+        if spec.trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+            return transformers.AutoModelForCausalLM
         raise UnavailableError(spec.name, f"{kind}, which is not a causal language model", do)
     # BERT and its kin can be built as decoders; a checkpoint trained with attention to both sides must not be.
-    architectures = config.architectures or []
-    causal: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    both_sides = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_decoder", False)
-    if both_sides and architectures and causal.__name__ not in architectures:
+    both_sides = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING and not (
+        getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False)
+    )
+    if both_sides and architectures and not named:
         raise UnavailableError(spec.name, f"{kind} and {architectures[0]}, an encoder", do)
-    return AutoModelForCausalLM
+    return getattr(transformers, chosen)
+
+
+def _quantisation(config: "PreTrainedConfig", spec: ModelSpec) -> str | None:
+    """The method by which the config says the weights are quantised, such as "gptq"; None where it says none.
+
+    Raises `ModelUnavailableError` for a method that transformers does not know: it would warn, and take the packed
+    numbers for the weights themselves.
+    """
+    from transformers.quantizers.auto import AutoHfQuantizer
+
+    written: Any = getattr(config, "quantization_config", None)
+    if written is None:
+        return None
+    method = written.get("quant_method") if isinstance(written, dict) else getattr(written, "quant_method", None)
+    named = str(getattr(method, "value", method) or "in a way that the config does not name")
+    try:
+        known = not isinstance(written, dict) or AutoHfQuantizer.supports_quant_method(written)  # type: ignore[no-untyped-call]
+    except ValueError:  # no method is named
+        known = False
+    if not known:
+        raise UnavailableError(
+            spec.name,
+            f"its weights are quantised ({named}), in a way that {_transformers()} does not know",
+            f"Pass the unquantised model. {_newer_transformers()}",
+        )
+    return named
 
 
 def _plain_weights() -> dict[str, Any]:
@@ -245,7 +318,7 @@ def _check_complete(spec: ModelSpec, files: ModelFiles, model: "PreTrainedModel"
     of_head = {id(parameter) for parameter in head.parameters()} if head is not None else set()
     spared = {name for name, parameter in model.named_parameters(remove_duplicate=False) if id(parameter) in of_head}
     missing = sorted(set(report.get("missing_keys", ())) - spared)
-    mismatched = sorted(str(key[0] if isinstance(key, tuple) else key) for key in report.get("mismatched_keys", ()))
+    mismatched = sorted(_shapes(key) for key in report.get("mismatched_keys", ()))
     if wrong := missing or mismatched:
         raise UnavailableError(
             spec.name,
@@ -264,14 +337,25 @@ def _check_complete(spec: ModelSpec, files: ModelFiles, model: "PreTrainedModel"
         )
 
 
+def _shapes(key: Any) -> str:
+    """Of a tensor of another shape, as transformers reports it: its name, and where they come with it both shapes."""
+    if not isinstance(key, tuple):
+        return str(key)
+    name, *shapes = key
+    return f"{name}: {' there, '.join(str(tuple(shape)) for shape in shapes)} by the config" if shapes else str(name)
+
+
 def _any_layer(name: str) -> str:
     return re.sub(r"\b\d+\b", "*", name)
 
 
 def _brief(error: BaseException) -> str:
-    """The first line with content of an error of another library, and its type."""
+    """The first line with content of an error of another library (and the next, if it announces that), and its type."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300].removesuffix('.')}" if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return f"{type(error).__name__}: {said[:300].removesuffix('.')}"
 
 
 def _transformers() -> str:

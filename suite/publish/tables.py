@@ -8,6 +8,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from suite.analysis.boundaries import NEAR
 from suite.analysis.metrics import METRICS, Estimate
 from suite.analysis.uncertainty import holm, partial_conjunction
 from suite.claims.judge import Judgement, Observation, Verdict, combine_verdicts
@@ -254,6 +255,45 @@ def layer_table(measurement: Measurement, variant: str = "raw") -> str:
     )
 
 
+def boundary_table(measurement: Measurement, variant: str = "raw") -> str:
+    """The boundaries found in the layers' similarity beside the declared ones, and what both are worth."""
+    own = measurement.find_boundaries(variant)
+    if isinstance(own, Estimate):
+        return f"no boundaries: {own.reason}"
+    phases = {first: f" {name}" for name, (first, _) in measurement.phases.items()}
+    returned = dict(zip(own.found, own.returned or (), strict=False))
+    missed = [first for first in own.declared if all(abs(first - found) > NEAR for found in own.found)]
+    lines = []
+    for first in sorted({*own.found, *missed}):
+        near = [other for other in own.declared if abs(other - first) <= NEAR] if first in own.found else [first]
+        lines.append(
+            [
+                str(first) if first in own.found else NONE,
+                ", ".join(f"{other}{phases.get(other, '')}" for other in near) or NONE,
+                f"{returned[first]:.0%}" if first in returned else NONE,
+            ]
+        )
+    ranked = f"{number(own.cost_rank)} of" if own.cost_rank is not None else "not among"
+    summary = [
+        ["met", f"{own.agreement:.0%} of the declared within {NEAR} layer, {own.chance_agreement:.0%} by chance"],
+        ["cost", f"declared {own.declared_cost:.3f}, found {own.found_cost:.3f}, one segment {own.total_cost:.3f}"],
+        [
+            "cost rank",
+            f"{ranked} {own.orders} orders of the declared lengths, "
+            f"{number(own.cost_rank_any_lengths)} of {own.others} ways to cut as often",
+        ],
+        ["p", f"{own.p:.3f} against smooth drift, {own.draws} draws: never below {1 / (own.draws + 1):.3f}"],
+        [
+            "by penalty",
+            "too few layers"
+            if own.chosen is None
+            else f"{len(own.chosen) + 1} segments{', from ' if own.chosen else ''}{', '.join(map(str, own.chosen))}",
+        ],
+    ]
+    found = tabulate(lines, headers=["found at", "declared at", "returns"], disable_numparse=True)
+    return f"{found}\n\n{tabulate(summary, tablefmt='plain', disable_numparse=True)}"
+
+
 def model_line(measurement: Measurement) -> str:
     """One line on what was measured and how long it took."""
     model, calibration, provenance = measurement.model, measurement.calibration, measurement.provenance
@@ -268,14 +308,14 @@ def model_line(measurement: Measurement) -> str:
 
 def failure_table(rows: Iterable[Row]) -> str:
     """Refuted expectations, furthest outside the claim first, by margin relative to what was required."""
-    failed = sorted((row for row in rows if row.verdict == Verdict.REFUTED.value), key=_relative_margin)
+    failed = sorted((row for row in rows if row.verdict == Verdict.REFUTED.value), key=relative_margin)
     lines = [
         [
             row.model,
             f"{row.hypothesis}/{row.expectation}",
             row.claim,
             number(row.observed) + ("" if row.interval is None else f" {_interval(row.interval)}"),
-            _margin(row),
+            margin_text(row),
             row.where,
         ]
         for row in failed
@@ -287,16 +327,18 @@ def failure_table(rows: Iterable[Row]) -> str:
     )
 
 
-def _relative_margin(row: Row) -> float:
+def relative_margin(row: Row) -> float:
+    """The margin over what was required; 0 where there is none."""
     if row.margin is None or row.required is None:
         return 0.0
     return row.margin / max(abs(row.required), 1e-12)
 
 
-def _margin(row: Row) -> str:
+def margin_text(row: Row) -> str:
+    """The margin, and relative to what was required where that is not near 0."""
     if row.margin is None:
         return NONE
-    relative = _relative_margin(row)
+    relative = relative_margin(row)
     return f"{row.margin:+.4f}" + (f" ({relative:+.0%})" if abs(relative) < 10 else "")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,10 +12,19 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from suite.analysis.estimates import direction_metrics, layer_metrics, phase_metrics
+from suite.analysis import nulls
+from suite.analysis.boundaries import Boundaries, segments_of
+from suite.analysis.estimates import (
+    boundaries_under,
+    boundary_metrics,
+    direction_metrics,
+    layer_metrics,
+    phase_metrics,
+)
 from suite.analysis.metrics import METRICS, DirectionGram, Estimate, LayerStatistics, absent
 from suite.errors import RecordError
 from suite.models.phases import phase_of
+from suite.records.sections import Shares, Triangle
 
 if TYPE_CHECKING:
     from suite.analysis.resampling import LayerSpectra
@@ -130,6 +140,37 @@ class ScopeRecord(_Part):
     metrics: Metrics
 
 
+class LawRecord(_Part):
+    """The update law, fitted over the phases that the model was measured under, on the rows of `sink_free`."""
+
+    phases: dict[str, tuple[int, int]]
+    metrics: dict[str, dict[str, Estimate]]
+    """phase -> metric -> estimate"""
+    transfer: tuple[tuple[float, ...], ...]
+    """R^2 on layer L (row) of the map of layer M (column), held out; empty where the law was not measured."""
+
+
+class BoundaryRecord(_Part):
+    """The boundaries found in the layers' similarity, beside the declared ones: first layers of segments."""
+
+    found: tuple[int, ...] = ()
+    declared: tuple[int, ...] = ()
+    returns: tuple[float, ...] | None = None
+    """For each found boundary, the share of the replicates that find it again within one layer."""
+    metrics: dict[str, Estimate]
+
+
+class NullRecord(_Part):
+    """What a metric over the phases is held against, so that a record alone can be judged."""
+
+    windows: dict[str, Estimate]
+    """By "first-last", over every run of as many layers as some phase has."""
+    lag: dict[str, Estimate]
+    """By phase: over pairs outside, at the distances of those inside."""
+    random: dict[str, tuple[float, ...]]
+    """By phase: with each v_L drawn at random, once per draw, ascending."""
+
+
 class Measurement(_Part):
     """One measured model under one calibration, with the phase map it is shown under."""
 
@@ -144,9 +185,20 @@ class Measurement(_Part):
     phases: dict[str, tuple[int, int]]
     layers: tuple[LayerRecord, ...]
     scopes: dict[str, ScopeRecord]
+    law: LawRecord | None = None
+    boundaries: dict[str, BoundaryRecord] = Field(default_factory=dict)
+    """By variant."""
+    nulls: dict[str, dict[str, NullRecord]] = Field(default_factory=dict)
+    """variant -> metric -> null, for the metrics of RECORDED_NULLS."""
+    cosines: dict[str, Triangle] | None = None
+    """variant -> |v_L . v_M| above the diagonal; absent from records older than this field."""
+    spectra: dict[str, Shares] | None = None
+    """variant -> the first energy shares of each layer; absent from records older than this field."""
 
     _arrays: Path | None = PrivateAttr(default=None)
     _grams: dict[str, DirectionGram] = PrivateAttr(default_factory=dict)
+    _boundaries: dict[tuple[str, tuple[int, ...]], Boundaries | Estimate] = PrivateAttr(default_factory=dict)
+    """By variant and declared boundaries; like the Grams, shared with the same measurement under other phases."""
 
     def with_arrays(self, path: Path) -> Measurement:
         """The same record, able to answer for any set of layers from the arrays in this file."""
@@ -178,14 +230,73 @@ class Measurement(_Part):
                 for name, (first, last) in phases.items()
             }
         )
+        of_nulls, boundaries = self.nulls, self.boundaries
+        if phases != self.phases:
+            of_nulls = {variant: self._nulls(variant, phases) for variant in self.layers[0].metrics}
+            boundaries = {
+                variant: _boundary_record(boundaries_under(self.gram(variant), phases))
+                for variant in self.layers[0].metrics
+            }
         layers = tuple(layer.model_copy(update={"phase": phase_of(layer.layer, phases)}) for layer in self.layers)
         update = {
             "phases": phases,
             "scopes": scopes,
+            "nulls": of_nulls,
+            "boundaries": boundaries,
             "layers": layers,
             "model": self.model.model_copy(update=model),
         }
         return self.model_copy(update=update)
+
+    def _nulls(self, variant: str, phases: PhaseMap) -> dict[str, NullRecord]:
+        gram = self.gram(variant)
+        several = {name: range(first, last + 1) for name, (first, last) in phases.items() if last > first}
+        runs = {run for own in several.values() for run in nulls.windows(self.model.layers, len(own))}
+        out = {}
+        for metric in RECORDED_NULLS:
+            random = {name: nulls.random_directions(gram, metric, own) for name, own in several.items()}
+            out[metric] = NullRecord(
+                windows={
+                    f"{run[0]}-{run[-1]}": phase_metrics(gram, run, only=metric)[metric].model_copy(
+                        update={"per_layer": None}
+                    )
+                    for run in sorted(runs, key=lambda run: (len(run), run[0]))
+                },
+                lag={name: nulls.lag_matched(gram, metric, own) for name, own in several.items()},
+                random={name: tuple(sorted(own)) for name, own in random.items() if not isinstance(own, str)},
+            )
+        return out
+
+    def lag_matched(self, layers: range, metric: str, variant: str) -> Estimate:
+        """The metric over pairs outside these layers, at their distances: see `nulls.lag_matched`."""
+        recorded = self.nulls.get(variant, {}).get(metric)
+        name = self._phase_of(layers)
+        if recorded is not None and name in recorded.lag:
+            return recorded.lag[name]
+        try:
+            return nulls.lag_matched(self.gram(variant), metric, layers)
+        except RecordError as error:
+            return absent(str(error))
+
+    def random_directions(self, layers: range, metric: str, variant: str) -> Sequence[float] | str:
+        """The metric with v_L drawn at random, or why there is none: see `nulls.random_directions`."""
+        recorded = self.nulls.get(variant, {}).get(metric)
+        name = self._phase_of(layers)
+        if recorded is not None and name in recorded.random:
+            return recorded.random[name]
+        try:
+            return nulls.random_directions(self.gram(variant), metric, layers)
+        except RecordError as error:
+            return str(error)
+
+    def _phase_of(self, layers: range) -> str:
+        return next((name for name, own in self.phases.items() if own == (layers[0], layers[-1])), "")
+
+    def _law_over(self, first: int, last: int) -> dict[str, Estimate]:
+        """What the law says of these layers, where they are a phase that it was fitted over."""
+        if self.law is None:
+            return {}
+        return next((self.law.metrics[name] for name, own in self.law.phases.items() if own == (first, last)), {})
 
     def over(self, layers: Sequence[int], metric: str, variant: str) -> Estimate:
         """A pair or phase metric over a contiguous set of layers, from the record or else from its arrays."""
@@ -194,10 +305,27 @@ class Measurement(_Part):
                 return scope.metrics[variant][metric]
         if variant not in self.layers[0].metrics:
             return absent(f"variant {variant} was not measured")
+        if METRICS[metric].scope == "model":
+            if variant in self.boundaries:
+                return self.boundaries[variant].metrics[metric]
+            return boundary_metrics(self.find_boundaries(variant))[metric]
+        recorded = self.nulls.get(variant, {}).get(metric)
+        if recorded is not None and (run := f"{layers[0]}-{layers[-1]}") in recorded.windows:
+            return recorded.windows[run]
         try:
             return phase_metrics(self.gram(variant), layers, only=metric)[metric]
         except RecordError as error:
             return absent(str(error))
+
+    def find_boundaries(self, variant: str) -> Boundaries | Estimate:
+        """The phase boundaries found from the arrays, or an absent estimate that says why there are none."""
+        key = (variant, segments_of(self.phases, self.model.layers))
+        if key not in self._boundaries:
+            try:
+                self._boundaries[key] = boundaries_under(self.gram(variant), self.phases)
+            except RecordError as error:
+                return absent(str(error))
+        return self._boundaries[key]
 
     def gram(self, variant: str) -> DirectionGram:
         """Inner products of all directions. Raises RecordError where the arrays are gone."""
@@ -212,7 +340,9 @@ class Measurement(_Part):
         return self._grams[variant]
 
     def to_json(self) -> str:
-        return self.model_dump_json(by_alias=True, indent=1) + "\n"
+        """Indented, but an array of numbers stays on one line. A text never holds a raw newline, so none is touched."""
+        text = self.model_dump_json(by_alias=True, indent=1)
+        return re.sub(r"\[\n\s+[^\[\]{}\"]*\]", lambda numbers: " ".join(numbers[0].split()), text) + "\n"
 
     @classmethod
     def from_json(cls, text: str, where: object) -> Measurement:
@@ -227,6 +357,17 @@ class Measurement(_Part):
                 f"{f' (and {error.error_count() - 1} more)' if error.error_count() > 1 else ''}. "
                 f"Records are written by `delta-suite measure`."
             ) from None
+
+
+RECORDED_NULLS = ("intra_cosine", "intra_cosine_cross_fitted", "block_effective_rank_fraction")
+"""Metrics whose nulls are kept in a record; those of others are formed from the arrays, while the cache has them."""
+
+
+def _boundary_record(found: Boundaries | Estimate) -> BoundaryRecord:
+    metrics = boundary_metrics(found)
+    if isinstance(found, Estimate):
+        return BoundaryRecord(metrics=metrics)
+    return BoundaryRecord(found=found.found, declared=found.declared, returns=found.returned, metrics=metrics)
 
 
 LayerParts = tuple[LayerStatistics, Sequence[LayerStatistics], Sequence[LayerStatistics]]

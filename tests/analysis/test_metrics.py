@@ -10,7 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from suite.analysis.estimates import direction_metrics, layer_metrics, phase_metrics
+from suite.analysis.estimates import (
+    boundaries_under,
+    boundary_metrics,
+    direction_metrics,
+    layer_metrics,
+    phase_metrics,
+)
 from suite.analysis.layers import reduce_stream
 from suite.analysis.metrics import METRICS, DirectionGram
 from suite.analysis.resampling import LayerSpectra
@@ -83,7 +89,10 @@ def test_every_metric_of_the_registry_is_computed() -> None:
     layers = reduced(stream(40, 64, documents=4))
     gram = gram_of(layers)
     computed = (
-        set(layer_metrics(layers[0].statistics)) | set(direction_metrics(gram, 0)) | set(phase_metrics(gram, [0, 1, 2]))
+        set(layer_metrics(layers[0].statistics))
+        | set(direction_metrics(gram, 0))
+        | set(phase_metrics(gram, [0, 1, 2]))
+        | set(boundary_metrics(boundaries_under(gram, {"A": (0, 2), "B": (3, 5)})))
     )
     assert computed == set(METRICS)
 

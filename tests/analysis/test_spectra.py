@@ -10,9 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from suite.analysis import spectra
 from suite.analysis.metrics import spectral_entropy_rank
 from suite.analysis.moments import Moments, token_quantities
-from suite.analysis.spectra import gram, spectrum_of_gram, spectrum_of_rows
+from suite.analysis.spectra import gram, sliced_gram, slow_float64, spectrum_of_gram, spectrum_of_rows
 
 SIZES = [(60, 200), (200, 60), (128, 128), (9, 300), (700, 24)]
 
@@ -41,7 +42,11 @@ def matrix(kind: str, tokens: int, hidden: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("kind", ["flat", "slow", "steep", "geometric", "deficient", "outlier"])
 @pytest.mark.parametrize("side", ["rows", "gram"])
-def test_against_a_full_svd(kind: str, size: tuple[int, int], side: str) -> None:
+@pytest.mark.parametrize("slow", [False, True], ids=["float64", "sliced"])
+def test_against_a_full_svd(
+    kind: str, size: tuple[int, int], side: str, slow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spectra, "slow_float64", lambda device: slow)
     rows = matrix(kind, *size)
     _, sigma, vt = np.linalg.svd(rows.double().numpy(), full_matrices=False)
     got = spectrum_of_rows(rows, 8) if side == "rows" else spectrum_of_gram(gram(rows), len(rows), 8)
@@ -53,6 +58,39 @@ def test_against_a_full_svd(kind: str, size: tuple[int, int], side: str) -> None
         neighbours = np.delete(sigma, index)
         if np.abs(neighbours - sigma[index]).min() > 1e-2 * sigma[0]:  # well separated
             assert abs(float(got.directions[index].numpy() @ vt[index])) > 1 - 1e-8
+
+
+@pytest.mark.parametrize("tokens", [1, 1024, 2500])
+def test_slices_multiply_exactly(tokens: int) -> None:
+    """What is left is one rounding of the rows, to 24 bits below the largest of their column."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(tokens, 40, generator=generator) * 10.0 ** torch.linspace(-15, 15, 40)
+    rows[0] *= 1000
+    rows[:, 7] = 0
+    unit = 2.0 ** (torch.frexp(rows.abs().amax(dim=0)).exponent - 23).double()
+    rounded = torch.where(unit > 0, (rows.double() / unit).round() * unit, 0)
+    assert (rounded - rows).abs().max() <= unit.max() / 2
+    exact = rounded.T @ rounded
+    largest = exact.diagonal().sqrt()
+    assert ((sliced_gram(rows) - exact).abs() <= 1e-15 * tokens * largest[:, None] * largest).all()
+
+
+def test_slices_of_the_largest_sums_are_exact() -> None:
+    """Slices of 128, -128 and 128, the largest there are: sums of EXACT_TERMS products reach float32's last digit."""
+    rows = torch.full((4096, 3), 127.5 / 2**7 + 0.5 / 2**15)
+    rows[:, 1] = -rows[:, 0]
+    want = rows.double().T @ rows.double()
+    assert torch.equal(sliced_gram(rows), want)
+
+
+@pytest.mark.parametrize(
+    ("capability", "slow"), [((8, 0), False), ((9, 0), False), ((8, 6), True), ((8, 9), True), ((12, 0), True)]
+)
+def test_which_gpus_are_slow(capability: tuple[int, int], slow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert slow_float64(torch.device("cuda:0")) is slow
+    assert slow_float64(torch.device("mps"))
+    assert not slow_float64(torch.device("cpu"))
 
 
 def test_the_blocked_gram_is_the_whole_gram(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from suite.analysis.metrics import TOP_K
-from suite.analysis.spectra import gram, spectrum_of_gram, spectrum_of_rows
+from suite.analysis.spectra import gram, sliced_gram, spectrum_of_gram, spectrum_of_rows
 from tests.benchmarks.measuring import Rates, timed
 from tests.benchmarks.page import Record
 from tests.benchmarks.subjects import DEVICE
@@ -129,6 +129,18 @@ def test_algebra(benchmark: Any, case: Case, rates: Rates, record: Callable[...,
     given = case.given()
     _, own, _ = timed(benchmark, lambda: case.run(given), DEVICE, rounds=5)
     record(case.name).add(case.call, own, "s", floor=case.floor(rates))
+
+
+def test_sliced_gram_against_float64(benchmark: Any, rates: Rates, record: Callable[..., Record]) -> None:
+    """The way for GPUs that are slow in float64, held against float64 on this one."""
+    x = normal(ROWS, WIDE)
+    _, own, whole = timed(benchmark, lambda: sliced_gram(x), DEVICE, rounds=5, beside=lambda: gram(x))
+    report = record(f"Gram, hidden side, {ROWS:,} x {WIDE:,}, without float64 products")
+    report.add("suite: sliced_gram", own, "s", floor=rates.floor(6 * 2.0 * WIDE**2 * ROWS, torch.float32))
+    report.add("suite: gram, in float64", whole, "s", floor=hidden_gram(rates))
+    report.add("sliced over float64", own / whole, "x")
+    exact = x.double().T @ x.double()
+    assert (sliced_gram(x) - exact).abs().max() <= 1e-7 * exact.abs().max()
 
 
 def test_upper_blocks_give_the_full_gram() -> None:

@@ -110,6 +110,11 @@ def test_the_seed_keeps_its_first_piece_only() -> None:
     assert torch.equal(sequences.ids[0][:3], torch.tensor([3, 6, 5]))
 
 
+def test_a_context_of_one_token_is_the_models_fault() -> None:
+    with pytest.raises(CalibrationError, match=r"max_position_embeddings = 1, (?s:.*)config\.json"):
+        tokenize(load_calibration("seed"), Words(), vocabulary=100, context=1)
+
+
 def test_a_foreign_tokenizer_is_caught() -> None:
     with pytest.raises(CalibrationError, match="do not belong together"):
         tokenize(load_calibration("seed"), Words(), vocabulary=5, context=None)

@@ -133,7 +133,7 @@ def test_a_hypothesis_cannot_be_changed(file: Callable[[str], Path]) -> None:
     [
         ({"metric": "intra_cosine", "threshold": 0.5}, "intra_cosine over C >= 0.5"),
         ({"metric": "intra_cosine", "over": "min", "threshold": 0.5}, "min intra_cosine over C >= 0.5"),
-        ({"metric": "capture_fraction", "threshold": 0.7}, "mean capture_fraction over C >= 0.7"),
+        ({"metric": "capture_fraction", "threshold": 0.7}, "capture_fraction over C >= 0.7"),
         ({"metric": "shared_fraction", "threshold": 1}, "shared_fraction over C >= 1"),
         ({"metric": "gamma", "scope": "layer:3", "threshold": 1e-12}, "gamma over layer:3 >= 1e-12"),
         (
@@ -161,6 +161,14 @@ def test_a_hypothesis_cannot_be_changed(file: Callable[[str], Path]) -> None:
         (
             {"metric": "intra_cosine", "than": Than(scope="C", metric="cross_cosine", times=1.5)},
             "intra_cosine over C >= 1.5 x cross_cosine over C",
+        ),
+        (
+            {"metric": "sharing_index", "than": Than(scope="E", times=2, plus=-0.2)},
+            "median sharing_index over C >= 2 x median sharing_index over E - 0.2",
+        ),
+        (
+            {"metric": "gamma", "than": Than(scope="E", plus=3)},
+            "mean gamma over C >= mean gamma over E + 3",
         ),
     ],
 )
@@ -237,7 +245,7 @@ SLIPS = [
     Slip('reason = "sinks"', "",
          "19: missing key 'reason' in [[expect.xfail]]: add it (why the claim is expected to fail there)"),
     Slip('scope = "model", ', "",
-         "30: missing key 'scope' in than: add it (what to compare with: a phase, layer:3, layers:8-15 or model)"),
+         '30: than names no other side: add scope = "E", or null = "window"'),
     Slip(CLAIMS, "",
          "1: missing key 'expect' in the head of the file: add it (at least one [[expect]] table, each a claim)"),
     Slip(CLAIMS, "\nexpect = []", "11: expect is empty: give at least one"),
@@ -273,6 +281,8 @@ SLIPS = [
     Slip("0.5", "-inf", f"16: threshold is -inf, {NO_LIMIT}", False),
     Slip("times = 2", "times = inf", f"30: times is inf, {NO_LIMIT}", False),
     Slip("times = 2", "times = 0", "30: times is 0, and must be greater than 0"),
+    Slip("times = 2", 'plus = "2"', '30: plus must be a number, not "2"'),
+    Slip("times = 2", "plus = inf", f"30: plus is inf, {NO_LIMIT}", False),
     Slip("mostly = 0.8", "mostly = 80", "28: mostly is 80, and must be less than or equal to 1"),
     Slip("mostly = 0.8", "mostly = 0.0", "28: mostly is 0.0, and must be greater than 0"),
     Slip('"Phase C"', "1979-05-27 07:32:00", '3: title must be a string, "...", not a date or time'),
@@ -299,6 +309,12 @@ SLIPS = [
          '14: block_effective_rank is one number for a phase, with none per layer: remove over = "median"'),
     Slip("threshold = 0.5", 'over = "max"\nthan.scope = "E"\nthan.metric = "shared_fraction"',
          '18: shared_fraction is one number for a phase, with none per layer: remove over = "max"'),
+    Slip('"intra_cosine"', '"boundary_p"',
+         '14: boundary_p is one number for the whole model under its phase map: write scope = "model"'),
+    Slip("threshold = 0.5", 'than = { scope = "E", metric = "boundary_p" }',
+         '16: boundary_p is one number for the whole model under its phase map: write scope = "model"'),
+    Slip('"intra_cosine"\nscope = "C"', '"boundary_p"\nscope = "model"\nover = "max"',
+         '15: boundary_p is one number for a model, with none per layer: remove over = "max"'),
     Slip('over = "each"\n', "",
          '27: mostly is the share of layers that must hold: add over = "each", or remove mostly'),
     Slip("threshold = 0.5", 'than = { times = 2, scope = "C" }',
@@ -618,6 +634,7 @@ ALSO_GOOD = [
     ("threshold = 0.5", 'than = { scope = "C", metric = "cross_cosine" }'),
     ('"intra_cosine"\nscope = "C"', '"gamma"\nscope = "layer:3"'),
     ('"intra_cosine"\nscope = "C"', '"adjacent_cosine"\nscope = "layer:3"'),
+    ('"intra_cosine"\nscope = "C"', '"boundary_p"\nscope = "model"'),
     ('"C"', '"layers:3-9"'),
     ('"C"', '"some_Phase1"'),
     ('"intra_cosine"', '"capture_fraction"\nover = "median"'),
@@ -626,6 +643,7 @@ ALSO_GOOD = [
     ("mostly = 0.8\n", ""),
     ('over = "each"\nmostly = 0.8', "mostly = 1"),
     ('scope = "model", times = 2', 'scope = "layers:8-15"'),
+    ('scope = "model", times = 2', 'scope = "C", plus = -0.2'),
     ('scope = "model", times = 2', 'scope = "C", metric = "shared_fraction"'),
 ]
 
@@ -661,13 +679,29 @@ def test_the_two_predictions() -> None:
         for claim in hypothesis.expect
     }
     assert claims == {
-        "phase-c/shared-direction": ("intra_cosine over C >= 0.5", "fail"),
-        "phase-c/few-ranks": ("block_effective_rank_fraction over C <= 0.35", "fail"),
-        "phase-c/shared-subspace": ("mean capture_fraction over C >= 0.7", "fail"),
-        "phase-c/more-shared-than-e": ("intra_cosine over C >= 2 x intra_cosine over E", "fail"),
-        "phase-c/more-ranks-per-layer-than-e": ("mean effective_rank over C >= mean effective_rank over E", "warn"),
-        "phase-e/own-direction": ("intra_cosine over E <= 0.2", "fail"),
-        "phase-e/full-rank": ("block_effective_rank_fraction over E >= 0.8", "fail"),
+        "phase-c/shared-direction": ("intra_cosine over C >= 0.5 (sink_free)", "fail"),
+        "phase-c/few-ranks": ("block_effective_rank_fraction over C <= 0.35 (sink_free)", "fail"),
+        "phase-c/shared-subspace": ("capture_fraction_held_out over C >= 0.7 (sink_free)", "fail"),
+        "phase-c/closer-than-at-the-same-distance": (
+            "intra_cosine_cross_fitted over C > pairs outside at the same distances (sink_free)",
+            "fail",
+        ),
+        "phase-c/most-shared-window": (
+            "intra_cosine_cross_fitted over C > 95% of windows of as many layers (sink_free)",
+            "fail",
+        ),
+        "phase-c/more-shared-than-e": ("intra_cosine over C >= 2 x intra_cosine over E (sink_free)", "fail"),
+        "phase-c/more-ranks-per-layer-than-e": (
+            "mean effective_rank over C >= mean effective_rank over E (sink_free)",
+            "warn",
+        ),
+        "phase-e/has-directions": ("reliability of at least 80% of the layers of E >= 0.9 (sink_free)", "fail"),
+        "phase-e/own-direction": ("intra_cosine over E <= 0.2 (sink_free)", "fail"),
+        "phase-e/full-rank": ("block_effective_rank_fraction over E >= 0.8 (sink_free)", "fail"),
+        "phase-e/least-shared-window": (
+            "intra_cosine_cross_fitted over E < 95% of windows of as many layers (sink_free)",
+            "fail",
+        ),
     }
 
 

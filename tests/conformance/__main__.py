@@ -29,16 +29,32 @@ SECTIONS = {
 }
 
 REFUSALS = {
-    "has shape": "the stream is not (batch, time, hidden)",
+    "has shape": "the stream is not (batch, time, hidden): several side by side, or of a length of its own",
     "causality fails": "a token sees what follows it",
     "reads": "the encoder reads no text",
     "does not run on token ids alone": "needs more than text",
     "fire count fails": "a block does not run once for each text",
-    "cannot be told by structure": "no single list of blocks",
+    "cannot be told by structure": "several stacks of blocks, and which is the stream's is open",
     "continuity fails": "something acts on the stream between the blocks",
     "final norm fails": "the model does not end with its stream",
 }
 """A few words on a refusal, by what its message contains."""
+
+
+NOTES = {
+    "blt": "bytes and patches of bytes go through stacks of different lengths, one inside the other",
+    "cpmant": "a prompt of its own comes first, and all behind it is read in both directions",
+    "deepseek_v4": "four streams side by side, mixed at every block (hyper-connections)",
+    "gemma3n_text": "four versions of the stream, one of them active at a time (AltUp)",
+    "hrm_text": "two stacks, each run several times in turn: a block is not one layer",
+    "hy_v4": "four streams side by side, mixed at every block (hyper-connections)",
+    "inkling2_text": "every few blocks the stream starts anew, and earlier ones are attended to, also after the last",
+    "qwen4_exp": "four streams in one vector of four times the width (hyper-connections)",
+    "qwen4_exp_text": "the same",
+    "reformer": "two streams, each block's updates going to both in turn (reversible)",
+    "xlnet": "reads in both directions unless attn_type is uni, and with that transformers takes no padded batch",
+}
+"""Why the causal types that are refused have no residual stream to give out, from reading transformers' source."""
 
 
 def main(only: Iterable[str]) -> int:
@@ -89,6 +105,24 @@ def table(verdicts: list[Verdict]) -> str:
         "given out that differ from the model's own; there must be none.",
         "",
     ]
+    causal = [verdict for verdict in verdicts if verdict.architecture.mapping == "AutoModelForCausalLM"]
+    lines += [
+        f"Causal language models alone: {summary(causal)}",
+        "BERT and its kin, and XLM, are built as the decoders that their configs can make of them.",
+        "The aim was 95% of those that build. What is left is not causal, or has no single stream to give out, and",
+        "could be supported only by calling something else a residual stream:",
+        "",
+        *(
+            f"- {verdict.architecture.model_type}: {NOTES.get(verdict.architecture.model_type, _words(verdict))}"
+            for verdict in causal
+            if verdict.outcome == "refused"
+        ),
+        "",
+        "Refused among the others:",
+        "",
+        *_remaining([verdict for verdict in verdicts if verdict not in causal]),
+        "",
+    ]
     for mapping, title in SECTIONS.items():
         own = [verdict for verdict in verdicts if verdict.architecture.mapping == mapping]
         lines += [f"## {title}", "", f"{summary(own)}", ""]
@@ -104,10 +138,25 @@ def table(verdicts: list[Verdict]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _remaining(verdicts: list[Verdict]) -> list[str]:
+    """The refused by reason, the most frequent reason first."""
+    by_reason: dict[str, list[str]] = {}
+    for verdict in verdicts:
+        if verdict.outcome == "refused":
+            by_reason.setdefault(_words(verdict), []).append(verdict.architecture.model_type)
+    return [
+        f"- {words}: {', '.join(types)}" for words, types in sorted(by_reason.items(), key=lambda own: -len(own[1]))
+    ]
+
+
+def _words(verdict: Verdict) -> str:
+    return next(words for text, words in REFUSALS.items() if text in verdict.reason)
+
+
 def _row(verdict: Verdict) -> str:
     reason = verdict.reason
     if verdict.outcome == "refused":
-        reason = next(words for text, words in REFUSALS.items() if text in reason)
+        reason = _words(verdict)
     architecture: Architecture = verdict.architecture
     cells = (architecture.model_type, architecture.class_name, verdict.outcome, reason[:200], verdict.norm)
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any
 
@@ -98,6 +99,8 @@ def own_hidden_states(model: Any, decoder: Decoder) -> list[Tensor]:
         inputs: dict[str, Any] = {"input_ids": text[None], "output_hidden_states": True, "use_cache": False}
         if decoder.encoder is not None:
             inputs["decoder_input_ids"] = torch.cat([torch.tensor([decoder.encoder.start]), text[:-1]])[None]
+        if "is_decoder" in inspect.signature(model.forward).parameters:
+            inputs["is_decoder"] = True
         with torch.no_grad():
             output = model(**inputs, return_dict=True)
         runs.append(output.get("decoder_hidden_states") or output["hidden_states"])

@@ -7,11 +7,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from suite.capture.residual import _batch
 from suite.capture.stream import StreamWriter
+from suite.capture.tap import Tap
 from suite.errors import CaptureError, CertificateError
 from suite.models.blocks import find_decoder
-from tests.conformance.check import captured, difference, documents
+from tests.conformance.check import captured, difference, documents, sequences
 from tests.conformance.toy import (
     Block,
     DemandingBlock,
@@ -138,6 +141,53 @@ def test_a_compiled_model_is_run_eagerly(in_place: bool) -> None:
     assert difference(captured(compiled)[0].states, captured(plain)[0].states) == 0
 
 
+class OtherLayout(Toy):
+    """Passes the stream on as `inner` lays it, and gives back `outer` of what the blocks leave."""
+
+    def __init__(self, inner: Any, outer: Any, **options: Any) -> None:
+        super().__init__(**options)
+        self.inner, self.outer = inner, outer
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor]:
+        x = self.inner(self.embed(input_ids))
+        for block in self.layers:
+            x = block(x)
+        return (self.outer(x, input_ids.shape[1]),)
+
+
+def prompted(x: Tensor) -> Tensor:
+    return torch.cat([torch.ones(len(x), 5, x.shape[2]), x], dim=1)
+
+
+def followed(x: Tensor) -> Tensor:
+    return torch.cat([x, -x, 2 * x], dim=1)
+
+
+@pytest.mark.parametrize(
+    ("inner", "outer"),
+    [
+        (lambda x: x.transpose(0, 1), lambda x, time: x.transpose(0, 1)),
+        (prompted, lambda x, time: x[:, 5:]),
+        (followed, lambda x, time: x[:, :time]),
+    ],
+    ids=["time first", "behind a prompt", "before more streams"],
+)
+@pytest.mark.parametrize("blocks", [Block, InPlaceBlock])
+@pytest.mark.parametrize("tokens_per_batch", [2048, 1])
+def test_other_layouts_are_found(inner: Any, outer: Any, blocks: type[Block], tokens_per_batch: int) -> None:
+    model = OtherLayout(inner, outer, blocks=blocks)
+    stream, certificate = captured(model, tokens_per_batch=tokens_per_batch)
+    with torch.no_grad():
+        assert difference(stream.states, plain_states(model)) < 1e-6
+    assert certificate.final_norm == ()
+
+
+def test_a_longer_stream_of_which_neither_end_is_given_back() -> None:
+    model = OtherLayout(prompted, lambda x, time: x[:, 2 : 2 + time])
+    with pytest.raises(CaptureError, match=r"its input has shape \(3, 24, 16\), where a residual stream is"):
+        captured(model)
+
+
 @pytest.mark.parametrize("layer", [0, 2, 4])
 def test_a_damaged_stored_state(layer: int, monkeypatch: pytest.MonkeyPatch) -> None:
     finish = StreamWriter.finish
@@ -152,7 +202,9 @@ def test_a_damaged_stored_state(layer: int, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_state_that_is_stored_wrong_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     write = StreamWriter.write
-    monkeypatch.setattr(StreamWriter, "write", lambda self, layer, rows: write(self, layer, rows * (1 + (layer == 4))))
+    monkeypatch.setattr(
+        StreamWriter, "write", lambda self, layer, rows, real: write(self, layer, rows * (1 + (layer == 4)), real)
+    )
     with pytest.raises(CertificateError, match="telescoping sum fails at h_4"):
         captured(Toy())
 
@@ -219,3 +271,38 @@ def test_the_hooks_are_gone_afterwards() -> None:
     with pytest.raises(CertificateError):
         captured(model)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operations that are more than a view: on a GPU each is a kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += not (
+            func.is_view or func in (torch.ops.aten._unsafe_view.default, torch.ops.aten.empty.memory_format)
+        )
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_the_tap_adds_two_kernels_a_block(padded: bool) -> None:
+    """One copies the state, one takes the witnesses; a model on a GPU waits for more."""
+    model = Toy()
+    texts = documents()[: 3 if padded else 1]
+    batch, _ = _batch(sequences(texts), range(len(texts)), 0, 2048, torch.device("cpu"))
+    writer = StreamWriter(batch.tokens, "device")
+    writer.range = (0, batch.tokens)
+    counts = []
+    with torch.no_grad(), Tap(find_decoder(model), writer.write, writer.read) as tap:
+        for _ in range(2):
+            tap.begin(batch, torch.arange(3))
+            with Launches() as launches:
+                model(batch.ids)
+            counts.append(launches.count)
+    with torch.no_grad(), Launches() as bare:
+        model(batch.ids)
+    states = len(model.layers) + 1
+    assert [count - bare.count for count in counts] == [2 * states, 2 * states]

@@ -1,5 +1,6 @@
 """Loading real files with the real libraries: what comes out, and what is refused."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from suite.errors import DeviceError, ModelUnavailableError, SuiteError
+from suite.measure import Settings, measure
 from suite.models.files import locate
 from suite.models.loading import LoadedModel, load, load_tokenizer
 from suite.models.registry import ModelSpec
+from suite.records.cache import Cache
+from suite.records.measurement import Measurement
 
 
 def spec_of(directory: Path, **more: object) -> ModelSpec:
@@ -105,6 +109,116 @@ class TestLoaded:
         assert loaded(llama, spec={"allow_pickle": True}).dtype == "float32"
 
 
+SMALL = {"num_hidden_layers": 3, "hidden_size": 48, "intermediate_size": 64, "num_attention_heads": 4}
+
+
+def replaced(directory: Path, kind: str, **config: Any) -> Path:
+    """The directory with another model of random weights in the place of its own, and the same tokenizer."""
+    import transformers
+
+    ids = {"vocab_size": 400, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 0}
+    torch.manual_seed(0)
+    made = getattr(transformers, kind)
+    made(made.config_class(**config | ({} if "text_config" in config else ids))).save_pretrained(directory)
+    return directory
+
+
+def encoder_decoder(directory: Path, kind: str) -> Path:
+    if kind == "T5ForConditionalGeneration":
+        sizes = {"d_model": 48, "d_kv": 12, "d_ff": 64, "num_layers": 2, "num_decoder_layers": 3, "num_heads": 4}
+    else:
+        sizes = {"d_model": 48, "encoder_layers": 2, "decoder_layers": 3, "max_position_embeddings": 512}
+        sizes |= {f"{side}_{what}": size for side in ("encoder", "decoder") for what, size in HEADS.items()}
+    return replaced(directory, kind, decoder_start_token_id=0, **sizes)
+
+
+HEADS = {"attention_heads": 4, "ffn_dim": 64}
+
+
+def multimodal(directory: Path) -> Path:
+    from transformers import CLIPVisionConfig, LlamaConfig
+
+    text = LlamaConfig(vocab_size=400, bos_token_id=0, eos_token_id=0, num_key_value_heads=2, **SMALL)
+    vision = CLIPVisionConfig(image_size=16, patch_size=8, projection_dim=32, **SMALL)
+    return replaced(
+        directory, "LlavaForConditionalGeneration", text_config=text, vision_config=vision, image_token_index=399
+    )
+
+
+class TestWithAnEncoder:
+    @pytest.mark.parametrize("kind", ["T5ForConditionalGeneration", "BartForConditionalGeneration"])
+    def test_an_encoder_decoder_is_measured(self, llama: Path, kind: str, tmp_path: Path) -> None:
+        made = measured(encoder_decoder(llama, kind), tmp_path, "seed")
+        assert (made.model.architecture, made.model.layers, made.model.hidden) == (kind, 3, 48)
+        assert made.certificate.holds
+
+    def test_the_text_decoder_of_a_multimodal_model_is_measured(self, llama: Path, tmp_path: Path) -> None:
+        texts = tmp_path / "texts"
+        texts.mkdir()
+        for name in "abc":
+            (texts / f"{name}.txt").write_text(f"Document {name} is short, and not the same as the others. " * 4)
+        made = measured(multimodal(llama), tmp_path, str(texts))
+        assert (made.model.architecture, made.model.layers) == ("LlavaForConditionalGeneration", 3)
+        assert made.provenance.settings["blocks_path"] == "model.language_model.layers"
+        assert (made.calibration.documents, made.certificate.holds) == (3, True)
+
+    def test_its_decoder_alone_is_one(self, llama: Path) -> None:
+        """The same model_type stands for both; the architecture saved with it tells which."""
+        sizes = {"d_model": 48, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 64}
+        replaced(llama, "BartForCausalLM", encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=64, **sizes)
+        assert type(loaded(llama).model).__name__ == "BartForCausalLM"
+
+    def test_an_encoder_decoder_that_lacks_its_decoder(self, llama: Path) -> None:
+        encoder_decoder(llama, "T5ForConditionalGeneration")
+        tensors = {k: v for k, v in load_file(llama / "model.safetensors").items() if not k.startswith("decoder.")}
+        save_file(tensors, llama / "model.safetensors", {"format": "pt"})
+        configure(llama, architectures=["T5EncoderModel"])
+        assert "of the tensors that T5ForConditionalGeneration is made of, such as decoder." in problem(llama)
+
+    def test_an_encoder_of_real_weights_is_refused(self, llama: Path) -> None:
+        replaced(llama, "BertForMaskedLM", **SMALL)
+        assert "'bert' and BertForMaskedLM, an encoder" in problem(llama)
+
+
+def measured(directory: Path, folder: Path, calibration: str) -> Measurement:
+    settings = Settings(
+        calibration=calibration, device="cpu", results=folder / "results", cache=Cache(folder / "cache")
+    )
+    return measure(spec_of(directory), settings).measurement
+
+
+class TestQuantised:
+    """Through transformers' own quantisation where its package is there; here none is."""
+
+    @pytest.mark.parametrize(
+        ("written", "package"),
+        [
+            ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes"),
+            ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "bitsandbytes"),
+            ({"quant_method": "gptq", "bits": 4}, "optimum"),
+            ({"quant_method": "awq", "bits": 4}, "gptqmodel"),
+            ({"quant_method": "compressed-tensors", "config_groups": {}, "format": "dense"}, "compressed-tensors"),
+        ],
+    )
+    def test_the_package_that_is_missing_is_named(self, llama: Path, written: dict[str, object], package: str) -> None:
+        if importlib.util.find_spec(package.replace("-", "_")):
+            pytest.skip(f"{package} is installed")
+        configure(llama, quantization_config=written)
+        told = problem(llama)
+        assert f"its weights are quantised ({written['quant_method']}), and transformers could not load them" in told
+        assert package in told.split("\n")[0]
+        assert "Install the package that is named" in told
+
+    @pytest.mark.parametrize(
+        ("written", "named"),
+        [({"quant_method": "acme"}, "acme"), ({"bits": 4}, "in a way that the config does not name")],
+    )
+    def test_a_way_that_transformers_does_not_know(self, llama: Path, written: dict[str, object], named: str) -> None:
+        """transformers would warn, and take the packed numbers for the weights."""
+        configure(llama, quantization_config=written)
+        assert f"quantised ({named}), in a way that transformers" in problem(llama)
+
+
 class TestRefused:
     def test_an_unknown_dtype(self, llama: Path) -> None:
         with pytest.raises(SuiteError, match="dtype 'fp16' is unknown: it is auto, float32, bfloat16, float16"):
@@ -120,8 +234,19 @@ class TestRefused:
         assert "random numbers" in told
 
     def test_weights_of_another_shape(self, llama: Path) -> None:
+        """transformers says in a table which, and then: You set `ignore_mismatched_sizes` to `False`."""
         configure(llama, intermediate_size=80)
-        assert "weights belong to the config" in problem(llama)
+        told = problem(llama)
+        assert (
+            "lacks 36 of the tensors that LlamaForCausalLM is made of (or has them in another shape), such as " in told
+        )
+        assert "model.layers.0.mlp.down_proj.weight: (48, 96) there, (48, 80) by the config" in told
+        assert "weights belong to the config" in told
+
+    def test_a_config_of_the_wrong_kind_of_value(self, llama: Path) -> None:
+        configure(llama, num_hidden_layers="three")
+        assert "cannot read the config of" in (told := problem(llama))
+        assert "field 'num_hidden_layers': TypeError: Field 'num_hidden_layers' expected int, got str" in told
 
     def test_a_config_of_more_layers_than_the_weights(self, llama: Path) -> None:
         configure(llama, num_hidden_layers=13)
@@ -167,7 +292,6 @@ class TestRefused:
     @pytest.mark.parametrize(
         ("kind", "architecture", "telling"),
         [
-            ("t5", "T5ForConditionalGeneration", "'t5', an encoder-decoder model"),
             ("vit", "ViTModel", "'vit', which is not a causal language model"),
             ("bert", "BertForMaskedLM", "'bert' and BertForMaskedLM, an encoder"),
             ("roberta", "RobertaModel", "'roberta' and RobertaModel, an encoder"),
@@ -177,7 +301,7 @@ class TestRefused:
         (llama / "config.json").write_text(json.dumps({"model_type": kind, "architectures": [architecture]}))
         told = problem(llama)
         assert telling in told
-        assert "causal (decoder-only)" in told
+        assert "causal language models: decoders, encoder-decoders, and the text decoders of multimodal" in told
 
     @pytest.mark.parametrize("text", ["{}", "", "<html>", '{"added_tokens": []}', '{"added_tokens": [], "model": {}}'])
     def test_a_tokenizer_that_cannot_be_built(self, llama: Path, text: str) -> None:

@@ -144,7 +144,7 @@ def test_records_are_written_once_per_measurement(project: pytest.Pytester) -> N
     records = list((project.path / "results" / "runs" / "tiny").glob("*"))
     assert len(records) == 1
     record = json.loads(records[0].read_text())
-    assert record["schema"] == 1
+    assert record["schema"] == 2
     assert record["scopes"]["C"]["layers"] == [2, 5]
     assert record["layers"][3]["metrics"]["raw"]["effective_rank"]["value"] > 1
     assert "NaN" not in records[0].read_text()

@@ -14,6 +14,7 @@ from suite.claims.judge import observe
 from suite.errors import RecordError
 from suite.measure import Outcome, Settings, measure
 from suite.models.registry import ModelSpec
+from suite.publish.tables import boundary_table
 from suite.records.cache import Cache
 from suite.records.measurement import Measurement, write_atomically
 from suite.records.store import load
@@ -69,11 +70,29 @@ def test_a_record_alone_answers_for_its_phases_only(outcome: tuple[Outcome, Sett
     assert "delta-suite measure tiny" in str(other.reason)
 
 
+def test_boundaries_come_from_the_arrays_and_follow_the_phase_map(outcome: tuple[Outcome, Settings]) -> None:
+    alone = load(outcome[0].record)
+    for metric in ("boundary_cost_rank", "boundary_agreement", "boundary_p"):
+        missing = observe(alone, metric, "model")
+        assert missing.value is None
+        assert "delta-suite measure tiny" in str(missing.reason)
+    assert "delta-suite measure tiny" in boundary_table(alone)
+    whole = load(outcome[0].record).with_arrays(outcome[1].cache.arrays(alone.provenance.cache_key))
+    p = observe(whole, "boundary_p", "model").value
+    assert p is not None
+    assert 0.001 <= p <= 1.0
+    assert f"{p:.3f} against smooth drift" in boundary_table(whole)
+    assert "one phase holds all layers" in str(observe(whole.under({"all": (0, 11)}), "boundary_p").reason)
+    orders = observe(whole, "boundary_cost_rank", "model")  # 2, 4, 3 and 3 layers
+    assert "12 orders, too few" in str(orders.reason)
+    assert observe(whole.under({"A": (0, 0), "B": (1, 2), "C": (3, 5), "D": (6, 11)}), "boundary_cost_rank").value
+
+
 @pytest.mark.parametrize(
     ("damage", "telling"),
     [
         (lambda text: text[: len(text) // 2], "not a measurement record"),
-        (lambda text: text.replace('"schema": 1', '"schema": 7'), "at schema"),
+        (lambda text: text.replace('"schema": 2', '"schema": 7'), "at schema"),
         (lambda text: text.replace('"value": ', '"value": NaN, "x": ', 1), "not a measurement record"),
         (lambda text: "[]", "not a measurement record"),
     ],

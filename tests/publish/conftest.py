@@ -1,0 +1,105 @@
+"""A results folder of records that were measured, and then changed in one respect each."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from suite.claims.spec import load_hypotheses
+from suite.measure import Settings, measure
+from suite.models.registry import ModelSpec
+from suite.publish.board import Board, build
+from suite.records.cache import Cache
+
+HYPOTHESES = Path(__file__).parents[2] / "hypotheses"
+CREATED = "2026-11-24T10:00:00Z"
+
+Change = Callable[[dict[str, Any]], object]
+
+
+@pytest.fixture(scope="session")
+def measured(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """A record of a tiny Llama of 12 layers, as JSON."""
+    root = tmp_path_factory.mktemp("measured")
+    settings = Settings(calibration="seed", results=root, device="cpu", cache=Cache(root / "cache"))
+    text = measure(ModelSpec(name="tiny", path=tiny), settings).record.read_text("utf-8")
+    record: dict[str, Any] = json.loads(text)
+    record["provenance"]["created"] = CREATED
+    return record
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder with hypotheses/ and results/, as a repository has them."""
+
+    root: Path
+    record: dict[str, Any]
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results"
+
+    def add(
+        self, model: str = "tiny", file: str = "20261124T100000Z-00000000", change: Change = lambda record: 0
+    ) -> Path:
+        """Write a record of this model, changed in place by `change`."""
+        record = deepcopy(self.record)
+        record["model"]["name"] = model
+        change(record)
+        path = self.results / "runs" / model.replace("/", "--") / f"{file}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(record), "utf-8")
+        return path
+
+    def board(self, repository: str | None = None) -> Board:
+        return build(self.results, load_hypotheses([self.root / "hypotheses"]), repository)
+
+
+@pytest.fixture
+def place(measured: dict[str, Any], tmp_path: Path) -> Place:
+    return make_place(tmp_path / "repository", measured)
+
+
+def make_place(root: Path, measured: dict[str, Any]) -> Place:
+    shutil.copytree(HYPOTHESES, root / "hypotheses")
+    return Place(root, measured)
+
+
+# --- changes ---------------------------------------------------------------------------------------------------
+
+
+def with_calibration(name: str, sha256: str) -> Change:
+    return lambda record: record["calibration"].update(name=name, sha256=sha256)
+
+
+def created(moment: str) -> Change:
+    return lambda record: record["provenance"].update(created=moment)
+
+
+def with_intervals(record: dict[str, Any]) -> None:
+    """A tenth to each side of every layer metric, and around a corrected value a little above."""
+    for layer in record["layers"]:
+        for metrics in layer["metrics"].values():
+            for estimate in metrics.values():
+                if estimate["value"] is not None:
+                    value = estimate["value"]
+                    spread = 0.1 * abs(value)
+                    estimate.update(corrected=value + spread / 2, interval=[value - spread / 2, value + 1.5 * spread])
+
+
+def with_sections(record: dict[str, Any]) -> None:
+    """What boundary detection and the law's fit add to a record."""
+    layers = record["model"]["layers"]
+    metrics = {name: {"value": 0.021} for name in ("boundary_p", "boundary_cost_rank", "boundary_agreement")}
+    found = {"found": [3, 9], "declared": [2, 6, 9], "returns": [0.93, 0.71], "metrics": metrics}
+    record["boundaries"] = {"raw": found}
+    record["law"] |= {
+        "transfer": [[0.9 if a == b else 0.3 - abs(a - b) / 10 for a in range(layers)] for b in range(layers)]
+    }

@@ -1,0 +1,163 @@
+"""Which records count, what may share a table, and what is said of the rest."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from suite.claims.judge import Verdict, judge
+from suite.claims.spec import load_hypotheses
+from suite.errors import RecordError
+from suite.publish.board import build
+from suite.records.store import load
+from tests.publish.conftest import Place, created, with_calibration
+
+
+def test_verdicts_are_those_of_the_judge(place: Place) -> None:
+    path = place.add()
+    (group,) = place.board().groups
+    (entry,) = group.entries
+    measurement = load(path)
+    expected = [
+        (hypothesis.id, expectation.id, judge(hypothesis, expectation, measurement).verdict.value)
+        for hypothesis in load_hypotheses([place.root / "hypotheses"])
+        for expectation in hypothesis.expect
+    ]
+    assert [(row.hypothesis, row.expectation, row.verdict) for row in entry.rows] == expected
+    tallies = {tally.hypothesis: tally for tally in entry.tallies}
+    for name, tally in tallies.items():
+        own = [verdict for hypothesis, _, verdict in expected if hypothesis == name]
+        assert tally.supported == own.count("PASS")
+        assert tally.refuted == own.count("FAIL")
+        assert tally.supported + tally.refuted + tally.inconclusive + tally.not_measured == len(own)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        with_calibration("core", "f" * 64),
+        with_calibration("seed", "f" * 64),
+        lambda record: record["provenance"]["metric_versions"].update(gamma=2),
+        lambda record: record["provenance"]["settings"].update(max_tokens=128),
+    ],
+    ids=["calibration", "same name, other texts", "metric version", "setting"],
+)
+def test_what_is_not_comparable_never_shares_a_table(place: Place, change) -> None:  # type: ignore[no-untyped-def]
+    place.add("one")
+    place.add("two")
+    place.add("other", change=change)
+    groups = place.board().groups
+    assert sorted([entry.model for entry in group.entries] for group in groups) == [["one", "two"], ["other"]]
+    assert len({group.title + group.described for group in groups}) == 2
+
+
+def test_the_newest_record_counts_and_the_others_are_listed(place: Place) -> None:
+    place.add(file="20261124T100000Z-aaaaaaaa")
+    newest = place.add(file="20200101T000000Z-bbbbbbbb", change=created("2026-11-25T00:00:00Z"))
+    board = place.board()
+    (entry,) = board.groups[0].entries
+    assert entry.record == newest.relative_to(place.results).as_posix()
+    (old,) = board.superseded
+    assert (old.record, old.by) == ("runs/tiny/20261124T100000Z-aaaaaaaa.json", entry.record)
+
+
+def test_another_dtype_is_another_line_of_the_same_table(place: Place) -> None:
+    place.add()
+    place.add(file="20261124T100000Z-bbbbbbbb", change=lambda record: record["provenance"].update(dtype="bfloat16"))
+    board = place.board()
+    (group,) = board.groups
+    assert [group.label(entry) for entry in group.entries] == ["tiny (bfloat16)", "tiny (float32)"]
+    assert board.superseded == ()
+
+
+@pytest.mark.parametrize(
+    ("damage", "telling"),
+    [
+        (lambda text: text[: len(text) // 2], "at the whole file: Invalid JSON"),
+        (lambda text: text.replace('"schema": 1', '"schema": 7'), "at schema"),
+        (lambda text: text.replace('"value": ', '"value": NaN, "x": ', 1), "finite number"),
+        (lambda text: text.replace('"layers": 12', '"layers": 14'), "it says 14 layers and holds 12"),
+        (lambda text: text.replace('"E": [9, 11]', '"E": [9, 12]', 1), "reaches past"),
+        (lambda text: text.replace('"token_normalised": {', '"token": {', 1), "same variants"),
+        (lambda text: "", "at the whole file"),
+    ],
+    ids=["cut", "schema", "nan", "layers", "phase", "variants", "empty"],
+)
+def test_a_broken_record_is_one_line_and_the_rest_is_built(place: Place, damage, telling: str) -> None:  # type: ignore[no-untyped-def]
+    place.add("whole")
+    path = place.add("broken")
+    text = path.read_text()
+    path.write_text(damage(text))
+    assert path.read_text() != text
+    board = place.board()
+    assert [entry.model for group in board.groups for entry in group.entries] == ["whole"]
+    (broken,) = board.broken
+    assert telling in broken.why
+    assert broken.why.startswith("runs/broken/")
+    assert "\n" not in broken.why
+    assert str(place.root) not in broken.why
+
+
+def test_a_record_older_than_a_metric_is_not_measured_by_it(place: Place) -> None:
+    def forget(record):  # type: ignore[no-untyped-def]
+        for layer in record["layers"]:
+            for metrics in layer["metrics"].values():
+                del metrics["effective_rank"]
+
+    place.add(change=forget)
+    board = place.board()
+    row = next(row for row in board.groups[0].entries[0].rows if row.expectation == "more-ranks-per-layer-than-e")
+    assert row.verdict == Verdict.NOT_MEASURED.value
+    assert "older than the metric effective_rank" in str(row.reason)
+
+
+def test_links_lead_to_the_claim_and_the_record(place: Place) -> None:
+    path = place.add()
+    board = place.board()
+    row = board.groups[0].entries[0].rows[0]
+    link = board.claim_link(row.where, "site/models")
+    assert link is not None
+    file, _, line = link.partition("#L")
+    target = place.results / "site" / "models" / file
+    assert target.resolve() == (place.root / "hypotheses" / "phase_c.toml").resolve()
+    assert "[[expect]]" in target.resolve().read_text().splitlines()[int(line) - 1]
+    record = board.record_link(board.groups[0].entries[0].record, "site")
+    assert (place.results / "site" / record).resolve() == path.resolve()
+    away = place.board("https://example.org/me/it/blob/main/")
+    assert away.claim_link(row.where, "site") == f"https://example.org/me/it/blob/main/hypotheses/phase_c.toml#L{line}"
+    assert away.record_link(board.groups[0].entries[0].record, "site").startswith(
+        "https://example.org/me/it/blob/main/results/runs/tiny/"
+    )
+
+
+def test_a_claim_outside_the_repository_has_a_place_but_no_link(place: Place, tmp_path: Path) -> None:
+    place.add()
+    elsewhere = tmp_path / "elsewhere" / "claims"
+    (place.root / "hypotheses").rename(elsewhere.parent.mkdir() or elsewhere)
+    board = build(place.results, load_hypotheses([elsewhere]))
+    row = board.groups[0].entries[0].rows[0]
+    assert board.claim_link(row.where, "site") is None
+    assert board.claim_place(row.where).startswith("claims/phase_c.toml:")
+
+
+def test_without_records_it_says_where_they_are_written(tmp_path: Path) -> None:
+    with pytest.raises(RecordError, match="delta-suite measure NAME"):
+        build(tmp_path, [])
+
+
+def test_building_imports_neither_torch_nor_transformers(place: Place) -> None:
+    place.add()
+    code = (
+        "import sys; from pathlib import Path; from suite.claims.spec import load_hypotheses\n"
+        "from suite.publish.board import build; from suite.publish.leaderboard import files\n"
+        "root = Path(sys.argv[1]); files(build(root / 'results', load_hypotheses([root / 'hypotheses'])))\n"
+        "print({'torch', 'transformers', 'matplotlib', 'plotly'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, place.root], capture_output=True, text=True, check=True, env=dict(os.environ)
+    )
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,197 @@
+"""What is published: the same bytes from the same records, stale when it should be, and with nothing left out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from suite.cli import app
+from suite.publish.board import Board
+from suite.publish.leaderboard import files, stale, write
+from suite.publish.page import page_name
+from tests.publish.conftest import Place, make_place, with_calibration, with_intervals, with_sections
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def published(place: Place) -> dict[str, bytes]:
+    folder = place.results
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.is_relative_to(folder / "runs")
+    }
+
+
+def fill(place: Place) -> None:
+    place.add("a/model", change=with_intervals)
+    place.add("b", change=with_sections)
+    place.add("b", file="20251124T100000Z-00000000")
+    place.add("b", file="core", change=with_calibration("core", "e" * 64))
+    (place.results / "runs" / "b" / "torn.json").write_text('{"schema": 1, ')
+
+
+def marked(board: Board) -> Board:
+    """The same board with every mark that a verdict can have."""
+
+    def mark(index: int, row: Any) -> Any:
+        if index == 0:
+            return replace(row, verdict="PASS", interval=(0.41, 0.59), vacuous=True)
+        if index == 1:
+            return replace(row, verdict="INCONCLUSIVE", gates=("reliability: 3 of 4 layers below 0.9",))
+        if index == 2:
+            return replace(row, verdict="NOT MEASURED", observed=None, margin=None, reason="no such phase")
+        return row
+
+    groups = tuple(
+        replace(
+            group,
+            entries=tuple(
+                replace(entry, rows=tuple(mark(index, row) for index, row in enumerate(entry.rows)))
+                for entry in group.entries
+            ),
+        )
+        for group in board.groups
+    )
+    return replace(board, groups=groups)
+
+
+def test_the_same_records_give_the_same_bytes(
+    measured: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = make_place(tmp_path / "one", measured), make_place(tmp_path / "far" / "two", measured)
+    fill(first)
+    shutil.copytree(first.results, second.results)
+    monkeypatch.chdir(first.root)
+    assert run("leaderboard").exit_code == 1  # there is a torn record
+    monkeypatch.chdir(tmp_path)
+    run("leaderboard", "--results-dir", second.results, "--hypotheses", second.root / "hypotheses")
+    assert published(first) == published(second)
+    assert len(published(first)) == 3 + 1 + 4 + 2
+    for name, content in published(first).items():
+        assert str(tmp_path).encode() not in content, name
+        assert b"/tmp" not in content, name
+
+
+def test_check_tells_what_is_stale_and_writes_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place.root)
+    place.add("a")
+    place.add("b")
+    assert run("leaderboard", "--check").exit_code == 1
+    assert published(place) == {}
+    assert run("leaderboard").exit_code == 0
+    fresh = run("leaderboard", "--check")
+    assert (fresh.exit_code, "up to date" in fresh.output) == (0, True)
+
+    claims = place.root / "hypotheses" / "phase_c.toml"
+    claims.write_text(claims.read_text().replace("threshold = 0.5", "threshold = 0.1"))
+    before = published(place)
+    edited = run("leaderboard", "--check")
+    assert edited.exit_code == 1
+    assert "stale: results/leaderboard.csv" in edited.output
+    assert "stale: results/site/models/a.html" in edited.output
+    assert "site.js" not in edited.output
+    assert "delta-suite leaderboard" in edited.stderr
+    assert published(place) == before
+
+
+def test_the_page_of_a_model_that_is_gone_is_stale_and_then_removed(place: Place) -> None:
+    place.add("kept")
+    gone = place.add("gone")
+    write(place.results, files(place.board()))
+    gone.unlink()
+    content = files(place.board())
+    assert "site/models/gone.html" in stale(place.results, content)
+    write(place.results, content)
+    assert not (place.results / "site" / "models" / "gone.html").exists()
+    assert stale(place.results, content) == []
+
+
+def test_broken_records_are_named_and_the_exit_code_says_so(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place.root)
+    fill(place)
+    result = run("leaderboard")
+    assert result.exit_code == 1
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("delta-suite: left out: runs/b/torn.json is not a measurement record")
+    assert "Traceback" not in result.output
+    assert "b" in {model["model"] for group in read_json(place)["groups"] for model in group["models"]}
+    assert run("leaderboard", "--check").exit_code == 1  # up to date, and a record is still broken
+
+
+def read_json(place: Place) -> dict[str, Any]:
+    def refuse(constant: str) -> float:
+        raise AssertionError(constant)
+
+    found: dict[str, Any] = json.loads((place.results / "leaderboard.json").read_text("utf-8"), parse_constant=refuse)
+    return found
+
+
+def test_csv_json_and_markdown_say_the_same(place: Place) -> None:
+    fill(place)
+    board = marked(place.board())
+    write(place.results, files(board))
+    rows = list(csv.DictReader(io.StringIO((place.results / "leaderboard.csv").read_text("utf-8"))))
+    listed = [
+        (group, model, verdict)
+        for group in read_json(place)["groups"]
+        for model in group["models"]
+        for verdict in model["verdicts"]
+    ]
+    assert len(rows) == len(listed) == 3 * 7
+    markdown = (place.results / "leaderboard.md").read_text("utf-8")
+    for row, (group, model, verdict) in zip(rows, listed, strict=True):
+        assert (row["model"], row["expectation"], row["verdict"]) == (
+            model["model"],
+            verdict["expectation"],
+            verdict["verdict"],
+        )
+        assert row["calibration_sha256"] == group["calibration"]["sha256"]
+        assert row["metric_set"] in group["id"]
+        assert row["observed"] == ("" if verdict["observed"] is None else repr(verdict["observed"]))
+        assert bool(int(row["vacuous"])) == verdict["vacuous"]
+        assert row["stated_at"] == verdict["where"]
+        assert row["record"] == model["record"]
+        assert float(row["seconds"]) == pytest.approx(sum(model["cost"]["seconds"].values()))
+        assert row["verdict"] in markdown
+    assert {"0.41", "0.59"} <= {rows[0]["interval_low"], rows[0]["interval_high"]}
+    assert "✓ PASS" in markdown
+    assert "[0.410, 0.590] °" in markdown
+    assert "1 of the supported vacuous" in markdown
+    assert markdown.count("## Calibration") == 2
+    assert "are not comparable" in markdown
+    assert "average" not in " ".join(rows[0])
+
+
+def test_one_table_needs_no_warning(place: Place) -> None:
+    place.add("a")
+    place.add("b")
+    assert b"are not comparable" not in files(place.board())["leaderboard.md"]
+    assert b"are not comparable" not in files(place.board())["site/index.html"]
+
+
+def test_names_cannot_write_into_a_page_or_another_models_file(place: Place) -> None:
+    name = "<script>alert(1)</script>|*x*"
+    place.add("plain", change=lambda record: record["model"].update(name=name))
+    content = files(place.board())
+    for path in ("site/index.html", f"site/models/{page_name(name)}", "leaderboard.md"):
+        assert b"<script>alert" not in content[path]
+    assert page_name("a/b") != page_name("a--b")
+    assert "/" not in page_name("../../etc/passwd")
+
+
+def test_an_absent_results_folder_is_one_clear_error(tmp_path: Path) -> None:
+    result = run("leaderboard", "--results-dir", tmp_path / "none")
+    assert result.exit_code == 1
+    assert "delta-suite measure NAME" in result.stderr
+    assert "Traceback" not in result.output

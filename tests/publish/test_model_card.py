@@ -1,0 +1,129 @@
+"""Model cards: metadata that the hub's own classes read back, beside text that stays its author's."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from typer.testing import CliRunner, Result
+
+from suite.cli import app
+from suite.errors import RecordError
+from suite.publish.model_card import END, START, eval_results, figures, newest, write_card
+from suite.records.store import load
+from tests.publish.conftest import Place, created, with_calibration, with_intervals, with_sections
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def write(place: Place, folder: Path) -> ModelCard:
+    board = place.board()
+    write_card(folder, board, *newest(board, "tiny"))
+    return ModelCard((folder / "README.md").read_text("utf-8"))
+
+
+def test_the_metadata_reads_back_as_it_was_meant(place: Place, tmp_path: Path) -> None:
+    place.add()
+    card = write(place, tmp_path)
+    board = place.board()
+    group, entry = newest(board, "tiny")
+    assert isinstance(card.data, ModelCardData)
+    assert card.data.model_name == "tiny"
+    assert card.data.eval_results == eval_results(group, entry)
+    assert [own.metric_value for own in card.data.eval_results] == [row.observed for row in entry.rows]
+    assert {own.dataset_revision for own in card.data.eval_results} == {group.calibration.sha256}
+    front = (tmp_path / "README.md").read_text("utf-8").split("---\n")[1]
+    assert (
+        yaml.safe_load(front)["model-index"][0]["results"][0]["metrics"][0]["args"]["verdict"] == entry.rows[0].verdict
+    )
+
+
+def test_the_section_has_the_table_and_both_plots(place: Place, tmp_path: Path) -> None:
+    place.add(change=with_intervals)
+    text = write(place, tmp_path).content
+    for row in newest(place.board(), "tiny")[1].rows:
+        assert f"| {row.hypothesis}/{row.expectation} | `{row.claim}` |" in text
+    for image in ("delta-suite-cosines.svg", "delta-suite-ranks.svg"):
+        assert f"]({image})" in text
+        root = ET.fromstring((tmp_path / image).read_text("utf-8"))
+        assert root.tag.endswith("svg")
+
+
+def test_an_authors_card_keeps_all_that_is_not_the_suites(place: Place, tmp_path: Path) -> None:
+    place.add()
+    other = EvalResult("text-generation", "wikitext", "WikiText", "perplexity", 12.5)
+    data = ModelCardData(model_name="My model", license="mit", tags=["llama"], eval_results=[other])
+    readme = tmp_path / "README.md"
+    readme.write_text(f"---\n{data.to_yaml()}\n---\n# My model\n\nMine, every word.\n")
+    card = write(place, tmp_path)
+    assert "Mine, every word." in card.text
+    assert (card.data.license, card.data.model_name) == ("mit", "My model")
+    assert card.data.tags == ["llama", "delta-suite"]
+    assert card.data.eval_results[0] == other
+    assert len(card.data.eval_results) == 1 + 7
+
+    readme.write_text(readme.read_text().replace(f"\n{END}", f"\nold\n{END}") + "\nAnd below.\n")
+    again = write(place, tmp_path)
+    assert "\nold\n" not in again.text
+    assert "And below." in again.text
+    assert again.text.count(START) == again.text.count(END) == 1
+    assert len(again.data.eval_results) == 1 + 7
+
+
+def test_twice_is_once(place: Place, tmp_path: Path) -> None:
+    place.add()
+    write(place, tmp_path)
+    first = {path.name: path.read_bytes() for path in tmp_path.glob("*.*")}
+    write(place, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.*")} == first
+    assert len(first) == 3
+
+
+def test_the_plots_are_the_same_to_the_byte_and_name_no_date(place: Place) -> None:
+    measurement = load(place.add(change=lambda own: (with_intervals(own), with_sections(own))))
+    drawn = figures(measurement)
+    assert drawn == figures(measurement)
+    assert all("<dc:date>" not in svg for svg in drawn.values())
+    changed = load(place.add("other", change=lambda own: own["cosines"]["raw"][0].__setitem__(0, 0.987)))
+    assert figures(changed)["delta-suite-cosines.svg"] != drawn["delta-suite-cosines.svg"]
+
+
+def test_the_newest_record_of_a_model_is_taken_or_the_one_named(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(place.root)
+    old = place.add(file="old")
+    place.add(
+        file="new",
+        change=lambda own: (with_calibration("core", "e" * 64)(own), created("2026-12-01T00:00:00Z")(own)),
+    )
+    result = run("card", "--model", "tiny")
+    assert result.exit_code == 0, result.output
+    assert "from runs/tiny/new.json: Calibration core" in result.output
+    assert (place.results / "cards" / "tiny" / "README.md").exists()
+    named = run("card", "--record", old, "--out", place.root / "here")
+    assert "from runs/tiny/old.json: Calibration seed" in named.output
+    assert (place.root / "here" / "README.md").exists()
+
+
+def test_what_cannot_be_written_is_one_clear_error(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place.root)
+    place.add()
+    assert "--model NAME" in run("card").stderr
+    unknown = run("card", "--model", "tinny")
+    assert "no record of 'tinny'; it has records of: tiny" in unknown.stderr
+    torn = tmp_path / "torn.json"
+    torn.write_text("{")
+    assert "torn.json is not a measurement record" in run("card", "--record", torn).stderr
+    (tmp_path / "card").mkdir()
+    (tmp_path / "card" / "README.md").write_text(f"# Mine\n{START}\n")
+    with pytest.raises(RecordError, match="without"):
+        write(place, tmp_path / "card")
+    (tmp_path / "card" / "README.md").write_text("---\n- a list\n---\n")
+    with pytest.raises(RecordError, match="metadata"):
+        write(place, tmp_path / "card")

@@ -1,0 +1,131 @@
+"""The figures: what the record says, and what plotly itself accepts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects
+import pytest
+from plotly.offline import get_plotlyjs_version
+
+from suite.publish.page import SHIPPED
+from suite.publish.plots import full_matrix, phase_edges, plots
+from suite.records.measurement import Measurement
+from suite.records.store import load
+from tests.publish.conftest import Place, with_intervals, with_sections
+
+
+@pytest.fixture
+def record(place: Place) -> Callable[..., Measurement]:
+    def make(*changes: Callable[[dict], object]) -> Measurement:  # type: ignore[type-arg]
+        def change(record: dict) -> None:  # type: ignore[type-arg]
+            for one in changes:
+                one(record)
+
+        return load(place.add(change=change))
+
+    return make
+
+
+def test_plotly_accepts_every_figure_of_every_variant(record: Callable[..., Measurement]) -> None:
+    measurement = record(with_intervals, with_sections)
+    names = set()
+    for variant in measurement.layers[0].metrics:
+        for plot in plots(measurement, variant):
+            assert plot.figure is not None, plot.reason
+            plotly.graph_objects.Figure(plot.figure)  # raises ValueError for what the schema has not
+            names.add(plot.name)
+    assert names == {"cosines", "spectrum", "ranks", "steps", "transfer"}
+
+
+def test_the_bundle_is_the_version_whose_schema_is_tested() -> None:
+    bundle = Path(__file__).parents[2] / "suite" / "publish" / "assets" / "plotly-cartesian.min.js"
+    assert bundle.name in SHIPPED
+    assert f"plotly.js (cartesian - minified) v{get_plotlyjs_version()}" in bundle.read_text("utf-8")[:200]
+
+
+def test_the_heatmap_is_the_records_cosines(record: Callable[..., Measurement]) -> None:
+    measurement = record()
+    plot = plots(measurement, "raw")[0]
+    assert plot.figure is not None
+    matrix = plot.figure["data"][0]["z"]
+    assert measurement.cosines is not None
+    layers = measurement.model.layers
+    for first in range(layers):
+        assert matrix[first][first] == 1.0
+        for second in range(first + 1, layers):
+            expected = measurement.cosines["raw"][first][second - first - 1]
+            assert matrix[first][second] == matrix[second][first] == expected
+    assert full_matrix(((None, 0.5), (0.25,))) == [[1.0, None, 0.5], [None, 1.0, 0.25], [0.5, 0.25, 1.0]]
+
+
+def without_boundaries(record: dict[str, Any]) -> None:
+    record["boundaries"] = {}
+
+
+def test_declared_and_found_boundaries_are_drawn_apart(record: Callable[..., Measurement]) -> None:
+    measurement = record(with_sections)
+    plot = plots(measurement, "raw")[0]
+    assert plot.figure is not None
+    lines = [shape for shape in plot.figure["layout"]["shapes"] if shape["x0"] == shape["x1"]]
+    dashed = {shape["x0"] for shape in lines if shape["line"]["dash"] == "dash"}
+    solid = {shape["x0"] for shape in lines if shape["line"]["color"] == "#FFFFFF"}
+    assert dashed == {2.5, 8.5}
+    assert solid == set(phase_edges(measurement)) == {first - 0.5 for first, _ in measurement.phases.values() if first}
+    assert "before layers 3, 9" in plot.caption
+    assert "no boundaries were searched for" in plots(record(without_boundaries), "raw")[0].caption
+
+
+def test_intervals_are_drawn_where_the_record_has_them(record: Callable[..., Measurement]) -> None:
+    measurement = record(with_intervals)
+    ranks = next(plot for plot in plots(measurement, "raw") if plot.name == "ranks")
+    assert ranks.figure is not None
+    low, high, line = ranks.figure["data"][:3]
+    own = [layer.metrics["raw"]["effective_rank"] for layer in measurement.layers]
+    assert list(zip(low["y"], high["y"], strict=True)) == [e.interval for e in own]
+    assert line["y"] == [e.value for e in own]
+    assert "95%" in line["hovertext"][0]
+    assert high["fill"] == "tonexty"
+    without = next(plot for plot in plots(record(), "raw") if plot.name == "ranks")
+    assert without.figure is not None
+    assert len(without.figure["data"]) == 3
+    assert "no intervals" in without.caption
+
+
+def test_the_spectrum_is_in_powers_of_ten(record: Callable[..., Measurement]) -> None:
+    measurement = record()
+    plot = next(plot for plot in plots(measurement, "centred") if plot.name == "spectrum")
+    assert plot.figure is not None
+    assert measurement.spectra is not None
+    z = plot.figure["data"][0]["z"]
+    assert len(z) == max(map(len, measurement.spectra["centred"]))
+    assert z[0][5] == pytest.approx(math.log10(measurement.spectra["centred"][5][0]), abs=1e-4)
+
+
+def test_an_old_record_says_why_a_plot_is_not_there(record: Callable[..., Measurement]) -> None:
+    measurement = record(lambda own: (own.pop("cosines"), own.pop("spectra")))
+    found = {plot.name: plot for plot in plots(measurement, "raw")}
+    assert found["cosines"].figure is None
+    assert "measure the model again" in str(found["spectrum"].reason)
+    assert found["ranks"].figure is not None
+    assert "transfer" not in found
+
+
+def test_a_layer_without_an_update_is_a_gap(record: Callable[..., Measurement]) -> None:
+    def still(own: dict) -> None:  # type: ignore[type-arg]
+        for metrics in own["layers"][4]["metrics"].values():
+            for name in metrics:
+                metrics[name] = {"value": None, "reason": "the update is zero"}
+        own["spectra"] = {
+            variant: [[] if i == 4 else row for i, row in enumerate(rows)] for variant, rows in own["spectra"].items()
+        }
+
+    for plot in plots(record(still), "raw"):
+        assert plot.figure is not None
+        plotly.graph_objects.Figure(plot.figure)
+        if plot.name == "ranks":
+            assert plot.figure["data"][0]["y"][4] is None
+            assert "the update is zero" in plot.figure["data"][0]["hovertext"][4]

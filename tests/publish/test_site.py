@@ -1,0 +1,283 @@
+"""The site in a real browser: sorted, filtered, drawn, in the dark, on a phone, by keyboard, and talking to nobody.
+
+Needs playwright and an installed Chromium: make test-site. Without them the tests are skipped, and say so.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from suite.publish.leaderboard import files, write
+from tests.publish.conftest import make_place, with_calibration, with_intervals, with_sections
+from tests.publish.test_leaderboard import marked
+
+CHROMIUM = os.environ.get("CHROMIUM") or next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+LONG = "organisation/a-model-of-a-very-long-name-instruct-2507-checkpoint-143000"
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make test-site")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on PATH (or in $CHROMIUM) to show the site in"),
+    pytest.mark.site,
+]
+
+
+@pytest.fixture(scope="module")
+def site(measured: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = make_place(tmp_path_factory.mktemp("site") / "repository", measured)
+    place.add("zeta", change=lambda own: (own["provenance"]["seconds"].update(load=900.0), with_intervals(own)))
+    place.add("alpha", change=with_sections)
+    place.add("alpha", file="core", change=with_calibration("core", "e" * 64))
+    place.add(LONG, change=lambda own: own["provenance"]["seconds"].update(load=12.0))
+    board = marked(place.board())
+    write(place.results, files(board))
+    return place.results / "site"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        launched = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
+@contextmanager
+def opened(browser: Any, site: Path, page: str, **options: Any) -> Iterator[Any]:
+    """A page whose every console line is looked at, and whose every request stays within the site."""
+    context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
+    tab = context.new_page()
+    said: list[str] = []
+    asked: list[str] = []
+    tab.on("console", lambda line: said.append(f"{line.type}: {line.text}"))
+    tab.on("pageerror", lambda error: said.append(f"error: {error}"))
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto((site / page).as_uri())
+    tab.wait_for_selector(".plot:not([data-drawn])", state="detached")
+    yield tab
+    tab.wait_for_selector(".plot:not([data-drawn])", state="detached")
+    assert [line for line in said if line.startswith(("error", "warning"))] == []
+    # data: is the empty icon, and blob: a picture that a plot makes of itself; neither leaves the page.
+    outside = [url for url in asked if not url.startswith((site.as_uri() + "/", "data:", "blob:"))]
+    assert outside == []
+    assert len(asked) >= 3
+    context.close()
+
+
+def column(tab: Any, table: str, index: int) -> list[str]:
+    found: list[str] = tab.locator(f"#{table} tbody tr:not([hidden]) > :nth-child({index + 1})").all_inner_texts()
+    return [text.strip() for text in found]
+
+
+def summary_table(tab: Any) -> str:
+    """The id of the table that holds three models."""
+    tables = tab.locator("table[id^='models-']").all()
+    return str(next(t.get_attribute("id") for t in tables if t.locator("tbody tr").count() == 3))
+
+
+def test_columns_sort_both_ways_by_mouse_and_by_keyboard(browser: Any, site: Path) -> None:
+    with opened(browser, site, "index.html") as tab:
+        table = summary_table(tab)
+        head = [text.strip() for text in tab.locator(f"#{table} thead th").all_inner_texts()]
+        seconds = next(index for index, text in enumerate(head) if text.startswith("seconds"))
+        header = tab.locator(f"#{table} thead th").nth(seconds)
+        assert column(tab, table, 0) == ["alpha", LONG, "zeta"]
+        header.locator("button").click()
+        assert header.get_attribute("aria-sort") == "ascending"
+        values = [float(text) for text in column(tab, table, seconds)]
+        assert values == sorted(values)
+        assert values[-1] > 900
+        header.locator("button").focus()
+        tab.keyboard.press("Enter")
+        assert header.get_attribute("aria-sort") == "descending"
+        assert column(tab, table, 0)[0] == "zeta"
+        assert tab.locator(f"#{table} th[aria-sort]").count() == 1
+        claims = table.replace("models-", "claims-")
+        tab.locator(f"#{claims} thead button", has_text="observed").click()
+        for sign in (1, -1):  # what was not measured is last in both directions
+            observed = column(tab, claims, 3)
+            assert observed[-3:] == ["-", "-", "-"]
+            numbers = [sign * float(text) for text in observed[:-3]]
+            assert numbers == sorted(numbers)  # 0.0901 is less than 0.152: numbers, and not their digits
+            tab.locator(f"#{claims} thead button", has_text="observed").click()
+
+
+def test_rows_are_filtered_by_text_and_by_verdict(browser: Any, site: Path) -> None:
+    with opened(browser, site, "index.html") as tab:
+        rows = tab.locator("table[data-filtered] tbody tr")
+        visible = tab.locator("table[data-filtered] tbody tr:not([hidden])")
+        total = rows.count()
+        assert total == 4 + 4 * 7
+        tab.get_by_label("Show rows with").fill("zeta shared-dir")
+        assert visible.count() == 1
+        assert "1 of 32 rows" in tab.locator("#shown").inner_text()
+        tab.get_by_label("Show rows with").fill("")
+        for word in ("PASS", "FAIL", "WARN", "INCONCLUSIVE"):
+            tab.locator(f"input[value='{word}']").uncheck()
+        assert visible.count() > 0
+        assert all("NOT MEASURED" in text for text in visible.all_inner_texts())
+        tab.locator("input[value='NOT MEASURED']").focus()
+        tab.keyboard.press("Space")
+        assert visible.count() == 0
+        tab.locator("input[value='WARN']").check()
+        assert visible.count() == sum("WARN" in text for text in rows.all_inner_texts()) > 0
+
+
+def test_every_plot_is_drawn_and_follows_the_variant(browser: Any, site: Path) -> None:
+    with opened(browser, site, "models/alpha.html") as tab:
+        plots = tab.locator(".plot")
+        assert plots.count() == 4 + 5  # two measurements; one has the transfer matrix
+        for plot in plots.all():
+            assert plot.get_attribute("data-drawn") == "raw light"
+            assert plot.locator("svg.main-svg").count() > 0
+            assert plot.locator(".heatmaplayer image, .scatterlayer path.js-line").count() > 0
+            box = plot.locator("svg.main-svg").first.bounding_box()
+            assert box["width"] > 300
+            assert box["height"] > 300
+        texts = tab.locator(".plot[data-plot='cosines'] .annotation-text").all_text_contents()
+        assert {"C", "E"} <= set(texts)
+        before = plots.nth(0).evaluate("div => JSON.stringify(div.data[0].z)")
+        tab.locator("select").nth(0).select_option("centred")
+        tab.wait_for_selector(".plot[data-drawn='centred light'] >> nth=3")
+        assert plots.nth(0).evaluate("div => JSON.stringify(div.data[0].z)") != before
+        drawn = [plot.get_attribute("data-drawn") for plot in plots.all()]
+        assert sorted(set(drawn)) == ["centred light", "raw light"]  # the other measurement stays as it was
+
+
+def test_bands_show_the_intervals(browser: Any, site: Path) -> None:
+    with opened(browser, site, "models/zeta.html") as tab:
+        drawn = "all => all.map(path => path.getBBox()).filter(box => box.width > 100 && box.height > 5).length"
+        assert tab.locator(".plot[data-plot='ranks'] .fills path").evaluate_all(drawn) == 3
+        title = tab.locator(".plot[data-plot='ranks'] .xtitle").bounding_box()
+        legend = tab.locator(".plot[data-plot='ranks'] .legend").bounding_box()
+        assert title["y"] + title["height"] <= legend["y"]  # the legend lies below, not over the axis
+
+
+def test_links_lead_to_files_that_exist(browser: Any, site: Path) -> None:
+    for page in ("index.html", "models/alpha.html"):
+        with opened(browser, site, page) as tab:
+            links = tab.locator("a[href]").evaluate_all("all => all.map(a => a.getAttribute('href'))")
+            ids = set(tab.locator("[id]").evaluate_all("all => all.map(e => e.id)"))
+            assert sum("phase_c.toml#L" in link for link in links) >= 5
+            assert sum(link.endswith(".json") for link in links) >= 7
+            for link in links:
+                path, _, fragment = link.partition("#")
+                if path:
+                    assert ((site / page).parent / path).resolve().exists(), link
+                else:
+                    assert fragment in ids, link
+
+
+@pytest.mark.parametrize("page", ["index.html", "models/alpha.html"])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_phone_needs_no_sideways_scrolling(browser: Any, site: Path, page: str, scheme: str) -> None:
+    options = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True, "color_scheme": scheme}
+    with opened(browser, site, page, **options) as tab:
+        assert tab.evaluate("document.documentElement.scrollWidth") == 360
+        for plot in tab.locator(".plot svg.main-svg").all():
+            assert plot.bounding_box()["width"] <= 360
+        table = tab.locator(".scroll").first
+        assert table.evaluate("div => getComputedStyle(div).overflowX") == "auto"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_from_its_ground(browser: Any, site: Path, scheme: str) -> None:
+    """WCAG 2.2 AA: 4.5 to 1 for text, 3 to 1 for the marks of verdicts that are not also a word."""
+    with opened(browser, site, "models/alpha.html", color_scheme=scheme) as tab:
+        names = ("--ink", "--paper", "--soft", "--muted", "--link")
+        style = "getComputedStyle(document.documentElement)"
+        colours = {name: tab.evaluate(f"{style}.getPropertyValue('{name}').trim()") for name in names}
+        for text in ("--ink", "--muted", "--link"):
+            for ground in ("--paper", "--soft"):
+                assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+        ink = tab.locator(".plot[data-plot='ranks'] .xtitle").first.evaluate("e => getComputedStyle(e).fill")
+        wanted = ", ".join(str(int(colours["--ink"][i : i + 2], 16)) for i in (1, 3, 5))
+        assert ink == f"rgb({wanted})"
+
+
+def contrast(one: str, other: str) -> float:
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_the_plots_follow_a_change_of_scheme(browser: Any, site: Path) -> None:
+    with opened(browser, site, "models/zeta.html", color_scheme="light") as tab:
+        tab.emulate_media(color_scheme="dark")
+        tab.wait_for_selector(".plot[data-drawn='raw dark'] >> nth=3")
+        assert tab.locator(".plot[data-drawn='raw light']").count() == 0
+
+
+def test_the_keyboard_reaches_everything_and_is_seen(browser: Any, site: Path) -> None:
+    with opened(browser, site, "index.html") as tab:
+        tab.keyboard.press("Tab")
+        assert tab.evaluate("document.activeElement.className") == "skip"
+        assert tab.locator(".skip").bounding_box()["x"] >= 0
+        tab.keyboard.press("Enter")
+        assert tab.evaluate("document.activeElement.id") == "main"
+        kinds = set()
+        for _ in range(40):
+            tab.keyboard.press("Tab")
+            kinds.add(tab.evaluate("document.activeElement.localName"))
+            width = tab.evaluate("getComputedStyle(document.activeElement).outlineWidth")
+            assert float(width.removesuffix("px")) >= 2
+        assert {"summary", "input", "div", "button", "a"} <= kinds
+
+
+def test_verdicts_are_words_and_signs_and_not_colours_alone(browser: Any, site: Path) -> None:
+    with opened(browser, site, "models/alpha.html") as tab:
+        signs = {"✓": "PASS", "✗": "FAIL", "!": "WARN", "?": "INCONCLUSIVE", "–": "NOT MEASURED"}
+        seen = set()
+        for text in tab.locator(".verdict").all_inner_texts():
+            sign, word = text.split(maxsplit=1)
+            assert word.startswith(signs[sign]), text
+            seen.add(signs[sign])
+        assert {"PASS", "FAIL", "INCONCLUSIVE", "NOT MEASURED"} <= seen
+        assert "vacuous" in tab.locator("ul.verdicts").first.inner_text()
+        assert "reliability: 3 of 4 layers below 0.9" in tab.locator("ul.verdicts").first.inner_text()
+
+
+def test_nothing_can_leave_the_page(browser: Any, site: Path) -> None:
+    """The policy refuses a script, a picture and a call to elsewhere, even where the page itself tries."""
+    context = browser.new_context()
+    tab = context.new_page()
+    asked: list[str] = []
+    context.route("http*://**", lambda route: (asked.append(route.request.url), route.abort()))
+    tab.goto((site / "index.html").as_uri())
+    refused = tab.evaluate(
+        """async () => {
+          const seen = [];
+          addEventListener("securitypolicyviolation", (event) => seen.push(event.effectiveDirective));
+          await fetch("https://example.org/").catch(() => 0);
+          new Image().src = "https://example.org/x.png";
+          const script = document.createElement("script");
+          script.src = "https://example.org/x.js";
+          document.head.append(script);
+          await new Promise((done) => setTimeout(done, 300));
+          return seen.sort();
+        }"""
+    )
+    assert refused == ["connect-src", "img-src", "script-src-elem"]
+    assert asked == []
+    context.close()
+
+
+def test_without_scripts_every_number_is_still_there(browser: Any, site: Path) -> None:
+    context = browser.new_context(java_script_enabled=False)
+    tab = context.new_page()
+    tab.goto((site / "models" / "alpha.html").as_uri())
+    assert tab.locator("table[id^='multiverse-'] tbody tr").count() == 2 * 7
+    assert "need JavaScript" in tab.locator("noscript").first.inner_text()
+    context.close()
