@@ -62,11 +62,11 @@ def test_judge_needs_no_model(record: Path, tmp_path: Path) -> None:
     claims = tmp_path / "claims.toml"
     claims.write_text(
         'schema=1\nid="x"\ntitle="t"\nversion=1\nrationale="r"\n'
-        '[[expect]]\nid="low"\nmetric="intra_cosine"\nscope="C"\nop="<="\nthreshold=1.0\norigin="o"\n'
+        '[[expect]]\nid="low"\nmetric="top1_energy"\nscope="C"\nop="<="\nthreshold=1.0\norigin="o"\n'
     )
     result = run("judge", record, "--hypotheses", claims)
     assert result.exit_code == 0, result.output
-    assert re.search(r"\. low\s+intra_cosine over C <= 1\s+PASS", result.output)
+    assert re.search(r"\. low\s+mean top1_energy over C <= 1\s+PASS", result.output)
     claims.write_text(claims.read_text().replace("threshold=1.0", "threshold=0.0"))
     result = run("judge", record, "--hypotheses", claims, "--explain")
     assert result.exit_code == 1
@@ -129,7 +129,7 @@ def test_trajectory_writes_a_page_that_needs_nothing_else(tiny: Path, tmp_path: 
     claims = tmp_path / "claims.toml"
     claims.write_text(
         'schema=1\nid="x"\ntitle="t"\nversion=1\nrationale="r"\n'
-        '[[expect]]\nid="low"\nmetric="intra_cosine"\nscope="C"\nop="<="\nthreshold=1.0\norigin="o"\n'
+        '[[expect]]\nid="low"\nmetric="top1_energy"\nscope="C"\nop="<="\nthreshold=1.0\norigin="o"\n'
     )
     page = tmp_path / "run.html"
     pattern = f"{tmp_path}/run/checkpoint-*"

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from suite.analysis import update_law
+from suite.analysis.estimates import phase_metrics
 from suite.analysis.law import RUNGS, Law, jackknife
 from suite.analysis.law_moments import fold_bases, sum_groups, walk_rows
-from suite.analysis.metrics import METRICS, VARIANTS, phase_metrics
+from suite.analysis.metrics import METRICS, VARIANTS
 from suite.analysis.update_law import measure_law
 from suite.capture.stream import ResidualStream
 from tests.analysis.test_metrics import gram_of, reduced

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft4Validator
 
@@ -395,6 +395,7 @@ d.toml:2: hypothesis id 'phase-c' is that of a.toml:2 too: rename one of them"""
     )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.data())
 def test_no_edit_of_a_file_breaks_the_loader(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     """It reads the file, or says what is wrong with it; it never raises anything else."""

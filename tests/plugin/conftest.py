@@ -21,7 +21,7 @@ tags = ["tiny-claims"]
 
 [[expect]]
 id = "holds"
-metric = "intra_cosine"
+metric = "top1_energy"
 scope = "C"
 op = ">="
 threshold = 0.0
@@ -29,7 +29,7 @@ origin = "always true"
 
 [[expect]]
 id = "fails"
-metric = "block_effective_rank_fraction"
+metric = "top1_energy"
 scope = "C"
 op = "<="
 threshold = 0.001

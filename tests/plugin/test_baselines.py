@@ -91,7 +91,7 @@ def test_verdicts_that_changed_are_flips(project: pytest.Pytester, baseline: Pat
     content = json.loads(baseline.read_text())
     gone = {"verdict": "PASS", "observed": 1.0, "claim": "a claim", "file": "hypotheses/claims.toml"}
     content["verdicts"]["claims/fails"]["verdict"] = "PASS"
-    content["verdicts"]["claims/holds"]["claim"] = "intra_cosine over C >= 0.2, raw"
+    content["verdicts"]["claims/holds"]["claim"] = "mean top1_energy over C >= 0.2, raw"
     content["verdicts"]["claims/was-there"] = gone
     content["verdicts"].pop("claims/no-such-phase")
     edit(baseline, **content)
@@ -100,7 +100,7 @@ def test_verdicts_that_changed_are_flips(project: pytest.Pytester, baseline: Pat
     result.stdout.fnmatch_lines(
         [
             "*verdict/claims/no-such-phase[[]tiny[]] NEW*",
-            "  reason     the claim was `intra_cosine over C >= 0.2, raw` and is `intra_cosine over C >= 0, raw`",
+            "  reason     the claim was `mean top1_energy over C >= 0.2, raw` and is `mean top1_energy over C >= 0, raw`",
             "verdict/claims/fails of tiny: flip",
             "  reason     PASS -> INCONCLUSIVE",  # random weights have no direction: a gate says so
             "verdict/claims/was-there of tiny: gone",

@@ -15,7 +15,7 @@ import pytest
 from suite.errors import CaptureError
 from tests.plugin.conftest import CLAIMS
 
-RUN = ("hypotheses/", "--device=cpu", "-p", "no:cacheprovider")
+RUN = ("hypotheses/", "--device=cpu", "--no-control", "-p", "no:cacheprovider")
 
 
 def test_one_item_per_expectation_and_model(project: pytest.Pytester) -> None:
@@ -42,7 +42,7 @@ def test_verdicts_are_outcomes_and_tables(project: pytest.Pytester) -> None:
             "*claims/fails[[]tiny[]] FAILED*",
             "*claims/no-such-phase[[]tiny[]] NOT MEASURED*",
             "claims/fails is refuted for tiny",
-            "  claim      block_effective_rank_fraction over C <= 0.001",
+            "  claim      mean top1_energy over C <= 0.001",
             "  observed   *, required <= 0.001 (margin -*)",
             "  threshold  never true",
             "  stated at  hypotheses/claims.toml:17",
@@ -62,7 +62,9 @@ def test_verdicts_are_outcomes_and_tables(project: pytest.Pytester) -> None:
 
 
 def test_the_reproduce_command_works(project: pytest.Pytester) -> None:
-    result = project.runpytest("hypotheses/claims.toml::claims/fails[tiny]", "--model=tiny", "--device=cpu")
+    result = project.runpytest(
+        "hypotheses/claims.toml::claims/fails[tiny]", "--model=tiny", "--device=cpu", "--no-control"
+    )
     result.assert_outcomes(failed=1)
 
 
@@ -138,6 +140,14 @@ def test_a_claim_can_be_judged_under_another_variant(
     result.stdout.fnmatch_lines(["*over       C (layers 2-5), variant token_normalised", "*--variant=token_normalised"])
 
 
+def test_a_claim_that_random_weights_support_is_vacuous(project: pytest.Pytester) -> None:
+    """The tiny model's weights are random themselves, so whatever it supports its control does."""
+    result = project.runpytest("hypotheses/", "--device=cpu", "--model=tiny", "-v")
+    result.assert_outcomes(passed=1, failed=1)
+    result.stdout.fnmatch_lines([". holds *PASS * ~", "~ vacuous: random weights of the same architecture*"])
+    assert (project.path / "results" / "runs" / "tiny@random-weights").is_dir()
+
+
 def test_records_are_written_once_per_measurement(project: pytest.Pytester) -> None:
     for _ in range(2):
         project.runpytest(*RUN, "--model=tiny")
@@ -174,12 +184,10 @@ def test_a_model_that_cannot_be_measured_is_an_error_and_the_others_are_measured
 def test_errors_of_a_hypothesis_file_are_shown_at_once(
     project: pytest.Pytester, hypothesis_file: Callable[[str], None]
 ) -> None:
-    hypothesis_file(
-        CLAIMS.replace("threshold = 0.001", "treshold = 0.001").replace('"intra_cosine"', '"intra_cosin"', 1)
-    )
+    hypothesis_file(CLAIMS.replace("threshold = 0.001", "treshold = 0.001").replace('"top1_energy"', '"top1_energ"', 1))
     result = project.runpytest(*RUN, "--model=tiny")
     assert result.ret == pytest.ExitCode.INTERRUPTED
-    result.stdout.fnmatch_lines(["*claims.toml:11*intra_cosin*did you mean*", "*claims.toml:22*treshold*did you mean*"])
+    result.stdout.fnmatch_lines(["*claims.toml:11*top1_energ*did you mean*", "*claims.toml:22*treshold*did you mean*"])
     result.stdout.no_fnmatch_line("*Traceback*")
 
 
@@ -191,7 +199,7 @@ def test_other_toml_files_are_left_alone(project: pytest.Pytester) -> None:
 
 def test_a_file_elsewhere_is_read_when_named(project: pytest.Pytester) -> None:
     (project.path / "claims.toml").write_text(CLAIMS.replace('id = "claims"', 'id = "elsewhere"'))
-    result = project.runpytest("claims.toml", "--model=tiny", "--device=cpu", "-k", "holds")
+    result = project.runpytest("claims.toml", "--model=tiny", "--device=cpu", "--no-control", "-k", "holds")
     result.assert_outcomes(passed=1, deselected=2)
 
 
@@ -304,7 +312,7 @@ def test_collecting_imports_no_torch_and_is_quick(project: pytest.Pytester) -> N
 def test_a_cached_run_imports_no_torch(project: pytest.Pytester) -> None:
     code = (
         "import sys, pytest; "
-        "status = pytest.main(['hypotheses/', '--model=tiny', '--device=cpu', '-q']); "
+        "status = pytest.main(['hypotheses/', '--model=tiny', '--device=cpu', '--no-control', '-q']); "
         "print('heavy:', [m for m in ('torch', 'transformers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=project.path, capture_output=True, text=True, check=True)

@@ -78,7 +78,7 @@ def test_another_dtype_is_another_line_of_the_same_table(place: Place) -> None:
     ("damage", "telling"),
     [
         (lambda text: text[: len(text) // 2], "at the whole file: Invalid JSON"),
-        (lambda text: text.replace('"schema": 1', '"schema": 7'), "at schema"),
+        (lambda text: text.replace('"schema": 2', '"schema": 7'), "at schema"),
         (lambda text: text.replace('"value": ', '"value": NaN, "x": ', 1), "finite number"),
         (lambda text: text.replace('"layers": 12', '"layers": 14'), "it says 14 layers and holds 12"),
         (lambda text: text.replace('"E": [9, 11]', '"E": [9, 12]', 1), "reaches past"),
@@ -118,7 +118,7 @@ def test_a_record_older_than_a_metric_is_not_measured_by_it(place: Place) -> Non
 def test_links_lead_to_the_claim_and_the_record(place: Place) -> None:
     path = place.add()
     board = place.board()
-    row = board.groups[0].entries[0].rows[0]
+    row = next(row for row in board.groups[0].entries[0].rows if row.hypothesis == "phase-c")
     link = board.claim_link(row.where, "site/models")
     assert link is not None
     file, _, line = link.partition("#L")
@@ -139,7 +139,7 @@ def test_a_claim_outside_the_repository_has_a_place_but_no_link(place: Place, tm
     elsewhere = tmp_path / "elsewhere" / "claims"
     (place.root / "hypotheses").rename(elsewhere.parent.mkdir() or elsewhere)
     board = build(place.results, load_hypotheses([elsewhere]))
-    row = board.groups[0].entries[0].rows[0]
+    row = next(row for row in board.groups[0].entries[0].rows if row.hypothesis == "phase-c")
     assert board.claim_link(row.where, "site") is None
     assert board.claim_place(row.where).startswith("claims/phase_c.toml:")
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from suite.claims.spec import load_hypotheses
 from suite.cli import app
 from suite.publish.board import Board
 from suite.publish.leaderboard import files, stale, write
@@ -148,7 +149,8 @@ def test_csv_json_and_markdown_say_the_same(place: Place) -> None:
         for model in group["models"]
         for verdict in model["verdicts"]
     ]
-    assert len(rows) == len(listed) == 3 * 7
+    claims = sum(len(own.expect) for own in load_hypotheses([place.root / "hypotheses"]))
+    assert len(rows) == len(listed) == 3 * claims
     markdown = (place.results / "leaderboard.md").read_text("utf-8")
     for row, (group, model, verdict) in zip(rows, listed, strict=True):
         assert (row["model"], row["expectation"], row["verdict"]) == (

@@ -72,15 +72,14 @@ def test_a_record_alone_answers_for_its_phases_only(outcome: tuple[Outcome, Sett
 
 def test_boundaries_come_from_the_arrays_and_follow_the_phase_map(outcome: tuple[Outcome, Settings]) -> None:
     alone = load(outcome[0].record)
-    for metric in ("boundary_cost_rank", "boundary_agreement", "boundary_p"):
-        missing = observe(alone, metric, "model")
-        assert missing.value is None
-        assert "delta-suite measure tiny" in str(missing.reason)
     assert "delta-suite measure tiny" in boundary_table(alone)
+    with pytest.raises(RecordError, match="delta-suite measure tiny"):
+        alone.under({"all": (0, 11)})
     whole = load(outcome[0].record).with_arrays(outcome[1].cache.arrays(alone.provenance.cache_key))
     p = observe(whole, "boundary_p", "model").value
     assert p is not None
     assert 0.001 <= p <= 1.0
+    assert observe(alone, "boundary_p", "model").value == p  # a record has those of its own phases
     assert f"{p:.3f} against smooth drift" in boundary_table(whole)
     assert "one phase holds all layers" in str(observe(whole.under({"all": (0, 11)}), "boundary_p").reason)
     orders = observe(whole, "boundary_cost_rank", "model")  # 2, 4, 3 and 3 layers
