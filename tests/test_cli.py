@@ -28,7 +28,7 @@ def record(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ).record
 
 
-@pytest.mark.parametrize("command", ["measure", "judge", "models", "metrics", "schema", "doctor"])
+@pytest.mark.parametrize("command", ["measure", "judge", "models", "metrics", "schema", "selftest", "doctor"])
 def test_every_command_has_help_with_an_example(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0

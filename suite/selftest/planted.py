@@ -419,5 +419,4 @@ WORLDS: Mapping[str, World] = {
 
 def gated(metric: str, hidden: int) -> bool:
     """Whether a claim on the metric would be inconclusive for want of tokens."""
-    return DOCUMENTS * TOKENS < MIN_TOKENS_PER_DIMENSION.get(metric, 0.0) * hidden
-
+    return MIN_TOKENS_PER_DIMENSION.get(metric, 0.0) * hidden > DOCUMENTS * TOKENS

@@ -135,9 +135,7 @@ def measured(stream: Any, world: World) -> Measurement:
             ratio=SINK_RATIO,
             largest=(),
         ),
-        certificate=CertificateRecord(
-            holds=True, blocks=stream.layers, forward_passes=0, final_norm=(), identities={}
-        ),
+        certificate=CertificateRecord(holds=True, blocks=stream.layers, forward_passes=0, final_norm=(), identities={}),
         provenance=Provenance(
             created="",
             suite=suite.__version__,
@@ -273,12 +271,14 @@ class Proof:
 
         out = {}
         if self.coverage:
-            headers = ("planted", "figure", "true value", "coverage", "binomial 95%", "below", "above", "none", "bound")
-            out[f"Coverage of {CONFIDENCE:.0%} intervals"] = table(headers, [_coverage_row(row) for row in self.coverage])
+            out[f"Coverage of {CONFIDENCE:.0%} intervals"] = table(
+                ["planted", "figure", "true value", "coverage", "binomial 95%", "below", "above", "none", "bound"],
+                [_coverage_row(row) for row in self.coverage],
+            )
         for kind in ("false positives", "power"):
             chosen = [row for row in self.rates if row.claim.kind == kind]
             if chosen:
-                headers = ("planted", "claim", "supported", "binomial 95%", "refuted", "inconclusive", "bound")
+                headers = ["planted", "claim", "supported", "binomial 95%", "refuted", "inconclusive", "bound"]
                 out[kind.capitalize()] = table(headers, [_rate_row(row) for row in chosen])
         return out
 
@@ -291,9 +291,9 @@ class Proof:
             "",
             *(f"- {name}: {value}" for name, value in self.made.items() if name not in ("command", "date")),
             "",
-            f"Each repeat draws {DOCUMENTS} documents of {TOKENS} tokens from a planted population, reduces them, takes "
-            f"every interval and judges every claim, by the code that a model's residual stream goes through. "
-            f"{self.repeats} repeats.",
+            f"{self.repeats} repeats. Each draws {DOCUMENTS} documents of {TOKENS} tokens from every planted population, "
+            f"reduces them, takes every interval and judges every claim, by the code that a model's residual stream "
+            f"goes through.",
             "",
             *(f"- {name}: {WORLDS[name].says}" for name in self.worlds),
             "",
@@ -304,7 +304,7 @@ class Proof:
             lines += [f"## {heading}", "", table, ""]
         notes = dict.fromkeys(row.note for row in self.coverage if row.note)
         notes |= dict.fromkeys(row.claim.note for row in self.rates if row.claim.note)
-        lines += [f"Shown, not bounded: {note}." for note in notes]
+        lines += [f"- shown, not bounded: {note}" for note in notes]
         lines += ["", "## Bounds that do not hold" if self.violations else "Every bound holds.", ""]
         lines += [f"- {line}" for line in self.violations]
         return "\n".join(lines).rstrip() + "\n"
@@ -313,8 +313,9 @@ class Proof:
 RULE = (
     f"A bound is violated where the binomial 95% range (Wilson) of a coverage does not meet [{COVERAGE[0]}, "
     f"{COVERAGE[1]}], or that of a rate of false positives lies above {FALSE_POSITIVES}. `below` and `above` are "
-    f"intervals wholly below and above the truth, the errors of a claim whose threshold is the truth; `none` are repeats "
-    f"in which the figure had no interval, which coverage leaves out. A claim that is not measured counts as inconclusive."
+    f"intervals wholly below and above the truth, the errors of a claim whose threshold is the truth; `none` are "
+    f"repeats in which the figure had no interval, which coverage leaves out. A claim that is not measured counts as "
+    f"inconclusive."
 )
 
 
