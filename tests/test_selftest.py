@@ -17,15 +17,15 @@ from suite.selftest.proof import COVERAGE, Proof, Rate, SelftestError, coverage_
 
 @pytest.fixture(scope="module")
 def wide() -> Proof:
-    return selftest(24, only="wide", truth_documents=50)
+    return selftest(16, only="wide", truth_documents=50)
 
 
 def test_intervals_of_spectra_cover_the_truth(wide: Proof) -> None:
-    assert {row.scope for row in wide.coverage} == {"layer:0", "layer:1"}
+    assert len(wide.coverage) == 6
     for row in wide.coverage:
-        assert row.repeats == 24, row
+        assert row.repeats == 16, row
         if row.bounded:
-            assert row.covered >= 18, row  # of intervals that cover 0.92, one in 10,000 draws has fewer
+            assert row.covered >= 11, row  # of intervals that cover 0.92, one in 1,000 draws has fewer
     gated = {row.metric for row in wide.coverage if not row.bounded}
     assert gated == {"effective_rank_roy"}
     assert not wide.rates
@@ -74,12 +74,12 @@ def test_false_positives_are_bounded_and_power_is_not() -> None:
 def test_binomial_range() -> None:
     assert wilson(950, 1000) == pytest.approx((0.9346, 0.9619), abs=1e-3)
     assert wilson(0, 10)[0] == 0.0
-    assert wilson(10, 10)[1] == 1.0
+    assert wilson(10, 10)[1] == pytest.approx(1.0)
     # The rule: with 1000 repeats a coverage may lie so far outside the bounds.
     passing = [
         hits for hits in range(1001) if wilson(hits, 1000)[1] >= COVERAGE[0] and wilson(hits, 1000)[0] <= COVERAGE[1]
     ]
-    assert (min(passing), max(passing)) == (902, 987)
+    assert (min(passing), max(passing)) == (904, 988)
 
 
 def test_truth_is_what_was_planted() -> None:
@@ -101,7 +101,7 @@ def test_truth_is_what_was_planted() -> None:
 
 @pytest.mark.parametrize("name", ["noise", "sinks"])
 def test_nothing_is_supported_where_there_is_nothing(name: str) -> None:
-    found = selftest(3, only=name, truth_documents=20)
+    found = selftest(2, only=name, truth_documents=20)
     assert {row.claim.kind for row in found.rates} == {"false positives"}
     assert [row.supported for row in found.rates] == [0] * len(WORLDS[name].claims)
 
@@ -114,14 +114,14 @@ def test_planted_phases_are_found() -> None:
 
 def test_command_writes_the_table_and_fails_where_a_bound_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "selftest.md"
-    arguments = ["selftest", "--repeats", "8", "--only", "wide", "--out", str(out)]
+    arguments = ["selftest", "--repeats", "3", "--only", "wide", "--out", str(out)]
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     page = out.read_text()
-    assert f"`delta-suite selftest --repeats 8 --processes 1 --only wide --out {out}`" in page
+    assert f"`delta-suite selftest --repeats 3 --processes 1 --only wide --out {out}`" in page
     assert "| wide      | effective_rank over layer:0" in page
     assert "Every bound holds." in page
-    monkeypatch.setattr(proof, "COVERAGE", (0.1, 0.2))
+    monkeypatch.setattr(proof, "COVERAGE", (0.0, 0.05))
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 1
     assert "the 95% interval of effective_rank over layer:0 holds the truth in" in result.stderr

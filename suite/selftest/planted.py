@@ -223,10 +223,9 @@ def phased(draw: np.random.Generator) -> Population:
 
 def wide(draw: np.random.Generator) -> Population:
     """Few tokens for many dimensions, n / d = 5, and a slowly falling spectrum, i^-1."""
-    layers, hidden = 2, 192
-    spectra = np.tile(1.0 / np.arange(1, hidden + 1), (layers, 1))
-    bases = np.stack([_orthonormal(draw, hidden) for _ in range(layers)])
-    return Population(spectra, bases, 0.2 * draw.standard_normal((layers, hidden)) / math.sqrt(hidden))
+    hidden = 192
+    mean = 0.2 * draw.standard_normal(hidden) / math.sqrt(hidden)
+    return Population(1.0 / np.arange(1, hidden + 1)[None], _orthonormal(draw, hidden)[None], mean[None])
 
 
 def noise(draw: np.random.Generator, sink: bool = False) -> Population:
@@ -357,7 +356,7 @@ WORLDS: Mapping[str, World] = {
         ],
         covered={"layer:8": _OF_LAYERS, "C": [*_OF_LAYERS, *_OF_PAIRS], "E": _OF_PAIRS},
     ),
-    "wide": World(wide, covered={"layer:0": _OF_SPECTRA, "layer:1": _OF_SPECTRA}),
+    "wide": World(wide, covered={"layer:0": _OF_SPECTRA}),
     "noise": World(
         noise,
         claims=[
