@@ -39,7 +39,7 @@ START = 3.0
 """Standard deviation of the entries of h_0, so that one update is a tenth to a fifth of the stream."""
 
 SINK = 40.0
-"""Length of a sink's update, in each layer, where ordinary ones have 5 to 6."""
+"""Length of a sink's update, in each layer, where ordinary ones have about 6."""
 
 NO_POPULATION_VALUE = ("reliability",)
 """Metrics that are about the two halves at hand: with unlimited text reliability is 1, whatever is planted."""
@@ -237,7 +237,7 @@ def noise(draw: np.random.Generator, sink: bool = False) -> Population:
 
 
 def sinks(draw: np.random.Generator) -> Population:
-    """The same, and two tokens of each document whose states and updates are massive, along one direction."""
+    """Isotropic, and two tokens of each document whose states and updates are massive, along one direction."""
     return noise(draw, sink=True)
 
 

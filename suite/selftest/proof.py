@@ -292,8 +292,8 @@ class Proof:
             *(f"- {name}: {value}" for name, value in self.made.items() if name not in ("command", "date")),
             "",
             f"{self.repeats} repeats. Each draws {DOCUMENTS} documents of {TOKENS} tokens from every planted "
-            "population, reduces them, takes every interval and judges every claim, by the code that a model's residual "
-            "stream goes through.",
+            "population, reduces them, takes every interval and judges every claim, by the code that a model's "
+            "residual stream goes through.",
             "",
             *(f"- {name}: {WORLDS[name].says}" for name in self.worlds),
             "",
