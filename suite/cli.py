@@ -208,7 +208,9 @@ def schema() -> None:
 
 @app.command(epilog="Example: delta-suite selftest --repeats 1000 --processes 16 --out results/selftest.md")
 def selftest(
-    repeats: Annotated[int, typer.Option(help="Draws of documents from each planted population; bounds mean little below some hundreds.")] = 40,
+    repeats: Annotated[
+        int, typer.Option(help="Draws of documents from each planted population: some hundreds tell a bound apart.")
+    ] = 40,
     processes: Annotated[int, typer.Option(help="Repeats run in so many processes.")] = 1,
     only: Annotated[str | None, typer.Option(help="One planted population, by its name in the table.")] = None,
     out: Annotated[Path | None, typer.Option(help="Write the table, as Markdown, to this file, too.")] = None,
