@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODEL := smollm2-135m-q4
 
-.PHONY: demo test test-site lint conformance datasheet bench clean
+.PHONY: demo test test-site lint conformance datasheet bench selftest clean
 
 demo: .venv/installed
 	@# pytest's status 1 means a refuted prediction, which is a result, or a model that could not be measured, which is
@@ -45,6 +45,10 @@ datasheet: .venv/installed
 bench: .venv/installed
 	$(BIN)/pytest tests/benchmarks --benchmark-json=.benchmarks.json --benchmark-columns=median,rounds
 	$(BIN)/python -m tests.benchmarks.page .benchmarks.json
+
+# Intervals and verdicts against planted truth, the long form: rewrites results/selftest.md. Two core-hours.
+selftest: .venv/installed
+	$(BIN)/delta-suite selftest --repeats 1000 --processes $$(getconf _NPROCESSORS_ONLN) --out results/selftest.md
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -401,6 +401,39 @@ def schema() -> None:
     typer.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
 
 
+@app.command(epilog="Example: delta-suite selftest --repeats 1000 --processes 16 --out results/selftest.md")
+def selftest(
+    repeats: Annotated[
+        int, typer.Option(help="Draws of documents from each planted population: some hundreds tell a bound apart.")
+    ] = 40,
+    processes: Annotated[int, typer.Option(help="Repeats run in so many processes.")] = 1,
+    only: Annotated[str | None, typer.Option(help="One planted population, by its name in the table.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the table, as Markdown, to this file, too.")] = None,
+) -> None:
+    """Hold intervals and verdicts against planted truth. Exits with 1 where a bound is violated."""
+    import shlex
+
+    from suite.publish.progress import bars
+    from suite.records.measurement import write_atomically
+    from suite.selftest import proof
+
+    given = {"--repeats": repeats, "--processes": processes, "--only": only, "--out": out}
+    words = [word for name, value in given.items() if value is not None for word in (name, str(value))]
+    made = proof.made_by(shlex.join(["delta-suite", "selftest", *words]))
+    with _errors_as_text():
+        found = proof.selftest(repeats, processes=processes, only=only, progress=bars(), made=made)
+        for heading, table in found.tables().items():
+            typer.echo(f"{heading}\n\n{table}\n")
+        typer.echo(f"{repeats} repeats of {len(found.worlds)} planted populations in {found.seconds:.0f} s")
+        if out is not None:
+            write_atomically(out, found.markdown())
+            typer.echo(f"table: {out}")
+    for line in found.violations:
+        typer.echo(f"delta-suite: {line}", err=True)
+    if found.violations:
+        raise typer.Exit(1)
+
+
 @app.command(epilog="Example: delta-suite doctor")
 def doctor(models_file: ModelsFile = None) -> None:
     """Versions, devices, cache, and what is missing."""

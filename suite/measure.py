@@ -36,12 +36,9 @@ from suite.records.measurement import (
     ModelRecord,
     Provenance,
     SinkRecord,
-    direction_arrays,
-    direction_gram,
-    measured_layers,
+    assemble,
     metric_versions,
 )
-from suite.records.sections import plot_sections
 from suite.records.store import RESULTS, save
 
 if TYPE_CHECKING:
@@ -202,20 +199,11 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
     clock.subtract("analysis", "capture")
     clock.subtract("analysis", "law")
 
-    arrays: dict[str, np.ndarray] = {}
-    for variant, layers in spectra.items():
-        arrays |= direction_arrays(variant, layers)
-        arrays[f"{variant}.eigenvalues"] = np.stack([own.statistics.eigenvalues for own in layers])
-    statistics = {
-        variant: [(own.statistics, own.halves or (), own.replicates) for own in layers]
-        for variant, layers in spectra.items()
-    }
-    grams = {variant: direction_gram(arrays, variant) for variant in spectra}
     certificate = certificates[0]
     for other in certificates[1:]:
         certificate = certificate + other
-    measurement = Measurement(
-        schema_version=SCHEMA,
+    measurement, arrays = assemble(
+        spectra,
         model=ModelRecord(
             name=run.spec.name,
             source=run.spec.source,
@@ -248,7 +236,7 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
             dtype=loaded.dtype,
             attention=loaded.attention,
             device=devices[0].type,
-            hardware=_hardware(devices),
+            hardware=hardware(devices),
             versions={"python": platform.python_version()} | {name: library_version(name) for name in LIBRARIES},
             settings=run.choices | {"blocks_path": decoder.path, "blocks_left_out": list(decoder.left_out)},
             metric_versions=metric_versions(),
@@ -256,14 +244,10 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
             peak_memory_bytes=_peak_memory(),
             cache_key=run.key,
         ),
-        phases={},
-        layers=tuple(measured_layers(statistics, grams)),
-        scopes={},
         law=_law_record(laws[0], phases),
-        **plot_sections(grams, {variant: [own.statistics for own in layers] for variant, layers in spectra.items()}),
     )
     # Computed for the model's phases once, here; other phase maps are put on from the arrays.
-    return measurement.with_directions(grams).under(phases), arrays
+    return measurement.under(phases), arrays
 
 
 def _law_record(law: Law | None, phases: Mapping[str, tuple[int, int]]) -> LawRecord:
@@ -339,9 +323,9 @@ def _git() -> dict[str, Any] | None:
         return None  # no git program, or no commit yet: the record then says that the state is unknown
 
 
-def _hardware(devices: Sequence[Any]) -> str:
-    """What the numbers and seconds were measured on, in words."""
-    if devices[0].type == "cuda":
+def hardware(devices: Sequence[Any] = ()) -> str:
+    """What the numbers and seconds were measured on, in words; without devices, the CPU."""
+    if devices and devices[0].type == "cuda":
         import torch
 
         names = [torch.cuda.get_device_name(device) for device in devices]

@@ -30,7 +30,10 @@ def record(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     "command",
-    ["measure", "compare", "trajectory", "judge", "leaderboard", "card", "models", "metrics", "schema", "doctor"],
+    [
+        *("measure", "compare", "trajectory", "judge", "leaderboard", "card"),
+        *("models", "metrics", "schema", "selftest", "doctor"),
+    ],
 )
 def test_every_command_has_help_with_an_example(command: str) -> None:
     result = run(command, "--help")

@@ -4,7 +4,8 @@ An estimate comes with its value without each of G groups of documents in turn (
 off the two halves of the documents: a bias that goes as 1/n doubles where the tokens halve, so 2 x whole - mean of
 halves is free of it (Quenouille 1949, with two groups). The spread of the replicates is the delete-a-group jackknife's
 (Kott 2001), with G - 1 degrees of freedom. Percentile bootstraps of an effective rank cover 0-11% where 95% is claimed,
-as each resample is biased anew; this form covers 0.92-0.98 (`delta-suite selftest`).
+as each resample is biased anew; what this form covers, figure by figure, is in
+results/selftest.md.
 """
 
 from __future__ import annotations

@@ -31,7 +31,8 @@ MIN_TOKENS_PER_DIMENSION: Mapping[str, float] = {
     "stable_rank": 1.0,
     "effective_rank_roy": 10.0,
 }
-"""n / d below which the bias of a rank is more than twice the halves can tell (simulated: `delta-suite selftest`)."""
+"""n / d below which the halves do not tell the bias of a rank: in simulated streams at n/d = 1.9 the entropy rank was
+still covered (0.93) and Roy's was not (0.41), which was at n/d = 10 (0.97)."""
 
 _ABOUT_GATES = ("reliability", "spectral_gap", "intra_cosine_disattenuated")
 """Metrics that tell how far directions can be trusted are not held to it."""

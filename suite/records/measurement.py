@@ -24,7 +24,7 @@ from suite.analysis.estimates import (
 from suite.analysis.metrics import METRICS, DirectionGram, Estimate, LayerStatistics, absent
 from suite.errors import RecordError
 from suite.models.phases import phase_of
-from suite.records.sections import Shares, Triangle
+from suite.records.sections import Shares, Triangle, plot_sections
 
 if TYPE_CHECKING:
     from suite.analysis.resampling import LayerSpectra
@@ -390,6 +390,33 @@ def measured_layers(
         )
         for layer in range(layers)
     ]
+
+
+def assemble(
+    spectra: Mapping[str, Sequence[LayerSpectra]], *, phases: PhaseMap | None = None, **parts: _Part
+) -> tuple[Measurement, dict[str, np.ndarray]]:
+    """The record of what a stream was reduced to, its directions at hand, and the arrays that are stored beside it.
+
+    parts: the record's `model`, `calibration`, `sinks`, `certificate`, `provenance` and `law`. Nothing is computed for
+    the phases here: `under` does that.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    for variant, layers in spectra.items():
+        arrays |= direction_arrays(variant, layers)
+        arrays[f"{variant}.eigenvalues"] = np.stack([own.statistics.eigenvalues for own in layers])
+    statistics = {
+        variant: [(own.statistics, own.halves or (), own.replicates) for own in layers]
+        for variant, layers in spectra.items()
+    }
+    grams = {variant: direction_gram(arrays, variant) for variant in spectra}
+    fields: dict[str, Any] = {
+        "schema_version": SCHEMA,
+        "phases": dict(phases or {}),
+        "layers": tuple(measured_layers(statistics, grams)),
+        "scopes": {},
+        **plot_sections(grams, {variant: [own.statistics for own in layers] for variant, layers in spectra.items()}),
+    }
+    return Measurement(**fields, **parts).with_directions(grams), arrays
 
 
 _PRODUCTS = ("whole", "aa", "ab", "bb")

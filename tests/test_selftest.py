@@ -1,0 +1,135 @@
+"""The suite's own proof, in a short form: its long form's table is results/selftest.md."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from suite.claims.judge import Verdict
+from suite.cli import app
+from suite.selftest import proof
+from suite.selftest.planted import DOCUMENTS, SHARED, SHARED_COSINE, TOKENS, WORLDS, Claim, Truth, phased
+from suite.selftest.proof import COVERAGE, Proof, Rate, SelftestError, coverage_of, selftest, wilson
+
+
+@pytest.fixture(scope="module")
+def wide() -> Proof:
+    return selftest(16, only="wide", truth_documents=50)
+
+
+def test_intervals_of_spectra_cover_the_truth(wide: Proof) -> None:
+    assert len(wide.coverage) == 6
+    for row in wide.coverage:
+        assert row.repeats == 16, row
+        if row.bounded:
+            assert row.covered >= 11, row  # of intervals that cover 0.92, one in 1,000 draws has fewer
+    gated = {row.metric for row in wide.coverage if not row.bounded}
+    assert gated == {"effective_rank_roy"}
+    assert not wide.rates
+
+
+def test_figures_do_not_depend_on_how_many_repeats_are_made_at_once(wide: Proof) -> None:
+    first = selftest(2, only="wide", truth_documents=50)
+    task = proof._Task("wide", range(1, 2))
+    assert proof._run(task)[0]["intervals"].keys() == {(row.scope, row.metric) for row in first.coverage}
+    again = proof._run(proof._Task("wide", range(0, 2)))[1]
+    assert again == proof._run(task)[0]
+
+
+def test_narrow_and_endless_intervals_are_caught_by_the_tables_own_check() -> None:
+    draw = np.random.default_rng(0)
+    means = draw.standard_normal(400)
+
+    def row(half: float) -> proof.Coverage:
+        return coverage_of([(m - half, m + half) for m in means], 0.0, world="w", metric="gamma", scope="C")
+
+    assert row(1.96).violation is None
+    narrow, endless = row(1.0), row(9.0)
+    assert narrow.violation is not None
+    assert "holds the truth in 0.6" in narrow.violation
+    assert narrow.below == pytest.approx(narrow.above, abs=40)
+    assert endless.violation is not None
+    biased = coverage_of([(m, m + 3.92) for m in means], 0.0, world="w", metric="gamma", scope="C")
+    assert biased.violation is not None
+    assert biased.above > 150 > biased.below
+    never = coverage_of([], 0.0, world="w", metric="gamma", scope="C", without=9)
+    assert never.violation == "w: gamma over C never had an interval"
+
+
+def test_false_positives_are_bounded_and_power_is_not() -> None:
+    claim = next(own for own in WORLDS["noise"].claims)
+
+    def row(supported: int, claim: Claim = claim) -> Rate:
+        return Rate("noise", claim, {Verdict.SUPPORTED: supported, Verdict.INCONCLUSIVE: 1000 - supported})
+
+    assert row(75).violation is None  # 0.075 of 1000 may be 0.07
+    assert row(100).violation is not None
+    power = next(own for own in WORLDS["phases"].claims if own.kind == "power")
+    assert row(100, power).violation is None
+
+
+def test_binomial_range() -> None:
+    assert wilson(950, 1000) == pytest.approx((0.9346, 0.9619), abs=1e-3)
+    assert wilson(0, 10)[0] == 0.0
+    assert wilson(10, 10)[1] == pytest.approx(1.0)
+    # The rule: with 1000 repeats a coverage may lie so far outside the bounds.
+    passing = [
+        hits for hits in range(1001) if wilson(hits, 1000)[1] >= COVERAGE[0] and wilson(hits, 1000)[0] <= COVERAGE[1]
+    ]
+    assert (min(passing), max(passing)) == (904, 988)
+
+
+def test_truth_is_what_was_planted() -> None:
+    population = phased(np.random.default_rng(3))
+    truth = Truth(population, np.random.default_rng(4), 1)
+    # Means turn the planted directions a little.
+    assert truth("intra_cosine", SHARED) == pytest.approx(SHARED_COSINE, abs=0.1)
+    many = 4000
+    states = population.states(np.random.default_rng(5), many)
+    delta = (states[9].astype(np.float64) - states[8]) * (DOCUMENTS / many) ** 0.5
+    assert delta.shape == (many * TOKENS, population.hidden)
+    singular = np.linalg.svd(delta, compute_uv=False)
+    assert truth("gamma", (8, 8)) == pytest.approx(singular[0], rel=0.03)
+    assert truth("frobenius", (8, 8)) == pytest.approx(np.linalg.norm(singular), rel=0.03)
+    assert truth("mean_energy", (8, 8)) == pytest.approx(
+        len(delta) * (delta.mean(axis=0) ** 2).sum() / (delta**2).sum(), rel=0.1
+    )
+
+
+@pytest.mark.parametrize("name", ["noise", "sinks"])
+def test_nothing_is_supported_where_there_is_nothing(name: str) -> None:
+    found = selftest(2, only=name, truth_documents=20)
+    assert {row.claim.kind for row in found.rates} == {"false positives"}
+    assert [row.supported for row in found.rates] == [0] * len(WORLDS[name].claims)
+
+
+def test_planted_phases_are_found() -> None:
+    found = selftest(1, only="phases", truth_documents=20)
+    for row in found.rates:
+        assert row.supported == (row.claim.kind == "power"), row.claim.expectation.claim()
+
+
+def test_command_writes_the_table_and_fails_where_a_bound_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "selftest.md"
+    arguments = ["selftest", "--repeats", "3", "--only", "wide", "--out", str(out)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    page = out.read_text()
+    assert f"`delta-suite selftest --repeats 3 --processes 1 --only wide --out {out}`" in page
+    assert "| wide      | effective_rank over layer:0" in page
+    assert "Every bound holds." in page
+    monkeypatch.setattr(proof, "COVERAGE", (0.0, 0.05))
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 1
+    assert "the 95% interval of effective_rank over layer:0 holds the truth in" in result.stderr
+    assert "## Bounds that do not hold" in out.read_text()
+
+
+def test_what_is_not_planted_is_refused() -> None:
+    with pytest.raises(SelftestError, match="did you mean 'noise'"):
+        selftest(1, only="nois")
+    with pytest.raises(SelftestError, match="both must be 1 or more"):
+        selftest(0)
