@@ -12,7 +12,7 @@ demo: .venv/installed
 	@$(BIN)/delta-suite measure $(MODEL) > /dev/null
 
 test: .venv/installed
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2
 
 # The site in a real browser, which is the system's (apt-get install chromium) or $CHROMIUM.
 test-site: .venv/installed

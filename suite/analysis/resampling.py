@@ -274,12 +274,11 @@ def _directions_without(
     norms = outside.norm(dim=1, keepdim=True)
     outside = outside / torch.where(norms > 0, norms, torch.ones_like(norms))
     outside = outside * present.to(leading.device)[:, None, :]
-    # Made orthonormal in order, by Cholesky: the columns are nearly so already.
-    products = outside.mT @ outside + torch.diag_embed((~present).double()).to(leading.device)
-    lower, _ = torch.linalg.cholesky_ex(products)
-    rows = torch.linalg.solve_triangular(lower, outside.mT, upper=False)
+    # Orthonormal, in order; no more of them than dimensions.
+    rows = torch.linalg.qr(outside.cpu()).Q.mT
+    rows = rows * present[:, : rows.shape[1], None]
     out = torch.zeros(len(left_out), TOP_K, leading.shape[1])
-    out[:, : rows.shape[1]] = rows.float().cpu()
+    out[:, : rows.shape[1]] = rows.float()
     return out
 
 

@@ -331,7 +331,7 @@ def _claim(kind: Kind, metric: str, scope: str, op: str, bound: float | dict[str
 _WINDOW, _LAG, _RANDOM = {"null": "window"}, {"null": "lag"}, {"null": "random"}
 
 _OF_LAYERS = [name for name, own in METRICS.items() if own.scope == "layer" and name not in NO_POPULATION_VALUE]
-_OF_PAIRS = [name for name, own in METRICS.items() if own.scope in ("pair", "phase")]
+_OF_PAIRS = [name for name, own in METRICS.items() if own.scope in ("pair", "phase") and not own.from_law]
 _OF_SPECTRA = ["effective_rank", "effective_rank_roy", "participation_ratio", "stable_rank", "top1_energy", "gamma"]
 
 _REALISED = "true of the layers that were drawn, by chance over depth: documents cannot tell, only a rank can"
