@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from suite.analysis import nulls
 from suite.analysis.boundaries import Boundaries, segments_of
 from suite.analysis.estimates import (
+    LAW_NOT_MEASURED,
     boundaries_under,
     boundary_metrics,
     direction_metrics,
@@ -223,7 +224,7 @@ class Measurement(_Part):
                 name: ScopeRecord(
                     layers=(first, last),
                     metrics={
-                        variant: phase_metrics(self.gram(variant), range(first, last + 1))
+                        variant: phase_metrics(self.gram(variant), range(first, last + 1)) | self._law_over(first, last)
                         for variant in self.layers[0].metrics
                     },
                 )
@@ -300,6 +301,8 @@ class Measurement(_Part):
 
     def over(self, layers: Sequence[int], metric: str, variant: str) -> Estimate:
         """A pair or phase metric over a contiguous set of layers, from the record or else from its arrays."""
+        if METRICS[metric].from_law:
+            return self._law_over(layers[0], layers[-1]).get(metric, absent(LAW_NOT_MEASURED))
         for scope in self.scopes.values():
             if scope.layers == (layers[0], layers[-1]) and metric in scope.metrics.get(variant, {}):
                 return scope.metrics[variant][metric]
