@@ -96,7 +96,9 @@ def test_verdicts_that_changed_are_flips(project: pytest.Pytester, baseline: Pat
     content["verdicts"].pop("claims/no-such-phase")
     edit(baseline, **content)
     result = project.runpytest(*RUN, "--baseline", "-k", "verdict/", "-v")
-    assert {key: n for key, n in result.parseoutcomes().items() if key != "deselected"} == {"failed": 3, "new": 1}
+    # Inside another pytest the suite is imported already, which pytest warns of, or not, as the tests before it went.
+    outcomes = {key: n for key, n in result.parseoutcomes().items() if key not in {"deselected", "warnings"}}
+    assert outcomes == {"failed": 3, "new": 1}
     result.stdout.fnmatch_lines(
         [
             "*verdict/claims/no-such-phase[[]tiny[]] NEW*",
