@@ -9,14 +9,12 @@ import numpy as np
 from jaxtyping import Float64
 
 from suite.analysis.metrics import METRICS, Estimate, absent
+from suite.analysis.uncertainty import T_975, standard_errors
 
 PhaseMap = Mapping[str, tuple[int, int]]
 
 RUNGS = ("scaled", "shared", "rank_one", "own")
 """The ladder above the training mean: c_L h; c_L T^(-L) h; that and v_L w^T h; the layer's own T_L h."""
-
-T_QUANTILE = 2.262
-"""97.5% of Student's t with 9 degrees of freedom: 10 groups of documents."""
 
 ONE_LAYER = "one layer has no others to share a map with"
 """Why a phase of one layer has no shared map."""
@@ -171,7 +169,6 @@ def jackknife(values: Float64[np.ndarray, "cases ..."]) -> tuple[np.ndarray, np.
     """
     whole, replicates = values[0], values[1:]
     groups = len(replicates)
-    mean = replicates.mean(axis=0)
-    corrected = np.asarray(groups * whole - (groups - 1) * mean)
-    reach = T_QUANTILE * np.sqrt((groups - 1) / groups * ((replicates - mean) ** 2).sum(axis=0))
+    corrected = np.asarray(groups * whole - (groups - 1) * replicates.mean(axis=0))
+    reach = T_975[groups - 1] * standard_errors(replicates)
     return corrected, np.asarray(corrected - reach), np.asarray(corrected + reach)

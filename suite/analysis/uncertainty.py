@@ -14,28 +14,34 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from jaxtyping import Float64
 
 from suite.analysis.metrics import Estimate
 
 CONFIDENCE = 0.95
 
-_T_975 = {1: 12.706, 3: 3.182, 5: 2.571, 7: 2.365, 9: 2.262}
+T_975 = {1: 12.706, 3: 3.182, 5: 2.571, 7: 2.365, 9: 2.262}
 """97.5% quantile of Student's t by degrees of freedom; groups are even in number."""
 _T_80 = {1: 1.376, 3: 0.978, 5: 0.920, 7: 0.896, 9: 0.883}
 """80% quantile, for the power of a minimum detectable effect."""
 
 
+def standard_errors(replicates: Float64[np.ndarray, "groups ..."]) -> Float64[np.ndarray, ...]:
+    """Of the delete-a-group jackknife: sqrt((G - 1) / G * sum (r_g - mean r)^2), groups along the first axis."""
+    groups = len(replicates)
+    return np.asarray(np.sqrt((groups - 1) / groups * ((replicates - replicates.mean(axis=0)) ** 2).sum(axis=0)))
+
+
 def standard_error(replicates: Sequence[float]) -> float:
-    """Of the delete-a-group jackknife: sqrt((G - 1) / G * sum (r_g - mean r)^2)."""
-    values = np.asarray(replicates, dtype=np.float64)
-    return float(math.sqrt((len(values) - 1) / len(values) * ((values - values.mean()) ** 2).sum()))
+    """The same of one figure."""
+    return float(standard_errors(np.asarray(replicates, dtype=np.float64)))
 
 
 def interval(
     centre: float, replicates: Sequence[float], low: float = -math.inf, high: float = math.inf
 ) -> tuple[float, float]:
     """95%: centre +- t standard errors, cut to the range that the quantity can have."""
-    half = _T_975[len(replicates) - 1] * standard_error(replicates)
+    half = T_975[len(replicates) - 1] * standard_error(replicates)
     return min(high, max(low, centre - half)), max(low, min(high, centre + half))
 
 
@@ -98,7 +104,7 @@ def combine(
 def detectable_effect(replicates: Sequence[float]) -> float:
     """The smallest distance from a threshold that this many documents show with 95% confidence and 80% power."""
     df = len(replicates) - 1
-    return (_T_975[df] + _T_80[df]) * standard_error(replicates)
+    return (T_975[df] + _T_80[df]) * standard_error(replicates)
 
 
 def p_value(distance: float, replicates: Sequence[float]) -> float:

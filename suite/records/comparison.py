@@ -363,9 +363,7 @@ def _paired_noise(a: Estimate, b: Estimate) -> tuple[float, float] | None:
     """Delete-a-group jackknife over the difference of replicates (Kott 2001, eq. 3)."""
     if a.replicates is None or b.replicates is None or len(a.replicates) != len(b.replicates):
         return None
-    return _jackknife(
-        [None if x is None or y is None else y - x for x, y in zip(a.replicates, b.replicates, strict=True)]
-    )
+    return _jackknife([y - x for x, y in zip(a.replicates, b.replicates, strict=True)])
 
 
 def _unpaired_noise(a: Estimate, b: Estimate) -> tuple[float, float] | None:
@@ -378,13 +376,9 @@ def _unpaired_noise(a: Estimate, b: Estimate) -> tuple[float, float] | None:
     return math.hypot(first[0], second[0]), min(first[1], second[1])
 
 
-def _jackknife(replicates: Sequence[float | None]) -> tuple[float, float] | None:
-    """Standard error and degrees of freedom; None where a replicate has no value."""
-    present = [own for own in replicates if own is not None]
-    groups = len(present)
-    if groups < len(replicates) or groups < 2:
-        return None
-    return standard_error(present), groups - 1
+def _jackknife(replicates: Sequence[float]) -> tuple[float, float]:
+    """Standard error and degrees of freedom."""
+    return standard_error(replicates), len(replicates) - 1
 
 
 def _judged(pair: _Pair, family: int, tolerances: Mapping[str, float]) -> Comparison:
