@@ -268,7 +268,7 @@ def _explain(error: ErrorDetails) -> str:
             info = next(i for n, i in _MODELS[_table(loc)].model_fields.items() if key in (n, i.alias))
             return f"missing key '{key}' in {_TITLES[_table(loc)]}: add it ({info.description})"
         case "literal_error":
-            options = get_args(_MODELS[_table(loc)].model_fields[name].annotation)
+            options = _words(_MODELS[_table(loc)].model_fields[name].annotation)
             if isinstance(given, str):
                 return unknown(name, given, options)
             return f"{name} must be one of {', '.join(options)}, not {_describe(given)}"
@@ -287,6 +287,14 @@ def _explain(error: ErrorDetails) -> str:
             return f"{name} must be {_KINDS[kind]}, not {_describe(given)}"
         case _:
             return error["msg"]
+
+
+def _words(annotation: object) -> tuple[str, ...]:
+    """The words of a Literal, also of one that may be left out."""
+    found: list[str] = []
+    for own in get_args(annotation):
+        found += [own] if isinstance(own, str) else _words(own)
+    return tuple(found)
 
 
 def _table(loc: Loc) -> str:
