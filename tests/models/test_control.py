@@ -87,7 +87,7 @@ def test_a_control_split_over_devices_is_the_same(tiny: Path) -> None:
     one, split = (load(spec, locate(spec), device=device).model for device in ("cpu", "sharded"))
     ids = torch.arange(20)[None]
     there = split(ids.to(split.device)).logits.cpu()
-    assert torch.allclose(one(ids).logits, there, atol=1e-5)
+    assert torch.allclose(one(ids).logits, there, atol=1e-4)
 
 
 def test_the_control_of_every_source_can_be_asked_for(tiny: Path, tmp_path: Path) -> None:

@@ -1,0 +1,130 @@
+"""One model over two GPUs of one host: the same figures as on one, and what the second GPU does for the analysis."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from suite.analysis.layers import reduce_stream
+from suite.analysis.metrics import VARIANTS
+from suite.analysis.resampling import LayerSpectra
+from suite.capture.residual import capture
+from suite.capture.stream import ResidualStream
+from suite.errors import SuiteError
+from suite.measure import Settings, measure
+from suite.models.blocks import find_decoder
+from suite.models.control import dispatch
+from suite.models.files import locate
+from suite.records.cache import Cache
+from tests.benchmarks.measuring import seconds
+from tests.benchmarks.page import Record
+from tests.benchmarks.subjects import LARGE, Subject, embedded_spec
+from tests.benchmarks.test_devices import compare
+
+pytestmark = [
+    pytest.mark.benchmark(group="8. Two GPUs"),
+    pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs"),
+]
+
+TOKENS = 2048
+DOCUMENTS = 64
+
+
+@pytest.mark.parametrize("subject", [LARGE], indirect=True)
+def test_large_model_over_two_gpus(benchmark: Any, subject: Subject, record: Callable[..., Record]) -> None:
+    """The last benchmark of this subject: it leaves the model split."""
+    sequences = subject.sequences(TOKENS, TOKENS // DOCUMENTS, documents=True)
+    gpus = [torch.device("cuda", index) for index in range(2)]
+
+    def captured(model: Any) -> ResidualStream:
+        decoder = find_decoder(model)
+        # A certificate that fails raises.
+        ((stream, certificate),) = capture(model, decoder, sequences, device=gpus[0])
+        assert set(certificate.identities)
+        return stream
+
+    def reduced(stream: ResidualStream, devices: list[torch.device]) -> list[LayerSpectra]:
+        with torch.no_grad():
+            return reduce_stream(
+                iter([stream]), layers=subject.layers, tokens=TOKENS, documents=DOCUMENTS, devices=devices
+            )["raw"]
+
+    stream = captured(subject.model)
+    one = reduced(stream, gpus[:1])
+    alone = seconds(lambda: reduced(stream, gpus[:1]), gpus[0], 3)
+    del stream
+
+    model = dispatch(subject.model, None)
+    places = {str(next(block.parameters()).device) for block in find_decoder(model).blocks}
+    assert places == {"cuda:0", "cuda:1"}
+    stream = captured(model)
+    assert {str(state.device) for state in stream.states} == places
+    for gpu in gpus:
+        torch.cuda.reset_peak_memory_stats(gpu)
+    held = [torch.cuda.memory_allocated(gpu) for gpu in gpus]
+    two = reduced(stream, gpus)
+    peaks = [torch.cuda.max_memory_allocated(gpu) - before for gpu, before in zip(gpus, held, strict=True)]
+    spread = seconds(lambda: reduced(stream, gpus), gpus[0], 3)
+    benchmark.pedantic(lambda: captured(model), rounds=1)
+
+    report = record(f"{subject.name}, {TOKENS:,} tokens in {DOCUMENTS} documents, over two GPUs")
+    apart = _apart(one, two)
+    report.add("spectra and token figures: off by, relative", apart[0], target="<= 1e-5")
+    report.add("directions: 1 - |cos|, largest", apart[1], target="<= 1e-5")
+    report.add("analysis on one GPU, variant raw, with intervals", alone, "s")
+    report.add("analysis on two GPUs", spread, "s")
+    report.add("two over one", spread / alone, "x", target="<= 0.6")
+    for gpu, weights, peak in zip(gpus, held, peaks, strict=True):
+        report.add(f"{gpu}: weights and stream", weights, "B")
+        report.add(f"{gpu}: peak memory of the analysis beyond them", peak, "B")
+    report.note(
+        "The model is split by accelerate as `--device sharded` splits it, with blocks on both GPUs; the certificate "
+        "holds across the boundary. Analysis is everything after the capture: spectra of the whole, the halves and "
+        "without each group of documents."
+    )
+    assert max(apart) <= 1e-5
+
+
+def _apart(one: list[LayerSpectra], two: list[LayerSpectra]) -> tuple[float, float]:
+    """Largest relative difference of eigenvalues (to the first) and token averages, and 1 - |cos| of well-separated
+    first directions."""
+    figures, turned = 0.0, 0.0
+    for a, b in zip(one, two, strict=True):
+        x, y = a.statistics.eigenvalues, b.statistics.eigenvalues
+        figures = max(figures, float(np.abs(x - y).max() / x[0]))
+        for name, (mean, _) in a.statistics.averages.items():
+            scale = max(abs(mean), 1e-3 * abs(a.statistics.averages["update_norm"][0]))
+            figures = max(figures, abs(mean - b.statistics.averages[name][0]) / scale)
+        if x[0] > 1.01 * x[1]:
+            turned = max(turned, 1.0 - abs(float(a.directions[0].double() @ b.directions[0].double())))
+    return figures, turned
+
+
+def test_embedded_model_over_two_gpus(
+    benchmark: Any, tmp_path_factory: pytest.TempPathFactory, record: Callable[..., Record]
+) -> None:
+    spec = embedded_spec()
+    try:
+        locate(spec)
+    except SuiteError as error:
+        pytest.skip(str(error))
+    folder = tmp_path_factory.mktemp("gpus")
+
+    def run(device: str) -> Any:
+        settings = Settings(
+            calibration="core", device=device, dtype="float32", results=folder / device, cache=Cache(folder / "cache")
+        )
+        return measure(spec, settings).measurement
+
+    one = run("cuda:0")
+    two = benchmark.pedantic(lambda: run("sharded"), rounds=1)
+    report = record("smollm2-135m-q4, calibration core, over two GPUs")
+    differences = compare(one, two)
+    name, (relative, where) = max(differences.items(), key=lambda item: item[1][0])
+    report.add(f"largest difference of the record from one GPU's: {name}, {where}", relative, target="<= 1e-5")
+    report.note(f"Variants {', '.join(VARIANTS)}; every layer, phase and metric of the record.")
+    assert relative <= 1e-5
