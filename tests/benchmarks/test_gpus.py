@@ -17,7 +17,6 @@ from suite.capture.stream import ResidualStream
 from suite.errors import SuiteError
 from suite.measure import Settings, measure
 from suite.models.blocks import find_decoder
-from suite.models.control import dispatch
 from suite.models.files import locate
 from suite.records.cache import Cache
 from tests.benchmarks.measuring import seconds
@@ -36,7 +35,6 @@ DOCUMENTS = 64
 
 @pytest.mark.parametrize("subject", [LARGE], indirect=True)
 def test_large_model_over_two_gpus(benchmark: Any, subject: Subject, record: Callable[..., Record]) -> None:
-    """The last benchmark of this subject: it leaves the model split."""
     sequences = subject.sequences(TOKENS, TOKENS // DOCUMENTS, documents=True)
     gpus = [torch.device("cuda", index) for index in range(2)]
 
@@ -58,7 +56,7 @@ def test_large_model_over_two_gpus(benchmark: Any, subject: Subject, record: Cal
     alone = seconds(lambda: reduced(stream, gpus[:1]), gpus[0], 3)
     del stream
 
-    model = dispatch(subject.model, None)
+    model = split(subject.model, gpus)
     places = {str(next(block.parameters()).device) for block in find_decoder(model).blocks}
     assert places == {"cuda:0", "cuda:1"}
     stream = captured(model)
@@ -70,6 +68,7 @@ def test_large_model_over_two_gpus(benchmark: Any, subject: Subject, record: Cal
     peaks = [torch.cuda.max_memory_allocated(gpu) - before for gpu, before in zip(gpus, held, strict=True)]
     spread = seconds(lambda: reduced(stream, gpus), gpus[0], 3)
     benchmark.pedantic(lambda: captured(model), rounds=1)
+    joined(model, gpus[0])
 
     report = record(f"{subject.name}, {TOKENS:,} tokens in {DOCUMENTS} documents, over two GPUs")
     apart = _apart(one, two)
@@ -82,11 +81,32 @@ def test_large_model_over_two_gpus(benchmark: Any, subject: Subject, record: Cal
         report.add(f"{gpu}: weights and stream", weights, "B")
         report.add(f"{gpu}: peak memory of the analysis beyond them", peak, "B")
     report.note(
-        "The model is split by accelerate as `--device sharded` splits it, with blocks on both GPUs; the certificate "
+        "The model is split by accelerate, with blocks on both GPUs; the certificate "
         "holds across the boundary. Analysis is everything after the capture: spectra of the whole, the halves and "
         "without each group of documents."
     )
     assert max(apart) <= 1e-5
+
+
+def split(model: Any, gpus: list[torch.device]) -> Any:
+    """Half of a model that is on one GPU to the other, as `device_map="auto"` would have loaded it."""
+    from accelerate import dispatch_model, infer_auto_device_map
+
+    whole = sum(own.numel() * own.element_size() for own in model.parameters())
+    memory = {gpu.index: int(0.55 * whole) for gpu in gpus}
+    places = infer_auto_device_map(model, max_memory=memory, no_split_module_classes=list(model._no_split_modules))
+    return dispatch_model(model, places)
+
+
+def joined(model: Any, gpu: torch.device) -> None:
+    """Back onto one GPU, for the benchmarks that follow."""
+    from accelerate.hooks import remove_hook_from_submodules
+
+    remove_hook_from_submodules(model)
+    del model.hf_device_map
+    for name in ("to", "cuda"):  # which accelerate has overridden on the instance
+        vars(model).pop(name, None)
+    model.to(gpu)
 
 
 def _apart(one: list[LayerSpectra], two: list[LayerSpectra]) -> tuple[float, float]:
