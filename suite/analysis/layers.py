@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -119,7 +119,11 @@ def reduce_stream(
     lanes: list[_Lane] = []
     plan: _Plan | None = None
     seen = 0
-    with ThreadPoolExecutor(max(1, len(devices)) * LANES) as pool:
+    workers = max(1, len(devices)) * LANES
+    with (
+        _shared_threads(workers if any(device.type == "cuda" for device in devices) else 1),
+        ThreadPoolExecutor(workers) as pool,
+    ):
         for stream in shards:
             sinks = find_sinks(stream) if "sink_free" in variants else None
             if sinks is not None:
@@ -161,6 +165,18 @@ def reduce_stream(
             # The shard is the largest thing in memory: nothing here may hold it while the next one is filled.
             del stream, shard, reduce_lane
     return {variant: [reduced[layer][variant] for layer in range(layers)] for variant in variants}
+
+
+@contextmanager
+def _shared_threads(lanes: int) -> Iterator[None]:
+    """The host's cores shared out among lanes: each alone would take all of them for its small problems, and they would
+    wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // lanes))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _ways(variants: Sequence[str]) -> list[str]:
@@ -232,9 +248,8 @@ def _reduce_rows(
             rows, own, own_group = _rows(~sink, update, quantities, group)
         elif variant == "token_normalised":
             rows = normalised(update)
-        centre = variant == "centred"
-        grouped = GroupedRows(rows, own, own_group, plan.groups, centre)
-        out[variant] = resample(grouped, layer=layer, centre=centre, epsilon=epsilon, intervals=plan.intervals)
+        grouped = GroupedRows(rows, own, own_group, plan.groups, variant == "centred")
+        out[variant] = resample(grouped, layer=layer, epsilon=epsilon, intervals=plan.intervals)
     return out
 
 
@@ -254,7 +269,6 @@ def _reduce_moments(
     out = {}
     for variant in plan.variants:
         way = "normalised" if variant == "token_normalised" else "as they are"
-        centre = variant == "centred"
-        own = grouped(way, variant != "sink_free", centre)
-        out[variant] = resample(own, layer=layer, centre=centre, epsilon=epsilon, intervals=plan.intervals)
+        own = grouped(way, variant != "sink_free", variant == "centred")
+        out[variant] = resample(own, layer=layer, epsilon=epsilon, intervals=plan.intervals)
     return out

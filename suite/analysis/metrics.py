@@ -126,14 +126,17 @@ class DirectionGram:
         """From directions (layers, k, hidden), and those of the two document halves where there are any."""
         layers, k, hidden = directions.shape
 
+        def rows(own: np.ndarray) -> np.ndarray:
+            return own.reshape(layers * k, hidden).astype(np.float64)
+
         def inner(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-            left, right = (x.reshape(layers * k, hidden).astype(np.float64) for x in (left, right))
             return np.asarray((left @ right.T).reshape(layers, k, layers, k))
 
-        whole = inner(directions, directions)
+        own = rows(directions)
+        whole = inner(own, own)
         if halves is None:
             return cls(hidden, whole)
-        a, b = halves
+        a, b = map(rows, halves)
         return cls(hidden, whole, inner(a, a), inner(a, b), inner(b, b))
 
     @property

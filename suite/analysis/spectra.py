@@ -107,7 +107,7 @@ def spectrum_of_gram(matrix: Float64[Tensor, "hidden hidden"], tokens: int, k: i
     values, vectors = _eigh(matrix)
     values, vectors = values.flip(0), vectors.flip(1)
     values = _without_rounding(values)[: min(tokens, matrix.shape[0])]
-    return Spectrum(values, _signed(_masked(vectors[:, :k].T, values, k)))
+    return Spectrum(values, _signed(_masked(vectors[:, :k].T.contiguous(), values, k)))
 
 
 def spectrum_of_rows(rows: Float[Tensor, "tokens hidden"], k: int) -> Spectrum:
@@ -115,16 +115,24 @@ def spectrum_of_rows(rows: Float[Tensor, "tokens hidden"], k: int) -> Spectrum:
     tokens, hidden = rows.shape
     if tokens > hidden:
         return spectrum_of_gram(gram(rows), tokens, k)
-    exact = rows.to(algebra_device(rows.device)).double()
-    if tokens == 0:
-        return Spectrum(exact.new_zeros(0), exact.new_zeros(k, hidden))
     sliced = rows.dtype != torch.float64 and slow_float64(rows.device)
-    values, vectors = _eigh(sliced_gram(rows.float().T) if sliced else exact @ exact.T)
+
+    def exact() -> Float64[Tensor, "tokens hidden"]:
+        """Made where it is needed, so that no copy in float64 lies beside the eigenproblem."""
+        return rows.to(algebra_device(rows.device)).double()
+
+    if tokens == 0:
+        return Spectrum(exact().new_zeros(0), exact().new_zeros(k, hidden))
+    values, vectors = _eigh(sliced_gram(rows.float().T) if sliced else _square(exact()))
     values, vectors = _without_rounding(values.flip(0)), vectors.flip(1)
-    directions = vectors[:, :k].T @ exact
+    directions = vectors[:, :k].T @ exact()
     scale = directions.norm(dim=1, keepdim=True)
-    directions = directions / torch.where(scale > 0, scale, torch.ones_like(scale))
+    directions /= torch.where(scale > 0, scale, torch.ones_like(scale))
     return Spectrum(values, _signed(_masked(directions, values, k)))
+
+
+def _square(rows: Float64[Tensor, "tokens hidden"]) -> Float64[Tensor, "tokens tokens"]:
+    return rows @ rows.T
 
 
 def _eigh(matrix: Float64[Tensor, "n n"]) -> tuple[Float64[Tensor, " n"], Float64[Tensor, "n n"]]:
@@ -145,12 +153,16 @@ def _without_rounding(values: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
 def _masked(directions: Tensor, values: Tensor, k: int) -> Tensor:
     """k rows, zero where the singular value is."""
     present = min(k, len(values), len(directions))
-    out = directions.new_zeros(k, directions.shape[1])
-    out[:present] = directions[:present] * (values[:present] > 0)[:, None]
+    out = directions
+    if len(directions) != k:
+        out = directions.new_zeros(k, directions.shape[1])
+        out[:present] = directions[:present]
+    out[:present] *= (values[:present] > 0)[:, None]
+    out[present:] = 0.0
     return out
 
 
 def _signed(directions: Tensor) -> Tensor:
     """A direction is defined up to sign; the same one is always chosen."""
     largest = directions.gather(1, directions.abs().argmax(dim=1, keepdim=True))
-    return torch.where(largest < 0, -directions, directions)
+    return directions.mul_(torch.where(largest < 0, -1.0, 1.0))
