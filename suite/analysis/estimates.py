@@ -6,10 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from suite.analysis.boundaries import Boundaries, find_boundaries, segments_of
 from suite.analysis.metrics import METRICS, DirectionGram, Estimate, LayerStatistics, Metric, absent
 from suite.analysis.uncertainty import with_interval
+
+_LIBRARIES = ThreadpoolController()
+"""Those of numpy, whose matrices here have tens of rows: threads for them take longer than they save, and on a machine
+of many cores several times as long."""
 
 NO_UPDATE = "the update is zero on every token that enters"
 LAW_NOT_MEASURED = "the update law was not fitted over these layers: it is, over the phases, when a model is measured"
@@ -97,13 +102,9 @@ def _of_directions(
     if whole.value is None or not gram.replicates:
         return whole
     halves = () if metric.cross_fitted else gram.halves
-    return with_interval(
-        whole,
-        [estimate(half) for half in halves],
-        [estimate(own) for own in gram.replicates],
-        metric.low,
-        metric.high,
-    )
+    with _LIBRARIES.limit(limits=1, user_api="blas"):
+        of_halves, without = ([estimate(own) for own in grams] for grams in (halves, gram.replicates))
+    return with_interval(whole, of_halves, without, metric.low, metric.high)
 
 
 def boundaries_under(

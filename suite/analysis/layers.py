@@ -240,6 +240,7 @@ def _reduce_rows(
     stream = shard.stream
     before, update = _rows(stream.kept, *stream.step(layer, device=device))
     quantities = token_quantities(before, update)
+    del before
     group, sink = shard.group[stream.kept], shard.sink[stream.kept]
     out = {}
     for variant in plan.variants:

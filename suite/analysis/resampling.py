@@ -95,7 +95,8 @@ class GroupedRows(Groups):
     ) -> None:
         index = [(group == g).nonzero().flatten() for g in range(groups)]
         # In float32, as updates are: copies in float64 come and go with what needs them.
-        self._rows = [rows[own.to(rows.device)].to(algebra_device(rows.device)) for own in index]
+        rows = rows.to(algebra_device(rows.device))
+        self._rows = [rows if len(own) == len(rows) else rows[own.to(rows.device)] for own in index]
         own = [quantities[i.to(quantities.device)] for i in index]
         super().__init__(
             [len(i) for i in index],
@@ -109,7 +110,8 @@ class GroupedRows(Groups):
         return self.totals[list(groups)].sum(dim=0) / max(1, sum(self.tokens[g] for g in groups))
 
     def _of(self, groups: Sequence[int]) -> Float[Tensor, "tokens hidden"]:
-        rows = torch.cat([self._rows[g] for g in groups])
+        own = [self._rows[g] for g in groups]
+        rows = own[0] if len(own) == 1 else torch.cat(own)
         return rows.double().sub_(self._mean(groups)) if self.centre else rows
 
     def spectrum(self, groups: Sequence[int], k: int) -> Spectrum:
