@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -558,6 +559,10 @@ def capture_fraction(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
     return Estimate(value=float(captured.mean()), per_layer=_by_layer(layers, captured))
 
 
+LONG_PHASE = 12
+"""Layers from which on the eigenproblems of one are worth a thread each; numpy lets go of the interpreter in them."""
+
+
 @_register(
     "phase",
     "the same with B from the other layers of the phase, fitted on the other half of the documents",
@@ -570,13 +575,20 @@ def capture_fraction_held_out(gram: DirectionGram, layers: Sequence[int]) -> Est
         return absent("no other layer in the phase to form a basis from")
     if gram.aa is None or gram.ab is None or gram.bb is None:
         return absent(ONE_DOCUMENT)
-    captured = []
-    for layer in layers:
+    aa, ab, bb = gram.aa, gram.ab, gram.bb
+
+    def captured(layer: int) -> float:
         others = [other for other in layers if other != layer]
-        a_in_b = _captured(_stack(gram.bb, others, others), _stack(gram.ab, [layer], others)[:1].T)
-        b_in_a = _captured(_stack(gram.aa, others, others), _stack(gram.ab, others, [layer])[:, :1])
-        captured.append(float(a_in_b[0] + b_in_a[0]) / 2)
-    return Estimate(value=float(np.mean(captured)), per_layer=_by_layer(layers, np.array(captured)))
+        a_in_b = _captured(_stack(bb, others, others), _stack(ab, [layer], others)[:1].T)
+        b_in_a = _captured(_stack(aa, others, others), _stack(ab, others, [layer])[:, :1])
+        return float(a_in_b[0] + b_in_a[0]) / 2
+
+    if len(layers) < LONG_PHASE:
+        found = list(map(captured, layers))
+    else:
+        with ThreadPoolExecutor() as pool:
+            found = list(pool.map(captured, layers))
+    return Estimate(value=float(np.mean(found)), per_layer=_by_layer(layers, np.array(found)))
 
 
 @_register(

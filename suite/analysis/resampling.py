@@ -13,7 +13,7 @@ Ritz vectors of S - E_g in the span of LEADING directions of S, corrected to fir
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -230,10 +230,18 @@ class LayerSpectra:
     """Without each group, the documents of its own half."""
 
 
-def resample(own: Groups, *, layer: int, epsilon: float, intervals: bool = True) -> LayerSpectra:
+def random_draws(layer: int, rank: int) -> Float32[Tensor, "draws rank"]:
+    """Standard normal, the same in each run and on each device, and for all variants of a layer."""
+    return torch.from_numpy(np.random.default_rng(layer).standard_normal((RANDOM_DRAWS, rank), dtype=np.float32))
+
+
+def resample(
+    own: Groups, draws: Callable[[], Float32[Tensor, "draws rank"]], *, epsilon: float, intervals: bool = True
+) -> LayerSpectra:
     """Everything that is kept of one layer in one variant.
 
-    `intervals`: whether replicates are formed; halves are, wherever there are two. `epsilon`: of the stream's dtype.
+    draws: the layer's random_draws. intervals: whether replicates are formed; halves are, wherever there are two.
+    epsilon: of the stream's dtype.
     """
     groups = range(len(own.tokens))
     everything = list(groups)
@@ -247,7 +255,7 @@ def resample(own: Groups, *, layer: int, epsilon: float, intervals: bool = True)
     eigenvalues = whole.eigenvalues.cpu().numpy()
     statistics = _statistics(own, eigenvalues, everything, epsilon)
     directions = _kept(_first(whole.directions, TOP_K))
-    random = _random(whole, layer)
+    random = _random(whole, draws())
     sides = [[g for g in groups if g % 2 == side] for side in (0, 1)]
     if any(sum(own.tokens[g] for g in side) == 0 for side in sides):
         return LayerSpectra(statistics, directions, random)
@@ -326,12 +334,11 @@ def _statistics(
     return LayerStatistics(tokens, int(own.totals.shape[1]), scaled, averages, in_mean, epsilon)
 
 
-def _random(spectrum: Spectrum, layer: int) -> Float32[Tensor, "draws hidden"]:
-    """Unit rows drawn from N(0, S), the same ones in each run; independent between layers."""
+def _random(spectrum: Spectrum, draws: Float32[Tensor, "draws rank"]) -> Float32[Tensor, "draws hidden"]:
+    """Unit rows with the distribution N(0, S) before they are normalised."""
     rank = min(len(spectrum.eigenvalues), len(spectrum.directions))
-    draws = torch.from_numpy(np.random.default_rng(layer).standard_normal((RANDOM_DRAWS, rank), dtype=np.float32))
     scales = spectrum.eigenvalues[:rank].sqrt()
-    rows = (draws.to(scales.device).double() * scales) @ spectrum.directions[:rank]
+    rows = (draws[:, :rank].to(scales.device).double() * scales) @ spectrum.directions[:rank]
     norms = rows.norm(dim=1, keepdim=True)
     return _kept((rows / torch.where(norms > 0, norms, torch.ones_like(norms))).float())
 
