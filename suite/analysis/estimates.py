@@ -92,19 +92,24 @@ def phase_metric(metric: Metric, gram: DirectionGram, layers: Sequence[int]) -> 
 def _of_directions(
     metric: Metric, gram: DirectionGram, layers: Sequence[int], compute: Callable[[DirectionGram], Estimate]
 ) -> Estimate:
-    """The figure, its bias from the halves, and its interval from the replicates."""
+    """The figure where all directions exist."""
 
     def estimate(own: DirectionGram) -> Estimate:
         missing = own.without_direction(layers)
         return absent(f"the update of layer {missing[0]} is zero, so it has no direction") if missing else compute(own)
 
-    whole = estimate(gram)
+    return resampled(metric, gram, estimate)
+
+
+def resampled(metric: Metric, gram: DirectionGram, compute: Callable[[DirectionGram], Estimate]) -> Estimate:
+    """compute(gram), with its bias, taken off as the metric wants it, and its interval from the replicates."""
+    whole = compute(gram)
     if whole.value is None or not gram.replicates:
         return whole
-    halves = () if metric.cross_fitted else gram.halves
+    halves = gram.halves if metric.bias == "halves" else ()
     with _LIBRARIES.limit(limits=1, user_api="blas"):
-        of_halves, without = ([estimate(own) for own in grams] for grams in (halves, gram.replicates))
-    return with_interval(whole, of_halves, without, metric.low, metric.high)
+        of_halves, without = ([compute(own) for own in grams] for grams in (halves, gram.replicates))
+    return with_interval(whole, of_halves, without, metric.low, metric.high, metric.bias)
 
 
 def boundaries_under(

@@ -33,6 +33,8 @@ DISATTENUATION_FLOOR = 0.6
 ENTROPY_FLOOR = 1e-12
 """Energy shares at or below this are left out of an entropy, as the reference does."""
 
+Bias = Literal["halves", "groups", "none"]
+
 VARIANTS: tuple[str, ...] = ("raw", "sink_free", "token_normalised", "centred")
 """Which rows enter a metric, and how.
 
@@ -185,8 +187,8 @@ class Metric:
     """Pair metrics: over a phase, only neighbours count."""
     from_directions: bool = False
     """Layer metrics: computed from the layer's directions, not its statistics."""
-    cross_fitted: bool = False
-    """Made from both halves of the documents, so that no half has a value of its own."""
+    bias: Bias = "halves"
+    """How it is estimated, and taken off: `uncertainty.with_interval` says what each is."""
     from_law: bool = False
     """Phase metrics: computed from the update law fitted over the phase, not from directions."""
 
@@ -211,7 +213,7 @@ def _register(
     per_layer: bool = True,
     adjacent: bool = False,
     from_directions: bool = False,
-    cross_fitted: bool = False,
+    bias: Bias = "halves",
     from_law: bool = False,
 ) -> Callable[[_F], _F]:
     def add(function: _F) -> _F:
@@ -229,7 +231,7 @@ def _register(
             function,
             adjacent,
             from_directions,
-            cross_fitted,
+            bias,
             from_law,
         )
         return function
@@ -397,7 +399,7 @@ def mean_energy(layer: LayerStatistics) -> Estimate:
     high=1.0,
     from_directions=True,
     source="split-half reliability; below 0.9 a layer has no direction to speak of",
-    cross_fitted=True,
+    bias="none",
 )
 def reliability(gram: DirectionGram, layer: int) -> Estimate:
     if gram.ab is None:
@@ -419,7 +421,14 @@ def adjacent_cosine(gram: DirectionGram, first: np.ndarray, second: np.ndarray) 
     return np.asarray(np.minimum(1.0, np.abs(gram.cosines[first, second])))
 
 
-@_register("pair", "||U_L U_M^T||_F^2 / k over the top k = 8 directions", high=1.0, source="Björck & Golub 1973")
+@_register(
+    "pair",
+    "||U_L U_M^T||_F^2 / k over the top k = 8 directions",
+    high=1.0,
+    source="Björck & Golub 1973",
+    version=2,
+    bias="none",
+)
 def subspace_overlap(gram: DirectionGram, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.asarray(np.minimum(1.0, np.square(gram.whole[first, :, second, :]).sum(axis=(1, 2)) / TOP_K))
 
@@ -430,6 +439,8 @@ def subspace_overlap(gram: DirectionGram, first: np.ndarray, second: np.ndarray)
     unit="radians",
     high=math.pi / 2,
     source="Björck & Golub 1973",
+    version=2,
+    bias="none",
 )
 def principal_angle(gram: DirectionGram, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.asarray(np.arccos(_overlap_singular_values(gram, first, second)).mean(axis=1))
@@ -466,7 +477,8 @@ def _cross_fitted(gram: DirectionGram, layers: Sequence[int]) -> Float64[np.ndar
     "mean over pairs of |v_L^a . v_M^b|, each layer fitted on another half of the documents",
     high=1.0,
     source="cross-fit: tokens that two layers share cannot make them agree",
-    cross_fitted=True,
+    version=2,
+    bias="groups",
 )
 def intra_cosine_cross_fitted(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
     products = _cross_fitted(gram, layers)
@@ -483,7 +495,7 @@ def intra_cosine_cross_fitted(gram: DirectionGram, layers: Sequence[int]) -> Est
     "phase",
     "mean over pairs of |v_L^a . v_M^b| / sqrt(r_L r_M), where r_L and r_M exceed 0.6",
     source="Spearman 1904, correction for attenuation",
-    cross_fitted=True,
+    bias="none",
 )
 def intra_cosine_disattenuated(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
     products = _cross_fitted(gram, layers)
@@ -550,6 +562,8 @@ def _captured(basis: np.ndarray, products: np.ndarray) -> np.ndarray:
     "mean over L of ||B v_L||^2, B the top 8 right singular directions of the phase's stacked top-8 directions",
     high=1.0,
     source="reference script: capture",
+    version=2,
+    bias="none",
 )
 def capture_fraction(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
     if len(layers) == 1:
@@ -568,7 +582,7 @@ LONG_PHASE = 12
     "the same with B from the other layers of the phase, fitted on the other half of the documents",
     high=1.0,
     source="capture_fraction, cross-fitted over layers and documents",
-    cross_fitted=True,
+    bias="none",
 )
 def capture_fraction_held_out(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
     if len(layers) == 1:
@@ -597,6 +611,8 @@ def capture_fraction_held_out(gram: DirectionGram, layers: Sequence[int]) -> Est
     high=1.0,
     per_layer=False,
     source="mean projector; Marchenko & Pastur 1967 for the edge",
+    version=2,
+    bias="none",
 )
 def shared_fraction(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
     values = np.linalg.eigvalsh(_stack(gram.whole, layers, layers) / len(layers))[::-1][:TOP_K]
