@@ -10,19 +10,13 @@ import pytest
 import torch
 
 from suite.analysis.layers import reduce_stream
-from suite.analysis.metrics import VARIANTS
 from suite.analysis.resampling import LayerSpectra
 from suite.capture.residual import capture
 from suite.capture.stream import ResidualStream
-from suite.errors import SuiteError
-from suite.measure import Settings, measure
 from suite.models.blocks import find_decoder
-from suite.models.files import locate
-from suite.records.cache import Cache
 from tests.benchmarks.measuring import seconds
 from tests.benchmarks.page import Record
-from tests.benchmarks.subjects import LARGE, Subject, embedded_spec
-from tests.benchmarks.test_devices import compare
+from tests.benchmarks.subjects import LARGE, Subject
 
 pytestmark = [
     pytest.mark.benchmark(group="8. Two GPUs"),
@@ -122,29 +116,3 @@ def _apart(one: list[LayerSpectra], two: list[LayerSpectra]) -> tuple[float, flo
         if x[0] > 1.01 * x[1]:
             turned = max(turned, 1.0 - abs(float(a.directions[0].double() @ b.directions[0].double())))
     return figures, turned
-
-
-def test_embedded_model_over_two_gpus(
-    benchmark: Any, tmp_path_factory: pytest.TempPathFactory, record: Callable[..., Record]
-) -> None:
-    spec = embedded_spec()
-    try:
-        locate(spec)
-    except SuiteError as error:
-        pytest.skip(str(error))
-    folder = tmp_path_factory.mktemp("gpus")
-
-    def run(device: str) -> Any:
-        settings = Settings(
-            calibration="core", device=device, dtype="float32", results=folder / device, cache=Cache(folder / "cache")
-        )
-        return measure(spec, settings).measurement
-
-    one = run("cuda:0")
-    two = benchmark.pedantic(lambda: run("sharded"), rounds=1)
-    report = record("smollm2-135m-q4, calibration core, over two GPUs")
-    differences = compare(one, two)
-    name, (relative, where) = max(differences.items(), key=lambda item: item[1][0])
-    report.add(f"largest difference of the record from one GPU's: {name}, {where}", relative, target="<= 1e-5")
-    report.note(f"Variants {', '.join(VARIANTS)}; every layer, phase and metric of the record.")
-    assert relative <= 1e-5
