@@ -158,14 +158,13 @@ class PhaseLaw:
         per_layer: Mapping[int, float | None],
         more: Mapping[str, object],
     ) -> Estimate:
-        """The median of the layers' values; its corrected value and replicates are those of the smoothed median."""
-        centre, weights = smoothed_median(corrected, replicates)
-        value = float(np.median(values))
-        medians = (value + (replicates - replicates.mean(axis=0)) @ weights).tolist()
+        """The median of the layers' values."""
+        value, best = float(np.median(values)), float(np.median(corrected))
+        medians = (value + median_deviations(corrected, replicates)).tolist()
         return Estimate(
             value=value,
-            corrected=centre,
-            interval=interval(centre, medians),
+            corrected=best,
+            interval=interval(best, medians),
             replicates=tuple(medians),
             per_layer=dict(per_layer),
             detail=dict(self.detail) | dict(more),
@@ -193,20 +192,25 @@ MEDIAN_DRAWS = 1000
 """Of the layers' errors, each with its mirror image."""
 
 
-def smoothed_median(
+def median_deviations(
     values: Float64[np.ndarray, " layers"], replicates: Float64[np.ndarray, "groups layers"]
-) -> tuple[float, Float64[np.ndarray, " layers"]]:
-    """The mean of the median of values + e, and its derivative by each value, sum 1; e has the jackknife's covariance.
+) -> Float64[np.ndarray, " groups"]:
+    """What leaving out each group does to the median over layers, so that its jackknife has the median's spread.
 
-    The derivative is the share of the draws in which the layer is in the middle. So sum w_L r_gL are the replicates of
-    the smoothed median by the delta method (Efron 2014, "Estimation and accuracy after model selection", section 4).
-    Replicates of the median itself will not do: where layers tie they jump from one to another and spread too little,
-    and those of the one layer in the middle spread as that layer does, which is more than the median of many.
+    The medians of the replicates will not do: where layers tie they jump from one layer to another, and spread too
+    little; and those of the one layer in the middle spread as that layer does, up to twice as much as the median of
+    many. So errors e with the jackknife's covariance are drawn. The share of the draws of values + e in which a layer
+    is in the middle is the derivative of their mean median by that layer (Efron 2014, "Estimation and accuracy after
+    model selection", section 4), which gives the replicates; and these are stretched to the spread of the drawn
+    medians, as the median is rougher than its mean.
     """
     groups, layers = replicates.shape
+    deviations = replicates - replicates.mean(axis=0)
     draws = np.random.default_rng(0).standard_normal((MEDIAN_DRAWS, groups))
-    errors = math.sqrt((groups - 1) / groups) * draws @ (replicates - replicates.mean(axis=0))
+    errors = math.sqrt((groups - 1) / groups) * draws @ deviations
     drawn = values + np.concatenate([errors, -errors])
     middle = np.argsort(drawn, axis=1, kind="stable")[:, (layers - 1) // 2 : layers // 2 + 1]
     weights = np.bincount(middle.ravel(), minlength=layers) / middle.size
-    return float(np.median(drawn, axis=1).mean()), np.asarray(weights)
+    out = deviations @ weights
+    spread = float(standard_errors(out))
+    return np.asarray(out * (np.median(drawn, axis=1).std() / spread if spread else 1.0))

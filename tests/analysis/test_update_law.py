@@ -10,9 +10,10 @@ import torch
 
 from suite.analysis import update_law
 from suite.analysis.estimates import phase_metrics
-from suite.analysis.law import RUNGS, Law, PhaseLaw, jackknife, smoothed_median
+from suite.analysis.law import RUNGS, Law, PhaseLaw, jackknife, median_deviations
 from suite.analysis.law_moments import fold_bases, sum_groups, walk_rows
 from suite.analysis.metrics import METRICS, VARIANTS
+from suite.analysis.uncertainty import standard_errors
 from suite.analysis.update_law import measure_law
 from suite.capture.stream import ResidualStream
 from tests.analysis.test_metrics import gram_of, reduced
@@ -357,32 +358,31 @@ def test_the_bias_of_half_the_documents_is_taken_away() -> None:
     assert jackknife(np.array([whole, *[without] * 10])) == pytest.approx((3.0, 3.0, 3.0), abs=1e-12)
 
 
-def test_the_smoothed_median_follows_the_layers_that_may_be_in_the_middle() -> None:
+def test_a_median_spreads_as_the_layers_that_may_be_in_the_middle() -> None:
     draw = np.random.default_rng(0)
     errors = draw.standard_normal((10, 5))
     errors -= errors.mean(axis=0)
     apart = np.array([0.0, 100.0, 300.0, 400.0, 900.0])
-    centre, weights = smoothed_median(apart, apart + errors)
-    assert weights.tolist() == [0.0, 0.0, 1.0, 0.0, 0.0]
-    assert centre == pytest.approx(300.0)
-    centre, weights = smoothed_median(apart[:4], (apart + errors)[:, :4])
-    assert weights.tolist() == [0.0, 0.5, 0.5, 0.0]
-    tied, weights = smoothed_median(np.zeros(5), errors)
-    assert tied == pytest.approx(0.0, abs=1e-12)
-    assert weights.sum() == pytest.approx(1.0)
-    assert 0.05 < weights.min() < weights.max() < 0.5
+    # The draws of the errors' size are 2,000: their sd is right to 2%.
+    assert median_deviations(apart, apart + errors) == pytest.approx(errors[:, 2], rel=0.06)
+    even = median_deviations(apart[:4], (apart + errors)[:, :4])
+    assert even == pytest.approx(errors[:, 1:3].mean(axis=1), rel=0.06)
+    tied = median_deviations(np.zeros(5), errors)
+    assert 0.3 < float(standard_errors(tied) / standard_errors(errors).mean()) < 0.8
+    assert (median_deviations(apart, np.tile(apart, (10, 1))) == 0.0).all()
 
 
-@pytest.mark.parametrize("common", [0.0, 0.9])
-def test_intervals_of_a_median_cover_where_layers_tie(common: float) -> None:
-    """Errors of ten groups and 7 layers that are all alike, a share of them the same in all layers."""
+@pytest.mark.parametrize(("common", "apart"), [(0.1, 0.0), (0.1, 0.3), (0.1, 1.0), (0.9, 0.3)])
+def test_intervals_of_a_median_cover(common: float, apart: float) -> None:
+    """Seven layers, of which most tie and some lie above, and ten groups; a share of their errors is common to all."""
+    layers = apart * np.array([0.0, 0.1, 0.2, 0.4, 0.7, 1.5, 2.5])
     covered = []
     for seed in range(400):
         draw = np.random.default_rng([seed, 1])
         errors = np.sqrt(common) * draw.standard_normal((10, 1)) + np.sqrt(1 - common) * draw.standard_normal((10, 7))
         without = (errors.sum(axis=0) - errors) / 9
         law = PhaseLaw(range(7), {}, np.zeros((0, 0)), np.zeros((0, 0, 0)))
-        found = law.median(np.concatenate([errors.mean(axis=0)[None], without])).interval
+        found = law.median(layers + np.concatenate([errors.mean(axis=0)[None], without])).interval
         assert found is not None
-        covered.append(found[0] <= 0.0 <= found[1])
+        covered.append(found[0] <= layers[3] <= found[1])
     assert 0.92 <= np.mean(covered) <= 0.98
