@@ -47,7 +47,7 @@ bench: .venv/installed
 	$(BIN)/pytest tests/benchmarks --benchmark-json=.benchmarks.json --benchmark-columns=median,rounds
 	$(BIN)/python -m tests.benchmarks.page .benchmarks.json
 
-# Intervals and verdicts against planted truth, the long form: rewrites results/selftest.md. Two core-hours.
+# Intervals and verdicts against planted truth, the long form: rewrites results/selftest.md. Three core-hours.
 selftest: .venv/installed
 	$(BIN)/delta-suite selftest --repeats 1000 --processes $$(getconf _NPROCESSORS_ONLN) --out results/selftest.md
 

@@ -244,14 +244,14 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
             peak_memory_bytes=_peak_memory(),
             cache_key=run.key,
         ),
-        law=_law_record(laws[0], phases),
+        law=law_record(laws[0], phases),
     )
     # Computed for the model's phases once, here; other phase maps are put on from the arrays.
     return measurement.under(phases), arrays
 
 
-def _law_record(law: Law | None, phases: Mapping[str, tuple[int, int]]) -> LawRecord:
-    """`law`: None where the stream came in several shards."""
+def law_record(law: Law | None, phases: Mapping[str, tuple[int, int]]) -> LawRecord:
+    """The law's part of a record. `law`: None where the stream came in several shards."""
     own = {name: (first, last) for name, (first, last) in phases.items()}
     if law is None:
         why = absent("the update law needs the whole stream at once, and it came in several shards")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -9,9 +10,11 @@ import pytest
 from typer.testing import CliRunner
 
 from suite.claims.judge import Verdict
+from suite.claims.spec import load_hypothesis
 from suite.cli import app
-from suite.selftest import proof
-from suite.selftest.planted import DOCUMENTS, SHARED, SHARED_COSINE, TOKENS, WORLDS, Claim, Truth, phased
+from suite.selftest import law, proof
+from suite.selftest.documents import DOCUMENTS, SCALE, SPREAD
+from suite.selftest.planted import SHARED, SHARED_COSINE, TOKENS, WORLDS, Claim, Truth, phased
 from suite.selftest.proof import COVERAGE, Proof, Rate, SelftestError, coverage_of, selftest, wilson
 
 
@@ -44,7 +47,7 @@ def test_narrow_and_endless_intervals_are_caught_by_the_tables_own_check() -> No
     means = draw.standard_normal(400)
 
     def row(half: float) -> proof.Coverage:
-        return coverage_of([(m - half, m + half) for m in means], 0.0, world="w", metric="gamma", scope="C")
+        return coverage_of([(m - half, m + half) for m in means], [0.0] * 400, world="w", metric="gamma", scope="C")
 
     assert row(1.96).violation is None
     narrow, endless = row(1.0), row(9.0)
@@ -52,10 +55,10 @@ def test_narrow_and_endless_intervals_are_caught_by_the_tables_own_check() -> No
     assert "holds the truth in 0.6" in narrow.violation
     assert narrow.below == pytest.approx(narrow.above, abs=40)
     assert endless.violation is not None
-    biased = coverage_of([(m, m + 3.92) for m in means], 0.0, world="w", metric="gamma", scope="C")
+    biased = coverage_of([(m, m + 3.92) for m in means], [0.0] * 400, world="w", metric="gamma", scope="C")
     assert biased.violation is not None
     assert biased.above > 150 > biased.below
-    never = coverage_of([], 0.0, world="w", metric="gamma", scope="C", without=9)
+    never = coverage_of([], [], world="w", metric="gamma", scope="C", without=9)
     assert never.violation == "w: gamma over C never had an interval"
 
 
@@ -97,6 +100,53 @@ def test_truth_is_what_was_planted() -> None:
     assert truth("mean_energy", (8, 8)) == pytest.approx(
         len(delta) * (delta.mean(axis=0) ** 2).sum() / (delta**2).sum(), rel=0.1
     )
+
+
+def test_truth_of_the_law_is_what_was_planted() -> None:
+    """Where nothing but turns and noise is planted, every figure has a closed form."""
+    noise = law.NOISE**2 * (1 + SPREAD**2) * math.exp(2 * SCALE**2)
+    flat = pytest.approx(1 / law.HIDDEN, rel=0.1)  # the largest of 32 equal eigenvalues, in a sample
+    one = law.law_without_direction(np.random.default_rng(6)).truth(np.random.default_rng(7), 2000)
+    for metric in ("own_r2", "shared_r2", "transfer_r2"):
+        assert one(metric, law.LAW_C, (0.0,)) == pytest.approx(1 / (1 + noise), abs=0.01)
+    assert one("sharing_index", law.LAW_C, (0.0,)) == pytest.approx(1.0, abs=1e-3)
+    assert one("residual_rank_one_share", law.LAW_C, (0.0,)) == flat
+    assert one("own_r2", law.LAW_E, (0.0,)) == pytest.approx(0.8 / (0.8 + noise), abs=0.05)  # 0.4^2 + 0.8^2
+    # A ridge of 1 halves an isotropic map: R^2 falls by the factor 1 - (1/2)^2.
+    assert one("own_r2", law.LAW_C, (1.0,)) == pytest.approx(0.75 / (1 + noise), abs=0.01)
+    assert one("own_r2", law.LAW_C, (0.0, 1.0)) == pytest.approx(0.875 / (1 + noise), abs=0.01)
+    assert one("shared_r2", law.LAW_C, (1.0,)) == pytest.approx(1 / (1 + noise), abs=0.01)  # it has its best gain
+    none = law.own_maps(np.random.default_rng(6)).truth(np.random.default_rng(7), 2000)
+    assert none("sharing_index", law.LAW_C, (0.0,)) == pytest.approx(0.0, abs=0.02)
+    assert none("rank_one_closure", law.LAW_E, (0.0,)) == pytest.approx(1 / law.HIDDEN, rel=0.2)
+
+
+def test_every_claim_of_the_law_and_of_boundaries_is_planted_both_ways() -> None:
+    stated: dict[tuple[str, str], set[str]] = {}
+    for world in WORLDS.values():
+        for claim in world.claims:
+            if isinstance(claim.said, tuple):
+                stated.setdefault(claim.said, set()).add(claim.kind)
+                assert claim.expectation.id == claim.said[1]
+    for file in ("update_law.toml", "boundaries.toml"):
+        for expectation in load_hypothesis(Path(__file__).parent.parent / "hypotheses" / file).expect:
+            assert stated.pop((file, expectation.id)) == {"power", "false positives"}
+    assert not stated
+
+
+@pytest.mark.parametrize("name", ["law", "law without direction", "own maps", "law exchanged"])
+def test_the_law_is_found_where_it_is_planted_and_nowhere_else(name: str) -> None:
+    found = selftest(1, only=name, truth_documents=100)
+    supported = {row.claim.expectation.id: row.supported for row in found.rates if row.claim.kind == "power"}
+    supported.pop("c-residual-has-no-direction", None)  # 0.08 of at most 0.10 is not shown by every draw
+    assert set(supported.values()) <= {1}
+    assert all(row.supported == 0 for row in found.rates if row.claim.kind == "false positives")
+    assert all(row.repeats == 1 for row in found.coverage if (row.scope, row.metric) not in WORLDS[name].shown)
+
+
+def test_planted_boundaries_are_found() -> None:
+    found = selftest(1, only="segments")
+    assert [row.supported for row in found.rates] == [1, 1]
 
 
 @pytest.mark.parametrize("name", ["noise", "sinks"])

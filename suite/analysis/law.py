@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -9,7 +10,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from suite.analysis.metrics import METRICS, Estimate, absent
-from suite.analysis.uncertainty import T_975, standard_errors
+from suite.analysis.uncertainty import T_975, interval, standard_errors
 
 PhaseMap = Mapping[str, tuple[int, int]]
 
@@ -108,7 +109,8 @@ class PhaseLaw:
         """Median over layers of a figure that each layer has; absent where a phase of one layer has none."""
         if np.isnan(values).any():
             return absent(ONE_LAYER)
-        return self._estimate(values, dict(zip(self.layers, values[0].tolist(), strict=True)), {})
+        per_layer = dict(zip(self.layers, values[0].tolist(), strict=True))
+        return self._estimate(values[0], jackknife(values)[0], values[1:], per_layer, {})
 
     def rung(self, name: str) -> Estimate:
         """Median over layers of a rung's R^2."""
@@ -136,24 +138,34 @@ class PhaseLaw:
         if defined.sum() * 2 < len(self.layers) or not defined.any():
             missing = len(self.layers) - int(defined.sum())
             return absent(f"the 95% interval of {what} holds 0 in {missing} of {len(self.layers)} layers")
-        values = ((self.r2[upper] - self.r2[lower])[:, defined]) / room[:, defined]
+        part, room = (self.r2[upper] - self.r2[lower])[:, defined], room[:, defined]
+        ratios = part[0] / room[0]
+        # Where the room is small, own maps fitted to noise take much of it away, and the bias of the ratio is of a
+        # higher order than the jackknife corrects. That of its parts is not; and the delta method gives its replicates.
+        best_part, best_room = jackknife(part)[0], jackknife(room)[0]
+        corrected = best_part / best_room
+        of_part, of_room = (own[1:] - own[1:].mean(axis=0) for own in (part, room))
+        replicates = corrected + (of_part - corrected * of_room) / best_room
         per_layer: dict[int, float | None] = dict.fromkeys(self.layers)
-        per_layer |= dict(zip(np.array(self.layers)[defined].tolist(), values[0].tolist(), strict=True))
-        return self._estimate(values, per_layer, {"layers_without": int((~defined).sum())})
+        per_layer |= dict(zip(np.array(self.layers)[defined].tolist(), ratios.tolist(), strict=True))
+        return self._estimate(ratios, corrected, replicates, per_layer, {"layers_without": int((~defined).sum())})
 
     def _estimate(
-        self, values: np.ndarray, per_layer: Mapping[int, float | None], more: Mapping[str, object]
+        self,
+        values: Float64[np.ndarray, " layers"],
+        corrected: Float64[np.ndarray, " layers"],
+        replicates: Float64[np.ndarray, "groups layers"],
+        per_layer: Mapping[int, float | None],
+        more: Mapping[str, object],
     ) -> Estimate:
-        # The replicates follow the layers that are in the middle with all documents: where layers tie, the median
-        # without a group is that of another layer, and a jackknife of such jumps covers too little.
-        middle = np.argsort(values[0], kind="stable")[(values.shape[1] - 1) // 2 : values.shape[1] // 2 + 1]
-        medians = values[:, middle].mean(axis=1)
-        corrected, low, high = jackknife(medians)
+        """The median of the layers' values."""
+        value, best = float(np.median(values)), float(np.median(corrected))
+        medians = (value + median_deviations(corrected, replicates)).tolist()
         return Estimate(
-            value=float(medians[0]),
-            corrected=float(corrected),
-            interval=(float(low), float(high)),
-            replicates=tuple(medians[1:].tolist()),
+            value=value,
+            corrected=best,
+            interval=interval(best, medians),
+            replicates=tuple(medians),
             per_layer=dict(per_layer),
             detail=dict(self.detail) | dict(more),
         )
@@ -165,10 +177,40 @@ _WORDS = {"scaled": "c_L h", "shared": "shared map"}
 def jackknife(values: Float64[np.ndarray, "cases ..."]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Delete-a-group jackknife over groups of documents: bias-corrected value and the ends of its 95% interval.
 
-    values[0] is of all documents, values[1 + g] without group g.
+    values[0] is of all documents, values[1 + g] without group g, which leaves the training of its own fold and the test
+    of the other: a bias b/n in the n tokens of training is b/n in one of the two and (b/n) (G/2) / (G/2 - 1) in the
+    other, so the replicates have 1/(G - 2) more of it than the whole.
     """
     whole, replicates = values[0], values[1:]
     groups = len(replicates)
-    corrected = np.asarray(groups * whole - (groups - 1) * replicates.mean(axis=0))
+    corrected = np.asarray(whole + (groups - 2) * (whole - replicates.mean(axis=0)))
     reach = T_975[groups - 1] * standard_errors(replicates)
     return corrected, np.asarray(corrected - reach), np.asarray(corrected + reach)
+
+
+MEDIAN_DRAWS = 1000
+"""Of the layers' errors, each with its mirror image."""
+
+
+def median_deviations(
+    values: Float64[np.ndarray, " layers"], replicates: Float64[np.ndarray, "groups layers"]
+) -> Float64[np.ndarray, " groups"]:
+    """What leaving out each group does to the median over layers, so that its jackknife has the median's spread.
+
+    The medians of the replicates will not do: where layers tie they jump from one layer to another, and spread too
+    little; and those of the one layer in the middle spread as that layer does, up to twice as much as the median of
+    many. So errors e with the jackknife's covariance are drawn. The share of the draws of values + e in which a layer
+    is in the middle is the derivative of their mean median by that layer (Efron 2014, "Estimation and accuracy after
+    model selection", section 4), which gives the replicates; and these are stretched to the spread of the drawn
+    medians, as the median is rougher than its mean.
+    """
+    groups, layers = replicates.shape
+    deviations = replicates - replicates.mean(axis=0)
+    draws = np.random.default_rng(0).standard_normal((MEDIAN_DRAWS, groups))
+    errors = math.sqrt((groups - 1) / groups) * draws @ deviations
+    drawn = values + np.concatenate([errors, -errors])
+    middle = np.argsort(drawn, axis=1, kind="stable")[:, (layers - 1) // 2 : layers // 2 + 1]
+    weights = np.bincount(middle.ravel(), minlength=layers) / middle.size
+    out = deviations @ weights
+    spread = float(standard_errors(out))
+    return np.asarray(out * (np.median(drawn, axis=1).std() / spread if spread else 1.0))

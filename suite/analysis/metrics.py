@@ -641,6 +641,7 @@ _LAW = "the update law, held out over documents: suite/analysis/update_law.py"
     "median over L of [R2(c T^(-L)) - R2(c h)] / [R2(T_L) - R2(c h)]: shared map, fitted without L, against L's own",
     low=-math.inf,
     from_law=True,
+    version=2,
     source=_LAW,
 )
 def sharing_index(law: PhaseLaw) -> Estimate:
@@ -653,6 +654,7 @@ def sharing_index(law: PhaseLaw) -> Estimate:
     low=-math.inf,
     high=1.0,
     from_law=True,
+    version=2,
     source=_LAW,
 )
 def shared_r2(law: PhaseLaw) -> Estimate:
@@ -665,6 +667,7 @@ def shared_r2(law: PhaseLaw) -> Estimate:
     low=-math.inf,
     high=1.0,
     from_law=True,
+    version=2,
     source=_LAW,
 )
 def own_r2(law: PhaseLaw) -> Estimate:
@@ -676,6 +679,7 @@ def own_r2(law: PhaseLaw) -> Estimate:
     "median over L of v^T R_L v / tr R_L, R_L the residual after the shared map, v its top eigenvector in training",
     high=1.0,
     from_law=True,
+    version=2,
     source=_LAW,
 )
 def residual_rank_one_share(law: PhaseLaw) -> Estimate:
@@ -687,6 +691,7 @@ def residual_rank_one_share(law: PhaseLaw) -> Estimate:
     "median over L of [R2(c T^(-L) + v w^T) - R2(c T^(-L))] / [R2(T_L) - R2(c T^(-L))]",
     low=-math.inf,
     from_law=True,
+    version=2,
     source=_LAW,
 )
 def rank_one_closure(law: PhaseLaw) -> Estimate:
@@ -699,6 +704,7 @@ def rank_one_closure(law: PhaseLaw) -> Estimate:
     low=-math.inf,
     high=1.0,
     from_law=True,
+    version=2,
     source=_LAW,
 )
 def transfer_r2(law: PhaseLaw) -> Estimate:

@@ -16,10 +16,10 @@ A = sum x x^T, B = sum delta x^T, D = sum delta delta^T over n training tokens; 
     held-out error  SSE(T) = tr D - 2 tr(T B^T) + tr(T A T^T) over the test tokens; R^2 = 1 - SSE(T) / SSE(their mean
                     in training)
 
-Intervals come from deleting a group of documents from training and test alike and fitting the maps anew, with the
-basis, mu and v_L kept. So they cover what these maps would reach with unlimited text (with the same mu), and for the
-rank-one figures what the v_L that was found carries in all text; not that another v_L might have been found, which
-where the residual has no leading direction is nearly free.
+Intervals come from deleting a group of documents from training and test alike and fitting the maps and v_L anew, with
+the basis and mu kept. So they cover what these maps would reach with unlimited text and the same mu. That is not quite
+mu = 0: a shared map is no optimum of the layer it is judged on, and changes its R^2 with mu to first order, which the
+ratios show where R^2(own) - R^2(shared) is small.
 
 Least squares in d dimensions wants 10 d tokens in the training fold. With fewer, x is projected on the first k = n/10
 principal components of its training fold, and delta on k of its own; the energy of delta outside counts as unexplained
@@ -126,14 +126,14 @@ def measure_law(
     for fold, own in enumerate(FOLDS):
         train, other = sums[fold].total(own, device), sums[fold].sets(FOLDS[1 - fold], device)
         ridges.append(_choose_ridge(sums[fold], own, device))
-        scores, v = _evaluate(train, other, phases, ridges[-1])
+        scores, leading = _evaluate(train, other, phases, ridges[-1])
         whole.append(scores)
-        directions.append(bases[fold].lifted(v[..., 0]).cpu().numpy())
+        directions.append(bases[fold].lifted(leading[..., 0]).cpu().numpy())
         everything = sums[fold].total(FOLDS[1 - fold], device)
         replicates = []
         for left_out in range(own.start, own.stop):
             fewer = train - sums[fold].sets(slice(left_out, left_out + 1), device)
-            replicates.append(_evaluate(fewer, everything, phases, ridges[-1], v)[0])
+            replicates.append(_evaluate(fewer, everything, phases, ridges[-1], leading)[0])
         without.append(replicates)
     return _assemble(
         whole, without, phases, form, len(rows), documents, hidden, k, (ridges[0], ridges[1]), np.stack(directions)
@@ -170,9 +170,12 @@ class _Scores:
 
 
 def _evaluate(
-    train: Sums, tests: Sums, phases: PhaseMap, ridge: float, directions: Tensor | None = None
-) -> tuple[_Scores, Float64[Tensor, "layers k 1"]]:
-    """Fit every map on one set, and score it on the others. v_L is fitted, too, where it is not given."""
+    train: Sums, tests: Sums, phases: PhaseMap, ridge: float, start: Tensor | None = None
+) -> tuple[_Scores, Float64[Tensor, "layers k b"]]:
+    """Fit every map, and v_L, on one set, and score them on the others.
+
+    Comes with the leading directions of the residuals, v_L first: a `start` for sets with most documents in common.
+    """
     tests, fit = tests.about(train), train.about(train)
     A, B, D = fit.A[0], fit.B[0], fit.D[0]
     layers, k = A.shape[:2]
@@ -188,7 +191,10 @@ def _evaluate(
 
     nothing = torch.full((sets, layers), torch.nan, dtype=torch.float64, device=A.device)
     shared_sse, rank_one, along, gains = nothing.clone(), nothing.clone(), nothing.clone(), nothing[0].clone()
-    found = torch.zeros(layers, k, 1, dtype=torch.float64, device=A.device) if directions is None else directions
+    if start is None:
+        block = torch.randn(k, min(BLOCK, k), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        start = torch.linalg.qr(block.to(A.device))[0].expand(layers, -1, -1)
+    found = start.new_zeros(start.shape)
     energy = (fit.yy[0] / fit.n[0]).sqrt().clamp_min(torch.finfo(torch.float64).tiny)
     for first, last in phases.values():
         chosen = slice(first, last + 1)
@@ -200,10 +206,9 @@ def _evaluate(
         S = T.mT @ T
         c = (T * b).sum(dim=(1, 2)) / (S * a).sum(dim=(1, 2)).clamp_min(torch.finfo(torch.float64).tiny)
         T, S = c[:, None, None] * T, c.square()[:, None, None] * S
-        if directions is None:
-            crossed = T @ b.mT
-            found[chosen] = _top_directions(d - crossed - crossed.mT + T @ a @ T.mT)
-        v = found[chosen]
+        crossed = T @ b.mT
+        found[chosen] = _top_directions(d - crossed - crossed.mT + T @ a @ T.mT, start[chosen])
+        v = found[chosen, :, :1]
         image = T.mT @ v
         w = torch.cholesky_solve(b.mT @ v - a @ image, factor[chosen])
         # The test sets one after the other: all at once, the temporaries would outweigh the sums.
@@ -252,11 +257,10 @@ def _products(T: Tensor, S: Tensor, sums: Sums) -> tuple[Tensor, Tensor]:
     return sums.B.flatten(2) @ T.flatten(1).T, sums.A.flatten(2) @ S.flatten(1).T
 
 
-def _top_directions(matrices: Float64[Tensor, "layers k k"]) -> Float64[Tensor, "layers k 1"]:
-    """The top eigenvector of each matrix, by subspace iteration with Rayleigh-Ritz steps."""
-    layers, k, _ = matrices.shape
-    start = torch.randn(k, min(BLOCK, k), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    block: Tensor = torch.linalg.qr(start.to(matrices.device))[0].expand(layers, -1, -1)
+def _top_directions(
+    matrices: Float64[Tensor, "layers k k"], block: Float64[Tensor, "layers k b"]
+) -> Float64[Tensor, "layers k b"]:
+    """The top eigenvectors of each matrix, by subspace iteration with Rayleigh-Ritz steps; the first is converged."""
     for _ in range(MOST_STEPS):
         image = matrices @ block
         values, vectors = torch.linalg.eigh(block.mT @ image)
@@ -265,7 +269,7 @@ def _top_directions(matrices: Float64[Tensor, "layers k k"]) -> Float64[Tensor, 
         if bool((rest.norm(dim=1) <= TOLERANCE * values[:, -1].abs()).all()):
             break
         block = torch.linalg.qr(image)[0]
-    return block[:, :, :1]
+    return block
 
 
 def _choose_ridge(sums: Sums, fold: slice, device: torch.device) -> float:

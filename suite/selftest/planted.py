@@ -14,43 +14,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float64, Int64
 
+import suite
 from suite.analysis.estimates import phase_metric
 from suite.analysis.metrics import METRICS, TOP_K, DirectionGram, Estimate, LayerStatistics
 from suite.claims.gates import MIN_TOKENS_PER_DIMENSION
-from suite.claims.schema import Expectation
+from suite.claims.spec import Expectation, Hypothesis, load_hypothesis
+from suite.selftest.documents import DOCUMENTS, SCALE, SPREAD, Layers, Population, ValueOf, orthonormal, unit
+from suite.selftest.law import LAW_C, LAW_E, exchanged, law, law_without_direction, own_maps
 
-if TYPE_CHECKING:
-    from suite.capture.stream import ResidualStream
-
-DOCUMENTS, TOKENS = 80, 12
-"""Of one repeat: documents, and tokens of each."""
-
-SCALE, SPREAD = 0.3, 0.4
-"""Documents differ in scale by 30%, and 14% of the variance inside a layer lies between documents."""
-
-START = 3.0
-"""Standard deviation of the entries of h_0, so that one update is a tenth to a fifth of the stream."""
-
-SINK = 40.0
-"""Length of a sink's update, in each layer, where ordinary ones have about 6."""
+TOKENS = 12
+"""Of a document whose updates are planted by their spectra."""
 
 NO_POPULATION_VALUE = ("reliability",)
 """Metrics that are about the two halves at hand: with unlimited text reliability is 1, whatever is planted."""
 
-Layers = tuple[int, int]
-"""First and last."""
-
 
 @dataclass(frozen=True)
-class Population:
-    """What documents are drawn from."""
+class Spectral(Population):
+    """Updates that do not depend on the state."""
 
     spectra: Float64[np.ndarray, "layers hidden"]
     """lambda."""
@@ -59,7 +49,7 @@ class Population:
     means: Float64[np.ndarray, "layers hidden"]
     """mu."""
     sink: Float64[np.ndarray, " hidden"] | None = None
-    """The direction in which the first token of each document, and one more, are pushed in every layer."""
+    tokens: int = TOKENS
 
     @property
     def layers(self) -> int:
@@ -69,46 +59,17 @@ class Population:
     def hidden(self) -> int:
         return int(self.spectra.shape[1])
 
-    def states(
-        self, draw: np.random.Generator, documents: int = DOCUMENTS
-    ) -> list[Float32[np.ndarray, "tokens hidden"]]:
-        """h_0 .. h_N of new documents."""
-        document = np.arange(documents * TOKENS) // TOKENS
-        shape = (len(document), self.hidden)
-        scale = np.exp(SCALE * draw.standard_normal(documents))[document, None]
-        sinks = np.arange(documents) * TOKENS
-        sinks = np.concatenate([sinks, sinks + draw.integers(1, TOKENS, documents)])
-        state = START * draw.standard_normal(shape)
-        out = [state.astype(np.float32)]
-        for spectrum, basis, mean in zip(self.spectra, self.bases, self.means, strict=True):
-            own = draw.standard_normal(shape) + SPREAD * draw.standard_normal((documents, self.hidden))[document]
-            update = scale * ((own * np.sqrt(spectrum)) @ basis + mean)
-            if self.sink is not None:
-                update[sinks] += SINK * self.sink
-            state = state + update
-            out.append(state.astype(np.float32))
-        return out
+    def update(self, layer: int, state: np.ndarray, noise: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        return np.asarray(scale * ((noise * np.sqrt(self.spectra[layer])) @ self.bases[layer] + self.means[layer]))
 
-    def stream(self, draw: np.random.Generator, documents: int = DOCUMENTS) -> ResidualStream:
-        """The same as the tap would keep it."""
-        import torch
-
-        from suite.capture.stream import ResidualStream
-
-        token = torch.arange(documents * TOKENS)
-        return ResidualStream(
-            [torch.from_numpy(state) for state in self.states(draw, documents)],
-            token // TOKENS,
-            token % TOKENS,
-            torch.ones(len(token), dtype=torch.bool),
-            "device",
-        )
+    def truth(self, draw: np.random.Generator, documents: int) -> ValueOf:
+        return Truth(self, draw, documents)
 
 
 class Truth:
     """What every figure would be with unlimited text: the metric, put to the population's own second moments."""
 
-    def __init__(self, population: Population, draw: np.random.Generator, documents: int) -> None:
+    def __init__(self, population: Spectral, draw: np.random.Generator, documents: int) -> None:
         """`documents` are drawn for averages over tokens, which have no closed form. No sinks may be planted."""
         assert population.sink is None
         tokens = DOCUMENTS * TOKENS
@@ -134,7 +95,7 @@ class Truth:
         both = np.stack(directions)
         self._gram = DirectionGram.of(both, (both, both))
 
-    def __call__(self, metric: str, layers: Layers) -> float:
+    def __call__(self, metric: str, layers: Layers, ridges: tuple[float, ...] = ()) -> float:
         """Over layers as a claim takes it: the mean of a layer metric."""
         definition, scope = METRICS[metric], range(layers[0], layers[1] + 1)
         found = (
@@ -150,9 +111,7 @@ def _value(estimate: Estimate) -> float:
     return estimate.value
 
 
-def _averages(
-    population: Population, draw: np.random.Generator, documents: int
-) -> list[dict[str, tuple[float, float]]]:
+def _averages(population: Spectral, draw: np.random.Generator, documents: int) -> list[dict[str, tuple[float, float]]]:
     import torch
 
     from suite.analysis.moments import TOKEN_QUANTITIES, token_quantities
@@ -174,15 +133,6 @@ def _averages(
 
 
 # --- populations -----------------------------------------------------------------------------------------------
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True))
-
-
-def _orthonormal(draw: np.random.Generator, hidden: int, count: int | None = None) -> np.ndarray:
-    """Random orthonormal rows."""
-    return np.asarray(np.linalg.qr(draw.standard_normal((hidden, count or hidden)))[0].T)
 
 
 def _around(draw: np.random.Generator, directions: Float64[np.ndarray, "layers hidden"]) -> np.ndarray:
@@ -208,69 +158,91 @@ SHARED, SPECIAL, DEPTH = (6, 10), (14, 21), 24
 SHARED_COSINE = 0.8
 
 
-def phased(draw: np.random.Generator) -> Population:
+def phased(draw: np.random.Generator) -> Spectral:
     """C: layers 6-10 share a direction, |cos| about 0.8; all others, those of E among them, have one of their own."""
     hidden = 32
-    directions = _unit(draw.standard_normal((DEPTH, hidden)))
-    common, *own = _orthonormal(draw, hidden, 1 + SHARED[1] - SHARED[0] + 1)
+    directions = unit(draw.standard_normal((DEPTH, hidden)))
+    common, *own = orthonormal(draw, hidden, 1 + SHARED[1] - SHARED[0] + 1)
     for layer, other in zip(range(SHARED[0], SHARED[1] + 1), own, strict=True):
         directions[layer] = math.sqrt(SHARED_COSINE) * common + math.sqrt(1 - SHARED_COSINE) * other
     spectra = _spiked(DEPTH, hidden)
     bases = _around(draw, directions)
     means = np.einsum("ld,ldh->lh", 0.5 * np.sqrt(spectra) * draw.standard_normal((DEPTH, hidden)), bases)
-    return Population(spectra, bases, means)
+    return Spectral(spectra, bases, means)
 
 
-def wide(draw: np.random.Generator) -> Population:
+def wide(draw: np.random.Generator) -> Spectral:
     """Few tokens for many dimensions, n / d = 5, and a slowly falling spectrum, i^-1."""
     hidden = 192
     mean = 0.2 * draw.standard_normal(hidden) / math.sqrt(hidden)
-    return Population(1.0 / np.arange(1, hidden + 1)[None], _orthonormal(draw, hidden)[None], mean[None])
+    return Spectral(1.0 / np.arange(1, hidden + 1)[None], orthonormal(draw, hidden)[None], mean[None])
 
 
-def noise(draw: np.random.Generator, sink: bool = False) -> Population:
+def noise(draw: np.random.Generator, sink: bool = False) -> Spectral:
     """Isotropic: no layer has a direction."""
     layers, hidden = 12, 32
     bases = np.stack([np.eye(hidden)] * layers)
-    direction = _unit(draw.standard_normal(hidden)) if sink else None
-    return Population(np.ones((layers, hidden)), bases, np.zeros((layers, hidden)), direction)
+    direction = unit(draw.standard_normal(hidden)) if sink else None
+    return Spectral(np.ones((layers, hidden)), bases, np.zeros((layers, hidden)), direction)
 
 
-def sinks(draw: np.random.Generator) -> Population:
+def sinks(draw: np.random.Generator) -> Spectral:
     """Isotropic, and two tokens of each document whose states and updates are massive, along one direction."""
     return noise(draw, sink=True)
 
 
-def equal(draw: np.random.Generator) -> Population:
+def equal(draw: np.random.Generator) -> Spectral:
     """The directions of all pairs of layers have one and the same cosine, 0.5: no phase differs from another."""
     hidden = 32
-    common, *own = _orthonormal(draw, hidden, DEPTH + 1)
+    common, *own = orthonormal(draw, hidden, DEPTH + 1)
     return _without_means(draw, math.sqrt(0.5) * common + math.sqrt(0.5) * np.stack(own))
 
 
-def independent(draw: np.random.Generator) -> Population:
+def independent(draw: np.random.Generator) -> Spectral:
     """Every layer's direction is drawn on its own: some phase is more alike than another, by chance only."""
-    return _without_means(draw, _unit(draw.standard_normal((DEPTH, 32))))
+    return _without_means(draw, unit(draw.standard_normal((DEPTH, 32))))
 
 
-def even_drift(draw: np.random.Generator) -> Population:
+def even_drift(draw: np.random.Generator) -> Spectral:
     """Directions turn steadily over depth: the cosine of two layers depends on their distance alone."""
     hidden, depth = 32, np.arange(DEPTH)[:, None]
     parts, speeds = np.sqrt([0.6, 0.25, 0.15]), np.array([0.06, 0.15, 0.35])
     path = np.hstack([parts * np.cos(speeds * depth), parts * np.sin(speeds * depth)])
-    return _without_means(draw, path @ _orthonormal(draw, hidden, 2 * len(parts)))
+    return _without_means(draw, path @ orthonormal(draw, hidden, 2 * len(parts)))
 
 
-def uneven_drift(draw: np.random.Generator) -> Population:
+def _in_segments(draw: np.random.Generator, lengths: Int64[np.ndarray, " segments"]) -> Spectral:
+    hidden = 32
+    centres = np.repeat(draw.standard_normal((len(lengths), hidden, hidden)), lengths, axis=0)
+    own = centres + 0.5 * draw.standard_normal(centres.shape)
+    bases = np.swapaxes(np.linalg.qr(own)[0], 1, 2)
+    return Spectral(_spiked(DEPTH, hidden), bases, np.zeros((DEPTH, hidden)))
+
+
+SEGMENTS = np.diff([0, SHARED[0], SHARED[1] + 1, SPECIAL[0], SPECIAL[1] + 1, DEPTH])
+"""Lengths of the declared phases, and of the runs of layers between them."""
+
+
+def segments(draw: np.random.Generator) -> Spectral:
+    """Layers of a declared phase have nearly the same directions; those of two phases have unrelated ones."""
+    return _in_segments(draw, SEGMENTS)
+
+
+def segments_elsewhere(draw: np.random.Generator) -> Spectral:
+    """The same, but the phases come in an order drawn anew, so that the declared boundaries are any others."""
+    return _in_segments(draw, draw.permutation(SEGMENTS))
+
+
+def uneven_drift(draw: np.random.Generator) -> Spectral:
     """Directions turn smoothly, now faster and now slower: a Gaussian process over depth in six dimensions."""
     hidden, depth = 32, np.arange(DEPTH)
     kernel = np.exp(-((depth[:, None] - depth) ** 2) / (2 * 6.0**2))
     path = np.linalg.cholesky(kernel + 1e-9 * np.eye(DEPTH)) @ draw.standard_normal((DEPTH, 6))
-    return _without_means(draw, _unit(path) @ _orthonormal(draw, hidden, 6))
+    return _without_means(draw, unit(path) @ orthonormal(draw, hidden, 6))
 
 
-def _without_means(draw: np.random.Generator, directions: np.ndarray) -> Population:
-    return Population(_spiked(*directions.shape), _around(draw, directions), np.zeros_like(directions))
+def _without_means(draw: np.random.Generator, directions: np.ndarray) -> Spectral:
+    return Spectral(_spiked(*directions.shape), _around(draw, directions), np.zeros_like(directions))
 
 
 # --- what is claimed of them -----------------------------------------------------------------------------------
@@ -283,10 +255,24 @@ class Claim:
     """One expectation, and whether supporting it is an error or right."""
 
     kind: Kind
-    expectation: Expectation
+    said: Expectation | tuple[str, str]
+    """Or the hypothesis file and the id of one that the suite itself states."""
     bounded: bool = True
     """Whether a rate of false positives fails the self-test; otherwise it is shown, and `note` says why."""
     note: str = ""
+
+    @cached_property
+    def expectation(self) -> Expectation:
+        """Raises HypothesisFileError where the suite runs without its hypotheses/."""
+        if isinstance(self.said, Expectation):
+            return self.said
+        file, name = self.said
+        return next(own for own in _hypothesis(file).expect if own.id == name)
+
+
+@cache
+def _hypothesis(file: str) -> Hypothesis:
+    return load_hypothesis(Path(suite.__file__).parent.parent / "hypotheses" / file)
 
 
 @dataclass(frozen=True)
@@ -301,12 +287,20 @@ class World:
     """Scope -> the metrics whose intervals are held against the truth."""
     degenerate: str = ""
     """Why its coverage is shown and not bounded, where the truth lies at the end of a figure's range."""
+    shown: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """The same for single figures, by scope and metric."""
     variants: Sequence[str] = ("raw",)
     phases: Mapping[str, Layers] | None = None
 
     @property
     def says(self) -> str:
         return " ".join((self.plant.__doc__ or "").split())
+
+    @property
+    def of_law(self) -> bool:
+        """Whether the update law is asked for."""
+        metrics = [*(claim.expectation.metric for claim in self.claims), *chain(*(self.covered or {}).values())]
+        return any(METRICS[metric].from_law for metric in metrics)
 
     @cached_property
     def scopes(self) -> Mapping[str, Layers]:
@@ -328,13 +322,32 @@ def _claim(kind: Kind, metric: str, scope: str, op: str, bound: float | dict[str
     return Claim(kind, said, **own)
 
 
+def _stated(kind: Kind, file: str, *names: str, **more: Any) -> list[Claim]:
+    """Claims of a hypothesis file of the suite."""
+    return [Claim(kind, (file, name), **more) for name in names]
+
+
+_LAW, _BOUNDARIES = "update_law.toml", "boundaries.toml"
+_SHARED_MAP = ("c-shares-its-map", "e-shares-less-than-c")
+_DIRECTION = ("e-residual-is-more-directed-than-c", "rank-one-closes-c", "rank-one-closes-e")
+_NO_DIRECTION = "c-residual-has-no-direction"
+_RANK, _NO_DRIFT = "declared-among-the-best", "no-smooth-drift"
+
 _WINDOW, _LAG, _RANDOM = {"null": "window"}, {"null": "lag"}, {"null": "random"}
 
 _OF_LAYERS = [name for name, own in METRICS.items() if own.scope == "layer" and name not in NO_POPULATION_VALUE]
 _OF_PAIRS = [name for name, own in METRICS.items() if own.scope in ("pair", "phase") and not own.from_law]
+_OF_LAW = [name for name, own in METRICS.items() if own.from_law]
 _OF_SPECTRA = ["effective_rank", "effective_rank_roy", "participation_ratio", "stable_rank", "top1_energy", "gamma"]
 
 _REALISED = "true of the layers that were drawn, by chance over depth: documents cannot tell, only a rank can"
+
+_OVERFIT = (
+    "a layer's own map gains about as little on the shared one as it overfits, and deleting groups of documents "
+    "overstates how far the overfit varies: the interval is too wide"
+)
+_FLAT = "the residual is alike in all directions: its largest eigenvalue lies at the end of its range, as in noise"
+_UNSHARED = "nothing is shared: the truth is the end of the figure's range, 0, but for the chance likeness of the maps"
 
 _E_LIKE = [("intra_cosine", "<=", 0.3), ("block_effective_rank_fraction", ">=", 0.8)]
 _C_LIKE = [("intra_cosine", ">=", 0.5), ("intra_cosine_cross_fitted", ">=", 0.5), ("adjacent_cosine", ">=", 0.5)]
@@ -363,9 +376,11 @@ WORLDS: Mapping[str, World] = {
             *(_claim("false positives", metric, "E", op, bound) for metric, op, bound in _E_LIKE),
             _claim("false positives", "intra_cosine", "C", "<=", {"scope": "E"}),
             *(_claim("false positives", metric, "C", op, bound) for metric, op, bound in _C_LIKE),
+            *_stated("false positives", _LAW, *_SHARED_MAP, *_DIRECTION),
         ],
         covered={"layer:3": [*_OF_SPECTRA, "spectral_gap"]},
         degenerate="all eigenvalues are equal: the truth is the end of the figure's range",
+        variants=("raw", "sink_free"),
         phases={"C": (2, 5), "E": (6, 10)},
     ),
     "sinks": World(
@@ -384,13 +399,16 @@ WORLDS: Mapping[str, World] = {
             _claim("false positives", "intra_cosine", "C", ">=", _WINDOW),
             _claim("false positives", "intra_cosine", "C", ">", _LAG),
             _claim("false positives", "intra_cosine", "C", ">", {"scope": "layers:0-4"}),
+            *_stated("false positives", _BOUNDARIES, _RANK, _NO_DRIFT),
         ],
+        anew=True,
     ),
     "uneven drift": World(
         uneven_drift,
         claims=[
             _claim("false positives", "intra_cosine", "C", ">=", _WINDOW),
             _claim("false positives", "intra_cosine", "C", ">", _LAG, bounded=False, note=_REALISED),
+            *_stated("false positives", _BOUNDARIES, _RANK, _NO_DRIFT),
         ],
         anew=True,
     ),
@@ -400,7 +418,9 @@ WORLDS: Mapping[str, World] = {
             _claim("false positives", "intra_cosine", "C", ">=", _WINDOW),
             _claim("false positives", "intra_cosine", "C", ">", _LAG),
             _claim("false positives", "intra_cosine", "C", ">", {"scope": "E"}),
+            *_stated("false positives", _BOUNDARIES, _RANK, _NO_DRIFT),
         ],
+        anew=True,
     ),
     "independent layers": World(
         independent,
@@ -409,13 +429,66 @@ WORLDS: Mapping[str, World] = {
             _claim("false positives", "intra_cosine", "C", ">=", _RANDOM),
             _claim("false positives", "intra_cosine", "C", ">", _LAG, bounded=False, note=_REALISED),
             _claim("false positives", "intra_cosine", "C", ">", {"scope": "E"}, bounded=False, note=_REALISED),
+            *_stated("false positives", _BOUNDARIES, _RANK, _NO_DRIFT),
         ],
         anew=True,
+    ),
+    "segments": World(segments, claims=_stated("power", _BOUNDARIES, _RANK, _NO_DRIFT), anew=True),
+    "segments elsewhere": World(
+        segments_elsewhere,
+        claims=[*_stated("false positives", _BOUNDARIES, _RANK), *_stated("power", _BOUNDARIES, _NO_DRIFT)],
+        anew=True,
+    ),
+    "law": World(
+        law,
+        claims=_stated("power", _LAW, *_SHARED_MAP, _NO_DIRECTION, *_DIRECTION),
+        covered=dict.fromkeys("CE", _OF_LAW),
+        shown=dict.fromkeys([("C", "sharing_index"), ("C", "rank_one_closure")], _OVERFIT),
+        variants=("sink_free",),
+        phases={"C": LAW_C, "E": LAW_E},
+    ),
+    "law without direction": World(
+        law_without_direction,
+        claims=[
+            *_stated("power", _LAW, *_SHARED_MAP, _NO_DIRECTION),
+            *_stated("false positives", _LAW, *_DIRECTION),
+        ],
+        # Own maps gain nothing on a map that all layers have, so that C has no closure.
+        covered={"C": [name for name in _OF_LAW if name != "rank_one_closure"], "E": _OF_LAW},
+        shown={("C", "sharing_index"): _OVERFIT, ("C", "residual_rank_one_share"): _FLAT},
+        variants=("sink_free",),
+        phases={"C": LAW_C, "E": LAW_E},
+    ),
+    "own maps": World(
+        own_maps,
+        claims=[
+            *_stated("power", _LAW, _NO_DIRECTION),
+            *_stated("false positives", _LAW, *_SHARED_MAP, *_DIRECTION),
+        ],
+        covered=dict.fromkeys("CE", _OF_LAW),
+        shown={
+            (scope, metric): why
+            for why, metrics in (
+                (_FLAT, ("residual_rank_one_share", "rank_one_closure")),
+                (_UNSHARED, ("sharing_index", "shared_r2")),
+            )
+            for metric in metrics
+            for scope in "CE"
+        },
+        variants=("sink_free",),
+        phases={"C": LAW_C, "E": LAW_E},
+    ),
+    "law exchanged": World(
+        exchanged,
+        claims=_stated("false positives", _LAW, *_SHARED_MAP, _NO_DIRECTION, "e-residual-is-more-directed-than-c"),
+        variants=("sink_free",),
+        phases={"C": LAW_C, "E": LAW_E},
     ),
 }
 """What the self-test runs, by name."""
 
 
-def gated(metric: str, hidden: int) -> bool:
+def gated(metric: str, population: Population) -> bool:
     """Whether a claim on the metric would be inconclusive for want of tokens."""
-    return MIN_TOKENS_PER_DIMENSION.get(metric, 0.0) * hidden > DOCUMENTS * TOKENS
+    needed = MIN_TOKENS_PER_DIMENSION.get(metric, 0.0) * population.hidden
+    return needed > DOCUMENTS * population.tokens

@@ -16,7 +16,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache, cached_property
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from suite.analysis.uncertainty import CONFIDENCE
 from suite.claims.judge import Verdict, judge, observe
 from suite.claims.schema import Expectation, Hypothesis, nearest
 from suite.errors import SuiteError
-from suite.measure import hardware, library_version
+from suite.measure import hardware, law_record, library_version
 from suite.publish.progress import Progress, no_progress
 from suite.records.measurement import (
     CalibrationRecord,
@@ -40,7 +40,9 @@ from suite.records.measurement import (
     assemble,
     metric_versions,
 )
-from suite.selftest.planted import DOCUMENTS, TOKENS, WORLDS, Claim, Truth, World, gated
+from suite.selftest.documents import DOCUMENTS
+from suite.selftest.law import LAW_TOKENS
+from suite.selftest.planted import TOKENS, WORLDS, Claim, World, gated
 
 COVERAGE = (0.92, 0.98)
 """What a 95% interval may cover."""
@@ -58,7 +60,7 @@ TRUTH_DOCUMENTS = 20_000
 """Drawn for averages over tokens: 250 times a repeat's, so that their error is a sixteenth of a repeat's."""
 
 Outcomes = dict[str, Any]
-"""Of one repeat: (scope, metric) -> interval, or None where there is none; number of the claim -> verdict."""
+"""Of one repeat: (scope, metric) -> interval, or None; ridges of the law's maps; number of the claim -> verdict."""
 
 
 class SelftestError(SuiteError):
@@ -88,13 +90,20 @@ def _run(task: _Task) -> list[Outcomes]:
         population = world.plant(_generator(task.world, _PLANTED, *([repeat] if world.anew else [])))
         own = measured(population.stream(_generator(task.world, _REPEAT, repeat)), world)
         intervals = {
-            (scope, metric): observe(own, metric, scope).interval
+            (scope, metric): observe(own, metric, scope, world.variants[0]).interval
             for scope, metrics in (world.covered or {}).items()
             for metric in metrics
         }
         verdicts = [judge(_hypothesis(claim.expectation), claim.expectation, own).verdict for claim in world.claims]
-        out.append({"intervals": intervals, "verdicts": verdicts})
+        out.append({"intervals": intervals, "ridges": _ridges(own), "verdicts": verdicts})
     return out
+
+
+def _ridges(measurement: Measurement) -> tuple[float, ...]:
+    """Of the law's maps, where it was measured."""
+    by_phase = measurement.law.metrics.values() if measurement.law else ()
+    details = (estimate.detail for metrics in by_phase for estimate in metrics.values() if estimate.detail)
+    return next((tuple(detail["ridge"]) for detail in details), ())
 
 
 def measured(stream: Any, world: World) -> Measurement:
@@ -102,10 +111,12 @@ def measured(stream: Any, world: World) -> Measurement:
     import torch
 
     from suite.analysis.layers import reduce_stream
+    from suite.analysis.update_law import measure_law
     from suite.analysis.variants import SINK_RATIO
 
     found: list[Any] = []
     with torch.no_grad():
+        law = law_record(measure_law(stream, world.scopes), world.scopes) if world.of_law else None
         spectra = reduce_stream(
             [stream],
             layers=stream.layers,
@@ -151,6 +162,7 @@ def measured(stream: Any, world: World) -> Measurement:
             peak_memory_bytes={},
             cache_key="",
         ),
+        **({"law": law} if law else {}),
     )
     return measurement
 
@@ -291,9 +303,10 @@ class Proof:
             "",
             *(f"- {name}: {value}" for name, value in self.made.items() if name not in ("command", "date")),
             "",
-            f"{self.repeats} repeats. Each draws {DOCUMENTS} documents of {TOKENS} tokens from every planted "
-            "population, reduces them, takes every interval and judges every claim, by the code that a model's "
-            "residual stream goes through.",
+            f"{self.repeats} repeats. Each draws {DOCUMENTS} documents of {TOKENS} tokens, {LAW_TOKENS} where the law "
+            "is planted, from every population, reduces them, takes every interval and judges every claim, by the code "
+            "that a model's residual stream goes through. True values of the law are those of maps with the ridge that "
+            "was chosen; where it differs between repeats, the table has the mean.",
             "",
             *(f"- {name}: {WORLDS[name].says}" for name in self.worlds),
             "",
@@ -422,28 +435,33 @@ def _coverage(name: str, outcomes: Sequence[Outcomes], truth_documents: int) -> 
     if not world.covered:
         return
     population = world.plant(_generator(name, _PLANTED))
-    truth = Truth(population, _generator(name, _TRUTH), truth_documents)
+    truth = cache(population.truth(_generator(name, _TRUTH), truth_documents))
     for scope, metrics in world.covered.items():
         for metric in metrics:
-            intervals = [own["intervals"][scope, metric] for own in outcomes]
-            behind_gate = gated(metric, population.hidden)
+            found = [(own["intervals"][scope, metric], own["ridges"]) for own in outcomes]
+            note = world.shown.get((scope, metric), world.degenerate)
+            if gated(metric, population):
+                note = note or "too few tokens a dimension: the gate n/d is shut"
             yield coverage_of(
-                [own for own in intervals if own is not None],
-                truth(metric, world.layers(scope)),
+                [interval for interval, _ in found if interval is not None],
+                [truth(metric, world.layers(scope), ridges) for interval, ridges in found if interval is not None],
                 world=name,
                 metric=metric,
                 scope=scope,
-                without=sum(own is None for own in intervals),
-                bounded=not world.degenerate and not behind_gate,
-                note=world.degenerate or ("too few tokens a dimension: the gate n/d is shut" if behind_gate else ""),
+                without=sum(interval is None for interval, _ in found),
+                bounded=not note,
+                note=note,
             )
 
 
-def coverage_of(intervals: Sequence[tuple[float, float]], truth: float, **row: Any) -> Coverage:
+def coverage_of(intervals: Sequence[tuple[float, float]], truths: Sequence[float], **row: Any) -> Coverage:
     """Count intervals that hold the truth, up to rounding, and those that lie below and above it."""
-    slack = 1e-9 * abs(truth)
-    below = sum(high < truth - slack for _, high in intervals)
-    above = sum(low > truth + slack for low, _ in intervals)
+    below = above = 0
+    for (low, high), truth in zip(intervals, truths, strict=True):
+        slack = 1e-9 * abs(truth)
+        below += high < truth - slack
+        above += low > truth + slack
+    truth = float(np.mean(truths)) if truths else math.nan
     return Coverage(truth=truth, covered=len(intervals) - below - above, below=below, above=above, **row)
 
 
