@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -15,6 +15,7 @@ from suite.errors import SuiteError
 
 if TYPE_CHECKING:
     from suite.measure import Settings
+    from suite.publish.tables import Row
     from suite.records.measurement import Measurement
 
 app = typer.Typer(
@@ -206,6 +207,8 @@ def trajectory(
             for hypothesis in loaded
             for expectation in hypothesis.expect
         ]
+        for step, outcome in outcomes.items():
+            _keep_stamps(outcome.record, [row for row in rows if row.model == steps[step]])
         typer.echo(publish.verdict_table(rows, steps))
         for change in publish.verdict_changes(rows, steps):
             typer.echo(f"changed  {change}")
@@ -225,7 +228,10 @@ def judge(
     models_file: ModelsFile = None,
     explain: Annotated[bool, typer.Option("--explain", help="Explain each verdict.")] = False,
 ) -> None:
-    """Judge stored records, without a model. Exits with 1 where an expectation is refuted."""
+    """Judge stored records, without a model. Exits with 1 where an expectation is refuted.
+
+    Each record keeps the version and SHA-256 of the hypothesis files that judged it last.
+    """
     from suite.claims.judge import Verdict, across_variants
     from suite.claims.judge import judge as verdict_on
     from suite.claims.spec import load_hypotheses
@@ -258,6 +264,7 @@ def judge(
                         texts.append(
                             tables.explanation(judgement, variants, where, f"delta-suite judge --explain {path}")
                         )
+            _keep_stamps(path, [row for row in rows if row.record == str(path)])
         typer.echo(tables.verdict_grid(rows))
         typer.echo(f"\n{tables.variant_table(rows)}")
         if explain:
@@ -266,6 +273,24 @@ def judge(
         if failed:
             typer.echo(f"\nrefuted, furthest from the claim first\n{tables.failure_table(failed)}")
             raise typer.Exit(1)
+
+
+def _keep_stamps(path: Path, rows: Sequence[Row]) -> None:
+    """Say which hypothesis files have changed since they last judged this record, and leave in it that they did now.
+
+    A record that cannot be written, such as another's, can still be judged.
+    """
+    from suite.publish.tables import changed_lines, stamps_of
+    from suite.records.cache import Cache, cache_root
+    from suite.records.store import load, stamp
+
+    stamps = stamps_of(rows)
+    for line in changed_lines(load(path).judged_by, stamps):
+        typer.echo(f"{path}: {line}")
+    try:
+        stamp(path, stamps, Cache(cache_root()))
+    except SuiteError as error:
+        typer.echo(f"delta-suite: the record does not say what judged it now: {error}", err=True)
 
 
 def _default_hypotheses() -> Path:

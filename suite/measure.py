@@ -117,7 +117,7 @@ def measure(spec: ModelSpec, settings: Settings, progress: Progress = no_progres
         source=spec.source,
         revision=revision,
     )
-    return Outcome(shown, save(settings.results, shown), cached)
+    return Outcome(shown, save(settings.results, shown, settings.cache), cached)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from suite.claims.judge import Verdict, across_variants, combine_verdicts, judge
 from suite.claims.schema import Hypothesis
 from suite.errors import RecordError
 from suite.models.registry import RANDOM_WEIGHTS
-from suite.publish.tables import Row, relative_margin
+from suite.publish.tables import Row, changed_files, relative_margin, stamps_of
 from suite.records.measurement import CalibrationRecord, Measurement
 from suite.records.store import load
 
@@ -60,6 +60,11 @@ class Entry:
     record: str
     """Path relative to the results folder."""
     rows: tuple[Row, ...]
+
+    @property
+    def changed(self) -> dict[str, str]:
+        """By hypothesis, how its file has changed since a run last judged this record by it."""
+        return changed_files(self.measurement.judged_by, stamps_of(self.rows))
 
     @property
     def model(self) -> str:
@@ -136,6 +141,13 @@ class Group:
             f"{documents} document{'s' if documents != 1 else ''}, SHA-256 {self.calibration.sha256[:12]}; "
             f"{len(self.metric_versions)} metrics of version {', '.join(map(str, versions))}; {settings}; "
             f"record schema {self.schema}; delta-suite {' and '.join(suites)}."
+        )
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """The same, one line a hypothesis and model."""
+        return tuple(
+            f"{self.label(entry)}: {name}, {how}" for entry in self.entries for name, how in entry.changed.items()
         )
 
     def label(self, entry: Entry) -> str:

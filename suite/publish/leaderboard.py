@@ -14,7 +14,7 @@ from suite.errors import RecordError
 from suite.publish.board import Board, Entry, Group
 from suite.publish.page import SITE, page_link, site_files
 from suite.publish.tables import Row, relative_margin
-from suite.publish.words import LEGEND, NEVER_MIXED, NO_SCORE, cell_text, memory_text, tally_text, worst_text
+from suite.publish.words import CHANGED, LEGEND, NEVER_MIXED, NO_SCORE, cell_text, memory_text, tally_text, worst_text
 
 
 def files(board: Board) -> dict[str, bytes]:
@@ -101,6 +101,8 @@ def _entry_json(board: Board, entry: Entry) -> dict[str, Any]:
     return {
         "model": entry.model,
         "record": entry.record,
+        "judged_by": {name: own.model_dump() for name, own in measurement.judged_by.items()},
+        "changed_since": sorted(entry.changed),
         "hypotheses": [asdict(tally) for tally in entry.tallies],
         "worst_margin": None
         if worst is None
@@ -134,7 +136,7 @@ def _entry_json(board: Board, entry: Entry) -> dict[str, Any]:
 
 def _row_json(board: Board, row: Row) -> dict[str, Any]:
     own = row.as_json() | {"where": board.claim_place(row.where), "flips": row.flips}
-    del own["model"], own["record"]
+    del own["model"], own["record"], own["judged_by"]
     return own
 
 
@@ -142,7 +144,7 @@ COLUMNS = (
     *("calibration", "calibration_sha256", "metric_set", "model", "dtype", "device", "hypothesis", "expectation"),
     *("claim", "severity", "verdict", "observed", "interval_low", "interval_high", "required", "margin"),
     *("relative_margin", "reason", "gates", "vacuous", "flips", "seconds", "peak_host_bytes", "peak_gpu_bytes"),
-    *("created", "suite", "source", "revision", "fingerprint", "stated_at", "record"),
+    *("created", "suite", "source", "revision", "fingerprint", "stated_at", "hypothesis_sha256", "changed", "record"),
 )
 
 
@@ -164,7 +166,8 @@ def table(board: Board) -> str:
                     *(row.reason, "; ".join(row.gates), int(row.vacuous), int(row.flips), round(entry.seconds, 3)),
                     *(entry.host_bytes, entry.gpu_bytes, measurement.provenance.created),
                     *(measurement.provenance.suite, entry.source, measurement.model.revision),
-                    *(measurement.model.fingerprint, board.claim_place(row.where), entry.record),
+                    *(measurement.model.fingerprint, board.claim_place(row.where)),
+                    *(row.judged_by[1] if row.judged_by else None, int(row.hypothesis in entry.changed), entry.record),
                 )
                 writer.writerow(dict(zip(COLUMNS, values, strict=True)))
     return out.getvalue()
@@ -185,7 +188,10 @@ def markdown(board: Board) -> str:
     if not board.groups:
         parts.append("No record can be shown yet: `delta-suite measure NAME` writes one.")
     for group in board.groups:
-        parts += [f"## {group.title}", group.described, _summary(group), _claims(board, group)]
+        parts += [f"## {group.title}", group.described]
+        if group.changed:
+            parts += [f"**{CHANGED}**", "\n".join(f"- {_plain(line)}" for line in group.changed)]
+        parts += [_summary(group), _claims(board, group)]
     if board.superseded:
         lines = [f"- {_record(board, item.record)}, replaced by {_record(board, item.by)}" for item in board.superseded]
         parts += ["## Superseded records", "A newer record of the same model, calibration, dtype and versions counts."]

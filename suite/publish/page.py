@@ -17,6 +17,7 @@ from suite.publish.board import Board, Entry, Group
 from suite.publish.plots import Plot, layer_values, plots
 from suite.publish.tables import FLIPS, LAYER_COLUMNS, NONE, PHASE_COLUMNS, margin_text, number, relative_margin
 from suite.publish.words import (
+    CHANGED,
     LEGEND,
     NEVER_MIXED,
     NO_SCORE,
@@ -119,7 +120,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.globals.update(policy=POLICY, symbols=SYMBOLS)
+    environment.globals.update(policy=POLICY, symbols=SYMBOLS, changed_note=CHANGED)
     return environment
 
 
@@ -137,7 +138,10 @@ def _index(board: Board) -> str:
             legend=LEGEND.replace("`", ""),
             words=sorted(words, key=list(SYMBOLS).index),
             groups=[
-                {"id": group.id, "title": group.title, "described": group.described, "tables": _group(board, group)}
+                {
+                    **{"id": group.id, "title": group.title, "described": group.described},
+                    **{"changed": group.changed, "tables": _group(board, group)},
+                }
                 for group in board.groups
             ],
             superseded=[
@@ -269,6 +273,7 @@ def _measurement(board: Board, group: Group, entry: Entry) -> dict[str, Any]:
         "id": identity,
         "title": f"{group.title}, {entry.dtype}",
         "facts": _facts(board, group, entry),
+        "changed": tuple(f"{name}, {how}" for name, how in entry.changed.items()),
         "verdicts": [_verdict(board, row, entry) for row in entry.rows],
         "multiverse": _multiverse(entry, variants, identity),
         "variants": variants,
@@ -307,6 +312,7 @@ def _facts(board: Board, group: Group, entry: Entry) -> list[tuple[str, Cell]]:
     steps = ", ".join(f"{step} {seconds:.1f}" for step, seconds in provenance.seconds.items())
     peak = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in sorted(provenance.peak_memory_bytes.items()))
     sinks = measurement.sinks
+    judged = [f"{name} version {own.version}, SHA-256 {own.sha256[:12]}" for name, own in measurement.judged_by.items()]
     facts = [
         ("model", f"{model.architecture}, {model.layers} layers, hidden size {model.hidden}"),
         (
@@ -325,6 +331,7 @@ def _facts(board: Board, group: Group, entry: Entry) -> list[tuple[str, Cell]]:
         ("measured", f"{provenance.created}, delta-suite {provenance.suite}{commit}"),
         ("libraries", ", ".join(f"{name} {version}" for name, version in sorted(provenance.versions.items()))),
         ("certificate", f"{len(measurement.certificate.identities)} identities of the capture hold"),
+        ("last judged by", "; ".join(judged) or "no run that left a note of it"),
     ]
     record = Cell(entry.record, link=board.record_link(entry.record, f"{SITE}/models"))
     return [*((name, Cell(text)) for name, text in facts), ("record", record)]

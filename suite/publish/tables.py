@@ -12,7 +12,8 @@ from suite.analysis.boundaries import NEAR
 from suite.analysis.metrics import METRICS, Estimate
 from suite.analysis.uncertainty import holm, partial_conjunction
 from suite.claims.judge import Judgement, Observation, Verdict, combine_verdicts
-from suite.records.measurement import Measurement
+from suite.claims.schema import Hypothesis
+from suite.records.measurement import JudgedBy, Measurement
 
 NONE = "-"
 """Shown where a number does not exist."""
@@ -81,6 +82,8 @@ class Row:
     """The margin that this many documents would show (95% confidence, 80% power)."""
     holds_for: str | None = None
     """The thresholds under which the verdict would be the same."""
+    judged_by: tuple[int, str] | None = None
+    """Version and SHA-256 of the hypothesis file; None for a plain test."""
 
     @classmethod
     def of(cls, judgement: Judgement, variants: Mapping[str, Judgement], where: str, record: str | None) -> Row:
@@ -105,6 +108,7 @@ class Row:
             judgement.vacuous,
             judgement.detectable,
             judgement.holds_for,
+            (judgement.hypothesis.version, judgement.hypothesis.sha256),
         )
 
     @property
@@ -120,6 +124,33 @@ class Row:
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def stamp_of(hypothesis: Hypothesis) -> JudgedBy:
+    """What a record keeps of the hypothesis file that judged it."""
+    return JudgedBy(version=hypothesis.version, sha256=hypothesis.sha256)
+
+
+def stamps_of(rows: Iterable[Row]) -> dict[str, JudgedBy]:
+    """The same of rows, by hypothesis."""
+    judged = {row.hypothesis: row.judged_by for row in rows if row.judged_by is not None}
+    return {name: JudgedBy(version=version, sha256=sha256) for name, (version, sha256) in judged.items()}
+
+
+def changed_files(before: Mapping[str, JudgedBy], now: Mapping[str, JudgedBy]) -> dict[str, str]:
+    """By hypothesis, how its file has changed since it last judged a record; one that never did is not changed."""
+    return {
+        name: f"version {before[name].version}, SHA-256 {before[name].sha256[:12]} then, "
+        f"version {own.version}, SHA-256 {own.sha256[:12]} now"
+        for name, own in now.items()
+        if name in before and before[name] != own
+    }
+
+
+def changed_lines(before: Mapping[str, JudgedBy], now: Mapping[str, JudgedBy]) -> list[str]:
+    """The same, one line a hypothesis."""
+    changed = changed_files(before, now)
+    return [f"{name} has changed since this record was last judged: {how}" for name, how in changed.items()]
 
 
 def number(value: float | None, digits: int = 4) -> str:

@@ -161,6 +161,15 @@ class BoundaryRecord(_Part):
     metrics: dict[str, Estimate]
 
 
+class JudgedBy(_Part):
+    """The hypothesis file that a record was last judged by. Its verdicts are kept apart: they follow from the two."""
+
+    version: int
+    """The file's own, raised when its meaning changes."""
+    sha256: str
+    """Of the file's bytes, so that any change of it shows."""
+
+
 class NullRecord(_Part):
     """What a metric over the phases is held against, so that a record alone can be judged."""
 
@@ -184,6 +193,8 @@ class Measurement(_Part):
     certificate: CertificateRecord
     provenance: Provenance
     phases: dict[str, tuple[int, int]]
+    judged_by: dict[str, JudgedBy] = Field(default_factory=dict)
+    """By hypothesis, of the runs that judged this record; the only part that is written after measuring."""
     layers: tuple[LayerRecord, ...]
     scopes: dict[str, ScopeRecord]
     law: LawRecord | None = None

@@ -175,6 +175,34 @@ def test_csv_json_and_markdown_say_the_same(place: Place) -> None:
     assert "average" not in " ".join(rows[0])
 
 
+def test_a_hypothesis_file_that_has_changed_since_is_seen_in_every_form(place: Place) -> None:
+    """Until a run judges the record again; other records and other hypotheses are not marked."""
+    loaded = load_hypotheses([place.root / "hypotheses"])
+    now = {own.id: {"version": own.version, "sha256": own.sha256} for own in loaded}
+    earlier = now | {"phase-c": {"version": 1, "sha256": "0" * 64}}
+    path = place.add("old", change=lambda record: record.update(judged_by=earlier))
+    place.add("same", change=lambda record: record.update(judged_by=now))
+    place.add("unjudged")
+    content = {name: text.decode() for name, text in files(place.board()).items() if name.endswith(("d", "v", "html"))}
+    version, sha256 = now["phase-c"].values()
+    telling = f"phase-c, version 1, SHA-256 {'0' * 12} then, version {version}, SHA-256 {str(sha256)[:12]} now"
+    for name in ("leaderboard.md", "site/index.html"):
+        assert f"old: {telling}" in content[name]
+        assert content[name].count("now\n") + content[name].count("now</li>") == 1
+    assert telling in content["site/models/old.html"]
+    assert "since a run last judged" not in content["site/models/same.html"]
+    assert "since a run last judged" not in content["site/models/unjudged.html"]
+    rows = list(csv.DictReader(io.StringIO(content["leaderboard.csv"])))
+    assert {(row["model"], row["hypothesis"]) for row in rows if row["changed"] == "1"} == {("old", "phase-c")}
+    assert {row["hypothesis_sha256"] for row in rows} == {own["sha256"] for own in now.values()}
+
+    judged = run("judge", path, "--hypotheses", place.root / "hypotheses")
+    assert "phase-c has changed since this record was last judged: version 1" in judged.output
+    board = place.board()
+    assert board.groups[0].changed == ()
+    assert board.groups[0].entries[0].measurement.judged_by["phase-c"].sha256 == now["phase-c"]["sha256"]
+
+
 def test_one_table_needs_no_warning(place: Place) -> None:
     place.add("a")
     place.add("b")
