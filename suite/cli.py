@@ -154,7 +154,7 @@ def _measured_or_stored(name: str, settings: Settings, models_file: Path | None)
 @app.command(epilog="Example: delta-suite trajectory 'runs/big/checkpoint-*' --out big.html")
 def trajectory(
     pattern: Annotated[str, typer.Argument(help="name@step*, or a quoted pattern of directories.")],
-    out: Annotated[Path | None, typer.Option(help="The page (default: <results>/site/<run>.html).")] = None,
+    out: Annotated[Path | None, typer.Option(help="The page (default: <results>/trajectories/<run>.html).")] = None,
     calibration: Annotated[str, typer.Option(help="As for measure.")] = DEFAULT_CALIBRATION,
     documents: Annotated[int | None, typer.Option(help="As for measure.")] = None,
     device: Annotated[str, typer.Option(help="As for measure.")] = "auto",
@@ -175,8 +175,12 @@ def trajectory(
     from suite.models.registry import RANDOM_WEIGHTS, load_registry
     from suite.publish import tables
     from suite.publish import trajectory as publish
+    from suite.publish.board import Entry
+    from suite.publish.page import RUNS, run_page_name
     from suite.publish.progress import bars
-    from suite.records.store import folder_name, newest
+    from suite.publish.run_page import standalone
+    from suite.records.measurement import write_atomically
+    from suite.records.store import newest
 
     settings = Settings(calibration=calibration, documents=documents, device=device, dtype=dtype, results=results)
     with _errors_as_text():
@@ -213,8 +217,12 @@ def trajectory(
         for change in publish.verdict_changes(rows, steps):
             typer.echo(f"changed  {change}")
         typer.echo(f"\n{publish.metric_table(measured, variant)}\n")
-        page = out or results / "site" / f"{folder_name(name.removesuffix('*').rstrip('-_'))}.html"
-        publish.write_page(publish.trajectory_figure(name, measured, rows, variant), page)
+        entries = {
+            step: Entry(own, str(outcomes[step].record), tuple(row for row in rows if row.model == steps[step]))
+            for step, own in measured.items()
+        }
+        page = out or results / RUNS / run_page_name(name)
+        write_atomically(page, standalone(name, entries, variant))
     typer.echo(f"plot: {page}")
 
 

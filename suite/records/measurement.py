@@ -25,6 +25,7 @@ from suite.analysis.estimates import (
 from suite.analysis.metrics import METRICS, DirectionGram, Estimate, LayerStatistics, absent
 from suite.errors import RecordError
 from suite.models.phases import phase_of
+from suite.models.registry import series_of
 from suite.records.sections import Shares, Triangle, plot_sections
 
 if TYPE_CHECKING:
@@ -55,6 +56,15 @@ class ModelRecord(_Part):
     architecture: str
     layers: int
     hidden: int
+
+    @property
+    def series(self) -> tuple[str, int] | None:
+        """The training run and the step that this is a checkpoint of; None of others: see `ModelSpec.series`."""
+        kind, _, where = self.source.partition(":")
+        if kind == "hub":
+            return series_of(self.name, self.name.partition("@")[2])
+        path = Path(where)
+        return series_of(self.name, path.parent.name if path.suffix == ".gguf" else path.name)
 
 
 class CalibrationRecord(_Part):

@@ -18,7 +18,7 @@ from suite.cli import app
 from suite.publish.board import Board
 from suite.publish.leaderboard import files, stale, write
 from suite.publish.page import page_name
-from tests.publish.conftest import Place, make_place, with_calibration, with_intervals, with_sections
+from tests.publish.conftest import Place, checkpoint, make_place, with_calibration, with_intervals, with_sections
 
 
 def run(*arguments: object) -> Result:
@@ -201,6 +201,38 @@ def test_a_hypothesis_file_that_has_changed_since_is_seen_in_every_form(place: P
     board = place.board()
     assert board.groups[0].changed == ()
     assert board.groups[0].entries[0].measurement.judged_by["phase-c"].sha256 == now["phase-c"]["sha256"]
+
+
+def test_checkpoints_of_a_run_have_a_page_of_their_own(place: Place) -> None:
+    """In the order of the steps, and linked from wherever the models are."""
+    for step in (1000, 5, 50):
+        place.add(f"big--checkpoint-{step}", change=checkpoint(step))
+    place.add("big--checkpoint-50@random-weights", change=lambda own: own["model"].update(source="random-weights, x"))
+    place.add("llama-3")
+    board = place.board()
+    (name,) = board.runs
+    assert name == "big--checkpoint-*"
+    (run,) = board.groups[0].runs
+    assert list(run.steps) == [5, 50, 1000]
+    assert [entry.model for entry in board.groups[0].entries][:4] == [
+        *("big--checkpoint-5", "big--checkpoint-50", "big--checkpoint-50@random-weights", "big--checkpoint-1000")
+    ]
+    content = files(board)
+    (page,) = (path for path in content if "/trajectories/" in path)
+    text = content[page].decode()
+    assert text.index("step 5<") < text.index("step 50<") < text.index("step 1000<")
+    for path, link in (
+        ("leaderboard.md", page),
+        ("site/index.html", page.removeprefix("site/")),
+        (f"site/models/{page_name('big--checkpoint-50')}", page.replace("site/", "../")),
+        (page, f"../models/{page_name('big--checkpoint-50')}"),
+    ):
+        assert link in content[path].decode()
+    write(place.results, content)
+    assert read_json(place)["groups"][0]["runs"][0]["steps"]["50"] == "big--checkpoint-50"
+    for step in (5, 50):
+        shutil.rmtree(place.results / "runs" / f"big--checkpoint-{step}")
+    assert page in stale(place.results, files(place.board()))
 
 
 def test_one_table_needs_no_warning(place: Place) -> None:
