@@ -102,7 +102,8 @@ def checkpoint(step: int) -> Change:
         for scope in record["scopes"].values():
             for metrics in scope["metrics"].values():
                 if metrics["intra_cosine"]["value"] is not None:
-                    metrics["intra_cosine"]["value"] = 1 / (1 + step)
+                    value = 1 / (1 + step)
+                    metrics["intra_cosine"].update(value=value, interval=[0.8 * value, 1.1 * value])
 
     return change
 

@@ -52,6 +52,8 @@ def test_plotly_accepts_the_figures_of_a_training_run(place: Place) -> None:
     lines = {trace["name"]: trace for trace in drawn["intra_cosine"]["data"]}
     assert lines["C"]["x"] == [0, 10]
     assert lines["C"]["y"] == pytest.approx([1, 1 / 11], abs=1e-5)
+    assert lines["C"]["error_y"]["array"] == pytest.approx([0.1, 0.1 / 11], abs=1e-5)
+    assert lines["C"]["error_y"]["arrayminus"] == pytest.approx([0.2, 0.2 / 11], abs=1e-5)
     mean = drawn["effective_rank"]["data"][0]  # of layers: the mean over the phase, with its interval
     assert mean["name"] == "A"
     first = run.measurements[0]
