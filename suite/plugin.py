@@ -640,8 +640,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             write("")
             write(tables.layer_table(measured, variant))
             write("")
-            arrays = session.settings.cache.arrays(measured.provenance.cache_key)
-            write(tables.boundary_table(measured.with_arrays(arrays), variant))
+            write(tables.boundary_table(measured, variant))
     terminalreporter.section("verdicts", sep="-")
     write(tables.verdict_grid(rows))
     if any(row.flips for row in rows):

@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from suite.analysis import nulls
-from suite.analysis.boundaries import Boundaries, segments_of
+from suite.analysis.boundaries import Boundaries
 from suite.analysis.estimates import (
     LAW_NOT_MEASURED,
     boundaries_under,
@@ -161,6 +161,20 @@ class LawRecord(_Part):
     """R^2 on layer L (row) of the map of layer M (column), held out; empty where the law was not measured."""
 
 
+class BoundarySearch(_Part):
+    """How the boundaries were found and ranked: fields of `analysis.boundaries.Boundaries`."""
+
+    chosen: tuple[int, ...] | None
+    declared_cost: float
+    found_cost: float
+    total_cost: float
+    orders: int
+    others: int
+    cost_rank_any_lengths: float
+    chance_agreement: float
+    draws: int
+
+
 class BoundaryRecord(_Part):
     """The boundaries found in the layers' similarity, beside the declared ones: first layers of segments."""
 
@@ -169,6 +183,8 @@ class BoundaryRecord(_Part):
     returns: tuple[float, ...] | None = None
     """For each found boundary, the share of the replicates that find it again within one layer."""
     metrics: dict[str, Estimate]
+    search: BoundarySearch | None = None
+    """Null where nothing could be searched for, and in records older than this field."""
 
 
 class JudgedBy(_Part):
@@ -219,8 +235,6 @@ class Measurement(_Part):
 
     _arrays: Path | None = PrivateAttr(default=None)
     _grams: dict[str, DirectionGram] = PrivateAttr(default_factory=dict)
-    _boundaries: dict[tuple[str, tuple[int, ...]], Boundaries | Estimate] = PrivateAttr(default_factory=dict)
-    """By variant and declared boundaries; like the Grams, shared with the same measurement under other phases."""
 
     def with_arrays(self, path: Path) -> Measurement:
         """The same record, able to answer for any set of layers from the arrays in this file."""
@@ -330,9 +344,7 @@ class Measurement(_Part):
         if variant not in self.layers[0].metrics:
             return absent(f"variant {variant} was not measured")
         if METRICS[metric].scope == "model":
-            if variant in self.boundaries:
-                return self.boundaries[variant].metrics[metric]
-            return boundary_metrics(self.find_boundaries(variant))[metric]
+            return self.boundaries_of(variant).metrics[metric]
         recorded = self.nulls.get(variant, {}).get(metric)
         if recorded is not None and (run := f"{layers[0]}-{layers[-1]}") in recorded.windows:
             return recorded.windows[run]
@@ -341,15 +353,15 @@ class Measurement(_Part):
         except RecordError as error:
             return absent(str(error))
 
-    def find_boundaries(self, variant: str) -> Boundaries | Estimate:
-        """The phase boundaries found from the arrays, or an absent estimate that says why there are none."""
-        key = (variant, segments_of(self.phases, self.model.layers))
-        if key not in self._boundaries:
+    def boundaries_of(self, variant: str) -> BoundaryRecord:
+        """As recorded; where a record has none they are found from the arrays, once, or the metrics say why not."""
+        if variant not in self.boundaries:
             try:
-                self._boundaries[key] = boundaries_under(self.gram(variant), self.phases)
+                found = boundaries_under(self.gram(variant), self.phases)
             except RecordError as error:
-                return absent(str(error))
-        return self._boundaries[key]
+                return _boundary_record(absent(str(error)))
+            self.boundaries[variant] = _boundary_record(found)
+        return self.boundaries[variant]
 
     def gram(self, variant: str) -> DirectionGram:
         """Inner products of all directions. Raises RecordError where the arrays are gone."""
@@ -391,7 +403,10 @@ def _boundary_record(found: Boundaries | Estimate) -> BoundaryRecord:
     metrics = boundary_metrics(found)
     if isinstance(found, Estimate):
         return BoundaryRecord(metrics=metrics)
-    return BoundaryRecord(found=found.found, declared=found.declared, returns=found.returned, metrics=metrics)
+    search = BoundarySearch(**{name: getattr(found, name) for name in BoundarySearch.model_fields})
+    return BoundaryRecord(
+        found=found.found, declared=found.declared, returns=found.returned, metrics=metrics, search=search
+    )
 
 
 LayerParts = tuple[LayerStatistics, Sequence[LayerStatistics], Sequence[LayerStatistics]]

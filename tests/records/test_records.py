@@ -70,9 +70,8 @@ def test_a_record_alone_answers_for_its_phases_only(outcome: tuple[Outcome, Sett
     assert "delta-suite measure tiny" in str(other.reason)
 
 
-def test_boundaries_come_from_the_arrays_and_follow_the_phase_map(outcome: tuple[Outcome, Settings]) -> None:
+def test_boundaries_are_in_the_record_and_follow_the_phase_map(outcome: tuple[Outcome, Settings]) -> None:
     alone = load(outcome[0].record)
-    assert "delta-suite measure tiny" in boundary_table(alone)
     with pytest.raises(RecordError, match="delta-suite measure tiny"):
         alone.under({"all": (0, 11)})
     whole = load(outcome[0].record).with_arrays(outcome[1].cache.arrays(alone.provenance.cache_key))
@@ -80,7 +79,16 @@ def test_boundaries_come_from_the_arrays_and_follow_the_phase_map(outcome: tuple
     assert p is not None
     assert 0.001 <= p <= 1.0
     assert observe(alone, "boundary_p", "model").value == p  # a record has those of its own phases
-    assert f"{p:.3f} against smooth drift" in boundary_table(whole)
+    table = boundary_table(alone)  # as it is, without the arrays
+    assert f"{p:.3f} against smooth drift" in table
+    assert "of 999 draws" in table
+    assert "not among 12 orders of the declared lengths" in table
+    record = json.loads(outcome[0].record.read_text())
+    for own in record["boundaries"].values():
+        del own["search"]
+    assert table.startswith(boundary_table(Measurement.from_json(json.dumps(record), "older")).split("\nmet ")[0])
+    del record["boundaries"]
+    assert "delta-suite measure tiny" in boundary_table(Measurement.from_json(json.dumps(record), "oldest"))
     assert "one phase holds all layers" in str(observe(whole.under({"all": (0, 11)}), "boundary_p").reason)
     orders = observe(whole, "boundary_cost_rank", "model")  # 2, 4, 3 and 3 layers
     assert "12 orders, too few" in str(orders.reason)
