@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,12 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
     result = run(command, "--help")
     assert result.exit_code == 0
     assert f"Example: delta-suite {command}" in result.output
+
+
+def test_the_package_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "suite", "metrics"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]).stdout
+    assert shown == run("metrics").output
 
 
 def test_measure_writes_a_record_and_shows_the_phases(tiny: Path, tmp_path: Path) -> None:

@@ -6,10 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from suite.analysis.boundaries import Boundaries, find_boundaries, segments_of
 from suite.analysis.metrics import METRICS, DirectionGram, Estimate, LayerStatistics, Metric, absent
 from suite.analysis.uncertainty import with_interval
+
+_LIBRARIES = ThreadpoolController()
+"""Those of numpy, whose matrices here have tens of rows: threads for them take longer than they save, and on a machine
+of many cores several times as long."""
 
 NO_UPDATE = "the update is zero on every token that enters"
 LAW_NOT_MEASURED = "the update law was not fitted over these layers: it is, over the phases, when a model is measured"
@@ -87,23 +92,24 @@ def phase_metric(metric: Metric, gram: DirectionGram, layers: Sequence[int]) -> 
 def _of_directions(
     metric: Metric, gram: DirectionGram, layers: Sequence[int], compute: Callable[[DirectionGram], Estimate]
 ) -> Estimate:
-    """The figure, its bias from the halves, and its interval from the replicates."""
+    """The figure where all directions exist."""
 
     def estimate(own: DirectionGram) -> Estimate:
         missing = own.without_direction(layers)
         return absent(f"the update of layer {missing[0]} is zero, so it has no direction") if missing else compute(own)
 
-    whole = estimate(gram)
+    return resampled(metric, gram, estimate)
+
+
+def resampled(metric: Metric, gram: DirectionGram, compute: Callable[[DirectionGram], Estimate]) -> Estimate:
+    """compute(gram), with its bias, taken off as the metric wants it, and its interval from the replicates."""
+    whole = compute(gram)
     if whole.value is None or not gram.replicates:
         return whole
-    halves = () if metric.cross_fitted else gram.halves
-    return with_interval(
-        whole,
-        [estimate(half) for half in halves],
-        [estimate(own) for own in gram.replicates],
-        metric.low,
-        metric.high,
-    )
+    halves = gram.halves if metric.bias == "halves" else ()
+    with _LIBRARIES.limit(limits=1, user_api="blas"):
+        of_halves, without = ([compute(own) for own in grams] for grams in (halves, gram.replicates))
+    return with_interval(whole, of_halves, without, metric.low, metric.high, metric.bias)
 
 
 def boundaries_under(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -31,6 +32,8 @@ DISATTENUATION_FLOOR = 0.6
 
 ENTROPY_FLOOR = 1e-12
 """Energy shares at or below this are left out of an entropy, as the reference does."""
+
+Bias = Literal["halves", "groups", "none"]
 
 VARIANTS: tuple[str, ...] = ("raw", "sink_free", "token_normalised", "centred")
 """Which rows enter a metric, and how.
@@ -126,14 +129,17 @@ class DirectionGram:
         """From directions (layers, k, hidden), and those of the two document halves where there are any."""
         layers, k, hidden = directions.shape
 
+        def rows(own: np.ndarray) -> np.ndarray:
+            return own.reshape(layers * k, hidden).astype(np.float64)
+
         def inner(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-            left, right = (x.reshape(layers * k, hidden).astype(np.float64) for x in (left, right))
             return np.asarray((left @ right.T).reshape(layers, k, layers, k))
 
-        whole = inner(directions, directions)
+        own = rows(directions)
+        whole = inner(own, own)
         if halves is None:
             return cls(hidden, whole)
-        a, b = halves
+        a, b = map(rows, halves)
         return cls(hidden, whole, inner(a, a), inner(a, b), inner(b, b))
 
     @property
@@ -181,8 +187,8 @@ class Metric:
     """Pair metrics: over a phase, only neighbours count."""
     from_directions: bool = False
     """Layer metrics: computed from the layer's directions, not its statistics."""
-    cross_fitted: bool = False
-    """Made from both halves of the documents, so that no half has a value of its own."""
+    bias: Bias = "halves"
+    """How it is estimated, and taken off: `uncertainty.with_interval` says what each is."""
     from_law: bool = False
     """Phase metrics: computed from the update law fitted over the phase, not from directions."""
 
@@ -207,7 +213,7 @@ def _register(
     per_layer: bool = True,
     adjacent: bool = False,
     from_directions: bool = False,
-    cross_fitted: bool = False,
+    bias: Bias = "halves",
     from_law: bool = False,
 ) -> Callable[[_F], _F]:
     def add(function: _F) -> _F:
@@ -225,7 +231,7 @@ def _register(
             function,
             adjacent,
             from_directions,
-            cross_fitted,
+            bias,
             from_law,
         )
         return function
@@ -393,7 +399,7 @@ def mean_energy(layer: LayerStatistics) -> Estimate:
     high=1.0,
     from_directions=True,
     source="split-half reliability; below 0.9 a layer has no direction to speak of",
-    cross_fitted=True,
+    bias="none",
 )
 def reliability(gram: DirectionGram, layer: int) -> Estimate:
     if gram.ab is None:
@@ -415,7 +421,14 @@ def adjacent_cosine(gram: DirectionGram, first: np.ndarray, second: np.ndarray) 
     return np.asarray(np.minimum(1.0, np.abs(gram.cosines[first, second])))
 
 
-@_register("pair", "||U_L U_M^T||_F^2 / k over the top k = 8 directions", high=1.0, source="Björck & Golub 1973")
+@_register(
+    "pair",
+    "||U_L U_M^T||_F^2 / k over the top k = 8 directions",
+    high=1.0,
+    source="Björck & Golub 1973",
+    version=2,
+    bias="none",
+)
 def subspace_overlap(gram: DirectionGram, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.asarray(np.minimum(1.0, np.square(gram.whole[first, :, second, :]).sum(axis=(1, 2)) / TOP_K))
 
@@ -426,6 +439,8 @@ def subspace_overlap(gram: DirectionGram, first: np.ndarray, second: np.ndarray)
     unit="radians",
     high=math.pi / 2,
     source="Björck & Golub 1973",
+    version=2,
+    bias="none",
 )
 def principal_angle(gram: DirectionGram, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.asarray(np.arccos(_overlap_singular_values(gram, first, second)).mean(axis=1))
@@ -462,7 +477,8 @@ def _cross_fitted(gram: DirectionGram, layers: Sequence[int]) -> Float64[np.ndar
     "mean over pairs of |v_L^a . v_M^b|, each layer fitted on another half of the documents",
     high=1.0,
     source="cross-fit: tokens that two layers share cannot make them agree",
-    cross_fitted=True,
+    version=2,
+    bias="groups",
 )
 def intra_cosine_cross_fitted(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
     products = _cross_fitted(gram, layers)
@@ -479,7 +495,7 @@ def intra_cosine_cross_fitted(gram: DirectionGram, layers: Sequence[int]) -> Est
     "phase",
     "mean over pairs of |v_L^a . v_M^b| / sqrt(r_L r_M), where r_L and r_M exceed 0.6",
     source="Spearman 1904, correction for attenuation",
-    cross_fitted=True,
+    bias="none",
 )
 def intra_cosine_disattenuated(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
     products = _cross_fitted(gram, layers)
@@ -546,6 +562,8 @@ def _captured(basis: np.ndarray, products: np.ndarray) -> np.ndarray:
     "mean over L of ||B v_L||^2, B the top 8 right singular directions of the phase's stacked top-8 directions",
     high=1.0,
     source="reference script: capture",
+    version=2,
+    bias="none",
 )
 def capture_fraction(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
     if len(layers) == 1:
@@ -555,25 +573,36 @@ def capture_fraction(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
     return Estimate(value=float(captured.mean()), per_layer=_by_layer(layers, captured))
 
 
+LONG_PHASE = 12
+"""Layers from which on the eigenproblems of one are worth a thread each; numpy lets go of the interpreter in them."""
+
+
 @_register(
     "phase",
     "the same with B from the other layers of the phase, fitted on the other half of the documents",
     high=1.0,
     source="capture_fraction, cross-fitted over layers and documents",
-    cross_fitted=True,
+    bias="none",
 )
 def capture_fraction_held_out(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
     if len(layers) == 1:
         return absent("no other layer in the phase to form a basis from")
     if gram.aa is None or gram.ab is None or gram.bb is None:
         return absent(ONE_DOCUMENT)
-    captured = []
-    for layer in layers:
+    aa, ab, bb = gram.aa, gram.ab, gram.bb
+
+    def captured(layer: int) -> float:
         others = [other for other in layers if other != layer]
-        a_in_b = _captured(_stack(gram.bb, others, others), _stack(gram.ab, [layer], others)[:1].T)
-        b_in_a = _captured(_stack(gram.aa, others, others), _stack(gram.ab, others, [layer])[:, :1])
-        captured.append(float(a_in_b[0] + b_in_a[0]) / 2)
-    return Estimate(value=float(np.mean(captured)), per_layer=_by_layer(layers, np.array(captured)))
+        a_in_b = _captured(_stack(bb, others, others), _stack(ab, [layer], others)[:1].T)
+        b_in_a = _captured(_stack(aa, others, others), _stack(ab, others, [layer])[:, :1])
+        return float(a_in_b[0] + b_in_a[0]) / 2
+
+    if len(layers) < LONG_PHASE:
+        found = list(map(captured, layers))
+    else:
+        with ThreadPoolExecutor() as pool:
+            found = list(pool.map(captured, layers))
+    return Estimate(value=float(np.mean(found)), per_layer=_by_layer(layers, np.array(found)))
 
 
 @_register(
@@ -582,6 +611,8 @@ def capture_fraction_held_out(gram: DirectionGram, layers: Sequence[int]) -> Est
     high=1.0,
     per_layer=False,
     source="mean projector; Marchenko & Pastur 1967 for the edge",
+    version=2,
+    bias="none",
 )
 def shared_fraction(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
     values = np.linalg.eigvalsh(_stack(gram.whole, layers, layers) / len(layers))[::-1][:TOP_K]

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from suite.analysis.estimates import phase_metric
+from suite.analysis.estimates import phase_metric, resampled
 from suite.analysis.metrics import METRICS, DirectionGram, Estimate, absent
-from suite.analysis.uncertainty import combine, with_interval
+from suite.analysis.uncertainty import combine
 
 FROM_TOP_DIRECTIONS = (
     "intra_cosine",
@@ -81,9 +81,7 @@ def lag_matched(gram: DirectionGram, name: str, layers: Sequence[int]) -> Estima
                 weight += len(layers) - lag
         return Estimate(value=total / weight) if weight else absent("no pair outside the phase has its distances")
 
-    whole = mean(gram)
-    halves = () if metric.cross_fitted else gram.halves
-    return with_interval(whole, [mean(own) for own in halves], [mean(own) for own in gram.replicates])
+    return resampled(metric, gram, mean)
 
 
 def random_directions(gram: DirectionGram, name: str, layers: Sequence[int]) -> list[float] | str:

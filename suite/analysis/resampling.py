@@ -13,9 +13,10 @@ Ritz vectors of S - E_g in the span of LEADING directions of S, corrected to fir
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
@@ -42,12 +43,20 @@ def group_count(documents: int) -> int:
 class Groups(ABC):
     """The updates of one layer in one variant, by group of documents."""
 
-    tokens: list[int]
-    """Of each group."""
-    sums: Float64[Tensor, "groups quantities"]
-    squares: Float64[Tensor, "groups quantities"]
-    totals: Float64[Tensor, "groups hidden"]
-    """Sum of each group's updates."""
+    def __init__(
+        self,
+        tokens: list[int],
+        sums: Float64[Tensor, "groups quantities"],
+        squares: Float64[Tensor, "groups quantities"],
+        totals: Float64[Tensor, "groups hidden"],
+        centre: bool,
+    ) -> None:
+        """tokens, sums and squares of the token quantities, and summed updates, each of every group."""
+        self.tokens, self.totals, self.centre = tokens, totals, centre
+        # All that statistics are made of goes to the host at once: asked one by one, a GPU would stop for each.
+        small = torch.cat([sums, squares, (totals @ totals.T).to(sums.device)], dim=1).cpu().numpy()
+        self.sums, self.squares, self.products = np.split(small, [sums.shape[1], 2 * sums.shape[1]], axis=1)
+        """`products`: inner products of the groups' summed updates."""
 
     @abstractmethod
     def spectrum(self, groups: Sequence[int], k: int) -> Spectrum:
@@ -63,10 +72,14 @@ class Groups(ABC):
         """
 
     @abstractmethod
-    def without(
+    def times(self, groups: Sequence[int], vectors: Float64[Tensor, "hidden k"]) -> Float64[Tensor, "hidden k"]:
+        """S, the second moment of `groups`, times vectors."""
+
+    @abstractmethod
+    def removed_times(
         self, group: int, groups: Sequence[int], vectors: Float64[Tensor, "hidden k"]
     ) -> Float64[Tensor, "hidden k"]:
-        """(S - E_g) times vectors."""
+        """E_g times vectors."""
 
 
 class GroupedRows(Groups):
@@ -81,29 +94,35 @@ class GroupedRows(Groups):
         centre: bool,
     ) -> None:
         index = [(group == g).nonzero().flatten() for g in range(groups)]
-        self._rows = [rows[own.to(rows.device)].to(algebra_device(rows.device)).double() for own in index]
-        self._centre = centre
+        # In float32, as updates are: copies in float64 come and go with what needs them.
+        rows = rows.to(algebra_device(rows.device))
+        self._rows = [rows if len(own) == len(rows) else rows[own.to(rows.device)] for own in index]
         own = [quantities[i.to(quantities.device)] for i in index]
-        self.tokens = [len(i) for i in index]
-        self.sums = torch.stack([x.sum(dim=0) for x in own])
-        self.squares = torch.stack([x.square().sum(dim=0) for x in own])
-        self.totals = torch.stack([x.sum(dim=0) for x in self._rows])
+        super().__init__(
+            [len(i) for i in index],
+            torch.stack([x.sum(dim=0) for x in own]),
+            torch.stack([x.square().sum(dim=0) for x in own]),
+            torch.stack([x.sum(dim=0, dtype=torch.float64) for x in self._rows]),
+            centre,
+        )
 
     def _mean(self, groups: Sequence[int]) -> Float64[Tensor, " hidden"]:
         return self.totals[list(groups)].sum(dim=0) / max(1, sum(self.tokens[g] for g in groups))
 
-    def _of(self, groups: Sequence[int]) -> Float64[Tensor, "tokens hidden"]:
-        rows = torch.cat([self._rows[g] for g in groups])
-        return rows - self._mean(groups) if self._centre else rows
+    def _of(self, groups: Sequence[int]) -> Float[Tensor, "tokens hidden"]:
+        own = [self._rows[g] for g in groups]
+        rows = own[0] if len(own) == 1 else torch.cat(own)
+        return rows.double().sub_(self._mean(groups)) if self.centre else rows
 
     def spectrum(self, groups: Sequence[int], k: int) -> Spectrum:
         return spectrum_of_rows(self._of(groups), k)
 
     def _removed(self, group: int, groups: Sequence[int]) -> Float64[Tensor, "removed hidden"]:
         """Rows R with E_g = R^T R. Where the rows are centred, those that stay are centred anew, on their own mean."""
-        if not self._centre:
-            return self._rows[group]
-        rows = self._rows[group] - self._mean(groups)
+        rows = self._rows[group].double()
+        if not self.centre:
+            return rows
+        rows = rows.sub_(self._mean(groups))
         left = sum(self.tokens[g] for g in groups) - self.tokens[group]
         return torch.cat([rows, rows.sum(dim=0, keepdim=True) / max(1, left) ** 0.5])
 
@@ -114,11 +133,15 @@ class GroupedRows(Groups):
         leading = along[:, :LEADING]
         return along.square().sum(dim=0), leading.T @ leading
 
-    def without(
+    def times(self, groups: Sequence[int], vectors: Float64[Tensor, "hidden k"]) -> Float64[Tensor, "hidden k"]:
+        rows = self._of(groups).double()
+        return rows.T @ (rows @ vectors)
+
+    def removed_times(
         self, group: int, groups: Sequence[int], vectors: Float64[Tensor, "hidden k"]
     ) -> Float64[Tensor, "hidden k"]:
-        rows, removed = self._of(groups), self._removed(group, groups)
-        return torch.sub(rows.T @ (rows @ vectors), removed.T @ (removed @ vectors))
+        removed = self._removed(group, groups)
+        return removed.T @ (removed @ vectors)
 
 
 class GroupedMoments(Groups):
@@ -128,12 +151,14 @@ class GroupedMoments(Groups):
         """One of each group, None for a group without tokens; one group at least has some."""
         empty = next(own for own in moments if own is not None).none()
         self._moments = [own or empty for own in moments]
-        self._centre = centre
         self._total: dict[tuple[int, ...], Moments] = {}
-        self.tokens = [own.tokens for own in self._moments]
-        self.sums = torch.stack([own.sums for own in self._moments])
-        self.squares = torch.stack([own.squares for own in self._moments])
-        self.totals = torch.stack([own.total for own in self._moments])
+        super().__init__(
+            [own.tokens for own in self._moments],
+            torch.stack([own.sums for own in self._moments]),
+            torch.stack([own.squares for own in self._moments]),
+            torch.stack([own.total for own in self._moments]),
+            centre,
+        )
 
     def _of(self, groups: Sequence[int]) -> Moments:
         key = tuple(groups)
@@ -146,7 +171,7 @@ class GroupedMoments(Groups):
 
     def spectrum(self, groups: Sequence[int], k: int) -> Spectrum:
         total = self._of(groups)
-        return spectrum_of_gram(total.centred().gram if self._centre else total.gram, total.tokens, k)
+        return spectrum_of_gram(total.centred().gram if self.centre else total.gram, total.tokens, k)
 
     def _extra(self, group: int, groups: Sequence[int]) -> Float64[Tensor, " hidden"]:
         """e, where centring those that stay anew, on their own mean, takes e e^T more from the second moment."""
@@ -156,11 +181,12 @@ class GroupedMoments(Groups):
         scaled: Tensor = shifted / left**0.5
         return scaled
 
-    def _times(self, group: int, groups: Sequence[int], vectors: Float64[Tensor, "hidden k"]) -> Tensor:
-        """E_g times vectors."""
+    def removed_times(
+        self, group: int, groups: Sequence[int], vectors: Float64[Tensor, "hidden k"]
+    ) -> Float64[Tensor, "hidden k"]:
         own = self._moments[group]
         out = own.gram @ vectors
-        if not self._centre:
+        if not self.centre:
             return out
         total = self._of(groups)
         mean = total.total / max(1, total.tokens)
@@ -172,17 +198,15 @@ class GroupedMoments(Groups):
     def removal(
         self, group: int, groups: Sequence[int], basis: Float64[Tensor, "r hidden"]
     ) -> tuple[Float64[Tensor, " r"], Float64[Tensor, "m m"]]:
-        product = self._times(group, groups, basis.T)
+        product = self.removed_times(group, groups, basis.T)
         return (basis * product.T).sum(dim=1), basis[:LEADING] @ product[:, :LEADING]
 
-    def without(
-        self, group: int, groups: Sequence[int], vectors: Float64[Tensor, "hidden k"]
-    ) -> Float64[Tensor, "hidden k"]:
+    def times(self, groups: Sequence[int], vectors: Float64[Tensor, "hidden k"]) -> Float64[Tensor, "hidden k"]:
         total = self._of(groups)
         whole = total.gram @ vectors
-        if self._centre:
+        if self.centre:
             whole = whole - torch.outer(total.total, total.total @ vectors) / max(1, total.tokens)
-        return torch.sub(whole, self._times(group, groups, vectors))
+        return whole
 
 
 @dataclass(frozen=True)
@@ -190,7 +214,7 @@ class LayerSpectra:
     """One layer in one variant, of all tokens, of each half of the documents, and without each group of them.
 
     Statistics of halves and replicates are scaled to the token count of the whole, so that all are comparable.
-    Directions are unit rows, on the host; those of replicates in float32.
+    Directions are unit rows, on the host; those of replicates and random ones in float32.
     """
 
     statistics: LayerStatistics
@@ -206,49 +230,57 @@ class LayerSpectra:
     """Without each group, the documents of its own half."""
 
 
-def resample(own: Groups, *, layer: int, centre: bool, epsilon: float, intervals: bool = True) -> LayerSpectra:
+def random_draws(layer: int, rank: int) -> Float32[Tensor, "draws rank"]:
+    """Standard normal, the same in each run and on each device, and for all variants of a layer."""
+    return torch.from_numpy(np.random.default_rng(layer).standard_normal((RANDOM_DRAWS, rank), dtype=np.float32))
+
+
+def resample(
+    own: Groups, draws: Callable[[], Float32[Tensor, "draws rank"]], *, epsilon: float, intervals: bool = True
+) -> LayerSpectra:
     """Everything that is kept of one layer in one variant.
 
-    `intervals`: whether replicates are formed; halves are, wherever there are two. `epsilon`: of the stream's dtype.
+    draws: the layer's random_draws. intervals: whether replicates are formed; halves are, wherever there are two.
+    epsilon: of the stream's dtype.
     """
     groups = range(len(own.tokens))
     everything = list(groups)
     hidden = own.totals.shape[1]
     tokens = sum(own.tokens)
     if tokens == 0:
-        nothing = Spectrum(own.totals.new_zeros(0), own.totals.new_zeros(TOP_K, hidden))
-        empty = _statistics(own, nothing.eigenvalues, everything, tokens, centre, epsilon)
-        return LayerSpectra(empty, _kept(nothing.directions), _kept(own.totals.new_zeros(RANDOM_DRAWS, hidden)))
+        nothing = own.totals.new_zeros(TOP_K, hidden)
+        empty = _statistics(own, np.zeros(0), everything, epsilon)
+        return LayerSpectra(empty, _kept(nothing), _kept(own.totals.new_zeros(RANDOM_DRAWS, hidden).float()))
     whole = own.spectrum(everything, min(tokens, hidden))
-    statistics = _statistics(own, whole.eigenvalues, everything, tokens, centre, epsilon)
+    eigenvalues = whole.eigenvalues.cpu().numpy()
+    statistics = _statistics(own, eigenvalues, everything, epsilon)
     directions = _kept(_first(whole.directions, TOP_K))
-    random = _random(whole, layer)
+    random = _random(whole, draws())
     sides = [[g for g in groups if g % 2 == side] for side in (0, 1)]
     if any(sum(own.tokens[g] for g in side) == 0 for side in sides):
         return LayerSpectra(statistics, directions, random)
     halves = [own.spectrum(side, LEADING) for side in sides]
     a, b = (
-        _statistics(own, half.eigenvalues, side, tokens, centre, epsilon)
+        _statistics(own, half.eigenvalues.cpu().numpy(), side, epsilon)
         for half, side in zip(halves, sides, strict=True)
     )
     of_a, of_b = (_kept(_first(half.directions, TOP_K)) for half in halves)
     kept = LayerSpectra(statistics, directions, random, (a, b), (of_a, of_b))
     if not intervals:
         return kept
-    replicates, removed, removed_of_half = [], [], []
+    energies, removed, removed_of_half = [], [], []
     for group in groups:
-        energies, leading = own.removal(group, everything, whole.directions)
-        left = (whole.eigenvalues - energies[: len(whole.eigenvalues)]).clamp_min(0.0)
-        others = [g for g in groups if g != group]
-        replicates.append(_statistics(own, left, others, tokens, centre, epsilon))
+        energy, leading = own.removal(group, everything, whole.directions)
+        energies.append(energy[: len(eigenvalues)])
         removed.append(leading)
         removed_of_half.append(own.removal(group, sides[group % 2], halves[group % 2].directions)[1])
+    left = np.maximum(eigenvalues - torch.stack(energies).cpu().numpy(), 0.0)
     of_half = torch.zeros(len(groups), TOP_K, hidden)
     for side, half in zip(sides, halves, strict=True):
         of_half[side] = _directions_without(own, side, side, half, [removed_of_half[g] for g in side])
     return replace(
         kept,
-        replicates=tuple(replicates),
+        replicates=tuple(_statistics(own, left[g], [i for i in groups if i != g], epsilon) for g in groups),
         replicate_directions=_directions_without(own, everything, everything, whole, removed),
         replicate_half_directions=of_half,
     )
@@ -270,7 +302,9 @@ def _directions_without(
     present = values > values[:, :1].clamp_min(0.0) * len(leading) * torch.finfo(torch.float64).eps
     inside = leading.T @ vectors
     # One application of S - E_g brings in what lies outside the span, to first order in it.
-    outside = torch.stack([own.without(g, groups, inside[i]) for i, g in enumerate(left_out)])
+    whole = own.times(groups, inside.transpose(0, 1).flatten(1)).view(-1, len(left_out), inside.shape[2])
+    removals = [own.removed_times(g, groups, inside[i]) for i, g in enumerate(left_out)]
+    outside = whole.transpose(0, 1) - torch.stack(removals)
     norms = outside.norm(dim=1, keepdim=True)
     outside = outside / torch.where(norms > 0, norms, torch.ones_like(norms))
     outside = outside * present.to(leading.device)[:, None, :]
@@ -283,31 +317,30 @@ def _directions_without(
 
 
 def _statistics(
-    own: Groups, eigenvalues: Tensor, groups: Sequence[int], tokens: int, centre: bool, epsilon: float
+    own: Groups, eigenvalues: Float64[np.ndarray, " rank"], groups: Sequence[int], epsilon: float
 ) -> LayerStatistics:
-    """Of some groups, scaled to `tokens` tokens."""
-    count = max(1, sum(own.tokens[g] for g in groups))
+    """Of some groups, scaled to the token count of all."""
+    tokens, count = sum(own.tokens), max(1, sum(own.tokens[g] for g in groups))
     index = list(groups)
-    mean = own.sums[index].sum(dim=0) / count
-    sd = (own.squares[index].sum(dim=0) / count - mean.square()).clamp_min(0.0).sqrt()
+    mean = own.sums[index].sum(axis=0) / count
+    sd = np.sqrt(np.maximum(own.squares[index].sum(axis=0) / count - mean**2, 0.0))
     averages = {
         name: (float(m), float(s)) for name, m, s in zip(TOKEN_QUANTITIES, mean.tolist(), sd.tolist(), strict=True)
     }
     energy = float(eigenvalues.sum())
-    total = float(own.totals[index].sum(dim=0).square().sum()) / count
-    in_mean = 0.0 if centre or energy == 0 else total / energy
-    scaled = eigenvalues.cpu().numpy() * (tokens / count)
+    total = float(own.products[np.ix_(index, index)].sum()) / count
+    in_mean = 0.0 if own.centre or energy == 0 else total / energy
+    scaled = eigenvalues * (tokens / count)
     return LayerStatistics(tokens, int(own.totals.shape[1]), scaled, averages, in_mean, epsilon)
 
 
-def _random(spectrum: Spectrum, layer: int) -> Float[Tensor, "draws hidden"]:
-    """Unit rows drawn from N(0, S), the same ones in each run; independent between layers."""
-    generator = torch.Generator().manual_seed(layer)
+def _random(spectrum: Spectrum, draws: Float32[Tensor, "draws rank"]) -> Float32[Tensor, "draws hidden"]:
+    """Unit rows with the distribution N(0, S) before they are normalised."""
     rank = min(len(spectrum.eigenvalues), len(spectrum.directions))
-    draws = torch.randn(RANDOM_DRAWS, rank, generator=generator, dtype=torch.float64).to(spectrum.directions.device)
-    rows = (draws * spectrum.eigenvalues[:rank].sqrt()) @ spectrum.directions[:rank]
+    scales = spectrum.eigenvalues[:rank].sqrt()
+    rows = (draws[:, :rank].to(scales.device).double() * scales) @ spectrum.directions[:rank]
     norms = rows.norm(dim=1, keepdim=True)
-    return _kept(rows / torch.where(norms > 0, norms, torch.ones_like(norms)))
+    return _kept((rows / torch.where(norms > 0, norms, torch.ones_like(norms))).float())
 
 
 def _first(rows: Tensor, k: int) -> Tensor:

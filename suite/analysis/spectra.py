@@ -107,7 +107,7 @@ def spectrum_of_gram(matrix: Float64[Tensor, "hidden hidden"], tokens: int, k: i
     values, vectors = _eigh(matrix)
     values, vectors = values.flip(0), vectors.flip(1)
     values = _without_rounding(values)[: min(tokens, matrix.shape[0])]
-    return Spectrum(values, _signed(_masked(vectors[:, :k].T, values, k)))
+    return Spectrum(values, _signed(_masked(vectors[:, :k].T.contiguous(), values, k)))
 
 
 def spectrum_of_rows(rows: Float[Tensor, "tokens hidden"], k: int) -> Spectrum:
@@ -115,16 +115,24 @@ def spectrum_of_rows(rows: Float[Tensor, "tokens hidden"], k: int) -> Spectrum:
     tokens, hidden = rows.shape
     if tokens > hidden:
         return spectrum_of_gram(gram(rows), tokens, k)
-    exact = rows.to(algebra_device(rows.device)).double()
+    home = algebra_device(rows.device)
     if tokens == 0:
-        return Spectrum(exact.new_zeros(0), exact.new_zeros(k, hidden))
+        nothing = torch.zeros(k, hidden, dtype=torch.float64, device=home)
+        return Spectrum(nothing[:0, 0], nothing)
     sliced = rows.dtype != torch.float64 and slow_float64(rows.device)
-    values, vectors = _eigh(sliced_gram(rows.float().T) if sliced else exact @ exact.T)
+    values, vectors = _eigh(sliced_gram(rows.float().T) if sliced else _tokens_gram(rows.to(home).double()))
     values, vectors = _without_rounding(values.flip(0)), vectors.flip(1)
-    directions = vectors[:, :k].T @ exact
+    directions = torch.empty(min(k, tokens), hidden, dtype=torch.float64, device=home)
+    for some in torch.arange(hidden).chunk(COLUMN_BLOCKS):  # so that no copy of all rows in float64 lies beside
+        columns = slice(int(some[0]), int(some[-1]) + 1)
+        directions[:, columns] = vectors[:, :k].T @ rows[:, columns].to(home).double()
     scale = directions.norm(dim=1, keepdim=True)
-    directions = directions / torch.where(scale > 0, scale, torch.ones_like(scale))
+    directions /= torch.where(scale > 0, scale, torch.ones_like(scale))
     return Spectrum(values, _signed(_masked(directions, values, k)))
+
+
+def _tokens_gram(rows: Float64[Tensor, "tokens hidden"]) -> Float64[Tensor, "tokens tokens"]:
+    return rows @ rows.T
 
 
 def _eigh(matrix: Float64[Tensor, "n n"]) -> tuple[Float64[Tensor, " n"], Float64[Tensor, "n n"]]:
@@ -145,12 +153,16 @@ def _without_rounding(values: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
 def _masked(directions: Tensor, values: Tensor, k: int) -> Tensor:
     """k rows, zero where the singular value is."""
     present = min(k, len(values), len(directions))
-    out = directions.new_zeros(k, directions.shape[1])
-    out[:present] = directions[:present] * (values[:present] > 0)[:, None]
+    out = directions
+    if len(directions) != k:
+        out = directions.new_zeros(k, directions.shape[1])
+        out[:present] = directions[:present]
+    out[:present] *= (values[:present] > 0)[:, None]
+    out[present:] = 0.0
     return out
 
 
 def _signed(directions: Tensor) -> Tensor:
     """A direction is defined up to sign; the same one is always chosen."""
-    largest = directions.gather(1, directions.abs().argmax(dim=1, keepdim=True))
-    return torch.where(largest < 0, -directions, directions)
+    negative = -directions.amin(dim=1, keepdim=True) > directions.amax(dim=1, keepdim=True)
+    return directions.mul_(torch.where(negative, -1.0, 1.0))

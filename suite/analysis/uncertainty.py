@@ -3,7 +3,12 @@
 An estimate comes with its value without each of G groups of documents in turn (its replicates), and with its bias, read
 off the two halves of the documents: a bias that goes as 1/n doubles where the tokens halve, so 2 x whole - mean of
 halves is free of it (Quenouille 1949, with two groups). The spread of the replicates is the delete-a-group jackknife's
-(Kott 2001), with G - 1 degrees of freedom. Percentile bootstraps of an effective rank cover 0-11% where 95% is claimed,
+(Kott 2001), with G - 1 degrees of freedom.
+
+Figures of sets of k = 8 directions are left as they are: where the 8th and 9th singular values are close, what halves
+find differs by which directions they take, and no longer as 1/n. On planted truth (30, 80 and 300 documents) the
+correction made their spread half as large again, took off no bias, and brought the coverage down to 0.88-0.95 where
+without it 0.91-0.98 are covered. Percentile bootstraps of an effective rank cover 0-11% where 95% is claimed,
 as each resample is biased anew; what this form covers, figure by figure, is in
 results/selftest.md.
 """
@@ -17,7 +22,7 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float64
 
-from suite.analysis.metrics import Estimate
+from suite.analysis.metrics import Bias, Estimate
 
 CONFIDENCE = 0.95
 
@@ -52,18 +57,26 @@ def with_interval(
     replicates: Sequence[Estimate],
     low: float = -math.inf,
     high: float = math.inf,
+    bias: Bias = "halves",
 ) -> Estimate:
     """An estimate with its bias and interval; as it is where some replicate has no value.
 
-    halves: the same figure of each half of the documents, from which the bias is read; none where the figure is made
-    from both halves already.
+    bias: "halves" reads it off `halves`, the same figure of each half of the documents. "groups" reads it off the
+    replicates, for a figure that sets one half against the other: m - 1 times what deleting one of the m groups of a
+    half changes on average, added over both halves (the jackknife of two samples, Arvesen 1969). "none" takes nothing
+    off.
     """
     values = [own.value for own in replicates]
     of_halves = [own.value for own in halves if own.value is not None]
     known = [value for value in values if value is not None]
     if whole.value is None or not known or len(known) < len(values) or len(of_halves) < len(halves):
         return whole
-    corrected = whole.value if not halves else 2 * whole.value - float(np.mean(of_halves))
+    corrected = whole.value
+    if bias == "halves" and halves:
+        corrected = 2 * whole.value - float(np.mean(of_halves))
+    elif bias == "groups":
+        change = sum(float(np.mean(known[half::2])) - whole.value for half in (0, 1))
+        corrected = whole.value - (len(known) // 2 - 1) * change
     corrected = min(high, max(low, corrected))
     return whole.model_copy(
         update={

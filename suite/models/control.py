@@ -66,11 +66,6 @@ def initialise(
     if device != SHARDED:
         placed: PreTrainedModel = model.to(device)
         return placed
-    return dispatch(model, offload_folder)
-
-
-def dispatch(model: Any, offload_folder: str | None) -> "PreTrainedModel":
-    """Split a model that is already made over all GPUs, evenly, and over host and disk where they do not hold it."""
     from accelerate import dispatch_model, infer_auto_device_map
     from accelerate.utils import get_balanced_memory
 

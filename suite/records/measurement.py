@@ -486,10 +486,8 @@ def direction_arrays(variant: str, layers: Sequence[LayerSpectra]) -> dict[str, 
     """
     import torch
 
-    out = {
-        "directions": torch.stack([own.directions for own in layers]),
-        "random": torch.einsum("ard,brd->rab", *[torch.stack([own.random for own in layers])] * 2),
-    }
+    random = torch.stack([own.random for own in layers], dim=1)
+    out = {"directions": torch.stack([own.directions for own in layers]), "random": random @ random.mT}
     halves = [own.half_directions for own in layers if own.half_directions is not None]
     if len(halves) == len(layers):
         out["directions_a"], out["directions_b"] = (torch.stack(half) for half in zip(*halves, strict=True))
@@ -499,7 +497,7 @@ def direction_arrays(variant: str, layers: Sequence[LayerSpectra]) -> dict[str, 
         replicates = []
         for group in range(len(without[0])):
             sides = [out["directions_a"], out["directions_b"]]
-            sides[group % 2] = torch.stack([own[group] for own in half_without]).double()
+            sides[group % 2] = torch.stack([own[group] for own in half_without])
             whole = torch.stack([own[group] for own in without])
             replicates.append(DirectionGram.of(whole.numpy(), (sides[0].numpy(), sides[1].numpy())))
         for name in _PRODUCTS:

@@ -441,7 +441,7 @@ def _coverage(name: str, outcomes: Sequence[Outcomes], truth_documents: int) -> 
 
 def coverage_of(intervals: Sequence[tuple[float, float]], truth: float, **row: Any) -> Coverage:
     """Count intervals that hold the truth, up to rounding, and those that lie below and above it."""
-    slack = 1e-9 * max(1.0, abs(truth))
+    slack = 1e-9 * abs(truth)
     below = sum(high < truth - slack for _, high in intervals)
     above = sum(low > truth + slack for low, _ in intervals)
     return Coverage(truth=truth, covered=len(intervals) - below - above, below=below, above=above, **row)

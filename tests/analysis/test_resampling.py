@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from suite.analysis.layers import reduce_stream
-from suite.analysis.metrics import VARIANTS
+from suite.analysis.metrics import VARIANTS, Estimate
 from suite.analysis.resampling import GROUPS, LayerSpectra, group_count
+from suite.analysis.uncertainty import with_interval
 from suite.capture.stream import ResidualStream
 
 FEW, MANY = (120, 150), (900, 40)
@@ -128,3 +129,19 @@ def test_moments_that_do_not_fit_in_groups_are_kept_in_halves_or_refused() -> No
     assert in_halves[0].statistics.eigenvalues == pytest.approx(with_groups[0].statistics.eigenvalues, rel=1e-9)
     with pytest.raises(CaptureError, match="moments that are added over them take"):
         reduce_stream(pieces, **options, memory=Memory(0))
+
+
+def test_the_bias_of_a_figure_made_of_both_halves_comes_off_by_groups() -> None:
+    """mean(a)^2 + mean(b)^2 of five groups each: the two-sample jackknife takes off exactly s_a^2/5 + s_b^2/5."""
+    groups = np.random.default_rng(3).standard_normal(10)
+
+    def figure(kept: np.ndarray) -> Estimate:
+        halves = [groups[half::2][kept[half::2]] for half in (0, 1)]
+        return Estimate(value=float(sum(own.mean() ** 2 for own in halves)))
+
+    everything = np.ones(10, dtype=bool)
+    without = [figure(np.arange(10) != left_out) for left_out in range(10)]
+    found = with_interval(figure(everything), [], without, bias="groups")
+    exact = sum(own.mean() ** 2 - own.var(ddof=1) / 5 for own in (groups[::2], groups[1::2]))
+    assert found.corrected == pytest.approx(exact, rel=1e-12)
+    assert with_interval(figure(everything), [], without, bias="none").corrected == figure(everything).value

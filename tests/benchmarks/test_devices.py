@@ -1,4 +1,4 @@
-"""The embedded model's record on CPU and CUDA in float32, and in bfloat16 beside them."""
+"""The embedded model's record on CPU and CUDA in float32, in bfloat16 beside them, and split over two GPUs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from suite.errors import SuiteError
 from suite.measure import Settings, measure
@@ -45,6 +46,18 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
 
     yield run
     loading.load_tokenizer = original
+
+
+@pytest.mark.parametrize("calibration", CALIBRATIONS)
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_split_over_two_gpus(
+    benchmark: Any, measured: Callable[[str, str, str], Measurement], calibration: str, record: Callable[..., Record]
+) -> None:
+    one = measured(calibration, "cuda", "float32")
+    two = benchmark.pedantic(lambda: measured(calibration, "sharded", "float32"), rounds=1)
+    name, (relative, where) = max(compare(one, two).items(), key=lambda item: item[1][0])
+    report = record(f"calibration {calibration}: split over two GPUs against one, float32")
+    report.add(f"largest: {name}, {where}", relative, target="<= 1e-5")
 
 
 PAIRS = [("cuda", "float32"), ("cuda", "bfloat16")] if DEVICE.type == "cuda" else [("cpu", "bfloat16")]

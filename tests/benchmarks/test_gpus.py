@@ -10,20 +10,13 @@ import pytest
 import torch
 
 from suite.analysis.layers import reduce_stream
-from suite.analysis.metrics import VARIANTS
 from suite.analysis.resampling import LayerSpectra
 from suite.capture.residual import capture
 from suite.capture.stream import ResidualStream
-from suite.errors import SuiteError
-from suite.measure import Settings, measure
 from suite.models.blocks import find_decoder
-from suite.models.control import dispatch
-from suite.models.files import locate
-from suite.records.cache import Cache
 from tests.benchmarks.measuring import seconds
 from tests.benchmarks.page import Record
-from tests.benchmarks.subjects import LARGE, Subject, embedded_spec
-from tests.benchmarks.test_devices import compare
+from tests.benchmarks.subjects import LARGE, Subject
 
 pytestmark = [
     pytest.mark.benchmark(group="8. Two GPUs"),
@@ -36,7 +29,6 @@ DOCUMENTS = 64
 
 @pytest.mark.parametrize("subject", [LARGE], indirect=True)
 def test_large_model_over_two_gpus(benchmark: Any, subject: Subject, record: Callable[..., Record]) -> None:
-    """The last benchmark of this subject: it leaves the model split."""
     sequences = subject.sequences(TOKENS, TOKENS // DOCUMENTS, documents=True)
     gpus = [torch.device("cuda", index) for index in range(2)]
 
@@ -58,7 +50,7 @@ def test_large_model_over_two_gpus(benchmark: Any, subject: Subject, record: Cal
     alone = seconds(lambda: reduced(stream, gpus[:1]), gpus[0], 3)
     del stream
 
-    model = dispatch(subject.model, None)
+    model = split(subject.model, gpus)
     places = {str(next(block.parameters()).device) for block in find_decoder(model).blocks}
     assert places == {"cuda:0", "cuda:1"}
     stream = captured(model)
@@ -70,6 +62,7 @@ def test_large_model_over_two_gpus(benchmark: Any, subject: Subject, record: Cal
     peaks = [torch.cuda.max_memory_allocated(gpu) - before for gpu, before in zip(gpus, held, strict=True)]
     spread = seconds(lambda: reduced(stream, gpus), gpus[0], 3)
     benchmark.pedantic(lambda: captured(model), rounds=1)
+    joined(model, gpus[0])
 
     report = record(f"{subject.name}, {TOKENS:,} tokens in {DOCUMENTS} documents, over two GPUs")
     apart = _apart(one, two)
@@ -82,11 +75,32 @@ def test_large_model_over_two_gpus(benchmark: Any, subject: Subject, record: Cal
         report.add(f"{gpu}: weights and stream", weights, "B")
         report.add(f"{gpu}: peak memory of the analysis beyond them", peak, "B")
     report.note(
-        "The model is split by accelerate as `--device sharded` splits it, with blocks on both GPUs; the certificate "
+        "The model is split by accelerate, with blocks on both GPUs; the certificate "
         "holds across the boundary. Analysis is everything after the capture: spectra of the whole, the halves and "
         "without each group of documents."
     )
     assert max(apart) <= 1e-5
+
+
+def split(model: Any, gpus: list[torch.device]) -> Any:
+    """Half of a model that is on one GPU to the other, as `device_map="auto"` would have loaded it."""
+    from accelerate import dispatch_model, infer_auto_device_map
+
+    whole = sum(own.numel() * own.element_size() for own in model.parameters())
+    memory = {gpu.index: int(0.55 * whole) for gpu in gpus}
+    places = infer_auto_device_map(model, max_memory=memory, no_split_module_classes=list(model._no_split_modules))
+    return dispatch_model(model, places)
+
+
+def joined(model: Any, gpu: torch.device) -> None:
+    """Back onto one GPU, for the benchmarks that follow."""
+    from accelerate.hooks import remove_hook_from_submodules
+
+    remove_hook_from_submodules(model)
+    del model.hf_device_map
+    for name in ("to", "cuda"):  # which accelerate has overridden on the instance
+        vars(model).pop(name, None)
+    model.to(gpu)
 
 
 def _apart(one: list[LayerSpectra], two: list[LayerSpectra]) -> tuple[float, float]:
@@ -102,29 +116,3 @@ def _apart(one: list[LayerSpectra], two: list[LayerSpectra]) -> tuple[float, flo
         if x[0] > 1.01 * x[1]:
             turned = max(turned, 1.0 - abs(float(a.directions[0].double() @ b.directions[0].double())))
     return figures, turned
-
-
-def test_embedded_model_over_two_gpus(
-    benchmark: Any, tmp_path_factory: pytest.TempPathFactory, record: Callable[..., Record]
-) -> None:
-    spec = embedded_spec()
-    try:
-        locate(spec)
-    except SuiteError as error:
-        pytest.skip(str(error))
-    folder = tmp_path_factory.mktemp("gpus")
-
-    def run(device: str) -> Any:
-        settings = Settings(
-            calibration="core", device=device, dtype="float32", results=folder / device, cache=Cache(folder / "cache")
-        )
-        return measure(spec, settings).measurement
-
-    one = run("cuda:0")
-    two = benchmark.pedantic(lambda: run("sharded"), rounds=1)
-    report = record("smollm2-135m-q4, calibration core, over two GPUs")
-    differences = compare(one, two)
-    name, (relative, where) = max(differences.items(), key=lambda item: item[1][0])
-    report.add(f"largest difference of the record from one GPU's: {name}, {where}", relative, target="<= 1e-5")
-    report.note(f"Variants {', '.join(VARIANTS)}; every layer, phase and metric of the record.")
-    assert relative <= 1e-5
