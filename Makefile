@@ -52,7 +52,7 @@ selftest: .venv/installed
 	$(BIN)/delta-suite selftest --repeats 1000 --processes $$(getconf _NPROCESSORS_ONLN) --out results/selftest.md
 
 # A small Llama trained on the CPU, and its checkpoints measured: replaces the run in results/, and builds the pages anew.
-# Half a minute.
+# About a minute.
 trajectory: .venv/installed
 	rm -rf training/tiny results/runs/training--tiny--checkpoint-*
 	$(BIN)/python -m tests.training training/tiny
