@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 MODEL := smollm2-135m-q4
 
-.PHONY: demo test test-site lint conformance datasheet bench selftest clean
+.PHONY: demo test test-site lint conformance datasheet bench selftest trajectory pages clean
 
 demo: .venv/installed
 	@# pytest's status 1 means a refuted prediction, which is a result, or a model that could not be measured, which is
@@ -50,6 +50,20 @@ bench: .venv/installed
 # Intervals and verdicts against planted truth, the long form: rewrites results/selftest.md. Three core-hours.
 selftest: .venv/installed
 	$(BIN)/delta-suite selftest --repeats 1000 --processes $$(getconf _NPROCESSORS_ONLN) --out results/selftest.md
+
+# A small Llama trained on the CPU, and its checkpoints measured: replaces the run in results/, and builds the pages anew.
+# About a minute.
+trajectory: .venv/installed
+	rm -rf training/tiny results/runs/training--tiny--checkpoint-*
+	$(BIN)/python -m tests.training training/tiny
+	$(BIN)/delta-suite trajectory 'training/tiny/checkpoint-*' --device cpu --out training/tiny.html
+	$(BIN)/delta-suite leaderboard
+
+# All that is published, from the records in results/ alone, and the README's picture of it (a Chromium, as test-site).
+pages: .venv/installed
+	$(BIN)/delta-suite leaderboard
+	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[site]'
+	$(BIN)/python -m tests.publish.picture
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -15,6 +15,7 @@ from suite.errors import SuiteError
 
 if TYPE_CHECKING:
     from suite.measure import Settings
+    from suite.publish.tables import Row
     from suite.records.measurement import Measurement
 
 app = typer.Typer(
@@ -153,7 +154,7 @@ def _measured_or_stored(name: str, settings: Settings, models_file: Path | None)
 @app.command(epilog="Example: delta-suite trajectory 'runs/big/checkpoint-*' --out big.html")
 def trajectory(
     pattern: Annotated[str, typer.Argument(help="name@step*, or a quoted pattern of directories.")],
-    out: Annotated[Path | None, typer.Option(help="The page (default: <results>/site/<run>.html).")] = None,
+    out: Annotated[Path | None, typer.Option(help="The page (default: <results>/trajectories/<run>.html).")] = None,
     calibration: Annotated[str, typer.Option(help="As for measure.")] = DEFAULT_CALIBRATION,
     documents: Annotated[int | None, typer.Option(help="As for measure.")] = None,
     device: Annotated[str, typer.Option(help="As for measure.")] = "auto",
@@ -174,8 +175,12 @@ def trajectory(
     from suite.models.registry import RANDOM_WEIGHTS, load_registry
     from suite.publish import tables
     from suite.publish import trajectory as publish
+    from suite.publish.board import Entry
+    from suite.publish.page import RUNS, run_page_name
     from suite.publish.progress import bars
-    from suite.records.store import folder_name, newest
+    from suite.publish.run_page import standalone
+    from suite.records.measurement import write_atomically
+    from suite.records.store import newest
 
     settings = Settings(calibration=calibration, documents=documents, device=device, dtype=dtype, results=results)
     with _errors_as_text():
@@ -206,12 +211,18 @@ def trajectory(
             for hypothesis in loaded
             for expectation in hypothesis.expect
         ]
+        for step, outcome in outcomes.items():
+            _keep_stamps(outcome.record, [row for row in rows if row.model == steps[step]])
         typer.echo(publish.verdict_table(rows, steps))
         for change in publish.verdict_changes(rows, steps):
             typer.echo(f"changed  {change}")
         typer.echo(f"\n{publish.metric_table(measured, variant)}\n")
-        page = out or results / "site" / f"{folder_name(name.removesuffix('*').rstrip('-_'))}.html"
-        publish.write_page(publish.trajectory_figure(name, measured, rows, variant), page)
+        entries = {
+            step: Entry(own, str(outcomes[step].record), tuple(row for row in rows if row.model == steps[step]))
+            for step, own in measured.items()
+        }
+        page = out or results / RUNS / run_page_name(name)
+        write_atomically(page, standalone(name, entries, variant))
     typer.echo(f"plot: {page}")
 
 
@@ -225,7 +236,10 @@ def judge(
     models_file: ModelsFile = None,
     explain: Annotated[bool, typer.Option("--explain", help="Explain each verdict.")] = False,
 ) -> None:
-    """Judge stored records, without a model. Exits with 1 where an expectation is refuted."""
+    """Judge stored records, without a model. Exits with 1 where an expectation is refuted.
+
+    Each record keeps the version and SHA-256 of the hypothesis files that judged it last.
+    """
     from suite.claims.judge import Verdict, across_variants
     from suite.claims.judge import judge as verdict_on
     from suite.claims.spec import load_hypotheses
@@ -258,6 +272,7 @@ def judge(
                         texts.append(
                             tables.explanation(judgement, variants, where, f"delta-suite judge --explain {path}")
                         )
+            _keep_stamps(path, [row for row in rows if row.record == str(path)])
         typer.echo(tables.verdict_grid(rows))
         typer.echo(f"\n{tables.variant_table(rows)}")
         if explain:
@@ -266,6 +281,24 @@ def judge(
         if failed:
             typer.echo(f"\nrefuted, furthest from the claim first\n{tables.failure_table(failed)}")
             raise typer.Exit(1)
+
+
+def _keep_stamps(path: Path, rows: Sequence[Row]) -> None:
+    """Say which hypothesis files have changed since they last judged this record, and leave in it that they did now.
+
+    A record that cannot be written, such as another's, can still be judged.
+    """
+    from suite.publish.tables import changed_lines, stamps_of
+    from suite.records.cache import Cache, cache_root
+    from suite.records.store import load, stamp
+
+    stamps = stamps_of(rows)
+    for line in changed_lines(load(path).judged_by, stamps):
+        typer.echo(f"{path}: {line}")
+    try:
+        stamp(path, stamps, Cache(cache_root()))
+    except SuiteError as error:
+        typer.echo(f"delta-suite: the record does not say what judged it now: {error}", err=True)
 
 
 def _default_hypotheses() -> Path:

@@ -117,7 +117,7 @@ def measure(spec: ModelSpec, settings: Settings, progress: Progress = no_progres
         source=spec.source,
         revision=revision,
     )
-    return Outcome(shown, save(settings.results, shown), cached)
+    return Outcome(shown, save(settings.results, shown, settings.cache), cached)
 
 
 @dataclass(frozen=True)
@@ -180,9 +180,10 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
                     return
                 stream, certificate = item
                 certificates.append(certificate)
+                whole = len(stream.kept) == sequences.tokens
+                yield stream  # its sinks are found, and its layers reduced, when the next one is asked for
                 with clock("law"):
-                    laws.append(measure_law(stream, phases, devices) if len(stream.kept) == sequences.tokens else None)
-                yield stream
+                    laws.append(measure_law(stream, phases, devices, sinks=sinks[-1]) if whole else None)
                 del item, stream  # a shard is large, and the next one is filled now
 
         with torch.no_grad(), clock("analysis"):

@@ -9,8 +9,9 @@ from __future__ import annotations
 import shlex
 import time
 import warnings
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from suite.claims.spec import Expectation, Hypothesis
     from suite.measure import Outcome, Settings
     from suite.models.registry import ModelSpec
+    from suite.publish.tables import Row
     from suite.records.measurement import Measurement
 
 FOLDER = "hypotheses"
@@ -97,12 +99,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[SESSION] = session = Session(config)
+    config.pluginmanager.register(session, "delta-suite-session")
     config.addinivalue_line("markers", "baseline: compares a model with its baseline (--baseline)")
     calls = {"outcome": session.outcome, "control": session.control, "reproduce": session.reproduce}
     if (regression := Regression.of(config, session.specs, **calls)) is not None:
         config.stash[REGRESSION] = regression
         config.pluginmanager.register(regression, "delta-suite-baselines")
         session.hypotheses = regression.hypotheses
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A model's record as it lies in the results folder at the end of the run."""
+
+    path: Path
+    measurement: Measurement | None
+    """None where it cannot be read any more."""
+    notes: tuple[str, ...]
+    """What to say of it: that it cannot be read or written, or that a hypothesis file has changed."""
 
 
 class Session:
@@ -119,6 +133,10 @@ class Session:
         self.arguments: dict[str, str] = {}
         """What a model was called on the command line: a directory's name in tables is not its path."""
         self.left_out: list[str] = []
+        self.judged: list[dict[str, Any]] = []
+        """The rows of all verdicts, from the reports, which may come from workers."""
+        self.kept: dict[str, Kept] = {}
+        """By model, once the run is over."""
         if config.getoption("model") or config.getoption("all_models"):
             self._resolve()
 
@@ -218,6 +236,40 @@ class Session:
             return
         with capture.global_and_fixture_disabled():
             yield
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if (row := getattr(report, "delta_suite", None)) is not None:
+            self.judged.append(row)
+
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Leave in each record what judged it; a record that is gone or damaged by now must not pass for a success."""
+        if not self.judged or hasattr(self.config, "workerinput"):
+            return
+        from suite.publish.tables import Row
+
+        whole = True
+        for spec in self.specs:
+            rows = [Row(**row) for row in self.judged if row["model"] == spec.name and row["record"]]
+            if rows:
+                self.kept[spec.name], written = self._keep(rows)
+                whole = whole and written
+        if not whole and exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _keep(self, rows: Sequence[Row]) -> tuple[Kept, bool]:
+        """The record that these rows were judged from, and whether it could be read and written."""
+        from suite.publish.tables import changed_lines, stamps_of
+        from suite.records.store import load, stamp
+
+        path, stamps = Path(str(rows[0].record)), stamps_of(rows)
+        measurement, notes = None, []
+        try:
+            measurement = load(path)
+            notes = changed_lines(measurement.judged_by, stamps)
+            stamp(path, stamps, self.settings.cache)
+        except SuiteError as error:
+            return Kept(path, measurement, (*notes, f"ERROR: {error}")), False
+        return Kept(path, measurement, tuple(notes)), True
 
     def reproduce(self, nodeid: str, model: str) -> str:
         """The command that shows one verdict again."""
@@ -562,35 +614,33 @@ def pytest_report_header(config: pytest.Config) -> list[str] | None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    reports = [report for group in terminalreporter.stats.values() for report in group]
-    found = [report.delta_suite for report in reports if hasattr(report, "delta_suite")]
-    if not found:
+    session = config.stash[SESSION]
+    if not session.judged:
         return
     from suite.analysis.metrics import METRICS
     from suite.publish import tables, trajectory
-    from suite.records.store import load
 
-    order = {spec.name: index for index, spec in enumerate(config.stash[SESSION].specs)}
-    rows = sorted((tables.Row(**row) for row in found), key=lambda row: (*row.place, order[row.model]))
+    order = {spec.name: index for index, spec in enumerate(session.specs)}
+    rows = sorted((tables.Row(**row) for row in session.judged), key=lambda row: (*row.place, order[row.model]))
     write = terminalreporter.write_line
-    records = {row.model: Path(row.record) for row in rows if row.record}
-    for name in order:
-        if name not in records:
-            continue
-        record = records[name]
-        measured = load(record)
+    variant = config.getoption("variant") or "raw"
+    for name, kept in session.kept.items():
+        measured = kept.measurement
         terminalreporter.section(f"{name}: phases", sep="-")
-        write(tables.model_line(measured))
-        write(f"record: {record}")
+        if measured is not None:
+            write(tables.model_line(measured))
+            write(f"record: {kept.path}")
+        for note in kept.notes:
+            write(note)
+        if measured is None:
+            continue
         write("")
-        variant = config.getoption("variant") or "raw"
         write(tables.phase_table(measured, variant))
         if config.get_verbosity() > 0:
             write("")
             write(tables.layer_table(measured, variant))
             write("")
-            arrays = config.stash[SESSION].settings.cache.arrays(measured.provenance.cache_key)
-            write(tables.boundary_table(measured.with_arrays(arrays), variant))
+            write(tables.boundary_table(measured, variant))
     terminalreporter.section("verdicts", sep="-")
     write(tables.verdict_grid(rows))
     if any(row.flips for row in rows):
@@ -603,15 +653,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if any(row.flips for row in rows) or config.get_verbosity() > 0:
         terminalreporter.section("verdicts under every variant", sep="-")
         write(tables.variant_table(rows))
-    for name, steps in trajectory.series(config.stash[SESSION].specs).items():
-        measured_at = {step: load(records[model]) for step, model in steps.items() if model in records}
+    found = {name: kept.measurement for name, kept in session.kept.items() if kept.measurement is not None}
+    for name, steps in trajectory.series(session.specs).items():
+        measured_at = {step: found[model] for step, model in steps.items() if model in found}
         terminalreporter.section(f"{name}: over training", sep="-")
         write(trajectory.verdict_table(rows, steps))
         for change in trajectory.verdict_changes(rows, steps):
             write(f"changed  {change}")
         write("")
         every = [*METRICS] if config.get_verbosity() > 0 else None
-        write(trajectory.metric_table(measured_at, config.getoption("variant") or "raw", every))
+        write(trajectory.metric_table(measured_at, variant, every))
     if any(row.verdict == "FAIL" for row in rows):
         terminalreporter.section("refuted, furthest from the claim first", sep="-")
         write(tables.failure_table(rows))

@@ -14,12 +14,10 @@ from suite.records.baseline import load_baseline, update_baseline
 from suite.records.cache import Cache
 from suite.records.comparison import Comparison, Snapshot, Status, compare, directions_of, first_changed_layer, snapshot
 from tests.plugin.conftest import CLAIMS
-from tests.training import damaged, passages, scale_output_projection, train, write_documents, zero_head
+from tests.training import TRAINED_ON, damaged, passages, scale_output_projection, train, write_documents, zero_head
 
 STEPS = (80, 160, 240)
 DOCUMENTS = 30
-TRAINED_ON = 900
-"""Passages; the rest is for measuring."""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,14 @@
-"""A small Llama trained for real on the CPU, saved as a training team would save it; and ways to damage it."""
+"""A small Llama trained for real on the CPU, saved as a training team would save it; and ways to damage it.
+
+`python -m tests.training FOLDER` trains the run whose records are in results/: make trajectory.
+"""
 
 from __future__ import annotations
 
 import json
 import random
 import shutil
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -16,6 +20,11 @@ HEADS = 4
 CONTEXT = 64
 BATCH = 8
 VOCABULARY = 512
+TRAINED_ON = 900
+"""Passages; the rest is for measuring."""
+
+PUBLISHED_STEPS = (0, 50, 100, 200, 400, 800)
+"""The checkpoints of the run in results/; at step 0 nothing is learnt yet, as in a control."""
 
 
 def passages(characters: int = 200) -> list[str]:
@@ -37,7 +46,7 @@ def write_documents(path: Path, documents: Sequence[str]) -> Path:
 
 
 def train(folder: Path, *, steps: Sequence[int], texts: Sequence[str], seed: int = 0) -> list[Path]:
-    """Train and save `checkpoint-<step>` at each of the steps; the loss is kept beside each, in loss.json."""
+    """Train, and save `checkpoint-<step>` after so many steps, with the loss of the next batch in loss.json."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -72,20 +81,20 @@ def train(folder: Path, *, steps: Sequence[int], texts: Sequence[str], seed: int
     )
     optimiser = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=0.1)
     saved = []
-    for step in range(1, max(steps) + 1):
-        for group in optimiser.param_groups:
-            group["lr"] = 3e-3 * min(1.0, step / 20)
+    for step in range(max(steps) + 1):
         batch = ids[torch.randint(len(ids), (BATCH,))]
         loss = model(input_ids=batch, labels=batch).loss
-        optimiser.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimiser.step()
         if step in steps:
             saved.append(folder / f"checkpoint-{step}")
             model.save_pretrained(saved[-1])
             tokenizer.save_pretrained(saved[-1])
             (saved[-1] / "loss.json").write_text(json.dumps({"step": step, "loss": loss.item()}))
+        for group in optimiser.param_groups:
+            group["lr"] = 3e-3 * min(1.0, (step + 1) / 20)
+        optimiser.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
     return saved
 
 
@@ -117,3 +126,8 @@ def zero_head(layer: int, head: int = 1) -> Callable[[dict[str, Any]], None]:
         weights[f"model.layers.{layer}.self_attn.o_proj.weight"][:, head * size : (head + 1) * size] = 0
 
     return change
+
+
+if __name__ == "__main__":
+    for checkpoint in train(Path(sys.argv[1]), steps=PUBLISHED_STEPS, texts=passages()[:TRAINED_ON]):
+        print(f"{checkpoint}: loss {json.loads((checkpoint / 'loss.json').read_text())['loss']:.2f}")

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float64
@@ -136,6 +137,22 @@ def t_distribution(t: float, df: int) -> float:
         term = cosine * math.sin(angle) if power == 1 else term * cosine**2 * (power - 1) / power
         total += term
     return 0.5 + total / math.pi
+
+
+@lru_cache
+def t_quantile(p: float, df: int) -> float:
+    """The t with t_distribution(t, df) = p, for 0.5 <= p < 1 and odd df.
+
+    The tables above hold two of them as they are printed, to three decimals: the intervals of records are made with
+    those, and stay as they are.
+    """
+    low, high = 0.0, 1.0
+    while t_distribution(high, df) < p:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if t_distribution(middle, df) < p else (low, middle)
+    return high
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

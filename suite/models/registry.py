@@ -98,10 +98,8 @@ class ModelSpec(BaseModel):
 
         Told from a number at the end of a revision, or of a directory's name; None for what has none.
         """
-        last = self.revision if self.hub is not None else self.path and self.path.name
-        if not last or not (number := re.search(r"(\d+)$", last)) or not self.name.endswith(number[1]):
-            return None
-        return f"{self.name.removesuffix(number[1])}*", int(number[1])
+        path = None if self.path is None else self.path.name
+        return series_of(self.name, path if self.hub is None else self.revision)
 
     @property
     def source(self) -> str:
@@ -199,7 +197,7 @@ class Registry:
         base, at, pattern = argument.partition("@")
         if at and base in self.specs:
             spec = self.specs[base]
-            found = sorted((own for own in spec.checkpoints if fnmatchcase(own, pattern)), key=_natural)
+            found = sorted((own for own in spec.checkpoints if fnmatchcase(own, pattern)), key=natural)
             if not found:
                 known = ", ".join(spec.checkpoints) or "none: list them under `checkpoints`"
                 raise UnknownModelError(
@@ -220,7 +218,7 @@ class Registry:
                 f"--model {argument}: {there} (looked from {Path.cwd()}). Quote the pattern, so that the shell "
                 f"leaves it as it is, and check the folder's name."
             )
-        return [_spec_of_path(str(path), path) for path in sorted(models, key=lambda path: _natural(str(path)))]
+        return [_spec_of_path(str(path), path) for path in sorted(models, key=lambda path: natural(str(path)))]
 
     def _at_revision(self, spec: ModelSpec, argument: str, revision: str) -> ModelSpec:
         if spec.hub is None:
@@ -247,6 +245,13 @@ _HOW = (
     "a .gguf file, a hub id (org/name or org/name@revision), or a pattern (name@step*, './checkpoints/step-*'); "
     "@random-weights behind any of them is its control."
 )
+
+
+def series_of(name: str, checkpoint: str | None) -> tuple[str, int] | None:
+    """The training run and the step of a model of this name, from its checkpoint's revision or directory."""
+    if not checkpoint or not (number := re.search(r"(\d+)$", checkpoint)) or not name.endswith(number[1]):
+        return None
+    return f"{name.removesuffix(number[1])}*", int(number[1])
 
 
 def load_registry(path: Path | None = None) -> Registry:
@@ -362,7 +367,7 @@ def _line_of(text: str, key: str, name: str | None = None) -> int:
     return start
 
 
-def _natural(name: str) -> list[tuple[int, int, str]]:
+def natural(name: str) -> list[tuple[int, int, str]]:
     """A key that sorts step512 before step1000."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,9 @@ from urllib.parse import quote
 from suite.claims.judge import Verdict, across_variants, combine_verdicts, judge
 from suite.claims.schema import Hypothesis
 from suite.errors import RecordError
-from suite.models.registry import RANDOM_WEIGHTS
-from suite.publish.tables import Row, relative_margin
+from suite.models.registry import RANDOM_WEIGHTS, natural
+from suite.publish.tables import Row, changed_files, relative_margin, stamps_of
+from suite.publish.trajectory import series
 from suite.records.measurement import CalibrationRecord, Measurement
 from suite.records.store import load
 
@@ -62,6 +63,11 @@ class Entry:
     rows: tuple[Row, ...]
 
     @property
+    def changed(self) -> dict[str, str]:
+        """By hypothesis, how its file has changed since a run last judged this record by it."""
+        return changed_files(self.measurement.judged_by, stamps_of(self.rows))
+
+    @property
     def model(self) -> str:
         return self.measurement.model.name
 
@@ -106,6 +112,29 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Run:
+    """The checkpoints of one training run that may stand in one table, in the order of their steps; two at least."""
+
+    name: str
+    """The models' names, with * for the step."""
+    dtype: str
+    entries: Mapping[int, Entry]
+    """By step."""
+
+    @property
+    def rows(self) -> list[Row]:
+        return [row for entry in self.entries.values() for row in entry.rows]
+
+    @property
+    def steps(self) -> dict[int, str]:
+        return {step: entry.model for step, entry in self.entries.items()}
+
+    @property
+    def measurements(self) -> dict[int, Measurement]:
+        return {step: entry.measurement for step, entry in self.entries.items()}
+
+
+@dataclass(frozen=True)
 class Group:
     """Entries whose numbers may stand in one table: one calibration, one set of metric versions, one schema."""
 
@@ -137,6 +166,23 @@ class Group:
             f"{len(self.metric_versions)} metrics of version {', '.join(map(str, versions))}; {settings}; "
             f"record schema {self.schema}; delta-suite {' and '.join(suites)}."
         )
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """The same, one line a hypothesis and model."""
+        return tuple(
+            f"{self.label(entry)}: {name}, {how}" for entry in self.entries for name, how in entry.changed.items()
+        )
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """The training runs among the entries."""
+        found = []
+        for dtype in sorted({entry.dtype for entry in self.entries}):
+            own = {entry.model: entry for entry in self.entries if entry.dtype == dtype}
+            for name, steps in series(entry.measurement.model for entry in own.values()).items():
+                found.append(Run(name, dtype, {step: own[model] for step, model in steps.items()}))
+        return tuple(sorted(found, key=lambda run: (run.name, run.dtype)))
 
     def label(self, entry: Entry) -> str:
         """The model's name, with the dtype where the table has it in several."""
@@ -204,6 +250,15 @@ class Board:
         if self.repository is not None:
             return f"{self.repository.rstrip('/')}/{quote(path.relative_to(self.root).as_posix())}"
         return quote(Path(os.path.relpath(path, _absolute(self.results) / folder)).as_posix())
+
+    @property
+    def runs(self) -> dict[str, list[tuple[Group, Run]]]:
+        """All training runs, by name."""
+        found: dict[str, list[tuple[Group, Run]]] = {}
+        for group in self.groups:
+            for run in group.runs:
+                found.setdefault(run.name, []).append((group, run))
+        return dict(sorted(found.items()))
 
     @property
     def models(self) -> dict[str, list[tuple[Group, Entry]]]:
@@ -302,7 +357,7 @@ def _group_key(measurement: Measurement) -> tuple[str, ...]:
 
 
 def _group(entries: Iterable[Entry]) -> Group:
-    ordered = tuple(sorted(entries, key=lambda entry: (entry.model, entry.dtype)))
+    ordered = tuple(sorted(entries, key=lambda entry: (natural(entry.model), entry.dtype)))
     first = ordered[0].measurement
     metrics, settings = _reading(first)
     return Group(first.calibration, metrics, first.provenance.metric_versions, settings, first.schema_version, ordered)

@@ -12,9 +12,10 @@ from typing import Any
 
 from suite.errors import RecordError
 from suite.publish.board import Board, Entry, Group
-from suite.publish.page import SITE, page_link, site_files
+from suite.publish.page import RUNS, SITE, page_link, run_link, site_files
+from suite.publish.run_page import run_files
 from suite.publish.tables import Row, relative_margin
-from suite.publish.words import LEGEND, NEVER_MIXED, NO_SCORE, cell_text, memory_text, tally_text, worst_text
+from suite.publish.words import CHANGED, LEGEND, NEVER_MIXED, NO_SCORE, cell_text, memory_text, tally_text, worst_text
 
 
 def files(board: Board) -> dict[str, bytes]:
@@ -24,11 +25,12 @@ def files(board: Board) -> dict[str, bytes]:
         "leaderboard.csv": table(board).encode(),
         "leaderboard.json": (json.dumps(as_json(board), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(),
         **site_files(board),
+        **run_files(board),
     }
 
 
 def write(results: Path, content: Mapping[str, bytes]) -> list[str]:
-    """Write what differs, remove the pages of models that are gone, and name both. Raises RecordError."""
+    """Write what differs, remove the pages of models and runs that are gone, and name both. Raises RecordError."""
     changed = stale(results, content)
     try:
         for name in changed:
@@ -46,7 +48,8 @@ def write(results: Path, content: Mapping[str, bytes]) -> list[str]:
 def stale(results: Path, content: Mapping[str, bytes]) -> list[str]:
     """The published files that are missing, differ from `content`, or are pages that it no longer has."""
     differing = [name for name, text in content.items() if _read(results / name) != text]
-    pages = (path.relative_to(results).as_posix() for path in (results / SITE / "models").glob("*.html"))
+    folders = (results / SITE / folder for folder in ("models", RUNS))
+    pages = (path.relative_to(results).as_posix() for folder in folders for path in folder.glob("*.html"))
     return sorted([*differing, *(name for name in pages if name not in content)])
 
 
@@ -87,6 +90,7 @@ def as_json(board: Board) -> dict[str, Any]:
                 "settings": group.settings,
                 "record_schema": group.schema,
                 "models": [_entry_json(board, entry) for entry in group.entries],
+                "runs": [{"name": run.name, "dtype": run.dtype, "steps": run.steps} for run in group.runs],
             }
             for group in board.groups
         ],
@@ -101,6 +105,8 @@ def _entry_json(board: Board, entry: Entry) -> dict[str, Any]:
     return {
         "model": entry.model,
         "record": entry.record,
+        "judged_by": {name: own.model_dump() for name, own in measurement.judged_by.items()},
+        "changed_since": sorted(entry.changed),
         "hypotheses": [asdict(tally) for tally in entry.tallies],
         "worst_margin": None
         if worst is None
@@ -134,7 +140,7 @@ def _entry_json(board: Board, entry: Entry) -> dict[str, Any]:
 
 def _row_json(board: Board, row: Row) -> dict[str, Any]:
     own = row.as_json() | {"where": board.claim_place(row.where), "flips": row.flips}
-    del own["model"], own["record"]
+    del own["model"], own["record"], own["judged_by"]
     return own
 
 
@@ -142,7 +148,7 @@ COLUMNS = (
     *("calibration", "calibration_sha256", "metric_set", "model", "dtype", "device", "hypothesis", "expectation"),
     *("claim", "severity", "verdict", "observed", "interval_low", "interval_high", "required", "margin"),
     *("relative_margin", "reason", "gates", "vacuous", "flips", "seconds", "peak_host_bytes", "peak_gpu_bytes"),
-    *("created", "suite", "source", "revision", "fingerprint", "stated_at", "record"),
+    *("created", "suite", "source", "revision", "fingerprint", "stated_at", "hypothesis_sha256", "changed", "record"),
 )
 
 
@@ -164,7 +170,8 @@ def table(board: Board) -> str:
                     *(row.reason, "; ".join(row.gates), int(row.vacuous), int(row.flips), round(entry.seconds, 3)),
                     *(entry.host_bytes, entry.gpu_bytes, measurement.provenance.created),
                     *(measurement.provenance.suite, entry.source, measurement.model.revision),
-                    *(measurement.model.fingerprint, board.claim_place(row.where), entry.record),
+                    *(measurement.model.fingerprint, board.claim_place(row.where)),
+                    *(row.judged_by[1] if row.judged_by else None, int(row.hypothesis in entry.changed), entry.record),
                 )
                 writer.writerow(dict(zip(COLUMNS, values, strict=True)))
     return out.getvalue()
@@ -185,7 +192,15 @@ def markdown(board: Board) -> str:
     if not board.groups:
         parts.append("No record can be shown yet: `delta-suite measure NAME` writes one.")
     for group in board.groups:
-        parts += [f"## {group.title}", group.described, _summary(group), _claims(board, group)]
+        parts += [f"## {group.title}", group.described]
+        if group.changed:
+            parts += [f"**{CHANGED}**", "\n".join(f"- {_plain(line)}" for line in group.changed)]
+        parts.append(_summary(group))
+        parts += [
+            f"Over training: [{_plain(run.name)}]({SITE}/{run_link(run.name)}), {len(run.entries)} checkpoints."
+            for run in group.runs
+        ]
+        parts.append(_claims(board, group))
     if board.superseded:
         lines = [f"- {_record(board, item.record)}, replaced by {_record(board, item.by)}" for item in board.superseded]
         parts += ["## Superseded records", "A newer record of the same model, calibration, dtype and versions counts."]

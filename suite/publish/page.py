@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -17,6 +17,7 @@ from suite.publish.board import Board, Entry, Group
 from suite.publish.plots import Plot, layer_values, plots
 from suite.publish.tables import FLIPS, LAYER_COLUMNS, NONE, PHASE_COLUMNS, margin_text, number, relative_margin
 from suite.publish.words import (
+    CHANGED,
     LEGEND,
     NEVER_MIXED,
     NO_SCORE,
@@ -30,10 +31,13 @@ from suite.publish.words import (
 from suite.records.store import folder_name
 
 if TYPE_CHECKING:
-    from jinja2 import Environment
+    from jinja2 import Environment, Template
 
 SITE = "site"
 """The site's folder in the results folder."""
+
+RUNS = "trajectories"
+"""The folder of the pages of training runs in the site."""
 
 SHIPPED = ("site.css", "site.js", "plotly-cartesian.min.js", "plotly-LICENSE.txt")
 """Copied as they are. The bundle is plotly.js without maps, 3D and WebGL: a third of the whole, and no function is made
@@ -94,16 +98,27 @@ def page_link(model: str) -> str:
     return f"models/{quote(page_name(model))}"
 
 
+def run_page_name(run: str) -> str:
+    """The file of a training run's page in `trajectories/`."""
+    return page_name(run.removesuffix("*").rstrip("-_@"))
+
+
+def run_link(run: str) -> str:
+    """From the site's own folder."""
+    return f"{RUNS}/{quote(run_page_name(run))}"
+
+
 def site_files(board: Board) -> dict[str, bytes]:
-    """Path relative to the results folder -> content, of every file of the site."""
-    own = {f"assets/{name}": _asset(name) for name in SHIPPED}
+    """Path relative to the results folder -> content, of the site without the pages of training runs."""
+    own = {f"assets/{name}": asset(name) for name in SHIPPED}
     own["index.html"] = _index(board).encode()
     for model, entries in board.models.items():
         own[f"models/{page_name(model)}"] = _model(board, model, entries).encode()
     return {f"{SITE}/{name}": content for name, content in own.items()}
 
 
-def _asset(name: str) -> bytes:
+def asset(name: str) -> bytes:
+    """A file of the package's `assets/`."""
     return resources.files("suite.publish").joinpath("assets", name).read_bytes()
 
 
@@ -112,15 +127,26 @@ def _environment() -> Environment:
     from jinja2 import Environment, FunctionLoader, StrictUndefined
 
     environment = Environment(
-        loader=FunctionLoader(lambda name: _asset(name).decode()),
+        loader=FunctionLoader(lambda name: asset(name).decode()),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.globals.update(policy=POLICY, symbols=SYMBOLS)
+    environment.globals.update(policy=POLICY, symbols=SYMBOLS, changed_note=CHANGED)
     return environment
+
+
+def template(name: str) -> Template:
+    """A page's template, which knows the signs of verdicts and the content policy."""
+    return _environment().get_template(name)
+
+
+def figures_json(figures: Mapping[str, Any]) -> str:
+    """Figures for a script element: inside one only "</" and "<!" mean anything, and as an escape they are the same."""
+    text = json.dumps(figures, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return text.replace("<", "\\u003c")
 
 
 # --- all models ------------------------------------------------------------------------------------------------
@@ -128,23 +154,23 @@ def _environment() -> Environment:
 
 def _index(board: Board) -> str:
     words = [*(verdict.value for verdict in Verdict), WARN]
-    return (
-        _environment()
-        .get_template("index.html.j2")
-        .render(
-            no_score=NO_SCORE,
-            never_mixed=NEVER_MIXED if len(board.groups) > 1 else "",
-            legend=LEGEND.replace("`", ""),
-            words=sorted(words, key=list(SYMBOLS).index),
-            groups=[
-                {"id": group.id, "title": group.title, "described": group.described, "tables": _group(board, group)}
-                for group in board.groups
-            ],
-            superseded=[
-                (Cell(item.record, link=board.record_link(item.record, SITE)), item.by) for item in board.superseded
-            ],
-            broken=[item.why for item in board.broken],
-        )
+    return template("index.html.j2").render(
+        no_score=NO_SCORE,
+        never_mixed=NEVER_MIXED if len(board.groups) > 1 else "",
+        legend=LEGEND.replace("`", ""),
+        words=sorted(words, key=list(SYMBOLS).index),
+        groups=[
+            {
+                **{"id": group.id, "title": group.title, "described": group.described},
+                **{"changed": group.changed, "tables": _group(board, group)},
+                "runs": [(Cell(run.name, link=run_link(run.name)), len(run.entries)) for run in group.runs],
+            }
+            for group in board.groups
+        ],
+        superseded=[
+            (Cell(item.record, link=board.record_link(item.record, SITE)), item.by) for item in board.superseded
+        ],
+        broken=[item.why for item in board.broken],
     )
 
 
@@ -239,24 +265,18 @@ def interval_text(interval: tuple[float, float] | None) -> str:
 
 def _model(board: Board, model: str, entries: list[tuple[Group, Entry]]) -> str:
     shown = [_measurement(board, group, entry) for group, entry in entries]
-    data = {own["id"]: own.pop("figures") for own in shown}
-    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return (
-        _environment()
-        .get_template("model.html.j2")
-        .render(
-            model=model,
-            legend=LEGEND.replace("`", ""),
-            never_mixed=NEVER_MIXED if len(shown) > 1 else "",
-            measurements=shown,
-            superseded=[
-                Cell(item.record, link=board.record_link(item.record, f"{SITE}/models"))
-                for item in board.superseded
-                if item.model == model
-            ],
-            # Inside a script element only "</" and "<!" mean anything; as an escape they are the same JSON.
-            data=text.replace("<", "\\u003c"),
-        )
+    data = figures_json({own["id"]: own.pop("figures") for own in shown})
+    return template("model.html.j2").render(
+        model=model,
+        legend=LEGEND.replace("`", ""),
+        never_mixed=NEVER_MIXED if len(shown) > 1 else "",
+        measurements=shown,
+        superseded=[
+            Cell(item.record, link=board.record_link(item.record, f"{SITE}/models"))
+            for item in board.superseded
+            if item.model == model
+        ],
+        data=data,
     )
 
 
@@ -269,6 +289,7 @@ def _measurement(board: Board, group: Group, entry: Entry) -> dict[str, Any]:
         "id": identity,
         "title": f"{group.title}, {entry.dtype}",
         "facts": _facts(board, group, entry),
+        "changed": tuple(f"{name}, {how}" for name, how in entry.changed.items()),
         "verdicts": [_verdict(board, row, entry) for row in entry.rows],
         "multiverse": _multiverse(entry, variants, identity),
         "variants": variants,
@@ -307,6 +328,7 @@ def _facts(board: Board, group: Group, entry: Entry) -> list[tuple[str, Cell]]:
     steps = ", ".join(f"{step} {seconds:.1f}" for step, seconds in provenance.seconds.items())
     peak = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in sorted(provenance.peak_memory_bytes.items()))
     sinks = measurement.sinks
+    judged = [f"{name} version {own.version}, SHA-256 {own.sha256[:12]}" for name, own in measurement.judged_by.items()]
     facts = [
         ("model", f"{model.architecture}, {model.layers} layers, hidden size {model.hidden}"),
         (
@@ -325,9 +347,14 @@ def _facts(board: Board, group: Group, entry: Entry) -> list[tuple[str, Cell]]:
         ("measured", f"{provenance.created}, delta-suite {provenance.suite}{commit}"),
         ("libraries", ", ".join(f"{name} {version}" for name, version in sorted(provenance.versions.items()))),
         ("certificate", f"{len(measurement.certificate.identities)} identities of the capture hold"),
+        ("last judged by", "; ".join(judged) or "no run that left a note of it"),
     ]
-    record = Cell(entry.record, link=board.record_link(entry.record, f"{SITE}/models"))
-    return [*((name, Cell(text)) for name, text in facts), ("record", record)]
+    runs = [run.name for run in group.runs if entry in run.entries.values()]
+    return [
+        *((name, Cell(text)) for name, text in facts),
+        *(("training run", Cell(run, link=f"../{run_link(run)}")) for run in runs),
+        ("record", Cell(entry.record, link=board.record_link(entry.record, f"{SITE}/models"))),
+    ]
 
 
 def _verdict(board: Board, row: Any, entry: Entry) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from suite.analysis.boundaries import NEAR
 from suite.analysis.metrics import METRICS, Estimate
 from suite.analysis.uncertainty import holm, partial_conjunction
 from suite.claims.judge import Judgement, Observation, Verdict, combine_verdicts
-from suite.records.measurement import Measurement
+from suite.claims.schema import Hypothesis
+from suite.records.measurement import BoundarySearch, JudgedBy, Measurement
 
 NONE = "-"
 """Shown where a number does not exist."""
@@ -81,6 +82,8 @@ class Row:
     """The margin that this many documents would show (95% confidence, 80% power)."""
     holds_for: str | None = None
     """The thresholds under which the verdict would be the same."""
+    judged_by: tuple[int, str] | None = None
+    """Version and SHA-256 of the hypothesis file; None for a plain test."""
 
     @classmethod
     def of(cls, judgement: Judgement, variants: Mapping[str, Judgement], where: str, record: str | None) -> Row:
@@ -105,6 +108,7 @@ class Row:
             judgement.vacuous,
             judgement.detectable,
             judgement.holds_for,
+            (judgement.hypothesis.version, judgement.hypothesis.sha256),
         )
 
     @property
@@ -120,6 +124,33 @@ class Row:
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def stamp_of(hypothesis: Hypothesis) -> JudgedBy:
+    """What a record keeps of the hypothesis file that judged it."""
+    return JudgedBy(version=hypothesis.version, sha256=hypothesis.sha256)
+
+
+def stamps_of(rows: Iterable[Row]) -> dict[str, JudgedBy]:
+    """The same of rows, by hypothesis."""
+    judged = {row.hypothesis: row.judged_by for row in rows if row.judged_by is not None}
+    return {name: JudgedBy(version=version, sha256=sha256) for name, (version, sha256) in judged.items()}
+
+
+def changed_files(before: Mapping[str, JudgedBy], now: Mapping[str, JudgedBy]) -> dict[str, str]:
+    """By hypothesis, how its file has changed since it last judged a record; one that never did is not changed."""
+    return {
+        name: f"version {before[name].version}, SHA-256 {before[name].sha256[:12]} then, "
+        f"version {own.version}, SHA-256 {own.sha256[:12]} now"
+        for name, own in now.items()
+        if name in before and before[name] != own
+    }
+
+
+def changed_lines(before: Mapping[str, JudgedBy], now: Mapping[str, JudgedBy]) -> list[str]:
+    """The same, one line a hypothesis."""
+    changed = changed_files(before, now)
+    return [f"{name} has changed since this record was last judged: {how}" for name, how in changed.items()]
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -257,11 +288,14 @@ def layer_table(measurement: Measurement, variant: str = "raw") -> str:
 
 def boundary_table(measurement: Measurement, variant: str = "raw") -> str:
     """The boundaries found in the layers' similarity beside the declared ones, and what both are worth."""
-    own = measurement.find_boundaries(variant)
-    if isinstance(own, Estimate):
-        return f"no boundaries: {own.reason}"
+    own = measurement.boundaries_of(variant)
+    p, agreement, rank = (
+        own.metrics[name].value for name in ("boundary_p", "boundary_agreement", "boundary_cost_rank")
+    )
+    if p is None or agreement is None:
+        return f"no boundaries: {own.metrics['boundary_p'].reason}"
     phases = {first: f" {name}" for name, (first, _) in measurement.phases.items()}
-    returned = dict(zip(own.found, own.returned or (), strict=False))
+    returned = dict(zip(own.found, own.returns or (), strict=False))
     missed = [first for first in own.declared if all(abs(first - found) > NEAR for found in own.found)]
     lines = []
     for first in sorted({*own.found, *missed}):
@@ -273,25 +307,37 @@ def boundary_table(measurement: Measurement, variant: str = "raw") -> str:
                 f"{returned[first]:.0%}" if first in returned else NONE,
             ]
         )
-    ranked = f"{number(own.cost_rank)} of" if own.cost_rank is not None else "not among"
-    summary = [
-        ["met", f"{own.agreement:.0%} of the declared within {NEAR} layer, {own.chance_agreement:.0%} by chance"],
-        ["cost", f"declared {own.declared_cost:.3f}, found {own.found_cost:.3f}, one segment {own.total_cost:.3f}"],
+    summary = [["met", f"{agreement:.0%} of the declared within {NEAR} layer"], ["p", f"{p:.3f} against smooth drift"]]
+    if own.search is not None:
+        summary += _search_lines(own.search, rank)
+    found = tabulate(lines, headers=["found at", "declared at", "returns"], disable_numparse=True)
+    return f"{found}\n\n{tabulate(summary, tablefmt='plain', disable_numparse=True)}"
+
+
+def _search_lines(search: BoundarySearch, rank: float | None) -> list[list[str]]:
+    chosen = search.chosen
+    return [
+        [
+            "by chance",
+            f"{search.chance_agreement:.0%} would be met; of {search.draws} draws, p is never below "
+            f"{1 / (search.draws + 1):.3f}",
+        ],
+        [
+            "cost",
+            f"declared {search.declared_cost:.3f}, found {search.found_cost:.3f}, one segment {search.total_cost:.3f}",
+        ],
         [
             "cost rank",
-            f"{ranked} {own.orders} orders of the declared lengths, "
-            f"{number(own.cost_rank_any_lengths)} of {own.others} ways to cut as often",
+            f"{'not among' if rank is None else f'{number(rank)} of'} {search.orders} orders of the declared lengths, "
+            f"{number(search.cost_rank_any_lengths)} of {search.others} ways to cut as often",
         ],
-        ["p", f"{own.p:.3f} against smooth drift, {own.draws} draws: never below {1 / (own.draws + 1):.3f}"],
         [
             "by penalty",
             "too few layers"
-            if own.chosen is None
-            else f"{len(own.chosen) + 1} segments{', from ' if own.chosen else ''}{', '.join(map(str, own.chosen))}",
+            if chosen is None
+            else f"{len(chosen) + 1} segments{', from ' if chosen else ''}{', '.join(map(str, chosen))}",
         ],
     ]
-    found = tabulate(lines, headers=["found at", "declared at", "returns"], disable_numparse=True)
-    return f"{found}\n\n{tabulate(summary, tablefmt='plain', disable_numparse=True)}"
 
 
 def model_line(measurement: Measurement) -> str:

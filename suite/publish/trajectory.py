@@ -1,31 +1,29 @@
-"""One model over its training: every metric and verdict against the step, as tables and as a page with a plot."""
+"""One model over its training: every metric and verdict against the step, as tables and figures."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
-from pathlib import Path
+from itertools import cycle, pairwise
 from typing import Any
 
 from tabulate import tabulate
 
 from suite.analysis.metrics import METRICS, Estimate
 from suite.models.registry import ModelSpec
+from suite.publish.plots import BLUE, GREEN, ORANGE, VERMILION, Figure
 from suite.publish.tables import NONE, PHASE_COLUMNS, Row, number
-from suite.records.measurement import Measurement, write_atomically
+from suite.records.measurement import Measurement, ModelRecord
 
 STEPS_ABREAST = 8
 """Columns of steps in one table; more steps go into a table below it."""
 
-VERDICT_COLOURS = {"PASS": "#2a9d6f", "FAIL": "#c8443c", "INCONCLUSIVE": "#d9a441", "NOT MEASURED": "#b5b5b5"}
 
-
-def series(specs: Iterable[ModelSpec]) -> dict[str, dict[int, str]]:
+def series(models: Iterable[ModelSpec | ModelRecord]) -> dict[str, dict[int, str]]:
     """The training runs among these models: name -> step -> model, in order of the steps; two checkpoints at least."""
     found: dict[str, dict[int, str]] = {}
-    for spec in specs:
-        if spec.series is not None:
-            found.setdefault(spec.series[0], {})[spec.series[1]] = spec.name
+    for model in models:
+        if model.series is not None:
+            found.setdefault(model.series[0], {})[model.series[1]] = model.name
     return {name: dict(sorted(steps.items())) for name, steps in found.items() if len(steps) > 1}
 
 
@@ -115,117 +113,73 @@ def phase_estimate(measurement: Measurement, metric: str, phase: str, variant: s
     )
 
 
-# --- the plot --------------------------------------------------------------------------------------------------
+# --- figures ---------------------------------------------------------------------------------------------------
+
+STYLES = (
+    *((BLUE, "circle", "solid"), (ORANGE, "square", "dash"), (GREEN, "diamond", "dot"), (VERMILION, "x", "dashdot")),
+    *(("#56B4E9", "triangle-up", "longdash"), ("#CC79A7", "star", "longdashdot")),
+)
+"""Colour, marker and dash of the phases, in their order; of a seventh and later ones from the first again."""
 
 
-def trajectory_figure(
-    name: str, measurements: Mapping[int, Measurement], rows: Sequence[Row] = (), variant: str = "raw"
-) -> Any:
-    """A plotly figure: one metric over the steps (a menu chooses which), a line a phase with 95% intervals, and below
-    it the verdict on every claim, step by step."""
-    import plotly.graph_objects as go
-    from plotly.subplots import make_subplots
+def figures(measurements: Mapping[int, Measurement], rows: Sequence[Row], variant: str) -> dict[str, Figure]:
+    """By metric: a line a phase over the steps, with 95% intervals; dotted lines where a verdict changed.
 
-    steps = list(measurements)
-    models = [measurement.model.name for measurement in measurements.values()]
-    claims = list(dict.fromkeys(f"{row.hypothesis}/{row.expectation}" for row in rows))
-    figure = make_subplots(
-        rows=2 if claims else 1,
-        cols=1,
-        shared_xaxes=True,
-        vertical_spacing=0.08,
-        row_heights=[0.65, 0.35] if claims else [1.0],
-    )
+    A layer metric is its mean over the phase. A metric that no phase has a value for is left out.
+    """
+    steps = {step: own.model.name for step, own in measurements.items()}
     phases = list(dict.fromkeys(phase for own in measurements.values() for phase in own.phases))
-    traces: list[str] = []
-    for metric in METRICS:
-        for phase in phases:
-            found = [phase_estimate(own, metric, phase, variant) for own in measurements.values()]
-            values = [None if own is None else own.value for own in found]
-            if all(value is None for value in values):
-                continue
-            bars = [_bars(own) for own in found]
-            figure.add_trace(
-                go.Scatter(
-                    x=steps,
-                    y=values,
-                    name=phase,
-                    legendgroup=phase,
-                    mode="lines+markers",
-                    visible=metric == _first(traces, metric),
-                    error_y={
-                        "type": "data",
-                        "symmetric": False,
-                        "array": [high for _, high in bars],
-                        "arrayminus": [low for low, _ in bars],
-                        "thickness": 1,
-                    },
-                    hovertemplate=f"{metric}, phase {phase}: %{{y:.4g}} at step %{{x}}<extra></extra>",
-                ),
-                row=1,
-                col=1,
-            )
-            traces.append(metric)
-    for claim in claims:
-        by_model = {row.model: row for row in rows if f"{row.hypothesis}/{row.expectation}" == claim}
-        found_rows = [by_model.get(model) for model in models]
-        figure.add_trace(
-            go.Scatter(
-                x=steps,
-                y=[claim] * len(steps),
-                mode="markers",
-                showlegend=False,
-                marker={
-                    "size": 13,
-                    "symbol": "square",
-                    "color": [VERDICT_COLOURS.get(row.verdict, "#777") if row else "#fff" for row in found_rows],
-                },
-                text=[f"{row.verdict} {number(row.observed)}" if row else "not judged" for row in found_rows],
-                hovertemplate=f"{claim}: %{{text}} at step %{{x}}<extra></extra>",
-            ),
-            row=2,
-            col=1,
-        )
-    for step in _changed_at(rows, dict(zip(steps, models, strict=True))):
-        figure.add_vline(x=step, line={"dash": "dot", "color": "#c8443c", "width": 1})
-    shown = list(dict.fromkeys(traces))
-    buttons = [
+    changes = [
         {
-            "label": metric,
-            "method": "update",
-            "args": [
-                {"visible": [own == metric for own in traces] + [True] * len(claims)},
-                {"yaxis.title.text": f"{metric} [{METRICS[metric].unit}]"},
-            ],
+            **{"type": "line", "xref": "x", "yref": "paper", "x0": step, "x1": step, "y0": 0, "y1": 1},
+            **{"layer": "below", "line": {"color": VERMILION, "width": 1, "dash": "dot"}},
         }
-        for metric in shown
+        for step in _changed_at(rows, steps)
     ]
-    axes = [
-        {
-            "label": f"{kind} steps",
-            "method": "relayout",
-            "args": [{f"{axis}.type": kind for axis in ("xaxis", "xaxis2")}],
-        }
-        for kind in ("linear", "log")
-    ]
-    figure.update_layout(
-        title=f"{name}: {len(steps)} checkpoints, variant {variant}; dotted where a verdict changed",
-        updatemenus=[
-            {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.14, "yanchor": "top"},
-            {"buttons": axes, "x": 1, "xanchor": "right", "y": 1.14, "yanchor": "top"},
-        ],
-        yaxis_title=f"{shown[0]} [{METRICS[shown[0]].unit}]" if shown else "",
-        template="plotly_white",
-        height=560 + 26 * len(claims),
-        margin={"t": 120},
-    )
-    figure.update_xaxes(title_text="training step", row=2 if claims else 1, col=1)
-    return figure
+    found = {}
+    for metric, known in METRICS.items():
+        traces = [
+            trace
+            for phase, style in zip(phases, cycle(STYLES), strict=False)
+            if (trace := _line(measurements, metric, phase, variant, style)) is not None
+        ]
+        if traces:
+            layout = {
+                "xaxis": {"title": {"text": "training step"}, "zeroline": False},
+                "yaxis": {"title": {"text": metric + ("" if known.unit == "1" else f" [{known.unit}]")}},
+                "shapes": changes,
+                "showlegend": True,
+            }
+            found[metric] = {"data": traces, "layout": layout}
+    return found
 
 
-def _first(traces: Sequence[str], metric: str) -> str:
-    """The metric that is shown until another is chosen: the first that has a line."""
-    return traces[0] if traces else metric
+def _line(
+    measurements: Mapping[int, Measurement], metric: str, phase: str, variant: str, style: tuple[str, str, str]
+) -> dict[str, Any] | None:
+    own = [phase_estimate(measurement, metric, phase, variant) for measurement in measurements.values()]
+    values = [None if estimate is None or estimate.value is None else _short(estimate.value) for estimate in own]
+    if all(value is None for value in values):
+        return None
+    colour, marker, dash = style
+    trace = {
+        **{"type": "scatter", "mode": "lines+markers", "name": phase, "x": list(measurements), "y": values},
+        **{"line": {"color": colour, "dash": dash, "width": 2}, "marker": {"symbol": marker, "size": 8}},
+        "hovertemplate": f"phase {phase}, step %{{x}}: %{{y:.4g}}<extra></extra>",
+    }
+    bars = [_bars(estimate) for estimate in own]
+    if any(low or high for low, high in bars):
+        above, below = [_short(high) for _, high in bars], [_short(low) for low, _ in bars]
+        trace["error_y"] = {
+            **{"type": "data", "symmetric": False, "array": above, "arrayminus": below},
+            **{"thickness": 1, "width": 3},
+        }
+    return trace
+
+
+def _short(value: float) -> float:
+    """A plot shows no more than five digits."""
+    return float(f"{value:.5g}")
 
 
 def _bars(estimate: Estimate | None) -> tuple[float, float]:
@@ -245,9 +199,3 @@ def _changed_at(rows: Sequence[Row], steps: Mapping[int, str]) -> list[int]:
         for (_, before), (step, after) in pairwise(steps.items())
         if any(verdicts.get((*claim, before)) != verdicts.get((*claim, after)) for claim in claims)
     ]
-
-
-def write_page(figure: Any, path: Path) -> Path:
-    """One HTML file that needs nothing else. Raises RecordError where it cannot be written."""
-    write_atomically(path, figure.to_html(include_plotlyjs=True, full_html=True))
-    return path

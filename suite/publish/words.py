@@ -27,6 +27,10 @@ NEVER_MIXED = (
     "Models in different tables were measured under different calibrations, metric versions or settings. Their numbers "
     "are not comparable, and no table mixes them."
 )
+CHANGED = (
+    "A hypothesis file has changed since a run last judged the record. The verdicts here are by the file as it is now; "
+    "delta-suite judge RECORD takes note of it."
+)
 LEGEND = (
     "✓ PASS: supported. ✗ FAIL: refuted. ! WARN: refuted, but the claim only warns. ? INCONCLUSIVE: the measurement "
     "cannot decide. – NOT MEASURED: the number does not exist for this model. `*`: another variant gives another "

@@ -11,14 +11,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from suite.analysis.metrics import METRICS, DirectionGram, Estimate
-from suite.analysis.uncertainty import standard_error
+from suite.analysis.uncertainty import standard_error, t_quantile
 from suite.errors import RecordError
 from suite.records.measurement import CalibrationRecord, Measurement, ModelRecord, read_arrays
 
@@ -291,7 +290,7 @@ class _Pair:
     """A comparison that has not been judged yet, and the noise of its difference."""
 
     comparison: Comparison
-    noise: tuple[float, float] | None = None
+    noise: tuple[float, int] | None = None
     """Standard error and degrees of freedom."""
 
 
@@ -359,14 +358,14 @@ def _span(layers: tuple[int, int] | None) -> str:
     return "absent" if layers is None else f"layers {layers[0]}-{layers[1]}"
 
 
-def _paired_noise(a: Estimate, b: Estimate) -> tuple[float, float] | None:
+def _paired_noise(a: Estimate, b: Estimate) -> tuple[float, int] | None:
     """Delete-a-group jackknife over the difference of replicates (Kott 2001, eq. 3)."""
     if a.replicates is None or b.replicates is None or len(a.replicates) != len(b.replicates):
         return None
     return _jackknife([y - x for x, y in zip(a.replicates, b.replicates, strict=True)])
 
 
-def _unpaired_noise(a: Estimate, b: Estimate) -> tuple[float, float] | None:
+def _unpaired_noise(a: Estimate, b: Estimate) -> tuple[float, int] | None:
     """Variances add. The degrees of freedom are those of one side: Welch's are up to twice as many, and too many for
     figures that jump with the documents, such as principal angles."""
     sides = [None if own.replicates is None else _jackknife(own.replicates) for own in (a, b)]
@@ -376,7 +375,7 @@ def _unpaired_noise(a: Estimate, b: Estimate) -> tuple[float, float] | None:
     return math.hypot(first[0], second[0]), min(first[1], second[1])
 
 
-def _jackknife(replicates: Sequence[float]) -> tuple[float, float]:
+def _jackknife(replicates: Sequence[float]) -> tuple[float, int]:
     """Standard error and degrees of freedom."""
     return standard_error(replicates), len(replicates) - 1
 
@@ -474,45 +473,6 @@ def _turn_factor(family: int) -> float:
 def _apart(side: Snapshot, variant: str, metric: str, layer: int) -> float | None:
     degrees = side.halves_turn.get(variant, {}).get(metric, ())
     return degrees[layer] if layer < len(degrees) else None
-
-
-# --- Student's t -----------------------------------------------------------------------------------------------
-
-
-@lru_cache
-def t_quantile(p: float, freedom: float) -> float:
-    """The value that Student's t with `freedom` degrees of freedom stays below with probability p, 0.5 <= p < 1.
-
-    By bisection on its distribution function, which is 1 - I_x(freedom / 2, 1 / 2) / 2 at x = freedom / (freedom +
-    t^2), I the regularised incomplete beta function.
-    """
-    tail = 2 * (1 - p)
-    low, high = 0.0, 1.0
-    while _two_tails(high, freedom) > tail:
-        high *= 2
-    for _ in range(80):
-        middle = (low + high) / 2
-        low, high = (middle, high) if _two_tails(middle, freedom) > tail else (low, middle)
-    return (low + high) / 2
-
-
-def _two_tails(t: float, freedom: float) -> float:
-    return _incomplete_beta(freedom / 2, 0.5, freedom / (freedom + t * t))
-
-
-def _incomplete_beta(a: float, b: float, x: float) -> float:
-    """I_x(a, b) by its continued fraction (DLMF 8.17.22), which converges fast for x < (a + 1) / (a + b + 2)."""
-    if x <= 0.0 or x >= 1.0:
-        return min(max(x, 0.0), 1.0)
-    if x > (a + 1) / (a + b + 2):
-        return 1.0 - _incomplete_beta(b, a, 1.0 - x)
-    logarithm = math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x)
-    value = 0.0
-    for m in range(60, 0, -1):
-        odd = -(a + m - 1) * (a + b + m - 1) * x / ((a + 2 * m - 2) * (a + 2 * m - 1))
-        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-        value = odd / (1 + even / (1 + value))
-    return math.exp(logarithm) / (a * (1 + value))
 
 
 # --- of many comparisons ---------------------------------------------------------------------------------------

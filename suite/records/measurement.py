@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from suite.analysis import nulls
-from suite.analysis.boundaries import Boundaries, segments_of
+from suite.analysis.boundaries import Boundaries
 from suite.analysis.estimates import (
     LAW_NOT_MEASURED,
     boundaries_under,
@@ -25,6 +25,7 @@ from suite.analysis.estimates import (
 from suite.analysis.metrics import METRICS, DirectionGram, Estimate, LayerStatistics, absent
 from suite.errors import RecordError
 from suite.models.phases import phase_of
+from suite.models.registry import series_of
 from suite.records.sections import Shares, Triangle, plot_sections
 
 if TYPE_CHECKING:
@@ -55,6 +56,15 @@ class ModelRecord(_Part):
     architecture: str
     layers: int
     hidden: int
+
+    @property
+    def series(self) -> tuple[str, int] | None:
+        """The training run and the step that this is a checkpoint of; None of others: see `ModelSpec.series`."""
+        kind, _, where = self.source.partition(":")
+        if kind == "hub":
+            return series_of(self.name, self.name.partition("@")[2])
+        path = Path(where)
+        return series_of(self.name, path.parent.name if path.suffix == ".gguf" else path.name)
 
 
 class CalibrationRecord(_Part):
@@ -151,6 +161,20 @@ class LawRecord(_Part):
     """R^2 on layer L (row) of the map of layer M (column), held out; empty where the law was not measured."""
 
 
+class BoundarySearch(_Part):
+    """How the boundaries were found and ranked: fields of `analysis.boundaries.Boundaries`."""
+
+    chosen: tuple[int, ...] | None
+    declared_cost: float
+    found_cost: float
+    total_cost: float
+    orders: int
+    others: int
+    cost_rank_any_lengths: float
+    chance_agreement: float
+    draws: int
+
+
 class BoundaryRecord(_Part):
     """The boundaries found in the layers' similarity, beside the declared ones: first layers of segments."""
 
@@ -159,6 +183,17 @@ class BoundaryRecord(_Part):
     returns: tuple[float, ...] | None = None
     """For each found boundary, the share of the replicates that find it again within one layer."""
     metrics: dict[str, Estimate]
+    search: BoundarySearch | None = None
+    """Null where nothing could be searched for, and in records older than this field."""
+
+
+class JudgedBy(_Part):
+    """The hypothesis file that a record was last judged by. Its verdicts are kept apart: they follow from the two."""
+
+    version: int
+    """The file's own, raised when its meaning changes."""
+    sha256: str
+    """Of the file's bytes, so that any change of it shows."""
 
 
 class NullRecord(_Part):
@@ -184,6 +219,8 @@ class Measurement(_Part):
     certificate: CertificateRecord
     provenance: Provenance
     phases: dict[str, tuple[int, int]]
+    judged_by: dict[str, JudgedBy] = Field(default_factory=dict)
+    """By hypothesis, of the runs that judged this record; the only part that is written after measuring."""
     layers: tuple[LayerRecord, ...]
     scopes: dict[str, ScopeRecord]
     law: LawRecord | None = None
@@ -198,8 +235,6 @@ class Measurement(_Part):
 
     _arrays: Path | None = PrivateAttr(default=None)
     _grams: dict[str, DirectionGram] = PrivateAttr(default_factory=dict)
-    _boundaries: dict[tuple[str, tuple[int, ...]], Boundaries | Estimate] = PrivateAttr(default_factory=dict)
-    """By variant and declared boundaries; like the Grams, shared with the same measurement under other phases."""
 
     def with_arrays(self, path: Path) -> Measurement:
         """The same record, able to answer for any set of layers from the arrays in this file."""
@@ -309,9 +344,7 @@ class Measurement(_Part):
         if variant not in self.layers[0].metrics:
             return absent(f"variant {variant} was not measured")
         if METRICS[metric].scope == "model":
-            if variant in self.boundaries:
-                return self.boundaries[variant].metrics[metric]
-            return boundary_metrics(self.find_boundaries(variant))[metric]
+            return self.boundaries_of(variant).metrics[metric]
         recorded = self.nulls.get(variant, {}).get(metric)
         if recorded is not None and (run := f"{layers[0]}-{layers[-1]}") in recorded.windows:
             return recorded.windows[run]
@@ -320,15 +353,15 @@ class Measurement(_Part):
         except RecordError as error:
             return absent(str(error))
 
-    def find_boundaries(self, variant: str) -> Boundaries | Estimate:
-        """The phase boundaries found from the arrays, or an absent estimate that says why there are none."""
-        key = (variant, segments_of(self.phases, self.model.layers))
-        if key not in self._boundaries:
+    def boundaries_of(self, variant: str) -> BoundaryRecord:
+        """As recorded; where a record has none they are found from the arrays, once, or the metrics say why not."""
+        if variant not in self.boundaries:
             try:
-                self._boundaries[key] = boundaries_under(self.gram(variant), self.phases)
+                found = boundaries_under(self.gram(variant), self.phases)
             except RecordError as error:
-                return absent(str(error))
-        return self._boundaries[key]
+                return _boundary_record(absent(str(error)))
+            self.boundaries[variant] = _boundary_record(found)
+        return self.boundaries[variant]
 
     def gram(self, variant: str) -> DirectionGram:
         """Inner products of all directions. Raises RecordError where the arrays are gone."""
@@ -370,7 +403,10 @@ def _boundary_record(found: Boundaries | Estimate) -> BoundaryRecord:
     metrics = boundary_metrics(found)
     if isinstance(found, Estimate):
         return BoundaryRecord(metrics=metrics)
-    return BoundaryRecord(found=found.found, declared=found.declared, returns=found.returned, metrics=metrics)
+    search = BoundarySearch(**{name: getattr(found, name) for name in BoundarySearch.model_fields})
+    return BoundaryRecord(
+        found=found.found, declared=found.declared, returns=found.returned, metrics=metrics, search=search
+    )
 
 
 LayerParts = tuple[LayerStatistics, Sequence[LayerStatistics], Sequence[LayerStatistics]]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from suite.errors import RecordError
-from suite.records.measurement import Measurement, write_atomically
+from suite.records.cache import Cache
+from suite.records.measurement import JudgedBy, Measurement, write_atomically
 
 RESULTS = Path("results")
 """The default results folder, relative to where the command runs."""
@@ -25,12 +28,33 @@ def folder_name(model: str) -> str:
     return model.strip("./").replace("/", "--").replace("\\", "--") or "model"
 
 
-def save(results: Path, measurement: Measurement) -> Path:
+def save(results: Path, measurement: Measurement, cache: Cache) -> Path:
     """Write the record, unless this very one is there. Raises RecordError."""
     path = record_path(results, measurement)
-    if not path.exists():
-        write_atomically(path, measurement.to_json())
+    with _lock(path, cache):
+        if not path.exists():
+            write_atomically(path, measurement.to_json())
     return path
+
+
+def stamp(path: Path, judged_by: Mapping[str, JudgedBy], cache: Cache) -> None:
+    """Leave in a record which hypothesis files judged it, by hypothesis; what other runs left of others stays.
+
+    Nothing that was measured changes, and the file not at all where these were the last to judge it already.
+    Raises RecordError where the record cannot be read or written.
+    """
+    with _lock(path, cache):
+        found = load(path)
+        update = dict(sorted({**found.judged_by, **judged_by}.items()))
+        if update != found.judged_by:
+            write_atomically(path, found.model_copy(update={"judged_by": update}).to_json())
+
+
+@contextmanager
+def _lock(path: Path, cache: Cache) -> Iterator[None]:
+    """Two runs may judge one record: what one of them writes, the other reads before it writes, too."""
+    with cache.lock(f"record-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"):
+        yield
 
 
 def newest(results: Path, model: str, calibration: str) -> Measurement | None:

@@ -8,6 +8,7 @@ import sys
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,75 @@ def test_records_are_written_once_per_measurement(project: pytest.Pytester) -> N
     assert record["scopes"]["C"]["layers"] == [2, 5]
     assert record["layers"][3]["metrics"]["raw"]["effective_rank"]["value"] > 1
     assert "NaN" not in records[0].read_text()
+
+
+def test_a_record_keeps_what_judged_it_and_a_changed_file_shows(
+    project: pytest.Pytester, hypothesis_file: Callable[[str], None]
+) -> None:
+    def record() -> Path:
+        (path,) = (project.path / "results" / "runs" / "tiny").glob("*")
+        return path
+
+    def judged_by() -> dict[str, int | str]:
+        found: dict[str, int | str] = json.loads(record().read_text())["judged_by"]["claims"]
+        return found
+
+    changed = "*claims has changed since this record was last judged: version 1, SHA-256 * then, version * now"
+    first = project.runpytest(*RUN, "--model=tiny")
+    first.stdout.no_fnmatch_line(changed)
+    before, bytes_before = judged_by(), record().read_bytes()
+    assert before == {"version": 1, "sha256": sha256(CLAIMS.encode()).hexdigest()}
+    project.runpytest(*RUN, "--model=tiny").stdout.no_fnmatch_line(changed)
+    assert record().read_bytes() == bytes_before
+
+    hypothesis_file(CLAIMS.replace("threshold = 0.001", "threshold = 0.002").replace("version = 1", "version = 2"))
+    project.runpytest(*RUN, "--model=tiny").stdout.fnmatch_lines([changed])
+    assert judged_by()["version"] == 2
+    assert judged_by()["sha256"] != before["sha256"]
+    project.runpytest(*RUN, "--model=tiny").stdout.no_fnmatch_line(changed)
+
+
+def test_workers_judge_and_one_process_stamps(project: pytest.Pytester) -> None:
+    pytest.importorskip("xdist")
+    result = project.runpytest_subprocess(*RUN, "--model=tiny", "--model=twin", "-n", "2", "-q")
+    result.assert_outcomes(passed=2, failed=2)
+    records = list((project.path / "results" / "runs").rglob("*.json"))
+    assert len(records) == 2
+    for record in records:
+        assert set(json.loads(record.read_text())["judged_by"]) == {"claims"}
+
+
+@pytest.mark.parametrize(
+    ("harm", "telling"),
+    [("path.unlink()", "cannot be read: *delta-suite measure*"), ("path.write_text('{')", "is not a measurement*")],
+)
+def test_a_record_that_is_gone_at_the_end_is_one_line_and_a_failed_run(
+    project: pytest.Pytester, harm: str, telling: str
+) -> None:
+    project.makepyfile(
+        test_harm=f"""
+        from pathlib import Path
+
+        def test_harm():
+            for path in Path("results/runs/tiny").glob("*.json"):
+                {harm}
+        """
+    )
+    project.makepyfile(test_held="def test_held(measurement): assert measurement.value('gamma') > 0")
+    project.makeconftest(
+        "import pytest\n"
+        "@pytest.hookimpl(trylast=True, wrapper=False)\n"
+        "def pytest_collection_modifyitems(items): items.sort(key=lambda item: 'harm' in item.name)\n"
+    )
+    result = project.runpytest("test_held.py", "test_harm.py", "--model=tiny", "--device=cpu", "-v")
+    result.assert_outcomes(passed=2)
+    assert result.ret == pytest.ExitCode.TESTS_FAILED
+    result.stdout.fnmatch_lines(
+        [f"ERROR: *results/runs/tiny/*.json {telling}", "*- verdicts -*", "*test_held.py*", "*2 passed*"]
+    )
+    text = result.stdout.str() + result.stderr.str()
+    assert "Traceback" not in text
+    assert "INTERNALERROR" not in text
 
 
 def test_no_model_is_a_usage_error_that_lists_them(project: pytest.Pytester) -> None:

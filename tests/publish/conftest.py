@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 from suite.claims.spec import load_hypotheses
 from suite.measure import Settings, measure
 from suite.models.registry import ModelSpec
-from suite.publish.board import Board, build
+from suite.publish.board import Board, Entry, build
 from suite.records.cache import Cache
 
 HYPOTHESES = Path(__file__).parents[2] / "hypotheses"
@@ -92,6 +92,31 @@ def with_intervals(record: dict[str, Any]) -> None:
                     value = estimate["value"]
                     spread = 0.1 * abs(value)
                     estimate.update(corrected=value + spread / 2, interval=[value - spread / 2, value + 1.5 * spread])
+
+
+def checkpoint(step: int) -> Change:
+    """Of the run `big`, with the step in its numbers so that the lines of a plot are known."""
+
+    def change(record: dict[str, Any]) -> None:
+        record["model"].update(name=f"big--checkpoint-{step}", source=f"directory:big/checkpoint-{step}")
+        for scope in record["scopes"].values():
+            for metrics in scope["metrics"].values():
+                if metrics["intra_cosine"]["value"] is not None:
+                    value = 1 / (1 + step)
+                    metrics["intra_cosine"].update(value=value, interval=[0.8 * value, 1.1 * value])
+
+    return change
+
+
+def turned(board: Board) -> Board:
+    """The same board, where the first claim is supported before any training and refuted afterwards."""
+
+    def turn(entry: Entry) -> Entry:
+        verdict = "PASS" if entry.model.endswith("-0") else "FAIL"
+        return replace(entry, rows=(replace(entry.rows[0], verdict=verdict), *entry.rows[1:]))
+
+    groups = tuple(replace(group, entries=tuple(map(turn, group.entries))) for group in board.groups)
+    return replace(board, groups=groups)
 
 
 def with_sections(record: dict[str, Any]) -> None:

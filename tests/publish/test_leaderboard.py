@@ -18,7 +18,7 @@ from suite.cli import app
 from suite.publish.board import Board
 from suite.publish.leaderboard import files, stale, write
 from suite.publish.page import page_name
-from tests.publish.conftest import Place, make_place, with_calibration, with_intervals, with_sections
+from tests.publish.conftest import Place, checkpoint, make_place, with_calibration, with_intervals, with_sections
 
 
 def run(*arguments: object) -> Result:
@@ -173,6 +173,66 @@ def test_csv_json_and_markdown_say_the_same(place: Place) -> None:
     assert markdown.count("## Calibration") == 2
     assert "are not comparable" in markdown
     assert "average" not in " ".join(rows[0])
+
+
+def test_a_hypothesis_file_that_has_changed_since_is_seen_in_every_form(place: Place) -> None:
+    """Until a run judges the record again; other records and other hypotheses are not marked."""
+    loaded = load_hypotheses([place.root / "hypotheses"])
+    now = {own.id: {"version": own.version, "sha256": own.sha256} for own in loaded}
+    earlier = now | {"phase-c": {"version": 1, "sha256": "0" * 64}}
+    path = place.add("old", change=lambda record: record.update(judged_by=earlier))
+    place.add("same", change=lambda record: record.update(judged_by=now))
+    place.add("unjudged")
+    content = {name: text.decode() for name, text in files(place.board()).items() if name.endswith(("d", "v", "html"))}
+    version, sha256 = now["phase-c"].values()
+    telling = f"phase-c, version 1, SHA-256 {'0' * 12} then, version {version}, SHA-256 {str(sha256)[:12]} now"
+    for name in ("leaderboard.md", "site/index.html"):
+        assert f"old: {telling}" in content[name]
+        assert content[name].count("now\n") + content[name].count("now</li>") == 1
+    assert telling in content["site/models/old.html"]
+    assert "since a run last judged" not in content["site/models/same.html"]
+    assert "since a run last judged" not in content["site/models/unjudged.html"]
+    rows = list(csv.DictReader(io.StringIO(content["leaderboard.csv"])))
+    assert {(row["model"], row["hypothesis"]) for row in rows if row["changed"] == "1"} == {("old", "phase-c")}
+    assert {row["hypothesis_sha256"] for row in rows} == {own["sha256"] for own in now.values()}
+
+    judged = run("judge", path, "--hypotheses", place.root / "hypotheses")
+    assert "phase-c has changed since this record was last judged: version 1" in judged.output
+    board = place.board()
+    assert board.groups[0].changed == ()
+    assert board.groups[0].entries[0].measurement.judged_by["phase-c"].sha256 == now["phase-c"]["sha256"]
+
+
+def test_checkpoints_of_a_run_have_a_page_of_their_own(place: Place) -> None:
+    """In the order of the steps, and linked from wherever the models are."""
+    for step in (1000, 5, 50):
+        place.add(f"big--checkpoint-{step}", change=checkpoint(step))
+    place.add("big--checkpoint-50@random-weights", change=lambda own: own["model"].update(source="random-weights, x"))
+    place.add("llama-3")
+    board = place.board()
+    (name,) = board.runs
+    assert name == "big--checkpoint-*"
+    (run,) = board.groups[0].runs
+    assert list(run.steps) == [5, 50, 1000]
+    assert [entry.model for entry in board.groups[0].entries][:4] == [
+        *("big--checkpoint-5", "big--checkpoint-50", "big--checkpoint-50@random-weights", "big--checkpoint-1000")
+    ]
+    content = files(board)
+    (page,) = (path for path in content if "/trajectories/" in path)
+    text = content[page].decode()
+    assert text.index("step 5<") < text.index("step 50<") < text.index("step 1000<")
+    for path, link in (
+        ("leaderboard.md", page),
+        ("site/index.html", page.removeprefix("site/")),
+        (f"site/models/{page_name('big--checkpoint-50')}", page.replace("site/", "../")),
+        (page, f"../models/{page_name('big--checkpoint-50')}"),
+    ):
+        assert link in content[path].decode()
+    write(place.results, content)
+    assert read_json(place)["groups"][0]["runs"][0]["steps"]["50"] == "big--checkpoint-50"
+    for step in (5, 50):
+        shutil.rmtree(place.results / "runs" / f"big--checkpoint-{step}")
+    assert page in stale(place.results, files(place.board()))
 
 
 def test_one_table_needs_no_warning(place: Place) -> None:

@@ -13,9 +13,10 @@ from plotly.offline import get_plotlyjs_version
 
 from suite.publish.page import SHIPPED
 from suite.publish.plots import full_matrix, phase_edges, plots
+from suite.publish.trajectory import figures
 from suite.records.measurement import Measurement
 from suite.records.store import load
-from tests.publish.conftest import Place, with_intervals, with_sections
+from tests.publish.conftest import Place, checkpoint, turned, with_intervals, with_sections
 
 
 @pytest.fixture
@@ -39,6 +40,26 @@ def test_plotly_accepts_every_figure_of_every_variant(record: Callable[..., Meas
             plotly.graph_objects.Figure(plot.figure)  # raises ValueError for what the schema has not
             names.add(plot.name)
     assert names == {"cosines", "spectrum", "ranks", "steps", "transfer"}
+
+
+def test_plotly_accepts_the_figures_of_a_training_run(place: Place) -> None:
+    for step in (0, 10):
+        place.add(f"big--checkpoint-{step}", change=lambda own, step=step: (with_intervals(own), checkpoint(step)(own)))
+    (run,) = turned(place.board()).groups[0].runs
+    drawn = figures(run.measurements, run.rows, "raw")
+    for figure in drawn.values():
+        plotly.graph_objects.Figure(figure)
+    lines = {trace["name"]: trace for trace in drawn["intra_cosine"]["data"]}
+    assert lines["C"]["x"] == [0, 10]
+    assert lines["C"]["y"] == pytest.approx([1, 1 / 11], abs=1e-5)
+    assert lines["C"]["error_y"]["array"] == pytest.approx([0.1, 0.1 / 11], abs=1e-5)
+    assert lines["C"]["error_y"]["arrayminus"] == pytest.approx([0.2, 0.2 / 11], abs=1e-5)
+    mean = drawn["effective_rank"]["data"][0]  # of layers: the mean over the phase, with its interval
+    assert mean["name"] == "A"
+    first = run.measurements[0]
+    values = [first.layers[layer].metrics["raw"]["effective_rank"].value for layer in range(2)]
+    assert mean["y"][0] == pytest.approx(sum(v for v in values if v) / 2, rel=1e-4)
+    assert [shape["x0"] for shape in drawn["gamma"]["layout"]["shapes"]] == [10]
 
 
 def test_the_bundle_is_the_version_whose_schema_is_tested() -> None:

@@ -5,24 +5,23 @@ Needs playwright and an installed Chromium: make test-site. Without them the tes
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 
 import suite
 from suite.claims.spec import load_hypotheses
+from suite.publish.board import build
 from suite.publish.leaderboard import files, write
-from tests.publish.conftest import make_place, with_calibration, with_intervals, with_sections
+from suite.publish.run_page import standalone
+from tests.publish.browser import CHROMIUM
+from tests.publish.conftest import checkpoint, make_place, turned, with_calibration, with_intervals, with_sections
 from tests.publish.test_leaderboard import marked
 
-CHROMIUM = os.environ.get("CHROMIUM") or next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
 LONG = "organisation/a-model-of-a-very-long-name-instruct-2507-checkpoint-143000"
 
 CLAIMS = sum(len(own.expect) for own in load_hypotheses([Path(suite.__file__).parent.parent / "hypotheses"]))
@@ -43,6 +42,16 @@ def site(measured: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
     place.add(LONG, change=lambda own: own["provenance"]["seconds"].update(load=12.0))
     board = marked(place.board())
     write(place.results, files(board))
+    return place.results / "site"
+
+
+@pytest.fixture(scope="module")
+def run_site(measured: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a training run of three checkpoints."""
+    place = make_place(tmp_path_factory.mktemp("run") / "repository", measured)
+    for step in (0, 10, 100):
+        place.add(f"big--checkpoint-{step}", change=lambda own, step=step: (with_intervals(own), checkpoint(step)(own)))
+    write(place.results, files(turned(place.board())))
     return place.results / "site"
 
 
@@ -168,6 +177,55 @@ def test_bands_show_the_intervals(browser: Any, site: Path) -> None:
         assert title["y"] + title["height"] <= legend["y"]  # the legend lies below, not over the axis
 
 
+def run_page(site: Path) -> str:
+    (page,) = (site / "trajectories").iterdir()
+    return page.relative_to(site).as_posix()
+
+
+def test_a_training_run_is_drawn_and_follows_what_is_chosen(browser: Any, run_site: Path) -> None:
+    with opened(browser, run_site, run_page(run_site)) as tab:
+        plot = tab.locator(".plot")
+        assert plot.get_attribute("data-drawn") == "raw intra_cosine linear light"
+        phases = plot.evaluate("div => div.data.map(line => line.name)")
+        assert {"A", "C", "D", "E"} <= set(phases)
+        assert plot.locator(".scatterlayer path.js-line").count() == len(phases)
+        assert plot.locator(".scatterlayer path.yerror").count() == 3 * len(phases)
+        tab.get_by_label("Metric", exact=True).select_option("gamma")
+        tab.get_by_label("Variant", exact=True).select_option("centred")
+        tab.get_by_label("Steps", exact=True).select_option("log")
+        tab.wait_for_selector(".plot[data-drawn='centred gamma log light']")
+        axes = plot.evaluate("div => [div.layout.yaxis.title.text, div._fullLayout.xaxis.type]")
+        assert axes == ["gamma [stream units]", "log"]
+        assert column(tab, tab.locator("table[id^='checkpoints-']").get_attribute("id"), 0) == ["0", "10", "100"]
+        changes = tab.locator("h4 + ul li").all_inner_texts()
+        assert changes[0].endswith(": PASS -> FAIL at step 10 (still PASS at 0)")
+
+
+def test_the_page_of_a_run_alone_needs_no_other_file(browser: Any, run_site: Path, tmp_path: Path) -> None:
+    results = run_site.parent
+    board = build(results, load_hypotheses([results.parent / "hypotheses"]))
+    (run,) = board.groups[0].runs
+    (tmp_path / "alone.html").write_text(standalone(run.name, run.entries, "sink_free"), "utf-8")
+    context = browser.new_context()
+    tab = context.new_page()
+    asked: list[str] = []
+    tab.on("request", lambda request: asked.append(request.url))
+    tab.goto((tmp_path / "alone.html").as_uri())
+    tab.wait_for_selector(".plot[data-drawn='sink_free intra_cosine linear light']")
+    assert [url for url in asked if not url.startswith(("data:", "blob:"))] == [(tmp_path / "alone.html").as_uri()]
+    assert [link.get_attribute("href") for link in tab.locator("a").all()] == ["#main"]
+    context.close()
+
+
+def test_links_of_a_training_run_lead_to_files_that_exist(browser: Any, run_site: Path) -> None:
+    for page in ("index.html", run_page(run_site)):
+        with opened(browser, run_site, page) as tab:
+            links = tab.locator("a[href]").evaluate_all("all => all.map(a => a.getAttribute('href'))")
+            assert len(links) > 20
+            for path in (link.partition("#")[0] for link in links):
+                assert ((run_site / page).parent / unquote(path)).exists(), path
+
+
 def test_links_lead_to_files_that_exist(browser: Any, site: Path) -> None:
     for page in ("index.html", "models/alpha.html"):
         with opened(browser, site, page) as tab:
@@ -181,6 +239,12 @@ def test_links_lead_to_files_that_exist(browser: Any, site: Path) -> None:
                     assert ((site / page).parent / path).resolve().exists(), link
                 else:
                     assert fragment in ids, link
+
+
+def test_a_phone_shows_a_training_run_without_sideways_scrolling(browser: Any, run_site: Path) -> None:
+    options = {"viewport": {"width": 360, "height": 740}, "is_mobile": True, "has_touch": True}
+    with opened(browser, run_site, run_page(run_site), **options) as tab:
+        assert tab.evaluate("document.documentElement.scrollWidth") == 360
 
 
 @pytest.mark.parametrize("page", ["index.html", "models/alpha.html"])

@@ -17,7 +17,6 @@ from suite.records.comparison import (
     Status,
     compare,
     first_changed_layer,
-    t_quantile,
     turns,
     worst,
 )
@@ -200,11 +199,3 @@ def test_the_first_changed_layer_and_the_worst_status() -> None:
     assert worst([same, allowed]) is Status.DRIFT
     gone = Comparison("layer:2", "gamma", "raw", Status.GONE)
     assert worst([same, *drifts, gone]) is Status.GONE
-
-
-@pytest.mark.parametrize(
-    ("p", "freedom", "value"),
-    [(0.975, 9, 2.262157), (0.975, 18, 2.100922), (1 - 5e-5, 9, 6.594), (0.75, 1, 1.0), (0.995, 4.5, 4.272824)],
-)
-def test_quantiles_of_students_t(p: float, freedom: float, value: float) -> None:
-    assert t_quantile(p, freedom) == pytest.approx(value, rel=1e-4)

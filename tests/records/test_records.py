@@ -16,8 +16,8 @@ from suite.measure import Outcome, Settings, measure
 from suite.models.registry import ModelSpec
 from suite.publish.tables import boundary_table
 from suite.records.cache import Cache
-from suite.records.measurement import Measurement, write_atomically
-from suite.records.store import load
+from suite.records.measurement import JudgedBy, Measurement, write_atomically
+from suite.records.store import load, save, stamp
 
 
 @pytest.fixture(scope="module")
@@ -70,9 +70,8 @@ def test_a_record_alone_answers_for_its_phases_only(outcome: tuple[Outcome, Sett
     assert "delta-suite measure tiny" in str(other.reason)
 
 
-def test_boundaries_come_from_the_arrays_and_follow_the_phase_map(outcome: tuple[Outcome, Settings]) -> None:
+def test_boundaries_are_in_the_record_and_follow_the_phase_map(outcome: tuple[Outcome, Settings]) -> None:
     alone = load(outcome[0].record)
-    assert "delta-suite measure tiny" in boundary_table(alone)
     with pytest.raises(RecordError, match="delta-suite measure tiny"):
         alone.under({"all": (0, 11)})
     whole = load(outcome[0].record).with_arrays(outcome[1].cache.arrays(alone.provenance.cache_key))
@@ -80,7 +79,16 @@ def test_boundaries_come_from_the_arrays_and_follow_the_phase_map(outcome: tuple
     assert p is not None
     assert 0.001 <= p <= 1.0
     assert observe(alone, "boundary_p", "model").value == p  # a record has those of its own phases
-    assert f"{p:.3f} against smooth drift" in boundary_table(whole)
+    table = boundary_table(alone)  # as it is, without the arrays
+    assert f"{p:.3f} against smooth drift" in table
+    assert "of 999 draws" in table
+    assert "not among 12 orders of the declared lengths" in table
+    record = json.loads(outcome[0].record.read_text())
+    for own in record["boundaries"].values():
+        del own["search"]
+    assert table.startswith(boundary_table(Measurement.from_json(json.dumps(record), "older")).split("\nmet ")[0])
+    del record["boundaries"]
+    assert "delta-suite measure tiny" in boundary_table(Measurement.from_json(json.dumps(record), "oldest"))
     assert "one phase holds all layers" in str(observe(whole.under({"all": (0, 11)}), "boundary_p").reason)
     orders = observe(whole, "boundary_cost_rank", "model")  # 2, 4, 3 and 3 layers
     assert "12 orders, too few" in str(orders.reason)
@@ -195,3 +203,66 @@ def test_unwritable_places_are_named(tiny: Path, tmp_path: Path) -> None:
 def test_json_round_trip_is_exact(outcome: tuple[Outcome, Settings]) -> None:
     text = outcome[0].measurement.to_json()
     assert Measurement.from_json(text, "text").to_json() == text
+
+
+FIRST, SECOND = JudgedBy(version=1, sha256="a" * 64), JudgedBy(version=1, sha256="b" * 64)
+
+
+def test_a_stamp_is_beside_what_was_measured_and_written_only_where_it_is_new(
+    outcome: tuple[Outcome, Settings], tmp_path: Path
+) -> None:
+    measurement, cache = outcome[0].measurement, outcome[1].cache
+    path = save(tmp_path, measurement, cache)
+    assert load(path).judged_by == {}
+    stamp(path, {"phase-c": FIRST}, cache)
+    written = path.stat()
+    stamp(path, {"phase-c": FIRST}, cache)
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
+    stamp(path, {"phase-e": FIRST, "phase-c": SECOND}, cache)
+    assert load(path).judged_by == {"phase-c": SECOND, "phase-e": FIRST}
+    assert load(path).model_copy(update={"judged_by": {}}).to_json() == measurement.to_json()
+    assert save(tmp_path, measurement, cache) == path  # measured again from the cache: the stamps stay
+    assert load(path).judged_by != {}
+
+
+def test_records_older_than_the_stamps_are_read(outcome: tuple[Outcome, Settings], tmp_path: Path) -> None:
+    path = tmp_path / "old.json"
+    record = json.loads(outcome[0].record.read_text())
+    del record["judged_by"]
+    path.write_text(json.dumps(record))
+    assert load(path).judged_by == {}
+    stamp(path, {"phase-c": FIRST}, outcome[1].cache)
+    assert load(path).judged_by == {"phase-c": FIRST}
+
+
+def test_runs_that_judge_one_record_at_once_all_leave_their_stamp(
+    outcome: tuple[Outcome, Settings], tmp_path: Path
+) -> None:
+    path = save(tmp_path, outcome[0].measurement, outcome[1].cache)
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from suite.records.cache import Cache; from suite.records.measurement import JudgedBy\n"
+        "from suite.records.store import stamp\n"
+        "for turn in range(20):\n"
+        "    own = JudgedBy(version=turn + 1, sha256=sys.argv[3] * 64)\n"
+        "    stamp(Path(sys.argv[1]), {sys.argv[3]: own}, Cache(Path(sys.argv[2])))"
+    )
+    arguments = [path, outcome[1].cache.root]
+    running = [subprocess.Popen([sys.executable, "-c", code, *arguments, name]) for name in "abc"]
+    assert [process.wait(timeout=120) for process in running] == [0, 0, 0]
+    assert load(path).judged_by == {name: JudgedBy(version=20, sha256=name * 64) for name in "abc"}
+
+
+def test_a_record_that_cannot_be_stamped_is_named_and_stays(
+    outcome: tuple[Outcome, Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = save(tmp_path, outcome[0].measurement, outcome[1].cache)
+    before = path.read_bytes()
+
+    def fail(*args: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(RecordError, match=r"\.json cannot be written: Read-only"):
+        stamp(path, {"phase-c": FIRST}, outcome[1].cache)
+    assert path.read_bytes() == before

@@ -87,16 +87,21 @@ if (source) {
   };
 
   const draw = async (div) => {
-    const { measurement, plot } = div.dataset;
-    const variant = document.getElementById(`variant-${measurement}`).value;
-    const figure = figures[measurement][variant][plot];
+    const { measurement } = div.dataset;
+    const chosen = (what) => document.getElementById(`${what}-${measurement}`)?.value;
+    const variant = chosen("variant");
+    const plot = div.dataset.plot ?? chosen("metric");
+    // Under some variants a metric of the list has no value, and so no figure.
+    const figure = figures[measurement][variant][plot] ?? { data: [], layout: {} };
     const width = div.clientWidth;
     const height = div.classList.contains("square") ? Math.min(Math.max(width, 320), 620) : 420;
     // A finger that scrolls the page must not select a part of a plot instead.
     const layout = { ...structuredClone(figure.layout), template: template(), height, dragmode: coarse.matches ? false : "zoom" };
+    if (chosen("steps")) layout.xaxis = { ...layout.xaxis, type: chosen("steps") };
     const options = { responsive: true, displaylogo: false, displayModeBar: coarse.matches ? false : "hover" };
     await Plotly.react(div, structuredClone(figure.data), layout, options);
-    div.dataset.drawn = `${variant} ${dark.matches ? "dark" : "light"}`;
+    const scheme = dark.matches ? "dark" : "light";
+    div.dataset.drawn = [variant, chosen("metric"), chosen("steps"), scheme].filter(Boolean).join(" ");
   };
   const drawAll = async (chosen) => {
     for (const div of chosen) {
