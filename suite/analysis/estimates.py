@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -11,10 +11,6 @@ from threadpoolctl import ThreadpoolController
 from suite.analysis.boundaries import Boundaries, find_boundaries, segments_of
 from suite.analysis.metrics import METRICS, DirectionGram, Estimate, LayerStatistics, Metric, absent
 from suite.analysis.uncertainty import with_interval
-
-_LIBRARIES = ThreadpoolController()
-"""Those of numpy, whose matrices here have tens of rows: threads for them take longer than they save, and on a machine
-of many cores several times as long."""
 
 NO_UPDATE = "the update is zero on every token that enters"
 LAW_NOT_MEASURED = "the update law was not fitted over these layers: it is, over the phases, when a model is measured"
@@ -101,13 +97,22 @@ def _of_directions(
     return resampled(metric, gram, estimate)
 
 
+@lru_cache
+def _libraries() -> ThreadpoolController:
+    """Those of numpy and scipy, whose matrices here have tens of rows: threads for them take longer than they save, and
+    on a machine of many cores several times as long."""
+    import scipy.linalg  # noqa: F401  (only what is loaded is controlled)
+
+    return ThreadpoolController()
+
+
 def resampled(metric: Metric, gram: DirectionGram, compute: Callable[[DirectionGram], Estimate]) -> Estimate:
     """compute(gram), with its bias, taken off as the metric wants it, and its interval from the replicates."""
     whole = compute(gram)
     if whole.value is None or not gram.replicates:
         return whole
     halves = gram.halves if metric.bias == "halves" else ()
-    with _LIBRARIES.limit(limits=1, user_api="blas"):
+    with _libraries().limit(limits=1, user_api="blas"):
         of_halves, without = ([compute(own) for own in grams] for grams in (halves, gram.replicates))
     return with_interval(whole, of_halves, without, metric.low, metric.high, metric.bias)
 

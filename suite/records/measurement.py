@@ -484,26 +484,29 @@ def direction_arrays(variant: str, layers: Sequence[LayerSpectra]) -> dict[str, 
 
     Kept and compared in float32, so that the cache gives back exactly what was measured.
     """
-    import torch
-
-    random = torch.stack([own.random for own in layers], dim=1)
-    out = {"directions": torch.stack([own.directions for own in layers]), "random": random @ random.mT}
+    # In numpy: torch's threads, still spinning from the reduction, took as long as the work on a machine of many cores.
+    random = np.stack([own.random.numpy() for own in layers], axis=1)
+    out = {
+        "directions": np.stack([own.directions.numpy() for own in layers]),
+        "random": random @ random.transpose(0, 2, 1),
+    }
     halves = [own.half_directions for own in layers if own.half_directions is not None]
     if len(halves) == len(layers):
-        out["directions_a"], out["directions_b"] = (torch.stack(half) for half in zip(*halves, strict=True))
+        out["directions_a"], out["directions_b"] = (
+            np.stack([own.numpy() for own in half]) for half in zip(*halves, strict=True)
+        )
     without = [own.replicate_directions for own in layers if own.replicate_directions is not None]
     half_without = [own.replicate_half_directions for own in layers if own.replicate_half_directions is not None]
     if len(without) == len(half_without) == len(halves) == len(layers):
         replicates = []
         for group in range(len(without[0])):
             sides = [out["directions_a"], out["directions_b"]]
-            sides[group % 2] = torch.stack([own[group] for own in half_without])
-            whole = torch.stack([own[group] for own in without])
-            replicates.append(DirectionGram.of(whole.numpy(), (sides[0].numpy(), sides[1].numpy())))
+            sides[group % 2] = np.stack([own[group].numpy() for own in half_without])
+            whole = np.stack([own[group].numpy() for own in without])
+            replicates.append(DirectionGram.of(whole, (sides[0], sides[1])))
         for name in _PRODUCTS:
-            stacked = np.stack([getattr(own, name) for own in replicates])
-            out[f"replicates_{name}"] = torch.from_numpy(stacked.astype(np.float32))
-    return {f"{variant}.{name}": array.float().numpy() for name, array in out.items()}
+            out[f"replicates_{name}"] = np.stack([getattr(own, name) for own in replicates])
+    return {f"{variant}.{name}": array.astype(np.float32) for name, array in out.items()}
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -35,8 +35,11 @@ def rates() -> Rates:
 
 
 @pytest.fixture(scope="session")
-def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
-    """A model by its short name. pytest runs all tests of one before it builds the next, so one is held at a time."""
+def subject(request: pytest.FixtureRequest, rates: Rates) -> Iterator[Subject]:
+    """A model by its short name. pytest runs all tests of one before it builds the next, so one is held at a time.
+
+    After the rates: their matrices would not fit beside a large model.
+    """
     from suite.errors import SuiteError
     from tests.benchmarks.subjects import build
 
