@@ -38,10 +38,11 @@ def layer_metrics(
     return {
         name: with_interval(
             estimate(metric, layer),
-            [estimate(metric, own) for own in halves],
+            [estimate(metric, own) for own in halves] if metric.bias == "halves" else [],
             [estimate(metric, own) for own in replicates],
             metric.low,
             metric.high,
+            metric.bias,
         )
         for name, metric in METRICS.items()
         if metric.scope == "layer" and not metric.from_directions

@@ -94,6 +94,9 @@ class LayerStatistics:
     """Share of the energy that lies in the mean update."""
     epsilon: float
     """Machine epsilon of the dtype that the stream was computed in."""
+    between: tuple[float, float] | None = None
+    """Sums over all pairs of different groups of documents, of tr G_a tr G_b and of tr G_a G_b, G_a the Gram matrix of
+    the updates of group a; None where there is one group."""
 
     @property
     def energies(self) -> Float64[np.ndarray, " rank"]:
@@ -289,6 +292,23 @@ def effective_rank_roy(layer: LayerStatistics) -> Estimate:
 @_register("layer", "1 / sum p_i^2", unit="directions", low=1.0, source="participation ratio of the energies")
 def participation_ratio(layer: LayerStatistics) -> Estimate:
     return Estimate(value=float(1.0 / (layer.energies**2).sum()))
+
+
+@_register(
+    "layer",
+    "[(tr G)^2 - sum (tr G_a)^2] / [||G||_F^2 - sum ||G_a||_F^2], G_a the Gram matrix of a group a of documents",
+    unit="directions",
+    low=1.0,
+    source="participation_ratio from pairs of different groups alone, which few tokens do not make small",
+    bias="none",
+)
+def participation_ratio_unbiased(layer: LayerStatistics) -> Estimate:
+    if layer.between is None:
+        return absent(ONE_DOCUMENT)
+    traces, squares = layer.between
+    if squares <= 0.0:
+        return absent("the updates of different groups of documents have no energy in common directions")
+    return Estimate(value=max(1.0, traces / squares))
 
 
 @_register(

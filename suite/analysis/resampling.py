@@ -54,9 +54,19 @@ class Groups(ABC):
         """tokens, sums and squares of the token quantities, and summed updates, each of every group."""
         self.tokens, self.totals, self.centre = tokens, totals, centre
         # All that statistics are made of goes to the host at once: asked one by one, a GPU would stop for each.
-        small = torch.cat([sums, squares, (totals @ totals.T).to(sums.device)], dim=1).cpu().numpy()
-        self.sums, self.squares, self.products = np.split(small, [sums.shape[1], 2 * sums.shape[1]], axis=1)
+        parts = [sums, squares, totals @ totals.T, *(self._grams() if len(tokens) > 1 else ())]
+        small = torch.cat([own.to(totals.device) for own in parts], dim=1).cpu().numpy()
+        ends = np.cumsum([own.shape[1] for own in parts])
+        self.sums, self.squares, self.products, *of_grams = np.split(small, ends[:-1], axis=1)
         """`products`: inner products of the groups' summed updates."""
+        self.traces: Float64[np.ndarray, "groups 1"]
+        self.overlaps: Float64[np.ndarray, "groups groups"]
+        self.traces, self.overlaps = of_grams or [np.zeros((1, 1))] * 2
+        """tr G_a (one column) and tr G_a G_b of the groups' Gram matrices; nothing of a single group."""
+
+    @abstractmethod
+    def _grams(self) -> tuple[Float64[Tensor, "groups 1"], Float64[Tensor, "groups groups"]]:
+        """tr G_a and tr G_a G_b, centred on the mean of all groups where the variant is."""
 
     @abstractmethod
     def spectrum(self, groups: Sequence[int], k: int) -> Spectrum:
@@ -105,6 +115,16 @@ class GroupedRows(Groups):
             torch.stack([x.sum(dim=0, dtype=torch.float64) for x in self._rows]),
             centre,
         )
+
+    def _grams(self) -> tuple[Float64[Tensor, "groups 1"], Float64[Tensor, "groups groups"]]:
+        everything = range(len(self.tokens))
+        rows = self._of(everything).double()
+        group = torch.arange(len(self.tokens), device=rows.device).repeat_interleave(
+            torch.tensor(self.tokens, device=rows.device)
+        )
+        member = torch.nn.functional.one_hot(group, len(self.tokens)).double()
+        # tr G_a G_b = ||X_a X_b^T||_F^2, and X X^T is of the smaller side here.
+        return member.T @ rows.square().sum(dim=1, keepdim=True), member.T @ (rows @ rows.T).square_() @ member
 
     def _mean(self, groups: Sequence[int]) -> Float64[Tensor, " hidden"]:
         return self.totals[list(groups)].sum(dim=0) / max(1, sum(self.tokens[g] for g in groups))
@@ -159,6 +179,23 @@ class GroupedMoments(Groups):
             torch.stack([own.total for own in self._moments]),
             centre,
         )
+
+    def _grams(self) -> tuple[Float64[Tensor, "groups 1"], Float64[Tensor, "groups groups"]]:
+        flat = [own.gram.flatten() for own in self._moments]
+        traces = torch.stack([own.gram.diagonal().sum() for own in self._moments])
+        overlaps = torch.stack([torch.stack([one @ other for other in flat]) for one in flat])
+        if not self.centre:
+            return traces[:, None], overlaps
+        # Of G_a - t_a m^T - m t_a^T + n_a m m^T, t_a the group's summed updates and m the mean, without forming it.
+        n = torch.tensor(self.tokens, dtype=torch.float64, device=traces.device)
+        totals = self.totals
+        mean = totals.sum(dim=0) / n.sum().clamp_min(1)
+        images = torch.stack([own.gram @ mean for own in self._moments])  # G_a m
+        along, square, inside = totals @ mean, mean @ mean, images @ mean
+        crossed = torch.outer(n, inside) - 2 * (totals @ images.T)  # [b, a]: of G_a with what is taken from G_b
+        shifts = 2 * (totals @ totals.T * square + torch.outer(along, along))
+        shifts = shifts - 2 * square * (torch.outer(n, along) + torch.outer(along, n)) + square**2 * torch.outer(n, n)
+        return (traces - 2 * along + n * square)[:, None], overlaps + crossed + crossed.T + shifts
 
     def _of(self, groups: Sequence[int]) -> Moments:
         key = tuple(groups)
@@ -331,7 +368,11 @@ def _statistics(
     total = float(own.products[np.ix_(index, index)].sum()) / count
     in_mean = 0.0 if own.centre or energy == 0 else total / energy
     scaled = eigenvalues * (tokens / count)
-    return LayerStatistics(tokens, int(own.totals.shape[1]), scaled, averages, in_mean, epsilon)
+    between = None
+    if sum(own.tokens[g] > 0 for g in groups) > 1:
+        traces, overlaps = own.traces[index], own.overlaps[np.ix_(index, index)]
+        between = (float(traces.sum() ** 2 - (traces**2).sum()), float(overlaps.sum() - overlaps.trace()))
+    return LayerStatistics(tokens, int(own.totals.shape[1]), scaled, averages, in_mean, epsilon, between)
 
 
 def _random(spectrum: Spectrum, draws: Float32[Tensor, "draws rank"]) -> Float32[Tensor, "draws hidden"]:

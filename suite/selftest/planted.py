@@ -81,14 +81,16 @@ class Truth:
         ):
             moment = of_square * ((1 + SPREAD**2) * (basis.T * spectrum) @ basis + np.outer(mean, mean))
             values, vectors = np.linalg.eigh(moment)
+            energies = np.maximum(values[::-1], 0.0) * tokens
             self._layers.append(
                 LayerStatistics(
                     tokens,
                     population.hidden,
-                    np.maximum(values[::-1], 0.0) * tokens,
+                    energies,
                     averages[layer],
                     float(of_scale**2 * (mean @ mean) / values.sum()),
                     float(np.finfo(np.float32).eps),
+                    (float(energies.sum() ** 2), float((energies**2).sum())),
                 )
             )
             directions.append(vectors[:, ::-1][:, :TOP_K].T)
@@ -338,7 +340,10 @@ _WINDOW, _LAG, _RANDOM = {"null": "window"}, {"null": "lag"}, {"null": "random"}
 _OF_LAYERS = [name for name, own in METRICS.items() if own.scope == "layer" and name not in NO_POPULATION_VALUE]
 _OF_PAIRS = [name for name, own in METRICS.items() if own.scope in ("pair", "phase") and not own.from_law]
 _OF_LAW = [name for name, own in METRICS.items() if own.from_law]
-_OF_SPECTRA = ["effective_rank", "effective_rank_roy", "participation_ratio", "stable_rank", "top1_energy", "gamma"]
+_OF_SPECTRA = [
+    *("effective_rank", "effective_rank_roy", "participation_ratio", "participation_ratio_unbiased"),
+    *("stable_rank", "top1_energy", "gamma"),
+]
 
 _REALISED = "true of the layers that were drawn, by chance over depth: documents cannot tell, only a rank can"
 

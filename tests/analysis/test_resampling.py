@@ -145,3 +145,20 @@ def test_the_bias_of_a_figure_made_of_both_halves_comes_off_by_groups() -> None:
     exact = sum(own.mean() ** 2 - own.var(ddof=1) / 5 for own in (groups[::2], groups[1::2]))
     assert found.corrected == pytest.approx(exact, rel=1e-12)
     assert with_interval(figure(everything), [], without, bias="none").corrected == figure(everything).value
+
+
+@pytest.mark.parametrize("variant", ["raw", "centred"])
+@pytest.mark.parametrize("size", [FEW, MANY], ids=["rows", "moments"])
+def test_pairs_of_groups(size: tuple[int, int], variant: str) -> None:
+    """tr G_a tr G_b and tr G_a G_b over pairs of groups, of all and without one, against the matrices themselves."""
+    own = planted(*size)
+    layer = reduced(own)[variant][1]
+    update = own.delta(1).double()
+    update = update - update.mean(dim=0) if variant == "centred" else update
+    grams = [update[own.document % GROUPS == group] for group in range(GROUPS)]
+    grams = [rows.T @ rows for rows in grams]
+    for left_out, found in [(None, layer.statistics), (3, layer.replicates[3])]:
+        pairs = [(a, b) for a in range(GROUPS) for b in range(GROUPS) if a != b and left_out not in (a, b)]
+        traces = sum(float(grams[a].trace() * grams[b].trace()) for a, b in pairs)
+        overlaps = sum(float((grams[a] * grams[b]).sum()) for a, b in pairs)
+        assert found.between == pytest.approx((traces, overlaps), rel=1e-9)
