@@ -24,7 +24,7 @@ def wide() -> Proof:
 
 
 def test_intervals_of_spectra_cover_the_truth(wide: Proof) -> None:
-    assert len(wide.coverage) == 6
+    assert len(wide.coverage) == 7
     for row in wide.coverage:
         assert row.repeats == 16, row
         if row.bounded:
