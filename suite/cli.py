@@ -180,7 +180,7 @@ def trajectory(
     from suite.publish.progress import bars
     from suite.publish.run_page import standalone
     from suite.records.measurement import write_atomically
-    from suite.records.store import newest
+    from suite.records.store import load, newest
 
     settings = Settings(calibration=calibration, documents=documents, device=device, dtype=dtype, results=results)
     with _errors_as_text():
@@ -212,7 +212,7 @@ def trajectory(
             for expectation in hypothesis.expect
         ]
         for step, outcome in outcomes.items():
-            _keep_stamps(outcome.record, [row for row in rows if row.model == steps[step]])
+            _keep_stamps(outcome.record, load(outcome.record), [row for row in rows if row.model == steps[step]])
         typer.echo(publish.verdict_table(rows, steps))
         for change in publish.verdict_changes(rows, steps):
             typer.echo(f"changed  {change}")
@@ -272,7 +272,7 @@ def judge(
                         texts.append(
                             tables.explanation(judgement, variants, where, f"delta-suite judge --explain {path}")
                         )
-            _keep_stamps(path, [row for row in rows if row.record == str(path)])
+            _keep_stamps(path, measured, [row for row in rows if row.record == str(path)])
         typer.echo(tables.verdict_grid(rows))
         typer.echo(f"\n{tables.variant_table(rows)}")
         if explain:
@@ -283,17 +283,17 @@ def judge(
             raise typer.Exit(1)
 
 
-def _keep_stamps(path: Path, rows: Sequence[Row]) -> None:
+def _keep_stamps(path: Path, record: Measurement, rows: Sequence[Row]) -> None:
     """Say which hypothesis files have changed since they last judged this record, and leave in it that they did now.
 
     A record that cannot be written, such as another's, can still be judged.
     """
     from suite.publish.tables import changed_lines, stamps_of
     from suite.records.cache import Cache, cache_root
-    from suite.records.store import load, stamp
+    from suite.records.store import stamp
 
     stamps = stamps_of(rows)
-    for line in changed_lines(load(path).judged_by, stamps):
+    for line in changed_lines(record.judged_by, stamps):
         typer.echo(f"{path}: {line}")
     try:
         stamp(path, stamps, Cache(cache_root()))

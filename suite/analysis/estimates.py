@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache, partial
+from typing import TypeVar
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
@@ -36,17 +37,30 @@ def layer_metrics(
         return found
 
     return {
-        name: with_interval(
-            estimate(metric, layer),
-            [estimate(metric, own) for own in halves] if metric.bias == "halves" else [],
-            [estimate(metric, own) for own in replicates],
-            metric.low,
-            metric.high,
-            metric.bias,
-        )
+        name: _estimated(metric, partial(estimate, metric), layer, halves, replicates)
         for name, metric in METRICS.items()
         if metric.scope == "layer" and not metric.from_directions
     }
+
+
+_Case = TypeVar("_Case")
+"""What a figure is computed from: of all documents, of a half, or without a group of them."""
+
+
+def _estimated(
+    metric: Metric,
+    compute: Callable[[_Case], Estimate],
+    whole: _Case,
+    halves: Sequence[_Case],
+    replicates: Sequence[_Case],
+) -> Estimate:
+    """compute(whole), with its bias, taken off as the metric wants it, and its interval from the replicates."""
+    found = compute(whole)
+    if found.value is None or not replicates:
+        return found
+    of_halves = [compute(half) for half in halves] if metric.bias == "halves" else []
+    without = [compute(own) for own in replicates]
+    return with_interval(found, of_halves, without, metric.low, metric.high, metric.bias)
 
 
 def direction_metrics(gram: DirectionGram, layer: int) -> dict[str, Estimate]:
@@ -108,14 +122,9 @@ def _libraries() -> ThreadpoolController:
 
 
 def resampled(metric: Metric, gram: DirectionGram, compute: Callable[[DirectionGram], Estimate]) -> Estimate:
-    """compute(gram), with its bias, taken off as the metric wants it, and its interval from the replicates."""
-    whole = compute(gram)
-    if whole.value is None or not gram.replicates:
-        return whole
-    halves = gram.halves if metric.bias == "halves" else ()
+    """A figure of directions, with its bias and its interval."""
     with _libraries().limit(limits=1, user_api="blas"):
-        of_halves, without = ([compute(own) for own in grams] for grams in (halves, gram.replicates))
-    return with_interval(whole, of_halves, without, metric.low, metric.high, metric.bias)
+        return _estimated(metric, compute, gram, gram.halves, gram.replicates)
 
 
 def boundaries_under(

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import torch
 from jaxtyping import Bool, Int64
@@ -15,6 +14,7 @@ from torch import Tensor
 from suite.analysis.moments import Moments, token_quantities
 from suite.analysis.resampling import GroupedMoments, GroupedRows, LayerSpectra, group_count, random_draws, resample
 from suite.analysis.variants import Sinks, find_sinks, normalised
+from suite.capture.forward import side_streams
 from suite.capture.stream import Memory, ResidualStream
 from suite.errors import CaptureError
 
@@ -60,7 +60,7 @@ class _Lane:
             if device.type == "cuda":
                 # torch loads its CUDA linear algebra at the first call, and fails where two threads make that at once.
                 torch.linalg.eigh(torch.eye(2, device=device, dtype=torch.float64))
-                lanes += [cls(device, stream) for stream in _streams(device, per_gpu)]
+                lanes += [cls(device, stream) for stream in side_streams(device, per_gpu)]
             else:
                 lanes.append(cls(device, None))
         return lanes or [cls(None, None)]
@@ -74,12 +74,6 @@ class _Lane:
         if self.stream is not None:
             self.stream.synchronize()  # before the shard that it reads goes away
         self._entered.close()
-
-
-@lru_cache
-def _streams(device: torch.device, count: int) -> tuple[torch.cuda.Stream, ...]:
-    """Made once, as the libraries keep memory for each stream that was ever used."""
-    return tuple(torch.cuda.Stream(device) for _ in range(count))  # type: ignore[no-untyped-call]
 
 
 Part = tuple[str, int, bool]

@@ -607,16 +607,13 @@ def capture_fraction_held_out(gram: DirectionGram, layers: Sequence[int]) -> Est
         return absent("no other layer in the phase to form a basis from")
     if gram.aa is None or gram.ab is None or gram.bb is None:
         return absent(ONE_DOCUMENT)
-    aa, ab, bb = gram.aa, gram.ab, gram.bb
-
-    def captured(layer: int) -> float:
+    captured = []
+    for layer in layers:
         others = [other for other in layers if other != layer]
-        a_in_b = _captured(_stack(bb, others, others), _stack(ab, [layer], others)[:1].T)
-        b_in_a = _captured(_stack(aa, others, others), _stack(ab, others, [layer])[:, :1])
-        return float(a_in_b[0] + b_in_a[0]) / 2
-
-    found = np.array([captured(layer) for layer in layers])
-    return Estimate(value=float(found.mean()), per_layer=_by_layer(layers, found))
+        a_in_b = _captured(_stack(gram.bb, others, others), _stack(gram.ab, [layer], others)[:1].T)
+        b_in_a = _captured(_stack(gram.aa, others, others), _stack(gram.ab, others, [layer])[:, :1])
+        captured.append(float(a_in_b[0] + b_in_a[0]) / 2)
+    return Estimate(value=float(np.mean(captured)), per_layer=_by_layer(layers, np.array(captured)))
 
 
 @_register(

@@ -183,7 +183,10 @@ class GroupedMoments(Groups):
     def _grams(self) -> tuple[Float64[Tensor, "groups 1"], Float64[Tensor, "groups groups"]]:
         flat = [own.gram.flatten() for own in self._moments]
         traces = torch.stack([own.gram.diagonal().sum() for own in self._moments])
-        overlaps = torch.stack([torch.stack([one @ other for other in flat]) for one in flat])
+        overlaps = torch.zeros(len(flat), len(flat), dtype=torch.float64, device=traces.device)
+        for a, one in enumerate(flat):
+            for b, other in enumerate(flat[: a + 1]):
+                overlaps[a, b] = overlaps[b, a] = one @ other
         if not self.centre:
             return traces[:, None], overlaps
         # Of G_a - t_a m^T - m t_a^T + n_a m m^T, t_a the group's summed updates and m the mean, without forming it.

@@ -10,6 +10,7 @@ float32 products of slices of the rows, and the eigenproblem goes to the host.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import combinations_with_replacement, pairwise
 
@@ -67,11 +68,15 @@ def gram(rows: Float[Tensor, "tokens hidden"]) -> Float64[Tensor, "hidden hidden
     if hidden < WIDE_ENOUGH_FOR_BLOCKS:
         return rows.T @ rows
     out = rows.new_empty(hidden, hidden)
-    edges = [hidden * i // COLUMN_BLOCKS for i in range(COLUMN_BLOCKS + 1)]
-    for left, right in pairwise(edges):
+    for left, right in _column_blocks(hidden):
         out[left:right, left:] = rows[:, left:right].T @ rows[:, left:]
         out[right:, left:right] = out[left:right, right:].T
     return out
+
+
+def _column_blocks(hidden: int) -> Iterator[tuple[int, int]]:
+    """First column of each block, and the one behind its last."""
+    return pairwise(hidden * i // COLUMN_BLOCKS for i in range(COLUMN_BLOCKS + 1))
 
 
 def sliced_gram(rows: Float32[Tensor, "tokens hidden"]) -> Float64[Tensor, "hidden hidden"]:
@@ -123,9 +128,8 @@ def spectrum_of_rows(rows: Float[Tensor, "tokens hidden"], k: int) -> Spectrum:
     values, vectors = _eigh(sliced_gram(rows.float().T) if sliced else _tokens_gram(rows.to(home).double()))
     values, vectors = _without_rounding(values.flip(0)), vectors.flip(1)
     directions = torch.empty(min(k, tokens), hidden, dtype=torch.float64, device=home)
-    for some in torch.arange(hidden).chunk(COLUMN_BLOCKS):  # so that no copy of all rows in float64 lies beside
-        columns = slice(int(some[0]), int(some[-1]) + 1)
-        directions[:, columns] = vectors[:, :k].T @ rows[:, columns].to(home).double()
+    for left, right in _column_blocks(hidden):  # so that no copy of all rows in float64 lies beside
+        directions[:, left:right] = vectors[:, :k].T @ rows[:, left:right].to(home).double()
     scale = directions.norm(dim=1, keepdim=True)
     directions /= torch.where(scale > 0, scale, torch.ones_like(scale))
     return Spectrum(values, _signed(_masked(directions, values, k)))

@@ -53,9 +53,10 @@ class Prefix:
 
 
 @lru_cache
-def side_stream(device: torch.device) -> torch.cuda.Stream:
-    """One CUDA stream per device and process, as the libraries keep memory for each stream that was ever used."""
-    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+def side_streams(device: torch.device, count: int) -> tuple[torch.cuda.Stream, ...]:
+    """CUDA streams beside the default one, the same ones in each call of a process, as the libraries keep memory for
+    each stream that was ever used."""
+    return tuple(torch.cuda.Stream(device) for _ in range(count))  # type: ignore[no-untyped-call]
 
 
 def last_hidden_state(

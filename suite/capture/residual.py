@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from suite.capture.calibration import TokenSequences
 from suite.capture.certificate import Certificate, certify
-from suite.capture.forward import Prefix, last_hidden_state, side_stream
+from suite.capture.forward import Prefix, last_hidden_state, side_streams
 from suite.capture.layout import Layout
 from suite.capture.stream import Memory, ResidualStream, StreamWriter, plan_shards
 from suite.capture.tap import Batch, Tap, UnfamiliarShapeError
@@ -109,7 +109,7 @@ def _side_stream(model: Any, device: torch.device) -> torch.cuda.Stream | None:
     """Beside which the causality check may run, from here on: where all of the model is on one GPU."""
     if device.type != "cuda" or len(set(getattr(model, "hf_device_map", {}).values())) > 1:
         return None
-    beside = side_stream(device)
+    (beside,) = side_streams(device, 1)
     beside.wait_stream(torch.cuda.current_stream(device))  # for the token ids, and not for the batch, which comes now
     return beside
 

@@ -134,12 +134,12 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.globals.update(policy=POLICY, symbols=SYMBOLS, changed_note=CHANGED)
+    environment.globals.update(policy=POLICY, symbols=SYMBOLS, changed_note=CHANGED, legend=LEGEND.replace("`", ""))
     return environment
 
 
 def template(name: str) -> Template:
-    """A page's template, which knows the signs of verdicts and the content policy."""
+    """A page's template, which knows the signs of verdicts, their legend and the content policy."""
     return _environment().get_template(name)
 
 
@@ -157,7 +157,6 @@ def _index(board: Board) -> str:
     return template("index.html.j2").render(
         no_score=NO_SCORE,
         never_mixed=NEVER_MIXED if len(board.groups) > 1 else "",
-        legend=LEGEND.replace("`", ""),
         words=sorted(words, key=list(SYMBOLS).index),
         groups=[
             {
@@ -268,7 +267,6 @@ def _model(board: Board, model: str, entries: list[tuple[Group, Entry]]) -> str:
     data = figures_json({own["id"]: own.pop("figures") for own in shown})
     return template("model.html.j2").render(
         model=model,
-        legend=LEGEND.replace("`", ""),
         never_mixed=NEVER_MIXED if len(shown) > 1 else "",
         measurements=shown,
         superseded=[
@@ -328,7 +326,7 @@ def _facts(board: Board, group: Group, entry: Entry) -> list[tuple[str, Cell]]:
     steps = ", ".join(f"{step} {seconds:.1f}" for step, seconds in provenance.seconds.items())
     peak = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in sorted(provenance.peak_memory_bytes.items()))
     sinks = measurement.sinks
-    judged = [f"{name} version {own.version}, SHA-256 {own.sha256[:12]}" for name, own in measurement.judged_by.items()]
+    judged = [f"{name} {own.text}" for name, own in measurement.judged_by.items()]
     facts = [
         ("model", f"{model.architecture}, {model.layers} layers, hidden size {model.hidden}"),
         (

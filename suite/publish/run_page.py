@@ -9,7 +9,7 @@ from suite.publish.board import Board, Entry, Group, Run
 from suite.publish.page import RUNS, SITE, Cell, Line, Table, asset, figures_json, page_link, run_page_name, template
 from suite.publish.tables import PHASE_COLUMNS, Row, number
 from suite.publish.trajectory import figures, phase_estimate, verdict_changes
-from suite.publish.words import LEGEND, NEVER_MIXED, SYMBOLS, verdict_word
+from suite.publish.words import NEVER_MIXED, SYMBOLS, verdict_word
 
 INLINED = {"style": "site.css", "plotly": "plotly-cartesian.min.js", "script": "site.js"}
 """Assets that stand in the page itself where it is one file."""
@@ -18,7 +18,9 @@ INLINED = {"style": "site.css", "plotly": "plotly-cartesian.min.js", "script": "
 def run_files(board: Board) -> dict[str, bytes]:
     """Path relative to the results folder -> content, of the page of every training run."""
     return {
-        f"{SITE}/{RUNS}/{run_page_name(name)}": _page(name, [_section(board, group, run) for group, run in found])
+        f"{SITE}/{RUNS}/{run_page_name(name)}": _page(
+            name, [_section(board, group, run) for group, run in found]
+        ).encode()
         for name, found in board.runs.items()
     }
 
@@ -30,25 +32,20 @@ def standalone(name: str, entries: Mapping[int, Entry], shown: str = "raw") -> s
     """
     run = Run(name, next(iter(entries.values())).dtype, entries)
     inline = {kind: asset(file).decode() for kind, file in INLINED.items()}
-    return _page(name, [_section(None, None, run)], shown, inline).decode()
+    return _page(name, [_section(None, None, run)], shown, inline)
 
 
 def _page(
     name: str, sections: Sequence[dict[str, Any]], shown: str = "raw", inline: Mapping[str, str] | None = None
-) -> bytes:
+) -> str:
     data = figures_json({own["id"]: own.pop("figures") for own in sections})
-    return (
-        template("run.html.j2")
-        .render(
-            name=name,
-            sections=sections,
-            shown=shown,
-            inline=inline,
-            legend=LEGEND.replace("`", ""),
-            never_mixed=NEVER_MIXED if len(sections) > 1 else "",
-            data=data,
-        )
-        .encode()
+    return template("run.html.j2").render(
+        name=name,
+        sections=sections,
+        shown=shown,
+        inline=inline,
+        never_mixed=NEVER_MIXED if len(sections) > 1 else "",
+        data=data,
     )
 
 

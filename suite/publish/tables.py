@@ -12,7 +12,6 @@ from suite.analysis.boundaries import NEAR
 from suite.analysis.metrics import METRICS, Estimate
 from suite.analysis.uncertainty import holm, partial_conjunction
 from suite.claims.judge import Judgement, Observation, Verdict, combine_verdicts
-from suite.claims.schema import Hypothesis
 from suite.records.measurement import BoundarySearch, JudgedBy, Measurement
 
 NONE = "-"
@@ -126,13 +125,8 @@ class Row:
         return asdict(self)
 
 
-def stamp_of(hypothesis: Hypothesis) -> JudgedBy:
-    """What a record keeps of the hypothesis file that judged it."""
-    return JudgedBy(version=hypothesis.version, sha256=hypothesis.sha256)
-
-
 def stamps_of(rows: Iterable[Row]) -> dict[str, JudgedBy]:
-    """The same of rows, by hypothesis."""
+    """What a record keeps of the hypothesis files that judged it in these rows, by hypothesis."""
     judged = {row.hypothesis: row.judged_by for row in rows if row.judged_by is not None}
     return {name: JudgedBy(version=version, sha256=sha256) for name, (version, sha256) in judged.items()}
 
@@ -140,8 +134,7 @@ def stamps_of(rows: Iterable[Row]) -> dict[str, JudgedBy]:
 def changed_files(before: Mapping[str, JudgedBy], now: Mapping[str, JudgedBy]) -> dict[str, str]:
     """By hypothesis, how its file has changed since it last judged a record; one that never did is not changed."""
     return {
-        name: f"version {before[name].version}, SHA-256 {before[name].sha256[:12]} then, "
-        f"version {own.version}, SHA-256 {own.sha256[:12]} now"
+        name: f"{before[name].text} then, {own.text} now"
         for name, own in now.items()
         if name in before and before[name] != own
     }

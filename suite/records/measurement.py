@@ -195,6 +195,10 @@ class JudgedBy(_Part):
     sha256: str
     """Of the file's bytes, so that any change of it shows."""
 
+    @property
+    def text(self) -> str:
+        return f"version {self.version}, SHA-256 {self.sha256[:12]}"
+
 
 class NullRecord(_Part):
     """What a metric over the phases is held against, so that a record alone can be judged."""

@@ -116,7 +116,6 @@ def measured(stream: Any, world: World) -> Measurement:
 
     found: list[Any] = []
     with torch.no_grad():
-        law = law_record(measure_law(stream, world.scopes), world.scopes) if world.of_law else None
         spectra = reduce_stream(
             [stream],
             layers=stream.layers,
@@ -125,6 +124,7 @@ def measured(stream: Any, world: World) -> Measurement:
             variants=world.variants,
             found_sinks=found.append,
         )
+        law = law_record(measure_law(stream, world.scopes, sinks=found[-1]), world.scopes) if world.of_law else None
     measurement, _ = assemble(
         spectra,
         phases=world.scopes,
