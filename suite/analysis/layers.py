@@ -5,22 +5,41 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
+from suite.analysis.eigen import FEWEST_TOGETHER, LARGEST_TOGETHER, MATRICES_EACH, MOST_TOGETHER, Eigensolver
+from suite.analysis.eigen import together as can_solve_together
 from suite.analysis.moments import Moments, token_quantities
-from suite.analysis.resampling import GroupedMoments, GroupedRows, LayerSpectra, group_count, random_draws, resample
+from suite.analysis.resampling import (
+    GroupedMoments,
+    GroupedRows,
+    Groups,
+    LayerSpectra,
+    group_count,
+    random_draws,
+    resample,
+    rows_by_group,
+)
+from suite.analysis.spectra import algebra_device
 from suite.analysis.variants import Sinks, find_sinks, normalised
 from suite.capture.forward import side_streams
 from suite.capture.stream import Memory, ResidualStream
 from suite.errors import CaptureError
 
 LANES = 4
-"""Layers reduced at once on one GPU, each on a CUDA stream of its own: while one waits for its eigenproblem another is
-prepared. Each takes memory of its own: one lane took 25% more time than four, and 1 GB less for 2,047 x 5,120."""
+"""Lanes of one GPU, each with a CUDA stream of its own, where layers' eigenproblems are solved one after the other:
+while one layer waits for its own, another is prepared. One lane took 25% more time than four."""
+
+LANES_TOGETHER = 2
+"""The same where a lane solves those of several layers together."""
+
+SPECTRA_SHARE = 0.75
+"""Of the memory that is free on a GPU once the stream is there, for what the layers of all lanes take. Less of it makes
+fewer layers at once, and more time."""
 
 ROWS_AT_ONCE = 8192
 """Tokens reduced at a time, so that float64 copies of them stay small beside the stream."""
@@ -43,7 +62,7 @@ class _Shard:
 
 @dataclass(frozen=True)
 class _Lane:
-    """Where some of the layers are reduced, one after the other. On a GPU a lane has a CUDA stream of its own.
+    """Where some of the layers are reduced. On a GPU a lane has a CUDA stream of its own.
 
     A layer stays in its lane over all shards, so its moments are added in order.
     """
@@ -51,29 +70,82 @@ class _Lane:
     device: torch.device | None
     """None: where each layer's state lies."""
     stream: torch.cuda.Stream | None
-    _entered: ExitStack = field(default_factory=ExitStack)
+    together: int
+    """Layers whose eigenproblems are solved together, at the most."""
 
     @classmethod
-    def over(cls, devices: Sequence[torch.device], per_gpu: int) -> list[_Lane]:
+    def over(cls, devices: Sequence[torch.device], task: _Task, memory: Memory | None) -> list[_Lane]:
         lanes = []
         for device in devices:
             if device.type == "cuda":
                 # torch loads its CUDA linear algebra at the first call, and fails where two threads make that at once.
                 torch.linalg.eigh(torch.eye(2, device=device, dtype=torch.float64))
-                lanes += [cls(device, stream) for stream in side_streams(device, per_gpu)]
+                free = memory or Memory.free(device, SPECTRA_SHARE)
+                count, together = task.lanes(device, -(-task.layers // len(devices)), free.device)
+                lanes += [cls(device, stream, together) for stream in side_streams(device, count)]
             else:
-                lanes.append(cls(device, None))
-        return lanes or [cls(None, None)]
+                lanes.append(cls(device, None, 1))
+        return lanes or [cls(None, None, 1)]
 
-    def __enter__(self) -> None:
-        if self.stream is not None:
-            self.stream.wait_stream(torch.cuda.default_stream(self.stream.device))
-            self._entered.enter_context(torch.cuda.stream(self.stream))
+    @contextmanager
+    def entered(self) -> Iterator[Eigensolver]:
+        """Everything inside runs in this lane, and has run on leaving."""
+        with ExitStack() as stack:
+            if self.stream is not None:
+                self.stream.wait_stream(torch.cuda.default_stream(self.stream.device))
+                stack.enter_context(torch.cuda.stream(self.stream))
+                stack.callback(self.stream.synchronize)  # before the shard that it reads goes away
+            yield stack.enter_context(Eigensolver(self.device))
 
-    def __exit__(self, *_: object) -> None:
-        if self.stream is not None:
-            self.stream.synchronize()  # before the shard that it reads goes away
-        self._entered.close()
+    def portions(self, layers: Sequence[int]) -> Iterator[Sequence[int]]:
+        """This lane's layers, in portions of about one size."""
+        count = -(-len(layers) // self.together)
+        for i in range(count):
+            yield layers[len(layers) * i // count : len(layers) * (i + 1) // count]
+
+
+@dataclass(frozen=True)
+class _Task:
+    """How much there is to reduce, as it decides how many layers at once."""
+
+    layers: int
+    n: int
+    """Size of the eigenproblems."""
+    held: int
+    """Bytes that a layer takes until its eigenproblem is solved, beside it."""
+    passing: int
+    """Bytes that come and go, of one layer at a time."""
+    busy: bool
+    """Whether one layer alone keeps a GPU busy up to its eigenproblem."""
+
+    @classmethod
+    def of(
+        cls,
+        stream: ResidualStream,
+        whole: bool,
+        variants: Sequence[str],
+        plan: _Plan,
+        moments: Sequence[Mapping[Part, Moments]],
+    ) -> _Task:
+        hidden = n = stream.hidden
+        if whole:  # updates in float32, and as the variant takes them; on the way, all directions in float64
+            n = int(stream.kept.sum())
+            held, passing = 4 * n * hidden * (1 + (len(variants) > 1)), 8 * n * hidden
+        else:  # moments that are not there yet, what is added up of them, and some rows in float64
+            new = 0 if moments[0] and plan.keep_on is None else _sets(variants)
+            held = 8 * hidden**2 * (plan.groups * (new + ("sink_free" in variants)) + 4)
+            passing = 12 * ROWS_AT_ONCE * hidden
+        return cls(stream.layers, n, held, passing, not whole)
+
+    def lanes(self, device: torch.device, layers: int, room: int) -> tuple[int, int]:
+        """Lanes of a GPU that has `layers` of them, and layers solved together in each, in `room` bytes."""
+        alone = self.held + 8 * self.n**2 * MATRICES_EACH
+        count = min(LANES_TOGETHER, layers // FEWEST_TOGETHER)
+        if count and self.n <= LARGEST_TOGETHER and can_solve_together(device):
+            together = min((room // count - self.passing) // alone, -(-layers // count), MOST_TOGETHER)
+            if together >= FEWEST_TOGETHER:
+                return count, together
+        return (1 if self.busy else max(1, min(LANES, room // (alone + self.passing)))), 1
 
 
 Part = tuple[str, int, bool]
@@ -110,15 +182,15 @@ def reduce_stream(
     added. Where the moments of several shards do not fit `memory` (found from what is free by default) in ten groups,
     they are kept in two, the halves, and there are no intervals.
 
-    Layer L is reduced on device L modulo their number, all devices at once; without devices, where its state lies.
+    Layer L is reduced on device L modulo their number, all devices at once; without devices, where its state lies. On a
+    GPU that has the memory, several layers at once, whose eigenproblems are solved together.
     `advance` is told the tokens of each layer that has been reduced, `tokens` times `layers` in the end; `found_sinks`
     the tokens that `sink_free` leaves out, once for each shard.
 
     Raises CaptureError where the moments of several shards do not fit even then.
     """
     moments: list[dict[Part, Moments]] = [{} for _ in range(layers)]
-    reduced: dict[int, dict[str, LayerSpectra]] = {}
-    lanes: list[_Lane] = []
+    reduced: list[dict[str, LayerSpectra]] = [{} for _ in range(layers)]
     plan: _Plan | None = None
     seen = 0
     draws: list[Future[Tensor]] = []
@@ -138,11 +210,11 @@ def reduce_stream(
             if last:  # beside the first eigenproblems, which do not need them yet
                 draws = [drawing.submit(random_draws, layer, min(tokens, stream.hidden)) for layer in range(layers)]
             shard = _Shard(stream, stream.document % plan.groups, sinks)
-            lanes = lanes or _Lane.over(devices, LANES if tokens <= stream.hidden else 1)
+            lanes = _Lane.over(devices, _Task.of(stream, whole, variants, plan, moments), memory)
 
             def reduce_lane(
                 lane: int,
-                lanes: Sequence[_Lane] = lanes,
+                lanes: Sequence[_Lane] = tuple(lanes),
                 shard: _Shard = shard,
                 whole: bool = whole,
                 last: bool = last,
@@ -150,20 +222,28 @@ def reduce_stream(
                 draws: Sequence[Future[Tensor]] = tuple(draws),
             ) -> None:
                 epsilon = torch.finfo(shard.stream.states[0].dtype).eps
-                with lanes[lane]:
-                    for layer in range(lane, layers, len(lanes)):
-                        device = lanes[lane].device or shard.stream.states[layer].device
-                        if whole:
-                            reduced[layer] = _reduce_rows(shard, layer, device, plan, draws[layer], epsilon)
-                        else:
-                            own = moments[layer]
-                            _accumulate(own, shard, layer, device, plan)
-                            if last:
-                                reduced[layer] = _reduce_moments(own, plan, draws[layer], epsilon)
-                                own.clear()
-                            elif plan.keep_on is not None:
-                                own.update({part: held.to(plan.keep_on) for part, held in own.items()})
-                        advance(int(shard.stream.kept.sum()))
+                own = lanes[lane]
+                with own.entered() as solve:
+                    for portion in own.portions(range(lane, layers, len(lanes))):
+                        for layer in portion if not whole else ():
+                            device = own.device or shard.stream.states[layer].device
+                            _accumulate(moments[layer], shard, layer, device, plan)
+                            if plan.keep_on is not None and not last:
+                                held = moments[layer]
+                                held.update({part: x.to(plan.keep_on) for part, x in held.items()})
+                        if last:
+                            if whole:
+                                groups = _grouped_rows(shard, portion, own.device, plan)
+                            else:
+                                groups = _grouped_moments([moments[layer] for layer in portion], plan)
+                            for variant, layers_of in groups:
+                                asked = [draws[layer].result for layer in portion]
+                                found = resample(layers_of, asked, solve, epsilon=epsilon, intervals=plan.intervals)
+                                for layer, spectra in zip(portion, found, strict=True):
+                                    reduced[layer][variant] = spectra
+                            for layer in portion:
+                                moments[layer].clear()
+                        advance(len(portion) * int(shard.stream.kept.sum()))
 
             list(pool.map(reduce_lane, range(len(lanes))))
             # The shard is the largest thing in memory: nothing here may hold it while the next one is filled.
@@ -187,6 +267,11 @@ def _ways(variants: Sequence[str]) -> list[str]:
     return ["as they are", *(["normalised"] if "token_normalised" in variants else [])]
 
 
+def _sets(variants: Sequence[str]) -> int:
+    """Sets of moments that are kept apart for each group of documents."""
+    return len(_ways(variants)) + ("sink_free" in variants)
+
+
 def _plan(stream: ResidualStream, variants: Sequence[str], documents: int, layers: int, memory: Memory | None) -> _Plan:
     """`layers`: whose moments are held at once."""
     groups = group_count(documents)
@@ -194,7 +279,7 @@ def _plan(stream: ResidualStream, variants: Sequence[str], documents: int, layer
         return _Plan(variants, groups, groups > 1, None)
     device = stream.states[0].device
     memory = memory or Memory.free(device)
-    sets = len(_ways(variants)) + ("sink_free" in variants)
+    sets = _sets(variants)
     for count in dict.fromkeys([groups, min(groups, 2)]):
         needed = layers * sets * count * stream.hidden**2 * 8
         if needed <= memory.device:
@@ -212,6 +297,9 @@ def _plan(stream: ResidualStream, variants: Sequence[str], documents: int, layer
 def _accumulate(moments: dict[Part, Moments], shard: _Shard, layer: int, device: torch.device, plan: _Plan) -> None:
     """Add the kept rows of a layer to the moments of their parts, some rows at a time."""
     stream = shard.stream
+    home = algebra_device(device)
+    for part, held in moments.items():
+        moments[part] = held.to(home)
     for start in range(0, len(stream.kept), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
         before, update = stream.step(layer, rows, device)
@@ -226,42 +314,56 @@ def _accumulate(moments: dict[Part, Moments], shard: _Shard, layer: int, device:
                         continue
                     own_update, own_quantities = _rows(chosen, update, quantities)
                     own_update = own_update if way == "as they are" else normalised(own_update)
-                    own = Moments.of(own_update, own_quantities)
                     part = (way, group, bool(sink))
-                    moments[part] = moments[part].to(own.gram.device) + own if part in moments else own
+                    if part not in moments:
+                        moments[part] = Moments.none_yet(stream.hidden, device)
+                    moments[part].add(own_update, own_quantities)
+    for own in moments.values():
+        own.complete()
 
 
 def _rows(chosen: Bool[Tensor, " tokens"], *matrices: Tensor) -> tuple[Tensor, ...]:
     if bool(chosen.all()):
         return matrices
-    index = chosen.nonzero().flatten()
+    return _taken(chosen.nonzero().flatten(), *matrices)
+
+
+def _taken(index: Int64[Tensor, " rows"], *matrices: Tensor) -> tuple[Tensor, ...]:
     return tuple(matrix.index_select(0, index.to(matrix.device)) for matrix in matrices)
 
 
-def _reduce_rows(
-    shard: _Shard, layer: int, device: torch.device, plan: _Plan, draws: Future[Tensor], epsilon: float
-) -> dict[str, LayerSpectra]:
+def _grouped_rows(
+    shard: _Shard, layers: Sequence[int], device: torch.device | None, plan: _Plan
+) -> Iterator[tuple[str, Sequence[Groups]]]:
+    """Some layers in each variant."""
     stream = shard.stream
-    before, update = _rows(stream.kept, *stream.step(layer, device=device))
-    quantities = token_quantities(before, update)
-    del before
-    group, sink = shard.group[stream.kept], shard.sink[stream.kept]
-    out = {}
+    kept = stream.kept.nonzero().flatten()
+    index = kept[rows_by_group(shard.group[kept], plan.groups)]
+    group, sink = shard.group[index], shard.sink[index]
+    in_order = torch.equal(index, torch.arange(len(stream.kept)))
+    updates, quantities = [], []
+    for layer in layers:
+        before, update = stream.step(layer, device=device)
+        if not in_order:
+            before, update = _taken(index, before, update)
+        updates.append(update)
+        quantities.append(token_quantities(before, update))
+        del before, update
     for variant in plan.variants:
-        rows, own, own_group = update, quantities, group
-        if variant == "sink_free":
-            rows, own, own_group = _rows(~sink, update, quantities, group)
-        elif variant == "token_normalised":
-            rows = normalised(update)
-        grouped = GroupedRows(rows, own, own_group, plan.groups, variant == "centred")
-        out[variant] = resample(grouped, draws.result, epsilon=epsilon, intervals=plan.intervals)
-    return out
+        chosen = ~sink if variant == "sink_free" else torch.ones_like(sink)
+        tokens = torch.bincount(group[chosen], minlength=plan.groups).tolist()
+        grouped = []
+        for own_update, own_quantities in zip(updates, quantities, strict=True):
+            rows, own = _rows(chosen, own_update, own_quantities)
+            rows = normalised(rows) if variant == "token_normalised" else rows
+            grouped.append(GroupedRows(rows, own, tokens, variant == "centred"))
+        yield variant, grouped
 
 
-def _reduce_moments(
-    moments: Mapping[Part, Moments], plan: _Plan, draws: Future[Tensor], epsilon: float
-) -> dict[str, LayerSpectra]:
-    def grouped(way: str, sinks: bool, centre: bool) -> GroupedMoments:
+def _grouped_moments(layers: Sequence[Mapping[Part, Moments]], plan: _Plan) -> Iterator[tuple[str, Sequence[Groups]]]:
+    """Some layers in each variant."""
+
+    def grouped(moments: Mapping[Part, Moments], way: str, sinks: bool, centre: bool) -> GroupedMoments:
         own: list[Moments | None] = [None] * plan.groups
         for (own_way, group, sink), part in moments.items():
             if own_way == way and (sinks or not sink):
@@ -271,9 +373,6 @@ def _reduce_moments(
             own[0] = next(iter(moments.values())).none()
         return GroupedMoments(own, centre)
 
-    out = {}
     for variant in plan.variants:
         way = "normalised" if variant == "token_normalised" else "as they are"
-        own = grouped(way, variant != "sink_free", variant == "centred")
-        out[variant] = resample(own, draws.result, epsilon=epsilon, intervals=plan.intervals)
-    return out
+        yield variant, [grouped(own, way, variant != "sink_free", variant == "centred") for own in layers]

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
-from suite.analysis.spectra import algebra_device, gram
+from suite.analysis.spectra import add_gram, algebra_device, mirror
 
 TOKEN_QUANTITIES = (
     "update_norm",  # ||delta||
@@ -49,7 +49,7 @@ def token_quantities(
     return torch.stack([update_norm, stream_norm, ratio, cosine, cosine.abs(), influence, angle / torch.pi], dim=1)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Moments:
     """Sums over tokens. `a + b` are the moments of both sets of tokens."""
 
@@ -62,14 +62,25 @@ class Moments:
     squares: Float64[Tensor, " quantities"]
 
     @classmethod
-    def of(
-        cls,
-        rows: Float32[Tensor, "tokens hidden"],
-        quantities: Float64[Tensor, "tokens quantities"],
-    ) -> Moments:
-        """Of the updates as a variant takes them, and the token quantities of the updates as they are."""
-        total = rows.to(quantities.device).sum(dim=0, dtype=torch.float64)
-        return cls(len(rows), gram(rows), total, quantities.sum(dim=0), quantities.square().sum(dim=0))
+    def none_yet(cls, hidden: int, device: torch.device) -> Moments:
+        """Of no tokens, to be added to."""
+        home = algebra_device(device)
+        shapes = ((hidden, hidden), (hidden,), (len(TOKEN_QUANTITIES),), (len(TOKEN_QUANTITIES),))
+        return cls(0, *(torch.zeros(shape, dtype=torch.float64, device=home) for shape in shapes))
+
+    def add(self, rows: Float32[Tensor, "tokens hidden"], quantities: Float64[Tensor, "tokens quantities"]) -> None:
+        """Add, in place, updates as a variant takes them, and the token quantities of the updates as they are.
+
+        `complete` makes the Gram matrix whole, once after many of these.
+        """
+        self.tokens += len(rows)
+        add_gram(self.gram, rows)
+        self.total += rows.to(quantities.device).sum(dim=0, dtype=torch.float64)
+        self.sums += quantities.sum(dim=0)
+        self.squares += quantities.square().sum(dim=0)
+
+    def complete(self) -> None:
+        mirror(self.gram)
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(

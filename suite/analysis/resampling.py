@@ -21,9 +21,10 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
+from suite.analysis.eigen import Eigen, Eigensolver
 from suite.analysis.metrics import TOP_K, LayerStatistics
 from suite.analysis.moments import TOKEN_QUANTITIES, Moments
-from suite.analysis.spectra import Spectrum, algebra_device, spectrum_of_gram, spectrum_of_rows
+from suite.analysis.spectra import Spectrum, algebra_device, spectrum_of_gram, spectrum_of_tokens_gram, tokens_gram
 
 GROUPS = 10
 """Groups of documents; fewer documents make fewer groups."""
@@ -38,6 +39,18 @@ RANDOM_DRAWS = 100
 def group_count(documents: int) -> int:
     """How many groups: GROUPS, or as many as there are documents, made even; 1 where there are no two."""
     return min(GROUPS, documents // 2 * 2) if documents > 1 else 1
+
+
+def half_by_half(groups: int) -> list[int]:
+    """All groups, those of half a first."""
+    return [*range(0, groups, 2), *range(1, groups, 2)]
+
+
+def rows_by_group(group: Int64[Tensor, " tokens"], groups: int) -> Int64[Tensor, " tokens"]:
+    """The order of tokens in which each group lies together, and each half: as GroupedRows takes them."""
+    place = torch.empty(groups, dtype=torch.int64)
+    place[half_by_half(groups)] = torch.arange(groups)
+    return torch.argsort(place[group], stable=True)
 
 
 class Groups(ABC):
@@ -69,8 +82,19 @@ class Groups(ABC):
         """tr G_a and tr G_a G_b, centred on the mean of all groups where the variant is."""
 
     @abstractmethod
-    def spectrum(self, groups: Sequence[int], k: int) -> Spectrum:
-        """Of these groups together, centred on their own mean where the variant is."""
+    def matrix(self, groups: Sequence[int]) -> Float64[Tensor, "n n"]:
+        """Whose eigenpairs give the spectrum of these groups together, centred on their own mean where the variant is.
+
+        It may be overwritten.
+        """
+
+    @abstractmethod
+    def size(self, groups: Sequence[int]) -> int:
+        """n of their matrix."""
+
+    @abstractmethod
+    def spectrum(self, groups: Sequence[int], eigen: Eigen, k: int) -> Spectrum:
+        """From the eigenpairs of their matrix."""
 
     @abstractmethod
     def removal(
@@ -99,47 +123,55 @@ class GroupedRows(Groups):
         self,
         rows: Float32[Tensor, "tokens hidden"],
         quantities: Float64[Tensor, "tokens quantities"],
-        group: Int64[Tensor, " tokens"],
-        groups: int,
+        tokens: Sequence[int],
         centre: bool,
     ) -> None:
-        index = [(group == g).nonzero().flatten() for g in range(groups)]
+        """rows and quantities lie as rows_by_group has them; tokens: of each group."""
+        order = half_by_half(len(tokens))
+        ends = np.cumsum([tokens[g] for g in order]).tolist()
+        self._slice = {g: slice(end - tokens[g], end) for g, end in zip(order, ends, strict=True)}
         # In float32, as updates are: copies in float64 come and go with what needs them.
-        rows = rows.to(algebra_device(rows.device))
-        self._rows = [rows if len(own) == len(rows) else rows[own.to(rows.device)] for own in index]
-        own = [quantities[i.to(quantities.device)] for i in index]
+        self._rows = rows.to(algebra_device(rows.device))
+        own = [quantities[self._slice[g]] for g in range(len(tokens))]
         super().__init__(
-            [len(i) for i in index],
+            list(tokens),
             torch.stack([x.sum(dim=0) for x in own]),
             torch.stack([x.square().sum(dim=0) for x in own]),
-            torch.stack([x.sum(dim=0, dtype=torch.float64) for x in self._rows]),
+            torch.stack([self._rows[self._slice[g]].sum(dim=0, dtype=torch.float64) for g in range(len(tokens))]),
             centre,
         )
 
     def _grams(self) -> tuple[Float64[Tensor, "groups 1"], Float64[Tensor, "groups groups"]]:
-        everything = range(len(self.tokens))
-        rows = self._of(everything).double()
-        group = torch.arange(len(self.tokens), device=rows.device).repeat_interleave(
-            torch.tensor(self.tokens, device=rows.device)
-        )
-        member = torch.nn.functional.one_hot(group, len(self.tokens)).double()
+        rows = self._of(range(len(self.tokens)))
+        member = torch.zeros(len(rows), len(self.tokens), dtype=torch.float64, device=rows.device)
+        for group, own in self._slice.items():
+            member[own, group] = 1.0
+        products = tokens_gram(rows)
         # tr G_a G_b = ||X_a X_b^T||_F^2, and X X^T is of the smaller side here.
-        return member.T @ rows.square().sum(dim=1, keepdim=True), member.T @ (rows @ rows.T).square_() @ member
+        return member.T @ products.diagonal()[:, None], member.T @ products.square_() @ member
 
     def _mean(self, groups: Sequence[int]) -> Float64[Tensor, " hidden"]:
         return self.totals[list(groups)].sum(dim=0) / max(1, sum(self.tokens[g] for g in groups))
 
     def _of(self, groups: Sequence[int]) -> Float[Tensor, "tokens hidden"]:
-        own = [self._rows[g] for g in groups]
-        rows = own[0] if len(own) == 1 else torch.cat(own)
+        """The rows of all groups, or of one half: those lie together."""
+        own = [self._slice[g] for g in groups]
+        rows = self._rows[min(s.start for s in own) : max(s.stop for s in own)]
+        assert len(rows) == sum(self.tokens[g] for g in groups)
         return rows.double().sub_(self._mean(groups)) if self.centre else rows
 
-    def spectrum(self, groups: Sequence[int], k: int) -> Spectrum:
-        return spectrum_of_rows(self._of(groups), k)
+    def matrix(self, groups: Sequence[int]) -> Float64[Tensor, "n n"]:
+        return tokens_gram(self._of(groups))
+
+    def size(self, groups: Sequence[int]) -> int:
+        return sum(self.tokens[g] for g in groups)
+
+    def spectrum(self, groups: Sequence[int], eigen: Eigen, k: int) -> Spectrum:
+        return spectrum_of_tokens_gram(eigen, self._of(groups), k)
 
     def _removed(self, group: int, groups: Sequence[int]) -> Float64[Tensor, "removed hidden"]:
         """Rows R with E_g = R^T R. Where the rows are centred, those that stay are centred anew, on their own mean."""
-        rows = self._rows[group].double()
+        rows = self._rows[self._slice[group]].double()
         if not self.centre:
             return rows
         rows = rows.sub_(self._mean(groups))
@@ -209,9 +241,15 @@ class GroupedMoments(Groups):
             self._total[key] = first
         return self._total[key]
 
-    def spectrum(self, groups: Sequence[int], k: int) -> Spectrum:
+    def matrix(self, groups: Sequence[int]) -> Float64[Tensor, "n n"]:
         total = self._of(groups)
-        return spectrum_of_gram(total.centred().gram if self.centre else total.gram, total.tokens, k)
+        return total.centred().gram if self.centre else total.gram.clone()
+
+    def size(self, groups: Sequence[int]) -> int:
+        return int(self.totals.shape[1])
+
+    def spectrum(self, groups: Sequence[int], eigen: Eigen, k: int) -> Spectrum:
+        return spectrum_of_gram(eigen, sum(self.tokens[g] for g in groups), k)
 
     def _extra(self, group: int, groups: Sequence[int]) -> Float64[Tensor, " hidden"]:
         """e, where centring those that stay anew, on their own mean, takes e e^T more from the second moment."""
@@ -275,53 +313,97 @@ def random_draws(layer: int, rank: int) -> Float32[Tensor, "draws rank"]:
     return torch.from_numpy(np.random.default_rng(layer).standard_normal((RANDOM_DRAWS, rank), dtype=np.float32))
 
 
-def resample(
-    own: Groups, draws: Callable[[], Float32[Tensor, "draws rank"]], *, epsilon: float, intervals: bool = True
-) -> LayerSpectra:
-    """Everything that is kept of one layer in one variant.
+@dataclass(frozen=True)
+class _Whole:
+    """A layer once the spectrum of all its documents is known, and what of that is needed later."""
 
-    draws: the layer's random_draws. intervals: whether replicates are formed; halves are, wherever there are two.
+    kept: LayerSpectra
+    leading: Spectrum
+    """With LEADING directions."""
+    energies: Float64[np.ndarray, "groups rank"]
+    """v_i^T E_g v_i of every direction."""
+    removed: Sequence[Float64[Tensor, "m m"]]
+    """V E_g V^T of the leading ones."""
+
+
+def resample(
+    layers: Sequence[Groups],
+    draws: Sequence[Callable[[], Float32[Tensor, "draws rank"]]],
+    solve: Eigensolver,
+    *,
+    epsilon: float,
+    intervals: bool = True,
+) -> list[LayerSpectra]:
+    """Everything that is kept of some layers in one variant, all of the same tokens.
+
+    draws: each layer's random_draws. intervals: whether replicates are formed; halves are, wherever there are two.
     epsilon: of the stream's dtype.
     """
+    first = layers[0]
+    tokens, everything = first.tokens, range(len(first.tokens))
+    if sum(tokens) == 0:
+        return [_without_tokens(own, epsilon) for own in layers]
+    sides = [list(everything[side::2]) for side in (0, 1)]
+    halved = all(any(tokens[g] for g in side) for side in sides)
+    solved = solve((own.matrix(everything) for own in layers), [first.size(everything)] * len(layers))
+    wholes = [
+        _whole(own, eigen, draw(), epsilon, intervals and halved)
+        for own, eigen, draw in zip(layers, solved, draws, strict=True)
+    ]
+    if not halved:
+        return [own.kept for own in wholes]
+    del solved  # as much memory again as the halves take
+    solved = solve((own.matrix(side) for own in layers for side in sides), [first.size(s) for s in sides] * len(layers))
+    return [
+        _with_halves(own, whole, sides, solved[2 * i : 2 * i + 2], epsilon, intervals)
+        for i, (own, whole) in enumerate(zip(layers, wholes, strict=True))
+    ]
+
+
+def _without_tokens(own: Groups, epsilon: float) -> LayerSpectra:
+    nothing = own.totals.new_zeros(TOP_K, own.totals.shape[1])
+    statistics = _statistics(own, np.zeros(0), range(len(own.tokens)), epsilon)
+    return LayerSpectra(statistics, _kept(nothing), _kept(_first(nothing, RANDOM_DRAWS).float()))
+
+
+def _whole(own: Groups, eigen: Eigen, draws: Float32[Tensor, "draws rank"], epsilon: float, intervals: bool) -> _Whole:
     groups = range(len(own.tokens))
-    everything = list(groups)
-    hidden = own.totals.shape[1]
-    tokens = sum(own.tokens)
-    if tokens == 0:
-        nothing = own.totals.new_zeros(TOP_K, hidden)
-        empty = _statistics(own, np.zeros(0), everything, epsilon)
-        return LayerSpectra(empty, _kept(nothing), _kept(own.totals.new_zeros(RANDOM_DRAWS, hidden).float()))
-    whole = own.spectrum(everything, min(tokens, hidden))
-    eigenvalues = whole.eigenvalues.cpu().numpy()
-    statistics = _statistics(own, eigenvalues, everything, epsilon)
-    directions = _kept(_first(whole.directions, TOP_K))
-    random = _random(whole, draws())
-    sides = [[g for g in groups if g % 2 == side] for side in (0, 1)]
-    if any(sum(own.tokens[g] for g in side) == 0 for side in sides):
-        return LayerSpectra(statistics, directions, random)
-    halves = [own.spectrum(side, LEADING) for side in sides]
+    spectrum = own.spectrum(groups, eigen, min(sum(own.tokens), own.totals.shape[1]))
+    eigenvalues = spectrum.eigenvalues.cpu().numpy()
+    kept = LayerSpectra(
+        _statistics(own, eigenvalues, groups, epsilon),
+        _kept(_first(spectrum.directions, TOP_K)),
+        _random(spectrum, draws),
+    )
+    removals = [own.removal(group, groups, spectrum.directions) for group in groups] if intervals else []
+    energies = torch.stack([energy for energy, _ in removals]).cpu().numpy() if removals else np.zeros((0, 0))
+    # A copy: a view would hold all directions.
+    leading = Spectrum(spectrum.eigenvalues, spectrum.directions[:LEADING].clone())
+    return _Whole(kept, leading, energies[:, : len(eigenvalues)], [inside for _, inside in removals])
+
+
+def _with_halves(
+    own: Groups, whole: _Whole, sides: Sequence[list[int]], solved: Sequence[Eigen], epsilon: float, intervals: bool
+) -> LayerSpectra:
+    groups = range(len(own.tokens))
+    halves = [own.spectrum(side, eigen, LEADING) for side, eigen in zip(sides, solved, strict=True)]
     a, b = (
         _statistics(own, half.eigenvalues.cpu().numpy(), side, epsilon)
         for half, side in zip(halves, sides, strict=True)
     )
     of_a, of_b = (_kept(_first(half.directions, TOP_K)) for half in halves)
-    kept = LayerSpectra(statistics, directions, random, (a, b), (of_a, of_b))
+    kept = replace(whole.kept, halves=(a, b), half_directions=(of_a, of_b))
     if not intervals:
         return kept
-    energies, removed, removed_of_half = [], [], []
-    for group in groups:
-        energy, leading = own.removal(group, everything, whole.directions)
-        energies.append(energy[: len(eigenvalues)])
-        removed.append(leading)
-        removed_of_half.append(own.removal(group, sides[group % 2], halves[group % 2].directions)[1])
-    left = np.maximum(eigenvalues - torch.stack(energies).cpu().numpy(), 0.0)
-    of_half = torch.zeros(len(groups), TOP_K, hidden)
+    left = np.maximum(whole.leading.eigenvalues.cpu().numpy() - whole.energies, 0.0)
+    of_half = torch.zeros(len(groups), TOP_K, own.totals.shape[1])
     for side, half in zip(sides, halves, strict=True):
-        of_half[side] = _directions_without(own, side, side, half, [removed_of_half[g] for g in side])
+        removed = [own.removal(group, side, half.directions)[1] for group in side]
+        of_half[side] = _directions_without(own, side, side, half, removed)
     return replace(
         kept,
         replicates=tuple(_statistics(own, left[g], [i for i in groups if i != g], epsilon) for g in groups),
-        replicate_directions=_directions_without(own, everything, everything, whole, removed),
+        replicate_directions=_directions_without(own, groups, groups, whole.leading, whole.removed),
         replicate_half_directions=of_half,
     )
 

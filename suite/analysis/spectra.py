@@ -2,7 +2,7 @@
 
 Squaring is harmless here: float64 leaves energies exact to 1e-15 of the largest, so singular values to 1e-7 of
 sigma_1 or better, and only what lies below is lost (set to 0). In exchange an eigenproblem of the smaller side
-replaces the SVD: on an H100 2,047 x 5,120 takes 29 ms instead of 244 ms.
+replaces the SVD: on an H100 2,047 x 5,120 takes 29 ms instead of 244 ms, and half of that beside others (eigen.py).
 
 Where float64 is slow (consumer GPUs: 1/32 or 1/64 of float32) or missing (MPS), the Gram matrix is added up from exact
 float32 products of slices of the rows, and the eigenproblem goes to the host.
@@ -18,18 +18,14 @@ import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
-COLUMN_BLOCKS = 10
-"""Blocks of columns of the hidden-side Gram; only blocks on and above the diagonal are multiplied."""
+from suite.analysis.eigen import Eigen, slow_float64
+
+COLUMN_BLOCKS = 16
+"""Blocks of columns of wide rows. Of the hidden-side Gram only those on and above the diagonal are multiplied: for
+8,192 x 5,120 on an H100 4.4 ms in 16 blocks, 4.5 in 10, 4.9 in 5, 7.5 in one; halved again and again 4.8."""
 
 WIDE_ENOUGH_FOR_BLOCKS = 2048
 """Below this many columns one multiplication is faster than blocks of it."""
-
-
-FAST_FLOAT64 = {(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)}
-"""Compute capabilities of the NVIDIA GPUs with float64 at half the rate of float32: P100, V100, A100, H100, B200.
-
-https://docs.nvidia.com/cuda/cuda-c-programming-guide/#arithmetic-instructions
-"""
 
 SLICES, SLICE_BITS = 3, 8
 """Of a float32 row: whole numbers of 8 bits with their sign, which float32, TF32 and bfloat16 hold without rounding."""
@@ -52,31 +48,35 @@ def algebra_device(device: torch.device) -> torch.device:
     return torch.device("cpu") if device.type == "mps" else device
 
 
-def slow_float64(device: torch.device) -> bool:
-    """Whether this device multiplies in float64 at a small part of its rate in float32, or not at all."""
-    if device.type != "cuda" or torch.version.hip is not None:
-        return device.type == "mps"
-    return torch.cuda.get_device_capability(device) not in FAST_FLOAT64
-
-
 def gram(rows: Float[Tensor, "tokens hidden"]) -> Float64[Tensor, "hidden hidden"]:
-    """rows^T rows in float64; only the upper triangle of blocks is multiplied, the rest mirrored."""
-    if rows.dtype != torch.float64 and slow_float64(rows.device):
-        return sliced_gram(rows.float())
-    rows = rows.to(algebra_device(rows.device)).double()
+    """rows^T rows in float64."""
     hidden = rows.shape[1]
-    if hidden < WIDE_ENOUGH_FOR_BLOCKS:
-        return rows.T @ rows
-    out = rows.new_empty(hidden, hidden)
-    for left, right in _column_blocks(hidden):
-        out[left:right, left:] = rows[:, left:right].T @ rows[:, left:]
-        out[right:, left:right] = out[left:right, right:].T
+    out = torch.zeros(hidden, hidden, dtype=torch.float64, device=algebra_device(rows.device))
+    add_gram(out, rows)
+    mirror(out)
     return out
 
 
+def add_gram(out: Float64[Tensor, "hidden hidden"], rows: Float[Tensor, "tokens hidden"]) -> None:
+    """Add rows^T rows in place: to the blocks on and above the diagonal. `mirror` does the rest when all are added."""
+    if rows.dtype != torch.float64 and slow_float64(rows.device):
+        out += sliced_gram(rows.float())
+        return
+    rows = rows.to(out.device).double()
+    for left, right in _column_blocks(rows.shape[1]):
+        out[left:right, left:].addmm_(rows[:, left:right].T, rows[:, left:])
+
+
+def mirror(matrix: Float64[Tensor, "hidden hidden"]) -> None:
+    """Write the blocks above the diagonal to where they belong below it."""
+    for left, right in _column_blocks(len(matrix)):
+        matrix[right:, left:right] = matrix[left:right, right:].T
+
+
 def _column_blocks(hidden: int) -> Iterator[tuple[int, int]]:
-    """First column of each block, and the one behind its last."""
-    return pairwise(hidden * i // COLUMN_BLOCKS for i in range(COLUMN_BLOCKS + 1))
+    """First column of each block, and the one behind its last; one block where the rows are narrow."""
+    blocks = COLUMN_BLOCKS if hidden >= WIDE_ENOUGH_FOR_BLOCKS else 1
+    return pairwise(hidden * i // blocks for i in range(blocks + 1))
 
 
 def sliced_gram(rows: Float32[Tensor, "tokens hidden"]) -> Float64[Tensor, "hidden hidden"]:
@@ -107,49 +107,47 @@ def sliced_gram(rows: Float32[Tensor, "tokens hidden"]) -> Float64[Tensor, "hidd
     return out
 
 
-def spectrum_of_gram(matrix: Float64[Tensor, "hidden hidden"], tokens: int, k: int) -> Spectrum:
-    """From the hidden-side Gram matrix of `tokens` rows, whose rank is therefore min(tokens, hidden) at most."""
-    values, vectors = _eigh(matrix)
-    values, vectors = values.flip(0), vectors.flip(1)
-    values = _without_rounding(values)[: min(tokens, matrix.shape[0])]
-    return Spectrum(values, _signed(_masked(vectors[:, :k].T.contiguous(), values, k)))
-
-
-def spectrum_of_rows(rows: Float[Tensor, "tokens hidden"], k: int) -> Spectrum:
-    """From the rows themselves, on the smaller side: tokens where tokens <= hidden."""
+def tokens_gram(rows: Float[Tensor, "tokens hidden"]) -> Float64[Tensor, "tokens tokens"]:
+    """rows rows^T in float64: the smaller side where tokens <= hidden."""
     tokens, hidden = rows.shape
-    if tokens > hidden:
-        return spectrum_of_gram(gram(rows), tokens, k)
-    home = algebra_device(rows.device)
-    if tokens == 0:
-        nothing = torch.zeros(k, hidden, dtype=torch.float64, device=home)
-        return Spectrum(nothing[:0, 0], nothing)
-    sliced = rows.dtype != torch.float64 and slow_float64(rows.device)
-    values, vectors = _eigh(sliced_gram(rows.float().T) if sliced else _tokens_gram(rows.to(home).double()))
-    values, vectors = _without_rounding(values.flip(0)), vectors.flip(1)
-    directions = torch.empty(min(k, tokens), hidden, dtype=torch.float64, device=home)
+    if rows.dtype != torch.float64 and slow_float64(rows.device):
+        return sliced_gram(rows.float().T)
+    out = torch.zeros(tokens, tokens, dtype=torch.float64, device=algebra_device(rows.device))
     for left, right in _column_blocks(hidden):  # so that no copy of all rows in float64 lies beside
-        directions[:, left:right] = vectors[:, :k].T @ rows[:, left:right].to(home).double()
+        some = rows[:, left:right].to(out.device).double()
+        out.addmm_(some, some.T)
+    return out
+
+
+def spectrum_of_gram(eigen: Eigen, tokens: int, k: int) -> Spectrum:
+    """From the eigenpairs of gram(rows) of `tokens` rows, whose rank is therefore min(tokens, hidden) at most."""
+    values, vectors = eigen
+    values = _without_rounding(values.flip(0))[: min(tokens, len(values))]
+    return Spectrum(values, _signed(_masked(_leading(vectors, k).contiguous(), values, k)))
+
+
+def spectrum_of_tokens_gram(eigen: Eigen, rows: Float[Tensor, "tokens hidden"], k: int) -> Spectrum:
+    """From the eigenpairs of tokens_gram(rows), tokens <= hidden, and the rows."""
+    values, vectors = eigen
+    hidden = rows.shape[1]
+    values, leading = _without_rounding(values.flip(0)), _leading(vectors, k)
+    directions = leading.new_empty(len(leading), hidden)
+    for left, right in _column_blocks(hidden):
+        directions[:, left:right] = leading @ rows[:, left:right].to(leading.device).double()
     scale = directions.norm(dim=1, keepdim=True)
     directions /= torch.where(scale > 0, scale, torch.ones_like(scale))
     return Spectrum(values, _signed(_masked(directions, values, k)))
 
 
-def _tokens_gram(rows: Float64[Tensor, "tokens hidden"]) -> Float64[Tensor, "tokens tokens"]:
-    return rows @ rows.T
-
-
-def _eigh(matrix: Float64[Tensor, "n n"]) -> tuple[Float64[Tensor, " n"], Float64[Tensor, "n n"]]:
-    """Eigenvalues, ascending, and vectors; on the host where the device is slow in float64."""
-    if not slow_float64(matrix.device):
-        values, vectors = torch.linalg.eigh(matrix)
-    else:
-        values, vectors = (own.to(matrix.device) for own in torch.linalg.eigh(matrix.cpu()))
-    return values, vectors
+def _leading(vectors: Float64[Tensor, "n n"], k: int) -> Float64[Tensor, "leading n"]:
+    """The last k columns at most, the last first, as rows."""
+    return vectors[:, max(0, vectors.shape[1] - k) :].T.flip(0)
 
 
 def _without_rounding(values: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
     """Eigenvalues at the level of float64 rounding of the largest are not energies: set to 0."""
+    if len(values) == 0:
+        return values
     floor = values[0] * len(values) * torch.finfo(torch.float64).eps
     return torch.where(values > floor, values, torch.zeros_like(values))
 

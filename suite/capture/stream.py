@@ -99,14 +99,14 @@ class Memory:
     disk: int = 0
 
     @classmethod
-    def free(cls, device: torch.device) -> Memory:
+    def free(cls, device: torch.device, share: float = MEMORY_SHARE) -> Memory:
         """A share of what is free now. On the CPU device and host are one, and counted as device."""
-        host = int(psutil.virtual_memory().available * MEMORY_SHARE)
-        disk = int(shutil.disk_usage(tempfile.gettempdir()).free * MEMORY_SHARE)
+        host = int(psutil.virtual_memory().available * share)
+        disk = int(shutil.disk_usage(tempfile.gettempdir()).free * share)
         if device.type == "cuda":
             # Blocks that torch holds and does not use are free to the stream, too.
             reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-            return cls(int((torch.cuda.mem_get_info(device)[0] + reserved) * MEMORY_SHARE), host, disk)
+            return cls(int((torch.cuda.mem_get_info(device)[0] + reserved) * share), host, disk)
         return cls(host, 0, disk)
 
 

@@ -11,11 +11,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from suite.analysis import spectra
+from suite.analysis.eigen import Eigensolver, bordered, eigh, slow_float64, together, without_border
 from suite.analysis.metrics import spectral_entropy_rank
 from suite.analysis.moments import Moments, token_quantities
-from suite.analysis.spectra import gram, sliced_gram, slow_float64, spectrum_of_gram, spectrum_of_rows
+from suite.analysis.spectra import (
+    Spectrum,
+    add_gram,
+    gram,
+    mirror,
+    sliced_gram,
+    spectrum_of_gram,
+    spectrum_of_tokens_gram,
+    tokens_gram,
+)
 
 SIZES = [(60, 200), (200, 60), (128, 128), (9, 300), (700, 24)]
+
+
+def spectrum(rows: torch.Tensor, k: int, side: str) -> Spectrum:
+    if side == "tokens":
+        return spectrum_of_tokens_gram(eigh(tokens_gram(rows)), rows, k)
+    return spectrum_of_gram(eigh(gram(rows)), len(rows), k)
 
 
 def matrix(kind: str, tokens: int, hidden: int, seed: int = 0) -> torch.Tensor:
@@ -39,9 +55,11 @@ def matrix(kind: str, tokens: int, hidden: int, seed: int = 0) -> torch.Tensor:
     return out.float()
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("size", "side"),
+    [(size, side) for size in SIZES for side in ("tokens", "hidden") if side == "hidden" or size[0] <= size[1]],
+)
 @pytest.mark.parametrize("kind", ["flat", "slow", "steep", "geometric", "deficient", "outlier"])
-@pytest.mark.parametrize("side", ["rows", "gram"])
 @pytest.mark.parametrize("slow", [False, True], ids=["float64", "sliced"])
 def test_against_a_full_svd(
     kind: str, size: tuple[int, int], side: str, slow: bool, monkeypatch: pytest.MonkeyPatch
@@ -49,7 +67,7 @@ def test_against_a_full_svd(
     monkeypatch.setattr(spectra, "slow_float64", lambda device: slow)
     rows = matrix(kind, *size)
     _, sigma, vt = np.linalg.svd(rows.double().numpy(), full_matrices=False)
-    got = spectrum_of_rows(rows, 8) if side == "rows" else spectrum_of_gram(gram(rows), len(rows), 8)
+    got = spectrum(rows, 8, side)
     values = got.eigenvalues.numpy()
     assert len(values) == min(size)
     assert np.abs(np.sqrt(values) - sigma).max() <= 1e-6 * sigma[0]
@@ -96,21 +114,64 @@ def test_which_gpus_are_slow(capability: tuple[int, int], slow: bool, monkeypatc
 def test_the_blocked_gram_is_the_whole_gram(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = torch.randn(50, 137)
     monkeypatch.setattr("suite.analysis.spectra.WIDE_ENOUGH_FOR_BLOCKS", 10)
+    want = rows.double().T @ rows.double()
     got = gram(rows)
-    assert torch.allclose(got, rows.double().T @ rows.double(), rtol=1e-13, atol=1e-13)
+    assert torch.allclose(got, want, rtol=1e-13, atol=1e-13)
     assert torch.equal(got, got.T)
+    added = torch.zeros_like(want)
+    for some in rows.split(17):
+        add_gram(added, some)
+    mirror(added)
+    assert torch.allclose(added, want, rtol=1e-13, atol=1e-13)
+    assert torch.allclose(tokens_gram(rows), rows.double() @ rows.double().T, rtol=1e-13, atol=1e-13)
+
+
+def test_a_border_of_zeros_changes_no_eigenpair() -> None:
+    """Matrices of other sizes beside, a singular one among them."""
+    rows = [torch.randn(n, 40, dtype=torch.float64) for n in (30, 29, 40)]
+    rows[1][0] = rows[1][1]
+    packed = bordered((tokens_gram(own) for own in rows), [len(own) for own in rows])
+    assert packed.shape == (3, 40, 40)
+    for own, matrix in zip(rows, packed, strict=True):
+        values, vectors = without_border(*torch.linalg.eigh(matrix), len(own))
+        want, _ = torch.linalg.eigh(tokens_gram(own))
+        assert (values - want).abs().max() <= 1e-13 * want[-1]
+        again = (vectors * values) @ vectors.T
+        assert (again - tokens_gram(own)).abs().max() <= 1e-13 * want[-1]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("sizes", [[300] * 9, [129, 128, 129, 128, 129, 128, 129, 128], [511], [2]])
+def test_together_on_a_gpu(sizes: list[int]) -> None:
+    device = torch.device("cuda")
+    if not together(device):
+        pytest.skip("this GPU solves matrices one after the other")
+    spectra = ("slow", "steep", "deficient", "outlier")
+    rows = [matrix(spectra[i % 4], n, n + 70, i).to(device) for i, n in enumerate(sizes)]
+    with Eigensolver(device) as solve:
+        found = solve((tokens_gram(own) for own in rows), sizes)
+    for own, eigen in zip(rows, found, strict=True):
+        got = spectrum_of_tokens_gram(eigen, own, 8)
+        sigma = torch.linalg.svdvals(own.double())
+        assert (got.eigenvalues.sqrt() - sigma).abs().max() <= 1e-6 * sigma[0]
+        values, vectors = eigen
+        assert ((vectors * values) @ vectors.T - tokens_gram(own)).abs().max() <= 1e-12 * values[-1]
 
 
 def test_directions_beyond_the_rank_are_zero() -> None:
     rows = torch.outer(torch.arange(1.0, 7.0), torch.ones(10))
-    for got in (spectrum_of_rows(rows, 8), spectrum_of_gram(gram(rows), 6, 8)):
+    for side in ("tokens", "hidden"):
+        got = spectrum(rows, 8, side)
         assert got.directions.shape == (8, 10)
         assert torch.allclose(got.directions[0], torch.full((10,), 10**-0.5, dtype=torch.float64))
         assert not got.directions[1:].any()
 
 
 def moments(before: torch.Tensor, update: torch.Tensor) -> Moments:
-    return Moments.of(update, token_quantities(before, update))
+    own = Moments.none_yet(update.shape[1], update.device)
+    own.add(update, token_quantities(before, update))
+    own.complete()
+    return own
 
 
 @settings(max_examples=30, deadline=None)

@@ -1,0 +1,197 @@
+"""Eigenproblems of symmetric matrices: several of one size together on a GPU, one after the other elsewhere.
+
+One eigenproblem leaves a GPU nearly idle: the reduction to tridiagonal form is a chain of small steps. cuSOLVER's
+XsyevBatched takes the steps of many matrices at once: on an H100 64 of size 2,047 cost 12 ms each instead of 28, 64 of
+size 1,023 2.4 instead of 12. `torch.linalg.eigh` hands it no matrices above 32 (pytorch/pytorch#175585), so it is
+called here, from the library that torch has loaded.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from functools import lru_cache
+from types import TracebackType
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+Eigen = tuple[Float64[Tensor, " _"], Float64[Tensor, "_ _"]]
+"""n eigenvalues, ascending, and the eigenvectors, the columns of (n, n). Halves of a layer differ in n."""
+
+LARGEST_TOGETHER = 4096
+"""Above this size one matrix alone keeps the GPU busy: at 4,096 sixteen together cost 80 ms each instead of 126, at
+5,120 140 instead of 218, for 0.5 and 0.9 GB of memory each."""
+
+FEWEST_TOGETHER = 8
+"""Of fewer matrices one after the other is faster: four of size 2,047 take as long as sixteen, 0.3 s."""
+
+MOST_TOGETHER = 32
+"""Of more the time falls little: 12.4 ms each of 48 of size 2,047, 11.8 of 64."""
+
+MATRICES_EACH = 6
+"""Memory that a matrix takes while it is solved, in matrices: itself and cuSOLVER's workspace, 4.0 to 4.8 as measured
+for sizes 511 to 5,120."""
+
+_VECTORS, _LOWER, _DOUBLE = 1, 0, 1  # CUSOLVER_EIG_MODE_VECTOR, CUBLAS_FILL_MODE_LOWER, CUDA_R_64F
+
+FAST_FLOAT64 = {(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)}
+"""Compute capabilities of the NVIDIA GPUs with float64 at half the rate of float32: P100, V100, A100, H100, B200.
+
+https://docs.nvidia.com/cuda/cuda-c-programming-guide/#arithmetic-instructions
+"""
+
+
+def slow_float64(device: torch.device) -> bool:
+    """Whether this device multiplies in float64 at a small part of its rate in float32, or not at all."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return device.type == "mps"
+    return torch.cuda.get_device_capability(device) not in FAST_FLOAT64
+
+
+def together(device: torch.device) -> bool:
+    """Whether matrices on this device can be solved together."""
+    return device.type == "cuda" and not slow_float64(device) and _cusolver() is not None
+
+
+def eigh(matrix: Float64[Tensor, "n n"]) -> Eigen:
+    """Of one matrix, which may be overwritten; on the host where the device is slow in float64."""
+    if not slow_float64(matrix.device):
+        values, vectors = torch.linalg.eigh(matrix)
+    else:
+        values, vectors = (own.to(matrix.device) for own in torch.linalg.eigh(matrix.cpu()))
+    return values, vectors
+
+
+class Eigensolver(AbstractContextManager["Eigensolver"]):
+    """Solves on the CUDA stream that is current, for one thread. Holds the library's handle from entering to leaving.
+
+    device: None, or any but a GPU that is fast in float64: matrices are solved one after the other.
+    """
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self._library = _cusolver() if device is not None and together(device) else None
+        self._handle, self._options = ctypes.c_void_p(), ctypes.c_void_p()
+
+    def __enter__(self) -> Eigensolver:
+        if self._library is not None:
+            _done(self._library.cusolverDnCreate(ctypes.byref(self._handle)), "cusolverDnCreate")
+            _done(self._library.cusolverDnCreateParams(ctypes.byref(self._options)), "cusolverDnCreateParams")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._library is not None:
+            self._library.cusolverDnDestroyParams(self._options)
+            self._library.cusolverDnDestroy(self._handle)
+
+    def __call__(self, matrices: Iterable[Float64[Tensor, "_ _"]], sizes: Sequence[int]) -> list[Eigen]:
+        """matrices: formed one by one as they are asked for, of the sizes given. They may be overwritten.
+
+        Raises torch.linalg.LinAlgError where the iteration does not converge.
+        """
+        if self._library is None:
+            return [eigh(matrix) for matrix in matrices]
+        packed = bordered(matrices, sizes)
+        try:
+            values = self._overwrite(packed)
+        except torch.OutOfMemoryError:  # of the workspace, which is asked for before anything is overwritten
+            values = torch.cat([self._overwrite(packed[i : i + 1]) for i in range(len(packed))])
+        return [without_border(values[i], packed[i].T, size) for i, size in enumerate(sizes)]
+
+    def _overwrite(self, matrices: Float64[Tensor, "matrices n n"]) -> Float64[Tensor, "matrices n"]:
+        """Eigenvalues; each matrix becomes its eigenvectors, as rows (the library stores by columns)."""
+        library = self._library
+        assert library is not None
+        count, n = matrices.shape[:2]
+        values = matrices.new_empty(count, n)
+        failed = torch.empty(count, dtype=torch.int32, device=matrices.device)
+        stream = torch.cuda.current_stream(matrices.device).cuda_stream
+        _done(library.cusolverDnSetStream(self._handle, ctypes.c_void_p(stream)), "cusolverDnSetStream")
+        problem = (
+            self._handle,
+            self._options,
+            ctypes.c_int(_VECTORS),
+            ctypes.c_int(_LOWER),
+            ctypes.c_int64(n),
+            ctypes.c_int(_DOUBLE),
+            ctypes.c_void_p(matrices.data_ptr()),
+            ctypes.c_int64(n),
+            ctypes.c_int(_DOUBLE),
+            ctypes.c_void_p(values.data_ptr()),
+            ctypes.c_int(_DOUBLE),
+        )
+        on_device, on_host = ctypes.c_size_t(), ctypes.c_size_t()
+        _done(
+            library.cusolverDnXsyevBatched_bufferSize(
+                *problem, ctypes.byref(on_device), ctypes.byref(on_host), ctypes.c_int64(count)
+            ),
+            "cusolverDnXsyevBatched_bufferSize",
+        )
+        work = torch.empty(on_device.value, dtype=torch.uint8, device=matrices.device)
+        host_work = ctypes.create_string_buffer(max(1, on_host.value))
+        _done(
+            library.cusolverDnXsyevBatched(
+                *problem,
+                ctypes.c_void_p(work.data_ptr()),
+                on_device,
+                host_work,
+                on_host,
+                ctypes.c_void_p(failed.data_ptr()),
+                ctypes.c_int64(count),
+            ),
+            "cusolverDnXsyevBatched",
+        )
+        if failed.any():  # waits for the stream, before the workspace on the host goes
+            raise torch.linalg.LinAlgError(  # type: ignore[attr-defined]
+                f"cusolverDnXsyevBatched: matrix {int(failed.nonzero()[0])} of {count} did not converge"
+            )
+        return values
+
+
+def bordered(
+    matrices: Iterable[Float64[Tensor, "_ _"]], sizes: Sequence[int]
+) -> Float64[Tensor, "matrices largest largest"]:
+    """In one tensor, the smaller ones with a border of zeros, which gives them eigenvalues of 0 beside their own."""
+    largest = max(sizes)
+    packed: Tensor | None = None
+    for index, (matrix, size) in enumerate(zip(matrices, sizes, strict=True)):
+        if packed is None:
+            if len(sizes) == 1:
+                return matrix.contiguous()[None]
+            packed = matrix.new_empty(len(sizes), largest, largest)
+        packed[index, :size, :size] = matrix
+        packed[index, size:] = 0.0
+        packed[index, :size, size:] = 0.0
+    assert packed is not None
+    return packed
+
+
+def without_border(
+    values: Float64[Tensor, " largest"], vectors: Float64[Tensor, "largest largest"], size: int
+) -> Eigen:
+    """The eigenpairs of the matrix inside: the largest, as a Gram matrix has no eigenvalue below 0 beyond rounding."""
+    border = len(values) - size
+    return values[border:], vectors[:size, border:]
+
+
+@lru_cache
+def _cusolver() -> ctypes.CDLL | None:
+    """The library that torch has loaded, where it has XsyevBatched (CUDA 12.6.2 and later); only on Linux."""
+    torch.linalg.eigh(torch.eye(2, device="cuda", dtype=torch.float64))  # torch loads it at the first call
+    for name in ("libcusolver.so.12", "libcusolver.so.11"):
+        try:
+            library = ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_NOW)
+        except (OSError, AttributeError):
+            continue
+        return library if hasattr(library, "cusolverDnXsyevBatched") else None
+    return None
+
+
+def _done(status: int, what: str) -> None:
+    if status != 0:
+        raise RuntimeError(f"{what} failed with status {status}")
