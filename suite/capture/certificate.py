@@ -182,8 +182,7 @@ def _telescoping(observed: Observations, stream: ResidualStream) -> Identity:
     del updates
     sums.cumsum_(dim=0)
     largest = sums.norm(dim=2).cummax(dim=0).values.clamp_min(1e-30)
-    for layer, state in enumerate(stored.states):
-        sums[layer] -= state.to(home)
+    sums -= torch.stack([state.to(home) for state in stored.states])
     errors = (sums.norm(dim=2) / largest).cpu()
     tolerance = stream.layers * torch.finfo(torch.float32).eps  # each subtraction rounds once
     wrong = ~(errors.max(dim=1).values <= tolerance)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -71,7 +71,6 @@ class Tap(AbstractContextManager["Tap"]):
         self._after_last: list[tuple[str, nn.Module, Tensor, Tensor]] = []
 
     def __enter__(self) -> Tap:
-        inside = {module for block in self.decoder.blocks for module in block.modules()}
         for layer, (block, end) in enumerate(zip(self.decoder.blocks, self.decoder.ends, strict=True)):
             before = block.register_forward_pre_hook(partial(self._before, layer), with_kwargs=True)
             after = end.register_forward_hook(partial(self._after, layer))
@@ -79,10 +78,9 @@ class Tap(AbstractContextManager["Tap"]):
             self._handles.callback(after.remove)
         for place, block in self.decoder.left_out.items():
             self._handles.callback(block.register_forward_pre_hook(partial(self._unexpected, place)).remove)
-        for name, module in self.decoder.module.named_modules():
-            if name and module not in inside and not any(child in inside for child in module.modules()):
-                outside = module.register_forward_hook(partial(self._outside, name), with_kwargs=True)
-                self._handles.callback(outside.remove)
+        for name, module in _outside_blocks(self.decoder.module, self.decoder.blocks):
+            outside = module.register_forward_hook(partial(self._outside, name), with_kwargs=True)
+            self._handles.callback(outside.remove)
         return self
 
     def __exit__(
@@ -289,6 +287,26 @@ class _Rows:
 
     def of(self, flat: Tensor) -> Tensor:
         return flat.index_select(0, self.on(flat.device))
+
+
+def _outside_blocks(decoder: nn.Module, blocks: Sequence[nn.Module]) -> list[tuple[str, nn.Module]]:
+    """All modules below the decoder that are neither a block, nor inside one, nor hold one; with their names.
+
+    Not by named_modules(): most modules are inside blocks, and walking those takes longer than all hooks.
+    """
+    holds: dict[nn.Module, bool] = dict.fromkeys(blocks, True)
+    found: list[tuple[str, nn.Module]] = []
+
+    def walk(module: nn.Module, path: str) -> bool:
+        if module not in holds:
+            below = [walk(child, f"{path}{name}.") for name, child in module.named_children()]
+            holds[module] = any(below)
+            if path and not holds[module]:
+                found.append((path.removesuffix("."), module))
+        return holds[module]
+
+    walk(decoder, "")
+    return found
 
 
 def _stacked(states: list[Tensor]) -> Float[Tensor, "blocks witnesses hidden"]:

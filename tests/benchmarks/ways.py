@@ -1,7 +1,7 @@
 """The ways to the same figures: the core, the reference script, and what a user would write instead.
 
-`python -m tests.benchmarks.ways WAY SUBJECT TOKENS DEVICE` runs one of them alone in a process, and prints its seconds
-and peak memory as JSON.
+`python -m tests.benchmarks.ways WAY SUBJECT TOKENS DEVICE PEAK` runs one of them alone in a process, and prints its
+seconds and peak memory as JSON.
 """
 
 from __future__ import annotations
@@ -40,10 +40,17 @@ RAW = ("raw",)
 
 
 def core(
-    subject: Subject, sequences: TokenSequences, memory: Memory | None = None, variants: Sequence[str] = RAW
+    subject: Subject,
+    sequences: TokenSequences,
+    memory: Memory | None = None,
+    variants: Sequence[str] = RAW,
+    room: int | None = None,
 ) -> list[LayerStatistics]:
-    """Capture, reduction and every metric, as `suite.measure` does it once the model is loaded; `raw` is returned."""
-    spectra = reduced(subject, sequences, memory, variants)
+    """Capture, reduction and every metric, as `suite.measure` does it once the model is loaded; `raw` is returned.
+
+    memory: for the stream; room: bytes for the reduction; both found from what is free by default.
+    """
+    spectra = reduced(subject, sequences, memory, variants, room)
     grams = {variant: direction_gram(direction_arrays(variant, own), variant) for variant, own in spectra.items()}
     parts = {
         variant: [(own.statistics, own.halves or (), own.replicates) for own in layers]
@@ -57,7 +64,11 @@ def core(
 
 
 def reduced(
-    subject: Subject, sequences: TokenSequences, memory: Memory | None = None, variants: Sequence[str] = RAW
+    subject: Subject,
+    sequences: TokenSequences,
+    memory: Memory | None = None,
+    variants: Sequence[str] = RAW,
+    room: int | None = None,
 ) -> dict[str, list[LayerSpectra]]:
     """Capture and reduction."""
     shards = capture(subject.model, subject.decoder, sequences, device=subject.device, memory=memory)
@@ -72,12 +83,18 @@ def reduced(
             documents=max(sequences.documents) + 1,
             variants=variants,
             devices=[subject.device],
+            memory=None if room is None else Memory(device=room),
         )
 
 
-def core_ranks(subject: Subject, sequences: TokenSequences) -> list[float]:
+def core_ranks(subject: Subject, sequences: TokenSequences, room: int | None = None) -> list[float]:
     """Of all that the core gives, the effective ranks."""
-    return [spectral_entropy_rank(own.eigenvalues) for own in core(subject, sequences)]
+    return [spectral_entropy_rank(own.eigenvalues) for own in core(subject, sequences, room=room)]
+
+
+def room_beside(subject: Subject, tokens: int, peak_bytes: int) -> int:
+    """Bytes that the reduction may take where the stream and it together must fit peak_bytes."""
+    return max(0, peak_bytes - subject.stream_bytes * tokens)
 
 
 def capture_alone(subject: Subject, sequences: TokenSequences) -> None:
@@ -191,8 +208,9 @@ def _bridge(subject: Subject, folder: Path) -> Any:
     )
 
 
-def alone(way: str, which: str, tokens: int, device: str, folder: Path) -> dict[str, Any]:
-    """Seconds, peak bytes and effective ranks of one way."""
+def alone(way: str, which: str, tokens: int, device: str, peak_bytes: int, folder: Path) -> dict[str, Any]:
+    """Seconds, peak bytes and effective ranks of one way; of the core where the stream and all else must fit peak_bytes
+    (0: what is free)."""
     subject = build(which, torch.device(device))
     sequences = subject.sequences(tokens, drop=True)
     run: Callable[[], list[float]]
@@ -204,7 +222,7 @@ def alone(way: str, which: str, tokens: int, device: str, folder: Path) -> dict[
             everything=way.endswith("everything"),
         )
     elif way == "core":
-        run = partial(core_ranks, subject, sequences)
+        run = partial(core_ranks, subject, sequences, room_beside(subject, tokens, peak_bytes) if peak_bytes else None)
     else:
         run = partial(hidden_states_and_svd, subject, sequences)
     with Peak(subject.device) as peak:
@@ -219,4 +237,5 @@ def alone(way: str, which: str, tokens: int, device: str, folder: Path) -> dict[
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
-        print(json.dumps(alone(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], Path(folder))))
+        own_way, own_subject, own_tokens, own_device, own_peak = sys.argv[1:]
+        print(json.dumps(alone(own_way, own_subject, int(own_tokens), own_device, int(own_peak), Path(folder))))
