@@ -24,7 +24,14 @@ from torch import Tensor
 from suite.analysis.eigen import Eigen, Eigensolver
 from suite.analysis.metrics import TOP_K, LayerStatistics
 from suite.analysis.moments import TOKEN_QUANTITIES, Moments
-from suite.analysis.spectra import Spectrum, algebra_device, spectrum_of_gram, spectrum_of_tokens_gram, tokens_gram
+from suite.analysis.spectra import (
+    Spectrum,
+    algebra_device,
+    spectrum_of_gram,
+    spectrum_of_tokens_gram,
+    times_transposed,
+    tokens_gram,
+)
 
 GROUPS = 10
 """Groups of documents; fewer documents make fewer groups."""
@@ -97,12 +104,12 @@ class Groups(ABC):
         """From the eigenpairs of their matrix."""
 
     @abstractmethod
-    def removal(
-        self, group: int, groups: Sequence[int], basis: Float64[Tensor, "r hidden"]
-    ) -> tuple[Float64[Tensor, " r"], Float64[Tensor, "m m"]]:
-        """v_i^T E_g v_i for all r rows of the basis, and V E_g V^T for the first LEADING of them.
+    def removals(
+        self, groups: Sequence[int], basis: Float64[Tensor, "r hidden"]
+    ) -> tuple[Float64[Tensor, "groups r"], Float64[Tensor, "groups m m"]]:
+        """v_i^T E_g v_i for all r rows of the basis, and V E_g V^T for the first LEADING of them, for each group g.
 
-        E_g is what deleting the group takes from the second moment of `groups`.
+        E_g is what deleting it takes from the second moment of `groups`.
         """
 
     @abstractmethod
@@ -144,7 +151,7 @@ class GroupedRows(Groups):
     def _grams(self) -> tuple[Float64[Tensor, "groups 1"], Float64[Tensor, "groups groups"]]:
         rows = self._of(range(len(self.tokens)))
         member = torch.zeros(len(rows), len(self.tokens), dtype=torch.float64, device=rows.device)
-        for group, own in self._slice.items():
+        for group, own in enumerate(self._slices(range(len(self.tokens)))):
             member[own, group] = 1.0
         products = tokens_gram(rows)
         # tr G_a G_b = ||X_a X_b^T||_F^2, and X X^T is of the smaller side here.
@@ -153,11 +160,15 @@ class GroupedRows(Groups):
     def _mean(self, groups: Sequence[int]) -> Float64[Tensor, " hidden"]:
         return self.totals[list(groups)].sum(dim=0) / max(1, sum(self.tokens[g] for g in groups))
 
-    def _of(self, groups: Sequence[int]) -> Float[Tensor, "tokens hidden"]:
-        """The rows of all groups, or of one half: those lie together."""
+    def _slices(self, groups: Sequence[int]) -> list[slice]:
+        """Where each group is in `_of` them: all groups, or one half, as those lie together."""
         own = [self._slice[g] for g in groups]
-        rows = self._rows[min(s.start for s in own) : max(s.stop for s in own)]
-        assert len(rows) == sum(self.tokens[g] for g in groups)
+        first = min(s.start for s in own)
+        return [slice(s.start - first, s.stop - first) for s in own]
+
+    def _of(self, groups: Sequence[int]) -> Float[Tensor, "tokens hidden"]:
+        first = min(self._slice[g].start for g in groups)
+        rows = self._rows[first : first + self.size(groups)]
         return rows.double().sub_(self._mean(groups)) if self.centre else rows
 
     def matrix(self, groups: Sequence[int]) -> Float64[Tensor, "n n"]:
@@ -178,12 +189,17 @@ class GroupedRows(Groups):
         left = sum(self.tokens[g] for g in groups) - self.tokens[group]
         return torch.cat([rows, rows.sum(dim=0, keepdim=True) / max(1, left) ** 0.5])
 
-    def removal(
-        self, group: int, groups: Sequence[int], basis: Float64[Tensor, "r hidden"]
-    ) -> tuple[Float64[Tensor, " r"], Float64[Tensor, "m m"]]:
-        along = self._removed(group, groups) @ basis.T
-        leading = along[:, :LEADING]
-        return along.square().sum(dim=0), leading.T @ leading
+    def removals(
+        self, groups: Sequence[int], basis: Float64[Tensor, "r hidden"]
+    ) -> tuple[Float64[Tensor, "groups r"], Float64[Tensor, "groups m m"]]:
+        along = times_transposed(self._of(groups), basis)
+        parts = [along[own] for own in self._slices(groups)]
+        if self.centre:  # those that stay are centred anew, on their own mean
+            left = [self.size(groups) - self.tokens[g] for g in groups]
+            shifts = [part.sum(dim=0) / max(1, n) ** 0.5 for part, n in zip(parts, left, strict=True)]
+            parts = [torch.cat([part, shift[None]]) for part, shift in zip(parts, shifts, strict=True)]
+        energies = torch.stack([part.square().sum(dim=0) for part in parts])
+        return energies, torch.stack([part[:, :LEADING].T @ part[:, :LEADING] for part in parts])
 
     def times(self, groups: Sequence[int], vectors: Float64[Tensor, "hidden k"]) -> Float64[Tensor, "hidden k"]:
         rows = self._of(groups).double()
@@ -273,11 +289,12 @@ class GroupedMoments(Groups):
         out = out - torch.outer(own.total, along_mean) - torch.outer(mean, along_own)
         return out + own.tokens * torch.outer(mean, along_mean) + torch.outer(extra, extra @ vectors)
 
-    def removal(
-        self, group: int, groups: Sequence[int], basis: Float64[Tensor, "r hidden"]
-    ) -> tuple[Float64[Tensor, " r"], Float64[Tensor, "m m"]]:
-        product = self.removed_times(group, groups, basis.T)
-        return (basis * product.T).sum(dim=1), basis[:LEADING] @ product[:, :LEADING]
+    def removals(
+        self, groups: Sequence[int], basis: Float64[Tensor, "r hidden"]
+    ) -> tuple[Float64[Tensor, "groups r"], Float64[Tensor, "groups m m"]]:
+        products = [self.removed_times(group, groups, basis.T) for group in groups]
+        energies = torch.stack([(basis * product.T).sum(dim=1) for product in products])
+        return energies, torch.stack([basis[:LEADING] @ product[:, :LEADING] for product in products])
 
     def times(self, groups: Sequence[int], vectors: Float64[Tensor, "hidden k"]) -> Float64[Tensor, "hidden k"]:
         total = self._of(groups)
@@ -320,9 +337,9 @@ class _Whole:
     kept: LayerSpectra
     leading: Spectrum
     """With LEADING directions."""
-    energies: Float64[np.ndarray, "groups rank"]
-    """v_i^T E_g v_i of every direction."""
-    removed: Sequence[Float64[Tensor, "m m"]]
+    energies: Float64[np.ndarray, "groups rank"] | None = None
+    """v_i^T E_g v_i of every direction, for replicates."""
+    removed: Float64[Tensor, "groups m m"] | None = None
     """V E_g V^T of the leading ones."""
 
 
@@ -355,7 +372,7 @@ def resample(
     del solved  # as much memory again as the halves take
     solved = solve((own.matrix(side) for own in layers for side in sides), [first.size(s) for s in sides] * len(layers))
     return [
-        _with_halves(own, whole, sides, solved[2 * i : 2 * i + 2], epsilon, intervals)
+        _with_halves(own, whole, sides, solved[2 * i : 2 * i + 2], epsilon)
         for i, (own, whole) in enumerate(zip(layers, wholes, strict=True))
     ]
 
@@ -375,15 +392,16 @@ def _whole(own: Groups, eigen: Eigen, draws: Float32[Tensor, "draws rank"], epsi
         _kept(_first(spectrum.directions, TOP_K)),
         _random(spectrum, draws),
     )
-    removals = [own.removal(group, groups, spectrum.directions) for group in groups] if intervals else []
-    energies = torch.stack([energy for energy, _ in removals]).cpu().numpy() if removals else np.zeros((0, 0))
     # A copy: a view would hold all directions.
     leading = Spectrum(spectrum.eigenvalues, spectrum.directions[:LEADING].clone())
-    return _Whole(kept, leading, energies[:, : len(eigenvalues)], [inside for _, inside in removals])
+    if not intervals:
+        return _Whole(kept, leading)
+    energies, removed = own.removals(groups, spectrum.directions)
+    return _Whole(kept, leading, energies.cpu().numpy()[:, : len(eigenvalues)], removed)
 
 
 def _with_halves(
-    own: Groups, whole: _Whole, sides: Sequence[list[int]], solved: Sequence[Eigen], epsilon: float, intervals: bool
+    own: Groups, whole: _Whole, sides: Sequence[list[int]], solved: Sequence[Eigen], epsilon: float
 ) -> LayerSpectra:
     groups = range(len(own.tokens))
     halves = [own.spectrum(side, eigen, LEADING) for side, eigen in zip(sides, solved, strict=True)]
@@ -393,39 +411,34 @@ def _with_halves(
     )
     of_a, of_b = (_kept(_first(half.directions, TOP_K)) for half in halves)
     kept = replace(whole.kept, halves=(a, b), half_directions=(of_a, of_b))
-    if not intervals:
+    if whole.energies is None or whole.removed is None:
         return kept
     left = np.maximum(whole.leading.eigenvalues.cpu().numpy() - whole.energies, 0.0)
     of_half = torch.zeros(len(groups), TOP_K, own.totals.shape[1])
     for side, half in zip(sides, halves, strict=True):
-        removed = [own.removal(group, side, half.directions)[1] for group in side]
-        of_half[side] = _directions_without(own, side, side, half, removed)
+        of_half[side] = _directions_without(own, side, half, own.removals(side, half.directions)[1])
     return replace(
         kept,
         replicates=tuple(_statistics(own, left[g], [i for i in groups if i != g], epsilon) for g in groups),
-        replicate_directions=_directions_without(own, groups, groups, whole.leading, whole.removed),
+        replicate_directions=_directions_without(own, groups, whole.leading, whole.removed),
         replicate_half_directions=of_half,
     )
 
 
 def _directions_without(
-    own: Groups,
-    left_out: Sequence[int],
-    groups: Sequence[int],
-    spectrum: Spectrum,
-    removed: Sequence[Float64[Tensor, "m m"]],
-) -> Float32[Tensor, "left_out k hidden"]:
-    """The top-k directions of S - E_g for each g that is left out, unit rows; zero rows where the rank is below k."""
-    leading = spectrum.directions[: len(removed[0])]
+    own: Groups, groups: Sequence[int], spectrum: Spectrum, removed: Float64[Tensor, "groups m m"]
+) -> Float32[Tensor, "groups k hidden"]:
+    """The top-k directions of S - E_g for each group g, unit rows; zero rows where the rank is below k."""
+    leading = spectrum.directions[: removed.shape[1]]
     diagonal = torch.diag(_first(spectrum.eigenvalues[:, None], len(leading)).flatten())
     # Small problems are solved on the host, all in one go: a GPU spends its time on being asked.
-    values, vectors = torch.linalg.eigh((diagonal - torch.stack(list(removed))).cpu())
+    values, vectors = torch.linalg.eigh((diagonal - removed).cpu())
     values, vectors = values.flip(1)[:, :TOP_K], vectors.flip(2)[:, :, :TOP_K].to(leading.device)
     present = values > values[:, :1].clamp_min(0.0) * len(leading) * torch.finfo(torch.float64).eps
     inside = leading.T @ vectors
     # One application of S - E_g brings in what lies outside the span, to first order in it.
-    whole = own.times(groups, inside.transpose(0, 1).flatten(1)).view(-1, len(left_out), inside.shape[2])
-    removals = [own.removed_times(g, groups, inside[i]) for i, g in enumerate(left_out)]
+    whole = own.times(groups, inside.transpose(0, 1).flatten(1)).view(-1, len(groups), inside.shape[2])
+    removals = [own.removed_times(g, groups, inside[i]) for i, g in enumerate(groups)]
     outside = whole.transpose(0, 1) - torch.stack(removals)
     norms = outside.norm(dim=1, keepdim=True)
     outside = outside / torch.where(norms > 0, norms, torch.ones_like(norms))
@@ -433,7 +446,7 @@ def _directions_without(
     # Orthonormal, in order; no more of them than dimensions.
     rows = torch.linalg.qr(outside.cpu()).Q.mT
     rows = rows * present[:, : rows.shape[1], None]
-    out = torch.zeros(len(left_out), TOP_K, leading.shape[1])
+    out = torch.zeros(len(groups), TOP_K, leading.shape[1])
     out[:, : rows.shape[1]] = rows.float()
     return out
 

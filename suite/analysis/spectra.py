@@ -109,13 +109,19 @@ def sliced_gram(rows: Float32[Tensor, "tokens hidden"]) -> Float64[Tensor, "hidd
 
 def tokens_gram(rows: Float[Tensor, "tokens hidden"]) -> Float64[Tensor, "tokens tokens"]:
     """rows rows^T in float64: the smaller side where tokens <= hidden."""
-    tokens, hidden = rows.shape
     if rows.dtype != torch.float64 and slow_float64(rows.device):
         return sliced_gram(rows.float().T)
-    out = torch.zeros(tokens, tokens, dtype=torch.float64, device=algebra_device(rows.device))
-    for left, right in _column_blocks(hidden):  # so that no copy of all rows in float64 lies beside
-        some = rows[:, left:right].to(out.device).double()
-        out.addmm_(some, some.T)
+    return times_transposed(rows, rows)
+
+
+def times_transposed(
+    rows: Float[Tensor, "tokens hidden"], others: Float[Tensor, "others hidden"]
+) -> Float64[Tensor, "tokens others"]:
+    """rows others^T in float64, without a copy of all the rows in float64 beside them."""
+    out = torch.zeros(len(rows), len(others), dtype=torch.float64, device=algebra_device(rows.device))
+    for left, right in _column_blocks(rows.shape[1]):
+        some, other = (own[:, left:right].to(out.device).double() for own in (rows, others))
+        out.addmm_(some, other.T)
     return out
 
 

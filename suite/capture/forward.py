@@ -56,8 +56,8 @@ class Prefix:
 @lru_cache
 def side_streams(device: torch.device, count: int) -> tuple[torch.cuda.Stream, ...]:
     """CUDA streams beside the default one, the same ones in each call of a process, as the libraries keep memory for
-    each stream that was ever used."""
-    return tuple(torch.cuda.Stream(device) for _ in range(count))  # type: ignore[no-untyped-call]
+    each stream that was ever used. They come first: short work beside a batch would wait for it otherwise."""
+    return tuple(torch.cuda.Stream(device, priority=-1) for _ in range(count))  # type: ignore[no-untyped-call]
 
 
 def last_hidden_state(
