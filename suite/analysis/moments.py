@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
+from suite.analysis.eigen import slow_float64
 from suite.analysis.spectra import add_gram, algebra_device, mirror
 
 TOKEN_QUANTITIES = (
@@ -74,8 +75,10 @@ class Moments:
         `complete` makes the Gram matrix whole, once after many of these.
         """
         self.tokens += len(rows)
-        add_gram(self.gram, rows)
-        self.total += rows.to(quantities.device).sum(dim=0, dtype=torch.float64)
+        # In float64 once: a sum that is to be in float64 makes a copy of its own.
+        wide = rows if slow_float64(rows.device) else rows.to(self.gram.device).double()
+        add_gram(self.gram, wide)
+        self.total += wide.to(self.gram.device).sum(dim=0, dtype=torch.float64)
         self.sums += quantities.sum(dim=0)
         self.squares += quantities.square().sum(dim=0)
 
