@@ -232,16 +232,16 @@ def reduce_stream(
                                 held = moments[layer]
                                 held.update({part: x.to(plan.keep_on) for part, x in held.items()})
                         if last:
-                            if whole:
-                                groups = _grouped_rows(shard, portion, own.device, plan)
-                            else:
-                                groups = _grouped_moments([moments[layer] for layer in portion], plan)
-                            for variant, layers_of in groups:
-                                asked = [draws[layer].result for layer in portion]
-                                found = resample(layers_of, asked, solve, epsilon=epsilon, intervals=plan.intervals)
-                                for layer, spectra in zip(portion, found, strict=True):
-                                    reduced[layer][variant] = spectra
-                            for layer in portion:
+
+                            def groups(
+                                some: Sequence[int], device: torch.device | None = own.device
+                            ) -> Iterator[tuple[str, Sequence[Groups]]]:
+                                if whole:
+                                    return _grouped_rows(shard, some, device, plan)
+                                return _grouped_moments([moments[layer] for layer in some], plan)
+
+                            for layer, spectra in _resampled(portion, groups, draws, solve, epsilon, plan.intervals):
+                                reduced[layer] = spectra
                                 moments[layer].clear()
                         advance(len(portion) * int(shard.stream.kept.sum()))
 
@@ -249,6 +249,34 @@ def reduce_stream(
             # The shard is the largest thing in memory: nothing here may hold it while the next one is filled.
             del stream, shard, reduce_lane
     return {variant: [reduced[layer][variant] for layer in range(layers)] for variant in variants}
+
+
+def _resampled(
+    layers: Sequence[int],
+    groups: Callable[[Sequence[int]], Iterator[tuple[str, Sequence[Groups]]]],
+    draws: Sequence[Future[Tensor]],
+    solve: Eigensolver,
+    epsilon: float,
+    intervals: bool,
+) -> Iterator[tuple[int, dict[str, LayerSpectra]]]:
+    """Some layers in every variant, together; in halves where they are more than memory holds by now."""
+    out: list[dict[str, LayerSpectra]] = [{} for _ in layers]
+    asked = [draws[layer].result for layer in layers]
+    try:
+        for variant, grouped in groups(layers):
+            found = resample(grouped, asked, solve, epsilon=epsilon, intervals=intervals)
+            for own, spectra in zip(out, found, strict=True):
+                own[variant] = spectra
+            del grouped, found
+    except torch.OutOfMemoryError:
+        if len(layers) == 1:
+            raise
+        out.clear()
+    if not out:  # outside of `except`, which holds what there was no room for
+        torch.cuda.empty_cache()
+        for half in (layers[: len(layers) // 2], layers[len(layers) // 2 :]):
+            yield from _resampled(half, groups, draws, solve, epsilon, intervals)
+    yield from zip(layers, out, strict=False)
 
 
 @contextmanager

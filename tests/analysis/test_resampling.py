@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
+from suite.analysis import layers
 from suite.analysis.layers import reduce_stream
 from suite.analysis.metrics import VARIANTS, Estimate
-from suite.analysis.resampling import GROUPS, LayerSpectra, group_count
+from suite.analysis.resampling import GROUPS, Groups, LayerSpectra, group_count
 from suite.analysis.uncertainty import with_interval
 from suite.capture.stream import ResidualStream
 
@@ -162,3 +166,66 @@ def test_pairs_of_groups(size: tuple[int, int], variant: str) -> None:
         traces = sum(float(grams[a].trace() * grams[b].trace()) for a, b in pairs)
         overlaps = sum(float((grams[a] * grams[b]).sum()) for a, b in pairs)
         assert found.between == pytest.approx((traces, overlaps), rel=1e-9)
+
+
+def assert_equal(one: dict[str, list[LayerSpectra]], two: dict[str, list[LayerSpectra]]) -> None:
+    for variant, found in one.items():
+        for a, b in zip(found, two[variant], strict=True):
+            for x, y in zip([a.statistics, *a.replicates], [b.statistics, *b.replicates], strict=True):
+                assert x.averages == y.averages
+                assert np.array_equal(x.eigenvalues, y.eigenvalues)
+            for name in ("directions", "random", "replicate_directions", "replicate_half_directions"):
+                assert torch.equal(getattr(a, name), getattr(b, name)), name
+
+
+@pytest.mark.parametrize("size", [FEW, MANY])
+def test_layers_together_give_what_each_gives_alone(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: two layers in one portion; and where there turns out to be no room for two, one after the other."""
+    own = planted(*size)
+    alone = reduced(own)
+    monkeypatch.setattr(layers._Lane, "over", lambda *_: [layers._Lane(None, None, 2)])
+    asked: list[int] = []
+    resample = layers.resample
+
+    def counted(portion: Sequence[Groups], *arguments: Any, **options: Any) -> list[LayerSpectra]:
+        asked.append(len(portion))
+        return resample(portion, *arguments, **options)
+
+    monkeypatch.setattr(layers, "resample", counted)
+    assert_equal(alone, reduced(own))
+    assert asked == [2] * len(VARIANTS)
+
+    def no_room(portion: Sequence[Groups], *arguments: Any, **options: Any) -> list[LayerSpectra]:
+        if len(portion) > 1:
+            raise torch.OutOfMemoryError("not enough")
+        return counted(portion, *arguments, **options)
+
+    asked.clear()
+    monkeypatch.setattr(layers, "resample", no_room)
+    assert_equal(alone, reduced(own))
+    assert asked == [1] * 2 * len(VARIANTS)
+
+
+@pytest.mark.parametrize(
+    ("given", "layers_of", "room_gb", "want"),
+    [
+        ("rows", 64, 11.0, (2, 22)),
+        ("rows", 64, 60.0, (2, 32)),
+        ("rows", 12, 60.0, (1, 12)),
+        ("rows", 4, 60.0, (4, 1)),
+        ("rows", 64, 0.6, (1, 1)),
+        ("rows", 64, 1.3, (3, 1)),
+        ("moments", 64, 60.0, (1, 1)),
+    ],
+)
+def test_how_many_layers_at_once(
+    given: str, layers_of: int, room_gb: float, want: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """2,047 x 5,120, as rows: 0.24 GB each while solved; as moments of 8,192 tokens: 5,120 is too large for several."""
+    monkeypatch.setattr(layers, "can_solve_together", lambda device: True)
+    n, hidden = 2047, 5120
+    if given == "rows":
+        task = layers._Task(64, n, 4 * n * hidden, 8 * n * hidden, False)
+    else:
+        task = layers._Task(64, hidden, 8 * hidden**2 * 5, 12 * layers.ROWS_AT_ONCE * hidden, True)
+    assert task.lanes(torch.device("cuda"), layers_of, int(room_gb * 1e9)) == want
