@@ -64,7 +64,7 @@ class _Shard:
 class _Lane:
     """Where some of the layers are reduced. On a GPU a lane has a CUDA stream of its own.
 
-    A layer stays in its lane over all shards, so its moments are added in order.
+    Shards come one after the other, so a layer's moments are added in order, whichever lane has it.
     """
 
     device: torch.device | None
@@ -223,6 +223,12 @@ def reduce_stream(
             ) -> None:
                 epsilon = torch.finfo(shard.stream.states[0].dtype).eps
                 own = lanes[lane]
+
+                def groups(some: Sequence[int]) -> Iterator[tuple[str, Sequence[Groups]]]:
+                    if whole:
+                        return _grouped_rows(shard, some, own.device, plan)
+                    return _grouped_moments([moments[layer] for layer in some], plan)
+
                 with own.entered() as solve:
                     for portion in own.portions(range(lane, layers, len(lanes))):
                         for layer in portion if not whole else ():
@@ -232,14 +238,6 @@ def reduce_stream(
                                 held = moments[layer]
                                 held.update({part: x.to(plan.keep_on) for part, x in held.items()})
                         if last:
-
-                            def groups(
-                                some: Sequence[int], device: torch.device | None = own.device
-                            ) -> Iterator[tuple[str, Sequence[Groups]]]:
-                                if whole:
-                                    return _grouped_rows(shard, some, device, plan)
-                                return _grouped_moments([moments[layer] for layer in some], plan)
-
                             for layer, spectra in _resampled(portion, groups, draws, solve, epsilon, plan.intervals):
                                 reduced[layer] = spectra
                                 moments[layer].clear()
@@ -262,23 +260,27 @@ def _resampled(
     intervals: bool,
 ) -> Iterator[tuple[int, dict[str, LayerSpectra]]]:
     """Some layers in every variant, together; in halves where they are more than memory holds by now."""
-    out: list[dict[str, LayerSpectra]] = [{} for _ in layers]
-    asked = [draws[layer].result for layer in layers]
-    try:
+
+    def together() -> list[dict[str, LayerSpectra]]:
+        out: list[dict[str, LayerSpectra]] = [{} for _ in layers]
+        asked = [draws[layer].result for layer in layers]
         for variant, grouped in groups(layers):
             found = resample(grouped, asked, solve, epsilon=epsilon, intervals=intervals)
             for own, spectra in zip(out, found, strict=True):
                 own[variant] = spectra
-            del grouped, found
+            del grouped  # before the next variant is formed
+        return out
+
+    try:
+        yield from zip(layers, together(), strict=True)
+        return
     except torch.OutOfMemoryError:
         if len(layers) == 1:
             raise
-        out.clear()
-    if not out:  # outside of `except`, which holds what there was no room for
-        torch.cuda.empty_cache()
-        for half in (layers[: len(layers) // 2], layers[len(layers) // 2 :]):
-            yield from _resampled(half, groups, draws, solve, epsilon, intervals)
-    yield from zip(layers, out, strict=False)
+    # Outside of `except`, which holds all that there was no room for.
+    torch.cuda.empty_cache()
+    for half in (layers[: len(layers) // 2], layers[len(layers) // 2 :]):
+        yield from _resampled(half, groups, draws, solve, epsilon, intervals)
 
 
 @contextmanager

@@ -100,7 +100,7 @@ class Moments:
 
     def none(self) -> Moments:
         """Of no tokens."""
-        return Moments(0, *(torch.zeros_like(x) for x in (self.gram, self.total, self.sums, self.squares)))
+        return Moments.none_yet(len(self.total), self.total.device)
 
     def centred(self) -> Moments:
         """The same of delta minus its mean over these tokens."""

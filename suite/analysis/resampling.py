@@ -158,7 +158,7 @@ class GroupedRows(Groups):
         return member.T @ products.diagonal()[:, None], member.T @ products.square_() @ member
 
     def _mean(self, groups: Sequence[int]) -> Float64[Tensor, " hidden"]:
-        return self.totals[list(groups)].sum(dim=0) / max(1, sum(self.tokens[g] for g in groups))
+        return self.totals[list(groups)].sum(dim=0) / max(1, self.size(groups))
 
     def _slices(self, groups: Sequence[int]) -> list[slice]:
         """Where each group is in `_of` them: all groups, or one half, as those lie together."""
@@ -181,23 +181,23 @@ class GroupedRows(Groups):
         return spectrum_of_tokens_gram(eigen, self._of(groups), k)
 
     def _removed(self, group: int, groups: Sequence[int]) -> Float64[Tensor, "removed hidden"]:
-        """Rows R with E_g = R^T R. Where the rows are centred, those that stay are centred anew, on their own mean."""
+        """Rows R with E_g = R^T R."""
         rows = self._rows[self._slice[group]].double()
+        return self._anew(rows.sub_(self._mean(groups)) if self.centre else rows, group, groups)
+
+    def _anew(self, rows: Float64[Tensor, "own m"], group: int, groups: Sequence[int]) -> Float64[Tensor, "removed m"]:
+        """A group's rows, or their coordinates, and where the variant is centred one more: those that stay are centred
+        anew, on their own mean."""
         if not self.centre:
             return rows
-        rows = rows.sub_(self._mean(groups))
-        left = sum(self.tokens[g] for g in groups) - self.tokens[group]
+        left = self.size(groups) - self.tokens[group]
         return torch.cat([rows, rows.sum(dim=0, keepdim=True) / max(1, left) ** 0.5])
 
     def removals(
         self, groups: Sequence[int], basis: Float64[Tensor, "r hidden"]
     ) -> tuple[Float64[Tensor, "groups r"], Float64[Tensor, "groups m m"]]:
         along = times_transposed(self._of(groups), basis)
-        parts = [along[own] for own in self._slices(groups)]
-        if self.centre:  # those that stay are centred anew, on their own mean
-            left = [self.size(groups) - self.tokens[g] for g in groups]
-            shifts = [part.sum(dim=0) / max(1, n) ** 0.5 for part, n in zip(parts, left, strict=True)]
-            parts = [torch.cat([part, shift[None]]) for part, shift in zip(parts, shifts, strict=True)]
+        parts = [self._anew(along[own], g, groups) for g, own in zip(groups, self._slices(groups), strict=True)]
         energies = torch.stack([part.square().sum(dim=0) for part in parts])
         return energies, torch.stack([part[:, :LEADING].T @ part[:, :LEADING] for part in parts])
 
@@ -380,7 +380,9 @@ def resample(
 def _without_tokens(own: Groups, epsilon: float) -> LayerSpectra:
     nothing = own.totals.new_zeros(TOP_K, own.totals.shape[1])
     statistics = _statistics(own, np.zeros(0), range(len(own.tokens)), epsilon)
-    return LayerSpectra(statistics, _kept(nothing), _kept(_first(nothing, RANDOM_DRAWS).float()))
+    return LayerSpectra(
+        statistics, _kept(nothing), _kept(own.totals.new_zeros(RANDOM_DRAWS, own.totals.shape[1]).float())
+    )
 
 
 def _whole(own: Groups, eigen: Eigen, draws: Float32[Tensor, "draws rank"], epsilon: float, intervals: bool) -> _Whole:

@@ -120,7 +120,8 @@ def times_transposed(
     """rows others^T in float64, without a copy of all the rows in float64 beside them."""
     out = torch.zeros(len(rows), len(others), dtype=torch.float64, device=algebra_device(rows.device))
     for left, right in _column_blocks(rows.shape[1]):
-        some, other = (own[:, left:right].to(out.device).double() for own in (rows, others))
+        some = rows[:, left:right].to(out.device).double()
+        other = some if others is rows else others[:, left:right].to(out.device).double()
         out.addmm_(some, other.T)
     return out
 
@@ -152,8 +153,6 @@ def _leading(vectors: Float64[Tensor, "n n"], k: int) -> Float64[Tensor, "leadin
 
 def _without_rounding(values: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
     """Eigenvalues at the level of float64 rounding of the largest are not energies: set to 0."""
-    if len(values) == 0:
-        return values
     floor = values[0] * len(values) * torch.finfo(torch.float64).eps
     return torch.where(values > floor, values, torch.zeros_like(values))
 

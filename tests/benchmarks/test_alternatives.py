@@ -103,12 +103,11 @@ def _compare(report: Record, ours: list[dict[str, Any]], theirs: dict[str, Any],
     if theirs[place]:  # on the host, memory is told apart only in processes of their own
         report.add(f"{name}: peak memory", theirs[place], "B")
     for own, how in zip(ours, ["core", "core, held to the other's memory"], strict=False):
-        target = targets and own is ours[-1]
         report.add(how, own["seconds"], "s")
         report.add(f"{how}: times faster", theirs["seconds"] / own["seconds"], "x", target=">= 5" if targets else "")
         if theirs[place]:
             report.add(f"{how}: peak memory", own[place], "B")
-            report.add(f"{how}: peak memory over it", own[place] / theirs[place], "x", target="<= 1" if target else "")
+            report.add(f"{how}: peak memory over it", own[place] / theirs[place], "x", target="<= 1" if targets else "")
     if len(ours) > 1:
         report.note(
             "The core solves the eigenproblems of as many layers together as the memory allows that is free. *Held to "
