@@ -13,7 +13,7 @@ from torch import Tensor
 
 from suite.analysis.eigen import FEWEST_TOGETHER, LARGEST_TOGETHER, MATRICES_EACH, MOST_TOGETHER, Eigensolver
 from suite.analysis.eigen import together as can_solve_together
-from suite.analysis.moments import Moments, token_quantities
+from suite.analysis.moments import Moments, token_quantities, widened
 from suite.analysis.resampling import (
     GroupedMoments,
     GroupedRows,
@@ -134,7 +134,7 @@ class _Task:
         else:  # moments that are not there yet, what is added up of them, and some rows in float64
             new = 0 if moments[0] and plan.keep_on is None else _sets(variants)
             held = 8 * hidden**2 * (plan.groups * (new + ("sink_free" in variants)) + 4)
-            passing = 12 * ROWS_AT_ONCE * hidden
+            passing = 24 * ROWS_AT_ONCE * hidden
         return cls(stream.layers, n, held, passing, not whole)
 
     def lanes(self, device: torch.device, layers: int, room: int) -> tuple[int, int]:
@@ -335,21 +335,23 @@ def _accumulate(moments: dict[Part, Moments], shard: _Shard, layer: int, device:
     for start in range(0, len(stream.kept), ROWS_AT_ONCE):
         rows = slice(start, start + ROWS_AT_ONCE)
         before, update = stream.step(layer, rows, device)
-        quantities = token_quantities(before, update)
-        for group in torch.unique(shard.group[rows]).tolist():
-            in_group = stream.kept[rows] & (shard.group[rows] == group)
-            for way in _ways(plan.variants):
+        wide = widened(update)
+        quantities = token_quantities(before, wide)
+        groups = torch.unique(shard.group[rows]).tolist()
+        for way in _ways(plan.variants):
+            taken = wide if way == "as they are" else normalised(update)
+            for group in groups:
+                in_group = stream.kept[rows] & (shard.group[rows] == group)
                 # Only `sink_free` tells sinks apart, and it takes the rows as they are.
                 for sink in (False, True) if way == "as they are" and shard.sinks is not None else (None,):
                     chosen = in_group if sink is None else in_group & (shard.sink[rows] == sink)
                     if not bool(chosen.any()):
                         continue
-                    own_update, own_quantities = _rows(chosen, update, quantities)
-                    own_update = own_update if way == "as they are" else normalised(own_update)
+                    own_rows, own_quantities = _rows(chosen, taken, quantities)
                     part = (way, group, bool(sink))
                     if part not in moments:
                         moments[part] = Moments.none_yet(stream.hidden, device)
-                    moments[part].add(own_update, own_quantities)
+                    moments[part].add(own_rows, own_quantities)
     for own in moments.values():
         own.complete()
 

@@ -22,24 +22,24 @@ TOKEN_QUANTITIES = (
 )
 """What is averaged over tokens, in the order of the columns of `token_quantities`."""
 
+ENTRIES_AT_ONCE = 1 << 23
+"""Of the rows whose norms are taken, so that float64 copies of them stay small: 64 MB each."""
+
 NORM_FLOOR = 1e-8
 """The reference's guard: no division by a norm below this."""
 
 
 def token_quantities(
-    before: Float[Tensor, "tokens hidden"], update: Float32[Tensor, "tokens hidden"]
+    before: Float[Tensor, "tokens hidden"], update: Float32[Tensor, "tokens hidden"] | Float64[Tensor, "tokens hidden"]
 ) -> Float64[Tensor, "tokens quantities"]:
-    """The TOKEN_QUANTITIES of each token.
+    """The TOKEN_QUANTITIES of each token. `update` is float32, or the same in float64 where that is at hand.
 
     cos(h_L, h_{L+1}) is taken from s = ||delta|| / ||h|| and c = cos(delta, h) as (1 + sc) / sqrt(1 + 2sc + s^2),
     which is exact, and 1 - cos by a form that does not cancel where the step is small.
     """
-    device = algebra_device(before.device)
-    stream, step = before.to(device).float(), update.to(device)
-    # Summed in float64 without a float64 copy of the rows: a product of two float32 entries rounds once, in float32.
-    stream_norm = torch.linalg.vector_norm(stream, dim=1, dtype=torch.float64)
-    update_norm = torch.linalg.vector_norm(step, dim=1, dtype=torch.float64)
-    product = (stream * step).sum(dim=1, dtype=torch.float64)
+    at_once = max(1, ENTRIES_AT_ONCE // before.shape[1])
+    parts = [_norms_and_product(h, delta) for h, delta in zip(before.split(at_once), update.split(at_once), strict=True)]
+    update_norm, stream_norm, product = torch.cat(parts, dim=1)
     cosine = product / (stream_norm * update_norm).clamp_min(NORM_FLOOR)
     ratio = update_norm / stream_norm.clamp_min(NORM_FLOOR)
     # h' = h + delta has a part along h, 1 + sc, and one across it, s sqrt(1 - c^2), in units of ||h||.
@@ -48,6 +48,22 @@ def token_quantities(
     angle = torch.atan2(across, along)
     influence = 2.0 * (angle / 2).sin().square()  # 1 - cos(angle)
     return torch.stack([update_norm, stream_norm, ratio, cosine, cosine.abs(), influence, angle / torch.pi], dim=1)
+
+
+def _norms_and_product(
+    before: Float[Tensor, "tokens hidden"], update: Float[Tensor, "tokens hidden"]
+) -> Float64[Tensor, "3 tokens"]:
+    """||delta||, ||h|| and <delta, h> of each token."""
+    device = algebra_device(before.device)
+    # Cast first: each of the three would make a copy in float64 of its own.
+    h, delta = before.to(device).double(), update.to(device).double()
+    norm = torch.linalg.vector_norm
+    return torch.stack([norm(delta, dim=1), norm(h, dim=1), torch.einsum("td,td->t", h, delta)])
+
+
+def widened(rows: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens hidden"]:
+    """In float64, once for all that is formed of them; as they are where the device is slow in float64."""
+    return rows if slow_float64(rows.device) else rows.to(algebra_device(rows.device)).double()
 
 
 @dataclass
@@ -69,14 +85,13 @@ class Moments:
         shapes = ((hidden, hidden), (hidden,), (len(TOKEN_QUANTITIES),), (len(TOKEN_QUANTITIES),))
         return cls(0, *(torch.zeros(shape, dtype=torch.float64, device=home) for shape in shapes))
 
-    def add(self, rows: Float32[Tensor, "tokens hidden"], quantities: Float64[Tensor, "tokens quantities"]) -> None:
+    def add(self, rows: Float[Tensor, "tokens hidden"], quantities: Float64[Tensor, "tokens quantities"]) -> None:
         """Add, in place, updates as a variant takes them, and the token quantities of the updates as they are.
 
         `complete` makes the Gram matrix whole, once after many of these.
         """
         self.tokens += len(rows)
-        # In float64 once: a sum that is to be in float64 makes a copy of its own.
-        wide = rows if slow_float64(rows.device) else rows.to(self.gram.device).double()
+        wide = widened(rows)
         add_gram(self.gram, wide)
         self.total += wide.to(self.gram.device).sum(dim=0, dtype=torch.float64)
         self.sums += quantities.sum(dim=0)

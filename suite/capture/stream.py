@@ -46,15 +46,16 @@ class ResidualStream:
 
     def step(
         self, layer: int, rows: slice = slice(None), device: torch.device | None = None
-    ) -> tuple[Float32[Tensor, "rows hidden"], Float32[Tensor, "rows hidden"]]:
-        """h_L and delta_L = h_{L+1} - h_L of some rows, on a device (by default where h_L is).
+    ) -> tuple[Float[Tensor, "rows hidden"], Float32[Tensor, "rows hidden"]]:
+        """h_L in its own dtype, and delta_L = h_{L+1} - h_L in float32, of some rows, on a device (by default where h_L
+        is).
 
-        Each state is cast to float32 before the subtraction: bf16 spacing near 3,000 is 16.
+        The subtraction is in float32: bf16 spacing near 3,000 is 16.
         """
         before, after = self.states[layer][rows], self.states[layer + 1][rows]
         device = before.device if device is None else device
-        before, after = (state.to(device, non_blocking=True).float() for state in (before, after))
-        return before, after - before
+        before, after = (state.to(device, non_blocking=True) for state in (before, after))
+        return before, after.float() - before
 
     def delta(self, layer: int) -> Float32[Tensor, "tokens hidden"]:
         """h_{L+1} - h_L of all rows, in float32."""
