@@ -101,13 +101,17 @@ class Memory:
 
     @classmethod
     def free(cls, device: torch.device, share: float = MEMORY_SHARE) -> Memory:
-        """A share of what is free now. On the CPU device and host are one, and counted as device."""
+        """A share of what is free now, and of a GPU no more than torch is allowed to take of it (its allocator's option
+        per_process_memory_fraction). On the CPU device and host are one, and counted as device."""
         host = int(psutil.virtual_memory().available * share)
         disk = int(shutil.disk_usage(tempfile.gettempdir()).free * share)
         if device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(device)
+            reserved = torch.cuda.memory_reserved(device)
+            allowed = int(torch.cuda.get_per_process_memory_fraction(device) * total) - reserved
             # Blocks that torch holds and does not use are free to the stream, too.
-            reserved = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-            return cls(int((torch.cuda.mem_get_info(device)[0] + reserved) * share), host, disk)
+            unused = reserved - torch.cuda.memory_allocated(device)
+            return cls(int((max(0, min(free, allowed)) + unused) * share), host, disk)
         return cls(host, 0, disk)
 
 

@@ -104,3 +104,20 @@ def test_plan_shards() -> None:
     assert list(plan_shards(lengths, 10, CPU, Memory(100, host=1250))) == [([0, 1, 2, 3, 4], "host")]
     assert list(plan_shards(lengths, 10, CPU, Memory(500))) == [([0], "device"), ([1, 2], "device"), ([3, 4], "device")]
     assert list(plan_shards(lengths, 10, CPU, Memory(1))) == [([i], "device") for i in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("fraction", "want"),
+    [(1.0, 50 + 10), (0.6, 30 + 10), (0.2, 10)],
+    ids=["all of it", "the rest of what is allowed", "what is held and not used"],
+)
+def test_no_more_of_a_gpu_than_torch_may_take(fraction: float, want: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU of 100 bytes: 30 held by torch, 20 of them in use; 50 free, the rest another process has."""
+    for name, value in [
+        ("mem_get_info", (50, 100)),
+        ("memory_reserved", 30),
+        ("memory_allocated", 20),
+        ("get_per_process_memory_fraction", fraction),
+    ]:
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert Memory.free(torch.device("cuda"), share=1.0).device == want
