@@ -38,7 +38,7 @@ def token_quantities(
     which is exact, and 1 - cos by a form that does not cancel where the step is small.
     """
     at_once = max(1, ENTRIES_AT_ONCE // before.shape[1])
-    parts = zip(before.split(at_once), update.split(at_once), strict=True)
+    parts = zip(torch.split(before, at_once), torch.split(update, at_once), strict=True)
     update_norm, stream_norm, product = torch.cat([_norms_and_product(h, delta) for h, delta in parts], dim=1)
     cosine = product / (stream_norm * update_norm).clamp_min(NORM_FLOOR)
     ratio = update_norm / stream_norm.clamp_min(NORM_FLOOR)
