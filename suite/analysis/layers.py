@@ -45,6 +45,19 @@ ROWS_AT_ONCE = 8192
 """Tokens reduced at a time, so that float64 copies of them stay small beside the stream."""
 
 
+Part = tuple[str, int, bool]
+"""What moments are kept apart by: (as they are or normalised, group of documents, a sink). Sums make the variants."""
+
+
+@dataclass(frozen=True)
+class _RowBlock:
+    """Some rows of a shard, and which of them are added to which moments."""
+
+    rows: slice
+    parts: list[tuple[Part, Int64[Tensor, " _"] | None]]
+    """Numbers from the first of these rows; None: all of them."""
+
+
 @dataclass(frozen=True)
 class _Shard:
     """A stream and what was chosen of its tokens once, for all layers."""
@@ -58,6 +71,23 @@ class _Shard:
     @property
     def sink(self) -> Bool[Tensor, " tokens"]:
         return torch.zeros_like(self.stream.kept) if self.sinks is None else self.sinks.dropped
+
+    def row_blocks(self, variants: Sequence[str]) -> Iterator[_RowBlock]:
+        """All kept rows, some at a time. Asked on the host and once, as no layer differs."""
+        for start in range(0, len(self.group), ROWS_AT_ONCE):
+            rows = slice(start, start + ROWS_AT_ONCE)
+            kept, group, sink = self.stream.kept[rows], self.group[rows], self.sink[rows]
+            parts: list[tuple[Part, Tensor | None]] = []
+            for way in _ways(variants):
+                for own in torch.unique(group).tolist():
+                    # Only `sink_free` tells sinks apart, and it takes the rows as they are.
+                    for apart in (False, True) if way == "as they are" and self.sinks is not None else (None,):
+                        chosen = kept & (group == own)
+                        chosen = chosen if apart is None else chosen & (sink == apart)
+                        if bool(chosen.any()):
+                            index = None if bool(chosen.all()) else chosen.nonzero().flatten()
+                            parts.append(((way, own, bool(apart)), index))
+            yield _RowBlock(rows, parts)
 
 
 @dataclass(frozen=True)
@@ -148,10 +178,6 @@ class _Task:
         return (1 if self.busy else max(1, min(LANES, room // (alone + self.passing)))), 1
 
 
-Part = tuple[str, int, bool]
-"""What moments are kept apart by: (as they are or normalised, group of documents, a sink). Sums make the variants."""
-
-
 @dataclass(frozen=True)
 class _Plan:
     """How a stream is reduced, the same for all layers and shards."""
@@ -210,12 +236,14 @@ def reduce_stream(
             if last:  # beside the first eigenproblems, which do not need them yet
                 draws = [drawing.submit(random_draws, layer, min(tokens, stream.hidden)) for layer in range(layers)]
             shard = _Shard(stream, stream.document % plan.groups, sinks)
+            row_blocks = () if whole else tuple(shard.row_blocks(variants))
             lanes = _Lane.over(devices, _Task.of(stream, whole, variants, plan, moments), memory)
 
             def reduce_lane(
                 lane: int,
                 lanes: Sequence[_Lane] = tuple(lanes),
                 shard: _Shard = shard,
+                row_blocks: Sequence[_RowBlock] = row_blocks,
                 whole: bool = whole,
                 last: bool = last,
                 plan: _Plan = plan,
@@ -233,7 +261,7 @@ def reduce_stream(
                     for portion in own.portions(range(lane, layers, len(lanes))):
                         for layer in portion if not whole else ():
                             device = own.device or shard.stream.states[layer].device
-                            _accumulate(moments[layer], shard, layer, device, plan)
+                            _accumulate(moments[layer], shard.stream, layer, row_blocks, device)
                             if plan.keep_on is not None and not last:
                                 held = moments[layer]
                                 held.update({part: x.to(plan.keep_on) for part, x in held.items()})
@@ -326,34 +354,32 @@ def _plan(stream: ResidualStream, variants: Sequence[str], documents: int, layer
     )
 
 
-def _accumulate(moments: dict[Part, Moments], shard: _Shard, layer: int, device: torch.device, plan: _Plan) -> None:
-    """Add the kept rows of a layer to the moments of their parts, some rows at a time."""
-    stream = shard.stream
+def _accumulate(
+    moments: dict[Part, Moments],
+    stream: ResidualStream,
+    layer: int,
+    row_blocks: Sequence[_RowBlock],
+    device: torch.device,
+) -> None:
+    """Add the kept rows of a layer to the moments of their parts."""
     home = algebra_device(device)
     for part, held in moments.items():
         moments[part] = held.to(home)
-    for start in range(0, len(stream.kept), ROWS_AT_ONCE):
-        rows = slice(start, start + ROWS_AT_ONCE)
-        before, update = stream.step(layer, rows, device)
+    for block in row_blocks:
+        before, update = stream.step(layer, block.rows, device)
         wide = widened(update)
         quantities = token_quantities(before, wide)
-        groups = torch.unique(shard.group[rows]).tolist()
-        for way in _ways(plan.variants):
-            taken = wide if way == "as they are" else normalised(update)
-            for group in groups:
-                in_group = stream.kept[rows] & (shard.group[rows] == group)
-                # Only `sink_free` tells sinks apart, and it takes the rows as they are.
-                for sink in (False, True) if way == "as they are" and shard.sinks is not None else (None,):
-                    chosen = in_group if sink is None else in_group & (shard.sink[rows] == sink)
-                    if not bool(chosen.any()):
-                        continue
-                    own_rows, own_quantities = _rows(chosen, taken, quantities)
-                    part = (way, group, bool(sink))
-                    if part not in moments:
-                        moments[part] = Moments.none_yet(stream.hidden, device)
-                    moments[part].add(own_rows, own_quantities)
-    for own in moments.values():
-        own.complete()
+        unit = normalised(update) if any(way == "normalised" for (way, _, _), _ in block.parts) else None
+        for part, index in block.parts:
+            own, figures = unit if part[0] == "normalised" else wide, quantities
+            assert own is not None
+            if index is not None:
+                own, figures = _taken(index, own, figures)
+            if part not in moments:
+                moments[part] = Moments.none_yet(stream.hidden, device)
+            moments[part].add(own, figures)
+    for added in moments.values():
+        added.complete()
 
 
 def _rows(chosen: Bool[Tensor, " tokens"], *matrices: Tensor) -> tuple[Tensor, ...]:

@@ -108,7 +108,8 @@ class Memory:
         if device.type == "cuda":
             free, total = torch.cuda.mem_get_info(device)
             reserved = torch.cuda.memory_reserved(device)
-            allowed = int(torch.cuda.get_per_process_memory_fraction(device) * total) - reserved
+            index = torch.cuda.current_device() if device.index is None else device.index
+            allowed = int(torch.cuda.get_per_process_memory_fraction(index) * total) - reserved
             # Blocks that torch holds and does not use are free to the stream, too.
             unused = reserved - torch.cuda.memory_allocated(device)
             return cls(int((max(0, min(free, allowed)) + unused) * share), host, disk)

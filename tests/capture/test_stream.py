@@ -120,4 +120,5 @@ def test_no_more_of_a_gpu_than_torch_may_take(fraction: float, want: int, monkey
         ("get_per_process_memory_fraction", fraction),
     ]:
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     assert Memory.free(torch.device("cuda"), share=1.0).device == want
