@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import lru_cache, partial
 from typing import TypeVar
 
@@ -66,15 +67,16 @@ def _estimated(
 def direction_metrics(gram: DirectionGram, layer: int) -> dict[str, Estimate]:
     """Every layer metric that needs directions, and every pair metric of the layer with the one after it."""
     out = {}
-    for name, metric in METRICS.items():
-        if metric.from_directions:
-            out[name] = _of_directions(metric, gram, [layer], partial(metric.compute, layer=layer))
-        elif metric.scope == "pair" and layer + 1 == gram.layers:
-            out[name] = absent("the last layer has no layer after it")
-        elif metric.scope == "pair":
-            pair = [layer, layer + 1]
-            found = _of_directions(metric, gram, pair, partial(phase_metric, metric, layers=pair))
-            out[name] = found.model_copy(update={"per_layer": None})
+    with _one_thread():
+        for name, metric in METRICS.items():
+            if metric.from_directions:
+                out[name] = _of_directions(metric, gram, [layer], partial(metric.compute, layer=layer))
+            elif metric.scope == "pair" and layer + 1 == gram.layers:
+                out[name] = absent("the last layer has no layer after it")
+            elif metric.scope == "pair":
+                pair = [layer, layer + 1]
+                found = _of_directions(metric, gram, pair, partial(phase_metric, metric, layers=pair))
+                out[name] = found.model_copy(update={"per_layer": None})
     return out
 
 
@@ -83,13 +85,14 @@ def phase_metrics(gram: DirectionGram, layers: Sequence[int], only: str | None =
 
     Those of the update law come with a reason instead: it is fitted when the model is at hand.
     """
-    return {
-        name: absent(LAW_NOT_MEASURED)
-        if metric.from_law
-        else _of_directions(metric, gram, layers, partial(phase_metric, metric, layers=layers))
-        for name, metric in METRICS.items()
-        if metric.scope in {"pair", "phase"} and only in (None, name)
-    }
+    with _one_thread():
+        return {
+            name: absent(LAW_NOT_MEASURED)
+            if metric.from_law
+            else _of_directions(metric, gram, layers, partial(phase_metric, metric, layers=layers))
+            for name, metric in METRICS.items()
+            if metric.scope in {"pair", "phase"} and only in (None, name)
+        }
 
 
 def phase_metric(metric: Metric, gram: DirectionGram, layers: Sequence[int]) -> Estimate:
@@ -109,21 +112,27 @@ def _of_directions(
         missing = own.without_direction(layers)
         return absent(f"the update of layer {missing[0]} is zero, so it has no direction") if missing else compute(own)
 
-    return resampled(metric, gram, estimate)
+    return _estimated(metric, estimate, gram, gram.halves, gram.replicates)
 
 
 @lru_cache
 def _libraries() -> ThreadpoolController:
-    """Those of numpy and scipy, whose matrices here have tens of rows: threads for them take longer than they save, and
-    on a machine of many cores several times as long."""
+    """Those of numpy and scipy."""
     import scipy.linalg  # noqa: F401  (only what is loaded is controlled)
 
     return ThreadpoolController()
 
 
+def _one_thread() -> AbstractContextManager[object]:
+    """Inside, numpy and scipy take one thread: their matrices here have tens of rows, and more threads take longer, on
+    a machine of many cores several times as long. Entered around many figures, as it takes as long as one of them."""
+    limited: AbstractContextManager[object] = _libraries().limit(limits=1, user_api="blas")
+    return limited
+
+
 def resampled(metric: Metric, gram: DirectionGram, compute: Callable[[DirectionGram], Estimate]) -> Estimate:
     """A figure of directions, with its bias and its interval."""
-    with _libraries().limit(limits=1, user_api="blas"):
+    with _one_thread():
         return _estimated(metric, compute, gram, gram.halves, gram.replicates)
 
 
@@ -153,11 +162,17 @@ def boundary_metrics(found: Boundaries | Estimate) -> dict[str, Estimate]:
 def pairs_of(metric: Metric, layers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
     """First and second layer of each pair that a pair metric takes inside a set of layers."""
     index = np.asarray(layers)
-    first, second = np.triu_indices(len(index), k=1)
-    if metric.adjacent:
-        next_to = second == first + 1
-        first, second = first[next_to], second[next_to]
+    first, second = _pairs(len(index), metric.adjacent)
     return index[first], index[second]
+
+
+@lru_cache
+def _pairs(count: int, adjacent: bool) -> tuple[np.ndarray, np.ndarray]:
+    first, second = np.triu_indices(count, k=1)
+    if adjacent:
+        next_to = second == first + 1
+        return first[next_to], second[next_to]
+    return first, second
 
 
 def _over_pairs(metric: Metric, gram: DirectionGram, layers: Sequence[int]) -> Estimate:

@@ -244,6 +244,7 @@ def reduce_stream(
                 lanes: Sequence[_Lane] = tuple(lanes),
                 shard: _Shard = shard,
                 row_blocks: Sequence[_RowBlock] = row_blocks,
+                kept: int = kept,
                 whole: bool = whole,
                 last: bool = last,
                 plan: _Plan = plan,
@@ -269,7 +270,7 @@ def reduce_stream(
                             for layer, spectra in _resampled(portion, groups, draws, solve, epsilon, plan.intervals):
                                 reduced[layer] = spectra
                                 moments[layer].clear()
-                        advance(len(portion) * int(shard.stream.kept.sum()))
+                        advance(len(portion) * kept)
 
             # One lane stays in this thread: in another the host's eigh of 325 took 38 ms instead of 5, as the threads
             # of its OpenMP pool and of this one's wait for each other.

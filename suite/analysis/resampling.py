@@ -217,8 +217,8 @@ class GroupedMoments(Groups):
 
     def __init__(self, moments: Sequence[Moments | None], centre: bool) -> None:
         """One of each group, None for a group without tokens; one group at least has some."""
-        empty = next(own for own in moments if own is not None).none()
-        self._moments = [own or empty for own in moments]
+        some = next(own for own in moments if own is not None)
+        self._moments = [some.none() if own is None else own for own in moments]
         self._total: dict[tuple[int, ...], Moments] = {}
         super().__init__(
             [own.tokens for own in self._moments],

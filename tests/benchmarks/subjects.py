@@ -13,13 +13,14 @@ from suite.models.blocks import Decoder, find_decoder
 
 DEVICE = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 
-LARGE, SMALL, TINY, GPT2, EMBEDDED = "large", "small", "tiny", "gpt2", "embedded"
+LARGE, SMALL, TINY, GPT2, GPT2_XL, EMBEDDED = "large", "small", "tiny", "gpt2", "gpt2-xl", "embedded"
 
 NAMES = {
     LARGE: "Qwen3-32B shape, 64 x 5120",
     SMALL: "SmolLM2-135M shape, 30 x 576",
     TINY: "tiny Llama, 4 x 64",
     GPT2: "GPT-2 shape, 12 x 768",
+    GPT2_XL: "GPT-2 XL shape, 48 x 1600",
 }
 """Random weights."""
 
@@ -135,6 +136,8 @@ def _config(which: str, device: torch.device) -> Any:
         )
     if which == GPT2:
         return GPT2Config(n_positions=2048, architectures=["GPT2LMHeadModel"])
+    if which == GPT2_XL:
+        return GPT2Config(n_positions=2048, n_embd=1600, n_layer=48, n_head=25, architectures=["GPT2LMHeadModel"])
     shape = {
         "vocab_size": 1000,
         "hidden_size": 64,

@@ -15,7 +15,7 @@ import pytest
 from suite.analysis.metrics import spectral_entropy_rank
 from tests.benchmarks.measuring import Peak, seconds, timed
 from tests.benchmarks.page import Record
-from tests.benchmarks.subjects import DEVICE, GPT2, LARGE, NAMES, SMALL, Subject
+from tests.benchmarks.subjects import DEVICE, GPT2, GPT2_XL, LARGE, NAMES, SMALL, Subject
 from tests.benchmarks.ways import core, hidden_states_and_svd, room_beside
 
 pytestmark = pytest.mark.benchmark(group="2. What a user would write instead")
@@ -55,15 +55,19 @@ def test_hidden_states_and_torch_svd_alone(benchmark: Any, tokens: int, record: 
         assert own["ranks"][:-1] == pytest.approx(theirs["ranks"][:-1], rel=1e-3)
 
 
-@pytest.mark.parametrize("everything", [False, True], ids=["stream", "everything"])
-def test_transformer_lens(benchmark: Any, everything: bool, record: Callable[..., Record]) -> None:
+@pytest.mark.parametrize(
+    ("which", "everything"), [(GPT2, False), (GPT2, True), (GPT2_XL, False)], ids=["stream", "everything", "xl"]
+)
+def test_transformer_lens(benchmark: Any, which: str, everything: bool, record: Callable[..., Record]) -> None:
     has = subprocess.run([TRANSFORMERLENS, "-c", "import transformer_lens"], capture_output=True, check=False)
     if has.returncode:
         pytest.skip("no transformer_lens in this environment, and DELTA_BENCH_TRANSFORMERLENS names no other")
+    if which == GPT2_XL and DEVICE.type == "cpu":
+        pytest.skip("takes minutes without a GPU")
     way = "transformer_lens_everything" if everything else "transformer_lens"
-    ours, theirs = benchmark.pedantic(lambda: _both(way, GPT2, 1024), rounds=1)
+    ours, theirs = benchmark.pedantic(lambda: _both(way, which, 1024), rounds=1)
     name = "TransformerLens run_with_cache" + (", everything cached" if everything else ", the stream alone")
-    report = record(f"{NAMES[GPT2]}, 1,024 tokens, {DEVICE.type}")
+    report = record(f"{NAMES[which]}, 1,024 tokens, {DEVICE.type}")
     _compare(report, ours, theirs, name, targets=DEVICE.type == "cuda")
     report.note(
         "TransformerLens runs `run_with_cache` on the same random model (its bridge forces eager attention) and "
