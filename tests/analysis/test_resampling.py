@@ -215,7 +215,8 @@ def test_layers_together_give_what_each_gives_alone(size: tuple[int, int], monke
         ("rows", 4, 60.0, (4, 1)),
         ("rows", 64, 0.6, (1, 1)),
         ("rows", 64, 1.3, (3, 1)),
-        ("moments", 64, 60.0, (1, 1)),
+        ("moments", 64, 60.0, (2, 1)),
+        ("moments", 64, 6.0, (1, 1)),
     ],
 )
 def test_how_many_layers_at_once(

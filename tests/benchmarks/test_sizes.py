@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,11 +32,11 @@ MOMENTS_AT = 65536 if CUDA else 16384
 
 @dataclass(frozen=True)
 class Run:
-    """One size: seconds, and bytes beyond the weights."""
+    """One size: seconds, of a bare forward pass and at the least, too, and bytes beyond the weights."""
 
     whole: float
-    spectra: float
     bare: float
+    floor: float
     device: int
     host: int
     shards: int
@@ -46,69 +45,32 @@ class Run:
 _runs: dict[int, Run] = {}
 
 
-@pytest.fixture
-def spectra_seconds(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Filled with the seconds of each hidden-side eigenproblem. On the hidden side layers run one after the other."""
-    taken: list[float] = []
-    original = Eigensolver.__call__
-
-    def clocked(solver: Eigensolver, *args: Any) -> list[Eigen]:
-        started = _now()
-        result = original(solver, *args)
-        taken.append(_now() - started)
-        return result
-
-    monkeypatch.setattr(Eigensolver, "__call__", clocked)
-    return taken
-
-
-def _now() -> float:
-    if CUDA:
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
 @pytest.mark.benchmark(group="3. From 512 to 131,072 tokens")
 @pytest.mark.parametrize("tokens", SIZES)
 @pytest.mark.parametrize("subject", [LARGE], indirect=True)
-def test_size(
-    benchmark: Any,
-    subject: Subject,
-    tokens: int,
-    rates: Rates,
-    spectra_seconds: list[float],
-    record: Callable[..., Record],
-) -> None:
+def test_size(benchmark: Any, subject: Subject, tokens: int, rates: Rates, record: Callable[..., Record]) -> None:
     sequences = subject.sequences(tokens, LENGTH)
     length = min(tokens, LENGTH)
     memory = Memory(device=SHARD_BYTES)
     # The large sizes take long enough for one round to tell; those before have warmed the device up.
     rounds, warmup = (3, 1) if tokens <= 2048 else (1, 0)
-
-    def run() -> None:
-        spectra_seconds.clear()
-        core(subject, sequences, memory)
-
     with Peak(subject.device) as peak:
-        _, whole, _ = timed(benchmark, run, subject.device, rounds=rounds, warmup=warmup)
-    # Below, layers are solved together in several lanes, whose seconds overlap.
-    spectra = sum(spectra_seconds) if tokens > subject.hidden else 0.0
+        _, whole, _ = timed(
+            benchmark, lambda: core(subject, sequences, memory), subject.device, rounds=rounds, warmup=warmup
+        )
     bare = seconds(lambda: bare_forward(subject, sequences), subject.device, rounds)
     shards = -(-tokens * subject.stream_bytes // SHARD_BYTES)
-    _runs[tokens] = own = Run(whole, spectra, bare, peak.device, peak.host, shards)
+    per_token = rates.forward(subject, tokens, length) + rates.grams(subject, tokens)
+    floor = per_token + rates.eigenproblems(subject, tokens)
+    _runs[tokens] = own = Run(whole, bare, floor, peak.device, peak.host, shards)
 
     report = record(f"{subject.name}, {tokens:,} tokens")
-    forward, grams, eigen = (
-        rates.forward(subject, tokens, length),
-        rates.grams(subject, tokens),
-        rates.eigenproblems(subject, tokens),
-    )
-    report.add("everything after loading", whole, "s", floor=forward + grams + eigen)
+    report.add("everything after loading", whole, "s", floor=floor)
     report.add("per token", whole / tokens, "s")
-    if spectra:
-        report.add("of it eigenproblems", spectra, "s", floor=eigen)
-        report.add("the rest, per token", (whole - spectra) / tokens, "s", floor=(forward + grams) / tokens)
-        report.add("the rest over the bare forward pass", (whole - spectra) / bare, "x")
+    if shards > 1 and tokens // 2 > subject.hidden and tokens // 2 in _runs:
+        further, at_least = _further(tokens)
+        report.add("per further token", further, "s", floor=at_least)
+        report.add("per further token, over the bare forward pass", further / (bare / tokens), "x")
     if CUDA:
         report.add(f"peak device memory ({shards} shard{'s'[: shards > 1]})", own.device, "B")
     report.add("peak host memory", own.host, "B")
@@ -116,24 +78,31 @@ def test_size(
         f"Sequences of {LENGTH:,} tokens, all of one document, and variant raw, so one eigenproblem per layer; "
         "document halves would add two, the other variants as much again each. The stream comes in shards of "
         f"{SHARD_BYTES / 1e9:.3g} GB. Above the hidden size each layer has one eigenproblem of that size, however many "
-        "tokens there are; *the rest* is forward pass, capture, certificate, token figures and moments. The bare "
-        "forward pass has no hooks and no language-model head."
+        "tokens there are; *per further token* is the difference to half as many tokens: forward pass, capture, "
+        "certificate, token figures and moments, as the eigenproblems stay the same. The bare forward pass has no hooks and no language-model head."
     )
+
+
+def _further(tokens: int) -> tuple[float, float]:
+    """Seconds for each token beyond half of them, where the eigenproblems are the same; and at the least."""
+    all_of_them, half = _runs[tokens], _runs[tokens // 2]
+    return (all_of_them.whole - half.whole) / (tokens / 2), (all_of_them.floor - half.floor) / (tokens / 2)
 
 
 @pytest.mark.benchmark(group="3. From 512 to 131,072 tokens")
 @pytest.mark.parametrize("subject", [LARGE], indirect=True)
 def test_flat_beyond_a_shard(benchmark: Any, subject: Subject, record: Callable[..., Record]) -> None:
-    """Memory and cost per token between the first size of several shards and the last; timed above."""
-    several = [tokens for tokens, run in sorted(_runs.items()) if run.shards > 1 and tokens > subject.hidden]
+    """Memory, and what each further token costs, between sizes of several shards; timed above."""
+    several = [tokens for tokens, run in sorted(_runs.items()) if run.shards > 1 and tokens // 2 in _runs]
+    several = [tokens for tokens in several if tokens // 2 > subject.hidden]
     if len(several) < 2:
         pytest.skip("needs two sizes of several shards each; they run in the same session")
     benchmark.pedantic(lambda: None, rounds=1)
     first, last = several[0], several[-1]
     a, b = _runs[first], _runs[last]
     report = record(f"{subject.name}, {last:,} over {first:,} tokens")
-    per_token = ((b.whole - b.spectra) / last) / ((a.whole - a.spectra) / first)
-    report.add("cost per token", per_token, "x", target="<= 1.1" if CUDA else "")
+    per_token = _further(last)[0] / _further(first)[0]
+    report.add("per further token", per_token, "x", target="<= 1.1" if CUDA else "")
     if CUDA:
         report.add("peak device memory", b.device / a.device, "x", target="<= 1.05")
     report.add("peak host memory, difference", b.host - a.host, "B")
