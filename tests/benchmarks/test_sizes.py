@@ -78,8 +78,8 @@ def test_size(benchmark: Any, subject: Subject, tokens: int, rates: Rates, recor
         f"Sequences of {LENGTH:,} tokens, all of one document, and variant raw, so one eigenproblem per layer; "
         "document halves would add two, the other variants as much again each. The stream comes in shards of "
         f"{SHARD_BYTES / 1e9:.3g} GB. Above the hidden size each layer has one eigenproblem of that size, however many "
-        "tokens there are; *per further token* is the difference to half as many tokens: forward pass, capture, "
-        "certificate, token figures and moments, as the eigenproblems stay the same. The bare forward pass has no hooks and no language-model head."
+        "tokens there are, so *per further token*, the difference to half as many tokens, is forward pass, capture, "
+        "certificate, token figures and moments. The bare forward pass has no hooks and no language-model head."
     )
 
 
