@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +71,13 @@ def test_storage_and_shards_change_nothing(loaded: tuple[Any, TokenSequences], m
     assert_same(whole, other, 1e-12 if place != "device" else 1e-5)
 
 
-def test_several_devices_reduce_the_same(loaded: tuple[Any, TokenSequences]) -> None:
+@pytest.mark.parametrize("memory", [ROOMY, Memory(40_000)], ids=["one shard", "several"])
+def test_several_devices_reduce_the_same(loaded: tuple[Any, TokenSequences], memory: Memory) -> None:
     model, sequences = loaded
-    streams = (stream for stream, _ in capture(model, find_decoder(model), sequences, device=CPU, memory=ROOMY))
+    # Not a generator expression: its variable would hold a shard while the next one is filled.
+    streams = map(itemgetter(0), capture(model, find_decoder(model), sequences, device=CPU, memory=memory))
     spread = reduce_stream(streams, layers=12, tokens=sequences.tokens, documents=24, devices=[CPU, CPU, CPU])["raw"]
-    assert_same(reduced(loaded, memory=ROOMY)[0], spread, 1e-12)
+    assert_same(reduced(loaded, memory=memory)[0], spread, 1e-12)
 
 
 def test_out_of_memory_halves_the_batch_and_loses_nothing(
