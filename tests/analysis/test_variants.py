@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from suite.analysis import eigen, moments, spectra
 from suite.analysis.estimates import layer_metrics
 from suite.analysis.layers import reduce_stream
 from suite.analysis.metrics import VARIANTS
@@ -93,6 +94,21 @@ def test_shards_add_up(variant: str) -> None:
             1e-11 * one.statistics.eigenvalues[0]
         )
         assert one.statistics.mean_energy == pytest.approx(two.statistics.mean_energy, rel=1e-9)
+
+
+@pytest.mark.parametrize("size", [FEW, MANY])
+def test_a_device_that_is_slow_in_float64_gives_the_same(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = with_sinks(*size)
+    want = reduced(own)
+    for room in (eigen, moments, spectra):
+        monkeypatch.setattr(room, "slow_float64", lambda device: True)
+    for variant, layers in reduced(own).items():
+        for one, other in zip(layers, want[variant], strict=True):
+            largest = other.statistics.eigenvalues[0]
+            assert one.statistics.eigenvalues == pytest.approx(other.statistics.eigenvalues, abs=1e-6 * largest)
+            assert one.statistics.averages == other.statistics.averages
 
 
 def test_sinks_move_raw_and_not_sink_free() -> None:
