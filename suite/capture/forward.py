@@ -19,6 +19,10 @@ PREFIX_TOKENS = 32
 """Most tokens that are run alone; a forward pass of so few costs about as much as one of one token."""
 
 
+class ForwardError(CaptureError):
+    """The model does not run on what it was given: token ids alone, or several padded sequences of them."""
+
+
 @dataclass(frozen=True)
 class Prefix:
     """The first tokens of a sequence, and what the decoder made of them when run with all the rest."""
@@ -73,7 +77,7 @@ def last_hidden_state(
     document, moved by one behind the start token (what transformers does for BART where no decoder input is given).
     Row i of a sequence is then the state from which its token i is predicted.
 
-    Raises CaptureError where the model does not run on token ids alone.
+    Raises ForwardError where the model does not run on token ids alone.
     """
     knows = inspect.signature(decoder.module.forward).parameters
     inputs: dict[str, Any] = {"input_ids": ids[:, :tokens], "attention_mask": mask[:, :tokens]}
@@ -95,7 +99,7 @@ def last_hidden_state(
         raise
     except Exception as error:  # whatever another library's model raises: its text says what it misses
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-        raise CaptureError(
+        raise ForwardError(
             f"the decoder ({type(decoder.module).__name__}) does not run on token ids alone: "
             f"{type(error).__name__}: {first[:300]}"
         ) from error

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from suite.capture.calibration import TokenSequences
 from suite.capture.certificate import Certificate, certify
-from suite.capture.forward import Prefix, last_hidden_state, side_streams
+from suite.capture.forward import ForwardError, Prefix, last_hidden_state, side_streams
 from suite.capture.layout import Layout
 from suite.capture.stream import Memory, ResidualStream, StreamWriter, plan_shards
 from suite.capture.tap import Batch, Tap, UnfamiliarShapeError
@@ -48,7 +48,8 @@ def capture(
     """Run the sequences through the decoder and yield the residual stream, in shards where it is too large for memory.
 
     `memory` bounds what the stream may take (found from what is free by default), `tokens_per_batch` the padded tokens
-    of a batch; on running out of memory a batch is halved and run again.
+    of a batch; on running out of memory a batch is halved and run again. A model that takes no padded batch is given
+    one sequence at a time.
 
     Raises CaptureError where a block's state is not (batch, time, hidden), or the model does not run on text alone,
     CertificateError where an identity fails.
@@ -81,6 +82,12 @@ def capture(
                         raise
                     with tap.paused():
                         tap.layout = layout = _find_layout(decoder, batch, unfamiliar)
+                    continue
+                except ForwardError:
+                    if used == 1:
+                        raise
+                    tap.observed = before
+                    limit = 1
                     continue
                 except torch.OutOfMemoryError:
                     if used == 1:

@@ -101,6 +101,25 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(
     assert_same(whole, halved)
 
 
+def test_a_model_that_takes_no_padded_batch_is_given_one_sequence_at_a_time(loaded: tuple[Any, TokenSequences]) -> None:
+    whole, _ = reduced(loaded, memory=ROOMY)
+    asked = []
+
+    def alone(module: Any, args: Any, inputs: dict[str, Any]) -> None:
+        asked.append(len(inputs["input_ids"]))
+        if asked[-1] > 1:
+            raise ValueError("the batch size is not 1")
+
+    handle = find_decoder(loaded[0]).module.register_forward_pre_hook(alone, with_kwargs=True)
+    try:
+        single, _ = reduced(loaded, memory=ROOMY)
+    finally:
+        handle.remove()
+    assert asked[0] == 24
+    assert set(asked[1:]) == {1}
+    assert_same(whole, single)
+
+
 def test_plan_shards() -> None:
     lengths = [50, 30, 20, 20, 5]
     assert list(plan_shards(lengths, 10, CPU, Memory(1250))) == [([0, 1, 2, 3, 4], "device")]

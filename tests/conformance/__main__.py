@@ -52,7 +52,6 @@ NOTES = {
     "qwen4_exp": "four streams in one vector of four times the width (hyper-connections)",
     "qwen4_exp_text": "the same",
     "reformer": "two streams, each block's updates going to both in turn (reversible)",
-    "xlnet": "reads in both directions unless attn_type is uni, and with that transformers takes no padded batch",
 }
 """Why the causal types that are refused have no residual stream to give out, from reading transformers' source."""
 
@@ -99,16 +98,17 @@ def table(verdicts: list[Verdict]) -> str:
         "",
         "Made by `python -m tests.conformance`. Each type that transformers' auto classes know is built from a tiny",
         "random config (4 blocks) and sent through `find_decoder`, `capture` and the certificate, with three documents",
-        "of different lengths in one padded batch. *Supported*: every identity of the certificate holds; each document",
-        "run alone, without padding, gives the same h_0 .. h_N; and h_0 .. h_{N-1} equal `output_hidden_states` of the",
-        "whole model, all within 1e-5 in float32. *Refused*: an error of the suite says why. *Wrong*: states were",
-        "given out that differ from the model's own; there must be none.",
+        "of different lengths in one padded batch (one after the other where the model takes none, as XLNet does not).",
+        "*Supported*: every identity of the certificate holds; each document run alone, without padding, gives the same",
+        "h_0 .. h_N; and h_0 .. h_{N-1} equal `output_hidden_states` of the whole model, all within 1e-5 in float32.",
+        "*Refused*: an error of the suite says why. *Wrong*: states were given out that differ from the model's own;",
+        "there must be none.",
         "",
     ]
     causal = [verdict for verdict in verdicts if verdict.architecture.mapping == "AutoModelForCausalLM"]
     lines += [
         f"Causal language models alone: {summary(causal)}",
-        "BERT and its kin, and XLM, are built as the decoders that their configs can make of them.",
+        "BERT and its kin, XLM and XLNet are built as the decoders that their configs can make of them.",
         "The aim was 95% of those that build. What is left is not causal, or has no single stream to give out, and",
         "could be supported only by calling something else a residual stream:",
         "",

@@ -174,6 +174,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "udop": {"decoder_start_token_id": 0},
     "vibevoice_asr": {f"{kind}_tokenizer_encoder_config.num_filters": 2 for kind in ("acoustic", "semantic")},
     "xlm": {"causal": True},  # as for BERT and its kin: by default it is an encoder
+    "xlnet": {"attn_type": "uni"},  # the same
     "xmod": {"default_language": "en_XX"},
     "zamba": {"attention_hidden_size": 2 * HIDDEN, "attention_head_dim": 32, "mamba_dt_rank": 4},
     "zamba2": {"attention_hidden_size": 2 * HIDDEN, "attention_head_dim": 32, "mamba_headdim": 32, "n_mamba_heads": 4},

@@ -55,6 +55,7 @@ FAMILIES = {
     "prophetnet": "none",  # streams that predict ahead behind the ids' own
     "prophetnet:AutoModelForSeq2SeqLM": "none",
     "xlm": "none",  # a block is an attention, a norm, a feed-forward and a norm, each in a list of its kind
+    "xlnet": "none",  # (time, batch, hidden), and no padded batch where it reads in one direction
     "fsmt:AutoModelForSeq2SeqLM": "decoder.output_projection",  # (time, batch, hidden), and masks from outside
     "blip:AutoModelForImageTextToText": "none",  # its text stack is a decoder only when it is called as one
 }
@@ -92,7 +93,6 @@ REFUSED = {
     "gemma3n_text": "has shape (4, 3, 19, 64)",
     "qwen4_exp_text": "has shape (3, 19, 256)",
     "cpmant": "causality fails",  # behind its prompt a text is read in both directions
-    "xlnet": "causality fails",
     "reformer": "has shape (3, 20, 64)",
     "hrm_text": "of its module lists L_module.layers, H_module.layers fit equally",
     "inkling2_text": "no module leads from the output of block 3 to the model's last_hidden_state",
