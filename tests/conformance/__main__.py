@@ -99,7 +99,7 @@ def table(verdicts: list[Verdict]) -> str:
         "Made by `python -m tests.conformance`. Each type that transformers' auto classes know is built from a tiny",
         "random config (4 blocks) and sent through `find_decoder`, `capture` and the certificate, with three documents",
         "of different lengths in one padded batch (one after the other where the model takes none, as XLNet does not).",
-        "*Supported*: every identity of the certificate holds; each document run alone, without padding, gives the same",
+        "*Supported*: every identity of the certificate holds; each document run alone, unpadded, gives the same",
         "h_0 .. h_N; and h_0 .. h_{N-1} equal `output_hidden_states` of the whole model, all within 1e-5 in float32.",
         "*Refused*: an error of the suite says why. *Wrong*: states were given out that differ from the model's own;",
         "there must be none.",
