@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 from jaxtyping import Bool, Int64
@@ -106,16 +107,18 @@ class _Lane:
 
     @classmethod
     def over(cls, devices: Sequence[torch.device], task: _Task, memory: Memory | None) -> list[_Lane]:
-        lanes = []
+        by_device = []
         for device in devices:
             if device.type == "cuda":
                 # torch loads its CUDA linear algebra at the first call, and fails where two threads make that at once.
                 torch.linalg.eigh(torch.eye(2, device=device, dtype=torch.float64))
                 free = memory or Memory.free(device, SPECTRA_SHARE)
                 count, together = task.lanes(device, -(-task.layers // len(devices)), free.device)
-                lanes += [cls(device, stream, together) for stream in side_streams(device, count)]
+                by_device.append([cls(device, stream, together) for stream in side_streams(device, count)])
             else:
-                lanes.append(cls(device, None, 1))
+                by_device.append([cls(device, None, 1)])
+        # The devices in turn, so that a layer stays on one, however many lanes the next shard has.
+        lanes = [lane for row in zip_longest(*by_device) for lane in row if lane is not None]
         return lanes or [cls(None, None, 1)]
 
     @contextmanager

@@ -14,7 +14,7 @@ from suite.analysis.layers import reduce_stream
 from suite.analysis.metrics import VARIANTS, Estimate
 from suite.analysis.resampling import GROUPS, Groups, LayerSpectra, group_count
 from suite.analysis.uncertainty import with_interval
-from suite.capture.stream import ResidualStream
+from suite.capture.stream import Memory, ResidualStream
 
 FEW, MANY = (120, 150), (900, 40)
 """(tokens, hidden): reduced as rows, and as moments."""
@@ -230,3 +230,13 @@ def test_how_many_layers_at_once(
     else:
         task = layers._Task(64, hidden, 8 * hidden**2 * 5, 24 * layers.ROWS_AT_ONCE * hidden, True)
     assert task.lanes(torch.device("cuda"), layers_of, int(room_gb * 1e9)) == want
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 4])
+def test_a_layer_stays_on_its_gpu_however_many_lanes_a_shard_has(lanes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "eye", lambda *arguments, **options: torch.ones(1, 1))
+    monkeypatch.setattr(layers, "side_streams", lambda device, count: [None] * count)
+    monkeypatch.setattr(layers._Task, "lanes", lambda task, device, own, room: (lanes, 1))
+    gpus = [torch.device("cuda:0"), torch.device("cuda:1")]
+    found = layers._Lane.over(gpus, layers._Task(8, 100, 0, 0, True), Memory(device=1 << 40))
+    assert [found[layer % len(found)].device for layer in range(8)] == gpus * 4
