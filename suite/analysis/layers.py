@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import product, zip_longest
 
 import torch
 from jaxtyping import Bool, Int64
@@ -78,17 +78,15 @@ class _Shard:
         """All kept rows, some at a time. Asked on the host and once, as no layer differs."""
         for start in range(0, len(self.group), ROWS_AT_ONCE):
             rows = slice(start, start + ROWS_AT_ONCE)
-            kept, group, sink = self.stream.kept[rows], self.group[rows], self.sink[rows]
+            kept, group = self.stream.kept[rows], self.group[rows]
             parts: list[tuple[Part, Tensor | None]] = []
             for way in _ways(variants):
-                for own in torch.unique(group).tolist():
-                    # Only `sink_free` tells sinks apart, and it takes the rows as they are.
-                    for apart in (False, True) if way == "as they are" and self.sinks is not None else (None,):
-                        chosen = kept & (group == own)
-                        chosen = chosen if apart is None else chosen & (sink == apart)
-                        if bool(chosen.any()):
-                            index = None if bool(chosen.all()) else chosen.nonzero().flatten()
-                            parts.append(((way, own, bool(apart)), index))
+                # Only `sink_free` tells sinks apart, and it takes the rows as they are.
+                apart = self.sink[rows] if way == "as they are" else torch.zeros_like(kept)
+                for own, sink in product(torch.unique(group).tolist(), (False, True)):
+                    chosen = kept & (group == own) & (apart == sink)
+                    if bool(chosen.any()):
+                        parts.append(((way, own, sink), _numbers(chosen)))
             yield _RowBlock(rows, parts)
 
 
@@ -374,12 +372,11 @@ def _accumulate(
         before, update = stream.step(layer, block.rows, device)
         wide = widened(update)
         quantities = token_quantities(before, wide)
-        unit = normalised(update) if any(way == "normalised" for (way, _, _), _ in block.parts) else None
+        forms = {
+            way: wide if way == "as they are" else normalised(update) for way in {way for (way, _, _), _ in block.parts}
+        }
         for part, index in block.parts:
-            own, figures = unit if part[0] == "normalised" else wide, quantities
-            assert own is not None
-            if index is not None:
-                own, figures = _taken(index, own, figures)
+            own, figures = _taken(index, forms[part[0]], quantities)
             if part not in moments:
                 moments[part] = Moments.none_yet(stream.hidden, device)
             moments[part].add(own, figures)
@@ -387,13 +384,15 @@ def _accumulate(
         added.complete()
 
 
-def _rows(chosen: Bool[Tensor, " tokens"], *matrices: Tensor) -> tuple[Tensor, ...]:
-    if bool(chosen.all()):
+def _numbers(chosen: Bool[Tensor, " tokens"]) -> Int64[Tensor, " _"] | None:
+    """Of the chosen rows; None where all are."""
+    return None if bool(chosen.all()) else chosen.nonzero().flatten()
+
+
+def _taken(index: Int64[Tensor, " rows"] | None, *matrices: Tensor) -> tuple[Tensor, ...]:
+    """Their rows of these numbers; None: the matrices as they are."""
+    if index is None:
         return matrices
-    return _taken(chosen.nonzero().flatten(), *matrices)
-
-
-def _taken(index: Int64[Tensor, " rows"], *matrices: Tensor) -> tuple[Tensor, ...]:
     return tuple(matrix.index_select(0, index.to(matrix.device)) for matrix in matrices)
 
 
@@ -405,21 +404,20 @@ def _grouped_rows(
     kept = stream.kept.nonzero().flatten()
     index = kept[rows_by_group(shard.group[kept], plan.groups)]
     group, sink = shard.group[index], shard.sink[index]
-    in_order = torch.equal(index, torch.arange(len(stream.kept)))
+    order = None if torch.equal(index, torch.arange(len(stream.kept))) else index
     updates, quantities = [], []
     for layer in layers:
-        before, update = stream.step(layer, device=device)
-        if not in_order:
-            before, update = _taken(index, before, update)
+        before, update = _taken(order, *stream.step(layer, device=device))
         updates.append(update)
         quantities.append(token_quantities(before, update))
         del before, update
     for variant in plan.variants:
         chosen = ~sink if variant == "sink_free" else torch.ones_like(sink)
+        numbers = _numbers(chosen)
         tokens = torch.bincount(group[chosen], minlength=plan.groups).tolist()
         grouped = []
         for own_update, own_quantities in zip(updates, quantities, strict=True):
-            rows, own = _rows(chosen, own_update, own_quantities)
+            rows, own = _taken(numbers, own_update, own_quantities)
             rows = normalised(rows) if variant == "token_normalised" else rows
             grouped.append(GroupedRows(rows, own, tokens, variant == "centred"))
         yield variant, grouped

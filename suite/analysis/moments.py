@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float32, Float64
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from suite.analysis.eigen import slow_float64
@@ -30,7 +30,7 @@ NORM_FLOOR = 1e-8
 
 
 def token_quantities(
-    before: Float[Tensor, "tokens hidden"], update: Float32[Tensor, "tokens hidden"] | Float64[Tensor, "tokens hidden"]
+    before: Float[Tensor, "tokens hidden"], update: Float[Tensor, "tokens hidden"]
 ) -> Float64[Tensor, "tokens quantities"]:
     """The TOKEN_QUANTITIES of each token. `update` is float32, or the same in float64 where that is at hand.
 

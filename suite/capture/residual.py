@@ -56,12 +56,12 @@ def capture(
     """
     causality: Tensor | None = None
     layout = Layout.BATCH_TIME
+    limit = tokens_per_batch or TOKENS_PER_BATCH[device.type]
     for shard, storage in plan_shards(
         [len(ids) for ids in sequences.ids], _bytes_per_token(model, decoder), device, memory
     ):
         writer = StreamWriter(sum(len(sequences.ids[i]) for i in shard), storage)
         with torch.no_grad(), Tap(decoder, writer.write, writer.read, layout) as tap:
-            limit = tokens_per_batch or TOKENS_PER_BATCH[device.type]
             done = 0
             while done < len(shard):
                 batch, used = _batch(sequences, shard[done:], writer.filled, limit, device)

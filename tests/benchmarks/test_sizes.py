@@ -32,14 +32,14 @@ MOMENTS_AT = 65536 if CUDA else 16384
 
 @dataclass(frozen=True)
 class Run:
-    """One size: seconds, of a bare forward pass and at the least, too, and bytes beyond the weights."""
+    """One size: seconds, seconds at the least, and bytes beyond the weights."""
 
     whole: float
-    bare: float
     floor: float
+    further: float | None
+    """Seconds for each token beyond half of them, of several shards above the hidden size."""
     device: int
     host: int
-    shards: int
 
 
 _runs: dict[int, Run] = {}
@@ -60,17 +60,17 @@ def test_size(benchmark: Any, subject: Subject, tokens: int, rates: Rates, recor
         )
     bare = seconds(lambda: bare_forward(subject, sequences), subject.device, rounds)
     shards = -(-tokens * subject.stream_bytes // SHARD_BYTES)
-    per_token = rates.forward(subject, tokens, length) + rates.grams(subject, tokens)
-    floor = per_token + rates.eigenproblems(subject, tokens)
-    _runs[tokens] = own = Run(whole, bare, floor, peak.device, peak.host, shards)
-
+    floor = rates.forward(subject, tokens, length) + rates.grams(subject, tokens) + rates.eigenproblems(subject, tokens)
+    further = None
     report = record(f"{subject.name}, {tokens:,} tokens")
     report.add("everything after loading", whole, "s", floor=floor)
     report.add("per token", whole / tokens, "s")
-    if shards > 1 and tokens // 2 > subject.hidden and tokens // 2 in _runs:
-        further, at_least = _further(tokens)
-        report.add("per further token", further, "s", floor=at_least)
+    half = _runs.get(tokens // 2)
+    if half is not None and shards > 1 and tokens // 2 > subject.hidden:  # the eigenproblems are the same
+        further = (whole - half.whole) / (tokens / 2)
+        report.add("per further token", further, "s", floor=(floor - half.floor) / (tokens / 2))
         report.add("per further token, over the bare forward pass", further / (bare / tokens), "x")
+    _runs[tokens] = own = Run(whole, floor, further, peak.device, peak.host)
     if CUDA:
         report.add(f"peak device memory ({shards} shard{'s'[: shards > 1]})", own.device, "B")
     report.add("peak host memory", own.host, "B")
@@ -83,26 +83,17 @@ def test_size(benchmark: Any, subject: Subject, tokens: int, rates: Rates, recor
     )
 
 
-def _further(tokens: int) -> tuple[float, float]:
-    """Seconds for each token beyond half of them, where the eigenproblems are the same; and at the least."""
-    all_of_them, half = _runs[tokens], _runs[tokens // 2]
-    return (all_of_them.whole - half.whole) / (tokens / 2), (all_of_them.floor - half.floor) / (tokens / 2)
-
-
 @pytest.mark.benchmark(group="3. From 512 to 131,072 tokens")
 @pytest.mark.parametrize("subject", [LARGE], indirect=True)
 def test_flat_beyond_a_shard(benchmark: Any, subject: Subject, record: Callable[..., Record]) -> None:
     """Memory, and what each further token costs, between sizes of several shards; timed above."""
-    several = [tokens for tokens, run in sorted(_runs.items()) if run.shards > 1 and tokens // 2 in _runs]
-    several = [tokens for tokens in several if tokens // 2 > subject.hidden]
+    several = [(tokens, run.further, run) for tokens, run in sorted(_runs.items()) if run.further is not None]
     if len(several) < 2:
         pytest.skip("needs two sizes of several shards each; they run in the same session")
     benchmark.pedantic(lambda: None, rounds=1)
-    first, last = several[0], several[-1]
-    a, b = _runs[first], _runs[last]
+    (first, first_further, a), (last, last_further, b) = several[0], several[-1]
     report = record(f"{subject.name}, {last:,} over {first:,} tokens")
-    per_token = _further(last)[0] / _further(first)[0]
-    report.add("per further token", per_token, "x", target="<= 1.1" if CUDA else "")
+    report.add("per further token", last_further / first_further, "x", target="<= 1.1" if CUDA else "")
     if CUDA:
         report.add("peak device memory", b.device / a.device, "x", target="<= 1.05")
     report.add("peak host memory, difference", b.host - a.host, "B")
