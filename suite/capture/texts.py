@@ -82,21 +82,20 @@ def _decoded(content: bytes, path: Path, what: str) -> str:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-            why = "is UTF-16"
-        elif b"\0" in content:
-            why = "is binary data"
-        else:
-            why = f"is not UTF-8 at byte {error.start}"
-        raise _not_text(path, what, why) from None
+            raise _not_text(path, what, "is UTF-16", encoding="UTF-16") from None
+        if b"\0" in content:
+            raise _not_text(path, what, "is binary data") from None
+        raise _not_text(path, what, f"is not UTF-8 at byte {error.start}", encoding="LATIN1") from None
     if "\0" in text:
         raise _not_text(path, what, "is binary data")
     return text
 
 
-def _not_text(path: Path, what: str, why: str) -> CalibrationError:
+def _not_text(path: Path, what: str, why: str, encoding: str = "") -> CalibrationError:
+    """encoding: what the file may be in, where a conversion can help."""
+    cure = f" (iconv -f {encoding} -t UTF-8 converts)" if encoding else ""
     return CalibrationError(
-        f"calibration file {path} cannot be read: {what} {why}. "
-        f"--calibration takes {_FORMS}, all of them UTF-8 (iconv -f LATIN1 -t UTF-8 converts)."
+        f"calibration file {path} cannot be read: {what} {why}. --calibration takes {_FORMS}, all of them UTF-8{cure}."
     )
 
 

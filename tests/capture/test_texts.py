@@ -129,9 +129,9 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "telling"),
     [
-        ("latin.txt", "caf\u00e9 cr\u00e8me".encode("latin-1"), "latin.txt.* is not UTF-8 at byte 3"),
-        ("wide.txt", "word".encode("utf-16"), "wide.txt.* is UTF-16"),
-        ("binary.txt", b"PK\x03\x04\x00\x00\x08\xff\x00", "binary.txt.* is binary data"),
+        ("latin.txt", "caf\u00e9 cr\u00e8me".encode("latin-1"), "latin.txt.* is not UTF-8 at byte 3.*iconv -f LATIN1"),
+        ("wide.txt", "word".encode("utf-16"), "wide.txt.* is UTF-16.*iconv -f UTF-16"),
+        ("binary.txt", b"PK\x03\x04\x00\x00\x08\xff\x00", "binary.txt.* is binary data.*UTF-8.$"),
         ("nul.txt", b"text\x00text", "nul.txt.* is binary data"),
         ("empty.txt", b"", "empty.txt holds no text"),
         ("empty.jsonl", b"\n\n", "empty.jsonl holds no text"),
