@@ -36,6 +36,7 @@ from suite.records.measurement import (
     ModelRecord,
     Provenance,
     SinkRecord,
+    StreamRecord,
     assemble,
     metric_versions,
 )
@@ -159,6 +160,7 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
             getattr(decoder.config, "max_position_embeddings", None),
         )
     certificates: list[Certificate] = []
+    kept: list[StreamRecord] = []
     sinks: list[Sinks] = []
     laws: list[Law | None] = []
     blocks = len(decoder.blocks)
@@ -180,6 +182,7 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
                     return
                 stream, certificate = item
                 certificates.append(certificate)
+                kept.append(StreamRecord(storage=stream.storage, shards=1, largest_bytes=stream.nbytes))
                 whole = len(stream.kept) == sequences.tokens
                 yield stream  # its sinks are found, and its layers reduced, when the next one is asked for
                 with clock("law"):
@@ -243,6 +246,9 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
             metric_versions=metric_versions(),
             seconds=clock.seconds,
             peak_memory_bytes=_peak_memory(),
+            stream=StreamRecord(
+                storage=kept[0].storage, shards=len(kept), largest_bytes=max(own.largest_bytes for own in kept)
+            ),
             cache_key=run.key,
         ),
         law=law_record(laws[0], phases),

@@ -44,6 +44,10 @@ class ResidualStream:
     def hidden(self) -> int:
         return int(self.states[0].shape[1])
 
+    @property
+    def nbytes(self) -> int:
+        return sum(state.nbytes for state in self.states)
+
     def step(
         self, layer: int, rows: slice = slice(None), device: torch.device | None = None
     ) -> tuple[Float[Tensor, "rows hidden"], Float32[Tensor, "rows hidden"]]:

@@ -15,7 +15,16 @@ from suite.claims.judge import Verdict
 from suite.claims.schema import Expectation, Hypothesis
 from suite.publish.board import Board, Entry, Group
 from suite.publish.plots import Plot, layer_values, plots
-from suite.publish.tables import FLIPS, LAYER_COLUMNS, NONE, PHASE_COLUMNS, margin_text, number, relative_margin
+from suite.publish.tables import (
+    FLIPS,
+    LAYER_COLUMNS,
+    NONE,
+    PHASE_COLUMNS,
+    margin_text,
+    number,
+    relative_margin,
+    stream_text,
+)
 from suite.publish.words import (
     CHANGED,
     LEGEND,
@@ -342,6 +351,7 @@ def _facts(board: Board, group: Group, entry: Entry) -> list[tuple[str, Cell]]:
         ),
         ("seconds", f"{entry.seconds:.1f}: {steps}"),
         ("peak memory", peak or NONE),
+        *([("stream", stream_text(provenance))] if provenance.stream else ()),
         ("measured", f"{provenance.created}, delta-suite {provenance.suite}{commit}"),
         ("libraries", ", ".join(f"{name} {version}" for name, version in sorted(provenance.versions.items()))),
         ("certificate", f"{len(measurement.certificate.identities)} identities of the capture hold"),

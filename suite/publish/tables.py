@@ -12,7 +12,7 @@ from suite.analysis.boundaries import NEAR
 from suite.analysis.metrics import METRICS, Estimate
 from suite.analysis.uncertainty import holm, partial_conjunction
 from suite.claims.judge import Judgement, Observation, Verdict, combine_verdicts
-from suite.records.measurement import BoundarySearch, JudgedBy, Measurement
+from suite.records.measurement import BoundarySearch, JudgedBy, Measurement, Provenance
 
 NONE = "-"
 """Shown where a number does not exist."""
@@ -336,13 +336,25 @@ def _search_lines(search: BoundarySearch, rank: float | None) -> list[list[str]]
 def model_line(measurement: Measurement) -> str:
     """One line on what was measured and how long it took."""
     model, calibration, provenance = measurement.model, measurement.calibration, measurement.provenance
-    seconds = sum(provenance.seconds.values())
+    seconds, stream = sum(provenance.seconds.values()), provenance.stream
+    # Said where it explains a long run, or why something is absent; a page of the leaderboard always says it.
+    place = "" if stream is None or stream.usual else f" (stream {stream_text(provenance)})"
     return (
         f"{model.name}: {model.architecture}, {model.layers} layers x {model.hidden}; calibration {calibration.name}, "
         f"{'1 document (so no interval)' if calibration.documents == 1 else f'{calibration.documents} documents'}, "
         f"{calibration.tokens} tokens; "
-        f"{provenance.dtype} on {provenance.device}; measured {provenance.created} in {seconds:.1f} s"
+        f"{provenance.dtype} on {provenance.device}{place}; measured {provenance.created} in {seconds:.1f} s"
     )
+
+
+def stream_text(provenance: Provenance) -> str:
+    """Where the stream was kept, and in how many shards."""
+    stream = provenance.stream
+    if stream is None:
+        return NONE
+    place = {"device": f"in the memory of {provenance.device}", "host": "in host memory", "disk": "on disk"}
+    shards = f", {stream.shards} shards, the largest" if stream.shards > 1 else ","
+    return f"{place[stream.storage]}{shards} {stream.largest_bytes / 1e9:.3g} GB"
 
 
 def failure_table(rows: Iterable[Row]) -> str:

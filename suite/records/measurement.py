@@ -113,6 +113,22 @@ class CertificateRecord(_Part):
     identities: dict[str, IdentityRecord]
 
 
+class StreamRecord(_Part):
+    """Where the residual stream was kept while it was analysed. The figures do not depend on it."""
+
+    storage: Literal["device", "host", "disk"]
+    """In the memory of the device; in pinned host memory beside a GPU; in a memory-mapped file."""
+    shards: int
+    """Those of several come one after the other, and are kept one at a time."""
+    largest_bytes: int
+    """Of the largest shard."""
+
+    @property
+    def usual(self) -> bool:
+        """All of it at once, on the device."""
+        return self.storage == "device" and self.shards == 1
+
+
 class Provenance(_Part):
     """How, when and with what."""
 
@@ -133,6 +149,8 @@ class Provenance(_Part):
     """Wall time of load, capture, analysis."""
     peak_memory_bytes: dict[str, int]
     """Of the process, and of each GPU used."""
+    stream: StreamRecord | None = None
+    """Null of what no model was run for, and in records older than this field."""
     cache_key: str
 
 

@@ -25,7 +25,7 @@ from suite.analysis.layers import reduce_stream
 from suite.analysis.metrics import TOP_K, LayerStatistics, spectral_entropy_rank
 from suite.analysis.resampling import LayerSpectra
 from suite.capture.calibration import TokenSequences
-from suite.capture.residual import TOKENS_PER_BATCH, capture
+from suite.capture.residual import capture, tokens_that_fit
 from suite.capture.stream import Memory
 from suite.models.phases import phase_map
 from suite.records.measurement import direction_arrays, direction_gram, measured_layers
@@ -111,7 +111,8 @@ def bare_forward(subject: Subject, sequences: TokenSequences) -> None:
 
 
 def _batches(subject: Subject, sequences: TokenSequences) -> Iterator[Tensor]:
-    together = max(1, TOKENS_PER_BATCH[subject.device.type] // len(sequences.ids[0]))
+    limit = tokens_that_fit(subject.model, subject.decoder, subject.device)
+    together = max(1, limit // len(sequences.ids[0]))
     for start in range(0, len(sequences.ids), together):
         yield torch.stack(sequences.ids[start : start + together]).to(subject.device)
 

@@ -101,6 +101,35 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(
     assert_same(whole, halved)
 
 
+@pytest.mark.parametrize(("free", "want"), [(1 << 40, 2048), (6 * 96 * 4 * 100, 100), (0, 1)])
+def test_the_first_batch_is_found_from_free_memory(
+    loaded: tuple[Any, TokenSequences], monkeypatch: pytest.MonkeyPatch, free: int, want: int
+) -> None:
+    """The widest matrix of the tiny model's blocks has 96 outputs of 4 bytes."""
+    from suite.capture import residual
+
+    model, sequences = loaded
+    shares: list[float] = []
+
+    def found(device: torch.device, share: float) -> Memory:
+        shares.append(share)
+        return Memory(free)
+
+    monkeypatch.setattr(Memory, "free", found)
+    assert residual.tokens_that_fit(model, find_decoder(model), CPU) == want
+    sizes, forward = [], residual._forward
+
+    def seen(decoder: Any, batch: Any) -> torch.Tensor:
+        sizes.append(batch.ids.numel())
+        return forward(decoder, batch)
+
+    monkeypatch.setattr(residual, "_forward", seen)
+    reduced(loaded, memory=ROOMY)
+    longest = max(len(ids) for ids in sequences.ids)
+    assert max(sizes) <= max(want, longest)
+    assert set(shares) == {0.5}  # the other half is the stream's
+
+
 @pytest.mark.parametrize(("memory", "first"), [(ROOMY, 24), (Memory(120_000), 2)], ids=["one shard", "several"])
 def test_a_model_that_takes_no_padded_batch_is_given_one_sequence_at_a_time(
     loaded: tuple[Any, TokenSequences], memory: Memory, first: int

@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from suite.capture.stream import Memory
 from suite.claims.judge import observe
 from suite.errors import RecordError
 from suite.measure import Outcome, Settings, measure
 from suite.models.registry import ModelSpec
-from suite.publish.tables import boundary_table
+from suite.publish.tables import boundary_table, model_line, stream_text
 from suite.records.cache import Cache
 from suite.records.measurement import JudgedBy, Measurement, write_atomically
 from suite.records.store import load, save, stamp
@@ -46,6 +47,47 @@ def test_a_record_holds_no_nan_and_null_only_with_a_reason(outcome: tuple[Outcom
                 walk(child)
 
     walk(json.loads(outcome[0].record.read_text(), parse_constant=refuse))
+
+
+def test_a_record_says_where_the_stream_was_kept(
+    outcome: tuple[Outcome, Settings], tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = outcome[0].measurement
+    calibration, stream = whole.calibration, whole.provenance.stream
+    assert stream is not None
+    size = (whole.model.layers + 1) * whole.model.hidden * 4 * (calibration.tokens + calibration.dropped)
+    assert (stream.storage, stream.shards, stream.largest_bytes) == ("device", 1, size)
+    assert "float32 on cpu; measured" in model_line(whole)
+    assert stream_text(whole.provenance) == f"in the memory of cpu, {size / 1e9:.3g} GB"
+
+    room = size // 3
+    monkeypatch.setattr(Memory, "free", classmethod(lambda cls, device, share=0.5: cls(room)))
+    settings = Settings(results=tmp_path / "results", device="cpu", cache=Cache(tmp_path / "cache"))
+    apart = load(measure(ModelSpec(name="tiny", path=tiny), settings).record)
+    stream = apart.provenance.stream
+    assert stream is not None
+    assert stream.storage == "device"
+    assert stream.shards >= 3
+    assert stream.largest_bytes <= room
+    said = f"float32 on cpu (stream in the memory of cpu, {stream.shards} shards, the largest "
+    assert said in model_line(apart)
+    # The place is no setting: a table holds both, and the figures agree.
+    assert apart.provenance.settings == whole.provenance.settings
+    for phase in whole.scopes:
+        for name in ("intra_cosine", "capture_fraction"):
+            one, two = (own.scopes[phase].metrics["raw"][name].value for own in (whole, apart))
+            assert one == pytest.approx(two, abs=1e-6), (phase, name)
+
+
+def test_a_record_from_before_the_stream_was_noted_reads_as_ever(
+    outcome: tuple[Outcome, Settings], tmp_path: Path
+) -> None:
+    old = json.loads(outcome[0].record.read_text())
+    del old["provenance"]["stream"]
+    (tmp_path / "old.json").write_text(json.dumps(old))
+    read = load(tmp_path / "old.json")
+    assert read.provenance.stream is None
+    assert model_line(read) == model_line(outcome[0].measurement)
 
 
 def test_another_phase_map_needs_no_model(outcome: tuple[Outcome, Settings], tiny: Path) -> None:
