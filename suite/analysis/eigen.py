@@ -182,9 +182,15 @@ def without_border(
 
 
 @lru_cache
+def load_algebra() -> None:
+    """torch loads its CUDA linear algebra at the first call, and fails where two threads make that at once."""
+    torch.linalg.eigh(torch.eye(2, device="cuda", dtype=torch.float64))
+
+
+@lru_cache
 def _cusolver() -> ctypes.CDLL | None:
     """The library that torch has loaded, where it has XsyevBatched (CUDA 12.6.2 and later); only on Linux."""
-    torch.linalg.eigh(torch.eye(2, device="cuda", dtype=torch.float64))  # torch loads it at the first call
+    load_algebra()
     for name in ("libcusolver.so.12", "libcusolver.so.11"):
         try:
             library = ctypes.CDLL(name, mode=os.RTLD_NOLOAD | os.RTLD_NOW)

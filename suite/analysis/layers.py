@@ -12,7 +12,14 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from suite.analysis.eigen import FEWEST_TOGETHER, LARGEST_TOGETHER, MATRICES_EACH, MOST_TOGETHER, Eigensolver
+from suite.analysis.eigen import (
+    FEWEST_TOGETHER,
+    LARGEST_TOGETHER,
+    MATRICES_EACH,
+    MOST_TOGETHER,
+    Eigensolver,
+    load_algebra,
+)
 from suite.analysis.eigen import together as can_solve_together
 from suite.analysis.moments import Moments, token_quantities, widened
 from suite.analysis.resampling import (
@@ -108,8 +115,7 @@ class _Lane:
         by_device = []
         for device in devices:
             if device.type == "cuda":
-                # torch loads its CUDA linear algebra at the first call, and fails where two threads make that at once.
-                torch.linalg.eigh(torch.eye(2, device=device, dtype=torch.float64))
+                load_algebra()
                 free = memory or Memory.free(device, SPECTRA_SHARE)
                 count, together = task.lanes(device, -(-task.layers // len(devices)), free.device)
                 by_device.append([cls(device, stream, together) for stream in side_streams(device, count)])

@@ -111,11 +111,12 @@ class Memory:
         disk = int(shutil.disk_usage(tempfile.gettempdir()).free * share)
         if device.type == "cuda":
             free, total = torch.cuda.mem_get_info(device)
-            reserved = torch.cuda.memory_reserved(device)
+            held = torch.cuda.memory_stats_as_nested_dict(device)
+            reserved, allocated = (held[f"{what}_bytes"]["all"]["current"] for what in ("reserved", "allocated"))
             index = torch.cuda.current_device() if device.index is None else device.index
             allowed = int(torch.cuda.get_per_process_memory_fraction(index) * total) - reserved
             # Blocks that torch holds and does not use are free to the stream, too.
-            unused = reserved - torch.cuda.memory_allocated(device)
+            unused = reserved - allocated
             return cls(int((max(0, min(free, allowed)) + unused) * share), host, disk)
         return cls(host, 0, disk)
 

@@ -168,8 +168,10 @@ def test_no_more_of_a_gpu_than_torch_may_take(fraction: float, want: int, monkey
     """A GPU of 100 bytes: 30 held by torch, 20 of them in use; 50 free, the rest another process has."""
     for name, value in [
         ("mem_get_info", (50, 100)),
-        ("memory_reserved", 30),
-        ("memory_allocated", 20),
+        (
+            "memory_stats_as_nested_dict",
+            {"reserved_bytes": {"all": {"current": 30}}, "allocated_bytes": {"all": {"current": 20}}},
+        ),
         ("get_per_process_memory_fraction", fraction),
     ]:
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
