@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from itertools import product, zip_longest
+from itertools import zip_longest
 
 import torch
 from jaxtyping import Bool, Int64
@@ -50,12 +50,21 @@ SPECTRA_SHARE = 0.75
 """Of the memory that is free on a GPU once the stream is there, for what the layers of all lanes take. Less of it makes
 fewer layers at once, and more time."""
 
-ROWS_AT_ONCE = 8192
-"""Tokens reduced at a time, so that float64 copies of them stay small beside the stream."""
+FEWEST_ROWS_AT_ONCE = 8192
+"""Tokens reduced at a time at the least: what a large matrix product needs to run at its rate."""
+
+ENTRIES_AT_ONCE = 1 << 24
+"""Of narrower updates more tokens, up to this many entries: they cost what it takes to ask for them. Copies of them in
+float64 stay small beside the stream, 134 MB each."""
 
 
 Part = tuple[str, int, bool]
 """What moments are kept apart by: (as they are or normalised, group of documents, a sink). Sums make the variants."""
+
+
+def rows_at_once(hidden: int) -> int:
+    """Tokens reduced at a time."""
+    return max(FEWEST_ROWS_AT_ONCE, ENTRIES_AT_ONCE // hidden)
 
 
 @dataclass(frozen=True)
@@ -63,8 +72,10 @@ class _RowBlock:
     """Some rows of a shard, and which of them are added to which moments."""
 
     rows: slice
-    parts: list[tuple[Part, Int64[Tensor, " _"] | None]]
-    """Numbers from the first of these rows; None: all of them."""
+    order: Int64[Tensor, " _"] | None
+    """Those kept of them, so that what belongs together lies together; None: all, as they lie."""
+    parts: list[tuple[Part, slice]]
+    """In that order."""
 
 
 @dataclass(frozen=True)
@@ -83,18 +94,21 @@ class _Shard:
 
     def row_blocks(self, variants: Sequence[str]) -> Iterator[_RowBlock]:
         """All kept rows, some at a time. Asked on the host and once, as no layer differs."""
-        for start in range(0, len(self.group), ROWS_AT_ONCE):
-            rows = slice(start, start + ROWS_AT_ONCE)
-            kept, group = self.stream.kept[rows], self.group[rows]
-            parts: list[tuple[Part, Tensor | None]] = []
+        at_once = rows_at_once(self.stream.hidden)
+        for start in range(0, len(self.group), at_once):
+            rows = slice(start, start + at_once)
+            label = 2 * self.group[rows] + self.sink[rows]
+            order = torch.argsort(label, stable=True)
+            order = order[self.stream.kept[rows][order]]
+            parts: list[tuple[Part, slice]] = []
             for way in _ways(variants):
                 # Only `sink_free` tells sinks apart, and it takes the rows as they are.
-                apart = self.sink[rows] if way == "as they are" else torch.zeros_like(kept)
-                for own, sink in product(torch.unique(group).tolist(), (False, True)):
-                    chosen = kept & (group == own) & (apart == sink)
-                    if bool(chosen.any()):
-                        parts.append(((way, own, sink), _numbers(chosen)))
-            yield _RowBlock(rows, parts)
+                own = label[order] if way == "as they are" else label[order] // 2 * 2
+                values, counts = torch.unique_consecutive(own, return_counts=True)
+                ends = counts.cumsum(0)
+                for value, stop, count in zip(values.tolist(), ends.tolist(), counts.tolist(), strict=True):
+                    parts.append(((way, value // 2, value % 2 == 1), slice(stop - count, stop)))
+            yield _RowBlock(rows, None if torch.equal(order, torch.arange(len(label))) else order, parts)
 
 
 @dataclass(frozen=True)
@@ -172,7 +186,7 @@ class _Task:
         else:  # moments that are not there yet, what is added up of them, and some rows in float64
             new = 0 if moments[0] and plan.keep_on is None else _sets(variants)
             held = 8 * hidden**2 * (plan.groups * (new + ("sink_free" in variants)) + 4)
-            passing = 24 * ROWS_AT_ONCE * hidden
+            passing = 32 * rows_at_once(hidden) * hidden
         return cls(stream.layers, n, held, passing, not whole)
 
     def lanes(self, device: torch.device, layers: int, room: int) -> tuple[int, int]:
@@ -375,17 +389,17 @@ def _accumulate(
     for part, held in moments.items():
         moments[part] = held.to(home)
     for block in row_blocks:
-        before, update = stream.step(layer, block.rows, device)
+        before, update = _taken(block.order, *stream.step(layer, block.rows, device))
         wide = widened(update)
         quantities = token_quantities(before, wide)
         forms = {
-            way: wide if way == "as they are" else normalised(update) for way in {way for (way, _, _), _ in block.parts}
+            way: wide if way == "as they are" else widened(normalised(update))
+            for way in {way for (way, _, _), _ in block.parts}
         }
-        for part, index in block.parts:
-            own, figures = _taken(index, forms[part[0]], quantities)
+        for part, own in block.parts:
             if part not in moments:
                 moments[part] = Moments.none_yet(stream.hidden, device)
-            moments[part].add(own, figures)
+            moments[part].add(forms[part[0]][own], quantities[own])
     for added in moments.values():
         added.complete()
 

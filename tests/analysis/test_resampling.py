@@ -228,7 +228,7 @@ def test_how_many_layers_at_once(
     if given == "rows":
         task = layers._Task(64, n, 4 * n * hidden, 8 * n * hidden, False)
     else:
-        task = layers._Task(64, hidden, 8 * hidden**2 * 5, 24 * layers.ROWS_AT_ONCE * hidden, True)
+        task = layers._Task(64, hidden, 8 * hidden**2 * 5, 32 * layers.rows_at_once(hidden) * hidden, True)
     assert task.lanes(torch.device("cuda"), layers_of, int(room_gb * 1e9)) == want
 
 
