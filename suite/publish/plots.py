@@ -260,11 +260,11 @@ def _transfer(measurement: Measurement, transfer: Sequence[Sequence[float | None
     heatmap = {
         **{"type": "heatmap", "z": [list(row) for row in transfer], "zmin": -1, "zmax": 1, "colorscale": SCALE},
         "colorbar": {"title": {"text": "R²"}, "thickness": 12},
-        "hovertemplate": "map of layer %{y} on layer %{x}: R² %{z:.3f}<extra></extra>",
+        "hovertemplate": "map of layer %{x} on layer %{y}: R² %{z:.3f}<extra></extra>",
     }
     layout = {
-        "xaxis": _layer_axis(title={"text": "layer that is predicted"}),
-        "yaxis": _layer_axis(title={"text": "layer the map was fitted on"}, autorange="reversed"),
+        "xaxis": _layer_axis(title={"text": "layer the map was fitted on"}),
+        "yaxis": _layer_axis(title={"text": "layer that is predicted"}, autorange="reversed"),
         "shapes": _grid_lines(measurement, None),
         "annotations": _phase_names(measurement),
     }

@@ -135,6 +135,21 @@ def test_an_old_record_says_why_a_plot_is_not_there(record: Callable[..., Measur
     assert "transfer" not in found
 
 
+def test_a_row_of_the_transfer_matrix_is_the_layer_that_is_predicted(record: Callable[..., Measurement]) -> None:
+    """As in the record, where row L holds R^2 on layer L; a layer whose update does not vary is a gap."""
+    layers = range(6)
+    rows = [[None if a == 3 else a + b / 10 for b in layers] for a in layers]
+    (plot,) = (
+        own for own in plots(record(lambda own: own["law"].update(transfer=rows)), "raw") if own.name == "transfer"
+    )
+    assert plot.figure is not None
+    (heatmap,), layout = plot.figure["data"], plot.figure["layout"]
+    assert heatmap["z"] == rows
+    assert layout["yaxis"]["title"]["text"] == "layer that is predicted"
+    assert layout["xaxis"]["title"]["text"] == "layer the map was fitted on"
+    assert "map of layer %{x} on layer %{y}" in heatmap["hovertemplate"]
+
+
 def test_a_layer_without_an_update_is_a_gap(record: Callable[..., Measurement]) -> None:
     def still(own: dict) -> None:  # type: ignore[type-arg]
         for metrics in own["layers"][4]["metrics"].values():
