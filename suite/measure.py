@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import os
 import platform
 import subprocess
@@ -268,7 +269,7 @@ def law_record(law: Law | None, phases: Mapping[str, tuple[int, int]]) -> LawRec
     return LawRecord(
         phases=own,
         metrics={name: law.estimates(name) for name in own},
-        transfer=tuple(tuple(row) for row in transfer),
+        transfer=tuple(tuple(None if math.isnan(r2) else r2 for r2 in row) for row in transfer),
     )
 
 

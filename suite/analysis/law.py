@@ -20,6 +20,9 @@ RUNGS = ("scaled", "shared", "rank_one", "own")
 ONE_LAYER = "one layer has no others to share a map with"
 """Why a phase of one layer has no shared map."""
 
+NOTHING_TO_PREDICT = "the update of layer {} is the same on all tokens, or zero, so there is nothing to predict"
+"""Why a layer has no R^2."""
+
 
 @dataclass(frozen=True)
 class Law:
@@ -37,7 +40,7 @@ class Law:
     ridge: tuple[float, float]
     """mu of the maps trained on even and on odd documents, relative to the mean eigenvalue of A."""
     r2: Mapping[str, Float64[np.ndarray, "cases layers"]]
-    """By rung; NaN where a phase of one layer has no shared map."""
+    """By rung; NaN where a phase of one layer has no shared map, and of a layer whose update does not vary."""
     share: Float64[np.ndarray, "cases layers"]
     """Held-out energy of the residual after the shared map along v_L, over all its energy."""
     transfer: Float64[np.ndarray, "cases layers layers"]
@@ -105,10 +108,16 @@ class PhaseLaw:
     transfer: Float64[np.ndarray, "cases layers layers"]
     detail: Mapping[str, object] = field(default_factory=dict)
 
+    @property
+    def reason(self) -> str | None:
+        """Why maps of these layers have no R^2."""
+        without = np.isnan(self.r2["own"]).any(axis=0)
+        return NOTHING_TO_PREDICT.format(self.layers[int(without.argmax())]) if without.any() else None
+
     def median(self, values: Float64[np.ndarray, "cases layers"]) -> Estimate:
-        """Median over layers of a figure that each layer has; absent where a phase of one layer has none."""
+        """Median over layers of a figure that each layer has; absent where one has none."""
         if np.isnan(values).any():
-            return absent(ONE_LAYER)
+            return absent(self.reason or ONE_LAYER)
         per_layer = dict(zip(self.layers, values[0].tolist(), strict=True))
         return self._estimate(values[0], jackknife(values)[0], values[1:], per_layer, {})
 
@@ -130,7 +139,7 @@ class PhaseLaw:
         A layer whose denominator is not clearly above 0 has no ratio; where most have none, the phase has none.
         """
         if np.isnan(self.r2["shared"]).any():
-            return absent(ONE_LAYER)
+            return absent(self.reason or ONE_LAYER)
         room = self.r2["own"] - self.r2[lower]
         _, low, _ = jackknife(room)
         defined = (low > 0) & (room > 0).all(axis=0)

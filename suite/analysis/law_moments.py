@@ -10,8 +10,9 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
+from suite.analysis.eigen import eigh, slow_float64
 from suite.analysis.moments import NORM_FLOOR
-from suite.analysis.spectra import algebra_device
+from suite.analysis.spectra import algebra_device, gram
 from suite.capture.stream import Memory, ResidualStream
 
 Form = Literal["normalised", "raw"]
@@ -25,9 +26,6 @@ ORDER = (*range(0, GROUPS, 2), *range(1, GROUPS, 2))
 
 FOLDS = (slice(0, GROUPS // 2), slice(GROUPS // 2, GROUPS))
 """Where the groups of a fold lie in ORDER."""
-
-BASIS_PASSES = 3
-"""Passes of subspace iteration over the rows: enough for the span (Halko, Martinsson & Tropp 2011, section 4.5)."""
 
 
 @dataclass(frozen=True)
@@ -85,25 +83,19 @@ class Basis:
 def fold_bases(walk: Walk, folds: Sequence[slice], hidden: int, k: int, device: torch.device) -> list[Basis]:
     """For each fold, a slice of rows: the span of the first k principal components of x and of delta over all layers.
 
-    x is pooled as the shared map's normal equations pool it, delta with every layer at unit energy. The span comes from
-    subspace iteration in float32: what is fitted within a span is exact, whichever it is.
+    x is pooled as the shared map's normal equations pool it, delta with every layer at unit energy.
     """
     if k == hidden:
         return [Basis(None, None) for _ in folds]
-    start = torch.randn(hidden, k, generator=torch.Generator().manual_seed(0), dtype=torch.float32).to(device)
-    bases = [[torch.linalg.qr(start)[0] for _ in ("x", "y")] for _ in folds]
-    for _ in range(BASIS_PASSES):
-        sums = [[torch.zeros_like(start) for _ in own] for own in bases]
-        for _, rows in walk():
-            for own, fold in enumerate(folds):
-                for side, matrix in enumerate((rows.x, rows.y)):
-                    part = matrix[fold]
-                    part = (part - part.mean(dim=0)).float()
-                    energy = part.square().sum() if side else part.new_tensor(float(len(part)))
-                    basis = bases[own][side].to(part.device)
-                    sums[own][side] += (part.T @ (part @ basis) / energy.clamp_min(NORM_FLOOR)).to(device)
-        bases = [[torch.linalg.qr(side)[0] for side in own] for own in sums]
-    return [Basis(*(torch.linalg.qr(side.double())[0] for side in own)) for own in bases]
+    pooled = [[torch.zeros(hidden, hidden, dtype=torch.float64, device=device) for _ in ("x", "y")] for _ in folds]
+    for _, rows in walk():
+        for own, fold in enumerate(folds):
+            for side, matrix in enumerate((rows.x, rows.y)):
+                part = matrix[fold] - matrix[fold].mean(dim=0)
+                energy = part.square().sum() if side else part.new_tensor(float(len(part)))
+                product = gram(part.float() if slow_float64(part.device) else part)
+                pooled[own][side] += (product / energy.clamp_min(NORM_FLOOR)).to(device)
+    return [Basis(*(eigh(side)[1][:, -k:].contiguous() for side in own)) for own in pooled]
 
 
 @dataclass(frozen=True)

@@ -316,7 +316,8 @@ def _resampled(
         out: list[dict[str, LayerSpectra]] = [{} for _ in layers]
         asked = [draws[layer].result for layer in layers]
         for variant, grouped in groups(layers):
-            found = resample(grouped, asked, solve, epsilon=epsilon, intervals=intervals)
+            rounding = None if variant == "token_normalised" else epsilon
+            found = resample(grouped, asked, solve, epsilon=rounding, intervals=intervals)
             for own, spectra in zip(out, found, strict=True):
                 own[variant] = spectra
             del grouped  # before the next variant is formed

@@ -92,8 +92,8 @@ class LayerStatistics:
     """Mean and standard deviation over tokens: see `moments.TOKEN_QUANTITIES`."""
     mean_energy: float
     """Share of the energy that lies in the mean update."""
-    epsilon: float
-    """Machine epsilon of the dtype that the stream was computed in."""
+    epsilon: float | None
+    """Machine epsilon of the dtype that the stream was computed in; None of rows that are not in the stream's units."""
     between: tuple[float, float] | None = None
     """Sums over all pairs of different groups of documents, of tr G_a tr G_b and of tr G_a G_b, G_a the Gram matrix of
     the updates of group a; None where there is one group."""
@@ -165,7 +165,16 @@ class DirectionGram:
 
     def without_direction(self, layers: Sequence[int]) -> list[int]:
         """The layers among these whose update is zero, so that v_L does not exist."""
-        return [layer for layer in layers if self.whole[layer, 0, layer, 0] < 0.5]  # 1 or 0, up to rounding
+        return _without(self.whole, layers)
+
+    def without_half(self, layers: Sequence[int]) -> list[int]:
+        """The layers among these of which one half of the documents gives no direction."""
+        halves = [own for own in (self.aa, self.bb) if own is not None]
+        return sorted({layer for own in halves for layer in _without(own, layers)})
+
+
+def _without(products: np.ndarray, layers: Sequence[int]) -> list[int]:
+    return [layer for layer in layers if products[layer, 0, layer, 0] < 0.5]  # 1 or 0, up to rounding
 
 
 @dataclass(frozen=True)
@@ -244,6 +253,8 @@ def _register(
 # --- one layer -------------------------------------------------------------------------------------------------
 
 ONE_DOCUMENT = "needs two halves of documents; the calibration is one document"
+HALF_WITHOUT_UPDATE = "one half of the documents leaves layer {} without an update, so it has no direction there"
+UNIT_ROWS = "unit rows are not in the stream's units; the variant raw has the share"
 
 
 def spectral_entropy_rank(weights: Float64[np.ndarray, " rank"]) -> float:
@@ -399,9 +410,12 @@ def angular_distance(layer: LayerStatistics) -> Estimate:
     "layer",
     "eps^2 / 24 * mean ||h_L||^2 / mean ||delta||^2, eps of the stream's dtype",
     source="uniform rounding error, per addition to the stream",
+    version=2,
 )
 def rounding_share(layer: LayerStatistics) -> Estimate:
     """The share of the update's energy that is rounding: a state's last bit is off by eps / sqrt(24) of it, rms."""
+    if layer.epsilon is None:
+        return absent(UNIT_ROWS)
     mean, sd = layer.averages["stream_norm"]
     update = layer.eigenvalues.sum() / layer.tokens
     return Estimate(value=float(layer.epsilon**2 / 24 * (mean**2 + sd**2) / update))
@@ -423,6 +437,8 @@ def mean_energy(layer: LayerStatistics) -> Estimate:
 def reliability(gram: DirectionGram, layer: int) -> Estimate:
     if gram.ab is None:
         return absent(ONE_DOCUMENT)
+    if gram.without_half([layer]):
+        return absent(HALF_WITHOUT_UPDATE.format(layer))
     return Estimate(value=min(1.0, abs(float(gram.ab[layer, 0, layer, 0]))))
 
 
@@ -505,6 +521,8 @@ def intra_cosine_cross_fitted(gram: DirectionGram, layers: Sequence[int]) -> Est
         return absent(ONE_DOCUMENT)
     if len(layers) == 1:
         return absent("one layer has no pairs")
+    if missing := gram.without_half(layers):
+        return absent(HALF_WITHOUT_UPDATE.format(missing[0]))
     with_others = (products.sum(axis=1) - np.diag(products)) / (len(layers) - 1)
     pairs = products[np.triu_indices(len(layers), k=1)]
     return Estimate(value=float(pairs.mean()), per_layer=_by_layer(layers, with_others))
@@ -607,6 +625,8 @@ def capture_fraction_held_out(gram: DirectionGram, layers: Sequence[int]) -> Est
         return absent("no other layer in the phase to form a basis from")
     if gram.aa is None or gram.ab is None or gram.bb is None:
         return absent(ONE_DOCUMENT)
+    if missing := gram.without_half(layers):
+        return absent(HALF_WITHOUT_UPDATE.format(missing[0]))
     captured = []
     for layer in layers:
         others = [other for other in layers if other != layer]
@@ -652,7 +672,7 @@ _LAW = "the update law, held out over documents: suite/analysis/update_law.py"
     "median over L of [R2(c T^(-L)) - R2(c h)] / [R2(T_L) - R2(c h)]: shared map, fitted without L, against L's own",
     low=-math.inf,
     from_law=True,
-    version=2,
+    version=3,
     source=_LAW,
 )
 def sharing_index(law: PhaseLaw) -> Estimate:
@@ -665,7 +685,7 @@ def sharing_index(law: PhaseLaw) -> Estimate:
     low=-math.inf,
     high=1.0,
     from_law=True,
-    version=2,
+    version=3,
     source=_LAW,
 )
 def shared_r2(law: PhaseLaw) -> Estimate:
@@ -678,7 +698,7 @@ def shared_r2(law: PhaseLaw) -> Estimate:
     low=-math.inf,
     high=1.0,
     from_law=True,
-    version=2,
+    version=3,
     source=_LAW,
 )
 def own_r2(law: PhaseLaw) -> Estimate:
@@ -690,7 +710,7 @@ def own_r2(law: PhaseLaw) -> Estimate:
     "median over L of v^T R_L v / tr R_L, R_L the residual after the shared map, v its top eigenvector in training",
     high=1.0,
     from_law=True,
-    version=2,
+    version=3,
     source=_LAW,
 )
 def residual_rank_one_share(law: PhaseLaw) -> Estimate:
@@ -702,7 +722,7 @@ def residual_rank_one_share(law: PhaseLaw) -> Estimate:
     "median over L of [R2(c T^(-L) + v w^T) - R2(c T^(-L))] / [R2(T_L) - R2(c T^(-L))]",
     low=-math.inf,
     from_law=True,
-    version=2,
+    version=3,
     source=_LAW,
 )
 def rank_one_closure(law: PhaseLaw) -> Estimate:
@@ -715,7 +735,7 @@ def rank_one_closure(law: PhaseLaw) -> Estimate:
     low=-math.inf,
     high=1.0,
     from_law=True,
-    version=2,
+    version=3,
     source=_LAW,
 )
 def transfer_r2(law: PhaseLaw) -> Estimate:

@@ -74,7 +74,7 @@ def lag_matched(gram: DirectionGram, name: str, layers: Sequence[int]) -> Estima
         for lag in range(1, len(layers)):
             pairs = [(first, first + lag) for first in range(own.layers - lag)]
             outside = [pair for pair in pairs if not inside.issuperset(pair)]
-            found = [phase_metric(metric, own, pair).value for pair in outside]
+            found = [phase_metric(metric, own, pair).value for pair in outside if not own.without_direction(pair)]
             values = [value for value in found if value is not None]
             if values:
                 total += (len(layers) - lag) * float(np.mean(values))

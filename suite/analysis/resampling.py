@@ -348,13 +348,13 @@ def resample(
     draws: Sequence[Callable[[], Float32[Tensor, "draws rank"]]],
     solve: Eigensolver,
     *,
-    epsilon: float,
+    epsilon: float | None,
     intervals: bool = True,
 ) -> list[LayerSpectra]:
     """Everything that is kept of some layers in one variant, all of the same tokens.
 
     draws: each layer's random_draws. intervals: whether replicates are formed; halves are, wherever there are two.
-    epsilon: of the stream's dtype.
+    epsilon: of the stream's dtype; None where the rows are not in the stream's units.
     """
     first = layers[0]
     tokens, everything = first.tokens, range(len(first.tokens))
@@ -377,7 +377,7 @@ def resample(
     ]
 
 
-def _without_tokens(own: Groups, epsilon: float) -> LayerSpectra:
+def _without_tokens(own: Groups, epsilon: float | None) -> LayerSpectra:
     nothing = own.totals.new_zeros(TOP_K, own.totals.shape[1])
     statistics = _statistics(own, np.zeros(0), range(len(own.tokens)), epsilon)
     return LayerSpectra(
@@ -385,7 +385,9 @@ def _without_tokens(own: Groups, epsilon: float) -> LayerSpectra:
     )
 
 
-def _whole(own: Groups, eigen: Eigen, draws: Float32[Tensor, "draws rank"], epsilon: float, intervals: bool) -> _Whole:
+def _whole(
+    own: Groups, eigen: Eigen, draws: Float32[Tensor, "draws rank"], epsilon: float | None, intervals: bool
+) -> _Whole:
     groups = range(len(own.tokens))
     spectrum = own.spectrum(groups, eigen, min(sum(own.tokens), own.totals.shape[1]))
     eigenvalues = spectrum.eigenvalues.cpu().numpy()
@@ -403,7 +405,7 @@ def _whole(own: Groups, eigen: Eigen, draws: Float32[Tensor, "draws rank"], epsi
 
 
 def _with_halves(
-    own: Groups, whole: _Whole, sides: Sequence[list[int]], solved: Sequence[Eigen], epsilon: float
+    own: Groups, whole: _Whole, sides: Sequence[list[int]], solved: Sequence[Eigen], epsilon: float | None
 ) -> LayerSpectra:
     groups = range(len(own.tokens))
     halves = [own.spectrum(side, eigen, LEADING) for side, eigen in zip(sides, solved, strict=True)]
@@ -415,7 +417,7 @@ def _with_halves(
     kept = replace(whole.kept, halves=(a, b), half_directions=(of_a, of_b))
     if whole.energies is None or whole.removed is None:
         return kept
-    left = np.maximum(whole.leading.eigenvalues.cpu().numpy() - whole.energies, 0.0)
+    left = _spectra_without(whole.leading.eigenvalues.cpu().numpy(), whole.energies)
     of_half = torch.zeros(len(groups), TOP_K, own.totals.shape[1])
     for side, half in zip(sides, halves, strict=True):
         of_half[side] = _directions_without(own, side, half, own.removals(side, half.directions)[1])
@@ -427,16 +429,31 @@ def _with_halves(
     )
 
 
+def _spectra_without(
+    eigenvalues: Float64[np.ndarray, " rank"], energies: Float64[np.ndarray, "groups rank"]
+) -> Float64[np.ndarray, "groups rank"]:
+    """lambda_i - v_i^T E_g v_i, descending: a group may hold all of what was largest."""
+    left = eigenvalues - energies
+    left[left <= _rounding(eigenvalues[0], len(eigenvalues))] = 0.0
+    return np.asarray(np.sort(left, axis=1)[:, ::-1])
+
+
+def _rounding(largest: float, size: int) -> float:
+    """Of energies whose largest this was before a group was deleted: no more than it is no energy."""
+    return float(largest) * max(size, LEADING) * float(np.finfo(np.float64).eps)
+
+
 def _directions_without(
     own: Groups, groups: Sequence[int], spectrum: Spectrum, removed: Float64[Tensor, "groups m m"]
 ) -> Float32[Tensor, "groups k hidden"]:
-    """The top-k directions of S - E_g for each group g, unit rows; zero rows where the rank is below k."""
+    """The top-k directions of S - E_g for each group g, unit rows; zero rows where the rank is below k, as it is where
+    all documents are in that group."""
     leading = spectrum.directions[: removed.shape[1]]
     diagonal = torch.diag(_first(spectrum.eigenvalues[:, None], len(leading)).flatten())
     # Small problems are solved on the host, all in one go: a GPU spends its time on being asked.
     values, vectors = torch.linalg.eigh((diagonal - removed).cpu())
     values, vectors = values.flip(1)[:, :TOP_K], vectors.flip(2)[:, :, :TOP_K].to(leading.device)
-    present = values > values[:, :1].clamp_min(0.0) * len(leading) * torch.finfo(torch.float64).eps
+    present = values > _rounding(float(spectrum.eigenvalues[0]), len(spectrum.eigenvalues))
     inside = leading.T @ vectors
     # One application of S - E_g brings in what lies outside the span, to first order in it.
     whole = own.times(groups, inside.transpose(0, 1).flatten(1)).view(-1, len(groups), inside.shape[2])
@@ -454,7 +471,7 @@ def _directions_without(
 
 
 def _statistics(
-    own: Groups, eigenvalues: Float64[np.ndarray, " rank"], groups: Sequence[int], epsilon: float
+    own: Groups, eigenvalues: Float64[np.ndarray, " rank"], groups: Sequence[int], epsilon: float | None
 ) -> LayerStatistics:
     """Of some groups, scaled to the token count of all."""
     tokens, count = sum(own.tokens), max(1, sum(own.tokens[g] for g in groups))

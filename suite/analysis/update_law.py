@@ -65,9 +65,9 @@ RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 RIDGE_LAYERS = 4
 """Layers, evenly spaced, on which the ridge is chosen."""
 
-BLOCK, TOLERANCE, MOST_STEPS = 8, 1e-3, 100
-"""Subspace iteration for v_L: directions iterated, and the residual ||Rv - r v|| / r at which it ends (r is then right
-to its square)."""
+BLOCK, TOLERANCE, MOST_STEPS = 8, 1e-5, 500
+"""Subspace iteration for v_L: directions iterated, and the residual ||Rv - r v|| / r at which it ends. What v_L takes
+of held-out energy is right to its first power: at 1e-3 shares were off by 1e-4, now by 1e-6."""
 
 
 def measure_law(
@@ -314,10 +314,11 @@ def _assemble(
     def averaged(figure: Iterable[Sequence[np.ndarray]]) -> np.ndarray:
         return np.stack([np.mean(np.concatenate(own), axis=0) for own in figure])
 
-    r2 = {name: averaged([1 - own.rungs[name] / own.mean for own in case] for case in cases) for name in RUNGS}
-    transfer = averaged([1 - own.transfer / own.mean[..., None] for own in case] for case in cases)
-    share = averaged([own.along / own.rungs["shared"] for own in case] for case in cases)
-    captured = averaged([own.inside / own.mean for own in case] for case in cases[:1])[0]
+    with np.errstate(invalid="ignore"):  # 0 / 0 of a layer whose update does not vary
+        r2 = {name: averaged([1 - own.rungs[name] / own.mean for own in case] for case in cases) for name in RUNGS}
+        transfer = averaged([1 - own.transfer / own.mean[..., None] for own in case] for case in cases)
+        share = averaged([own.along / own.rungs["shared"] for own in case] for case in cases)
+        captured = averaged([own.inside / own.mean for own in case] for case in cases[:1])[0]
     gains = np.mean([own.gains for own in whole], axis=0)
     return Law(
         dict(phases), form, tokens, documents, hidden, k, ridges, r2, share, transfer, gains, captured, directions

@@ -175,8 +175,9 @@ class LawRecord(_Part):
     phases: dict[str, tuple[int, int]]
     metrics: dict[str, dict[str, Estimate]]
     """phase -> metric -> estimate"""
-    transfer: tuple[tuple[float, ...], ...]
-    """R^2 on layer L (row) of the map of layer M (column), held out; empty where the law was not measured."""
+    transfer: tuple[tuple[float | None, ...], ...]
+    """R^2 on layer L (row) of the map of layer M (column), held out; null on a layer whose update does not vary; empty
+    where the law was not measured."""
 
 
 class BoundarySearch(_Part):

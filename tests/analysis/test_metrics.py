@@ -15,10 +15,12 @@ from suite.analysis.estimates import (
     boundary_metrics,
     direction_metrics,
     layer_metrics,
+    phase_metric,
     phase_metrics,
 )
 from suite.analysis.layers import reduce_stream
 from suite.analysis.metrics import METRICS, ONE_DOCUMENT, DirectionGram
+from suite.analysis.nulls import OVER_PAIRS, lag_matched
 from suite.analysis.resampling import LayerSpectra
 from suite.capture.stream import ResidualStream
 from suite.records.measurement import direction_arrays, direction_gram
@@ -52,6 +54,19 @@ def reduced(own: ResidualStream) -> list[LayerSpectra]:
 
 def gram_of(layers: list[LayerSpectra]) -> DirectionGram:
     return direction_gram(direction_arrays("raw", layers), "raw")
+
+
+@pytest.mark.parametrize("name", OVER_PAIRS)
+def test_a_layer_without_a_direction_is_no_part_of_the_lag_null(name: str) -> None:
+    own = stream(60, 16, documents=12)
+    states = [*own.states[:5], own.states[4], *(state - own.delta(4) for state in own.states[6:])]
+    still = ResidualStream(states, own.document, own.position, own.kept, "device")
+    gram = gram_of(reduced(still))
+    assert gram.without_direction(range(6)) == [4]
+    found = lag_matched(gram, name, [0, 1])
+    pairs = [(1, 2), (2, 3)]  # at distance 1, neither in the phase nor with layer 4
+    expected = np.mean([phase_metric(METRICS[name], gram, pair).value for pair in pairs])
+    assert found.value == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("tokens", "hidden"), SIZES)

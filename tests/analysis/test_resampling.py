@@ -10,11 +10,13 @@ import pytest
 import torch
 
 from suite.analysis import layers
+from suite.analysis.estimates import direction_metrics, layer_metrics, phase_metrics
 from suite.analysis.layers import reduce_stream
-from suite.analysis.metrics import VARIANTS, Estimate
+from suite.analysis.metrics import VARIANTS, Estimate, stable_rank
 from suite.analysis.resampling import GROUPS, Groups, LayerSpectra, group_count
 from suite.analysis.uncertainty import with_interval
 from suite.capture.stream import Memory, ResidualStream
+from suite.records.measurement import direction_arrays, direction_gram
 
 FEW, MANY = (120, 150), (900, 40)
 """(tokens, hidden): reduced as rows, and as moments."""
@@ -75,7 +77,7 @@ def test_replicates_against_leaving_out_for_real(size: tuple[int, int], variant:
         for index, replicate in enumerate(got.replicates):
             left = second_moment(own, layer, variant, group != index)
             first_order = np.einsum("ij,ik,kj->j", vectors, left, vectors)
-            share = first_order.clip(0) / first_order.clip(0).sum()
+            share = np.sort(first_order.clip(0))[::-1] / first_order.clip(0).sum()
             found = replicate.eigenvalues / replicate.eigenvalues.sum()
             assert found == pytest.approx(share[: len(found)], abs=1e-7)
             exact = np.linalg.eigh(left)[1][:, ::-1]
@@ -85,6 +87,54 @@ def test_replicates_against_leaving_out_for_real(size: tuple[int, int], variant:
             half = second_moment(own, layer, variant, (group != index) & (group % 2 == index % 2))
             exact = np.linalg.eigh(half)[1][:, ::-1]
             assert abs(got.replicate_half_directions[index, 0].numpy() @ exact[:, 0]) > 1 - 1e-3
+
+
+@pytest.mark.parametrize("size", [FEW, MANY])
+def test_a_group_that_holds_all_of_the_leading_direction(size: tuple[int, int]) -> None:
+    """As a massive activation in one document does: without it, what was second is the largest."""
+    tokens, hidden = size
+    own = planted(*size)
+    aside = torch.zeros(hidden)
+    aside[-1] = 1000.0
+    own.states[1][:, -1] = own.states[0][:, -1]  # that dimension is its own alone
+    row = tokens // 3
+    own.states[1][row] = own.states[0][row] + aside
+    group = own.document.numpy() % GROUPS
+    got = reduced(own)["raw"][0]
+    (alone,) = {int(group[row])}
+    exact = np.linalg.eigvalsh(second_moment(own, 0, "raw", group != alone))[::-1]
+    found = got.replicates[alone].eigenvalues
+    assert (np.diff(found) <= 0).all()
+    assert found.sum() / found[0] == pytest.approx(exact.sum() / exact[0], rel=0.05)
+    assert stable_rank(got.replicates[alone]).value == pytest.approx(exact.sum() / exact[0], rel=0.05)
+
+
+@pytest.mark.parametrize("documents", [2, 3])
+@pytest.mark.parametrize("size", [FEW, MANY])
+def test_two_groups_leave_halves_nothing_to_be_fitted_on(size: tuple[int, int], documents: int) -> None:
+    """Each half is one group. Without it there is no direction in it, and so nothing between halves has an interval."""
+    own = planted(*size)
+    few = ResidualStream(own.states, own.document % documents, own.position, own.kept, "device")
+    spectra = reduced(few)["raw"]
+    gram = direction_gram(direction_arrays("raw", spectra), "raw")
+    assert len(gram.replicates) == 2
+    for layer in range(2):
+        reliability = direction_metrics(gram, layer)["reliability"]
+        assert reliability.value is not None
+        assert reliability.interval is None
+    both = phase_metrics(gram, [0, 1])
+    for name in ("intra_cosine_cross_fitted", "capture_fraction_held_out"):
+        assert both[name].value is not None
+        assert both[name].interval is None
+    assert both["intra_cosine"].interval is not None
+    assert layer_metrics(spectra[0].statistics, spectra[0].halves or (), spectra[0].replicates)["gamma"].interval
+
+
+def test_the_share_of_rounding_is_not_taken_of_unit_rows() -> None:
+    for variant, layers_of in reduced(planted(*FEW)).items():
+        share = layer_metrics(layers_of[0].statistics)["rounding_share"]
+        assert (share.value is None) == (variant == "token_normalised")
+        assert "unit rows" in (share.reason or "unit rows")
 
 
 def test_shards_and_sides_give_the_same_replicates() -> None:

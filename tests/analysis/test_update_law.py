@@ -16,6 +16,7 @@ from suite.analysis.metrics import METRICS, VARIANTS
 from suite.analysis.uncertainty import standard_errors
 from suite.analysis.update_law import measure_law
 from suite.capture.stream import ResidualStream
+from suite.measure import law_record
 from tests.analysis.test_metrics import gram_of, reduced
 from tests.analysis.test_metrics import stream as any_stream
 
@@ -261,6 +262,48 @@ def test_few_tokens_are_fitted_in_fewer_dimensions() -> None:
     assert value(law, "shared_r2") == pytest.approx(value(small, "shared_r2"), abs=0.08)
     agreement = np.abs((law.directions @ rotation[:8].double().numpy().T * small.directions).sum(axis=2))
     assert agreement.min() > 0.98
+
+
+def test_the_basis_holds_the_first_principal_components() -> None:
+    own, _ = planted(20, 20, 24, shared=0.5)
+    rows = torch.arange(len(own.document))
+    walk = walk_rows(own, rows, "normalised", ())
+    folds = [slice(0, 200), slice(200, 400)]
+    for fold, basis in zip(folds, fold_bases(walk, folds, 24, 5, torch.device("cpu")), strict=True):
+        pooled = np.zeros((2, 24, 24))
+        for _, own_rows in walk():
+            for side, matrix in enumerate((own_rows.x, own_rows.y)):
+                part = matrix[fold].numpy() - matrix[fold].numpy().mean(axis=0)
+                pooled[side] += part.T @ part / ((part**2).sum() if side else 1.0)
+        for side, found in enumerate((basis.x, basis.y)):
+            assert found is not None
+            exact = np.linalg.eigh(pooled[side])[1][:, -5:]
+            assert np.abs(exact @ exact.T - (found @ found.T).numpy()).max() < 1e-10
+
+
+def test_the_share_along_v_is_exact() -> None:
+    """v_L is iterated; where the residual's first two eigenvalues are close, that takes its time."""
+    own, _ = planted(shared=0.3, noise=1.0, hidden=24)
+    found = measure_law(own, ONE_PHASE)
+    assert found.share[0] == pytest.approx(by_rows(own, found)["share"], abs=1e-6)
+    assert found.r2["rank_one"][0] == pytest.approx(by_rows(own, found)["rank_one"], abs=1e-6)
+
+
+@pytest.mark.parametrize("constant", [0.0, 3.0], ids=["zero", "the same on all tokens"])
+def test_a_layer_whose_update_does_not_vary_is_a_reason(constant: float) -> None:
+    """As pruning and the expansion of a model by blocks leave them."""
+    own, _ = planted(shared=0.5, own=0.2)
+    states = [*own.states[:3], own.states[2] + constant, own.states[2] + constant + own.delta(3)]
+    if constant:  # exactly
+        states = [state.mul(2**12).round().div(2**12) for state in states]
+        states[3] = states[2] + constant
+    still = ResidualStream(states, own.document, own.position, own.kept, "device")
+    law = measure_law(still, {"C": (0, 1), "D": (2, 3)})
+    assert all("layer 2 " in (own.reason or "") for own in law.estimates("D").values())
+    assert all(own.value is not None for own in law.estimates("C").values())
+    record = law_record(law, {"C": (0, 1), "D": (2, 3)})
+    assert [r2 is None for r2 in record.transfer[2]] == [True] * 4
+    assert all(r2 is not None for row in (*record.transfer[:2], record.transfer[3]) for r2 in row)
 
 
 def test_too_little_comes_back_with_the_reason() -> None:
