@@ -25,6 +25,9 @@ MOSTLY = 0.8
 SINK_ENERGY = 0.5
 """Share of a layer's energy in sinks from which the raw spectrum is theirs, and not the text's."""
 
+ROUNDING_ENERGY = 0.5
+"""Share of a layer's energy that is rounding, from which its spectrum is that of the dtype."""
+
 MIN_TOKENS_PER_DIMENSION: Mapping[str, float] = {
     "effective_rank": 2.0,
     "participation_ratio": 2.0,
@@ -103,6 +106,17 @@ def _of_scope(metric: str, layers: Sequence[int], variant: str, measurement: Mea
                 f"in {sum(resolved)} of {len(resolved)} layers sigma_1 is told from sigma_2 (95% interval of the "
                 f"spectral gap above 1); {MOSTLY:.0%} required",
             )
+    # Each update is divided by its norm there, so the variant has no share of its own.
+    rounding = [
+        own.value or 0.0 for own in figures("rounding_share", "raw" if variant == "token_normalised" else variant)
+    ]
+    rounded = sum(share >= ROUNDING_ENERGY for share in rounding)
+    if rounded > (1 - MOSTLY) * len(layers):
+        yield Gate(
+            "rounding",
+            f"in {rounded} of {len(layers)} layers half of the update's energy or more is rounding; a dtype of more "
+            f"digits may show what is under it (--dtype float32)",
+        )
     if variant == "raw" and "sink_free" in measurement.layers[0].metrics and definition.scope != "layer":
         shares = []
         for raw, free in zip(figures("frobenius"), figures("frobenius", "sink_free"), strict=True):
