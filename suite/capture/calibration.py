@@ -102,7 +102,8 @@ def load_calibration(name: str, documents: int | None = None) -> Calibration:
     if name.startswith(HUB):
         documents = documents or HUB_DOCUMENTS
         return Calibration(name, read_texts(name, documents), first=documents)
-    return Calibration(Path(name).resolve().name, read_texts(name, documents), first=documents)
+    texts = read_texts(name, documents)
+    return Calibration(Path(name).resolve().name, texts, first=documents)
 
 
 def headline(name: str, documents: int | None = None) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from suite.errors import CalibrationError
+from suite.models.words import expanded, is_folder, quoted, unseen
 
 HUB = "hf:"
 """How a dataset of the hub begins: `hf:org/name[/config][:split[:column]]`."""
@@ -36,7 +37,7 @@ def read_texts(name: str, documents: int | None) -> tuple[str, ...]:
 
     Raises CalibrationError for what is not there, cannot be read, or holds no text.
     """
-    texts = _hub(name) if name.startswith(HUB) else _path(Path(name).expanduser())
+    texts = _hub(name) if name.startswith(HUB) else _path(expanded(name))
     found = tuple(islice((text for text in texts if text.strip()), documents))
     if not found:
         raise CalibrationError(f"calibration {name} holds no text. Put at least one document into it.")
@@ -44,12 +45,13 @@ def read_texts(name: str, documents: int | None) -> tuple[str, ...]:
 
 
 def _path(path: Path) -> Iterator[str]:
+    if why := unseen(path):
+        raise CalibrationError(
+            f"no calibration {quoted(path)!r} (looked for {quoted(path.absolute())}: {why}). "
+            f"--calibration takes core, seed, {_FORMS}."
+        )
     if path.is_dir():
         return _folder(path)
-    if not path.exists():
-        raise CalibrationError(
-            f"no calibration {str(path)!r} (looked for {path.absolute()}). --calibration takes core, seed, {_FORMS}."
-        )
     if path.suffix == ".jsonl":
         return _jsonl(path)
     if path.suffix == ".parquet":
@@ -112,7 +114,7 @@ def _jsonl(path: Path) -> Iterator[str]:
 def _text_of(line: str, path: Path, number: int) -> str:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         row = None
     if not isinstance(row, dict):
         raise CalibrationError(f"{path}:{number}: not a document: each line must be a JSON object with the key `text`.")
@@ -129,6 +131,13 @@ def _string(value: object, where: str, column: str) -> str:
         raise CalibrationError(
             f"{where}: not a document: `{column}` is {type(value).__name__}, not text. Name or write a column of texts."
         )
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise CalibrationError(
+            f"{where}: not a document: character {error.start} of `{column}` is half of a surrogate pair "
+            f"(\\u{ord(value[error.start]):04x}), which UTF-8 has not. Remove it, or put the whole character there."
+        ) from None
     return value
 
 
@@ -151,7 +160,7 @@ def _parquet(path: Path) -> Iterator[str]:
                 for value in batch.column(0).to_pylist():
                     row += 1
                     yield _string(value, f"{path}, row {row}", COLUMN)
-    except (OSError, pyarrow.ArrowException) as error:
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         raise CalibrationError(
             f"calibration file {path} cannot be read as parquet: {_first_line(error)}. Is it whole?"
         ) from None
@@ -169,7 +178,7 @@ def _hub(name: str) -> Iterator[str]:
 
     # Any exception: it comes from a chain of libraries (datasets, fsspec, huggingface_hub, its HTTP client, pyarrow).
     try:
-        if not Path(dataset).is_dir():
+        if not is_folder(Path(dataset)):
             HfApi().dataset_info(dataset, timeout=TIMEOUT)  # load_dataset would retry for half a minute
         rows: Any = datasets.load_dataset(dataset, config, split=split, streaming=True)
         columns = rows.column_names or list(next(iter(rows), {}))
@@ -202,7 +211,7 @@ def _parts(name: str) -> tuple[str, str | None, str, str]:
             f"{HUB}org/name:split:column, or {HUB}org/name/config:... where the dataset has several."
         )
     config = None
-    if not Path(dataset).is_dir() and dataset.count("/") == 2:
+    if not is_folder(Path(dataset)) and dataset.count("/") == 2:
         dataset, _, config = dataset.rpartition("/")
     return dataset, config, split or "train", column or COLUMN
 
@@ -214,7 +223,7 @@ def _unloadable(name: str, dataset: str, error: Exception) -> CalibrationError:
             break
         chain.append(cause)
     # Offline mode and a lost network are told by many classes; a dataset that is not there by one.
-    unreached = not Path(dataset).is_dir() and any(
+    unreached = not is_folder(Path(dataset)) and any(
         isinstance(link, ConnectionError) or type(link).__name__ in {"ConnectError", "OfflineModeIsEnabled"}
         for link in chain
     )

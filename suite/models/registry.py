@@ -28,6 +28,7 @@ from pydantic import (
 import suite
 from suite.errors import ModelsFileError, UnknownModelError
 from suite.models.phases import declared_problems
+from suite.models.words import expanded, is_folder, quoted, unseen
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 """What `dtype` and `--dtype` may say; "auto" is the checkpoint's own."""
@@ -115,7 +116,8 @@ class ModelSpec(BaseModel):
             return f"hub:{self.hub}" + (f"/{self.gguf}" if self.gguf else "")
         if self.package is not None:
             return f"package:{self.package}/{self.gguf}"
-        return f"directory:{self.path}" + (f"/{self.gguf}" if self.gguf else "")
+        path = str(self.path).encode("utf-8", "backslashreplace").decode()  # a path need not be UTF-8, a record is
+        return f"directory:{path}" + (f"/{self.gguf}" if self.gguf else "")
 
     @field_validator("hub")
     @classmethod
@@ -166,8 +168,8 @@ class Registry:
         """
         if argument in self.specs:
             return self.specs[argument]
-        where = Path(argument).expanduser()
-        if argument and where.exists():
+        where = expanded(argument)
+        if argument and unseen(where) is None:
             return _spec_of_path(argument, where)
         if argument.endswith(f"@{RANDOM_WEIGHTS}") and argument != f"@{RANDOM_WEIGHTS}":
             return self.resolve(argument.removesuffix(f"@{RANDOM_WEIGHTS}")).control()
@@ -190,7 +192,7 @@ class Registry:
         `name@step*` means those of the entry's `checkpoints` that match, `runs/tiny/checkpoint-*` the directories and
         GGUF files that do. Raises `UnknownModelError`, also where nothing matches.
         """
-        if not any(sign in argument for sign in "*?[") or argument in self.specs or Path(argument).exists():
+        if not any(sign in argument for sign in "*?[") or argument in self.specs or unseen(Path(argument)) is None:
             return [self.resolve(argument)]
         if argument.endswith(f"@{RANDOM_WEIGHTS}"):
             return [spec.control() for spec in self.resolve_all(argument.removesuffix(f"@{RANDOM_WEIGHTS}"))]
@@ -209,13 +211,13 @@ class Registry:
                 f"--model {argument}: the hub is not asked which revisions there are. Make {base} an entry of "
                 f"{self.path} with `checkpoints`, or name each revision."
             )
-        written = str(Path(argument).expanduser())
+        written = str(expanded(argument))
         paths = [Path(path) for path in glob.glob(written)]  # noqa: PTH207  (absolute and relative alike)
         models = [path for path in paths if path.is_dir() or path.suffix == ".gguf"]
         if not models:
             there = f"{len(paths)} matches, but no directory or .gguf file" if paths else "nothing matches"
             raise UnknownModelError(
-                f"--model {argument}: {there} (looked from {Path.cwd()}). Quote the pattern, so that the shell "
+                f"--model {quoted(argument)}: {there} (looked from {Path.cwd()}). Quote the pattern, so that the shell "
                 f"leaves it as it is, and check the folder's name."
             )
         return [_spec_of_path(str(path), path) for path in sorted(models, key=lambda path: natural(str(path)))]
@@ -232,7 +234,7 @@ class Registry:
         near = difflib.get_close_matches(base.lower(), self.specs, n=5, cutoff=0.5)
         near = near or [name for name in self.specs if base.lower() in name][:5]
         return (
-            f"no model {argument!r}: {self.path} has no entry {base!r}, "
+            f"no model {quoted(argument)!r}: {self.path} has no entry {quoted(base)!r}, "
             "and a name without a slash can only be an entry or a directory that is here.\n"
             + (f"  Nearest names: {', '.join(name + suffix for name in near)}\n" if near else "")
             + f"  {_HOW}\n"
@@ -265,9 +267,9 @@ def load_registry(path: Path | None = None) -> Registry:
     candidates = (
         [path] if path is not None else [Path("models.toml"), package.parent / "models.toml", package / "models.toml"]
     )
-    found = next((candidate for candidate in candidates if candidate.is_file()), None)
+    found = next((candidate for candidate in candidates if unseen(candidate) is None and candidate.is_file()), None)
     if found is None:
-        listed = ", ".join(str(candidate) for candidate in candidates)
+        listed = ", ".join(quoted(candidate) for candidate in candidates)
         raise ModelsFileError(f"no models file: looked for {listed}. Pass one with --models-file.")
     try:
         text = found.read_text(encoding="utf-8")
@@ -308,7 +310,7 @@ def _read_entry(name: str, entry: object, folder: Path) -> tuple[ModelSpec | Non
     values = {**entry, "name": name}
     if isinstance(values.get("path"), str):
         # Paths count from the file that names them, so that a run from elsewhere finds the same directory.
-        values["path"] = folder / Path(values["path"]).expanduser()
+        values["path"] = folder / expanded(values["path"])
     spec = None
     try:
         spec = ModelSpec.model_validate(values)
@@ -382,7 +384,7 @@ def _looks_like_a_path(argument: str) -> bool:
 
 def _no_such_path(argument: str, where: Path) -> str:
     there = where.parent
-    while not there.is_dir():
+    while not is_folder(there):
         there = there.parent
     kind = "file" if where.suffix in (".gguf", ".safetensors") else "directory"
     hint = f"{there.absolute()} is there, but nothing below it."
@@ -392,7 +394,7 @@ def _no_such_path(argument: str, where: Path) -> str:
         near = difflib.get_close_matches(where.name, names, n=3)
         hint = f"{'Nearest' if near else 'What is'} there: {', '.join(near or names[:8]) or f'no {kind}'}."
     return (
-        f"no {kind} {argument} (looked for {where.absolute()}). {hint}\n"
+        f"no {kind} {quoted(argument)} (looked for {quoted(where.absolute())}: {unseen(where)}). {hint}\n"
         "  A model's directory holds config.json, safetensors weights and a tokenizer, or one .gguf file."
     )
 

@@ -53,7 +53,7 @@ def _safetensors_problem(path: Path, size: int) -> str | None:
     try:
         tensors = json.loads(header)
         ends = [entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__"]
-    except (ValueError, TypeError, AttributeError, KeyError, IndexError):
+    except (ValueError, TypeError, AttributeError, KeyError, IndexError, RecursionError):
         return f"{broken}: its header does not parse"
     whole = 8 + length + max(ends, default=0)
     if size < whole:

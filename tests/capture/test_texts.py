@@ -140,6 +140,8 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
         ("null.jsonl", b'{"text": null}\n', "null.jsonl:1: .*`text` is NoneType"),
         ("mixed.jsonl", b'{"text": "x"}\n{"text": "caf\xe9"}\n', "mixed.jsonl.* line 2 is not UTF-8"),
         ("list.jsonl", b'["text"]\n', "list.jsonl:1: not a document"),
+        ("deep.jsonl", b"[" * 200_000, "deep.jsonl:1: not a document"),
+        ("half.jsonl", b'{"text": "x"}\n{"text": "a \\ud800 b"}\n', r"half.jsonl:2: not a doc.* character 2 .*ud800"),
         ("cut.parquet", b"PAR1 and no more", "cut.parquet cannot be read as parquet"),
     ],
 )
@@ -150,6 +152,37 @@ def test_each_bad_file_is_one_clear_error(tmp_path: Path, name: str, content: by
     with pytest.raises(CalibrationError, match=telling) as caught:
         load_calibration(str(tmp_path / name))
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("gone.txt", "No such file or directory"),
+        ("x" * 5000, "File name too long"),
+        ("x/" * 3000, "File name too long"),
+        ("loop", "Too many levels of symbolic links"),
+        ("~nobody-here/a.txt", "No such file or directory"),
+    ],
+    ids=["gone", "long", "deep", "loop", "tilde"],
+)
+def test_a_path_that_leads_nowhere_is_one_error_that_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, why: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("loop").symlink_to("loop")
+    with pytest.raises(CalibrationError, match=rf"^no calibration '{name[:100]}.*{why}.*--calibration takes") as caught:
+        load_calibration(name)
+    assert len(str(caught.value)) < 1000
+    assert "\n" not in str(caught.value)
+
+
+def test_parquet_that_is_not_utf8(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    latin = pyarrow.array([b"caf\xe9"], type=pyarrow.binary())
+    _, offsets, data = latin.buffers()
+    path = _parquet(tmp_path / "latin.parquet", {"text": pyarrow.StringArray.from_buffers(1, offsets, data)})
+    with pytest.raises(CalibrationError, match=r"latin.parquet cannot be read as parquet: UnicodeDecodeError"):
+        load_calibration(str(path))
 
 
 def test_bad_parquet_columns(tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ class TestDirectory:
 
     def test_no_such_directory(self, tmp_path: Path) -> None:
         assert "no directory" in problem(spec_of(tmp_path / "nowhere"))
+        assert "no directory" in problem(spec_of(tmp_path / ("x" * 5000)))
 
     def test_no_config(self, checkpoint: Path) -> None:
         (checkpoint / "config.json").unlink()
@@ -98,7 +99,7 @@ class TestDirectory:
         (checkpoint / "adapter_config.json").write_text("{}")
         assert "merge_and_unload" in problem(spec_of(checkpoint))
 
-    @pytest.mark.parametrize("text", ["{", "[]", "\xff"])
+    @pytest.mark.parametrize("text", ["{", "[]", "\xff", "[" * 200_000], ids=["cut", "list", "latin", "deep"])
     def test_a_config_that_is_none(self, checkpoint: Path, text: str) -> None:
         (checkpoint / "config.json").write_text(text, encoding="latin-1")
         assert "config.json" in problem(spec_of(checkpoint))
@@ -127,9 +128,10 @@ class TestDirectory:
         told = problem(spec_of(checkpoint))
         assert "lacks 2 of the 3 weight files that model.safetensors.index.json names: model-00002-of-00003" in told
 
-    def test_an_index_that_is_none(self, checkpoint: Path) -> None:
+    @pytest.mark.parametrize("text", ["{}", "[" * 200_000], ids=["empty", "deep"])
+    def test_an_index_that_is_none(self, checkpoint: Path, text: str) -> None:
         (checkpoint / "model.safetensors").unlink()
-        (checkpoint / "model.safetensors.index.json").write_text("{}")
+        (checkpoint / "model.safetensors.index.json").write_text(text)
         assert "has no weight_map that can be read" in problem(spec_of(checkpoint))
 
     def test_no_tokenizer(self, checkpoint: Path) -> None:
@@ -168,6 +170,7 @@ class TestSafetensors:
             (lambda data: b"\xff" * 8 + data[8:], "ask for a header of"),
             (lambda data: data[:8] + b"!" + data[9:], "its header does not parse"),
             (lambda data: struct.pack("<Q", 2) + b"[]", "its header does not parse"),
+            (lambda data: struct.pack("<Q", 200_000) + b"[" * 200_000, "its header does not parse"),
         ],
     )
     def test_damage(self, checkpoint: Path, damage: Callable[[bytes], bytes], telling: str) -> None:

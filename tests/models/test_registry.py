@@ -101,6 +101,8 @@ class TestResolve:
             assert [spec.series and spec.series[1] for spec in specs] == [200, 1000, None]
         with pytest.raises(UnknownModelError, match=r"nothing matches.*Quote the pattern"):
             registry.resolve_all("runs/step-*")
+        with pytest.raises(UnknownModelError, match="nothing matches"):
+            registry.resolve_all("x" * 5000 + "*")
         with pytest.raises(UnknownModelError, match="1 matches, but no directory"):
             registry.resolve_all("runs/*.log")
 
@@ -134,6 +136,9 @@ class TestResolve:
         assert not set(name) & set("/[] ")
         assert not name.startswith(".")
 
+    def test_a_path_that_is_not_utf8_can_be_written_into_a_record(self) -> None:
+        assert ModelSpec(name="m", path=Path("m\udcff")).source == "directory:m\\udcff"
+
     def test_a_gguf_file(self, registry: Registry, here: Path) -> None:
         (here / "m.Q4_1.gguf").touch()
         spec = registry.resolve("m.Q4_1.gguf")
@@ -159,12 +164,19 @@ class TestResolve:
             ("/nowhere", r"no directory /nowhere"),
             ("other.gguf", r"no file other.gguf .*Nearest there: m.gguf"),
             ("notes.txt", r"notes.txt is a file. Pass the directory"),
+            ("x" * 5000, r"no entry 'x+\.\.\. \(5000 characters\)'"),
+            ("./" + "x" * 5000, r"no directory ./x+\.\.\. .*: File name too long"),
+            ("x/" * 3000, r"no directory x/.*: File name too long"),
+            ("./loop", r"no directory ./loop .*: Too many levels of symbolic links"),
+            ("~nobody-here/tiny", r"no directory ~nobody-here/tiny "),
         ],
+        ids=lambda word: word[:20],
     )
     def test_what_names_no_model(self, registry: Registry, here: Path, argument: str, telling: str) -> None:
         (here / "checkpoints/step-8000").mkdir(parents=True)
         (here / "m.gguf").touch()
         (here / "notes.txt").touch()
+        (here / "loop").symlink_to("loop")
         with pytest.raises(UnknownModelError, match=telling):
             registry.resolve(argument)
 
@@ -224,6 +236,8 @@ gpu_memory_gb = "70"
     def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
         with pytest.raises(ModelsFileError, match=r"looked for .*nothing.toml. Pass one with --models-file"):
             load_registry(tmp_path / "nothing.toml")
+        with pytest.raises(ModelsFileError, match=r"looked for x+\.\.\. .*Pass one with --models-file"):
+            load_registry(Path("x" * 5000))
 
     def test_paths_count_from_the_file(self, tmp_path: Path) -> None:
         (tmp_path / "models.toml").write_text('[models.x]\npath = "checkpoints/x"\n')
