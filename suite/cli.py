@@ -6,19 +6,32 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from suite.capture.calibration import DEFAULT_CALIBRATION, OPTION_HELP
 from suite.errors import SuiteError
+from suite.models.words import EMPTY, left_empty
 
 if TYPE_CHECKING:
     from suite.measure import Settings
     from suite.publish.tables import Row
     from suite.records.measurement import Measurement
 
+
+class _Words(TyperGroup):
+    """The commands, none of which takes an empty word."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        for option in left_empty(args):
+            _fail(f"{option or 'an argument'} {EMPTY}")
+        return super().parse_args(ctx, args)
+
+
 app = typer.Typer(
+    cls=_Words,
     help="pytest specs for the depth structure of language models. Verdicts in CI: pytest hypotheses/ --model=NAME",
     no_args_is_help=True,
     add_completion=False,

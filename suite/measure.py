@@ -88,7 +88,7 @@ def measure(spec: ModelSpec, settings: Settings, progress: Progress = no_progres
     files = locate(spec)
     weights = control_fingerprint(files) if spec.random_weights else fingerprint(files, settings.cache.memo)
     revision = None if spec.random_weights else files.revision or spec.revision  # a control is of no commit
-    dtype = settings.dtype or spec.dtype
+    dtype = spec.dtype if settings.dtype is None else settings.dtype
     choices = {
         "dtype": dtype,
         "device": device.split(":")[0],

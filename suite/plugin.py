@@ -20,6 +20,7 @@ import pytest
 
 from suite.capture.calibration import DEFAULT_CALIBRATION, OPTION_HELP
 from suite.errors import SuiteError
+from suite.models.words import EMPTY, left_empty
 from suite.regression import REGRESSION, BaselineItem, BaselineNode, Regression, add_options, status_of
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
 
 FOLDER = "hypotheses"
 """TOML files in a folder of this name are hypothesis files, and those named on the command line."""
+
+WORDS = ("--model", "--models-file", "--calibration", "--device", "--results-dir", "--baseline")
+"""Options that take any word, but no empty one."""
 
 STARTED = "delta_suite_started"
 """Key under which a worker is told when the run started."""
@@ -98,6 +102,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    for option in left_empty(str(word) for word in config.invocation_params.args):
+        if option in WORDS:
+            raise pytest.UsageError(f"{option} {EMPTY}")
     config.stash[SESSION] = session = Session(config)
     config.pluginmanager.register(session, "delta-suite-session")
     config.addinivalue_line("markers", "baseline: compares a model with its baseline (--baseline)")

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from suite.analysis.metrics import METRICS
 from suite.cli import app
+from suite.errors import SuiteError
 from suite.measure import Settings, measure
 from suite.models.registry import ModelSpec
 from suite.records.cache import Cache
@@ -122,6 +123,39 @@ def test_unknown_calibration_is_one_clear_error(tiny: Path, tmp_path: Path) -> N
     assert result.exit_code == 1
     assert "seeds" in result.stderr
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        *(("measure", option) for option in ("--calibration", "--device", "--dtype", "--results-dir", "--models-file")),
+        ("trajectory", "--out"),
+        ("judge", "--hypotheses"),
+        ("card", "--model"),
+    ],
+)
+def test_an_option_that_a_shell_left_empty_is_an_error(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, option: str
+) -> None:
+    """As a path it would be the current folder, which has something to read here."""
+    monkeypatch.chdir(tmp_path)
+    Path("notes.txt").write_text("not meant to be measured on, and long enough that it could be")
+    for words in ([option, ""], [f"{option}="]):
+        result = run(command, tiny, *words)
+        assert result.exit_code == 1
+        assert result.stderr.startswith(f"delta-suite: {option} is empty: is a shell variable not set?")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_an_empty_argument_is_an_error(tiny: Path) -> None:
+    result = run("measure", tiny, "")
+    assert result.exit_code == 1
+    assert result.stderr.startswith("delta-suite: an argument is empty")
+
+
+def test_an_empty_dtype_is_not_the_default(tiny: Path, tmp_path: Path) -> None:
+    with pytest.raises(SuiteError, match="dtype '' is unknown"):
+        measure(ModelSpec(name="tiny", path=tiny), Settings(results=tmp_path, device="cpu", dtype=""))
 
 
 def test_compare_prints_two_side_by_side(record: Path, tiny: Path, tmp_path: Path) -> None:

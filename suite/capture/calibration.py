@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from suite.capture.texts import HUB, HUB_DOCUMENTS, read_texts
 from suite.errors import CalibrationError
+from suite.models.words import EMPTY
 
 if TYPE_CHECKING:
     from jaxtyping import Int64
@@ -93,6 +94,8 @@ def load_calibration(name: str, documents: int | None = None) -> Calibration:
     """
     if documents is not None and documents < 1:
         raise CalibrationError(f"--documents {documents}: a calibration has at least one document.")
+    if not name:
+        raise CalibrationError(f"--calibration {EMPTY}")  # as a path it would be the current folder
     if name == "seed":
         prompts = json.loads(_bundled("seed.json"))
         return Calibration("seed", ("\n\n".join(prompts),), drop_first_token=True)

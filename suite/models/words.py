@@ -1,5 +1,7 @@
 """Words as a user writes them: any can be a path, also where the system can make nothing of it."""
 
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 LONGEST_QUOTED = 200
@@ -38,3 +40,19 @@ def quoted(word: str | Path) -> str:
     """A user's word in a message, cut where it is long."""
     text = str(word)
     return text if len(text) <= LONGEST_QUOTED else f"{text[:LONGEST_QUOTED]}... ({len(text)} characters)"
+
+
+def left_empty(words: Iterable[str]) -> Iterator[str]:
+    """The options of a command line whose value is an empty word, "" for an argument that is one.
+
+    A shell makes them of a variable that is not set; as a path an empty word would be the current folder.
+    """
+    for before, word in pairwise(["", *words]):
+        if word.startswith("--") and word.endswith("="):
+            yield word.removesuffix("=")
+        elif not word:
+            yield before if before.startswith("--") else ""
+
+
+EMPTY = "is empty: is a shell variable not set? Give it a value, or leave it out."
+"""What the front doors say of an option or argument that is left empty."""

@@ -176,6 +176,14 @@ def test_a_path_that_leads_nowhere_is_one_error_that_says_why(
     assert "\n" not in str(caught.value)
 
 
+def test_an_empty_name_is_not_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("notes.txt").write_text("a text")
+    assert load_calibration(".").documents == ("a text",)
+    with pytest.raises(CalibrationError, match=r"^--calibration is empty"):
+        load_calibration("")
+
+
 def test_parquet_that_is_not_utf8(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     latin = pyarrow.array([b"caf\xe9"], type=pyarrow.binary())

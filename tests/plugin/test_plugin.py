@@ -86,6 +86,16 @@ def test_selection(project: pytest.Pytester, option: tuple[str, ...], passed: in
     project.runpytest(*RUN, "--model=tiny", "--strict-markers", *option).assert_outcomes(passed=passed, deselected=2)
 
 
+@pytest.mark.parametrize(
+    "option", ["--model", "--models-file", "--calibration", "--device", "--results-dir", "--baseline"]
+)
+def test_an_option_that_a_shell_left_empty_is_a_usage_error(project: pytest.Pytester, option: str) -> None:
+    for words in ([option, ""], [f"{option}="]):
+        result = project.runpytest(*RUN, "--model=tiny", *words)
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        result.stderr.fnmatch_lines([f"ERROR: {option} is empty: is a shell variable not set*"])
+
+
 def test_xfail_by_model(project: pytest.Pytester, hypothesis_file: Callable[[str], None]) -> None:
     hypothesis_file(
         CLAIMS.replace(
