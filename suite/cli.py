@@ -16,7 +16,8 @@ from suite.errors import SuiteError
 from suite.models.words import EMPTY, left_empty
 
 if TYPE_CHECKING:
-    from suite.measure import Settings
+    from suite.measure import Outcome, Settings
+    from suite.models.registry import ModelSpec
     from suite.publish.tables import Row
     from suite.records.measurement import Measurement
 
@@ -60,6 +61,27 @@ def _fail(message: str) -> NoReturn:
     raise typer.Exit(MEASUREMENT_FAILED)
 
 
+def _measured_or_told(spec: ModelSpec, settings: Settings) -> Outcome | None:
+    """One model's measurement; None where it cannot be had, which is told, so that the other models are measured."""
+    import traceback
+
+    from suite.measure import measure as run
+    from suite.publish.progress import bars
+
+    try:
+        return run(spec, settings, bars())
+    except SuiteError as error:
+        typer.echo(f"delta-suite: {spec.name} cannot be measured: {error}", err=True)
+    except Exception as error:  # not foreseen: its text alone would not tell where it comes from
+        what = traceback.format_exception_only(error)[-1].strip()
+        typer.echo(
+            f"{traceback.format_exc()}\ndelta-suite: {spec.name} cannot be measured, by a fault of ours: {what}\n"
+            "  Please report it, with the traceback above and what `delta-suite doctor` shows.",
+            err=True,
+        )
+    return None
+
+
 @app.command(epilog="Example: delta-suite measure smollm2-135m-q4")
 def measure(
     models: Annotated[
@@ -84,10 +106,8 @@ def measure(
     import time
 
     from suite.measure import Settings
-    from suite.measure import measure as run
     from suite.models.registry import load_registry
     from suite.publish import tables
-    from suite.publish.progress import bars
 
     started = time.time() if fresh else None
     settings = Settings(
@@ -103,11 +123,9 @@ def measure(
         registry = load_registry(models_file)
         specs = [spec for name in models for spec in registry.resolve_all(name)]
     for spec in specs:
-        try:
-            outcome = run(spec, settings, bars())
-        except SuiteError as error:
-            failed = True  # the other models are still measured
-            typer.echo(f"delta-suite: {spec.name} cannot be measured: {error}", err=True)
+        outcome = _measured_or_told(spec, settings)
+        if outcome is None:
+            failed = True
             continue
         typer.echo(tables.model_line(outcome.measurement) + (" (from the cache)" if outcome.cached else ""))
         typer.echo(f"\n{tables.phase_table(outcome.measurement)}\n")

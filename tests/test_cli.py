@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -14,7 +15,7 @@ from typer.testing import CliRunner, Result
 from suite.analysis.metrics import METRICS
 from suite.cli import app
 from suite.errors import SuiteError
-from suite.measure import Settings, measure
+from suite.measure import Outcome, Settings, measure
 from suite.models.registry import ModelSpec
 from suite.records.cache import Cache
 
@@ -68,6 +69,38 @@ def test_measure_goes_on_after_a_model_that_cannot_be_measured(tiny: Path, tmp_p
     assert result.exit_code == 1
     assert "gone cannot be measured" in result.stderr
     assert len(list((tmp_path / "r" / "runs").iterdir())) == 1
+
+
+def test_measure_goes_on_after_an_error_that_nobody_foresaw(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def broken(spec: ModelSpec, *arguments: Any) -> Outcome:
+        asked.append(spec.name)
+        if spec.name == "first":
+            raise ZeroDivisionError("of a kind that\nnobody foresaw")
+        return measure(spec, *arguments)
+
+    monkeypatch.setattr("suite.measure.measure", broken)
+    models = tmp_path / "models.toml"
+    models.write_text(f"[models.first]\npath={str(tiny)!r}\n[models.second]\npath={str(tiny)!r}\n")
+    arguments = ("measure", "first", "second", "--models-file", models, "--results-dir", tmp_path / "r")
+    result = run(*arguments, "--device", "cpu")
+    assert result.exit_code == 1
+    assert re.search(r"^Traceback(?s:.*)nobody foresaw$", result.stderr, re.MULTILINE)
+    assert "delta-suite: first cannot be measured, by a fault of ours: ZeroDivisionError: of a kind" in result.stderr
+    assert "Please report it" in result.stderr
+    assert [path.name for path in (tmp_path / "r" / "runs").iterdir()] == ["second"]
+
+    def interrupted(spec: ModelSpec, *arguments: Any) -> Outcome:
+        asked.append(spec.name)
+        raise KeyboardInterrupt
+
+    asked.clear()
+    monkeypatch.setattr("suite.measure.measure", interrupted)
+    assert run(*arguments).exit_code != 0
+    assert asked == ["first"]
 
 
 def test_judge_needs_no_model(record: Path, tmp_path: Path) -> None:
