@@ -197,18 +197,19 @@ def trajectory(
     ] = None,
     models_file: ModelsFile = None,
 ) -> None:
-    """Measure every checkpoint of a run, in the order of the steps; show and plot metrics and verdicts against them."""
+    """Measure every checkpoint of a run, in the order of the steps; show and plot metrics and verdicts against them.
+
+    Exits with 1 where a checkpoint cannot be measured; the others are shown.
+    """
     from suite.claims.judge import across_variants
     from suite.claims.judge import judge as verdict_on
     from suite.claims.spec import load_hypotheses
     from suite.measure import Settings
-    from suite.measure import measure as run
     from suite.models.registry import RANDOM_WEIGHTS, load_registry
     from suite.publish import tables
     from suite.publish import trajectory as publish
     from suite.publish.board import Entry
     from suite.publish.page import RUNS, run_page_name
-    from suite.publish.progress import bars
     from suite.publish.run_page import standalone
     from suite.records.measurement import write_atomically
     from suite.records.store import load, newest
@@ -225,7 +226,12 @@ def trajectory(
         ((name, steps),) = found.items()
         named = {spec.name: spec for spec in specs}
         loaded = load_hypotheses(hypotheses or [_default_hypotheses()])
-        outcomes = {step: run(named[model], settings, bars()) for step, model in steps.items()}
+        outcomes = {}
+        for step, model in steps.items():
+            if (outcome := _measured_or_told(named[model], settings)) is not None:
+                outcomes[step] = outcome
+        if not outcomes:
+            _fail(f"no checkpoint of {name} can be measured, so there is no page")
         measured = {step: outcome.measurement for step, outcome in outcomes.items()}
         controls = {
             step: newest(results, f"{own.model.name}@{RANDOM_WEIGHTS}", own.calibration.sha256)
@@ -255,6 +261,8 @@ def trajectory(
         page = out or results / RUNS / run_page_name(name)
         write_atomically(page, standalone(name, entries, variant))
     typer.echo(f"plot: {page}")
+    if left_out := [model for step, model in steps.items() if step not in outcomes]:
+        _fail(f"the page is without {', '.join(left_out)}, which cannot be measured (see above)")
 
 
 @app.command(epilog="Example: delta-suite judge results/runs/smollm2-135m-q4/*.json")

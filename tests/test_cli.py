@@ -220,6 +220,20 @@ def test_trajectory_writes_a_page_that_needs_nothing_else(tiny: Path, tmp_path: 
     assert "x/low" in text
     for reference in ('<script src="', '<link rel="stylesheet"', 'href="..'):
         assert reference not in text
+    (tmp_path / "run" / "checkpoint-10").mkdir()
+    page.unlink()
+    holed = run("trajectory", pattern, "--out", page, *common)
+    assert holed.exit_code == 1
+    assert re.search(r"^delta-suite: \S*checkpoint-10 cannot be measured: .* has no config.json", holed.stderr)
+    assert re.search(r"^delta-suite: the page is without \S*checkpoint-10, which cannot", holed.stderr, re.MULTILINE)
+    assert re.search(r"x/low +([A-Z]+) \S+ +- +[A-Z]+ ", holed.output)
+    assert page.read_text() == text
     alone = run("trajectory", tmp_path / "run" / "checkpoint-5", *common)
     assert alone.exit_code == 1
     assert "not several checkpoints of one run" in alone.stderr
+    for step in (5, 20):
+        (tmp_path / "run" / f"checkpoint-{step}" / "config.json").unlink()
+    none = run("trajectory", pattern, "--out", tmp_path / "none.html", *common)
+    assert none.exit_code == 1
+    assert "no checkpoint of " in none.stderr
+    assert not (tmp_path / "none.html").exists()
