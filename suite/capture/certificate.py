@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
@@ -25,7 +26,9 @@ class FinalNorm:
     modules: list[str] | None
     """None where no module, and no chain of modules, leads from the last block's output to last_hidden_state."""
     error: float
-    """Relative to the largest entry of last_hidden_state; infinity where the shapes differ."""
+    """Relative to the largest entry of last_hidden_state; infinity for other shapes, NaN where one is not finite."""
+    damaged: tuple[str, ...] = ()
+    """Where the error is NaN: the parameters of those modules that hold NaN or infinity."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Observations:
     def passed(self, final: FinalNorm, witnesses: Witnesses) -> None:
         self.passes += 1
         self.witnesses.append(witnesses)
-        if self.final is None or not final.error <= self.final.error:
+        if self.final is None or not (math.isnan(self.final.error) or final.error <= self.final.error):
             self.final = final
 
 
@@ -211,6 +214,15 @@ def _final_norm(observed: Observations, stream: ResidualStream) -> Identity:
             f"the model does not end with its stream; then this architecture is not supported."
         )
     after = " -> ".join(final.modules)
+    if math.isnan(final.error):
+        dtype = stream.states[-1].dtype
+        cure = f"It may overflow in {dtype}" + ("." if dtype == torch.float32 else ": try --dtype float32.")
+        if final.damaged:
+            cure = f"{', '.join(final.damaged)} holds NaN or infinity: copy or download the weights again."
+        raise CertificateError(
+            f"capture certificate: final norm fails at h_{blocks}: the last state is finite, and what {after} makes of "
+            f"it is not. {cure}"
+        )
     if not final.error <= tolerance:
         raise CertificateError(
             f"capture certificate: final norm fails at h_{blocks}: the last stored state"

@@ -85,7 +85,7 @@ class ResidualStream:
             row = int((~finite).nonzero()[0])
             what = "the input of block 0" if layer == 0 else f"the output of block {layer - 1}"
             cure = (
-                "The weights may be damaged."
+                "The weights may be damaged: copy or download them again."
                 if state.dtype == torch.float32
                 else f"{state.dtype} may overflow here: try --dtype float32."
             )

@@ -239,7 +239,13 @@ class Tap(AbstractContextManager["Tap"]):
             state = module(state)
         reference = self.rows(last).float()
         error = (state[0].float() - reference).abs().max() / reference.abs().max().clamp_min(1e-30)
-        return FinalNorm([name for name, _ in modules], float(error))
+        damaged = [
+            f"{name}.{own}"
+            for name, module in (modules if error.isnan() else [])
+            for own, parameter in module.named_parameters()
+            if not parameter.isfinite().all()
+        ]
+        return FinalNorm([name for name, _ in modules], float(error), tuple(damaged))
 
     def _final_chain(self, last: Tensor) -> tuple[list[tuple[str, nn.Module]], float] | None:
         """The modules that lead from the last block's output, times a factor, to last_hidden_state, if there are any.

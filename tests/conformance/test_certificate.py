@@ -21,6 +21,7 @@ from tests.conformance.toy import (
     InPlaceBlock,
     ListBlock,
     NoisyNorm,
+    OverflowingNorm,
     Toy,
     UnseenBlock,
     WideningBlock,
@@ -211,6 +212,21 @@ def test_a_state_that_is_stored_wrong_at_once(monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_final_norm_that_does_not_reproduce() -> None:
     fails(Toy(after=NoisyNorm()), "final norm fails at h_4: the last stored state, sent through norm, differs")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_final_norm_of_damaged_weights(value: float) -> None:
+    model = Toy()
+    with torch.no_grad():
+        model.norm.weight[3] = value
+    fails(model, "final norm fails at h_4: the last state is finite", "norm.weight holds NaN or infinity: copy or")
+
+
+def test_a_final_norm_that_overflows_in_one_batch_alone() -> None:
+    """It is told although other batches follow."""
+    model = Toy(after=OverflowingNorm(len(documents()[0])))
+    with pytest.raises(CertificateError, match=r"what norm makes of it is not\. It may overflow in torch\.float32"):
+        captured(model, tokens_per_batch=1)
 
 
 def test_a_model_that_does_not_end_with_its_stream() -> None:
