@@ -181,6 +181,8 @@ def _config(model: Any, module: Any) -> Any:
 
 
 def _named(model: Any, layers_path: str) -> tuple[nn.Module, ...]:
+    from torch.nn import ModuleDict, ModuleList, Sequential
+
     try:
         found = model.get_submodule(layers_path)
     except AttributeError:
@@ -190,9 +192,9 @@ def _named(model: Any, layers_path: str) -> tuple[nn.Module, ...]:
         ) from None
     # children() would leave out a block that is listed twice.
     blocks = tuple(module for module in found._modules.values() if module is not None)
-    if not blocks:
+    if not blocks or not isinstance(found, ModuleList | Sequential | ModuleDict):
         raise CaptureError(
-            f"layers_path = {layers_path!r} names a module of {type(model).__name__} that holds no others "
+            f"layers_path = {layers_path!r} names a module of {type(model).__name__} that is no list of decoder blocks "
             f"({type(found).__name__}); lists of modules it has: {_described(model)}. "
             f"Correct layers_path in models.toml."
         )

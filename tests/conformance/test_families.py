@@ -184,7 +184,13 @@ def test_a_layers_path_takes_every_block() -> None:
     ("path", "text"),
     [
         ("model.layer", "layers_path = 'model.layer' names no module of LlamaForCausalLM; lists of modules it has: "),
-        ("model.norm", "names a module of LlamaForCausalLM that holds no others (LlamaRMSNorm)"),
+        ("model.norm", "names a module of LlamaForCausalLM that is no list of decoder blocks (LlamaRMSNorm)"),
+        ("model", "that is no list of decoder blocks (LlamaModel)"),
+        (
+            "",
+            "layers_path = '' names a module of LlamaForCausalLM that is no list of decoder blocks (LlamaForCausalLM)",
+        ),
+        ("model.layers.0", "that is no list of decoder blocks (LlamaDecoderLayer)"),
     ],
 )
 def test_a_wrong_layers_path(path: str, text: str) -> None:
