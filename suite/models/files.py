@@ -191,11 +191,18 @@ def _safetensors(spec: ModelSpec, directory: Path, config: dict[str, Any]) -> tu
 
 def _shards(spec: ModelSpec, directory: Path, index: str) -> tuple[Path, ...]:
     try:
-        names = sorted(set(json.loads((directory / index).read_text(encoding="utf-8"))["weight_map"].values()))
+        written = json.loads((directory / index).read_text(encoding="utf-8"))
+        names = sorted(set(written["weight_map"].values()))
     except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise UnavailableError(
             spec.name, f"{directory / index} has no weight_map that can be read ({error!r})", "Copy it again."
         ) from error
+    if not isinstance(written.get("metadata"), dict):
+        raise UnavailableError(
+            spec.name,
+            f"{directory / index} has no table `metadata`, which transformers reads",
+            'Add "metadata": {} to it, or save the model again: save_pretrained writes it.',
+        )
     missing = [name for name in names if not (directory / name).is_file()]
     if missing:
         shown = ", ".join(missing[:4]) + (", ..." if len(missing) > 4 else "")

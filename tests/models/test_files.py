@@ -134,6 +134,16 @@ class TestDirectory:
         (checkpoint / "model.safetensors.index.json").write_text(text)
         assert "has no weight_map that can be read" in problem(spec_of(checkpoint))
 
+    @pytest.mark.parametrize("metadata", [{}, {"metadata": None}])
+    def test_an_index_without_metadata(self, checkpoint: Path, metadata: dict[str, None]) -> None:
+        names = ["model-00001-of-00001.safetensors"]
+        shard(checkpoint, names)
+        index = checkpoint / "model.safetensors.index.json"
+        index.write_text(json.dumps({"weight_map": {"weight": names[0]}, **metadata}))
+        told = problem(spec_of(checkpoint))
+        assert f"{index} has no table `metadata`, which transformers reads" in told
+        assert 'Add "metadata": {} to it' in told
+
     def test_no_tokenizer(self, checkpoint: Path) -> None:
         for path in checkpoint.glob("tokenizer*"):
             path.unlink()
