@@ -203,7 +203,7 @@ def trajectory(
     """
     from suite.claims.judge import across_variants
     from suite.claims.judge import judge as verdict_on
-    from suite.claims.spec import load_hypotheses
+    from suite.claims.spec import load_hypotheses, require_known_phases
     from suite.measure import Settings
     from suite.models.registry import RANDOM_WEIGHTS, load_registry
     from suite.publish import tables
@@ -216,7 +216,8 @@ def trajectory(
 
     settings = Settings(calibration=calibration, documents=documents, device=device, dtype=dtype, results=results)
     with _errors_as_text():
-        specs = load_registry(models_file).resolve_all(pattern)
+        registry = load_registry(models_file)
+        specs = registry.resolve_all(pattern)
         found = publish.series(specs)
         if len(found) != 1:
             _fail(
@@ -226,6 +227,7 @@ def trajectory(
         ((name, steps),) = found.items()
         named = {spec.name: spec for spec in specs}
         loaded = load_hypotheses(hypotheses or [_default_hypotheses()])
+        require_known_phases(loaded, registry.phases)
         outcomes = {}
         for step, model in steps.items():
             if (outcome := _measured_or_told(named[model], settings)) is not None:
@@ -281,7 +283,7 @@ def judge(
     """
     from suite.claims.judge import Verdict, across_variants
     from suite.claims.judge import judge as verdict_on
-    from suite.claims.spec import load_hypotheses
+    from suite.claims.spec import load_hypotheses, require_known_phases
     from suite.models.registry import RANDOM_WEIGHTS, load_registry
     from suite.publish import tables
     from suite.records.cache import Cache, cache_root
@@ -290,10 +292,12 @@ def judge(
     with _errors_as_text():
         loaded = load_hypotheses(hypotheses or [_default_hypotheses()])
         registry = load_registry(models_file)
+        require_known_phases(loaded, [*registry.phases, *(phase for path in records for phase in load(path).phases)])
         rows: list[tables.Row] = []
         texts: list[str] = []
         for path in records:
-            measured = load(path).with_arrays(Cache(cache_root()).arrays(load(path).provenance.cache_key))
+            measured = load(path)
+            measured = measured.with_arrays(Cache(cache_root()).arrays(measured.provenance.cache_key))
             spec = registry.specs.get(measured.model.name)
             if spec is not None and spec.phases is not None and dict(spec.phases) != measured.phases:
                 typer.echo(f"{path}: judged under the phase map that {registry.path} declares now")

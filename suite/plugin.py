@@ -137,6 +137,8 @@ class Session:
         worker = getattr(config, "workerinput", None)
         self.started: float = worker[STARTED] if worker else time.time()
         self.specs: list[ModelSpec] = []
+        self.phases: tuple[str, ...] = ()
+        """The phases that any model has, of this run or not."""
         self.arguments: dict[str, str] = {}
         """What a model was called on the command line: a directory's name in tables is not its path."""
         self.left_out: list[str] = []
@@ -152,6 +154,7 @@ class Session:
 
         try:
             registry = load_registry(self._path("models_file"))
+            self.phases = registry.phases
             specs = []
             for argument in self.config.getoption("model"):
                 found = registry.resolve_all(argument)
@@ -316,12 +319,14 @@ class HypothesisFile(pytest.File):
     """One TOML file of expectations."""
 
     def collect(self) -> Iterable[pytest.Item]:
-        from suite.claims.spec import load_hypothesis
+        from suite.claims.spec import load_hypothesis, require_known_phases
 
         session = self.config.stash[SESSION]
         session.needs_model = True
         try:
             hypothesis = load_hypothesis(self.path)
+            if session.specs:
+                require_known_phases([hypothesis], session.phases)
         except SuiteError as error:
             raise self.CollectError(str(error)) from None
         first = session.hypotheses.setdefault(hypothesis.id, self.path)

@@ -119,6 +119,28 @@ def test_judge_needs_no_model(record: Path, tmp_path: Path) -> None:
     assert f"stated at  {claims}:6" in result.output
 
 
+def test_a_phase_that_no_model_and_no_record_has_is_an_error(record: Path, tmp_path: Path) -> None:
+    claims = tmp_path / "claims.toml"
+    claims.write_text(
+        'schema=1\nid="x"\ntitle="t"\nversion=1\nrationale="r"\n'
+        '[[expect]]\nid="low"\nmetric="top1_energy"\nscope="Q"\nop="<="\nthreshold=1.0\norigin="o"\n'
+    )
+    (tmp_path / "checkpoint-1").mkdir()
+    (tmp_path / "checkpoint-2").mkdir()
+    for command in (("judge", record), ("trajectory", f"{tmp_path}/checkpoint-*")):
+        result = run(*command, "--hypotheses", claims)
+        assert result.exit_code == 1
+        assert re.fullmatch(
+            r"delta-suite: \S*claims.toml:6: \[\[expect\]\] low: unknown phase 'Q': .*\n", result.stderr
+        )
+    phases = {"Q": [0, 5], "rest": [6, 11]}
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps(json.loads(record.read_text()) | {"phases": phases, "scopes": {}}))
+    result = run("judge", other, "--hypotheses", claims)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"\. low\s+mean top1_energy over Q <= 1\s+PASS", result.output)
+
+
 def test_judge_without_a_record_says_where_records_are() -> None:
     result = run("judge", "nowhere.json")
     assert result.exit_code == 1

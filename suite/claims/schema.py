@@ -347,6 +347,12 @@ class Expectation(_Table):
                 _refuse(f"{metric} over {scope} is compared with itself: name another scope or metric", at="scope")
         return than
 
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """The phases that the claim names, on either side."""
+        scopes = (self.scope, self.than.scope if self.than else None)
+        return tuple(scope for scope in scopes if scope is not None and scope != "model" and ":" not in scope)
+
     def claim(self) -> str:
         """The claim in one line, such as `intra_cosine over C >= 2 x intra_cosine over E`."""
         if self.over == "each":

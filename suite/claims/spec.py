@@ -42,6 +42,7 @@ __all__ = [
     "key_lines",
     "load_hypotheses",
     "load_hypothesis",
+    "require_known_phases",
 ]
 
 Loc = tuple[str | int, ...]
@@ -77,6 +78,27 @@ def load_hypotheses(paths: Iterable[Path]) -> list[Hypothesis]:
                 files[file.resolve()] = _read(file)
     _compare_ids(files.values())
     return _all_or_errors(files.values(), errors)
+
+
+def require_known_phases(hypotheses: Iterable[Hypothesis], known: Iterable[str]) -> None:
+    """Refuse claims over a phase that no model has, which would be not measured, and pass, for ever.
+
+    known: the phases of all models that there are, as what one model lacks another may have.
+
+    Raises:
+        HypothesisFileError: the message has a line for every such phase.
+    """
+    phases = dict.fromkeys(known)
+    errors = [
+        f"{quoted(hypothesis.path)}:{claim.line}: [[expect]] {claim.id}: {unknown('phase', phase, phases)}. "
+        "A model's own phases are declared under `phases` of its entry in models.toml."
+        for hypothesis in hypotheses
+        for claim in hypothesis.expect
+        for phase in claim.phases
+        if phase not in phases
+    ]
+    if errors:
+        raise HypothesisFileError("\n".join(errors))
 
 
 # --- one file --------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from pydantic import (
 
 import suite
 from suite.errors import ModelsFileError, UnknownModelError
-from suite.models.phases import declared_problems
+from suite.models.phases import DEFAULT_64, declared_problems
 from suite.models.words import expanded, is_folder, quoted, unseen
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
@@ -157,6 +157,12 @@ class Registry:
 
     specs: Mapping[str, ModelSpec]
     path: Path
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """Every name that a phase can have: those by depth, and those that a model of the file declares."""
+        declared = (name for spec in self.specs.values() for name in spec.phases or {})
+        return tuple(dict.fromkeys([*DEFAULT_64, *declared]))
 
     def resolve(self, argument: str) -> ModelSpec:
         """What `--model argument` means: a registry name, a directory or GGUF file, name@revision, a hub id.

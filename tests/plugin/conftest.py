@@ -38,10 +38,10 @@ origin = "never true"
 [[expect]]
 id = "no-such-phase"
 metric = "intra_cosine"
-scope = "Z"
+scope = "B"
 op = ">="
 threshold = 0.5
-origin = "a phase that no model has"
+origin = "a phase that 12 layers are too few for"
 """
 
 

@@ -78,7 +78,7 @@ def test_a_directory_is_measured_and_named_in_the_command(project: pytest.Pytest
 def test_strict_verdicts_fail_what_is_not_measured(project: pytest.Pytester) -> None:
     result = project.runpytest(*RUN, "--model=tiny", "--strict-verdicts", "-k", "no-such-phase")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*is not measured for tiny*", "*reason*has no phase Z*"])
+    result.stdout.fnmatch_lines(["*is not measured for tiny*", "*reason*has no phase B*"])
 
 
 @pytest.mark.parametrize(("option", "passed"), [(("-k", "holds"), 1), (("-m", "tiny-claims", "-k", "holds"), 1)])
@@ -94,6 +94,41 @@ def test_an_option_that_a_shell_left_empty_is_a_usage_error(project: pytest.Pyte
         result = project.runpytest(*RUN, "--model=tiny", *words)
         assert result.ret == pytest.ExitCode.USAGE_ERROR
         result.stderr.fnmatch_lines([f"ERROR: {option} is empty: is a shell variable not set*"])
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "telling"),
+    [
+        ('scope = "B"', 'scope = "Q"', "no-such-phase: unknown phase 'Q': use one of A, B, C, D, E, tail, early. *"),
+        ('scope = "B"', 'scope = "earyl"', "no-such-phase: unknown phase 'earyl': did you mean 'early'[?]. *"),
+        ("threshold = 0.001", 'than = { scope = "Z" }', "fails: unknown phase 'Z': *under `phases` of *models.toml."),
+    ],
+)
+def test_a_phase_that_no_model_has_is_an_error(
+    project: pytest.Pytester, hypothesis_file: Callable[[str], None], before: str, after: str, telling: str
+) -> None:
+    models = project.path / "models.toml"
+    models.write_text(models.read_text() + "phases = { early = [0, 5] }\n")
+    hypothesis_file(CLAIMS.replace(before, after))
+    result = project.runpytest(*RUN, "--model=tiny")
+    assert result.ret == pytest.ExitCode.INTERRUPTED
+    result.stdout.fnmatch_lines([f"*claims.toml:*: [[][[]expect[]][]] {telling}", "*1 error*"])
+    result.stdout.no_fnmatch_line("*Traceback*")
+
+
+def test_a_phase_that_another_model_has_is_not_measured(
+    project: pytest.Pytester, hypothesis_file: Callable[[str], None]
+) -> None:
+    models = project.path / "models.toml"
+    models.write_text(models.read_text() + "phases = { early = [0, 5] }\n")
+    hypothesis_file(
+        CLAIMS.split("[[expect]]")[0] + "[[expect]]" + CLAIMS.split("[[expect]]")[1].replace('"C"', '"early"')
+    )
+    for arguments, passed in (("--model=tiny",), 0), (("--model=tiny", "--model=twin"), 1):
+        result = project.runpytest(*RUN, *arguments)
+        assert result.ret == 0
+        result.assert_outcomes(passed=passed)
+        result.stdout.fnmatch_lines(["*1 not measured*"])
 
 
 def test_xfail_by_model(project: pytest.Pytester, hypothesis_file: Callable[[str], None]) -> None:
@@ -126,7 +161,7 @@ def test_junit_properties(project: pytest.Pytester) -> None:
     assert case.find("failure") is not None
     skipped = cases["claims/no-such-phase[tiny]"].find("skipped")
     assert skipped is not None
-    assert "no phase Z" in str(skipped.get("message"))
+    assert "no phase B" in str(skipped.get("message"))
 
 
 def test_a_claim_can_be_judged_under_another_variant(
@@ -290,7 +325,7 @@ def test_the_fixture_explains_a_failed_assert(project: pytest.Pytester) -> None:
             assert measurement.value("intra_cosine", "C") >= 2
 
         def test_missing(measurement):
-            assert measurement.value("intra_cosine", "Z") >= 2
+            assert measurement.value("intra_cosine", "B") >= 2
         """
     )
     result = project.runpytest("test_plain.py", "--model=tiny", "--device=cpu", "-v")
