@@ -1,5 +1,6 @@
 """Downloads, through the real client of the hub, from a server in this process; and every way in which they fail."""
 
+import json
 import socket
 import time
 from pathlib import Path
@@ -57,7 +58,8 @@ def test_the_models_code_comes_only_where_it_is_trusted(published: Hub) -> None:
 def test_shards_come_with_their_index(published: Hub) -> None:
     files = published.repositories["acme/tiny"]
     files["model-00001-of-00001.safetensors"] = files.pop("model.safetensors")
-    files["model.safetensors.index.json"] = b'{"weight_map": {"weight": "model-00001-of-00001.safetensors"}}'
+    names = {"weight": "model-00001-of-00001.safetensors"}
+    files["model.safetensors.index.json"] = json.dumps({"metadata": {}, "weight_map": names}).encode()
     assert [path.name for path in locate(SPEC).weights] == ["model-00001-of-00001.safetensors"]
     assert not (locate(SPEC).directory / "consolidated.safetensors").exists()
 
