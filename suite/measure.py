@@ -20,6 +20,7 @@ import numpy as np
 import suite
 from suite.analysis.metrics import METRICS, TOP_K, VARIANTS, absent
 from suite.capture.calibration import DEFAULT_CALIBRATION, MAX_TOKENS, Calibration, load_calibration, tokenize
+from suite.errors import RecordError
 from suite.models.control import control_fingerprint
 from suite.models.device import resolve_device
 from suite.models.files import ModelFiles, fingerprint, locate
@@ -81,7 +82,8 @@ def measure(spec: ModelSpec, settings: Settings, progress: Progress = no_progres
     """Measure one model, or take it from the cache, and write its record.
 
     Raises a SuiteError whose message says what to do: the model or its device is not there, the calibration is unfit,
-    the stream cannot be captured, an identity of the certificate fails, a folder cannot be written.
+    the stream cannot be captured, an identity of the certificate fails, a folder cannot be written. Where that is the
+    cache's, the record is written all the same.
     """
     calibration = load_calibration(settings.calibration, settings.documents)
     device = resolve_device(settings.device, spec)
@@ -106,12 +108,17 @@ def measure(spec: ModelSpec, settings: Settings, progress: Progress = no_progres
         libraries={name: library_version(name) for name in ("torch", "transformers")},
         **choices,
     )
+    not_kept: RecordError | None = None
     with settings.cache.lock(key):
         measurement = settings.cache.get(key, settings.fresh_since)
         cached = measurement is not None
         if measurement is None:
             run = _Run(spec, files, calibration, device, dtype, weights, key, choices)
-            measurement = settings.cache.put(key, *_measure(run, progress))
+            measurement, arrays = _measure(run, progress)
+            try:
+                measurement = settings.cache.put(key, measurement, arrays)
+            except RecordError as error:
+                not_kept = error  # raised once the record is written: what was measured is not lost
     # Phases and names are the user's, not the measurement's: put on anew each time, without a model.
     shown = measurement.under(
         phase_map(measurement.model.layers, spec.phases),
@@ -119,7 +126,10 @@ def measure(spec: ModelSpec, settings: Settings, progress: Progress = no_progres
         source=spec.source,
         revision=revision,
     )
-    return Outcome(shown, save(settings.results, shown, settings.cache), cached)
+    record = save(settings.results, shown, settings.cache)
+    if not_kept is not None:
+        raise RecordError(f"{not_kept} The record is written: {record}.")
+    return Outcome(shown, record, cached)
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import numpy as np
 from filelock import FileLock
 
 from suite.errors import RecordError
-from suite.records.measurement import Measurement, read_arrays
+from suite.records.measurement import Measurement, arrays_bytes, read_arrays
 
 
 def cache_root() -> Path:
@@ -53,7 +53,12 @@ class Cache:
     @contextmanager
     def lock(self, key: str) -> Iterator[None]:
         """Held while a model is measured: a second process waits, and then finds the entry."""
-        with FileLock(self._folder("locks") / f"{key}.lock"):
+        path = self._folder("locks") / f"{key}.lock"
+        try:
+            held = FileLock(path).acquire()
+        except OSError as error:
+            raise _unwritable(path, error) from None
+        with held:
             yield
 
     def _folder(self, name: str = "") -> Path:
@@ -61,10 +66,7 @@ class Cache:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise RecordError(
-                f"the cache folder {self.root} cannot be made: {error.strerror}. "
-                f"Set DELTA_SUITE_CACHE to a folder that can be written."
-            ) from None
+            raise _unwritable(folder, error) from None
         return folder
 
     def get(self, key: str, newer_than: float | None = None) -> Measurement | None:
@@ -85,26 +87,30 @@ class Cache:
         return measurement.with_arrays(self.arrays(key))
 
     def put(self, key: str, measurement: Measurement, arrays: Mapping[str, np.ndarray]) -> Measurement:
-        """Keep an entry, whole or not at all; an older one of this key is replaced."""
-        from safetensors.numpy import save_file
+        """Keep an entry, whole or not at all; an older one of this key is replaced.
 
+        Raises RecordError where the cache cannot be written.
+        """
         entry = self.entry(key)
         for left in self._folder("measurements").glob(f".{key[:8]}-*"):
             shutil.rmtree(left, ignore_errors=True)  # by a run that was killed while it wrote: the lock is ours now
-        fresh = Path(tempfile.mkdtemp(prefix=f".{key[:8]}-", dir=self._folder("measurements")))
         try:
-            save_file(
-                {name: np.ascontiguousarray(array) for name, array in arrays.items()},
-                fresh / "arrays.safetensors",
-            )
-            (fresh / "measurement.json").write_text(measurement.to_json(), "utf-8")
-            if entry.exists():
-                shutil.rmtree(entry)
-            fresh.rename(entry)
+            with tempfile.TemporaryDirectory(
+                prefix=f".{key[:8]}-", dir=self._folder("measurements"), ignore_cleanup_errors=True
+            ) as folder:
+                fresh = Path(folder)
+                (fresh / "arrays.safetensors").write_bytes(arrays_bytes(arrays))
+                (fresh / "measurement.json").write_text(measurement.to_json(), "utf-8")
+                if entry.exists():
+                    shutil.rmtree(entry)
+                fresh.rename(entry)
         except OSError as error:
-            raise RecordError(
-                f"the cache entry {entry} cannot be written: {error.strerror}. Free space, or set DELTA_SUITE_CACHE."
-            ) from None
-        finally:
-            shutil.rmtree(fresh, ignore_errors=True)
+            raise _unwritable(entry, error) from None
         return measurement.with_arrays(self.arrays(key))
+
+
+def _unwritable(path: Path, error: OSError) -> RecordError:
+    return RecordError(
+        f"{path}, in the cache, cannot be written: {error.strerror}. "
+        f"Free space, or set DELTA_SUITE_CACHE to another folder."
+    )

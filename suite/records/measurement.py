@@ -543,6 +543,14 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         raise RecordError(f"{path} is not a readable safetensors file: {error}. Measure again with --fresh.") from None
 
 
+def arrays_bytes(arrays: Mapping[str, np.ndarray]) -> bytes:
+    """As a safetensors file holds them. Written from here, a full disk is an OSError as for any other file."""
+    from safetensors.numpy import save
+
+    content: bytes = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    return content
+
+
 def metric_versions() -> dict[str, int]:
     """What a cache entry or a baseline must agree on to be comparable."""
     return {name: metric.version for name, metric in METRICS.items()}

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -240,6 +241,32 @@ def test_unwritable_places_are_named(tiny: Path, tmp_path: Path) -> None:
         measure(ModelSpec(name="tiny", path=tiny), Settings(results=blocked, device="cpu", cache=cache))
     with pytest.raises(RecordError, match="DELTA_SUITE_CACHE"):
         measure(ModelSpec(name="tiny", path=tiny), Settings(results=tmp_path, device="cpu", cache=Cache(blocked)))
+
+
+def test_a_measurement_that_the_cache_has_no_room_for_is_recorded(
+    outcome: tuple[Outcome, Settings], tiny: Path, tmp_path: Path, largest_file: Callable[[int], None]
+) -> None:
+    arrays = outcome[1].cache.arrays(outcome[0].measurement.provenance.cache_key).stat().st_size
+    record = outcome[0].record.stat().st_size
+    assert record < 0.9 * arrays
+    cache = Cache(tmp_path / "cache")
+    largest_file((record + arrays) // 2)
+    with pytest.raises(RecordError, match=r"in the cache, cannot be written: File too large\. Free space") as caught:
+        measure(ModelSpec(name="tiny", path=tiny), Settings(results=tmp_path / "results", device="cpu", cache=cache))
+    (path,) = (tmp_path / "results" / "runs" / "tiny").iterdir()
+    assert str(caught.value).endswith(f"The record is written: {path}.")
+    assert load(path).layers == outcome[0].measurement.layers
+    assert load(path).scopes == outcome[0].measurement.scopes
+    assert list((cache.root / "measurements").iterdir()) == []
+
+
+def test_a_lock_that_cannot_be_had_is_named(tmp_path: Path) -> None:
+    (tmp_path / "locks" / "key.lock").mkdir(parents=True)
+    with (
+        pytest.raises(RecordError, match=r"key\.lock, in the cache, cannot be written: .*DELTA_SUITE_CACHE"),
+        Cache(tmp_path).lock("key"),
+    ):
+        pytest.fail("nothing is held")
 
 
 def test_json_round_trip_is_exact(outcome: tuple[Outcome, Settings]) -> None:
