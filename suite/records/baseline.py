@@ -1,14 +1,14 @@
 """Baselines: the committed figures and verdicts that later checkpoints are compared with.
 
 `results/baselines/<model>.json`, one file per model (or line of checkpoints of one training run), and beside it
-`<model>.safetensors` with the top-8 directions in float16. The keys above `model` are the user's to edit.
+`<model>.safetensors` with the top-8 directions in float16, which it names by their SHA-256. The keys above `history`
+are the user's to edit.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from suite.analysis.metrics import METRICS
-from suite.errors import BaselineError, RecordError
+from suite.errors import BaselineError
 from suite.records.comparison import (
     TURNS,
     Comparison,
@@ -31,7 +31,7 @@ from suite.records.comparison import (
     obstacle,
     snapshot,
 )
-from suite.records.measurement import Measurement, read_arrays, write_atomically
+from suite.records.measurement import Measurement, arrays_bytes, write_together
 from suite.records.store import folder_name
 
 SCHEMA = 1
@@ -94,6 +94,8 @@ class Baseline(BaseModel):
     history: tuple[Change, ...]
     verdicts: dict[str, VerdictEntry]
     """`hypothesis/expectation` -> verdict"""
+    directions_sha256: str | None = None
+    """Of the file beside; null in baselines older than this field."""
     figures: Snapshot
 
     def to_json(self) -> str:
@@ -116,12 +118,8 @@ class BaselineFile:
 
     path: Path
     content: Baseline
-
-    @property
-    def directions(self) -> dict[str, np.ndarray]:
-        """Empty where there is no file beside. Raises RecordError for a damaged one."""
-        beside = directions_path(self.path)
-        return read_arrays(beside) if beside.exists() else {}
+    directions: Mapping[str, np.ndarray]
+    """Empty where there is no file beside."""
 
     def compare(
         self, now: Snapshot, directions: Mapping[str, np.ndarray], *, other_documents: bool = False
@@ -188,7 +186,7 @@ def directions_path(path: Path) -> Path:
 
 
 def load_baseline(path: Path) -> BaselineFile:
-    """Raises BaselineError where there is none, with those that are there; or where it is damaged."""
+    """Raises BaselineError where there is none, with those that are there; where it or its directions are damaged."""
     try:
         text = path.read_text("utf-8")
     except FileNotFoundError:
@@ -201,7 +199,7 @@ def load_baseline(path: Path) -> BaselineFile:
     except (OSError, UnicodeDecodeError) as error:
         raise BaselineError(f"baseline {path} cannot be read: {error}.") from None
     try:
-        return BaselineFile(path, Baseline.model_validate_json(text))
+        content = Baseline.model_validate_json(text)
     except ValidationError as error:
         listed = "".join(
             f"\n  at {'.'.join(str(part) for part in own['loc']) or 'the whole file'}: {own['msg']}"
@@ -212,6 +210,24 @@ def load_baseline(path: Path) -> BaselineFile:
             f"  Correct it, take it from version control again, or overwrite it: "
             f'--baseline-update=all --baseline-reason "..."'
         ) from None
+    return BaselineFile(path, content, _load_directions(path, content.directions_sha256))
+
+
+def _load_directions(baseline: Path, sha256: str | None) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load
+
+    path = directions_path(baseline)
+    if not path.exists():
+        return {}
+    packed = path.read_bytes()
+    if sha256 is not None and hashlib.sha256(packed).hexdigest() != sha256:
+        raise BaselineError(
+            f"{path} is not what was written with {baseline}, which names it by another SHA-256.\n"
+            f"  Take both from version control again, or remove {path}: the turning of directions is then not measured "
+            f"until --baseline-update writes it anew."
+        )
+    found: dict[str, np.ndarray] = load(packed)
+    return found
 
 
 def unknown_keys(file: BaselineFile) -> list[str]:
@@ -252,7 +268,8 @@ def update_baseline(
         change = Change(date=today, action="created", reason=reason or "first baseline", source=source)
         _write(path, Baseline(history=(change,), verdicts=dict(verdicts), figures=fresh), arrays)
         return f"{path}: created from {source}, {_size(fresh)} figures and {len(verdicts)} verdicts"
-    old = load_baseline(path).content
+    file = load_baseline(path)
+    old = file.content
     shapes = [(own.model.architecture, own.model.layers, own.model.hidden) for own in (old.figures, fresh)]
     if shapes[0] != shapes[1]:
         raise BaselineError(
@@ -272,17 +289,17 @@ def update_baseline(
         update = {"history": (*old.history, change), "verdicts": dict(verdicts), "figures": fresh}
         _write(path, old.model_copy(update=update), arrays)
         return f"{path}: overwritten from {source}, {_size(fresh)} figures and {len(verdicts)} verdicts"
-    return _add(path, old, fresh, verdicts, arrays, Change(date=today, action="added", reason=reason, source=source))
+    return _add(file, fresh, verdicts, arrays, Change(date=today, action="added", reason=reason, source=source))
 
 
 def _add(
-    path: Path,
-    old: Baseline,
+    file: BaselineFile,
     fresh: Snapshot,
     verdicts: Mapping[str, VerdictEntry],
     arrays: Mapping[str, np.ndarray],
     change: Change,
 ) -> str:
+    path, old = file.path, file.content
     estimates = {
         variant: {scope: dict(metrics) for scope, metrics in scopes.items()}
         for variant, scopes in old.figures.estimates.items()
@@ -301,7 +318,7 @@ def _add(
             own |= new
             added += [f"{variant}/{scope}/{name}" for name in new]
     new_verdicts = {name: entry for name, entry in verdicts.items() if name not in old.verdicts}
-    directions = {} if directions_path(path).exists() else dict(arrays)
+    directions = None if file.directions else arrays or None
     if not added and not new_verdicts and not directions:
         return f"{path}: nothing new, left as it was"
     if refusal := obstacle(old.figures, fresh):
@@ -335,28 +352,17 @@ def _size(figures: Snapshot) -> int:
     return sum(len(metrics) for scopes in figures.estimates.values() for metrics in scopes.values())
 
 
-def _write(path: Path, content: Baseline, arrays: Mapping[str, np.ndarray]) -> None:
-    """Directions first: a run that is killed in between leaves figures that are compared, and turns that are too."""
-    if arrays:
-        _write_arrays(directions_path(path), arrays)
-    write_atomically(path, content.to_json())
+def _write(path: Path, content: Baseline, arrays: Mapping[str, np.ndarray] | None) -> None:
+    """Both files or neither; without arrays (None) the directions that are there stay.
 
-
-def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    from safetensors.numpy import save_file
-
-    temporary = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            temporary = Path(file.name)
-        save_file({name: np.ascontiguousarray(array.astype(np.float16)) for name, array in arrays.items()}, temporary)
-        temporary.chmod(0o644)
-        os.replace(temporary, path)  # noqa: PTH105  (atomic on one file system)
-    except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise RecordError(f"{path} cannot be written: {error.strerror}. Choose another folder or free space.") from None
+    Where a run is killed between the two, the SHA-256 tells that they do not belong together.
+    """
+    files = {}
+    if arrays is not None:
+        packed = arrays_bytes({name: array.astype(np.float16) for name, array in arrays.items()})
+        content = content.model_copy(update={"directions_sha256": hashlib.sha256(packed).hexdigest()})
+        files[directions_path(path)] = packed
+    write_together(files | {path: content.to_json().encode()})
 
 
 def refuse_shared(paths: Mapping[str, Path]) -> None:

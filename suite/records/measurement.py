@@ -561,19 +561,29 @@ def write_atomically(path: Path, text: str) -> None:
 
     Raises RecordError where the folder cannot be written.
     """
+    write_together({path: text.encode()})
+
+
+def write_together(content: Mapping[Path, bytes]) -> None:
+    """Files that belong together: each is whole or as it was, and a full disk leaves all as they were.
+
+    Raises RecordError that names the file that cannot be written.
+    """
     import tempfile
 
-    temporary = None
+    temporary: dict[Path, Path] = {}
+    path = Path()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            temporary = Path(file.name)
-            file.write(text)
-        temporary.chmod(0o644)
-        os.replace(temporary, path)  # noqa: PTH105  (atomic on one file system)
+        for path, own in content.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+                temporary[path] = Path(file.name)
+                file.write(own)
+            temporary[path].chmod(0o644)
+        for path, whole in temporary.items():  # all have had room: only now is one put in its place
+            os.replace(whole, path)  # noqa: PTH105  (atomic on one file system)
     except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
         raise RecordError(f"{path} cannot be written: {error.strerror}. Choose another folder or free space.") from None
+    finally:
+        for left in temporary.values():
+            left.unlink(missing_ok=True)

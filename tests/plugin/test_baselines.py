@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from suite.errors import RecordError
+from suite.measure import Settings, measure
+from suite.models.registry import ModelSpec
+from suite.records.baseline import update_baseline
+from suite.records.cache import Cache
 from tests.plugin.test_plugin import count_loads
 from tests.tiny import make_tiny
 
@@ -176,6 +182,41 @@ def test_overwriting_needs_a_reason_that_is_kept(project: pytest.Pytester, basel
         "entries": [],
     }
     assert other.read_text() == "another model's"
+
+
+def test_a_full_disk_leaves_both_files_as_they_were(
+    tiny: Path, measured: Path, tmp_path: Path, largest_file: Callable[[int], None]
+) -> None:
+    settings = Settings(results=tmp_path / "results", device="cpu", cache=Cache(measured))
+    measurement = measure(ModelSpec(name="tiny", path=tiny), settings).measurement
+    path = tmp_path / "baselines" / "tiny.json"
+    update_baseline(path, measurement, {})
+    both = {file.name: file.stat() for file in path.parent.iterdir()}
+    assert both["tiny.safetensors"].st_size < 0.9 * both["tiny.json"].st_size
+    largest_file(sum(file.st_size for file in both.values()) // 2)  # room for the directions alone
+    with pytest.raises(RecordError, match=r"tiny\.json cannot be written"):
+        update_baseline(path, measurement, {}, overwrite=True, reason="meant")
+    assert {file.name: file.stat().st_ino for file in path.parent.iterdir()} == {
+        name: file.st_ino for name, file in both.items()
+    }
+    shutil.rmtree(path.parent)
+    with pytest.raises(RecordError, match=r"tiny\.json cannot be written"):
+        update_baseline(path, measurement, {})
+    assert list(path.parent.iterdir()) == []
+
+
+def test_directions_of_another_baseline_are_not_compared(project: pytest.Pytester, baseline: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    beside = baseline.with_suffix(".safetensors")
+    save_file({name: -array for name, array in load_file(beside).items()}, beside)
+    result = project.runpytest(*RUN, "--baseline")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    result.stderr.fnmatch_lines(["ERROR: *tiny.safetensors is not what was written with *tiny.json, *"])
+    content = json.loads(baseline.read_text())
+    del content["directions_sha256"]  # as in baselines older than this field
+    baseline.write_text(json.dumps(content))
+    assert project.runpytest(*RUN, "--baseline", "-k", "turn").parseoutcomes()["passed"] == 2
 
 
 def test_a_model_of_another_shape_never_overwrites(project: pytest.Pytester, baseline: Path, tmp_path: Path) -> None:
