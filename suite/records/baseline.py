@@ -210,23 +210,34 @@ def load_baseline(path: Path) -> BaselineFile:
             f"  Correct it, take it from version control again, or overwrite it: "
             f'--baseline-update=all --baseline-reason "..."'
         ) from None
-    return BaselineFile(path, content, _load_directions(path, content.directions_sha256))
+    beside = directions_path(path)
+    try:
+        directions = _read_directions(beside, content) if beside.exists() else {}
+    except (OSError, ValueError) as error:
+        raise BaselineError(
+            f"{beside} is not what was written with {path}: {error}.\n"
+            f"  Take both from version control again, or remove {beside}: the turning of directions is then not "
+            f"measured until --baseline-update writes it anew."
+        ) from None
+    return BaselineFile(path, content, directions)
 
 
-def _load_directions(baseline: Path, sha256: str | None) -> dict[str, np.ndarray]:
+def _read_directions(path: Path, content: Baseline) -> dict[str, np.ndarray]:
+    """Raises ValueError where they are not those of the figures, as far as can be told, or OSError."""
+    from safetensors import SafetensorError
     from safetensors.numpy import load
 
-    path = directions_path(baseline)
-    if not path.exists():
-        return {}
     packed = path.read_bytes()
-    if sha256 is not None and hashlib.sha256(packed).hexdigest() != sha256:
-        raise BaselineError(
-            f"{path} is not what was written with {baseline}, which names it by another SHA-256.\n"
-            f"  Take both from version control again, or remove {path}: the turning of directions is then not measured "
-            f"until --baseline-update writes it anew."
-        )
-    found: dict[str, np.ndarray] = load(packed)
+    if content.directions_sha256 not in {None, hashlib.sha256(packed).hexdigest()}:
+        raise ValueError("its SHA-256 is another")
+    try:
+        found: dict[str, np.ndarray] = load(packed)
+    except SafetensorError as error:
+        raise ValueError(error) from None
+    model = content.figures.model
+    for name, array in found.items():
+        if array.ndim != 3 or (array.shape[0], array.shape[2]) != (model.layers, model.hidden):
+            raise ValueError(f"{name} is {array.shape}, of a model of {model.layers} layers x {model.hidden}")
     return found
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from suite.errors import RecordError
@@ -16,6 +17,7 @@ from suite.measure import Settings, measure
 from suite.models.registry import ModelSpec
 from suite.records.baseline import update_baseline
 from suite.records.cache import Cache
+from suite.records.measurement import arrays_bytes, read_arrays
 from tests.plugin.test_plugin import count_loads
 from tests.tiny import make_tiny
 
@@ -205,6 +207,34 @@ def test_a_full_disk_leaves_both_files_as_they_were(
     assert list(path.parent.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("damage", "telling"),
+    [
+        (lambda arrays: b"garbage", "Error while deserializing: *"),
+        (lambda arrays: arrays_bytes(arrays)[:-100], "Error while deserializing: *"),
+        (lambda arrays: arrays_bytes({name: own[:3] for name, own in arrays.items()}), "*(3, 8, 48)*12 layers x 48*"),
+    ],
+)
+def test_damaged_directions_are_one_error_before_anything_runs(
+    project: pytest.Pytester,
+    baseline: Path,
+    damage: Callable[[dict[str, np.ndarray]], bytes],
+    telling: str,
+) -> None:
+    """Told by the SHA-256, and in a baseline without one as far as can be told."""
+    beside = baseline.with_suffix(".safetensors")
+    beside.write_bytes(damage(read_arrays(beside)))
+    for telling_now in ("its SHA-256 is another.", telling):
+        result = project.runpytest(*RUN, "--baseline")
+        assert result.ret == pytest.ExitCode.USAGE_ERROR
+        result.stderr.fnmatch_lines(
+            [f"ERROR: *tiny.safetensors is not what was written with *tiny.json: {telling_now}", "*or remove *"]
+        )
+        edit(baseline, directions_sha256=None)
+    beside.unlink()  # as the error says
+    project.runpytest(*RUN, "--baseline-update", "-q").stdout.fnmatch_lines(["*tiny.json: added directions"])
+
+
 def test_directions_of_another_baseline_are_not_compared(project: pytest.Pytester, baseline: Path) -> None:
     from safetensors.numpy import load_file, save_file
 
@@ -212,7 +242,7 @@ def test_directions_of_another_baseline_are_not_compared(project: pytest.Pyteste
     save_file({name: -array for name, array in load_file(beside).items()}, beside)
     result = project.runpytest(*RUN, "--baseline")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
-    result.stderr.fnmatch_lines(["ERROR: *tiny.safetensors is not what was written with *tiny.json, *"])
+    result.stderr.fnmatch_lines(["ERROR: *tiny.safetensors is not what was written with *: its SHA-256 is another."])
     content = json.loads(baseline.read_text())
     del content["directions_sha256"]  # as in baselines older than this field
     baseline.write_text(json.dumps(content))
