@@ -207,8 +207,8 @@ def load_baseline(path: Path) -> BaselineFile:
         )
         raise BaselineError(
             f"{path} is not a baseline of schema {SCHEMA}:{listed}\n"
-            f"  Correct it, take it from version control again, or overwrite it: "
-            f'--baseline-update=all --baseline-reason "..."'
+            f"  Correct it, take it from version control again, or remove it, with its history, tolerances and xfails, "
+            f'and write it anew: --baseline-update --baseline-reason "..."'
         ) from None
     beside = directions_path(path)
     try:

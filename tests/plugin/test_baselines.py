@@ -286,6 +286,20 @@ def test_a_damaged_or_misspelt_baseline_is_a_usage_error(project: pytest.Pyteste
     project.runpytest(*RUN, "--baseline").stderr.fnmatch_lines(["*is not a baseline of schema 1:*"])
 
 
+def test_a_damaged_baseline_is_only_written_anew_once_it_is_removed(project: pytest.Pytester, baseline: Path) -> None:
+    baseline.write_text(baseline.read_text()[:3000])
+    before = {file.name: file.read_bytes() for file in baseline.parent.iterdir()}
+    refused = project.runpytest(*RUN, "--baseline-update=all", "--baseline-reason=it is cut")
+    assert refused.ret == pytest.ExitCode.USAGE_ERROR
+    refused.stderr.fnmatch_lines(["*or remove it, *, and write it anew: --baseline-update --baseline-reason *"])
+    assert {file.name: file.read_bytes() for file in baseline.parent.iterdir()} == before
+    baseline.unlink()
+    project.runpytest(*RUN, "--baseline-update", "--baseline-reason=it was cut", "-q")
+    (change,) = json.loads(baseline.read_text())["history"]
+    assert (change["action"], change["reason"]) == ("created", "it was cut")
+    assert project.runpytest(*RUN, "--baseline", "-m", "baseline").ret == 0
+
+
 def test_workers_compare_and_one_process_writes(
     project: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
