@@ -16,6 +16,7 @@ from suite.publish.page import RUNS, SITE, page_link, run_link, site_files
 from suite.publish.run_page import run_files
 from suite.publish.tables import Row, relative_margin
 from suite.publish.words import CHANGED, LEGEND, NEVER_MIXED, NO_SCORE, cell_text, memory_text, tally_text, worst_text
+from suite.records.measurement import write_together
 
 
 def files(board: Board) -> dict[str, bytes]:
@@ -32,16 +33,12 @@ def files(board: Board) -> dict[str, bytes]:
 def write(results: Path, content: Mapping[str, bytes]) -> list[str]:
     """Write what differs, remove the pages of models and runs that are gone, and name both. Raises RecordError."""
     changed = stale(results, content)
-    try:
-        for name in changed:
-            path = results / name
-            if name in content:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content[name])
-            else:
-                path.unlink()
-    except OSError as error:
-        raise RecordError(f"{error.filename} cannot be written: {error.strerror}.") from None
+    write_together({results / name: content[name] for name in changed if name in content})
+    for gone in (results / name for name in changed if name not in content):
+        try:
+            gone.unlink()
+        except OSError as error:
+            raise RecordError(f"{gone} cannot be removed: {error.strerror}.") from None
     return changed
 
 

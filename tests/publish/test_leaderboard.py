@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,23 @@ def test_check_tells_what_is_stale_and_writes_nothing(place: Place, monkeypatch:
     assert "stale: results/site/models/a.html" in edited.output
     assert "site.js" not in edited.output
     assert "delta-suite leaderboard" in edited.stderr
+    assert published(place) == before
+
+
+def test_a_full_disk_leaves_every_published_file_as_it_was(
+    place: Place, monkeypatch: pytest.MonkeyPatch, largest_file: Callable[[int], None]
+) -> None:
+    monkeypatch.chdir(place.root)
+    place.add("a")
+    assert run("leaderboard").exit_code == 0
+    place.add("b")
+    before = published(place)
+    largest_file(len(before["leaderboard.md"]) + 1000)
+    full = run("leaderboard")
+    assert full.exit_code == 1
+    assert re.fullmatch(
+        r"delta-suite: results/leaderboard\.(csv|json) cannot be written: File too large\. .*\n", full.stderr
+    )
     assert published(place) == before
 
 
