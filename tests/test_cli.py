@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,29 @@ def test_judge_without_a_record_says_where_records_are() -> None:
     assert result.exit_code == 1
     assert "results/runs" in result.stderr
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: record.update(layers=record["layers"][:4]),
+        lambda record: record.update(phases={"C": [2, 50]}, scopes={}),
+    ],
+)
+def test_no_command_goes_on_with_a_record_that_is_not_whole(
+    record: Path, tmp_path: Path, change: Callable[[dict[str, Any]], None]
+) -> None:
+    path = tmp_path / "results" / "runs" / "tiny" / "cut.json"
+    path.parent.mkdir(parents=True)
+    content = json.loads(record.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    for command in (("judge", path), ("compare", path, record), ("compare", record, path), ("card", "--record", path)):
+        result = run(*command)
+        assert result.exit_code == 1
+        (line,) = result.stderr.splitlines()
+        assert "cut.json is not a whole record: " in line
+    assert "cut.json is not a whole record: " in run("leaderboard", "--results-dir", tmp_path / "results").stderr
 
 
 def test_metrics_lists_all(tmp_path: Path) -> None:

@@ -293,7 +293,7 @@ def build(
         inside = _absolute(path).is_relative_to(_absolute(results))
         record = _absolute(path).relative_to(_absolute(results)).as_posix() if inside else path.name
         try:
-            read.append((record, _whole(load(path), path)))
+            read.append((record, load(path)))
         except RecordError as error:
             broken.append(Broken(record, " ".join(str(error).replace(str(path), record).split())))
 
@@ -324,21 +324,6 @@ def build(
 
 def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))  # noqa: PTH100  (a link stays the path that was given)
-
-
-def _whole(measurement: Measurement, path: Path) -> Measurement:
-    """Raises RecordError where the parts of a record do not fit together, so that it could not be judged."""
-    layers, variants = measurement.model.layers, [set(layer.metrics) for layer in measurement.layers]
-    problem = None
-    if [layer.layer for layer in measurement.layers] != list(range(layers)):
-        problem = f"it says {layers} layers and holds {len(measurement.layers)}"
-    elif any(own != variants[0] or "raw" not in own for own in variants):
-        problem = "its layers were not all measured in the same variants"
-    elif any(not 0 <= first <= last < layers for first, last in measurement.phases.values()):
-        problem = f"a phase reaches past its {layers} layers"
-    if problem:
-        raise RecordError(f"{path} is not a whole record: {problem}. Measure again: delta-suite measure --fresh.")
-    return measurement
 
 
 def _reading(measurement: Measurement) -> tuple[str, dict[str, Any]]:

@@ -407,7 +407,7 @@ class Measurement(_Part):
     def from_json(cls, text: str, where: object) -> Measurement:
         """Raises RecordError for anything that is not a whole record of this schema."""
         try:
-            return cls.model_validate_json(text)
+            found = cls.model_validate_json(text)
         except ValidationError as error:
             first = error.errors()[0]
             at = ".".join(str(part) for part in first["loc"]) or "the whole file"
@@ -416,6 +416,20 @@ class Measurement(_Part):
                 f"{f' (and {error.error_count() - 1} more)' if error.error_count() > 1 else ''}. "
                 f"Records are written by `delta-suite measure`."
             ) from None
+        if problem := found._lacks():
+            raise RecordError(f"{where} is not a whole record: {problem}. Measure again: delta-suite measure --fresh.")
+        return found
+
+    def _lacks(self) -> str | None:
+        """How its parts do not fit together, so that it could not be judged; None where they do."""
+        layers, variants = self.model.layers, [set(layer.metrics) for layer in self.layers]
+        if not layers or [layer.layer for layer in self.layers] != list(range(layers)):
+            return f"it says {layers} layers and holds {len(self.layers)}"
+        if any(own != variants[0] or "raw" not in own for own in variants):
+            return "its layers were not all measured in the same variants"
+        if any(not 0 <= first <= last < layers for first, last in self.phases.values()):
+            return f"a phase reaches past its {layers} layers"
+        return None
 
 
 RECORDED_NULLS = ("intra_cosine", "intra_cosine_cross_fitted", "block_effective_rank_fraction")

@@ -145,6 +145,10 @@ def test_boundaries_are_in_the_record_and_follow_the_phase_map(outcome: tuple[Ou
         (lambda text: text.replace('"schema": 2', '"schema": 7'), "at schema"),
         (lambda text: text.replace('"value": ', '"value": NaN, "x": ', 1), "not a measurement record"),
         (lambda text: "[]", "not a measurement record"),
+        (lambda text: text.replace('"layers": 12', '"layers": 14'), "it says 14 layers and holds 12"),
+        (lambda text: text.replace("9, 11 ]", "9, 12 ]", 1), "not a whole record: a phase reaches past its 12"),
+        (lambda text: text.replace('"raw": {', '"rough": {', 1), "not a whole record: its layers were not all"),
+        (lambda text: json.dumps(json.loads(text) | {"layers": []}), "it says 12 layers and holds 0"),
     ],
 )
 def test_damaged_records_are_refused(outcome: tuple[Outcome, Settings], tmp_path: Path, damage, telling) -> None:  # type: ignore[no-untyped-def]
