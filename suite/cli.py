@@ -61,15 +61,23 @@ def _fail(message: str) -> NoReturn:
     raise typer.Exit(MEASUREMENT_FAILED)
 
 
+def _measured(spec: ModelSpec, settings: Settings) -> Outcome:
+    """Measure with progress shown, and say on stderr what there is to say of how the measurement came about."""
+    from suite.measure import measure as run
+    from suite.publish.progress import bars
+
+    outcome = run(spec, settings, bars())
+    if outcome.note is not None:
+        typer.echo(f"delta-suite: {outcome.note}", err=True)
+    return outcome
+
+
 def _measured_or_told(spec: ModelSpec, settings: Settings) -> Outcome | None:
     """One model's measurement; None where it cannot be had, which is told, so that the other models are measured."""
     import traceback
 
-    from suite.measure import measure as run
-    from suite.publish.progress import bars
-
     try:
-        return run(spec, settings, bars())
+        return _measured(spec, settings)
     except SuiteError as error:
         typer.echo(f"delta-suite: {spec.name} cannot be measured: {error}", err=True)
     except Exception as error:  # not foreseen: its text alone would not tell where it comes from
@@ -171,15 +179,13 @@ def compare(
 
 def _measured_or_stored(name: str, settings: Settings, models_file: Path | None) -> Measurement:
     """A record as it is, with its arrays where the cache has them; a model measured, or from the cache."""
-    from suite.measure import measure as run
     from suite.models.registry import load_registry
-    from suite.publish.progress import bars
     from suite.records.store import load
 
     if name.endswith(".json"):
         record = load(Path(name))
         return record.with_arrays(settings.cache.arrays(record.provenance.cache_key))
-    return run(load_registry(models_file).resolve(name), settings, bars()).measurement
+    return _measured(load_registry(models_file).resolve(name), settings).measurement
 
 
 @app.command(epilog="Example: delta-suite trajectory 'runs/big/checkpoint-*' --out big.html")

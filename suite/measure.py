@@ -76,6 +76,8 @@ class Outcome:
     measurement: Measurement
     record: Path
     cached: bool
+    note: str | None = None
+    """What the user is told of how it came about, in one line."""
 
 
 def measure(spec: ModelSpec, settings: Settings, progress: Progress = no_progress) -> Outcome:
@@ -108,9 +110,12 @@ def measure(spec: ModelSpec, settings: Settings, progress: Progress = no_progres
         libraries={name: library_version(name) for name in ("torch", "transformers")},
         **choices,
     )
-    not_kept: RecordError | None = None
+    note, not_kept = None, None
     with settings.cache.lock(key):
-        measurement = settings.cache.get(key, settings.fresh_since)
+        try:
+            measurement = settings.cache.get(key, settings.fresh_since)
+        except RecordError as error:
+            measurement, note = None, f"{error}; {spec.name} was measured again"
         cached = measurement is not None
         if measurement is None:
             run = _Run(spec, files, calibration, device, dtype, weights, key, choices)
@@ -129,7 +134,7 @@ def measure(spec: ModelSpec, settings: Settings, progress: Progress = no_progres
     record = save(settings.results, shown, settings.cache)
     if not_kept is not None:
         raise RecordError(f"{not_kept} The record is written: {record}.")
-    return Outcome(shown, record, cached)
+    return Outcome(shown, record, cached, note)
 
 
 @dataclass(frozen=True)

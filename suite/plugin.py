@@ -146,6 +146,8 @@ class Session:
         """The rows of all verdicts, from the reports, which may come from workers."""
         self.kept: dict[str, Kept] = {}
         """By model, once the run is over."""
+        self.notes: dict[str, None] = {}
+        """What is told of how measurements came about, in order; from the reports, too."""
         if config.getoption("model") or config.getoption("all_models"):
             self._resolve()
 
@@ -202,7 +204,9 @@ class Session:
 
             with self._terminal():
                 try:
-                    self._outcomes[spec.name] = measure(spec, self.settings, bars())
+                    self._outcomes[spec.name] = outcome = measure(spec, self.settings, bars())
+                    if outcome.note is not None:
+                        self.notes[outcome.note] = None
                 except Exception as error:  # kept for the other items of this model, and raised below
                     self._outcomes[spec.name] = error
         found = self._outcomes[spec.name]
@@ -248,6 +252,7 @@ class Session:
             yield
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.notes |= dict.fromkeys(getattr(report, "delta_suite_notes", ()))
         if (row := getattr(report, "delta_suite", None)) is not None:
             self.judged.append(row)
 
@@ -535,13 +540,14 @@ def pytest_runtest_makereport(
     spec = _spec(item)
     if spec is None or not (call.when == "call" or report.failed):
         return report
+    session = item.config.stash[SESSION]
+    report.delta_suite_notes = list(session.notes)  # type: ignore[attr-defined]
     if isinstance(item, BaselineItem):
         if item.row is not None:
             report.delta_suite_baseline = item.row  # type: ignore[attr-defined]
         return report
     from suite.publish.tables import Row
 
-    session = item.config.stash[SESSION]
     row = None
     if isinstance(item, ExpectationItem):
         if item.judgement is not None:
@@ -627,6 +633,8 @@ def pytest_report_header(config: pytest.Config) -> list[str] | None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     session = config.stash[SESSION]
+    for note in session.notes:
+        terminalreporter.write_line(f"delta-suite: {note}")
     if not session.judged:
         return
     from suite.analysis.metrics import METRICS

@@ -62,6 +62,19 @@ def test_measure_writes_a_record_and_shows_the_phases(tiny: Path, tmp_path: Path
     assert re.search(r"^p +0\.\d{3} against smooth drift", result.output, re.MULTILINE)
 
 
+def test_a_damaged_cache_entry_is_one_line(tiny: Path, tmp_path: Path, own_cache: Path) -> None:
+    options = ("--results-dir", tmp_path, "--device", "cpu", "--calibration", "seed")
+    for command in (("measure", tiny), ("compare", tiny, tiny)):
+        run("measure", tiny, *options)
+        (arrays,) = own_cache.glob("measurements/*/arrays.safetensors")
+        arrays.write_bytes(b"")
+        result = run(*command, *options)
+        assert result.exit_code == 0, result.output
+        (line,) = [own for own in result.stderr.splitlines() if "cache" in own or "Warning" in own]
+        assert line.startswith(f"delta-suite: the cache entry {arrays.parent} was damaged, and is removed; ")
+        assert line.endswith("tiny was measured again")
+
+
 def test_measure_goes_on_after_a_model_that_cannot_be_measured(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "models.toml").write_text(
         f'[models.gone]\npackage="absent"\ngguf="x.gguf"\n[models.tiny]\npath={str(tiny)!r}\n'

@@ -312,7 +312,7 @@ def _hash_with_memo(paths: list[Path], memo: Path) -> dict[Path, str]:
 def _unwritable(memo: Path, error: OSError) -> RecordError:
     return RecordError(
         f"the memo of fingerprints {memo} cannot be written ({error.strerror or error}).\n"
-        "  Make its folder writable, or set DELTA_SUITE_CACHE to one that is."
+        "  Free space, make its folder writable, remove what is in its place, or set DELTA_SUITE_CACHE to another one."
     )
 
 
@@ -320,7 +320,7 @@ def _read_memo(memo: Path) -> dict[str, str]:
     """What the memo knows; nothing where it is not there or not readable, as all of it can be had again."""
     try:
         known = json.loads(memo.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except (OSError, ValueError):
         return {}
     if not isinstance(known, dict):
         return {}
@@ -329,5 +329,10 @@ def _read_memo(memo: Path) -> dict[str, str]:
 
 def _write_memo(memo: Path, known: dict[str, str]) -> None:
     with tempfile.NamedTemporaryFile("w", dir=memo.parent, prefix=memo.name, delete=False) as file:
-        json.dump(known, file, indent=1, sort_keys=True)
-    Path(file.name).replace(memo)
+        written = Path(file.name)
+        try:
+            json.dump(known, file, indent=1, sort_keys=True)
+            file.close()
+            written.replace(memo)
+        finally:
+            written.unlink(missing_ok=True)

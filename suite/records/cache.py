@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import tempfile
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,7 +71,7 @@ class Cache:
     def get(self, key: str, newer_than: float | None = None) -> Measurement | None:
         """The entry, or None. One made before `newer_than` (seconds since the epoch) does not count.
 
-        A damaged entry is removed, with a warning, and does not count either.
+        Raises RecordError for a damaged entry, which is removed: the next time there is none.
         """
         path = self.entry(key) / "measurement.json"
         if not path.exists() or (newer_than is not None and path.stat().st_mtime < newer_than):
@@ -80,10 +79,9 @@ class Cache:
         try:
             measurement = Measurement.from_json(path.read_text("utf-8"), path)
             read_arrays(self.arrays(key))
-        except (RecordError, OSError, UnicodeDecodeError) as error:
-            warnings.warn(f"damaged cache entry removed, measuring again: {error}", stacklevel=2)
+        except (RecordError, OSError, UnicodeDecodeError):
             shutil.rmtree(self.entry(key), ignore_errors=True)
-            return None
+            raise RecordError(f"the cache entry {self.entry(key)} was damaged, and is removed") from None
         return measurement.with_arrays(self.arrays(key))
 
     def put(self, key: str, measurement: Measurement, arrays: Mapping[str, np.ndarray]) -> Measurement:

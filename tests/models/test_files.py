@@ -320,6 +320,13 @@ class TestFingerprint:
         with pytest.raises(RecordError, match=r"memo of fingerprints .* cannot be written"):
             fingerprint(locate(spec_of(checkpoint)), tmp_path / "file" / "fingerprints.json")
 
+    def test_a_folder_in_place_of_the_memo_is_named(self, checkpoint: Path, tmp_path: Path) -> None:
+        memo = tmp_path / "cache" / "fingerprints.json"
+        memo.mkdir(parents=True)
+        with pytest.raises(RecordError, match=r"memo of fingerprints .* cannot be written \(Is a directory\)"):
+            fingerprint(locate(spec_of(checkpoint)), memo)
+        assert {path.name for path in memo.parent.iterdir()} == {memo.name, f"{memo.name}.lock"}
+
     def test_processes_share_a_memo(self, checkpoint: Path, tmp_path: Path) -> None:
         memo, found = tmp_path / "fingerprints.json", locate(spec_of(checkpoint))
         with multiprocessing.get_context("spawn").Pool(2) as pool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -394,6 +395,28 @@ def test_workers_load_each_model_once(
     result.assert_outcomes(passed=2, failed=2)
     assert sorted(log.read_text().split()) == ["other", "tiny"]
     result.stdout.fnmatch_lines(["hypothesis *claim *tiny *other", "claims * FAIL * FAIL"])
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "2")])
+def test_a_damaged_cache_entry_is_one_line(
+    project: pytest.Pytester,
+    measured: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    workers: tuple[str, ...],
+) -> None:
+    if workers:
+        pytest.importorskip("xdist")
+    shutil.copytree(measured, tmp_path / "cache")
+    monkeypatch.setenv("DELTA_SUITE_CACHE", str(tmp_path / "cache"))
+    for arrays in (tmp_path / "cache").glob("measurements/*/arrays.safetensors"):
+        arrays.write_bytes(b"")
+    result = project.runpytest_subprocess(*RUN, "--model=tiny", "-q", *workers)
+    told = [line for line in result.outlines + result.errlines if "damaged" in line]
+    assert len(told) == 1
+    assert told[0].startswith(f"delta-suite: the cache entry {tmp_path}/cache/measurements/")
+    assert told[0].endswith(" was damaged, and is removed; tiny was measured again")
+    assert "warnings" not in result.parseoutcomes()
 
 
 def test_a_failed_measurement_is_tried_once(project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,9 +165,11 @@ def test_a_damaged_cache_entry_is_measured_again(tiny: Path, tmp_path: Path) -> 
     first = measure(spec, settings)
     arrays = settings.cache.arrays(first.measurement.provenance.cache_key)
     arrays.write_bytes(arrays.read_bytes()[:100])
-    with pytest.warns(UserWarning, match="damaged cache entry"):
-        second = measure(spec, settings)
+    second = measure(spec, settings)
     assert not second.cached
+    assert second.note == f"the cache entry {arrays.parent} was damaged, and is removed; tiny was measured again"
+    third = measure(spec, settings)
+    assert (third.cached, third.note) == (True, None)
     assert second.measurement.layers == first.measurement.layers
 
 
