@@ -87,7 +87,8 @@ class LayerStatistics:
     tokens: int
     hidden: int
     eigenvalues: Float64[np.ndarray, " rank"]
-    """Squared singular values of delta, descending, min(tokens, hidden) of them; rounded-away ones are 0."""
+    """Squared singular values of delta, descending, min(tokens, hidden) of them; rounded-away ones are 0. Without a
+    group of documents: what is left of each, in the same order."""
     averages: Mapping[str, tuple[float, float]]
     """Mean and standard deviation over tokens: see `moments.TOKEN_QUANTITIES`."""
     mean_energy: float
@@ -330,6 +331,8 @@ def participation_ratio_unbiased(layer: LayerStatistics) -> Estimate:
     source="Rudelson & Vershynin 2007",
 )
 def stable_rank(layer: LayerStatistics) -> Estimate:
+    if layer.eigenvalues[0] == 0.0:  # without the group of documents that holds all of the leading direction
+        return absent("nothing is left of the leading direction")
     return Estimate(value=float(1.0 / layer.energies[0]))
 
 

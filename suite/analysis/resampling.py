@@ -432,10 +432,14 @@ def _with_halves(
 def _spectra_without(
     eigenvalues: Float64[np.ndarray, " rank"], energies: Float64[np.ndarray, "groups rank"]
 ) -> Float64[np.ndarray, "groups rank"]:
-    """lambda_i - v_i^T E_g v_i, descending: a group may hold all of what was largest."""
+    """lambda_i - v_i^T E_g v_i, in the order of the whole's directions v_i, so that a figure of the first follows it.
+
+    Sorted anew, the spread of two that are nearly equal would be that of the larger of them: in noise, where gamma is
+    covered in 0.90 of the cases so, it was then in 0.79.
+    """
     left = eigenvalues - energies
     left[left <= _rounding(eigenvalues[0], len(eigenvalues))] = 0.0
-    return np.asarray(np.sort(left, axis=1)[:, ::-1])
+    return np.asarray(left)
 
 
 def _rounding(largest: float, size: int) -> float:
