@@ -112,11 +112,10 @@ def _of_scope(metric: str, layers: Sequence[int], variant: str, measurement: Mea
     ]
     rounded = sum(share >= ROUNDING_ENERGY for share in rounding)
     if rounded > (1 - MOSTLY) * len(layers):
-        yield Gate(
-            "rounding",
-            f"in {rounded} of {len(layers)} layers half of the update's energy or more is rounding; a dtype of more "
-            f"digits may show what is under it (--dtype float32)",
-        )
+        dtype = measurement.provenance.dtype
+        cure = "" if dtype == "float32" else "; --dtype float32 may show what is under it"
+        says = f"in {rounded} of {len(layers)} layers half of the update's energy or more is rounding of {dtype}{cure}"
+        yield Gate("rounding", says)
     if variant == "raw" and "sink_free" in measurement.layers[0].metrics and definition.scope != "layer":
         shares = []
         for raw, free in zip(figures("frobenius"), figures("frobenius", "sink_free"), strict=True):
