@@ -15,9 +15,10 @@ from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
 from suite.analysis.metrics import METRICS, VARIANTS
+from suite.models.phases import PHASE_NAME
 
 ID = r"^[a-z0-9][a-z0-9-]*$"
-SCOPE = r"^([A-Za-z][A-Za-z0-9_]*|layer:(0|[1-9][0-9]*)|layers:(0|[1-9][0-9]*)-(0|[1-9][0-9]*))$"
+SCOPE = rf"^({PHASE_NAME}|layer:(0|[1-9][0-9]*)|layers:(0|[1-9][0-9]*)-(0|[1-9][0-9]*))$"
 TAG = r"^[A-Za-z][A-Za-z0-9_-]*$"
 TEXT = r"\S"
 

@@ -3,6 +3,7 @@
 Phases never enter the measurement of layers, so a stored record can be judged again under another map.
 """
 
+import re
 from collections.abc import Mapping
 from itertools import pairwise
 
@@ -36,12 +37,18 @@ UNDECLARED = "-"
 """What `phase_of` answers for a layer that a declared map leaves out; never the name of a phase."""
 
 
+PHASE_NAME = r"[A-Za-z][A-Za-z0-9_-]*"
+"""What models.toml may call a phase, so that the scope of a claim can name it."""
+
+
 def declared_problems(declared: Mapping[str, tuple[int, int]]) -> list[str]:
     """What is wrong with a declared map, whatever the depth of its model; empty when nothing is."""
     problems = []
     for name, (first, last) in declared.items():
-        if not name.replace("_", "").replace("-", "").isalnum():
-            problems.append(f"phase name {name!r} may hold letters, digits, - and _ alone")
+        if not re.fullmatch(PHASE_NAME, name):
+            problems.append(f"phase name {name!r} may hold letters, digits, - and _ alone, a letter first")
+        if name == "model":
+            problems.append("phase name 'model' is the scope of a claim on the whole model")
         if first < 0:
             problems.append(f"phase {name} = [{first}, {last}] starts below layer 0")
         if last < first:

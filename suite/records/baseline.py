@@ -188,7 +188,7 @@ def directions_path(path: Path) -> Path:
 def load_baseline(path: Path) -> BaselineFile:
     """Raises BaselineError where there is none, with those that are there; where it or its directions are damaged."""
     try:
-        text = path.read_text("utf-8")
+        text = path.read_bytes()
     except FileNotFoundError:
         others = sorted(other.name for other in path.parent.glob("*.json")) if path.parent.is_dir() else []
         there = f"{path.parent} holds {', '.join(others)}" if others else f"{path.parent} holds no baseline"
@@ -196,7 +196,7 @@ def load_baseline(path: Path) -> BaselineFile:
             f"no baseline {path}: {there}.\n"
             f"  Name another with --baseline=PATH (a .json file or a folder), or write this one with --baseline-update."
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise BaselineError(f"baseline {path} cannot be read: {error}.") from None
     try:
         content = Baseline.model_validate_json(text)

@@ -27,6 +27,7 @@ from suite.claims.spec import (
     load_hypothesis,
 )
 from suite.errors import HypothesisFileError
+from suite.models.phases import declared_problems
 
 HYPOTHESES = Path(__file__).parents[2] / "hypotheses"
 
@@ -725,3 +726,11 @@ def test_hypotheses_are_read_without_torch() -> None:
     """Collecting tests stays quick."""
     code = "import sys, suite.claims.spec; print({'torch', 'transformers', 'pytest'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+@pytest.mark.parametrize("phase", ["C", "early-mid", "late_2"])
+def test_a_scope_names_every_phase_that_a_model_can_have(phase: str, tmp_path: Path) -> None:
+    assert declared_problems({phase: (0, 1)}) == []
+    path = tmp_path / "h.toml"
+    path.write_text(GOOD.replace('scope = "C"', f'scope = "{phase}"', 1))
+    assert load_hypothesis(path).expect[0].scope == phase

@@ -65,6 +65,8 @@ def test_a_declared_map_is_ordered_by_layer_and_may_leave_layers_out() -> None:
         ({"A": (4, 2)}, r"A = \[4, 2\] ends before it starts"),
         ({"A": (-1, 2)}, r"A = \[-1, 2\] starts below layer 0"),
         ({"a b": (0, 2)}, r"'a b' may hold letters"),
+        ({"2nd": (0, 2)}, r"'2nd' may hold letters, digits, - and _ alone, a letter first"),
+        ({"model": (0, 2)}, r"'model' is the scope of a claim on the whole model"),
     ],
 )
 def test_a_declared_map_that_does_not_hold_is_refused(declared: dict[str, tuple[int, int]], telling: str) -> None:

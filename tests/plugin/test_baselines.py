@@ -284,6 +284,8 @@ def test_a_damaged_or_misspelt_baseline_is_a_usage_error(project: pytest.Pyteste
     project.runpytest(*RUN, "--baseline").stderr.fnmatch_lines(["*is not a baseline of schema 1:", "*at tolerance:*"])
     baseline.write_text(baseline.read_text()[:200])
     project.runpytest(*RUN, "--baseline").stderr.fnmatch_lines(["*is not a baseline of schema 1:*"])
+    baseline.write_text("{}", "utf-16")
+    project.runpytest(*RUN, "--baseline").stderr.fnmatch_lines(["*is not a baseline of schema 1:*", "*or remove it,*"])
 
 
 def test_a_damaged_baseline_is_only_written_anew_once_it_is_removed(project: pytest.Pytester, baseline: Path) -> None:
