@@ -243,7 +243,7 @@ class Tap(AbstractContextManager["Tap"]):
             f"{name}.{own}"
             for name, module in (modules if error.isnan() else [])
             for own, parameter in module.named_parameters()
-            if not parameter.isfinite().all()
+            if not parameter.is_meta and not parameter.isfinite().all()  # meta: offloaded, and brought by a hook
         ]
         return FinalNorm([name for name, _ in modules], float(error), tuple(damaged))
 
