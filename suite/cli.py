@@ -298,12 +298,12 @@ def judge(
     with _errors_as_text():
         loaded = load_hypotheses(hypotheses or [_default_hypotheses()])
         registry = load_registry(models_file)
-        require_known_phases(loaded, [*registry.phases, *(phase for path in records for phase in load(path).phases)])
+        measurements = [load(path) for path in records]
+        require_known_phases(loaded, [*registry.phases, *(phase for own in measurements for phase in own.phases)])
         rows: list[tables.Row] = []
         texts: list[str] = []
-        for path in records:
-            measured = load(path)
-            measured = measured.with_arrays(Cache(cache_root()).arrays(measured.provenance.cache_key))
+        for path, record in zip(records, measurements, strict=True):
+            measured = record.with_arrays(Cache(cache_root()).arrays(record.provenance.cache_key))
             spec = registry.specs.get(measured.model.name)
             if spec is not None and spec.phases is not None and dict(spec.phases) != measured.phases:
                 typer.echo(f"{path}: judged under the phase map that {registry.path} declares now")

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from suite.analysis.law import Law
     from suite.analysis.variants import Sinks
     from suite.capture.certificate import Certificate
+    from suite.capture.stream import Storage
 
 LIBRARIES = ("torch", "transformers", "numpy", "tokenizers", "safetensors", "accelerate", "gguf")
 """Whose versions a record names."""
@@ -176,7 +177,7 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
             getattr(decoder.config, "max_position_embeddings", None),
         )
     certificates: list[Certificate] = []
-    kept: list[StreamRecord] = []
+    kept: list[tuple[Storage, int]] = []  # where a shard was, and its bytes
     sinks: list[Sinks] = []
     laws: list[Law | None] = []
     blocks = len(decoder.blocks)
@@ -198,7 +199,7 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
                     return
                 stream, certificate = item
                 certificates.append(certificate)
-                kept.append(StreamRecord(storage=stream.storage, shards=1, largest_bytes=stream.nbytes))
+                kept.append((stream.storage, stream.nbytes))
                 whole = len(stream.kept) == sequences.tokens
                 yield stream  # its sinks are found, and its layers reduced, when the next one is asked for
                 with clock("law"):
@@ -262,9 +263,7 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
             metric_versions=metric_versions(),
             seconds=clock.seconds,
             peak_memory_bytes=_peak_memory(),
-            stream=StreamRecord(
-                storage=kept[0].storage, shards=len(kept), largest_bytes=max(own.largest_bytes for own in kept)
-            ),
+            stream=StreamRecord(storage=kept[0][0], shards=len(kept), largest_bytes=max(size for _, size in kept)),
             cache_key=run.key,
         ),
         law=law_record(laws[0], phases),

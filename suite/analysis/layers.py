@@ -53,7 +53,7 @@ fewer layers at once, and more time."""
 FEWEST_ROWS_AT_ONCE = 8192
 """Tokens reduced at a time at the least: what a large matrix product needs to run at its rate."""
 
-ENTRIES_AT_ONCE = 1 << 24
+NARROW_ENTRIES_AT_ONCE = 1 << 24
 """Of narrower updates more tokens, up to this many entries: they cost what it takes to ask for them. Copies of them in
 float64 stay small beside the stream, 134 MB each."""
 
@@ -64,7 +64,7 @@ Part = tuple[str, int, bool]
 
 def rows_at_once(hidden: int) -> int:
     """Tokens reduced at a time."""
-    return max(FEWEST_ROWS_AT_ONCE, ENTRIES_AT_ONCE // hidden)
+    return max(FEWEST_ROWS_AT_ONCE, NARROW_ENTRIES_AT_ONCE // hidden)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class _Shard:
                 ends = counts.cumsum(0)
                 for value, stop, count in zip(values.tolist(), ends.tolist(), counts.tolist(), strict=True):
                     parts.append(((way, value // 2, value % 2 == 1), slice(stop - count, stop)))
-            yield _RowBlock(rows, None if torch.equal(order, torch.arange(len(label))) else order, parts)
+            yield _RowBlock(rows, _unless_all(order, len(label)), parts)
 
 
 @dataclass(frozen=True)
@@ -405,13 +405,13 @@ def _accumulate(
         added.complete()
 
 
-def _numbers(chosen: Bool[Tensor, " tokens"]) -> Int64[Tensor, " _"] | None:
-    """Of the chosen rows; None where all are."""
-    return None if bool(chosen.all()) else chosen.nonzero().flatten()
+def _unless_all(numbers: Int64[Tensor, " _"], rows: int) -> Int64[Tensor, " _"] | None:
+    """Numbers of rows; None where they are all of so many, as they lie."""
+    return None if torch.equal(numbers, torch.arange(rows)) else numbers
 
 
 def _taken(index: Int64[Tensor, " rows"] | None, *matrices: Tensor) -> tuple[Tensor, ...]:
-    """Their rows of these numbers; None: the matrices as they are."""
+    """Their rows of these numbers; None (see _unless_all): the matrices as they are."""
     if index is None:
         return matrices
     return tuple(matrix.index_select(0, index.to(matrix.device)) for matrix in matrices)
@@ -425,7 +425,7 @@ def _grouped_rows(
     kept = stream.kept.nonzero().flatten()
     index = kept[rows_by_group(shard.group[kept], plan.groups)]
     group, sink = shard.group[index], shard.sink[index]
-    order = None if torch.equal(index, torch.arange(len(stream.kept))) else index
+    order = _unless_all(index, len(stream.kept))
     updates, quantities = [], []
     for layer in layers:
         before, update = _taken(order, *stream.step(layer, device=device))
@@ -434,7 +434,7 @@ def _grouped_rows(
         del before, update
     for variant in plan.variants:
         chosen = ~sink if variant == "sink_free" else torch.ones_like(sink)
-        numbers = _numbers(chosen)
+        numbers = _unless_all(chosen.nonzero().flatten(), len(chosen))
         tokens = torch.bincount(group[chosen], minlength=plan.groups).tolist()
         grouped = []
         for own_update, own_quantities in zip(updates, quantities, strict=True):

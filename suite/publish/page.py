@@ -351,7 +351,7 @@ def _facts(board: Board, group: Group, entry: Entry) -> list[tuple[str, Cell]]:
         ),
         ("seconds", f"{entry.seconds:.1f}: {steps}"),
         ("peak memory", peak or NONE),
-        *([("stream", stream_text(provenance))] if provenance.stream else ()),
+        *([("stream", stream_text(provenance.stream, provenance.device))] if provenance.stream else ()),
         ("measured", f"{provenance.created}, delta-suite {provenance.suite}{commit}"),
         ("libraries", ", ".join(f"{name} {version}" for name, version in sorted(provenance.versions.items()))),
         ("certificate", f"{len(measurement.certificate.identities)} identities of the capture hold"),

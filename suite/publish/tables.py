@@ -12,7 +12,7 @@ from suite.analysis.boundaries import NEAR
 from suite.analysis.metrics import METRICS, Estimate
 from suite.analysis.uncertainty import holm, partial_conjunction
 from suite.claims.judge import Judgement, Observation, Verdict, combine_verdicts
-from suite.records.measurement import BoundarySearch, JudgedBy, Measurement, Provenance
+from suite.records.measurement import BoundarySearch, JudgedBy, Measurement, StreamRecord
 
 NONE = "-"
 """Shown where a number does not exist."""
@@ -338,7 +338,7 @@ def model_line(measurement: Measurement) -> str:
     model, calibration, provenance = measurement.model, measurement.calibration, measurement.provenance
     seconds, stream = sum(provenance.seconds.values()), provenance.stream
     # Said where it explains a long run, or why something is absent; a page of the leaderboard always says it.
-    place = "" if stream is None or stream.usual else f" (stream {stream_text(provenance)})"
+    place = "" if stream is None or stream.usual else f" (stream {stream_text(stream, provenance.device)})"
     return (
         f"{model.name}: {model.architecture}, {model.layers} layers x {model.hidden}; calibration {calibration.name}, "
         f"{'1 document (so no interval)' if calibration.documents == 1 else f'{calibration.documents} documents'}, "
@@ -347,12 +347,9 @@ def model_line(measurement: Measurement) -> str:
     )
 
 
-def stream_text(provenance: Provenance) -> str:
+def stream_text(stream: StreamRecord, device: str) -> str:
     """Where the stream was kept, and in how many shards."""
-    stream = provenance.stream
-    if stream is None:
-        return NONE
-    place = {"device": f"in the memory of {provenance.device}", "host": "in host memory", "disk": "on disk"}
+    place = {"device": f"in the memory of {device}", "host": "in host memory", "disk": "on disk"}
     shards = f", {stream.shards} shards, the largest" if stream.shards > 1 else ","
     return f"{place[stream.storage]}{shards} {stream.largest_bytes / 1e9:.3g} GB"
 

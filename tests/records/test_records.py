@@ -59,7 +59,7 @@ def test_a_record_says_where_the_stream_was_kept(
     size = (whole.model.layers + 1) * whole.model.hidden * 4 * (calibration.tokens + calibration.dropped)
     assert (stream.storage, stream.shards, stream.largest_bytes) == ("device", 1, size)
     assert "float32 on cpu; measured" in model_line(whole)
-    assert stream_text(whole.provenance) == f"in the memory of cpu, {size / 1e9:.3g} GB"
+    assert stream_text(stream, "cpu") == f"in the memory of cpu, {size / 1e9:.3g} GB"
 
     room = size // 3
     monkeypatch.setattr(Memory, "free", classmethod(lambda cls, device, share=0.5: cls(room)))
