@@ -38,9 +38,9 @@ lint: .venv/installed
 conformance: .venv/installed
 	$(BIN)/python -m tests.conformance
 
-# Counts the calibration set anew: rewrites the tables in suite/capture/data/DATASHEET.md.
+# Counts the calibration set anew: rewrites the tables in suite/delta_suite/capture/data/DATASHEET.md.
 datasheet: .venv/installed
-	$(BIN)/python -m suite.capture.datasheet
+	$(BIN)/python -m delta_suite.capture.datasheet
 
 # Speed, as ratios within one run: the figures at the end, and as a page on stdout.
 bench: .venv/installed

@@ -11,7 +11,11 @@ import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook(
-    ["suite.analysis", *(f"suite.capture.{name}" for name in ("residual", "stream", "tap", "forward"))],
+    [
+        "delta_suite.reduction",
+        "delta_suite.metrics",
+        *(f"delta_suite.capture.{name}" for name in ("residual", "stream", "tap", "forward")),
+    ],
     "beartype.beartype",
 )
 pytest_plugins = ["pytester"]

@@ -11,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from delta_suite.cli import app
+from delta_suite.errors import SuiteError
+from delta_suite.measure import Outcome, Settings, measure
+from delta_suite.metrics.registry import METRICS
+from delta_suite.models.registry import ModelSpec
+from delta_suite.records.cache import Cache
 from typer.testing import CliRunner, Result
-
-from suite.analysis.metrics import METRICS
-from suite.cli import app
-from suite.errors import SuiteError
-from suite.measure import Outcome, Settings, measure
-from suite.models.registry import ModelSpec
-from suite.records.cache import Cache
 
 
 def run(*arguments: object) -> Result:
@@ -47,7 +46,7 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
 
 
 def test_the_package_runs_as_a_module() -> None:
-    command = [sys.executable, "-m", "suite", "metrics"]
+    command = [sys.executable, "-m", "delta_suite", "metrics"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]).stdout
     assert shown == run("metrics").output
 
@@ -96,7 +95,7 @@ def test_measure_goes_on_after_an_error_that_nobody_foresaw(
             raise ZeroDivisionError("of a kind that\nnobody foresaw")
         return measure(spec, *arguments)
 
-    monkeypatch.setattr("suite.measure.measure", broken)
+    monkeypatch.setattr("delta_suite.measure.measure", broken)
     models = tmp_path / "models.toml"
     models.write_text(f"[models.first]\npath={str(tiny)!r}\n[models.second]\npath={str(tiny)!r}\n")
     arguments = ("measure", "first", "second", "--models-file", models, "--results-dir", tmp_path / "r")
@@ -112,7 +111,7 @@ def test_measure_goes_on_after_an_error_that_nobody_foresaw(
         raise KeyboardInterrupt
 
     asked.clear()
-    monkeypatch.setattr("suite.measure.measure", interrupted)
+    monkeypatch.setattr("delta_suite.measure.measure", interrupted)
     assert run(*arguments).exit_code != 0
     assert asked == ["first"]
 

@@ -6,11 +6,10 @@ import importlib.util
 from pathlib import Path
 
 import pytest
-
-from suite.claims.judge import observe
-from suite.measure import Outcome, Settings, measure
-from suite.models.registry import load_registry
-from suite.records.cache import Cache
+from delta_suite.claims.judge import observe
+from delta_suite.measure import Outcome, Settings, measure
+from delta_suite.models.registry import load_registry
+from delta_suite.records.cache import Cache
 
 pytestmark = [
     pytest.mark.e2e,

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from delta_suite.capture.calibration import load_calibration
+from delta_suite.measure import Settings, measure
+from delta_suite.models.registry import ModelSpec
+from delta_suite.records.cache import Cache
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from suite.capture.calibration import load_calibration
-from suite.measure import Settings, measure
-from suite.models.registry import ModelSpec
-from suite.records.cache import Cache
 from tests.reference import layer_figures, phase_figures
 
 

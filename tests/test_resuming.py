@@ -16,8 +16,8 @@ NAMES = ("one", "two", "three")
 
 COUNTING = """
 import os, signal
-import suite.models.loading as loading
-import suite.records.cache as cache
+import delta_suite.models.loading as loading
+import delta_suite.records.cache as cache
 
 original = loading.load
 

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from delta_suite.claims.judge import Verdict
+from delta_suite.claims.loader import load_hypothesis
+from delta_suite.cli import app
+from delta_suite.selftest import law_worlds as law
+from delta_suite.selftest import proof
+from delta_suite.selftest.documents import DOCUMENTS, SCALE, SPREAD
+from delta_suite.selftest.planted import SHARED, SHARED_COSINE, TOKENS, WORLDS, Claim, Truth, phased
+from delta_suite.selftest.proof import COVERAGE, Proof, Rate, SelftestError, coverage_of, selftest, wilson
 from typer.testing import CliRunner
-
-from suite.claims.judge import Verdict
-from suite.claims.spec import load_hypothesis
-from suite.cli import app
-from suite.selftest import law, proof
-from suite.selftest.documents import DOCUMENTS, SCALE, SPREAD
-from suite.selftest.planted import SHARED, SHARED_COSINE, TOKENS, WORLDS, Claim, Truth, phased
-from suite.selftest.proof import COVERAGE, Proof, Rate, SelftestError, coverage_of, selftest, wilson
 
 
 @pytest.fixture(scope="module")

@@ -7,13 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from delta_suite.measure import Settings, measure
+from delta_suite.models.registry import ModelSpec
+from delta_suite.records.cache import Cache
+from delta_suite.regression.baseline import load_baseline, update_baseline
+from delta_suite.regression.comparison import (
+    Comparison,
+    Snapshot,
+    Status,
+    compare,
+    directions_of,
+    first_changed_layer,
+    snapshot,
+)
+from delta_suite.selftest.proof import wilson
 
-from suite.measure import Settings, measure
-from suite.models.registry import ModelSpec
-from suite.records.baseline import load_baseline, update_baseline
-from suite.records.cache import Cache
-from suite.records.comparison import Comparison, Snapshot, Status, compare, directions_of, first_changed_layer, snapshot
-from suite.selftest.proof import wilson
 from tests.plugin.conftest import CLAIMS
 from tests.training import TRAINED_ON, damaged, passages, scale_output_projection, train, write_documents, zero_head
 

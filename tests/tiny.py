@@ -13,7 +13,7 @@ def make_tiny(directory: Path, *, layers: int = 12, hidden: int = 48, seed: int 
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-    prompts = json.loads(resources.files("suite.capture").joinpath("data/seed.json").read_text("utf-8"))
+    prompts = json.loads(resources.files("delta_suite.capture").joinpath("data/seed.json").read_text("utf-8"))
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -40,7 +40,8 @@ def subject(request: pytest.FixtureRequest, rates: Rates) -> Iterator[Subject]:
 
     After the rates: their matrices would not fit beside a large model.
     """
-    from suite.errors import SuiteError
+    from delta_suite.errors import SuiteError
+
     from tests.benchmarks.subjects import build
 
     try:

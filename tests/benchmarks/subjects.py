@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-
-from suite.capture.calibration import TokenSequences, load_calibration, tokenize
-from suite.models.blocks import Decoder, find_decoder
+from delta_suite.capture.calibration import TokenSequences, load_calibration, tokenize
+from delta_suite.models.blocks import Decoder, find_decoder
 
 DEVICE = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 
@@ -152,14 +151,14 @@ def _config(which: str, device: torch.device) -> Any:
 
 def embedded_spec() -> Any:
     """The embedded model's entry, or the .gguf file that DELTA_BENCH_MODEL names."""
-    from suite.models.registry import load_registry
+    from delta_suite.models.registry import load_registry
 
     return load_registry().resolve(os.environ.get("DELTA_BENCH_MODEL", "smollm2-135m-q4"))
 
 
 def _embedded(device: torch.device) -> Subject:
-    from suite.models.files import locate
-    from suite.models.loading import load
+    from delta_suite.models.files import locate
+    from delta_suite.models.loading import load
 
     spec = embedded_spec()
     loaded = load(spec, locate(spec), device=str(device), dtype="float32")

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from delta_suite.reduction.eigen import eigh
+from delta_suite.reduction.gram import gram, sliced_gram, spectrum_of_gram, spectrum_of_tokens_gram, tokens_gram
+from delta_suite.reduction.statistics import TOP_K
 from torch import Tensor
 
-from suite.analysis.eigen import eigh
-from suite.analysis.metrics import TOP_K
-from suite.analysis.spectra import gram, sliced_gram, spectrum_of_gram, spectrum_of_tokens_gram, tokens_gram
 from tests.benchmarks.measuring import Rates, timed
 from tests.benchmarks.page import Record
 from tests.benchmarks.subjects import DEVICE

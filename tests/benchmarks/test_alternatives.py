@@ -11,8 +11,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from delta_suite.metrics.registry import spectral_entropy_rank
 
-from suite.analysis.metrics import spectral_entropy_rank
 from tests.benchmarks.measuring import Peak, seconds, timed
 from tests.benchmarks.page import Record
 from tests.benchmarks.subjects import DEVICE, GPT2, GPT2_XL, LARGE, NAMES, SMALL, Subject

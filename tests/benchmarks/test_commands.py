@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from delta_suite.errors import SuiteError
+from delta_suite.models.files import locate
+from delta_suite.models.registry import load_registry
 
-from suite.errors import SuiteError
-from suite.models.files import locate
-from suite.models.registry import load_registry
 from tests.benchmarks.measuring import seconds, timed
 from tests.benchmarks.page import Record
 from tests.benchmarks.subjects import DEVICE
@@ -38,7 +38,7 @@ def pytest_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
     except SuiteError as error:
         pytest.skip(str(error))
     plugins = {entry.value for entry in importlib.metadata.entry_points(group="pytest11")}
-    register = [] if "suite.plugin" in plugins else ["-p", "suite.plugin"]
+    register = [] if "delta_suite.pytest_plugin.plugin" in plugins else ["-p", "delta_suite.pytest_plugin.plugin"]
     folder = tmp_path_factory.mktemp("commands")
     environment = os.environ | {"DELTA_SUITE_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "pytest", *register, "hypotheses/", f"--model={MODEL}", "--device=cpu"]

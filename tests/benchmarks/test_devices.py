@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from delta_suite.errors import SuiteError
+from delta_suite.measure import Settings, measure
+from delta_suite.models import loading
+from delta_suite.models.files import locate
+from delta_suite.records.cache import Cache
+from delta_suite.records.record import Measurement
 
-from suite.errors import SuiteError
-from suite.measure import Settings, measure
-from suite.models import loading
-from suite.models.files import locate
-from suite.records.cache import Cache
-from suite.records.measurement import Measurement
 from tests.benchmarks.page import Record
 from tests.benchmarks.subjects import DEVICE, embedded_spec
 

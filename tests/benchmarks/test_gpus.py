@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from delta_suite.capture.residual import capture
+from delta_suite.capture.stream import ResidualStream
+from delta_suite.models.blocks import find_decoder
+from delta_suite.reduction.reduce import reduce_stream
+from delta_suite.reduction.resampling import LayerSpectra
 
-from suite.analysis.layers import reduce_stream
-from suite.analysis.resampling import LayerSpectra
-from suite.capture.residual import capture
-from suite.capture.stream import ResidualStream
-from suite.models.blocks import find_decoder
 from tests.benchmarks.measuring import seconds
 from tests.benchmarks.page import Record
 from tests.benchmarks.subjects import LARGE, Subject

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from delta_suite.metrics.registry import spectral_entropy_rank
+from delta_suite.reduction.statistics import LayerStatistics
+from delta_suite.reduction.variants import VARIANTS
 
-from suite.analysis.metrics import VARIANTS, LayerStatistics, spectral_entropy_rank
 from tests.benchmarks.measuring import Rates, seconds, timed
 from tests.benchmarks.page import Record
 from tests.benchmarks.subjects import EMBEDDED, LARGE, Subject

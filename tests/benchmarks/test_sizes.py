@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from delta_suite.capture.stream import Memory
+from delta_suite.reduction.eigen import Eigen, Eigensolver
+from delta_suite.reduction.variants import VARIANTS
 
-from suite.analysis.eigen import Eigen, Eigensolver
-from suite.analysis.metrics import VARIANTS
-from suite.capture.stream import Memory
 from tests.benchmarks.measuring import Peak, Rates, seconds, timed
 from tests.benchmarks.page import Record
 from tests.benchmarks.subjects import DEVICE, LARGE, SMALL, TINY, Subject

@@ -18,17 +18,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from delta_suite.capture.calibration import TokenSequences
+from delta_suite.capture.residual import capture, tokens_that_fit
+from delta_suite.capture.stream import Memory
+from delta_suite.metrics.estimators import phase_metrics
+from delta_suite.metrics.registry import spectral_entropy_rank
+from delta_suite.models.phases import phase_map
+from delta_suite.records.record import direction_arrays, direction_gram, measured_layers
+from delta_suite.reduction.reduce import reduce_stream
+from delta_suite.reduction.resampling import LayerSpectra
+from delta_suite.reduction.statistics import TOP_K, LayerStatistics
 from torch import Tensor
 
-from suite.analysis.estimates import phase_metrics
-from suite.analysis.layers import reduce_stream
-from suite.analysis.metrics import TOP_K, LayerStatistics, spectral_entropy_rank
-from suite.analysis.resampling import LayerSpectra
-from suite.capture.calibration import TokenSequences
-from suite.capture.residual import capture, tokens_that_fit
-from suite.capture.stream import Memory
-from suite.models.phases import phase_map
-from suite.records.measurement import direction_arrays, direction_gram, measured_layers
 from tests.benchmarks.measuring import Peak, seconds
 from tests.benchmarks.subjects import Subject, build
 
@@ -46,7 +47,7 @@ def core(
     variants: Sequence[str] = RAW,
     room: int | None = None,
 ) -> list[LayerStatistics]:
-    """Capture, reduction and every metric, as `suite.measure` does it once the model is loaded; `raw` is returned.
+    """Capture, reduction and every metric, as `delta_suite.measure` does it once the model is loaded; returns `raw`.
 
     memory: for the stream; room: bytes for the reduction; both found from what is free by default.
     """

@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from suite.capture.calibration import MAX_TOKENS, Calibration, headline, load_calibration, tokenize
-from suite.errors import CalibrationError
+from delta_suite.capture.calibration import MAX_TOKENS, Calibration, headline, load_calibration, tokenize
+from delta_suite.errors import CalibrationError
 
 
 class Words:

@@ -8,9 +8,8 @@ import re
 from collections import Counter, defaultdict
 
 import pytest
-
-from suite.capture.calibration import CORE_TOKENS, load_calibration
-from suite.capture.datasheet import DATA, SHEET, WHAT, core_documents, rendered, set_tokenizer
+from delta_suite.capture.calibration import CORE_TOKENS, load_calibration
+from delta_suite.capture.datasheet import DATA, SHEET, WHAT, core_documents, rendered, set_tokenizer
 
 FEWEST_TOKENS = 96
 SHARED_WORDS = 8

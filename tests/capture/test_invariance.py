@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from delta_suite.capture.calibration import Calibration, tokenize
+from delta_suite.capture.residual import capture
+from delta_suite.models.blocks import find_decoder
+from delta_suite.reduction.reduce import reduce_stream
+from delta_suite.reduction.resampling import LayerSpectra
 
-from suite.analysis.layers import reduce_stream
-from suite.analysis.resampling import LayerSpectra
-from suite.capture.calibration import Calibration, tokenize
-from suite.capture.residual import capture
-from suite.models.blocks import find_decoder
 from tests.capture.test_stream import assert_same
 
 TEXTS = tuple(f"document {i}: " + "the quick brown fox " * (i % 5 + 1) + str(i) for i in range(24))
@@ -38,7 +38,7 @@ def test_padding_side_of_the_tokenizer(tiny: Path) -> None:
 
 
 def test_bfloat16_is_near_float32_and_says_how_near(tiny: Path) -> None:
-    from suite.analysis.estimates import layer_metrics
+    from delta_suite.metrics.estimators import layer_metrics
 
     full, half = reduced(tiny), reduced(tiny, dtype=torch.bfloat16)
     for one, two in zip(full, half, strict=True):

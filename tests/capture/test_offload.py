@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-
-from suite.capture.calibration import load_calibration, tokenize
-from suite.capture.residual import capture
-from suite.models.blocks import find_decoder
+from delta_suite.capture.calibration import load_calibration, tokenize
+from delta_suite.capture.residual import capture
+from delta_suite.models.blocks import find_decoder
 
 CPU = torch.device("cpu")
 

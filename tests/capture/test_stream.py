@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-
-from suite.analysis.layers import reduce_stream
-from suite.analysis.resampling import LayerSpectra
-from suite.capture.calibration import Calibration, TokenSequences, tokenize
-from suite.capture.residual import capture
-from suite.capture.stream import Memory, plan_shards
-from suite.models.blocks import find_decoder
+from delta_suite.capture.calibration import Calibration, TokenSequences, tokenize
+from delta_suite.capture.residual import capture
+from delta_suite.capture.stream import Memory, plan_shards
+from delta_suite.models.blocks import find_decoder
+from delta_suite.reduction.reduce import reduce_stream
+from delta_suite.reduction.resampling import LayerSpectra
 
 CPU = torch.device("cpu")
 ROOMY = Memory(device=1 << 40)
@@ -83,7 +82,7 @@ def test_several_devices_reduce_the_same(loaded: tuple[Any, TokenSequences], mem
 def test_out_of_memory_halves_the_batch_and_loses_nothing(
     loaded: tuple[Any, TokenSequences], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from suite.capture import residual
+    from delta_suite.capture import residual
 
     sizes, forward = [], residual._forward
 
@@ -106,7 +105,7 @@ def test_the_first_batch_is_found_from_free_memory(
     loaded: tuple[Any, TokenSequences], monkeypatch: pytest.MonkeyPatch, free: int, want: int
 ) -> None:
     """The widest matrix of the tiny model's blocks has 96 outputs of 4 bytes."""
-    from suite.capture import residual
+    from delta_suite.capture import residual
 
     model, sequences = loaded
     shares: list[float] = []

@@ -8,10 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from suite.capture.calibration import load_calibration
-from suite.capture.texts import HUB_DOCUMENTS
-from suite.errors import CalibrationError
+from delta_suite.capture.calibration import load_calibration
+from delta_suite.capture.texts import HUB_DOCUMENTS
+from delta_suite.errors import CalibrationError
 
 
 def _parquet(path: Path, columns: dict[str, list[object]]) -> Path:

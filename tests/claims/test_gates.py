@@ -6,15 +6,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-
-from suite.analysis.metrics import VARIANTS
-from suite.capture.stream import ResidualStream
-from suite.claims.gates import failed_gates
-from suite.claims.judge import observe
-from suite.claims.spec import Expectation
-from suite.records.measurement import Measurement
-from suite.selftest.planted import DOCUMENTS
-from suite.selftest.proof import measured
+from delta_suite.capture.stream import ResidualStream
+from delta_suite.claims.gates import failed_gates
+from delta_suite.claims.judge import observe
+from delta_suite.claims.loader import Expectation
+from delta_suite.records.record import Measurement
+from delta_suite.reduction.variants import VARIANTS
+from delta_suite.selftest.planted import DOCUMENTS
+from delta_suite.selftest.proof import measured
 
 LAYERS, LENGTH, HIDDEN = 4, 8, 24
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from delta_suite.capture.calibration import TokenSequences
+from delta_suite.capture.certificate import Certificate
+from delta_suite.capture.residual import capture
+from delta_suite.capture.stream import Memory, ResidualStream
+from delta_suite.errors import SuiteError
+from delta_suite.models.blocks import Decoder, find_decoder
 from torch import Tensor
 
-from suite.capture.calibration import TokenSequences
-from suite.capture.certificate import Certificate
-from suite.capture.residual import capture
-from suite.capture.stream import Memory, ResidualStream
-from suite.errors import SuiteError
-from suite.models.blocks import Decoder, find_decoder
 from tests.conformance.build import FIRST_SPECIAL, Architecture, build
 
 LENGTHS = (19, 12, 7)

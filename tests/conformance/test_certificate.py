@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from delta_suite.capture.residual import _batch
+from delta_suite.capture.stream import StreamWriter
+from delta_suite.capture.tap import Tap
+from delta_suite.errors import CaptureError, CertificateError
+from delta_suite.models.blocks import find_decoder
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from suite.capture.residual import _batch
-from suite.capture.stream import StreamWriter
-from suite.capture.tap import Tap
-from suite.errors import CaptureError, CertificateError
-from suite.models.blocks import find_decoder
 from tests.conformance.check import captured, difference, documents, sequences
 from tests.conformance.toy import (
     Block,

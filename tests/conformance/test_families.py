@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from delta_suite.errors import CaptureError, CertificateError
+from delta_suite.models.blocks import find_decoder
 
-from suite.errors import CaptureError, CertificateError
-from suite.models.blocks import find_decoder
 from tests.conformance.build import HIDDEN, Architecture, architectures, build
 from tests.conformance.check import TOLERANCE, captured, difference, documents, examine
 

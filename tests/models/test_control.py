@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from delta_suite.errors import UnknownModelError
+from delta_suite.measure import Settings, measure
+from delta_suite.models.control import control_fingerprint
+from delta_suite.models.files import fingerprint, locate
+from delta_suite.models.loading import load
+from delta_suite.models.registry import ModelSpec, load_registry
+from delta_suite.records.cache import Cache
 
-from suite.errors import UnknownModelError
-from suite.measure import Settings, measure
-from suite.models.control import control_fingerprint
-from suite.models.files import fingerprint, locate
-from suite.models.loading import load
-from suite.models.registry import ModelSpec, load_registry
-from suite.records.cache import Cache
 from tests.models.conftest import Hub
 from tests.models.test_files import gguf
 from tests.tiny import make_tiny

@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from suite.errors import DeviceError
-from suite.models import device as module
-from suite.models.device import Gpu, Hardware, describe_devices, hardware, resolve_device
-from suite.models.registry import ModelSpec, Requires
+from delta_suite.errors import DeviceError
+from delta_suite.models import device as module
+from delta_suite.models.device import Gpu, Hardware, describe_devices, hardware, resolve_device
+from delta_suite.models.registry import ModelSpec, Requires
 
 SMALL = ModelSpec(name="small", hub="a/small")
 HUGE = ModelSpec(name="huge", hub="a/huge", requires=Requires(gpu_memory_gb=900))

@@ -12,12 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from delta_suite.errors import ModelUnavailableError, RecordError
+from delta_suite.models import files as files_module
+from delta_suite.models.files import ModelFiles, availability, fingerprint, locate
+from delta_suite.models.registry import ModelSpec, load_registry
+from delta_suite.models.weights import weights_problem
 
-from suite.errors import ModelUnavailableError, RecordError
-from suite.models import files as files_module
-from suite.models.files import ModelFiles, availability, fingerprint, locate
-from suite.models.registry import ModelSpec, load_registry
-from suite.models.weights import weights_problem
 from tests.models.conftest import Hub
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 98362432\n"

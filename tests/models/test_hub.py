@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 
 import pytest
+from delta_suite.errors import ModelUnavailableError
+from delta_suite.models.files import availability, fingerprint, locate
+from delta_suite.models.registry import ModelSpec
+from delta_suite.models.sources import hub as hub_module
 
-from suite.errors import ModelUnavailableError
-from suite.models import hub as hub_module
-from suite.models.files import availability, fingerprint, locate
-from suite.models.registry import ModelSpec
 from tests.models.conftest import Hub
 
 SPEC = ModelSpec(name="tiny", hub="acme/tiny", checkpoints=("step1",))

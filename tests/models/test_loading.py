@@ -7,15 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from delta_suite.errors import DeviceError, ModelUnavailableError, SuiteError
+from delta_suite.measure import Settings, measure
+from delta_suite.models.files import locate
+from delta_suite.models.loading import LoadedModel, load, load_tokenizer
+from delta_suite.models.registry import ModelSpec
+from delta_suite.records.cache import Cache
+from delta_suite.records.record import Measurement
 from safetensors.torch import load_file, save_file
-
-from suite.errors import DeviceError, ModelUnavailableError, SuiteError
-from suite.measure import Settings, measure
-from suite.models.files import locate
-from suite.models.loading import LoadedModel, load, load_tokenizer
-from suite.models.registry import ModelSpec
-from suite.records.cache import Cache
-from suite.records.measurement import Measurement
 
 
 def spec_of(directory: Path, **more: object) -> ModelSpec:

@@ -3,11 +3,10 @@
 from itertools import pairwise
 
 import pytest
+from delta_suite.errors import ModelsFileError
+from delta_suite.models.phases import DEFAULT_64, phase_map, phase_of
 from hypothesis import given
 from hypothesis import strategies as st
-
-from suite.errors import ModelsFileError
-from suite.models.phases import DEFAULT_64, phase_map, phase_of
 
 
 def reference(layer: int, layers: int) -> str:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from delta_suite.errors import CertificateError
+from delta_suite.measure import Settings, measure
+from delta_suite.models.registry import load_registry
+from delta_suite.records.cache import Cache
+from delta_suite.records.record import Measurement
 
-from suite.errors import CertificateError
-from suite.measure import Settings, measure
-from suite.models.registry import load_registry
-from suite.records.cache import Cache
-from suite.records.measurement import Measurement
 from tests.tiny import make_tiny
 
 pytest.importorskip("bitsandbytes")

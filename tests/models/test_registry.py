@@ -6,12 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from delta_suite.errors import ModelsFileError, UnknownModelError
+from delta_suite.models.registry import ModelSpec, Registry, load_registry
+from delta_suite.paths import bundled
 
-import suite
-from suite.errors import ModelsFileError, UnknownModelError
-from suite.models.registry import ModelSpec, Registry, load_registry
-
-SHIPPED = Path(suite.__file__).parent.parent / "models.toml"
+SHIPPED = bundled("models.toml")
 
 
 @pytest.fixture(scope="module")
@@ -253,7 +252,8 @@ def test_nothing_heavy_is_imported(checkpoint: Path) -> None:
     """Collection, listings and runs from the cache come through these modules, so torch stays out of them."""
     code = f"""
 import sys
-from suite.models import device, files, hub, loading, phases, registry
+from delta_suite.models import device, files, loading, phases, registry
+from delta_suite.models.sources import hub
 spec = registry.load_registry().resolve({str(checkpoint)!r})
 files.fingerprint(files.locate(spec))
 files.availability(registry.load_registry().resolve("smollm2-135m-q4"))

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from suite.claims.spec import load_hypotheses
-from suite.measure import Settings, measure
-from suite.models.registry import ModelSpec
-from suite.publish.board import Board, Entry, build
-from suite.records.cache import Cache
+from delta_suite.claims.loader import load_hypotheses
+from delta_suite.measure import Settings, measure
+from delta_suite.models.registry import ModelSpec
+from delta_suite.publish.board import Board, Entry, build
+from delta_suite.records.cache import Cache
 
 HYPOTHESES = Path(__file__).parents[2] / "hypotheses"
 CREATED = "2026-11-24T10:00:00Z"

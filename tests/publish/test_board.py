@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from delta_suite.claims.judge import Verdict, judge
+from delta_suite.claims.loader import load_hypotheses
+from delta_suite.errors import RecordError
+from delta_suite.publish.board import build
+from delta_suite.records.store import load
 
-from suite.claims.judge import Verdict, judge
-from suite.claims.spec import load_hypotheses
-from suite.errors import RecordError
-from suite.publish.board import build
-from suite.records.store import load
 from tests.publish.conftest import Place, created, with_calibration
 
 
@@ -152,8 +152,8 @@ def test_without_records_it_says_where_they_are_written(tmp_path: Path) -> None:
 def test_building_imports_neither_torch_nor_transformers(place: Place) -> None:
     place.add()
     code = (
-        "import sys; from pathlib import Path; from suite.claims.spec import load_hypotheses\n"
-        "from suite.publish.board import build; from suite.publish.leaderboard import files\n"
+        "import sys; from pathlib import Path; from delta_suite.claims.loader import load_hypotheses\n"
+        "from delta_suite.publish.board import build; from delta_suite.publish.leaderboard import files\n"
         "root = Path(sys.argv[1]); files(build(root / 'results', load_hypotheses([root / 'hypotheses'])))\n"
         "print({'torch', 'transformers', 'matplotlib', 'plotly'} & set(sys.modules))"
     )

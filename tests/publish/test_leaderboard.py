@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from delta_suite.claims.loader import load_hypotheses
+from delta_suite.cli import app
+from delta_suite.publish.board import Board
+from delta_suite.publish.leaderboard import files, stale, write
+from delta_suite.publish.site import page_name
 from typer.testing import CliRunner, Result
 
-from suite.claims.spec import load_hypotheses
-from suite.cli import app
-from suite.publish.board import Board
-from suite.publish.leaderboard import files, stale, write
-from suite.publish.page import page_name
 from tests.publish.conftest import Place, checkpoint, make_place, with_calibration, with_intervals, with_sections
 
 

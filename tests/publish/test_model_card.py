@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import yaml
+from delta_suite.cli import app
+from delta_suite.errors import RecordError
+from delta_suite.publish.card import END, START, eval_results, figures, newest, write_card
+from delta_suite.records.store import load
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from typer.testing import CliRunner, Result
 
-from suite.cli import app
-from suite.errors import RecordError
-from suite.publish.model_card import END, START, eval_results, figures, newest, write_card
-from suite.records.store import load
 from tests.publish.conftest import Place, created, with_calibration, with_intervals, with_sections
 
 

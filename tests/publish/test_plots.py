@@ -9,13 +9,13 @@ from typing import Any
 
 import plotly.graph_objects
 import pytest
+from delta_suite.publish.plots import full_matrix, phase_edges, plots
+from delta_suite.publish.site import SHIPPED
+from delta_suite.publish.trajectory import figures
+from delta_suite.records.record import Measurement
+from delta_suite.records.store import load
 from plotly.offline import get_plotlyjs_version
 
-from suite.publish.page import SHIPPED
-from suite.publish.plots import full_matrix, phase_edges, plots
-from suite.publish.trajectory import figures
-from suite.records.measurement import Measurement
-from suite.records.store import load
 from tests.publish.conftest import Place, checkpoint, turned, with_intervals, with_sections
 
 
@@ -63,7 +63,7 @@ def test_plotly_accepts_the_figures_of_a_training_run(place: Place) -> None:
 
 
 def test_the_bundle_is_the_version_whose_schema_is_tested() -> None:
-    bundle = Path(__file__).parents[2] / "suite" / "publish" / "assets" / "plotly-cartesian.min.js"
+    bundle = Path(__file__).parents[2] / "suite" / "delta_suite" / "publish" / "assets" / "plotly-cartesian.min.js"
     assert bundle.name in SHIPPED
     assert f"plotly.js (cartesian - minified) v{get_plotlyjs_version()}" in bundle.read_text("utf-8")[:200]
 

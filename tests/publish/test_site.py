@@ -12,19 +12,19 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+from delta_suite.claims.loader import load_hypotheses
+from delta_suite.paths import bundled
+from delta_suite.publish.board import build
+from delta_suite.publish.leaderboard import files, write
+from delta_suite.publish.run_page import standalone
 
-import suite
-from suite.claims.spec import load_hypotheses
-from suite.publish.board import build
-from suite.publish.leaderboard import files, write
-from suite.publish.run_page import standalone
 from tests.publish.browser import CHROMIUM
 from tests.publish.conftest import checkpoint, make_place, turned, with_calibration, with_intervals, with_sections
 from tests.publish.test_leaderboard import marked
 
 LONG = "organisation/a-model-of-a-very-long-name-instruct-2507-checkpoint-143000"
 
-CLAIMS = sum(len(own.expect) for own in load_hypotheses([Path(suite.__file__).parent.parent / "hypotheses"]))
+CLAIMS = sum(len(own.expect) for own in load_hypotheses([bundled("hypotheses")]))
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make test-site")
 pytestmark = [

@@ -10,16 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-
-from suite.capture.stream import Memory
-from suite.claims.judge import observe
-from suite.errors import RecordError
-from suite.measure import Outcome, Settings, measure
-from suite.models.registry import ModelSpec
-from suite.publish.tables import boundary_table, model_line, stream_text
-from suite.records.cache import Cache
-from suite.records.measurement import JudgedBy, Measurement, write_atomically
-from suite.records.store import load, save, stamp
+from delta_suite.capture.stream import Memory
+from delta_suite.claims.judge import observe
+from delta_suite.errors import RecordError
+from delta_suite.measure import Outcome, Settings, measure
+from delta_suite.models.registry import ModelSpec
+from delta_suite.publish.tables import boundary_table, model_line, stream_text
+from delta_suite.records.cache import Cache
+from delta_suite.records.record import JudgedBy, Measurement, write_atomically
+from delta_suite.records.store import load, save, stamp
 
 
 @pytest.fixture(scope="module")
@@ -208,9 +207,9 @@ def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_killed_run_leaves_no_entry_and_no_lock(tiny: Path, tmp_path: Path) -> None:
     """Killed while it measures: the next run starts from nothing and is not held up."""
     code = (
-        "import os, sys; from pathlib import Path; import suite.records.cache as c\n"
+        "import os, sys; from pathlib import Path; import delta_suite.records.cache as c\n"
         "c.Cache.put = lambda *a: os.kill(os.getpid(), 9)\n"
-        "from suite.measure import *; from suite.models.registry import ModelSpec\n"
+        "from delta_suite.measure import *; from delta_suite.models.registry import ModelSpec\n"
         "measure(ModelSpec(name='tiny', path=Path(sys.argv[1])), Settings(results=Path(sys.argv[2]), device='cpu'))"
     )
     environment = os.environ | {"DELTA_SUITE_CACHE": str(tmp_path / "cache")}
@@ -223,8 +222,8 @@ def test_a_killed_run_leaves_no_entry_and_no_lock(tiny: Path, tmp_path: Path) ->
 
 def test_two_processes_measure_a_model_once(tiny: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from suite.measure import *\n"
-        "from suite.models.registry import ModelSpec\n"
+        "import sys; from pathlib import Path; from delta_suite.measure import *\n"
+        "from delta_suite.models.registry import ModelSpec\n"
         "spec = ModelSpec(name='tiny', path=Path(sys.argv[1]))\n"
         "print(measure(spec, Settings(results=Path(sys.argv[2]), device='cpu')).cached)"
     )
@@ -316,8 +315,8 @@ def test_runs_that_judge_one_record_at_once_all_leave_their_stamp(
     path = save(tmp_path, outcome[0].measurement, outcome[1].cache)
     code = (
         "import sys; from pathlib import Path\n"
-        "from suite.records.cache import Cache; from suite.records.measurement import JudgedBy\n"
-        "from suite.records.store import stamp\n"
+        "from delta_suite.records.cache import Cache; from delta_suite.records.record import JudgedBy\n"
+        "from delta_suite.records.store import stamp\n"
         "for turn in range(20):\n"
         "    own = JudgedBy(version=turn + 1, sha256=sys.argv[3] * 64)\n"
         "    stamp(Path(sys.argv[1]), {sys.argv[3]: own}, Cache(Path(sys.argv[2])))"

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
-from suite.analysis.metrics import DirectionGram, LayerStatistics
-from suite.measure import Outcome, Settings, measure
-from suite.models.registry import ModelSpec
-from suite.records.cache import Cache
-from suite.records.measurement import Measurement, read_arrays
-from suite.records.sections import SHARES, cosine_triangle, energy_shares
+from delta_suite.measure import Outcome, Settings, measure
+from delta_suite.metrics.registry import DirectionGram
+from delta_suite.models.registry import ModelSpec
+from delta_suite.records.cache import Cache
+from delta_suite.records.record import Measurement, read_arrays
+from delta_suite.records.sections import SHARES, cosine_triangle, energy_shares
+from delta_suite.reduction.statistics import LayerStatistics
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,0 @@
-"""`python -m suite` is `delta-suite`, also where the package is on the path and not installed."""
-
-from suite.cli import app
-
-app(prog_name="delta-suite")

@@ -1,0 +1,57 @@
+"""Which rows enter the spectra, and how: raw, sink_free, token_normalised, centred, all from one forward pass."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float32
+from torch import Tensor
+
+from delta_suite.capture.stream import ResidualStream
+
+SINK_RATIO = 6.0
+"""A token whose ||h|| exceeds this many medians, in any layer, is a sink (SCIENCE: massive activations, 2402.17762)."""
+
+
+@dataclass(frozen=True)
+class Sinks:
+    """The kept tokens that `sink_free` leaves out, chosen once for all layers, and why."""
+
+    dropped: Bool[Tensor, " tokens"]
+    first: int
+    """How many stand at position 0 of their sequence."""
+    large: int
+    """How many others have a state of more than SINK_RATIO times the median norm."""
+    largest: tuple[tuple[int, int, int, float], ...]
+    """The largest of all: (document, position, layer, norm over median), at most ten."""
+
+
+def find_sinks(stream: ResidualStream) -> Sinks:
+    """Position 0 of each sequence, and tokens of very large norm in some layer.
+
+    The median of each layer is taken over the kept tokens of this stream, position 0 left out.
+    """
+    ordinary = stream.kept & (stream.position > 0)
+    ratio = torch.zeros(len(stream.kept))
+    layer_of = torch.zeros(len(stream.kept), dtype=torch.int64)
+    for layer, state in enumerate(stream.states):
+        norms = torch.linalg.vector_norm(state, dim=1, dtype=torch.float32).cpu()
+        own = norms / norms[ordinary].median().clamp_min(1e-30) if bool(ordinary.any()) else torch.ones_like(norms)
+        layer_of[own > ratio] = layer
+        ratio = torch.maximum(ratio, own)
+    first = stream.kept & (stream.position == 0)
+    large = ordinary & (ratio > SINK_RATIO)
+    ranked = torch.where(first | large, ratio, torch.zeros_like(ratio)).argsort(descending=True)[:10].tolist()
+    largest = tuple(
+        (int(stream.document[row]), int(stream.position[row]), int(layer_of[row]), round(float(ratio[row]), 3))
+        for row in ranked
+        if bool(first[row] | large[row])
+    )
+    return Sinks(first | large, int(first.sum()), int(large.sum()), largest)
+
+
+def normalised(update: Float32[Tensor, "tokens hidden"]) -> Float32[Tensor, "tokens hidden"]:
+    """Each row divided by its norm; a zero row stays zero."""
+    norms = torch.linalg.vector_norm(update, dim=1, keepdim=True)
+    return update / torch.where(norms > 0, norms, torch.ones_like(norms))

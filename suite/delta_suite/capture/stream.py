@@ -1,0 +1,230 @@
+"""What the tap keeps: the residual stream of a set of tokens, and where it is stored."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import psutil
+import torch
+from jaxtyping import Bool, Float, Float32, Int64
+from torch import Tensor
+
+from delta_suite.errors import CaptureError
+
+Storage = Literal["device", "host", "disk"]
+
+MEMORY_SHARE = 0.5
+"""Share of what is free that the stream may take; the rest is for the forward pass and the algebra."""
+
+
+@dataclass(frozen=True)
+class ResidualStream:
+    """h_0 .. h_N of a set of tokens, in the model's dtype."""
+
+    states: Sequence[Float[Tensor, "tokens hidden"]]
+    """N + 1 tensors; on the device, those of a model split over devices lie where their block is."""
+    document: Int64[Tensor, " tokens"]
+    position: Int64[Tensor, " tokens"]
+    """Of the token in its sequence; the first has 0."""
+    kept: Bool[Tensor, " tokens"]
+    """False for a token that the calibration drops."""
+    storage: Storage
+
+    @property
+    def layers(self) -> int:
+        return len(self.states) - 1
+
+    @property
+    def hidden(self) -> int:
+        return int(self.states[0].shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        return sum(state.nbytes for state in self.states)
+
+    def step(
+        self, layer: int, rows: slice = slice(None), device: torch.device | None = None
+    ) -> tuple[Float[Tensor, "rows hidden"], Float32[Tensor, "rows hidden"]]:
+        """h_L in its own dtype, and delta_L = h_{L+1} - h_L in float32, of some rows, on a device (by default where h_L
+        is).
+
+        The subtraction is in float32: bf16 spacing near 3,000 is 16.
+        """
+        before, after = self.states[layer][rows], self.states[layer + 1][rows]
+        device = before.device if device is None else device
+        before, after = (state.to(device, non_blocking=True) for state in (before, after))
+        return before, after.float() - before
+
+    def delta(self, layer: int) -> Float32[Tensor, "tokens hidden"]:
+        """h_{L+1} - h_L of all rows, in float32."""
+        return self.step(layer)[1]
+
+    def take(self, rows: Int64[Tensor, " rows"]) -> ResidualStream:
+        """The stream of some tokens, by row."""
+        on = {device: rows.to(device) for device in {state.device for state in self.states}}
+        states = [state.index_select(0, on[state.device]) for state in self.states]
+        return ResidualStream(states, self.document[rows], self.position[rows], self.kept[rows], self.storage)
+
+    def require_finite(self) -> None:
+        """Raises CaptureError naming the first layer and token that is NaN or infinite."""
+        # A sum is finite only if all it is taken of are, and is read once for all layers; where it overflows, the
+        # search below finds nothing.
+        home = self.states[0].device
+        if torch.stack([state.sum(dtype=torch.float32).to(home) for state in self.states]).isfinite().all():
+            return
+        for layer, state in enumerate(self.states):
+            finite = torch.isfinite(state).all(dim=1)
+            if finite.all():
+                continue
+            row = int((~finite).nonzero()[0])
+            what = "the input of block 0" if layer == 0 else f"the output of block {layer - 1}"
+            cure = (
+                "The weights may be damaged: copy or download them again."
+                if state.dtype == torch.float32
+                else f"{state.dtype} may overflow here: try --dtype float32."
+            )
+            raise CaptureError(
+                f"the residual stream is not finite: first at h_{layer} ({what}), document {int(self.document[row])}, "
+                f"token {int(self.position[row])} of its sequence. {cure}"
+            )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that the stream may take in each place."""
+
+    device: int
+    host: int = 0
+    disk: int = 0
+
+    @classmethod
+    def free(cls, device: torch.device, share: float = MEMORY_SHARE) -> Memory:
+        """A share of what is free now, and of a GPU no more than torch is allowed to take of it (its allocator's option
+        per_process_memory_fraction). On the CPU device and host are one, and counted as device."""
+        host = int(psutil.virtual_memory().available * share)
+        disk = int(shutil.disk_usage(tempfile.gettempdir()).free * share)
+        if device.type == "cuda":
+            free, total = torch.cuda.mem_get_info(device)
+            held = torch.cuda.memory_stats_as_nested_dict(device)
+            reserved, allocated = (held[f"{what}_bytes"]["all"]["current"] for what in ("reserved", "allocated"))
+            index = torch.cuda.current_device() if device.index is None else device.index
+            allowed = int(torch.cuda.get_per_process_memory_fraction(index) * total) - reserved
+            # Blocks that torch holds and does not use are free to the stream, too.
+            unused = reserved - allocated
+            return cls(int((max(0, min(free, allowed)) + unused) * share), host, disk)
+        return cls(host, 0, disk)
+
+
+def plan_shards(
+    lengths: Sequence[int], bytes_per_token: int, device: torch.device, memory: Memory | None = None
+) -> Iterator[tuple[list[int], Storage]]:
+    """Sequences by shard, and where the shard's stream is kept.
+
+    All of them on the device where they fit; else in pinned host memory; else in a memory-mapped file; else in several
+    shards, each on the device. A sequence longer than the budget is a shard of its own.
+    """
+    memory = memory or Memory.free(device)
+    everything, needed = list(range(len(lengths))), bytes_per_token * sum(lengths)
+    places: tuple[tuple[Storage, int], ...] = (
+        ("device", memory.device),
+        ("host", memory.host),
+        ("disk", memory.disk),
+    )
+    for storage, room in places:
+        if needed <= room:
+            yield everything, storage
+            return
+    shard: list[int] = []
+    used = 0
+    for index in everything:
+        size = lengths[index] * bytes_per_token
+        if shard and used + size > memory.device:
+            yield shard, "device"
+            shard, used = [], 0
+        shard.append(index)
+        used += size
+    yield shard, "device"
+
+
+class StreamWriter:
+    """The states of one shard while they are being filled, a range of rows per batch."""
+
+    def __init__(self, tokens: int, storage: Storage) -> None:
+        self.tokens, self.storage = tokens, storage
+        self.states: list[Tensor] = []
+        self.filled = 0
+        self.range = (0, 0)
+        self._copies: dict[torch.device, torch.cuda.Stream] = {}
+        self._files = ExitStack()
+
+    def write(
+        self, layer: int, states: Float[Tensor, "positions hidden"], real: Int64[Tensor, " rows"] | None = None
+    ) -> None:
+        """Keep h_layer of this batch: the rows `real` of its states, or all."""
+        start, stop = self.range
+        if layer == len(self.states):
+            self.states.append(self._allocate(states))
+        target = self.states[layer]
+        if target.shape[1] != states.shape[1]:
+            raise CaptureError(
+                f"the stream changes width at h_{layer}: {target.shape[1]} before, {states.shape[1]} now. "
+                f"Updates are differences of states of one width; this architecture is not supported."
+            )
+        if target.device == states.device:  # one kernel: chosen and copied at once
+            if real is None:
+                target[start:stop].copy_(states)
+            else:
+                torch.index_select(states, 0, real, out=target[start:stop])
+            return
+        # A copy of its own, as the next block may overwrite the state.
+        staged = states.clone() if real is None else states.index_select(0, real)
+        if not states.is_cuda:
+            target[start:stop].copy_(staged)
+            return
+        # To the host on a stream of its own, beside the forward pass.
+        copies = self._copies.get(states.device)
+        if copies is None:
+            copies = self._copies[states.device] = torch.cuda.Stream(states.device)  # type: ignore[no-untyped-call]
+        copies.wait_stream(torch.cuda.current_stream(states.device))
+        with torch.cuda.stream(copies):
+            target[start:stop].copy_(staged, non_blocking=True)
+        staged.record_stream(copies)
+
+    def _allocate(self, rows: Tensor) -> Tensor:
+        shape = (self.tokens, rows.shape[1])
+        if self.storage == "disk":
+            folder = Path(self._files.enter_context(tempfile.TemporaryDirectory(prefix="delta-suite-")))
+            size = shape[0] * shape[1]
+            # The file is unlinked at once: the mapping keeps it until the tensor goes, and a killed run leaves nothing.
+            mapped = torch.from_file(str(folder / "state"), shared=True, size=size, dtype=rows.dtype)
+            self._files.close()
+            return mapped.view(shape)
+        on_host = self.storage == "host"
+        place = torch.device("cpu") if on_host else rows.device
+        return torch.empty(shape, dtype=rows.dtype, device=place, pin_memory=on_host and rows.is_cuda)
+
+    def read(self, layer: int) -> Float[Tensor, "rows hidden"]:
+        """The rows of this batch, as stored."""
+        self.synchronize()
+        return self.states[layer][self.range[0] : self.range[1]]
+
+    def synchronize(self) -> None:
+        """Wait until everything written has arrived."""
+        for copies in self._copies.values():
+            copies.synchronize()
+
+    def finish(self) -> None:
+        """Raises CaptureError where the states are not of one width."""
+        self.synchronize()
+        widths = [int(state.shape[1]) for state in self.states]
+        if len(set(widths)) > 1:
+            raise CaptureError(
+                f"the stream changes width over depth: {widths}. "
+                f"Updates are differences of states of one width; this architecture is not supported."
+            )

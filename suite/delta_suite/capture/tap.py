@@ -1,0 +1,332 @@
+"""The hooks: what each decoder block is given and gives back in one forward pass, and what runs after the last one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from types import TracebackType
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from delta_suite.capture.certificate import FinalNorm, Observations, Witnesses, require_fired_once
+from delta_suite.capture.layout import Layout
+from delta_suite.errors import CaptureError, CertificateError
+from delta_suite.models.blocks import Decoder
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Sequences padded on the right to one length; rows start .. start + tokens of the stream come from it."""
+
+    ids: Int64[Tensor, "sequences length"]
+    mask: Int64[Tensor, "sequences length"]
+    real: Int64[Tensor, " tokens"] | None
+    """Where the tokens are in the flattened ids, on the host; None where nothing is padding."""
+    start: int
+    tokens: int
+    shortest: int
+    """Tokens of the last sequence, which has the most padding."""
+
+
+class UnfamiliarShapeError(CaptureError):
+    """The input of block 0 does not lie as the tap supposes; another layout may fit."""
+
+
+class Tap(AbstractContextManager["Tap"]):
+    """Hooks on the decoder blocks, and on what runs after the last one; removed on leaving.
+
+    `write(L, states, real)` is given each state h_L as soon as it is there, as a block may write into its input: the
+    flattened batch, and the rows of it to keep (None: all); `read(L)` gives back what was stored of this batch.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        write: Callable[[int, Tensor, Tensor | None], None],
+        read: Callable[[int], Tensor],
+        layout: Layout = Layout.BATCH_TIME,
+    ) -> None:
+        self.decoder = decoder
+        self.write, self.read, self.layout = write, read, layout
+        self.observed = Observations.of(len(decoder.blocks))
+        self._paused = False
+        self._handles = ExitStack()
+        self._shape: tuple[int, int] = (0, 0)
+        self._hidden = decoder.hidden
+        self._real: _Rows | None = None
+        self._witnesses: _Rows | None = None
+        self._given: list[Tensor] = []
+        self._gave: list[Tensor] = []
+        self._scales: list[float] = []
+        self._output: Tensor | None = None
+        self._version = 0
+        self._next = 0
+        self._scale = 1.0
+        self._after_last: list[tuple[str, nn.Module, Tensor, Tensor]] = []
+
+    def __enter__(self) -> Tap:
+        for layer, (block, end) in enumerate(zip(self.decoder.blocks, self.decoder.ends, strict=True)):
+            before = block.register_forward_pre_hook(partial(self._before, layer), with_kwargs=True)
+            after = end.register_forward_hook(partial(self._after, layer))
+            self._handles.callback(before.remove)
+            self._handles.callback(after.remove)
+        for place, block in self.decoder.left_out.items():
+            self._handles.callback(block.register_forward_pre_hook(partial(self._unexpected, place)).remove)
+        for name, module in _outside_blocks(self.decoder.module, self.decoder.blocks):
+            outside = module.register_forward_hook(partial(self._outside, name), with_kwargs=True)
+            self._handles.callback(outside.remove)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._handles.close()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """The hooks let everything pass."""
+        self._paused = True
+        try:
+            yield
+        finally:
+            self._paused = False
+
+    def begin(self, batch: Batch, witnesses: Int64[Tensor, " witnesses"]) -> None:
+        """Forget the last batch; states that follow belong to this one.
+
+        witnesses: rows of this batch whose updates are kept as the hooks see them, apart from what is stored.
+        """
+        self._shape = (batch.ids.shape[0], batch.ids.shape[1])
+        # Row numbers from the host: a boolean index would make every copy wait for the device.
+        self._real = None if batch.real is None else _Rows(batch.real)
+        self._witnesses = _Rows(witnesses if batch.real is None else batch.real[witnesses])
+        self._given, self._gave, self._scales = [], [], []
+        self._output = None
+        self._next = 0
+        self._scale = 1.0
+        self._after_last.clear()
+
+    def end(self, batch: Batch, witnesses: Int64[Tensor, " witnesses"], last: Tensor) -> None:
+        """Check what this batch alone can show, and count the forward pass.
+
+        last: the decoder's last_hidden_state. Raises CertificateError where a block did not run once.
+        """
+        require_fired_once(self.observed.firings, self.observed.passes + 1)
+        final = self.final_norm(last)
+        # Subtracted here, all at once: in the hooks it would be three more kernels a block.
+        updates = _stacked(self._gave) - _stacked(self._given)
+        if any(scale != 1.0 for scale in self._scales):
+            updates = updates / torch.tensor(self._scales, device=updates.device)[:, None, None]
+        self.observed.passed(final, Witnesses(batch.start + witnesses, updates))
+
+    def rows(self, state: Tensor) -> Float[Tensor, "tokens hidden"]:
+        """The rows of real tokens, in the order of the stream."""
+        flat = state.reshape(-1, state.shape[-1])
+        return flat if self._real is None else self._real.of(flat)
+
+    def _before(self, layer: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self._paused:
+            return
+        if layer != self._next:
+            raise self._out_of_order(layer)
+        # The stream is a block's first argument, whatever its name.
+        given = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()), None))
+        state = self._state(given, layer, "input")
+        if layer == 0:
+            self._write(0, state)
+        elif isinstance(given, Tensor) and given is self._output and given._version == self._version:
+            self._given.append(self._gave[-1])
+            return
+        else:
+            self._compare(layer, state)
+        self._given.append(self._witnessed(state))
+
+    def _compare(self, layer: int, state: Tensor) -> None:
+        """The input is not the very tensor that the block before returned: compare the values. Seldom runs.
+
+        RWKV halves stream and weights every few blocks, so that half precision does not overflow. A power of two loses
+        no digit, so it is divided out: all states are kept in the units of h_0.
+        """
+        rows, stored = self.rows(state).float(), self.read(layer).to(state.device).float() * self._scale
+        factor = _power_of_two(rows, stored)
+        if factor != 1.0:
+            self._scale *= factor
+            self.observed.factors[layer] = factor
+        self.observed.continuity(layer, (rows - stored * factor).abs().max())
+
+    def _after(self, layer: int, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._paused:
+            return
+        self.observed.firings[layer] += 1
+        self._next = layer + 1
+        gave = output[0] if isinstance(output, tuple | list) and output else output
+        state = self._state(gave, layer, "output")
+        self._write(layer + 1, state if self._scale == 1.0 else state / self._scale)
+        self._gave.append(self._witnessed(state))
+        self._scales.append(self._scale)
+        self._output, self._version = gave, gave._version
+        self._after_last.clear()
+
+    def _outside(
+        self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> None:
+        given = [*args, *kwargs.values()]
+        if not self._paused and len(given) == 1 and isinstance(given[0], Tensor) and isinstance(output, Tensor):
+            self._after_last.append((name, module, given[0], output))
+
+    def _unexpected(self, place: int, block: nn.Module, args: tuple[Any, ...]) -> None:
+        raise CaptureError(
+            f"block {place} of {self.decoder.path} ({type(block).__name__}) runs on text, but was not counted as a "
+            f"layer, as it demands more arguments than the other blocks. "
+            f'To count every block, set layers_path = "{self.decoder.path}" in models.toml.'
+        )
+
+    def _write(self, layer: int, state: Tensor) -> None:
+        real = None if self._real is None else self._real.on(state.device)
+        self.write(layer, state.reshape(-1, state.shape[-1]), real)
+
+    def _witnessed(self, state: Tensor) -> Tensor:
+        assert self._witnesses is not None
+        return self._witnesses.of(state.reshape(-1, state.shape[-1]))
+
+    def _out_of_order(self, layer: int) -> CertificateError:
+        block = f"block {layer} ({type(self.decoder.blocks[layer]).__name__})"
+        if layer < self._next:
+            return CertificateError(
+                f"capture certificate: fire count fails at {block}: it runs again after block {self._next - 1}, in one "
+                f"forward pass. A block that runs repeatedly is not one layer; this architecture is not supported."
+            )
+        skipped = type(self.decoder.blocks[self._next]).__name__
+        return CertificateError(
+            f"capture certificate: fire count fails at block {self._next} ({skipped}): it is passed over, and {block} "
+            f"runs in its place. It may need an input other than text; this architecture is not supported."
+        )
+
+    def _state(self, value: object, layer: int, side: str) -> Tensor:
+        where = f"block {layer} ({type(self.decoder.blocks[layer]).__name__}): its {side}"
+        if not isinstance(value, Tensor):
+            raise CaptureError(
+                f"{where} is a {type(value).__name__}, not a tensor. "
+                f"The residual stream of this architecture is not supported."
+            )
+        if self._hidden is None:
+            self._hidden = int(value.shape[-1])  # the config does not say; then the first state does
+        state = self.layout.of_ids(value, *self._shape)
+        if state is None or state.shape[-1] != self._hidden:
+            kind = UnfamiliarShapeError if (layer, side) == (0, "input") else CaptureError
+            raise kind(
+                f"{where} has shape {tuple(value.shape)}, where a residual stream is (batch, time, hidden) = "
+                f"({self._shape[0]}, {self._shape[1]}, {self._hidden}). This architecture has another kind of stream, "
+                f"and is not supported."
+            )
+        return state
+
+    def final_norm(self, last: Tensor) -> FinalNorm:
+        """Apply the modules found after the last block to the stored h_N, and compare with last_hidden_state."""
+        chain = self._final_chain(last) if tuple(last.shape[:2]) == self._shape else None
+        if chain is None:
+            return FinalNorm(None, float("inf"))
+        modules, factor = chain
+        state = self.read(len(self.decoder.blocks)).to(last.device)[None]
+        state = state if self._scale * factor == 1.0 else state * (self._scale * factor)
+        for _, module in modules:
+            state = module(state)
+        reference = self.rows(last).float()
+        error = (state[0].float() - reference).abs().max() / reference.abs().max().clamp_min(1e-30)
+        damaged = [
+            f"{name}.{own}"
+            for name, module in (modules if error.isnan() else [])
+            for own, parameter in module.named_parameters()
+            if not parameter.is_meta and not parameter.isfinite().all()  # meta: offloaded, and brought by a hook
+        ]
+        return FinalNorm([name for name, _ in modules], float(error), tuple(damaged))
+
+    def _final_chain(self, last: Tensor) -> tuple[list[tuple[str, nn.Module]], float] | None:
+        """The modules that lead from the last block's output, times a factor, to last_hidden_state, if there are any.
+
+        Sought from the end, so that of nested modules the outermost is found. Dropout and the like are left out.
+        """
+        chain: list[tuple[str, nn.Module]] = []
+        current, factor = last, self._times_output(last)
+        for name, module, given, output in reversed(self._after_last):
+            if factor is None and any(_same(form, current) for form in self._forms(output)):
+                current, factor = given, self._times_output(given)
+                if not _same(given, output):
+                    chain.insert(0, (name, module))
+        return None if factor is None else (chain, factor)
+
+    def _times_output(self, state: Tensor) -> float | None:
+        """Which power of two times the last block's output a state is, or None."""
+        assert self._output is not None
+        for output in self._forms(self._output):
+            if output.shape != state.shape:
+                continue
+            if _same(output, state):
+                return 1.0
+            factor = _power_of_two(state, output.to(state))
+            if factor != 1.0 and _same(output * factor, state):
+                return factor
+        return None
+
+    def _forms(self, tensor: Tensor) -> list[Tensor]:
+        """The tensor, and the ids' own positions of it where the blocks' tensors lie in another way."""
+        own = None if self.layout is Layout.BATCH_TIME else self.layout.of_ids(tensor, *self._shape)
+        return [tensor] if own is None else [tensor, own]
+
+
+class _Rows:
+    """Row numbers, copied once to each device that asks."""
+
+    def __init__(self, index: Int64[Tensor, " rows"]) -> None:
+        self._index = {index.device: index}
+
+    def on(self, device: torch.device) -> Tensor:
+        if device not in self._index:
+            self._index[device] = next(iter(self._index.values())).to(device)
+        return self._index[device]
+
+    def of(self, flat: Tensor) -> Tensor:
+        return flat.index_select(0, self.on(flat.device))
+
+
+def _outside_blocks(decoder: nn.Module, blocks: Sequence[nn.Module]) -> list[tuple[str, nn.Module]]:
+    """All modules below the decoder that are neither a block, nor inside one, nor hold one; with their names.
+
+    Not by named_modules(): most modules are inside blocks, and walking those takes longer than all hooks.
+    """
+    holds: dict[nn.Module, bool] = dict.fromkeys(blocks, True)
+    found: list[tuple[str, nn.Module]] = []
+
+    def walk(module: nn.Module, path: str) -> bool:
+        if module not in holds:
+            below = [walk(child, f"{path}{name}.") for name, child in module.named_children()]
+            holds[module] = any(below)
+            if path and not holds[module]:
+                found.append((path.removesuffix("."), module))
+        return holds[module]
+
+    walk(decoder, "")
+    return found
+
+
+def _stacked(states: list[Tensor]) -> Float[Tensor, "blocks witnesses hidden"]:
+    """In float32, on the device of the first."""
+    return torch.stack([state.to(states[0].device) for state in states]).float()
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one is other or (one.shape == other.shape and torch.equal(one.to(other), other))
+
+
+def _power_of_two(one: Tensor, other: Tensor) -> float:
+    """The factor between two tensors, judged by the largest entry, where that is a power of two; else 1."""
+    at = other.abs().argmax()
+    new, old = float(one.flatten()[at]), float(other.flatten()[at])
+    ratio = new / old if old else 1.0
+    return ratio if ratio > 0 and math.frexp(ratio)[0] == 0.5 else 1.0

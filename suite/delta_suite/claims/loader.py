@@ -1,0 +1,477 @@
+"""Hypothesis files: TOML in, frozen models out, and every error of every file at once, each with its line.
+
+An error reads `path:line: what is wrong, and what to do`. `schema.py` has the models, and what a file may say.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tomllib
+from bisect import bisect_left
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from delta_suite.claims.schema import (
+    ID,
+    SCOPE,
+    TAG,
+    TEXT,
+    Expectation,
+    Hypothesis,
+    Than,
+    Xfail,
+    json_schema,
+    nearest,
+    unknown,
+)
+from delta_suite.errors import HypothesisFileError
+from delta_suite.paths import is_directory, shorten
+
+__all__ = [
+    "Expectation",
+    "Hypothesis",
+    "Than",
+    "Xfail",
+    "json_schema",
+    "key_lines",
+    "load_hypotheses",
+    "load_hypothesis",
+    "require_known_phases",
+]
+
+Loc = tuple[str | int, ...]
+"""Where a value stands in a file: keys, and the index in an array, such as ("expect", 0, "op")."""
+
+
+def load_hypothesis(path: Path) -> Hypothesis:
+    """The hypothesis in one file.
+
+    Raises:
+        HypothesisFileError: the file cannot be read or is wrong; the message has a line for every error.
+    """
+    return _all_or_errors([_read(path)], [])[0]
+
+
+def load_hypotheses(paths: Iterable[Path]) -> list[Hypothesis]:
+    """The hypotheses in these files, and in all *.toml files in these folders and below, in sorted order.
+
+    A file that is named twice is read once.
+
+    Raises:
+        HypothesisFileError: a file cannot be read or is wrong, a folder has none, or two files have the same id; the
+            message has a line for every error of every file.
+    """
+    files: dict[Path, _File] = {}
+    errors: list[str] = []
+    for path in paths:
+        found = sorted(path.rglob("*.toml")) if is_directory(path) else [path]
+        if not found:
+            errors.append(f"{path}: no hypothesis files (*.toml) in this folder: name another folder, or a file")
+        for file in found:
+            if file.resolve() not in files:
+                files[file.resolve()] = _read(file)
+    _compare_ids(files.values())
+    return _all_or_errors(files.values(), errors)
+
+
+def require_known_phases(hypotheses: Iterable[Hypothesis], known: Iterable[str]) -> None:
+    """Refuse claims over a phase that no model has, which would be not measured, and pass, for ever.
+
+    known: the phases of all models that there are, as what one model lacks another may have.
+
+    Raises:
+        HypothesisFileError: the message has a line for every such phase.
+    """
+    phases = dict.fromkeys(known)
+    errors = [
+        f"{shorten(hypothesis.path)}:{claim.line}: [[expect]] {claim.id}: {unknown('phase', phase, phases)}. "
+        "A model's own phases are declared under `phases` of its entry in models.toml."
+        for hypothesis in hypotheses
+        for claim in hypothesis.expect
+        for phase in claim.phases
+        if phase not in phases
+    ]
+    if errors:
+        raise HypothesisFileError("\n".join(errors))
+
+
+# --- one file --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class _File:
+    """A file as far as it could be read, and what is wrong with it."""
+
+    path: Path
+    table: dict[str, Any] = field(default_factory=dict)
+    lines: dict[Loc, int] = field(default_factory=dict)
+    hypothesis: Hypothesis | None = None
+    errors: list[tuple[int, str]] = field(default_factory=list)
+    """Line and text; line 0 where the error is the file's as a whole."""
+
+    def line(self, loc: Loc) -> int:
+        """The line of a value or, where the file has no such value, of the table that lacks it."""
+        while loc and loc not in self.lines:
+            loc = loc[:-1]
+        return self.lines[loc] if loc else 1
+
+    def wrong(self, loc: Loc, what: str) -> None:
+        self.errors.append((self.line(loc), what))
+
+    def sorted_errors(self) -> list[str]:
+        errors = sorted(self.errors, key=lambda error: error[0])
+        return [f"{shorten(self.path)}{f':{line}' if line else ''}: {_one_line(what)}" for line, what in errors]
+
+
+def _one_line(text: str) -> str:
+    """A file's strings may hold line ends and terminal codes; an error that quotes them does not."""
+    return "".join(x if x.isprintable() else x.encode("unicode_escape").decode() for x in text)
+
+
+def _all_or_errors(files: Iterable[_File], errors: list[str]) -> list[Hypothesis]:
+    hypotheses = []
+    for file in files:
+        if file.hypothesis is not None:
+            hypotheses.append(file.hypothesis)
+        errors = errors + file.sorted_errors()
+    if errors:
+        raise HypothesisFileError("\n".join(errors))
+    return hypotheses
+
+
+def _read(path: Path) -> _File:
+    file = _File(path)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        file.errors.append((0, f"cannot be read: {error.strerror or error}"))
+        return file
+    try:
+        text = content.decode("utf-8-sig")  # editors on Windows begin a file with a byte-order mark
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        file.errors.append((line, f"byte 0x{content[error.start]:02x} is not UTF-8: save the file in that encoding"))
+        return file
+    if not text.strip():
+        file.errors.append(
+            (1, 'is empty: begin with schema = 1 and id = "...", and make a claim in an [[expect]] table')
+        )
+        return file
+    try:
+        file.table = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # not only TOMLDecodeError: an integer may have too many digits
+        file.errors.append(_syntax_error(str(error), text))
+        return file
+    file.lines = key_lines(text)
+    document = _checked_ids(file)
+    try:
+        file.hypothesis = Hypothesis.model_validate(
+            {**document, "path": path, "sha256": hashlib.sha256(content).hexdigest()}
+        )
+    except ValidationError as invalid:
+        for loc, what in _explain_all(invalid.errors(include_url=False)):
+            file.wrong(loc, what)
+    return file
+
+
+def _syntax_error(message: str, text: str) -> tuple[int, str]:
+    """Line and text. tomllib gives the place in its message alone: "... (at line 3, column 5)"."""
+    what, _, place = message.partition(" (at ")
+    numbers = re.match(r"line (\d+), column (\d+)", place)
+    line, column = (int(numbers[1]), f", column {numbers[2]}") if numbers else (text.rstrip().count("\n") + 1, "")
+    return line, f"not TOML{column}: {what}; correct this first, the rest of the file was not checked"
+
+
+def _checked_ids(file: _File) -> dict[str, Any]:
+    """The file's table with the line of each claim. Notes keys that are not a file's to give, and ids given twice."""
+    document = _without_loader_fields(file, (), file.table)
+    claims = document.get("expect")
+    if not isinstance(claims, list):
+        return document
+    document["expect"] = [
+        _without_loader_fields(file, ("expect", index), claim) | {"line": file.line(("expect", index))}
+        if isinstance(claim, dict)
+        else claim
+        for index, claim in enumerate(claims)
+    ]
+    lines: dict[str, int] = {}
+    for index, claim in enumerate(claims):
+        name = claim.get("id") if isinstance(claim, dict) else None
+        if isinstance(name, str):
+            loc = ("expect", index, "id")
+            if name in lines:
+                file.wrong(loc, f"id '{name}' is that of the claim in line {lines[name]} too: rename one of them")
+            lines.setdefault(name, file.line(loc))
+    return document
+
+
+def _without_loader_fields(file: _File, loc: Loc, table: dict[str, Any]) -> dict[str, Any]:
+    for key in _FROM_LOADER & table.keys():
+        file.wrong((*loc, key), _unknown_key((*loc, key)))
+    return {key: value for key, value in table.items() if key not in _FROM_LOADER}
+
+
+def _compare_ids(files: Iterable[_File]) -> None:
+    first: dict[str, _File] = {}
+    for file in files:
+        name = file.table.get("id")
+        if isinstance(name, str) and (other := first.setdefault(name, file)) is not file:
+            place = f"{other.path}:{other.line(('id',))}"
+            file.wrong(("id",), f"hypothesis id '{name}' is that of {place} too: rename one of them")
+
+
+# --- what an error says ----------------------------------------------------------------------------------------
+
+_MODELS: dict[str, type[BaseModel]] = {"expect": Expectation, "": Hypothesis, "than": Than, "xfail": Xfail}
+"""By the name of the table, "" for the top of the file; where a misplaced key belongs is looked up in this order."""
+
+_TITLES = {"": "the head of the file", "expect": "[[expect]]", "than": "than", "xfail": "[[expect.xfail]]"}
+
+_FROM_LOADER = {"schema_version", "line", "path", "sha256"}
+"""Fields of the models that are no keys of a file."""
+
+_KEYS = {
+    table: [key for name, info in model.model_fields.items() if (key := info.alias or name) not in _FROM_LOADER]
+    for table, model in _MODELS.items()
+}
+
+_KINDS = {
+    "string_type": 'a string, "..."',
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "tuple_type": "an array, [...]",
+    "model_type": "a table",
+}
+"""What a value must be, by pydantic's name of the error."""
+
+_PATTERN_RULES = {
+    ID: "write it in small letters, digits and hyphens, beginning with a letter or digit",
+    SCOPE: "name a phase (C), one layer (layer:3), a range of layers (layers:8-15) or all of them (model)",
+    TAG: "a pytest marker has letters, digits, hyphens and underscores, and begins with a letter",
+    TEXT: "write at least a word",
+}
+
+
+def _explain_all(errors: list[ErrorDetails]) -> list[tuple[Loc, str]]:
+    """Place and text of each error, without those that only follow from another, as a misspelt key is missing too."""
+    meant = {
+        (*error["loc"][:-1], near)
+        for error in errors
+        if error["type"] == "extra_forbidden" and (near := nearest(str(error["loc"][-1]), _KEYS[_table(error["loc"])]))
+    }
+    explained = []
+    for error in errors:
+        loc, kind = error["loc"], error["type"]
+        table = loc[:-1]
+        if kind == "missing" and loc in meant:
+            continue
+        if kind == "no_requirement" and meant & {(*table, "threshold"), (*table, "than")}:
+            continue
+        if kind == "too_short" and error["input"]:  # pydantic counts the items that are right
+            continue
+        at = error.get("ctx", {}).get("at")
+        explained.append(((*loc, at) if at else loc, _explain(error)))
+    return explained
+
+
+def _explain(error: ErrorDetails) -> str:
+    loc, given, context = error["loc"], error["input"], error.get("ctx", {})
+    key = loc[-1]
+    name = key if isinstance(key, str) else f"item {key + 1} of {loc[-2]}"
+    match error["type"]:
+        case "extra_forbidden":
+            return _unknown_key(loc)
+        case "missing":
+            info = next(i for n, i in _MODELS[_table(loc)].model_fields.items() if key in (n, i.alias))
+            return f"missing key '{key}' in {_TITLES[_table(loc)]}: add it ({info.description})"
+        case "literal_error":
+            options = _words(_MODELS[_table(loc)].model_fields[name].annotation)
+            if isinstance(given, str):
+                return unknown(name, given, options)
+            return f"{name} must be one of {', '.join(options)}, not {_describe(given)}"
+        case "tuple_type" if isinstance(given, dict) and name in _TITLES:
+            return f"{name} is one table, and must be an array of them: write its header as {_TITLES[name]}"
+        case "string_pattern_mismatch":
+            return f"{name} is {_describe(given)}: {_PATTERN_RULES[context['pattern']]}"
+        case "too_short":
+            return f"{name} is empty: give at least one"
+        case "finite_number":
+            return f"{name} is {given}, which nothing can be compared with: write a finite number"
+        case "greater_than" | "greater_than_equal" | "less_than_equal":
+            limit = error["msg"].removeprefix("Input should be ")
+            return f"{name} is {given}, and must be {limit}"
+        case kind if kind in _KINDS:
+            return f"{name} must be {_KINDS[kind]}, not {_describe(given)}"
+        case _:
+            return error["msg"]
+
+
+def _words(annotation: object) -> tuple[str, ...]:
+    """The words of a Literal, also of one that may be left out."""
+    found: list[str] = []
+    for own in get_args(annotation):
+        found += [own] if isinstance(own, str) else _words(own)
+    return tuple(found)
+
+
+def _table(loc: Loc) -> str:
+    """The name of the table that holds a key, "" for the top of the file."""
+    return next((part for part in reversed(loc[:-1]) if isinstance(part, str)), "")
+
+
+def _unknown_key(loc: Loc) -> str:
+    key, table = str(loc[-1]), _table(loc)
+    home = next((other for other in _KEYS if key in _KEYS[other]), None)
+    if home is not None:
+        return f"'{key}' is a key of {_TITLES[home]}, not of {_TITLES[table]}: move it there"
+    return unknown("key", key, _KEYS[table])
+
+
+def _describe(value: object) -> str:
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case str():
+            return f'"{value}"' if len(value) <= 40 else f'"{value[:40]}..."'
+        case int() | float():
+            return str(value)
+        case list():
+            return "an array"
+        case dict():
+            return "a table"
+        case _:
+            return "a date or time"
+
+
+# --- where a value stands --------------------------------------------------------------------------------------
+
+_BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
+_KEY_PART = re.compile(r"""[A-Za-z0-9_-]+|"(?:\\.|[^"\\])*"|'[^']*'""")
+_SCALAR = re.compile(
+    r"""
+      \"{3} (?:\\.|[^\\])*? \"{3}(?!\")   # up to two quotes may stand right before the closing three
+    | '{3} .*? '{3}(?!')
+    | "(?:\\.|[^"\\])*"
+    | '[^']*'
+    | [^,\]}\#\n]+                       # a number, a boolean, or a date, which may hold a space
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+
+
+def key_lines(text: str) -> dict[Loc, int]:
+    """The line, from 1, of every key, table and array item of a TOML document that tomllib has accepted.
+
+    A table stands at its header; one without, at the first key or header that implies it.
+    """
+    return _Scanner(text).lines
+
+
+class _Scanner:
+    """Walks over a document that is known to be right, and so checks nothing."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.at = 0
+        self.lines: dict[Loc, int] = {}
+        self._newlines = [match.start() for match in re.finditer("\n", text)]
+        self._tables_in: dict[Loc, int] = {}
+        """How many tables an array of [[tables]] has so far."""
+        self._document()
+
+    def _document(self) -> None:
+        table: Loc = ()
+        while self._skip_blank():
+            if self.text.startswith("[", self.at):
+                table = self._header()
+            else:
+                self._pair(table)
+
+    def _header(self) -> Loc:
+        line = self._line()
+        is_array_item = self.text.startswith("[[", self.at)
+        self.at += 1 + is_array_item
+        *parents, name = self._key()
+        self.at += 1 + is_array_item
+        table: Loc = ()
+        for parent in parents:
+            table = self._newest((*table, parent))
+            self.lines.setdefault(table, line)
+        table = (*table, name)
+        if is_array_item:
+            self.lines.setdefault(table, line)
+            self._tables_in[table] = self._tables_in.get(table, 0) + 1
+            table = self._newest(table)
+        self.lines[table] = line
+        return table
+
+    def _newest(self, table: Loc) -> Loc:
+        """[a.b] after [[a]] means the last a."""
+        count = self._tables_in.get(table)
+        return (*table, count - 1) if count else table
+
+    def _pair(self, table: Loc) -> None:
+        line = self._line()
+        for name in self._key():
+            table = (*table, name)
+            self.lines.setdefault(table, line)
+        self.at += 1  # the =
+        self._value(table)
+
+    def _key(self) -> list[str]:
+        """A dotted key, and the blanks after it."""
+        names = []
+        while True:
+            self._skip_blank()
+            part = self._take(_KEY_PART)
+            names.append(next(iter(tomllib.loads(f"{part} = 0"))))
+            self._skip_blank()
+            if not self.text.startswith(".", self.at):
+                return names
+            self.at += 1
+
+    def _value(self, loc: Loc) -> None:
+        self._skip_blank()
+        match self.text[self.at]:
+            case "[":
+                index = 0
+                while self._next_item("]"):
+                    self.lines[*loc, index] = self._line()
+                    self._value((*loc, index))
+                    index += 1
+            case "{":
+                while self._next_item("}"):
+                    self._pair(loc)
+            case _:
+                self._take(_SCALAR)
+
+    def _next_item(self, closing: str) -> bool:
+        """Step over the opening bracket or the comma, to the next item; or over the closing bracket."""
+        self._skip_blank()
+        if self.text[self.at] != closing:
+            self.at += 1
+            self._skip_blank()
+        if self.text[self.at] != closing:
+            return True
+        self.at += 1
+        return False
+
+    def _skip_blank(self) -> bool:
+        """Step over blanks and comments; whether anything is left."""
+        self._take(_BLANK)
+        return self.at < len(self.text)
+
+    def _take(self, pattern: re.Pattern[str]) -> str:
+        found = pattern.match(self.text, self.at)
+        assert found is not None, f"tomllib accepted what the line scanner cannot read, at {self.at}"
+        self.at = found.end()
+        return found[0]
+
+    def _line(self) -> int:
+        return bisect_left(self._newlines, self.at) + 1

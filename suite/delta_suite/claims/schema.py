@@ -1,0 +1,468 @@
+"""What a hypothesis file may say: the models that check it, and the JSON Schema that is generated from them.
+
+A field's docstring is its description in the JSON Schema, and what the loader says when the key is missing.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
+from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import PydanticCustomError
+
+from delta_suite.metrics.registry import METRICS
+from delta_suite.models.phases import PHASE_NAME
+from delta_suite.reduction.variants import VARIANTS
+
+ID = r"^[a-z0-9][a-z0-9-]*$"
+SCOPE = rf"^({PHASE_NAME}|layer:(0|[1-9][0-9]*)|layers:(0|[1-9][0-9]*)-(0|[1-9][0-9]*))$"
+TAG = r"^[A-Za-z][A-Za-z0-9_-]*$"
+TEXT = r"\S"
+
+_TAKEN_MARKERS = (
+    *("skip", "skipif", "xfail", "parametrize", "usefixtures", "filterwarnings", "tryfirst", "trylast"),
+    *("hypothesis", "and", "or", "not"),
+)
+"""Markers that pytest acts on (a tag `skip` would skip the claim), the hypothesis library's, and the words of `-m`."""
+
+_OPERATOR_SLIPS = {"=>": ">=", "=<": "<=", "≥": ">=", "≤": "<="}
+
+_MEANS_BY_DEFINITION = (
+    "intra_cosine",
+    "intra_cosine_cross_fitted",
+    "intra_cosine_disattenuated",
+    "cross_cosine",
+    "capture_fraction",
+    "capture_fraction_held_out",
+)
+"""Phase metrics that are means already, over pairs of layers: a claim does not say "mean" a second time."""
+
+
+def nearest(word: str, known: Collection[str]) -> str | None:
+    """The known word that was probably meant."""
+    return _OPERATOR_SLIPS.get(word) or next(iter(difflib.get_close_matches(word.lower(), known, n=1)), None)
+
+
+def unknown(what: str, word: str, known: Collection[str]) -> str:
+    """The message for a word that is none of the known ones: it offers the nearest of them, or all."""
+    near = nearest(word, known)
+    return f"unknown {what} '{word}': " + (f"did you mean '{near}'?" if near else f"use one of {', '.join(known)}")
+
+
+def _refuse(why: str, at: str = "", kind: Literal["refused", "no_requirement"] = "refused") -> NoReturn:
+    """Raise a validation error whose text is ours; `at` names a key inside the value, for its line."""
+    raise PydanticCustomError(kind, "{why}", {"why": why, "at": at})
+
+
+# --- words -----------------------------------------------------------------------------------------------------
+
+
+def _known_metric(name: str) -> str:
+    if name not in METRICS:
+        _refuse(unknown("metric", name, METRICS))
+    return name
+
+
+def _known_variant(name: str) -> str:
+    if name not in VARIANTS:
+        _refuse(unknown("variant", name, VARIANTS))
+    return name
+
+
+def _layer_range(scope: str) -> tuple[int, int] | None:
+    """First and last layer of `layer:3` or `layers:8-15`; None for a phase and for `model`."""
+    _, _, numbers = scope.partition(":")
+    if not numbers:
+        return None
+    first, _, last = numbers.partition("-")
+    return int(first), int(last or first)
+
+
+def _is_one_layer(scope: str) -> bool:
+    layers = _layer_range(scope)
+    return layers is not None and layers[0] == layers[1]
+
+
+def _forward_range(scope: str) -> str:
+    layers = _layer_range(scope)
+    if layers and layers[0] > layers[1]:
+        _refuse(f"scope '{scope}' runs backwards: write 'layers:{layers[1]}-{layers[0]}'")
+    return scope
+
+
+def _free_marker(tag: str) -> str:
+    if tag in _TAKEN_MARKERS:
+        _refuse(f"tag '{tag}' already means something to pytest or its plugins: choose another word")
+    return tag
+
+
+def _readable_schema(version: int) -> int:
+    if version != 1:
+        _refuse(f"schema = {version} cannot be read here, only schema = 1: a higher one needs a newer delta-suite")
+    return version
+
+
+_Id = Annotated[str, Field(pattern=ID)]
+_Text = Annotated[str, Field(pattern=TEXT)]
+_Scope = Annotated[str, Field(pattern=SCOPE), AfterValidator(_forward_range)]
+_Tag = Annotated[
+    str,
+    Field(pattern=TAG, json_schema_extra={"not": {"enum": list(_TAKEN_MARKERS)}}),
+    AfterValidator(_free_marker),
+]
+# The registries are read when the schema is asked for, so that it always lists what there is.
+_Metric = Annotated[
+    str, Field(json_schema_extra=lambda schema: schema.update(enum=list(METRICS))), AfterValidator(_known_metric)
+]
+_Variant = Annotated[
+    str, Field(json_schema_extra=lambda schema: schema.update(enum=list(VARIANTS))), AfterValidator(_known_variant)
+]
+_SchemaVersion = Annotated[int, Field(json_schema_extra={"enum": [1]}), AfterValidator(_readable_schema)]
+
+
+def _needs_several_layers(metric: str) -> bool:
+    return METRICS[metric].scope == "phase"
+
+
+def _is_of_the_model(metric: str) -> bool:
+    return METRICS[metric].scope == "model"
+
+
+def _check_layers(metric: str, scope: str, at: str = "") -> None:
+    if _is_of_the_model(metric) and scope != "model":
+        _refuse(f'{metric} is one number for the whole model under its phase map: write scope = "model"', at)
+    if _is_one_layer(scope) and _needs_several_layers(metric):
+        _refuse(
+            f"{metric} is taken over several layers, and '{scope}' is one: name a phase, model, or a range of layers",
+            at,
+        )
+
+
+def _check_aggregation(metric: str, over: str, at: str = "") -> None:
+    if over != "mean" and not METRICS[metric].per_layer:
+        _refuse(
+            f'{metric} is one number for a {METRICS[metric].scope}, with none per layer: remove over = "{over}"', at
+        )
+
+
+# --- tables ----------------------------------------------------------------------------------------------------
+
+
+class _Table(BaseModel):
+    # strict: "0.5" is no number and true no integer. Tuples are lax, as TOML has arrays; their items stay strict.
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, populate_by_name=True, use_attribute_docstrings=True
+    )
+
+
+def _never(**properties: Any) -> dict[str, Any]:
+    """The JSON Schema against these values together."""
+    return {"not": {"required": list(properties), "properties": properties}}
+
+
+_ONE_LAYER = {"pattern": "^layer:"}
+
+
+def _several_layers() -> dict[str, Any]:
+    return {"enum": [name for name in METRICS if _needs_several_layers(name)]}
+
+
+def _of_the_model() -> dict[str, Any]:
+    return {"enum": [name for name in METRICS if _is_of_the_model(name)]}
+
+
+_PART_OF_THE_MODEL = {"not": {"enum": ["model"]}}
+
+
+def _rules_of_the_other_side(schema: dict[str, Any]) -> None:
+    own_scope, by_rank = {"enum": ["window", "lag", "random"]}, {"enum": ["window", "random"]}
+    schema["allOf"] = [
+        _never(metric=_several_layers(), scope=_ONE_LAYER),
+        _never(metric=_of_the_model(), scope=_PART_OF_THE_MODEL),
+        _never(null=own_scope, scope={}),
+        _never(null=own_scope, metric={}),
+        _never(null=by_rank, times={}),
+        _never(null=by_rank, plus={}),
+        {"not": {"allOf": [{"not": {"required": ["scope"]}}, {"not": {"required": ["null"]}}]}},  # one of them
+    ]
+    schema["dependencies"] = {"quantile": {"required": ["null"], "properties": {"null": by_rank}}}
+
+
+class Than(_Table):
+    """The other side of a comparison: `times` x a metric over another scope and `plus` more, or a null of the model.
+
+    It is aggregated by the expectation's `over`; where that is "each", every layer is compared with its mean.
+    """
+
+    model_config = ConfigDict(json_schema_extra=_rules_of_the_other_side)
+
+    scope: _Scope | None = None
+    """what to compare with: a phase, layer:3, layers:8-15 or model"""
+    null: Literal["window", "lag", "random", "random-weights"] | None = None
+    """what to compare with instead of a scope: all windows of as many layers, pairs outside at the same distances,
+    random directions with the covariance of the updates, or the same architecture with random weights"""
+    quantile: float = Field(default=0.95, gt=0.5, lt=1, allow_inf_nan=False)
+    """with null = "window" or "random": the share of the null that must lie on the other side of the measured value"""
+    times: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    """the factor before the other side"""
+    plus: float = Field(default=0.0, allow_inf_nan=False)
+    """what is added to the other side, in the metric's unit; negative to ask for a difference"""
+    metric: _Metric | None = None
+    """the metric of the other side, where it is not the same"""
+
+    @model_validator(mode="after")
+    def _one_other_side(self) -> Self:
+        given = self.model_fields_set
+        if self.scope is None and self.null is None:
+            _refuse('than names no other side: add scope = "E", or null = "window"')
+        if self.scope is not None and self.null not in (None, "random-weights"):
+            _refuse(f'null = "{self.null}" is taken from the claim\'s own scope: remove scope', at="scope")
+        if "quantile" in given and self.null not in ("window", "random"):
+            _refuse('quantile goes with null = "window" or null = "random": remove it', at="quantile")
+        for key in ("times", "plus"):
+            if key in given and self.null in ("window", "random"):
+                _refuse(f'{key} does not go with null = "{self.null}", which is compared by rank: remove it', at=key)
+        if self.metric is not None and self.null not in (None, "random-weights"):
+            _refuse(f'null = "{self.null}" is of the claim\'s own metric: remove metric', at="metric")
+        return self
+
+    def required(self, other: float) -> float:
+        """What the other side's value asks of the observed one."""
+        return self.times * other + self.plus
+
+
+class Xfail(_Table):
+    """Models on which a claim is known not to hold."""
+
+    models: Annotated[tuple[_Text, ...], Field(strict=False, min_length=1)]
+    """names of models, with * and ? as wildcards"""
+    reason: _Text
+    """why the claim is expected to fail there"""
+
+
+def _rules_between_keys(schema: dict[str, Any]) -> None:
+    """For the JSON Schema, what the validators of `Expectation` check between its keys."""
+    one_number = {"enum": [name for name, metric in METRICS.items() if not metric.per_layer]}
+    same_metric_over_one_layer = {"properties": {"scope": _ONE_LAYER}, "not": {"required": ["metric"]}}
+    same_metric_over_a_part = {"properties": {"scope": _PART_OF_THE_MODEL}, "not": {"required": ["metric"]}}
+    schema["oneOf"] = [{"required": ["threshold"]}, {"required": ["than"]}]
+    layer_by_layer = {"required": ["over"], "properties": {"over": {"enum": ["each"]}}}
+    schema["dependencies"] = {"mostly": {"anyOf": [{"properties": {"mostly": {"enum": [1]}}}, layer_by_layer]}}
+    schema["allOf"] = [
+        _never(metric=_several_layers(), scope=_ONE_LAYER),
+        _never(metric=_several_layers(), than=same_metric_over_one_layer),
+        _never(metric=_of_the_model(), scope=_PART_OF_THE_MODEL),
+        _never(metric=_of_the_model(), than=same_metric_over_a_part),
+        _never(metric=one_number, over={"enum": ["median", "min", "max", "each"]}),
+        _never(
+            than={"required": ["metric"], "properties": {"metric": one_number}},
+            over={"enum": ["median", "min", "max"]},
+        ),
+    ]
+
+
+class Expectation(_Table):
+    """One claim: a metric over a scope, compared with a number or with a metric over another scope."""
+
+    model_config = ConfigDict(json_schema_extra=_rules_between_keys)
+
+    # The order matters: a validator sees the fields above its own, and of those only the ones that are right.
+    id: _Id
+    """the claim's name, unique in the file"""
+    metric: _Metric
+    """what is measured, by its name in the table of `delta-suite metrics`"""
+    scope: _Scope
+    """what it is taken over: a phase, layer:3, layers:8-15 or model"""
+    variant: _Variant = "raw"
+    """which rows enter"""
+    over: Literal["mean", "median", "min", "max", "each"] = "mean"
+    """how the layers of the scope become one number, or each: layer by layer"""
+    mostly: float = Field(default=1.0, gt=0, le=1, allow_inf_nan=False)
+    """with over = "each": the share of layers that must hold"""
+    op: Literal[">=", "<=", ">", "<"]
+    """how the measured side must compare"""
+    threshold: float | None = Field(default=None, allow_inf_nan=False)
+    """the number to compare with"""
+    than: Than | None = Field(default=None, validate_default=True)
+    """the other scope to compare with, instead of a threshold"""
+    severity: Literal["fail", "warn"] = "fail"
+    """whether a refuted claim fails the run or is reported only"""
+    rationale: str = ""
+    """why the claim is made"""
+    origin: _Text
+    """where the threshold or the comparison comes from"""
+    xfail: Annotated[tuple[Xfail, ...], Field(strict=False)] = ()
+    """models on which the claim is known not to hold"""
+    line: SkipJsonSchema[int] = 0
+    """Line of the claim's table in its file, filled by the loader; 0 for a claim made in Python."""
+
+    @field_validator("scope")
+    @classmethod
+    def _enough_layers(cls, scope: str, info: ValidationInfo) -> str:
+        if metric := info.data.get("metric"):
+            _check_layers(metric, scope)
+        return scope
+
+    @field_validator("over")
+    @classmethod
+    def _layers_to_aggregate(cls, over: str, info: ValidationInfo) -> str:
+        if metric := info.data.get("metric"):
+            _check_aggregation(metric, over)
+        return over
+
+    @field_validator("mostly")
+    @classmethod
+    def _share_of_each(cls, mostly: float, info: ValidationInfo) -> float:
+        if mostly != 1 and info.data.get("over", "each") != "each":
+            _refuse('mostly is the share of layers that must hold: add over = "each", or remove mostly')
+        return mostly
+
+    @field_validator("than", mode="before")
+    @classmethod
+    def _one_requirement(cls, than: object, info: ValidationInfo) -> object:
+        has_threshold = "threshold" not in info.data or info.data["threshold"] is not None  # absent: given, but wrong
+        if than is not None and has_threshold:
+            _refuse("threshold and than are both given, and a claim compares with one: remove the other")
+        if than is None and not has_threshold:
+            _refuse(
+                'nothing to compare with: add threshold = <number>, or than = { scope = "E" }', kind="no_requirement"
+            )
+        return than
+
+    @field_validator("than")
+    @classmethod
+    def _another_side(cls, than: Than | None, info: ValidationInfo) -> Than | None:
+        metric, scope, over = (info.data.get(key) for key in ("metric", "scope", "over"))
+        if than is None or metric is None:
+            return than
+        other = than.metric or metric
+        if than.scope is None:
+            return than
+        _check_layers(other, than.scope, at="scope")
+        if over and over != "each":  # "each" compares with a mean, be it the mean of the same layers
+            _check_aggregation(other, over, at="metric")
+            if (other, than.scope) == (metric, scope):
+                _refuse(f"{metric} over {scope} is compared with itself: name another scope or metric", at="scope")
+        return than
+
+    @property
+    def phases(self) -> tuple[str, ...]:
+        """The phases that the claim names, on either side."""
+        scopes = (self.scope, self.than.scope if self.than else None)
+        return tuple(scope for scope in scopes if scope is not None and scope != "model" and ":" not in scope)
+
+    def claim(self) -> str:
+        """The claim in one line, such as `intra_cosine over C >= 2 x intra_cosine over E`."""
+        if self.over == "each":
+            share = "each layer" if self.mostly == 1 else f"at least {_digits(100 * self.mostly)}% of the layers"
+            left = f"{self.metric} of {share} of {self.scope}"
+        else:
+            left = _side(self.metric, self.scope, self.over)
+        if self.than is None:
+            assert self.threshold is not None
+            right = _digits(self.threshold)
+        else:
+            times = "" if self.than.times == 1 else f"{_digits(self.than.times)} x "
+            over = "mean" if self.over == "each" else self.over
+            other = self.than.scope or self.scope
+            right = times + (_null(self.than) or _side(self.than.metric or self.metric, other, over))
+            if self.than.null == "random-weights":
+                right += " with random weights"
+            if self.than.plus:
+                right += f" {'-' if self.than.plus < 0 else '+'} {_digits(abs(self.than.plus))}"
+        variant = "" if self.variant == "raw" else f" ({self.variant})"
+        return f"{left} {self.op} {right}{variant}"
+
+
+class Hypothesis(_Table):
+    """A prediction about the depth of a model: it holds when all its expectations hold."""
+
+    schema_version: _SchemaVersion = Field(alias="schema")
+    """the version of the file format, 1"""
+    id: _Id
+    """the hypothesis's name, unique among all files"""
+    title: _Text
+    """a few words for the tables"""
+    version: int = Field(ge=1)
+    """1 at first, raised when the meaning changes"""
+    rationale: _Text
+    """what is predicted, and why"""
+    tags: Annotated[tuple[_Tag, ...], Field(strict=False)] = ()
+    """pytest markers of the claims, for -m"""
+    expect: Annotated[tuple[Expectation, ...], Field(strict=False, min_length=1)]
+    """at least one [[expect]] table, each a claim"""
+    path: SkipJsonSchema[Path]
+    """The file, as the loader was given it."""
+    sha256: SkipJsonSchema[str]
+    """Of the file's bytes."""
+
+
+def _null(than: Than) -> str | None:
+    """The null in words, where it is one of the model's own."""
+    share = f"{_digits(100 * than.quantile)}%"
+    match than.null:
+        case "window":
+            return f"{share} of windows of as many layers"
+        case "random":
+            return f"{share} of random directions"
+        case "lag":
+            return "pairs outside at the same distances"
+    return None
+
+
+def _side(metric: str, scope: str, over: str) -> str:
+    one_number = _is_one_layer(scope) or not METRICS[metric].per_layer
+    if METRICS[metric].from_law and over == "mean":
+        over = "median"  # the value of a metric of the law is the median of its layers
+    means_already = over == "mean" and metric in _MEANS_BY_DEFINITION
+    return f"{metric} over {scope}" if one_number or means_already else f"{over} {metric} over {scope}"
+
+
+def _digits(x: float) -> str:
+    return f"{x:.15g}"  # all the digits that were written, and 2 rather than 2.0
+
+
+# --- JSON Schema -----------------------------------------------------------------------------------------------
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema of a hypothesis file, in Draft 4, which is what the taplo editor server reads.
+
+    It knows all that the loader knows about a single file, except what needs arithmetic or a comparison of two
+    values: that ranges run forwards and hold several layers where they must, that ids differ, that a side is not
+    compared with itself, and that numbers are finite.
+    """
+    return {"$schema": "http://json-schema.org/draft-04/schema#", **_draft4(Hypothesis.model_json_schema())}
+
+
+def _draft4(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Draft 4 of pydantic's 2020-12, without its titles, and without null, which TOML has not."""
+    draft: dict[str, Any] = {}
+    for keyword, value in schema.items():
+        match keyword:
+            case "title":
+                pass
+            case "default" if value is None:
+                pass
+            case "$ref":  # Draft 4 ignores what stands beside a $ref, so that one stands alone
+                draft["allOf"] = [{"$ref": value.replace("#/$defs/", "#/definitions/")}]
+            case "exclusiveMinimum":
+                draft |= {"minimum": value, "exclusiveMinimum": True}
+            case "exclusiveMaximum":
+                draft |= {"maximum": value, "exclusiveMaximum": True}
+            case "anyOf":
+                [other_than_null] = (branch for branch in value if branch != {"type": "null"})
+                draft |= _draft4(other_than_null)
+            case "$defs":
+                draft["definitions"] = {name: _draft4(definition) for name, definition in value.items()}
+            case "properties":  # a property may be called `title`
+                draft["properties"] = {name: _draft4(definition) for name, definition in value.items()}
+            case "items":
+                draft["items"] = _draft4(value)
+            case _:
+                draft[keyword] = value
+    return draft

@@ -1,0 +1,43 @@
+"""One number of a record: its value, its interval, or the reason why there is none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, model_serializer
+
+
+class Estimate(BaseModel):
+    """One number of a record. `value` is null only with a `reason`; NaN and infinity never get here."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False, extra="forbid")
+
+    value: float | None
+    sd: float | None = None
+    """Standard deviation over tokens (divisor n), where the value is a mean over tokens."""
+    reason: str | None = None
+    """Why there is no value."""
+    corrected: float | None = None
+    """The value less its estimated bias: the centre of the interval."""
+    interval: tuple[float, float] | None = None
+    """95%, with documents as the unit; absent where the calibration is one document."""
+    replicates: tuple[float, ...] | None = None
+    """The value without each group of documents in turn: what the interval, and that of a difference, is taken from."""
+    per_layer: dict[int, float | None] | None = None
+    """What each layer of a phase contributes to the phase's value."""
+    detail: dict[str, Any] | None = None
+    """Figures that the value is read against, such as a noise edge."""
+
+    @property
+    def best(self) -> float | None:
+        """The value without its bias, where that is known: what a claim on the model is about."""
+        return self.value if self.corrected is None else self.corrected
+
+    @model_serializer(mode="wrap")
+    def _without_empty(self, handler: Any) -> dict[str, Any]:
+        return {key: item for key, item in handler(self).items() if item is not None or key == "value"}
+
+
+def absent(reason: str) -> Estimate:
+    """An estimate without a value, and why."""
+    return Estimate(value=None, reason=reason)

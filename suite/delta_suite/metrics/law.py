@@ -1,0 +1,183 @@
+"""What was measured of the update law, and the estimates taken from it. No torch: `update_law` does the fitting."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float64
+
+from delta_suite.metrics.estimate import Estimate, absent
+from delta_suite.metrics.intervals import T_975, interval, standard_errors
+from delta_suite.metrics.registry import METRICS
+from delta_suite.reduction.law_scores import Law
+
+ONE_LAYER = "one layer has no others to share a map with"
+"""Why a phase of one layer has no shared map."""
+
+NOTHING_TO_PREDICT = "the update of layer {} is the same on all tokens, or zero, so there is nothing to predict"
+"""Why a layer has no R^2."""
+
+
+def phase_law(law: Law, name: str) -> PhaseLaw:
+    """Return the part of one phase. Raises KeyError for a phase that the law was not fitted over."""
+    first, last = law.phases[name]
+    layers = slice(first, last + 1)
+    return PhaseLaw(
+        tuple(range(first, last + 1)),
+        {rung: values[:, layers] for rung, values in law.r2.items()},
+        law.share[:, layers],
+        law.transfer[:, layers, layers],
+        {
+            "tokens": law.tokens,
+            "documents": law.documents,
+            "hidden": law.hidden,
+            "components": law.components,
+            "ridge": list(law.ridge),
+            "form": law.form,
+        },
+    )
+
+
+def law_estimates(law: Law, phase: str) -> dict[str, Estimate]:
+    """Return every metric of the law over one phase: the medians of its layers, with what each layer has."""
+    metrics = [metric for metric in METRICS.values() if metric.from_law]
+    if law.reason is not None:
+        return {metric.name: absent(f"the update law was not measured: {law.reason}") for metric in metrics}
+    over = phase_law(law, phase)
+    return {metric.name: metric.compute(over) for metric in metrics}
+
+
+def transfer_intervals(law: Law) -> tuple[np.ndarray, np.ndarray]:
+    """Return the lower and upper ends of the 95% intervals of the transfer matrix, (layers, layers) each."""
+    _, low, high = jackknife(law.transfer)
+    return low, high
+
+
+@dataclass(frozen=True)
+class PhaseLaw:
+    """The law over the layers of one phase; the first axis of arrays as in `Law`."""
+
+    layers: Sequence[int]
+    r2: Mapping[str, Float64[np.ndarray, "cases layers"]]
+    share: Float64[np.ndarray, "cases layers"]
+    transfer: Float64[np.ndarray, "cases layers layers"]
+    detail: Mapping[str, object] = field(default_factory=dict)
+
+    @property
+    def reason(self) -> str | None:
+        """Why maps of these layers have no R^2."""
+        without = np.isnan(self.r2["own"]).any(axis=0)
+        return NOTHING_TO_PREDICT.format(self.layers[int(without.argmax())]) if without.any() else None
+
+    def median(self, values: Float64[np.ndarray, "cases layers"]) -> Estimate:
+        """Median over layers of a figure that each layer has; absent where one has none."""
+        if np.isnan(values).any():
+            return absent(self.reason or ONE_LAYER)
+        per_layer = dict(zip(self.layers, values[0].tolist(), strict=True))
+        return self._estimate(values[0], jackknife(values)[0], values[1:], per_layer, {})
+
+    def rung(self, name: str) -> Estimate:
+        """Median over layers of a rung's R^2."""
+        return self.median(self.r2[name])
+
+    def transferred(self) -> Estimate:
+        """Median over L of the mean over M != L of R^2 of T_M on layer L."""
+        count = len(self.layers)
+        if count == 1:
+            return absent("one layer has no others to take a map from")
+        others = self.transfer.sum(axis=2) - np.diagonal(self.transfer, axis1=1, axis2=2)
+        return self.median(others / (count - 1))
+
+    def ratio(self, upper: str, lower: str) -> Estimate:
+        """Median over layers of [R^2(upper) - R^2(lower)] / [R^2(own) - R^2(lower)].
+
+        A layer whose denominator is not clearly above 0 has no ratio; where most have none, the phase has none.
+        """
+        if np.isnan(self.r2["shared"]).any():
+            return absent(self.reason or ONE_LAYER)
+        room = self.r2["own"] - self.r2[lower]
+        _, low, _ = jackknife(room)
+        defined = (low > 0) & (room > 0).all(axis=0)
+        what = f"R^2(own map) - R^2({_WORDS[lower]})"
+        if defined.sum() * 2 < len(self.layers) or not defined.any():
+            missing = len(self.layers) - int(defined.sum())
+            return absent(f"the 95% interval of {what} holds 0 in {missing} of {len(self.layers)} layers")
+        part, room = (self.r2[upper] - self.r2[lower])[:, defined], room[:, defined]
+        ratios = part[0] / room[0]
+        # Where the room is small, own maps fitted to noise take much of it away, and the bias of the ratio is of a
+        # higher order than the jackknife corrects. That of its parts is not; and the delta method gives its replicates.
+        best_part, best_room = jackknife(part)[0], jackknife(room)[0]
+        corrected = best_part / best_room
+        of_part, of_room = (own[1:] - own[1:].mean(axis=0) for own in (part, room))
+        replicates = corrected + (of_part - corrected * of_room) / best_room
+        per_layer: dict[int, float | None] = dict.fromkeys(self.layers)
+        per_layer |= dict(zip(np.array(self.layers)[defined].tolist(), ratios.tolist(), strict=True))
+        return self._estimate(ratios, corrected, replicates, per_layer, {"layers_without": int((~defined).sum())})
+
+    def _estimate(
+        self,
+        values: Float64[np.ndarray, " layers"],
+        corrected: Float64[np.ndarray, " layers"],
+        replicates: Float64[np.ndarray, "groups layers"],
+        per_layer: Mapping[int, float | None],
+        more: Mapping[str, object],
+    ) -> Estimate:
+        """The median of the layers' values."""
+        value, best = float(np.median(values)), float(np.median(corrected))
+        medians = (value + median_deviations(corrected, replicates)).tolist()
+        return Estimate(
+            value=value,
+            corrected=best,
+            interval=interval(best, medians),
+            replicates=tuple(medians),
+            per_layer=dict(per_layer),
+            detail=dict(self.detail) | dict(more),
+        )
+
+
+_WORDS = {"scaled": "c_L h", "shared": "shared map"}
+
+
+def jackknife(values: Float64[np.ndarray, "cases ..."]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Delete-a-group jackknife over groups of documents: bias-corrected value and the ends of its 95% interval.
+
+    values[0] is of all documents, values[1 + g] without group g, which leaves the training of its own fold and the test
+    of the other: a bias b/n in the n tokens of training is b/n in one of the two and (b/n) (G/2) / (G/2 - 1) in the
+    other, so the replicates have 1/(G - 2) more of it than the whole.
+    """
+    whole, replicates = values[0], values[1:]
+    groups = len(replicates)
+    corrected = np.asarray(whole + (groups - 2) * (whole - replicates.mean(axis=0)))
+    reach = T_975[groups - 1] * standard_errors(replicates)
+    return corrected, np.asarray(corrected - reach), np.asarray(corrected + reach)
+
+
+MEDIAN_DRAWS = 1000
+"""Of the layers' errors, each with its mirror image."""
+
+
+def median_deviations(
+    values: Float64[np.ndarray, " layers"], replicates: Float64[np.ndarray, "groups layers"]
+) -> Float64[np.ndarray, " groups"]:
+    """What leaving out each group does to the median over layers, so that its jackknife has the median's spread.
+
+    The medians of the replicates will not do: where layers tie they jump from one layer to another, and spread too
+    little; and those of the one layer in the middle spread as that layer does, up to twice as much as the median of
+    many. So errors e with the jackknife's covariance are drawn. The share of the draws of values + e in which a layer
+    is in the middle is the derivative of their mean median by that layer (Efron 2014, "Estimation and accuracy after
+    model selection", section 4), which gives the replicates; and these are stretched to the spread of the drawn
+    medians, as the median is rougher than its mean.
+    """
+    groups, layers = replicates.shape
+    deviations = replicates - replicates.mean(axis=0)
+    draws = np.random.default_rng(0).standard_normal((MEDIAN_DRAWS, groups))
+    errors = math.sqrt((groups - 1) / groups) * draws @ deviations
+    drawn = values + np.concatenate([errors, -errors])
+    middle = np.argsort(drawn, axis=1, kind="stable")[:, (layers - 1) // 2 : layers // 2 + 1]
+    weights = np.bincount(middle.ravel(), minlength=layers) / middle.size
+    out = deviations @ weights
+    spread = float(standard_errors(out))
+    return np.asarray(out * (np.median(drawn, axis=1).std() / spread if spread else 1.0))

@@ -1,0 +1,64 @@
+"""Paths as a user writes them, also those that the system cannot look up, and the files that ship with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+LONGEST_QUOTED = 200
+"""Characters of a user's word that a message repeats: whoever passes a text in place of its path passes thousands."""
+
+PACKAGE = Path(__file__).parent
+"""The folder of the installed package."""
+
+
+def bundled(name: str) -> Path:
+    """Return the path of a file or folder that ships with delta-suite: `hypotheses` or `models.toml`.
+
+    A wheel holds them inside the package. A checkout, also one that is installed editable, has them at its top, two
+    folders above the package.
+
+    Example:
+        >>> bundled("models.toml").name
+        'models.toml'
+    """
+    inside, checkout = PACKAGE / name, PACKAGE.parents[1] / name
+    return inside if inside.exists() or not checkout.exists() else checkout
+
+
+def expand_user(written: str | Path) -> Path:
+    """Return the path with the home folder in place of `~`; `~name` of an unknown user stays as it is."""
+    path = Path(written)
+    try:
+        return path.expanduser()
+    except RuntimeError:
+        return path
+
+
+def path_error(path: Path) -> str | None:
+    """Return the system's error for `path`, or None if something is there.
+
+    `Path.exists` gives no reason, and before Python 3.14 raises for some paths: too long a name, a folder without
+    permission.
+
+    Example:
+        >>> path_error(Path("/no/such/file"))
+        'No such file or directory'
+    """
+    try:
+        path.stat()
+    except OSError as error:
+        return error.strerror or str(error)
+    except ValueError as error:  # such as "embedded null byte"
+        return str(error)
+    return None
+
+
+def is_directory(path: Path) -> bool:
+    """Return True if `path` is an accessible directory."""
+    return path_error(path) is None and path.is_dir()
+
+
+def shorten(word: str | Path) -> str:
+    """Return a user's word for a message, cut where it is longer than LONGEST_QUOTED characters."""
+    text = str(word)
+    return text if len(text) <= LONGEST_QUOTED else f"{text[:LONGEST_QUOTED]}... ({len(text)} characters)"

@@ -1,0 +1,368 @@
+"""Records -> the leaderboard's content: which records count, grouped by what may be compared, and judged."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from delta_suite.claims.judge import Verdict, across_variants, combine_verdicts, judge
+from delta_suite.claims.schema import Hypothesis
+from delta_suite.errors import RecordError
+from delta_suite.models.registry import RANDOM_WEIGHTS, natural
+from delta_suite.publish.tables import Row, changed_files, relative_margin, stamps_of
+from delta_suite.publish.trajectory import series
+from delta_suite.records.record import CalibrationRecord, Measurement
+from delta_suite.records.store import load
+
+GROUPING_SETTINGS = ("max_tokens", "top_k", "drop_first_token")
+"""Settings of a measurement that change what its numbers mean, beside the calibration and the metrics' versions."""
+
+
+@dataclass(frozen=True)
+class Tally:
+    """One hypothesis for one model. Claims that only warn are counted, but do not decide the verdict."""
+
+    hypothesis: str
+    verdict: str | None
+    """None where every claim only warns."""
+    supported: int
+    refuted: int
+    inconclusive: int
+    not_measured: int
+    vacuous: int
+    """How many of the supported ones also hold where there is nothing to find."""
+
+    @classmethod
+    def of(cls, hypothesis: str, rows: Sequence[Row]) -> Tally:
+        deciding = [Verdict(row.verdict) for row in rows if row.severity == "fail"]
+        words = [row.verdict for row in rows]
+        return cls(
+            hypothesis,
+            combine_verdicts(deciding).value if deciding else None,
+            words.count(Verdict.SUPPORTED.value),
+            words.count(Verdict.REFUTED.value),
+            words.count(Verdict.INCONCLUSIVE.value),
+            words.count(Verdict.NOT_MEASURED.value),
+            sum(row.vacuous and row.verdict == Verdict.SUPPORTED.value for row in rows),
+        )
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One record that counts, and its verdicts."""
+
+    measurement: Measurement
+    record: str
+    """Path relative to the results folder."""
+    rows: tuple[Row, ...]
+
+    @property
+    def changed(self) -> dict[str, str]:
+        """By hypothesis, how its file has changed since a run last judged this record by it."""
+        return changed_files(self.measurement.judged_by, stamps_of(self.rows))
+
+    @property
+    def model(self) -> str:
+        return self.measurement.model.name
+
+    @property
+    def dtype(self) -> str:
+        return self.measurement.provenance.dtype
+
+    @property
+    def seconds(self) -> float:
+        return sum(self.measurement.provenance.seconds.values())
+
+    @property
+    def host_bytes(self) -> int:
+        return self.measurement.provenance.peak_memory_bytes.get("host", 0)
+
+    @property
+    def gpu_bytes(self) -> int:
+        """Over all GPUs that were used."""
+        peaks = self.measurement.provenance.peak_memory_bytes
+        return sum(size for name, size in peaks.items() if name != "host")
+
+    @property
+    def source(self) -> str:
+        """Where the weights came from; of a directory only its name, as the rest exists on one machine alone."""
+        kind, _, rest = self.measurement.model.source.partition(":")
+        return f"{kind}:{Path(rest).name}" if Path(rest).is_absolute() else self.measurement.model.source
+
+    @property
+    def tallies(self) -> tuple[Tally, ...]:
+        hypotheses = dict.fromkeys(row.hypothesis for row in self.rows)
+        return tuple(Tally.of(name, [row for row in self.rows if row.hypothesis == name]) for name in hypotheses)
+
+    @property
+    def worst(self) -> Row | None:
+        """The claim furthest outside, or else nearest to its bound, by margin relative to what was required."""
+        measured = [row for row in self.rows if row.margin is not None]
+        return min(measured, key=relative_margin, default=None)
+
+    @property
+    def vacuous(self) -> int:
+        return sum(tally.vacuous for tally in self.tallies)
+
+
+@dataclass(frozen=True)
+class Run:
+    """The checkpoints of one training run that may stand in one table, in the order of their steps; two at least."""
+
+    name: str
+    """The models' names, with * for the step."""
+    dtype: str
+    entries: Mapping[int, Entry]
+    """By step."""
+
+    @property
+    def rows(self) -> list[Row]:
+        return [row for entry in self.entries.values() for row in entry.rows]
+
+    @property
+    def steps(self) -> dict[int, str]:
+        return {step: entry.model for step, entry in self.entries.items()}
+
+    @property
+    def measurements(self) -> dict[int, Measurement]:
+        return {step: entry.measurement for step, entry in self.entries.items()}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Entries whose numbers may stand in one table: one calibration, one set of metric versions, one schema."""
+
+    calibration: CalibrationRecord
+    metrics: str
+    """Eight hex digits for the set of metrics and their versions, and the settings that count."""
+    metric_versions: dict[str, int]
+    settings: dict[str, Any]
+    schema: int
+    entries: tuple[Entry, ...]
+
+    @property
+    def id(self) -> str:
+        return f"{self.calibration.sha256[:8]}-{self.metrics}-{self.schema}"
+
+    @property
+    def title(self) -> str:
+        return f"Calibration {self.calibration.name}, metric set {self.metrics}"
+
+    @property
+    def described(self) -> str:
+        """What all entries of the table share, and what they do not."""
+        documents = self.calibration.documents
+        versions = sorted(set(self.metric_versions.values()))
+        suites = sorted({entry.measurement.provenance.suite for entry in self.entries})
+        settings = ", ".join(f"{name} {value}" for name, value in self.settings.items())
+        return (
+            f"{documents} document{'s' if documents != 1 else ''}, SHA-256 {self.calibration.sha256[:12]}; "
+            f"{len(self.metric_versions)} metrics of version {', '.join(map(str, versions))}; {settings}; "
+            f"record schema {self.schema}; delta-suite {' and '.join(suites)}."
+        )
+
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """The same, one line a hypothesis and model."""
+        return tuple(
+            f"{self.label(entry)}: {name}, {how}" for entry in self.entries for name, how in entry.changed.items()
+        )
+
+    @property
+    def runs(self) -> tuple[Run, ...]:
+        """The training runs among the entries."""
+        found = []
+        for dtype in sorted({entry.dtype for entry in self.entries}):
+            own = {entry.model: entry for entry in self.entries if entry.dtype == dtype}
+            for name, steps in series(entry.measurement.model for entry in own.values()).items():
+                found.append(Run(name, dtype, {step: own[model] for step, model in steps.items()}))
+        return tuple(sorted(found, key=lambda run: (run.name, run.dtype)))
+
+    def label(self, entry: Entry) -> str:
+        """The model's name, with the dtype where the table has it in several."""
+        twice = sum(other.model == entry.model for other in self.entries) > 1
+        return f"{entry.model} ({entry.dtype})" if twice else entry.model
+
+
+@dataclass(frozen=True)
+class Superseded:
+    """A record that a newer one of the same model, calibration, dtype and versions replaces."""
+
+    record: str
+    model: str
+    created: str
+    by: str
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A file among the records that cannot be used, and why, in one line."""
+
+    record: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Board:
+    """Everything that is published, before it has a form."""
+
+    results: Path
+    repository: str | None
+    hypotheses: tuple[Hypothesis, ...]
+    groups: tuple[Group, ...]
+    superseded: tuple[Superseded, ...]
+    broken: tuple[Broken, ...]
+
+    @property
+    def root(self) -> Path:
+        """What published paths are relative to: the folder that holds the results folder."""
+        return _absolute(self.results).parent
+
+    def claim_place(self, where: str) -> str:
+        """`hypotheses/phase_c.toml:14`, whatever the folder that the command ran in."""
+        file, _, line = where.rpartition(":")
+        path = _absolute(Path(file))
+        shown = path.relative_to(self.root) if path.is_relative_to(self.root) else Path(path.parent.name, path.name)
+        return f"{shown.as_posix()}:{line}"
+
+    def claim_link(self, where: str, folder: str) -> str | None:
+        """To the claim's file and line, from a page in this folder of the results.
+
+        None for a file that lies outside the folder that holds the results: no link to it works elsewhere.
+        """
+        file, _, line = where.rpartition(":")
+        path = _absolute(Path(file))
+        if not path.is_relative_to(self.root):
+            return None
+        return f"{self._link(path, folder)}#L{line}"
+
+    def record_link(self, record: str, folder: str) -> str:
+        """To the raw record, from a page in this folder of the results."""
+        return self._link(_absolute(self.results) / record, folder)
+
+    def _link(self, path: Path, folder: str) -> str:
+        if self.repository is not None:
+            return f"{self.repository.rstrip('/')}/{quote(path.relative_to(self.root).as_posix())}"
+        return quote(Path(os.path.relpath(path, _absolute(self.results) / folder)).as_posix())
+
+    @property
+    def runs(self) -> dict[str, list[tuple[Group, Run]]]:
+        """All training runs, by name."""
+        found: dict[str, list[tuple[Group, Run]]] = {}
+        for group in self.groups:
+            for run in group.runs:
+                found.setdefault(run.name, []).append((group, run))
+        return dict(sorted(found.items()))
+
+    @property
+    def models(self) -> dict[str, list[tuple[Group, Entry]]]:
+        """All that counts, by model."""
+        found: dict[str, list[tuple[Group, Entry]]] = {}
+        for group in self.groups:
+            for entry in group.entries:
+                found.setdefault(entry.model, []).append((group, entry))
+        return dict(sorted(found.items()))
+
+
+def build(
+    results: Path,
+    hypotheses: Sequence[Hypothesis],
+    repository: str | None = None,
+    records: Sequence[Path] | None = None,
+) -> Board:
+    """Read and judge every record under `results/runs/`, or else these, each under the phases it was recorded with.
+
+    The newest record of a model, calibration, dtype and set of metric versions counts. Nothing but the records and the
+    hypotheses is read: no model, no cache, no clock. Raises RecordError where there is no folder of records.
+    """
+    runs = results / "runs"
+    if records is None and not runs.is_dir():
+        raise RecordError(
+            f"{runs} is not a folder. Records lie in results/runs/<model>/: `delta-suite measure NAME` writes one, "
+            f"and --results-dir names another results folder."
+        )
+    read: list[tuple[str, Measurement]] = []
+    broken: list[Broken] = []
+    for path in sorted(runs.glob("*/*.json")) if records is None else records:
+        inside = _absolute(path).is_relative_to(_absolute(results))
+        record = _absolute(path).relative_to(_absolute(results)).as_posix() if inside else path.name
+        try:
+            read.append((record, load(path)))
+        except RecordError as error:
+            broken.append(Broken(record, " ".join(str(error).replace(str(path), record).split())))
+
+    by_key: dict[tuple[str, ...], list[tuple[str, Measurement]]] = {}
+    for record, measurement in read:
+        key = (*_group_key(measurement), measurement.model.name, measurement.provenance.dtype)
+        by_key.setdefault(key, []).append((record, measurement))
+    groups: dict[tuple[str, ...], list[Entry]] = {}
+    superseded: list[Superseded] = []
+    newest_by_key = {key: max(found, key=_age)[1] for key, found in by_key.items()}
+    for key, found in sorted(by_key.items()):
+        # A folder's name can hold another stamp than the record, so the record's own time decides, and then its name.
+        found.sort(key=_age)
+        newest, measurement = found[-1]
+        control = newest_by_key.get((*key[:-2], f"{key[-2]}@{RANDOM_WEIGHTS}", key[-1]))
+        rows = _judged(hypotheses, measurement, newest, control)
+        groups.setdefault(key[:-2], []).append(Entry(measurement, newest, rows))
+        superseded += [Superseded(record, old.model.name, old.provenance.created, newest) for record, old in found[:-1]]
+    return Board(
+        results,
+        repository,
+        tuple(hypotheses),
+        tuple(_group(entries) for _, entries in sorted(groups.items())),
+        tuple(sorted(superseded, key=lambda item: item.record)),
+        tuple(broken),
+    )
+
+
+def _absolute(path: Path) -> Path:
+    return Path(os.path.abspath(path))  # noqa: PTH100  (a link stays the path that was given)
+
+
+def _reading(measurement: Measurement) -> tuple[str, dict[str, Any]]:
+    settings = {name: measurement.provenance.settings.get(name) for name in GROUPING_SETTINGS}
+    text = json.dumps([measurement.provenance.metric_versions, settings], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8], settings
+
+
+def _group_key(measurement: Measurement) -> tuple[str, ...]:
+    return (
+        measurement.calibration.name,
+        measurement.calibration.sha256,
+        _reading(measurement)[0],
+        str(measurement.schema_version),
+    )
+
+
+def _group(entries: Iterable[Entry]) -> Group:
+    ordered = tuple(sorted(entries, key=lambda entry: (natural(entry.model), entry.dtype)))
+    first = ordered[0].measurement
+    metrics, settings = _reading(first)
+    return Group(first.calibration, metrics, first.provenance.metric_versions, settings, first.schema_version, ordered)
+
+
+def _age(item: tuple[str, Measurement]) -> tuple[str, str]:
+    record, measurement = item
+    return measurement.provenance.created, record
+
+
+def _judged(
+    hypotheses: Sequence[Hypothesis], measurement: Measurement, record: str, control: Measurement | None
+) -> tuple[Row, ...]:
+    return tuple(
+        Row.of(
+            judge(hypothesis, expectation, measurement, control),
+            across_variants(hypothesis, expectation, measurement),
+            f"{hypothesis.path}:{expectation.line}",
+            record,
+        )
+        for hypothesis in hypotheses
+        for expectation in hypothesis.expect
+    )

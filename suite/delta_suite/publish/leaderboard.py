@@ -1,0 +1,269 @@
+"""The leaderboard in its forms: leaderboard.md, .csv, .json and the site. Same records, same hypotheses: same bytes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from delta_suite.errors import RecordError
+from delta_suite.publish.board import Board, Entry, Group
+from delta_suite.publish.run_page import run_files
+from delta_suite.publish.site import RUNS, SITE, page_link, run_link, site_files
+from delta_suite.publish.tables import Row, relative_margin
+from delta_suite.publish.wording import (
+    CHANGED,
+    LEGEND,
+    NEVER_MIXED,
+    NO_SCORE,
+    cell_text,
+    memory_text,
+    tally_text,
+    worst_text,
+)
+from delta_suite.records.record import write_together
+
+
+def files(board: Board) -> dict[str, bytes]:
+    """Path relative to the results folder -> content, of all that is published."""
+    return {
+        "leaderboard.md": markdown(board).encode(),
+        "leaderboard.csv": table(board).encode(),
+        "leaderboard.json": (json.dumps(as_json(board), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(),
+        **site_files(board),
+        **run_files(board),
+    }
+
+
+def write(results: Path, content: Mapping[str, bytes]) -> list[str]:
+    """Write what differs, remove the pages of models and runs that are gone, and name both. Raises RecordError."""
+    changed = stale(results, content)
+    write_together({results / name: content[name] for name in changed if name in content})
+    for gone in (results / name for name in changed if name not in content):
+        try:
+            gone.unlink()
+        except OSError as error:
+            raise RecordError(f"{gone} cannot be removed: {error.strerror}.") from None
+    return changed
+
+
+def stale(results: Path, content: Mapping[str, bytes]) -> list[str]:
+    """The published files that are missing, differ from `content`, or are pages that it no longer has."""
+    differing = [name for name, text in content.items() if _read(results / name) != text]
+    folders = (results / SITE / folder for folder in ("models", RUNS))
+    pages = (path.relative_to(results).as_posix() for folder in folders for path in folder.glob("*.html"))
+    return sorted([*differing, *(name for name in pages if name not in content)])
+
+
+def _read(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return None
+
+
+# --- JSON and CSV ----------------------------------------------------------------------------------------------
+
+
+def as_json(board: Board) -> dict[str, Any]:
+    """The whole leaderboard for programs."""
+    return {
+        "schema": 1,
+        "hypotheses": [
+            {
+                "id": hypothesis.id,
+                "title": hypothesis.title,
+                "version": hypothesis.version,
+                "sha256": hypothesis.sha256,
+                "file": board.claim_place(f"{hypothesis.path}:0").rpartition(":")[0],
+            }
+            for hypothesis in board.hypotheses
+        ],
+        "comparable": "only within one group",
+        "groups": [
+            {
+                "id": group.id,
+                "calibration": {
+                    "name": group.calibration.name,
+                    "sha256": group.calibration.sha256,
+                    "documents": group.calibration.documents,
+                },
+                "metric_versions": group.metric_versions,
+                "settings": group.settings,
+                "record_schema": group.schema,
+                "models": [_entry_json(board, entry) for entry in group.entries],
+                "runs": [{"name": run.name, "dtype": run.dtype, "steps": run.steps} for run in group.runs],
+            }
+            for group in board.groups
+        ],
+        "superseded": [asdict(item) for item in board.superseded],
+        "broken": [asdict(item) for item in board.broken],
+    }
+
+
+def _entry_json(board: Board, entry: Entry) -> dict[str, Any]:
+    measurement, worst = entry.measurement, entry.worst
+    provenance = measurement.provenance
+    return {
+        "model": entry.model,
+        "record": entry.record,
+        "judged_by": {name: own.model_dump() for name, own in measurement.judged_by.items()},
+        "changed_since": sorted(entry.changed),
+        "hypotheses": [asdict(tally) for tally in entry.tallies],
+        "worst_margin": None
+        if worst is None
+        else {
+            "claim": f"{worst.hypothesis}/{worst.expectation}",
+            "margin": worst.margin,
+            "relative": relative_margin(worst),
+        },
+        "cost": {"seconds": provenance.seconds, "peak_memory_bytes": provenance.peak_memory_bytes},
+        "provenance": {
+            "source": entry.source,
+            "revision": measurement.model.revision,
+            "fingerprint": measurement.model.fingerprint,
+            "architecture": measurement.model.architecture,
+            "layers": measurement.model.layers,
+            "hidden": measurement.model.hidden,
+            "tokens": measurement.calibration.tokens,
+            "dtype": provenance.dtype,
+            "attention": provenance.attention,
+            "device": provenance.device,
+            "hardware": provenance.hardware,
+            "created": provenance.created,
+            "suite": provenance.suite,
+            "git": provenance.git,
+            "versions": provenance.versions,
+        },
+        "phases": measurement.phases,
+        "verdicts": [_row_json(board, row) for row in entry.rows],
+    }
+
+
+def _row_json(board: Board, row: Row) -> dict[str, Any]:
+    own = row.as_json() | {"where": board.claim_place(row.where), "flips": row.flips}
+    del own["model"], own["record"], own["judged_by"]
+    return own
+
+
+COLUMNS = (
+    *("calibration", "calibration_sha256", "metric_set", "model", "dtype", "device", "hypothesis", "expectation"),
+    *("claim", "severity", "verdict", "observed", "interval_low", "interval_high", "required", "margin"),
+    *("relative_margin", "reason", "gates", "vacuous", "flips", "seconds", "peak_host_bytes", "peak_gpu_bytes"),
+    *("created", "suite", "source", "revision", "fingerprint", "stated_at", "hypothesis_sha256", "changed", "record"),
+)
+
+
+def table(board: Board) -> str:
+    """One line a claim and model, as CSV; `metric_set` and the calibration tell which lines may be compared."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for group in board.groups:
+        for entry in group.entries:
+            measurement = entry.measurement
+            for row in entry.rows:
+                low, high = row.interval or (None, None)
+                values = (
+                    *(group.calibration.name, group.calibration.sha256, group.metrics, entry.model, entry.dtype),
+                    *(measurement.provenance.device, row.hypothesis, row.expectation, row.claim, row.severity),
+                    *(row.verdict, row.observed, low, high, row.required, row.margin),
+                    None if row.margin is None else relative_margin(row),
+                    *(row.reason, "; ".join(row.gates), int(row.vacuous), int(row.flips), round(entry.seconds, 3)),
+                    *(entry.host_bytes, entry.gpu_bytes, measurement.provenance.created),
+                    *(measurement.provenance.suite, entry.source, measurement.model.revision),
+                    *(measurement.model.fingerprint, board.claim_place(row.where)),
+                    *(row.judged_by[1] if row.judged_by else None, int(row.hypothesis in entry.changed), entry.record),
+                )
+                writer.writerow(dict(zip(COLUMNS, values, strict=True)))
+    return out.getvalue()
+
+
+# --- Markdown --------------------------------------------------------------------------------------------------
+
+
+def markdown(board: Board) -> str:
+    """The tables for a reader of the repository."""
+    parts = [
+        "# Leaderboard",
+        f"Built by `delta-suite leaderboard` from the records in `runs/` alone. {NO_SCORE}",
+        LEGEND,
+    ]
+    if len(board.groups) > 1:
+        parts.append(f"**{NEVER_MIXED}**")
+    if not board.groups:
+        parts.append("No record can be shown yet: `delta-suite measure NAME` writes one.")
+    for group in board.groups:
+        parts += [f"## {group.title}", group.described]
+        if group.changed:
+            parts += [f"**{CHANGED}**", "\n".join(f"- {_plain(line)}" for line in group.changed)]
+        parts.append(_summary(group))
+        parts += [
+            f"Over training: [{_plain(run.name)}]({SITE}/{run_link(run.name)}), {len(run.entries)} checkpoints."
+            for run in group.runs
+        ]
+        parts.append(_claims(board, group))
+    if board.superseded:
+        lines = [f"- {_record(board, item.record)}, replaced by {_record(board, item.by)}" for item in board.superseded]
+        parts += ["## Superseded records", "A newer record of the same model, calibration, dtype and versions counts."]
+        parts.append("\n".join(lines))
+    if board.broken:
+        parts += ["## Records that cannot be read", "\n".join(f"- {_plain(item.why)}" for item in board.broken)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _summary(group: Group) -> str:
+    hypotheses = [tally.hypothesis for tally in group.entries[0].tallies]
+    head = ["model", *hypotheses, "worst margin", "vacuous", "seconds", "peak memory", "measured as"]
+    lines = []
+    for entry in group.entries:
+        provenance = entry.measurement.provenance
+        lines.append(
+            [
+                f"[{_plain(group.label(entry))}]({SITE}/{page_link(entry.model)})",
+                *(tally_text(tally) for tally in entry.tallies),
+                worst_text(entry),
+                str(entry.vacuous),
+                f"{entry.seconds:.1f}",
+                memory_text(entry),
+                f"{provenance.dtype} on {provenance.device}, {provenance.created[:10]}",
+            ]
+        )
+    return _table(head, lines)
+
+
+def _claims(board: Board, group: Group) -> str:
+    head = ["claim", "stated", *(_plain(group.label(entry)) for entry in group.entries)]
+    lines = []
+    for rows in zip(*(entry.rows for entry in group.entries), strict=True):
+        first = rows[0]
+        name = f"{first.hypothesis}/{first.expectation}"
+        link = board.claim_link(first.where, "")
+        lines.append(
+            [
+                f"[{name}]({link})" if link else name,
+                f"`{first.claim}`",
+                *(cell_text(row).replace("*", "\\*") for row in rows),
+            ]
+        )
+    return _table(head, lines)
+
+
+def _record(board: Board, record: str) -> str:
+    return f"[{_plain(record)}]({board.record_link(record, '')})"
+
+
+def _plain(text: str) -> str:
+    """Text without Markdown's or HTML's own signs."""
+    for sign in "\\`*_[]<>|#":
+        text = text.replace(sign, f"\\{sign}")
+    return text
+
+
+def _table(head: list[str], lines: list[list[str]]) -> str:
+    rows = [head, ["---"] * len(head), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

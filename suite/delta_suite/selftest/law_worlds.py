@@ -1,0 +1,187 @@
+"""Populations that obey the update law, or a part of it, and what its figures are with unlimited text.
+
+    delta_L = M_L x + gamma_L v_L tanh(w_L . x) + NOISE s_j (z + SPREAD m_jL),    x = h_L / rms(h_L)
+
+M_L is a multiple of one J where the map is shared, and of one of the layer's own where it is not. J^T = -J, J J^T = 1:
+h + c J h is h turned, and stretched alike in all directions. So without gamma x stays isotropic in every layer, no
+residual has a direction, and M = c J has the R^2 c^2 / (c^2 + NOISE^2 (1 + SPREAD^2) E[s^2]). A layer's v_L and w_L are
+random unit vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64
+
+from delta_suite.selftest.documents import Layers, Population, ValueOf, orthonormal, unit
+
+LAW_TOKENS = 48
+"""Of a document. 1,880 enter a fit of one fold, 59 for each of 32 dimensions; the law wants 10."""
+
+HIDDEN, DEPTH = 32, 12
+LAW_C, LAW_E = (1, 5), (6, 10)
+
+NOISE = 0.7
+"""Standard deviation of an entry before documents differ; with that its energy is 22, where a map of gain 1 has 32."""
+
+AT_ONCE = 500
+"""Documents drawn at a time for the truth."""
+
+
+@dataclass(frozen=True)
+class Lawful(Population):
+    """Updates that are a map of the state, one direction, and noise."""
+
+    maps: Float64[np.ndarray, "layers hidden hidden"]
+    """M."""
+    gammas: Float64[np.ndarray, " layers"]
+    directions: Float64[np.ndarray, "layers hidden"]
+    """v."""
+    readers: Float64[np.ndarray, "layers hidden"]
+    """w."""
+    tokens: int = LAW_TOKENS
+
+    @property
+    def layers(self) -> int:
+        return len(self.maps)
+
+    @property
+    def hidden(self) -> int:
+        return int(self.maps.shape[1])
+
+    def update(self, layer: int, state: np.ndarray, noise: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        x = normalised(state)
+        along = self.gammas[layer] * np.tanh(x @ self.readers[layer])
+        mapped = x @ self.maps[layer].T + along[:, None] * self.directions[layer]
+        return np.asarray(mapped + NOISE * scale * noise)
+
+    def truth(self, draw: np.random.Generator, documents: int) -> ValueOf:
+        return LawTruth(self, draw, documents)
+
+
+def normalised(state: Float64[np.ndarray, "tokens hidden"]) -> Float64[np.ndarray, "tokens hidden"]:
+    """h / rms(h)."""
+    return np.asarray(state / np.sqrt((state**2).mean(axis=1, keepdims=True)))
+
+
+class LawTruth:
+    """The law's figures from the covariances of x and delta, by their definitions, with the ridge of a measurement.
+
+    tanh leaves the covariances without a closed form: they are those of a large sample. v is the top eigenvector of the
+    residual itself, not one that some documents gave.
+    """
+
+    def __init__(self, population: Lawful, draw: np.random.Generator, documents: int) -> None:
+        layers, hidden = population.layers, population.hidden
+        sums, squares = np.zeros((layers, 2 * hidden)), np.zeros((layers, 2 * hidden, 2 * hidden))
+        rounds = -(-documents // AT_ONCE)
+        drawn = min(documents, AT_ONCE)
+        for _ in range(rounds):
+            states = [own.astype(np.float64) for own in population.states(draw, drawn)]
+            for layer in range(layers):
+                both = np.hstack([normalised(states[layer]), states[layer + 1] - states[layer]])
+                sums[layer] += both.sum(axis=0)
+                squares[layer] += both.T @ both
+        n = rounds * drawn * population.tokens
+        covariance = squares / n - np.einsum("li,lj->lij", sums, sums) / n**2
+        self._A = covariance[:, :hidden, :hidden]
+        """Cov(x, x), (layers, hidden, hidden); B: Cov(delta, x), D: Cov(delta, delta)."""
+        self._B = covariance[:, hidden:, :hidden]
+        self._D = covariance[:, hidden:, hidden:]
+
+    def __call__(self, metric: str, layers: Layers, ridges: tuple[float, ...]) -> float:
+        """The median of the layers' figures. R^2 and shares are the mean over maps fitted with each of the ridges."""
+        phase = range(layers[0], layers[1] + 1)
+        figures = []
+        for layer in phase:
+            fits = [self._fitted(layer, phase, ridge) for ridge in ridges]
+            figures.append(_figures({name: float(np.mean([own[name] for own in fits])) for name in fits[0]})[metric])
+        return float(np.median(figures))
+
+    def _fitted(self, layer: int, phase: range, ridge: float) -> dict[str, float]:
+        """R^2 of every rung, the mean R^2 of the maps of the others, and the share of the residual along v."""
+        A, B, D = self._A[layer], self._B[layer], self._D[layer]
+        others = [other for other in phase if other != layer]
+
+        def least_squares(B: np.ndarray, A: np.ndarray) -> np.ndarray:
+            return np.asarray(B @ np.linalg.inv(A + ridge * np.trace(A) / len(A) * np.eye(len(A))))
+
+        def with_best_gain(T: np.ndarray) -> np.ndarray:
+            return np.asarray(np.trace(T @ B.T) / np.trace(T @ A @ T.T) * T)
+
+        def r2(T: np.ndarray) -> float:
+            return float((2 * np.trace(T @ B.T) - np.trace(T @ A @ T.T)) / np.trace(D))
+
+        pooled = sum(self._B[other] / np.sqrt(np.trace(self._D[other])) for other in others)
+        shared = with_best_gain(least_squares(np.asarray(pooled), self._A[others].sum(axis=0)))
+        values, vectors = np.linalg.eigh(D - shared @ B.T - B @ shared.T + shared @ A @ shared.T)
+        v = vectors[:, -1:]
+        transferred = [with_best_gain(least_squares(self._B[other], self._A[other])) for other in others]
+        return {
+            "scaled": r2(with_best_gain(np.eye(len(A)))),
+            "shared": r2(shared),
+            "rank_one": r2(shared + v @ v.T @ least_squares(B - shared @ A, A)),
+            "own": r2(least_squares(B, A)),
+            "transferred": float(np.mean([r2(T) for T in transferred])),
+            "share": float(values[-1] / values.sum()),
+        }
+
+
+def _figures(r2: Mapping[str, float]) -> dict[str, float]:
+    """The metrics of one layer."""
+    return {
+        "own_r2": r2["own"],
+        "shared_r2": r2["shared"],
+        "transfer_r2": r2["transferred"],
+        "residual_rank_one_share": r2["share"],
+        "sharing_index": (r2["shared"] - r2["scaled"]) / (r2["own"] - r2["scaled"]),
+        "rank_one_closure": (r2["rank_one"] - r2["shared"]) / (r2["own"] - r2["shared"]),
+    }
+
+
+# --- populations -----------------------------------------------------------------------------------------------
+
+Gains = tuple[float, float]
+"""Of the layers of C, and of those of E. All others have a map of their own, as one ridge is chosen for all layers."""
+
+
+def _planted(draw: np.random.Generator, shared: Gains, own: Gains = (0, 0), gamma: Gains = (0, 0)) -> Lawful:
+    def of_layers(gains: Gains, elsewhere: float = 0.0) -> np.ndarray:
+        out = np.full(DEPTH, elsewhere)
+        for (first, last), gain in zip((LAW_C, LAW_E), gains, strict=True):
+            out[first : last + 1] = gain
+        return out
+
+    common, *others = (_turn(draw) for _ in range(1 + DEPTH))
+    maps = np.multiply.outer(of_layers(shared), common) + of_layers(own, 1.0)[:, None, None] * np.stack(others)
+    directions, readers = (unit(draw.standard_normal((DEPTH, HIDDEN))) for _ in range(2))
+    return Lawful(maps, of_layers(gamma), directions, readers)
+
+
+def _turn(draw: np.random.Generator) -> np.ndarray:
+    """J, at random."""
+    basis = orthonormal(draw, HIDDEN)
+    return np.asarray(basis.T @ np.kron(np.array([[0, -1], [1, 0]]), np.eye(HIDDEN // 2)) @ basis)
+
+
+def law(draw: np.random.Generator) -> Lawful:
+    """The law as claimed: in C one map and a weak v_L, in E less of the same map and a strong v_L."""
+    return _planted(draw, shared=(1.0, 0.4), gamma=(1.8, 5.5))
+
+
+def law_without_direction(draw: np.random.Generator) -> Lawful:
+    """One map in C; in E less of it, and a map of each layer's own in place of a direction."""
+    return _planted(draw, shared=(1.0, 0.4), own=(0.0, 0.8))
+
+
+def own_maps(draw: np.random.Generator) -> Lawful:
+    """Every layer of C and of E has a map of its own: nothing is shared, and no residual has a direction."""
+    return _planted(draw, shared=(0.0, 0.0), own=(1.0, 1.0))
+
+
+def exchanged(draw: np.random.Generator) -> Lawful:
+    """The law with what is claimed of C in E, and what is claimed of E in C."""
+    return _planted(draw, shared=(0.4, 1.0), gamma=(5.5, 1.8))
