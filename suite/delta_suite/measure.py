@@ -1,102 +1,162 @@
-"""The pipeline: ModelSpec -> Measurement. Torch is imported only where the cache has no answer."""
+"""The pipeline: a ModelSpec becomes a record. Torch is imported only where the cache has no answer."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import math
-import os
 import platform
-import subprocess
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 import delta_suite
 from delta_suite.capture.calibration import DEFAULT_CALIBRATION, MAX_TOKENS, Calibration, load_calibration, tokenize
+from delta_suite.engine import local
 from delta_suite.errors import RecordError
-from delta_suite.metrics.estimate import absent
-from delta_suite.metrics.law import law_estimates
-from delta_suite.metrics.registry import METRICS
+from delta_suite.metrics.registry import METRICS, PARTS
 from delta_suite.models.control import control_fingerprint
 from delta_suite.models.device import resolve_device
 from delta_suite.models.files import ModelFiles, fingerprint, locate
-from delta_suite.models.phases import phase_map
+from delta_suite.models.phases import PhaseMap, phase_map
 from delta_suite.models.registry import ModelSpec
 from delta_suite.progress import Progress, no_progress
-from delta_suite.records.cache import Cache, cache_key, cache_root
+from delta_suite.provenance import LIBRARIES, Clock, git_state, hardware, library_version, peak_memory, started_gpus
+from delta_suite.records.arrays import ArrayFile
+from delta_suite.records.assemble import Assembled, assemble, with_boundaries, with_law
+from delta_suite.records.cache import ARRAYS, DIRECTIONS, Cache, cache_key, cache_root
 from delta_suite.records.record import (
     SCHEMA,
     CalibrationRecord,
     CertificateRecord,
     IdentityRecord,
-    LawRecord,
-    Measurement,
     ModelRecord,
     Provenance,
     SinkRecord,
     StreamRecord,
-    assemble,
-    metric_versions,
 )
 from delta_suite.records.store import RESULTS, save
+from delta_suite.records.view import RecordView
 from delta_suite.reduction.statistics import TOP_K
 from delta_suite.reduction.variants import VARIANTS
 
 if TYPE_CHECKING:
     from delta_suite.capture.certificate import Certificate
     from delta_suite.capture.sinks import Sinks
-    from delta_suite.capture.stream import Storage
+    from delta_suite.capture.stream import ResidualStream, Storage
     from delta_suite.reduction.law_scores import Law
+    from delta_suite.reduction.resampling import LayerSpectra
 
-LIBRARIES = ("torch", "transformers", "numpy", "tokenizers", "safetensors", "accelerate", "gguf")
-"""Whose versions a record names."""
+LAW_IN_SHARDS = "the update law needs the whole stream at once, and it came in several shards"
+"""The reason of the law's metrics where memory held the stream in parts alone."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user chose for a run; everything else follows from the model."""
+    """The choices of a run; everything else follows from the model."""
 
     calibration: str = DEFAULT_CALIBRATION
     documents: int | None = None
-    """Only the first documents of the calibration; None: all of them (of a hub dataset, a fixed number)."""
+    """Only the first documents of the calibration; None for all of them (of a hub dataset, a fixed number)."""
     device: str = "auto"
     dtype: str | None = None
-    """None: what the model's entry says."""
+    """None for the dtype of the model's entry."""
+    parts: frozenset[str] = frozenset(PARTS)
+    """What is measured: spectra always; boundaries and law where named."""
     results: Path = RESULTS
     fresh_since: float | None = None
-    """Cache entries made before this moment (seconds since the epoch) do not count."""
+    """Cache entries written before this moment (seconds since the epoch) do not count."""
     cache: Cache = field(default_factory=lambda: Cache(cache_root()))
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A measurement, the record it was written to, and whether the cache had it."""
+    """A measured model, the record it was written to, and whether the cache had all of it."""
 
-    measurement: Measurement
-    record: Path
+    view: RecordView
+    path: Path
     cached: bool
     note: str | None = None
-    """What the user is told of how it came about, in one line."""
+    """A line for the user about how the measurement came about."""
+
+
+def measure_all(
+    specs: Iterable[ModelSpec],
+    settings: Settings,
+    progress: Progress = no_progress,
+    engine: Callable[..., Iterator[tuple[ModelSpec, Any]]] = local.run,
+) -> Iterator[tuple[ModelSpec, Outcome | Exception]]:
+    """Yield each model with its outcome, or with the error that hindered it.
+
+    engine: runs a function over items and yields each with its result, such as `engine.local.run`.
+    """
+    return engine(specs, partial(measure, settings=settings, progress=progress))
 
 
 def measure(spec: ModelSpec, settings: Settings, progress: Progress = no_progress) -> Outcome:
     """Measure one model, or take it from the cache, and write its record.
 
-    Raises a SuiteError whose message says what to do: the model or its device is not there, the calibration is unfit,
-    the stream cannot be captured, an identity of the certificate fails, a folder cannot be written. Where that is the
-    cache's, the record is written all the same.
+    What the cache has under the same key is completed, not repeated. Raises a SuiteError whose message says what to do:
+    the model or its device is not there, the calibration is unfit, the stream cannot be captured, an identity of the
+    certificate fails, a folder cannot be written. Where that is the cache's, the record is written all the same.
     """
+    run = _prepare(spec, settings)
+    note, not_kept = None, None
+    with settings.cache.lock(run.key):
+        try:
+            entry = settings.cache.get(run.key, settings.fresh_since)
+        except RecordError as error:
+            entry, note = None, f"{error}; {spec.name} was measured again"
+        complete = _complete(run, entry, settings.parts, progress)
+        if complete is not entry:
+            try:
+                settings.cache.put(run.key, complete)
+            except RecordError as error:
+                not_kept = error  # raised once the record is written: what was measured is not lost
+    # Names and phases are the user's, not the measurement's: they are put on each time, without a model.
+    view = _view(run, complete).under(
+        phase_map(complete.record.model.layers, spec.phases), name=spec.name, source=spec.source, revision=run.revision
+    )
+    path, view = save(settings.results, view, settings.cache)
+    if not_kept is not None:
+        raise RecordError(f"{not_kept} The record is written: {path}.")
+    return Outcome(view, path, complete is entry, note)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Everything about a measurement that is known before the model is loaded."""
+
+    spec: ModelSpec
+    files: ModelFiles
+    calibration: Calibration
+    device: str
+    dtype: str
+    fingerprint: str
+    revision: str | None
+    cache: Cache
+    choices: dict[str, Any]
+
+    @property
+    def key(self) -> str:
+        """The cache key: the SHA-256 of everything that the numbers depend on."""
+        return cache_key(
+            schema=SCHEMA,
+            weights=self.fingerprint,
+            calibration=self.calibration.sha256,
+            metrics=metric_versions(),
+            libraries={name: library_version(name) for name in ("torch", "transformers")},
+            **self.choices,
+        )
+
+
+def _prepare(spec: ModelSpec, settings: Settings) -> _Run:
+    """Locate the model and everything it is measured with, without loading it."""
     calibration = load_calibration(settings.calibration, settings.documents)
     device = resolve_device(settings.device, spec)
     files = locate(spec)
     weights = control_fingerprint(files) if spec.random_weights else fingerprint(files, settings.cache.memo)
-    revision = None if spec.random_weights else files.revision or spec.revision  # a control is of no commit
+    revision = None if spec.random_weights else files.revision or spec.revision  # a control belongs to no commit
     dtype = spec.dtype if settings.dtype is None else settings.dtype
     choices = {
         "dtype": dtype,
@@ -104,70 +164,68 @@ def measure(spec: ModelSpec, settings: Settings, progress: Progress = no_progres
         "layers_path": spec.layers_path,
         "max_tokens": MAX_TOKENS,
         "top_k": TOP_K,
-        "variants": list(VARIANTS),
+        "variants": {variant.name: variant.version for variant in VARIANTS.values()},
         "drop_first_token": calibration.drop_first_token,
     }
-    key = cache_key(
-        schema=SCHEMA,
-        weights=weights,
-        calibration=calibration.sha256,
-        metrics=metric_versions(),
-        libraries={name: library_version(name) for name in ("torch", "transformers")},
-        **choices,
+    return _Run(spec, files, calibration, device, dtype, weights, revision, settings.cache, choices)
+
+
+def metric_versions() -> dict[str, int]:
+    """Return the version of every metric: what a cache entry or a baseline must agree on to be comparable."""
+    return {name: metric.version for name, metric in METRICS.items()}
+
+
+def _view(run: _Run, entry: Assembled) -> RecordView:
+    """Return a view of an entry as the cache holds it."""
+    folder = run.cache.entry(run.key)
+    return RecordView(
+        entry.record,
+        ArrayFile(folder / ARRAYS, content=entry.arrays),
+        ArrayFile(folder / DIRECTIONS, content=entry.directions),
     )
-    note, not_kept = None, None
-    with settings.cache.lock(key):
-        try:
-            measurement = settings.cache.get(key, settings.fresh_since)
-        except RecordError as error:
-            measurement, note = None, f"{error}; {spec.name} was measured again"
-        cached = measurement is not None
-        if measurement is None:
-            run = _Run(spec, files, calibration, device, dtype, weights, key, choices)
-            measurement, arrays = _measure(run, progress)
-            try:
-                measurement = settings.cache.put(key, measurement, arrays)
-            except RecordError as error:
-                not_kept = error  # raised once the record is written: what was measured is not lost
-    # Phases and names are the user's, not the measurement's: put on anew each time, without a model.
-    shown = measurement.under(
-        phase_map(measurement.model.layers, spec.phases),
-        name=spec.name,
-        source=spec.source,
-        revision=revision,
-    )
-    record = save(settings.results, shown, settings.cache)
-    if not_kept is not None:
-        raise RecordError(f"{not_kept} The record is written: {record}.")
-    return Outcome(shown, record, cached, note)
 
 
-@dataclass(frozen=True)
-class _Run:
-    spec: ModelSpec
-    files: ModelFiles
-    calibration: Calibration
-    device: str
-    dtype: str
-    fingerprint: str
-    key: str
-    choices: dict[str, Any]
+def _complete(run: _Run, entry: Assembled | None, parts: frozenset[str], progress: Progress) -> Assembled:
+    """Return the entry with all parts: the one given where it has them, else one with what was missing measured."""
+    if entry is not None:
+        phases = phase_map(entry.record.model.layers, run.spec.phases)
+        law_fits = entry.record.law is not None and dict(entry.record.law.phases) == phases
+        if "law" in parts and not law_fits:
+            placed = _view(run, entry).under(phases)
+            entry = Assembled(placed.record, placed.content(), entry.directions)
+            entry = _measure(run, entry, with_spectra=False, fit_law=True, progress=progress)
+    else:
+        entry = _measure(run, None, with_spectra=True, fit_law="law" in parts, progress=progress)
+    if "boundaries" in parts and "boundaries" not in entry.record.parts:
+        record = with_boundaries(entry.record, _view(run, entry).gram)
+        entry = Assembled(record, entry.arrays, entry.directions)
+    return entry
 
 
-def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.ndarray]]:
-    """Load, tokenize, capture, reduce, assemble."""
+@dataclass
+class _Captured:
+    """What came out of one pass over the calibration."""
+
+    blocks: int
+    tokens: int
+    dropped: int
+    certificates: list[Certificate] = field(default_factory=list)
+    storage: list[tuple[Storage, int]] = field(default_factory=list)
+    """Where each shard was kept, and its bytes."""
+    sinks: list[Sinks] = field(default_factory=list)
+    spectra: dict[str, list[LayerSpectra]] = field(default_factory=dict)
+    law: Law | str = LAW_IN_SHARDS
+
+
+def _measure(run: _Run, entry: Assembled | None, *, with_spectra: bool, fit_law: bool, progress: Progress) -> Assembled:
+    """Load, tokenize, capture and reduce; assemble a new entry, or complete the one given with the law."""
     import torch
 
-    from delta_suite.capture.residual import capture
-    from delta_suite.capture.sinks import SINK_RATIO
-    from delta_suite.capture.stream import ResidualStream
     from delta_suite.models.blocks import find_decoder
     from delta_suite.models.loading import load
-    from delta_suite.reduction.law_fit import measure_law
-    from delta_suite.reduction.reduce import reduce_stream
 
-    clock = _Clock()
-    for gpu in _started_gpus():  # a second model in one process; before the first there is nothing to reset
+    clock = Clock()
+    for gpu in started_gpus():  # a second model in one process; before the first there is nothing to reset
         torch.cuda.reset_peak_memory_stats(gpu)
     with clock("load"):
         loaded = load(run.spec, run.files, device=run.device, dtype=run.dtype)
@@ -180,118 +238,151 @@ def _measure(run: _Run, progress: Progress) -> tuple[Measurement, dict[str, np.n
             model.get_input_embeddings().weight.shape[0],
             getattr(decoder.config, "max_position_embeddings", None),
         )
-    certificates: list[Certificate] = []
-    kept: list[tuple[Storage, int]] = []  # where a shard was, and its bytes
-    sinks: list[Sinks] = []
-    laws: list[Law | None] = []
-    blocks = len(decoder.blocks)
-    phases = phase_map(blocks, run.spec.phases)
-    dropped = sum(first and sequences.drop_first_token for first in sequences.starts_document)
+    phases = phase_map(len(decoder.blocks), run.spec.phases)
+    captured = _capture(
+        run, model, decoder, sequences, devices, clock, phases, with_spectra=with_spectra, fit_law=fit_law,
+        progress=progress,
+    )  # fmt: skip
+    provenance = Provenance(
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        suite=delta_suite.__version__,
+        git=git_state(),
+        dtype=loaded.dtype,
+        attention=loaded.attention,
+        device=devices[0].type,
+        hardware=hardware(devices),
+        versions={"python": platform.python_version()} | {name: library_version(name) for name in LIBRARIES},
+        settings=run.choices | {"blocks_path": decoder.path, "blocks_left_out": list(decoder.left_out)},
+        metric_versions=metric_versions(),
+        seconds=clock.seconds,
+        peak_memory_bytes=peak_memory(),
+        stream=StreamRecord(
+            storage=captured.storage[0][0],
+            shards=len(captured.storage),
+            largest_bytes=max(size for _, size in captured.storage),
+        ),
+        cache_key=run.key,
+    )
+    if entry is None:
+        entry = assemble(
+            captured.spectra,
+            phases,
+            model=ModelRecord(
+                name=run.spec.name,
+                source=run.spec.source,
+                fingerprint=run.fingerprint,
+                architecture=type(loaded.model).__name__,
+                layers=captured.blocks,
+                hidden=captured.spectra["raw"][0].statistics.hidden,
+            ),
+            calibration=CalibrationRecord(
+                name=run.calibration.name,
+                sha256=run.calibration.sha256,
+                documents=len(run.calibration.documents),
+                first=run.calibration.first,
+                tokens_per_document=run.calibration.tokens_per_document,
+                tokens=captured.tokens,
+                dropped=captured.dropped,
+            ),
+            sinks=_sink_record(captured.sinks),
+            certificate=_certificate_record(captured.certificates),
+            provenance=provenance,
+        )
+    else:
+        before = entry.record.provenance.seconds  # of both runs together
+        seconds = before | {step: round(before.get(step, 0.0) + spent, 3) for step, spent in clock.seconds.items()}
+        provenance = provenance.model_copy(update={"seconds": seconds})
+        record = entry.record.model_copy(update={"provenance": provenance})
+        entry = Assembled(record, entry.arrays, entry.directions)
+    if not fit_law:
+        return entry
+    record, arrays = with_law(entry.record, captured.law)
+    return Assembled(record, {**entry.arrays, **arrays}, entry.directions)
 
-    tokens = sequences.tokens - dropped
+
+def _capture(
+    run: _Run,
+    model: Any,
+    decoder: Any,
+    sequences: Any,
+    devices: list[Any],
+    clock: Clock,
+    phases: PhaseMap,
+    *,
+    with_spectra: bool,
+    fit_law: bool,
+    progress: Progress,
+) -> _Captured:
+    """Run the calibration through the model, reduce the stream to spectra and fit the law, shard by shard."""
+    import torch
+
+    from delta_suite.capture.residual import capture
+    from delta_suite.capture.sinks import find_sinks
+    from delta_suite.reduction.law_fit import measure_law
+    from delta_suite.reduction.reduce import reduce_stream
+
+    blocks = len(decoder.blocks)
+    dropped = sum(first and sequences.drop_first_token for first in sequences.starts_document)
+    captured = _Captured(blocks, sequences.tokens - dropped, dropped)
     with (
-        progress(f"{run.spec.name}: capture", sequences.tokens, "token") as captured,
-        progress(f"{run.spec.name}: analysis", tokens * blocks, "token") as analysed,
+        progress(f"{run.spec.name}: capture", sequences.tokens, "token") as capture_bar,
+        progress(f"{run.spec.name}: analysis", captured.tokens * blocks, "token") as analysis_bar,
     ):
 
         def streams() -> Iterator[ResidualStream]:
-            shards = capture(model, decoder, sequences, device=devices[0], advance=captured.update)
+            shards = capture(model, decoder, sequences, device=devices[0], advance=capture_bar.update)
             while True:
                 with clock("capture"):
                     item = next(shards, None)
                 if item is None:
                     return
                 stream, certificate = item
-                certificates.append(certificate)
-                kept.append((stream.storage, stream.nbytes))
+                captured.certificates.append(certificate)
+                captured.storage.append((stream.storage, stream.nbytes))
                 whole = len(stream.kept) == sequences.tokens
-                yield stream  # its sinks are found, and its layers reduced, when the next one is asked for
-                with clock("law"):
-                    laws.append(measure_law(stream, phases, devices, sinks=sinks[-1]) if whole else None)
+                yield stream  # its sinks are found, and its layers reduced, before the next one is asked for
+                if fit_law and whole:
+                    with clock("law"):
+                        captured.law = measure_law(stream, phases, devices, sinks=captured.sinks[-1])
                 del item, stream  # a shard is large, and the next one is filled now
 
         with torch.no_grad(), clock("analysis"):
-            spectra = reduce_stream(
-                streams(),
-                layers=blocks,
-                tokens=tokens,
-                documents=len(run.calibration.documents),
-                variants=list(VARIANTS),
-                devices=devices,
-                advance=analysed.update,
-                found_sinks=sinks.append,
-            )
+            if with_spectra:
+                captured.spectra = reduce_stream(
+                    streams(),
+                    layers=blocks,
+                    tokens=captured.tokens,
+                    documents=len(run.calibration.documents),
+                    variants=list(VARIANTS),
+                    devices=devices,
+                    advance=analysis_bar.update,
+                    found_sinks=captured.sinks.append,
+                )
+            else:
+                for stream in streams():
+                    captured.sinks.append(find_sinks(stream))
     clock.subtract("analysis", "capture")
-    clock.subtract("analysis", "law")
+    if "law" in clock.seconds:
+        clock.subtract("analysis", "law")
+    return captured
 
+
+def _sink_record(sinks: list[Sinks]) -> SinkRecord:
+    from delta_suite.capture.sinks import SINK_RATIO
+
+    largest = sorted((row for shard in sinks for row in shard.largest), key=lambda row: -row[3])
+    return SinkRecord(
+        position_zero=sum(shard.first for shard in sinks),
+        large_norm=sum(shard.large for shard in sinks),
+        ratio=SINK_RATIO,
+        largest=tuple(largest[:10]),
+    )
+
+
+def _certificate_record(certificates: list[Certificate]) -> CertificateRecord:
     certificate = certificates[0]
     for other in certificates[1:]:
         certificate = certificate + other
-    measurement, arrays = assemble(
-        spectra,
-        model=ModelRecord(
-            name=run.spec.name,
-            source=run.spec.source,
-            revision=None,  # as the name and the source, put on by `measure` each time
-            fingerprint=run.fingerprint,
-            architecture=type(loaded.model).__name__,
-            layers=blocks,
-            hidden=spectra["raw"][0].statistics.hidden,
-        ),
-        calibration=CalibrationRecord(
-            name=run.calibration.name,
-            sha256=run.calibration.sha256,
-            documents=len(run.calibration.documents),
-            first=run.calibration.first,
-            tokens_per_document=run.calibration.tokens_per_document,
-            tokens=tokens,
-            dropped=dropped,
-        ),
-        sinks=SinkRecord(
-            position_zero=sum(own.first for own in sinks),
-            large_norm=sum(own.large for own in sinks),
-            ratio=SINK_RATIO,
-            largest=tuple(sorted((row for own in sinks for row in own.largest), key=lambda row: -row[3])[:10]),
-        ),
-        certificate=_certificate_record(certificate),
-        provenance=Provenance(
-            created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            suite=delta_suite.__version__,
-            git=_git(),
-            dtype=loaded.dtype,
-            attention=loaded.attention,
-            device=devices[0].type,
-            hardware=hardware(devices),
-            versions={"python": platform.python_version()} | {name: library_version(name) for name in LIBRARIES},
-            settings=run.choices | {"blocks_path": decoder.path, "blocks_left_out": list(decoder.left_out)},
-            metric_versions=metric_versions(),
-            seconds=clock.seconds,
-            peak_memory_bytes=_peak_memory(),
-            stream=StreamRecord(storage=kept[0][0], shards=len(kept), largest_bytes=max(size for _, size in kept)),
-            cache_key=run.key,
-        ),
-        law=law_record(laws[0], phases),
-    )
-    # Computed for the model's phases once, here; other phase maps are put on from the arrays.
-    return measurement.under(phases), arrays
-
-
-def law_record(law: Law | None, phases: Mapping[str, tuple[int, int]]) -> LawRecord:
-    """The law's part of a record. `law`: None where the stream came in several shards."""
-    own = {name: (first, last) for name, (first, last) in phases.items()}
-    if law is None:
-        why = absent("the update law needs the whole stream at once, and it came in several shards")
-        metrics = {name: {m.name: why for m in METRICS.values() if m.from_law} for name in own}
-        return LawRecord(phases=own, metrics=metrics, transfer=())
-    transfer = law.transfer[0].round(5).tolist() if law.reason is None else []
-    return LawRecord(
-        phases=own,
-        metrics={name: law_estimates(law, name) for name in own},
-        transfer=tuple(tuple(None if math.isnan(r2) else r2 for r2 in row) for row in transfer),
-    )
-
-
-def _certificate_record(certificate: Certificate) -> CertificateRecord:
     identities = {
         identity.name: IdentityRecord(says=identity.says, error=identity.error, tolerance=identity.tolerance)
         for identity in certificate.identities
@@ -303,82 +394,3 @@ def _certificate_record(certificate: Certificate) -> CertificateRecord:
         final_norm=certificate.final_norm,
         identities=identities,
     )
-
-
-class _Clock:
-    """Wall seconds per step."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, step: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[step] = round(self.seconds.get(step, 0.0) + time.perf_counter() - started, 3)
-
-    def subtract(self, outer: str, inner: str) -> None:
-        """What `inner` took inside `outer` is not outer's own."""
-        self.seconds[outer] = round(self.seconds[outer] - self.seconds[inner], 3)
-
-
-def library_version(distribution: str) -> str:
-    """The installed version, or "not installed"."""
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
-
-
-def _git() -> dict[str, Any] | None:
-    """Commit and dirty flag of the checkout that the suite's code is imported from, if it is one."""
-    root = Path(delta_suite.__file__).parents[2]
-    if not (root / ".git").exists():
-        return None
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-
-    try:
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "suite"))}
-    except (OSError, subprocess.SubprocessError):
-        return None  # no git program, or no commit yet: the record then says that the state is unknown
-
-
-def hardware(devices: Sequence[Any] = ()) -> str:
-    """What the numbers and seconds were measured on, in words; without devices, the CPU."""
-    if devices and devices[0].type == "cuda":
-        import torch
-
-        names = [torch.cuda.get_device_name(device) for device in devices]
-        return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
-    processor = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        processor = names[0] if names else processor
-    return f"{processor}, {os.cpu_count()} cores"
-
-
-def _started_gpus() -> range:
-    """The GPUs, if CUDA has been started: before that torch has no figures of them, and refuses to be asked."""
-    import torch
-
-    return range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)  # type: ignore[no-untyped-call]
-
-
-def _peak_memory() -> dict[str, int]:
-    import resource
-
-    import torch
-
-    scale = 1 if platform.system() == "Darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
-    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale}
-    for index in _started_gpus():
-        if used := torch.cuda.max_memory_allocated(index):
-            peak[f"cuda:{index}"] = used
-    return peak

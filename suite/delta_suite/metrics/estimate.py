@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, model_serializer
+from pydantic import BaseModel, ConfigDict, Field, model_serializer
+
+ONE_DOCUMENT = "needs two halves of documents; the calibration is one document"
+"""The reason of every held-out figure where there is one document."""
 
 
 class Estimate(BaseModel):
@@ -20,9 +23,12 @@ class Estimate(BaseModel):
     corrected: float | None = None
     """The value less its estimated bias: the centre of the interval."""
     interval: tuple[float, float] | None = None
-    """95%, with documents as the unit; absent where the calibration is one document."""
-    replicates: tuple[float, ...] | None = None
-    """The value without each group of documents in turn: what the interval, and that of a difference, is taken from."""
+    """The interval at `intervals.CONFIDENCE`; absent where the calibration is one document."""
+    interval_documents: tuple[float, float] | None = None
+    """The same with documents as the unit, where the unit of `interval` is another."""
+    replicates: tuple[float, ...] | None = Field(default=None, exclude=True)
+    """The value without each group of documents in turn: what the interval, and that of a difference, is taken from.
+    Kept in the arrays beside a record, not in its JSON."""
     per_layer: dict[int, float | None] | None = None
     """What each layer of a phase contributes to the phase's value."""
     detail: dict[str, Any] | None = None
@@ -30,7 +36,7 @@ class Estimate(BaseModel):
 
     @property
     def best(self) -> float | None:
-        """The value without its bias, where that is known: what a claim on the model is about."""
+        """The value without its bias where that is known, which is what a claim is judged on."""
         return self.value if self.corrected is None else self.corrected
 
     @model_serializer(mode="wrap")
@@ -39,5 +45,10 @@ class Estimate(BaseModel):
 
 
 def absent(reason: str) -> Estimate:
-    """An estimate without a value, and why."""
+    """Return an estimate without a value, with the reason.
+
+    Example:
+        >>> absent("one layer has no pairs").reason
+        'one layer has no pairs'
+    """
     return Estimate(value=None, reason=reason)

@@ -1,8 +1,8 @@
-"""Metrics put to what was kept of a model: every estimate of a layer, a pair or a phase, with its interval."""
+"""Estimates of every layer, pair and phase from what was kept of a model, each with its interval."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import lru_cache, partial
 from typing import TypeVar
@@ -10,159 +10,143 @@ from typing import TypeVar
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from delta_suite.metrics.boundaries import Boundaries, find_boundaries, segments_of
+from delta_suite.metrics.definition import Metric
+from delta_suite.metrics.direction_gram import DirectionGram
 from delta_suite.metrics.estimate import Estimate, absent
 from delta_suite.metrics.intervals import with_interval
-from delta_suite.metrics.registry import METRICS, DirectionGram, Metric
+from delta_suite.metrics.registry import METRICS
 from delta_suite.reduction.statistics import LayerStatistics
 
 NO_UPDATE = "the update is zero on every token that enters"
-LAW_NOT_MEASURED = "the update law was not fitted over these layers: it is, over the phases, when a model is measured"
 TOO_FEW_TOKENS = "fewer than two tokens enter"
 
 _DEFINED_WITHOUT_UPDATE = ("frobenius", "update_norm", "stream_norm", "relative_step", "block_influence")
 
+_Case = TypeVar("_Case", LayerStatistics, DirectionGram)
+"""What a figure is computed from: all documents, one half, or all but one group of them."""
+
+
+def layer_value(layer: LayerStatistics, metric: Metric) -> Estimate:
+    """Return a metric of one layer's statistics, without its interval."""
+    if layer.tokens < 2:
+        return absent(TOO_FEW_TOKENS)
+    if layer.eigenvalues.sum() == 0.0 and metric.name not in _DEFINED_WITHOUT_UPDATE:
+        return absent(NO_UPDATE)
+    estimate: Estimate = metric.compute(layer)
+    return estimate
+
 
 def layer_metrics(
-    layer: LayerStatistics, halves: Sequence[LayerStatistics] = (), replicates: Sequence[LayerStatistics] = ()
+    layer: LayerStatistics,
+    halves: Sequence[LayerStatistics] = (),
+    replicates: Sequence[LayerStatistics] = (),
+    *,
+    averages: bool = True,
 ) -> dict[str, Estimate]:
-    """Every metric that a layer's statistics give.
+    """Return every metric that a layer's statistics give.
 
-    halves, replicates: the same of each half of the documents, and without each group of them.
+    halves, replicates: the statistics of each half of the documents, and without each group of them. averages: whether
+    averages over tokens are among them.
     """
-
-    def estimate(metric: Metric, own: LayerStatistics) -> Estimate:
-        if own.tokens < 2:
-            return absent(TOO_FEW_TOKENS)
-        if own.eigenvalues.sum() == 0.0 and metric.name not in _DEFINED_WITHOUT_UPDATE:
-            return absent(NO_UPDATE)
-        found: Estimate = metric.compute(own)
-        return found
-
     return {
-        name: _estimated(metric, partial(estimate, metric), layer, halves, replicates)
+        name: _resampled(metric, partial(layer_value, metric=metric), layer, halves, replicates)
         for name, metric in METRICS.items()
-        if metric.scope == "layer" and not metric.from_directions
+        if metric.takes == "spectrum" or (averages and metric.takes == "tokens")
     }
 
 
-_Case = TypeVar("_Case")
-"""What a figure is computed from: of all documents, of a half, or without a group of them."""
-
-
-def _estimated(
+def _resampled(
     metric: Metric,
     compute: Callable[[_Case], Estimate],
     whole: _Case,
-    halves: Sequence[_Case],
+    halves: Iterable[_Case],
     replicates: Sequence[_Case],
 ) -> Estimate:
-    """compute(whole), with its bias, taken off as the metric wants it, and its interval from the replicates."""
-    found = compute(whole)
-    if found.value is None or not replicates:
-        return found
-    of_halves = [compute(half) for half in halves] if metric.bias == "halves" else []
-    without = [compute(own) for own in replicates]
-    return with_interval(found, of_halves, without, metric.low, metric.high, metric.bias)
+    """Return compute(whole) with its bias removed, as the metric asks for it, and its interval from the replicates."""
+    estimate = compute(whole)
+    if estimate.value is None or not replicates:
+        return estimate
+    half_estimates = [compute(half) for half in halves] if metric.bias == "halves" else []
+    without = [compute(replicate) for replicate in replicates]
+    return with_interval(estimate, half_estimates, without, metric.low, metric.high, metric.bias)
 
 
 def direction_metrics(gram: DirectionGram, layer: int) -> dict[str, Estimate]:
-    """Every layer metric that needs directions, and every pair metric of the layer with the one after it."""
-    out = {}
-    with _one_thread():
+    """Return every layer metric that needs directions, and every pair metric of the layer with the one after it."""
+    estimates = {}
+    with one_thread():
         for name, metric in METRICS.items():
-            if metric.from_directions:
-                out[name] = _of_directions(metric, gram, [layer], partial(metric.compute, layer=layer))
+            if metric.takes != "directions":
+                continue
+            if metric.scope == "layer":
+                estimates[name] = _from_directions(metric, gram, [layer], partial(metric.compute, layer=layer))
             elif metric.scope == "pair" and layer + 1 == gram.layers:
-                out[name] = absent("the last layer has no layer after it")
+                estimates[name] = absent("the last layer has no layer after it")
             elif metric.scope == "pair":
                 pair = [layer, layer + 1]
-                found = _of_directions(metric, gram, pair, partial(phase_metric, metric, layers=pair))
-                out[name] = found.model_copy(update={"per_layer": None})
-    return out
+                estimate = _from_directions(metric, gram, pair, partial(phase_value, metric, layers=pair))
+                estimates[name] = estimate.model_copy(update={"per_layer": None})
+    return estimates
 
 
-def phase_metrics(gram: DirectionGram, layers: Sequence[int], only: str | None = None) -> dict[str, Estimate]:
-    """Every pair and phase metric, or only one of them, over a contiguous set of layers.
-
-    Those of the update law come with a reason instead: it is fitted when the model is at hand.
-    """
-    with _one_thread():
+def phase_metrics(gram: DirectionGram, layers: Sequence[int]) -> dict[str, Estimate]:
+    """Return every pair and phase metric of directions over a contiguous set of layers."""
+    with one_thread():
         return {
-            name: absent(LAW_NOT_MEASURED)
-            if metric.from_law
-            else _of_directions(metric, gram, layers, partial(phase_metric, metric, layers=layers))
+            name: phase_metric(gram, layers, metric)
             for name, metric in METRICS.items()
-            if metric.scope in {"pair", "phase"} and only in (None, name)
+            if metric.takes == "directions" and metric.scope in {"pair", "phase"}
         }
 
 
-def phase_metric(metric: Metric, gram: DirectionGram, layers: Sequence[int]) -> Estimate:
-    """A pair or phase metric over a set of layers whose directions all exist, without its interval."""
+def phase_metric(gram: DirectionGram, layers: Sequence[int], metric: Metric) -> Estimate:
+    """Return one pair or phase metric over a set of layers, with its interval."""
+    return _from_directions(metric, gram, layers, partial(phase_value, metric, layers=layers))
+
+
+def phase_value(metric: Metric, gram: DirectionGram, layers: Sequence[int]) -> Estimate:
+    """Return a pair or phase metric over layers whose directions all exist, without its interval."""
     if metric.scope == "pair":
         return _over_pairs(metric, gram, layers)
-    found: Estimate = metric.compute(gram, layers)
-    return found
+    estimate: Estimate = metric.compute(gram, layers)
+    return estimate
 
 
-def _of_directions(
+def _from_directions(
     metric: Metric, gram: DirectionGram, layers: Sequence[int], compute: Callable[[DirectionGram], Estimate]
 ) -> Estimate:
-    """The figure where all directions exist."""
+    """Return the figure with its interval, or why it is absent where a direction does not exist."""
 
-    def estimate(own: DirectionGram) -> Estimate:
-        missing = own.without_direction(layers)
-        return absent(f"the update of layer {missing[0]} is zero, so it has no direction") if missing else compute(own)
+    def estimate(gram: DirectionGram) -> Estimate:
+        missing = gram.without_direction(layers)
+        return absent(f"the update of layer {missing[0]} is zero, so it has no direction") if missing else compute(gram)
 
-    return _estimated(metric, estimate, gram, gram.halves, gram.replicates)
+    return _resampled(metric, estimate, gram, gram.halves or (), gram.replicates)
+
+
+def resampled(metric: Metric, gram: DirectionGram, compute: Callable[[DirectionGram], Estimate]) -> Estimate:
+    """Return a figure of directions with its bias removed and its interval."""
+    with one_thread():
+        return _resampled(metric, compute, gram, gram.halves or (), gram.replicates)
 
 
 @lru_cache
 def _libraries() -> ThreadpoolController:
-    """Those of numpy and scipy."""
+    """Return a controller of the thread pools of numpy and scipy."""
     import scipy.linalg  # noqa: F401  (only what is loaded is controlled)
 
     return ThreadpoolController()
 
 
-def _one_thread() -> AbstractContextManager[object]:
-    """Inside, numpy and scipy take one thread: their matrices here have tens of rows, and more threads take longer, on
-    a machine of many cores several times as long. Entered around many figures, as it takes as long as one of them."""
+def one_thread() -> AbstractContextManager[object]:
+    """Limit numpy and scipy to one thread inside: their matrices here have tens of rows, and more threads take longer,
+    several times as long on a machine of many cores. Entered around many figures, as entering takes as long as one."""
     limited: AbstractContextManager[object] = _libraries().limit(limits=1, user_api="blas")
     return limited
 
 
-def resampled(metric: Metric, gram: DirectionGram, compute: Callable[[DirectionGram], Estimate]) -> Estimate:
-    """A figure of directions, with its bias and its interval."""
-    with _one_thread():
-        return _estimated(metric, compute, gram, gram.halves, gram.replicates)
-
-
-def boundaries_under(
-    gram: DirectionGram,
-    phases: Mapping[str, tuple[int, int]],
-) -> Boundaries | Estimate:
-    """The boundaries of a model under a phase map, or an absent estimate that says why there are none."""
-    layers = gram.layers
-    if missing := gram.without_direction(range(layers)):
-        return absent(f"the update of layer {missing[0]} is zero, so it has no direction")
-    declared = segments_of(phases, layers)
-    if not declared:
-        return absent("one phase holds all layers, so there is no boundary")
-    if len(declared) == layers - 1:
-        return absent("each layer is a phase of its own, so there is no boundary to find")
-    again = np.array([own.similarity for own in gram.replicates]) if gram.replicates else None
-    return find_boundaries(gram.similarity, declared, again)
-
-
-def boundary_metrics(found: Boundaries | Estimate) -> dict[str, Estimate]:
-    """Every metric of a model under its phase map."""
-    chosen = {name: metric for name, metric in METRICS.items() if metric.scope == "model"}
-    return {name: found if isinstance(found, Estimate) else metric.compute(found) for name, metric in chosen.items()}
-
-
 def pairs_of(metric: Metric, layers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """First and second layer of each pair that a pair metric takes inside a set of layers."""
+    """Return the first and the second layer of each pair that a pair metric takes inside a set of layers."""
     index = np.asarray(layers)
     first, second = _pairs(len(index), metric.adjacent)
     return index[first], index[second]
@@ -178,7 +162,7 @@ def _pairs(count: int, adjacent: bool) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _over_pairs(metric: Metric, gram: DirectionGram, layers: Sequence[int]) -> Estimate:
-    """Mean of a pair metric over the pairs inside, and each layer's mean over its own pairs."""
+    """Return the mean of a pair metric over the pairs inside, and each layer's mean over its pairs."""
     if len(layers) == 1:
         return absent("one layer has no pairs")
     first, second = pairs_of(metric, layers)

@@ -1,4 +1,4 @@
-"""What was measured of the update law, and the estimates taken from it. No torch: `update_law` does the fitting."""
+"""Metrics of the update law over a phase, from the held-out scores that `reduction.law_fit` leaves."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Float64
 
+from delta_suite.metrics.definition import DEFINED, metric
 from delta_suite.metrics.estimate import Estimate, absent
-from delta_suite.metrics.intervals import T_975, interval, standard_errors
-from delta_suite.metrics.registry import METRICS
+from delta_suite.metrics.intervals import PERCENT, critical_t, interval, standard_errors
 from delta_suite.reduction.law_scores import Law
 
 ONE_LAYER = "one layer has no others to share a map with"
@@ -43,11 +43,11 @@ def phase_law(law: Law, name: str) -> PhaseLaw:
 
 def law_estimates(law: Law, phase: str) -> dict[str, Estimate]:
     """Return every metric of the law over one phase: the medians of its layers, with what each layer has."""
-    metrics = [metric for metric in METRICS.values() if metric.from_law]
+    metrics = [definition for definition in DEFINED.values() if definition.takes == "law"]
     if law.reason is not None:
-        return {metric.name: absent(f"the update law was not measured: {law.reason}") for metric in metrics}
+        return {definition.name: absent(f"the update law was not measured: {law.reason}") for definition in metrics}
     over = phase_law(law, phase)
-    return {metric.name: metric.compute(over) for metric in metrics}
+    return {definition.name: definition.compute(over) for definition in metrics}
 
 
 def transfer_intervals(law: Law) -> tuple[np.ndarray, np.ndarray]:
@@ -104,15 +104,15 @@ class PhaseLaw:
         what = f"R^2(own map) - R^2({_WORDS[lower]})"
         if defined.sum() * 2 < len(self.layers) or not defined.any():
             missing = len(self.layers) - int(defined.sum())
-            return absent(f"the 95% interval of {what} holds 0 in {missing} of {len(self.layers)} layers")
+            return absent(f"the {PERCENT} interval of {what} holds 0 in {missing} of {len(self.layers)} layers")
         part, room = (self.r2[upper] - self.r2[lower])[:, defined], room[:, defined]
         ratios = part[0] / room[0]
         # Where the room is small, own maps fitted to noise take much of it away, and the bias of the ratio is of a
         # higher order than the jackknife corrects. That of its parts is not; and the delta method gives its replicates.
         best_part, best_room = jackknife(part)[0], jackknife(room)[0]
         corrected = best_part / best_room
-        of_part, of_room = (own[1:] - own[1:].mean(axis=0) for own in (part, room))
-        replicates = corrected + (of_part - corrected * of_room) / best_room
+        part_changes, room_changes = (values[1:] - values[1:].mean(axis=0) for values in (part, room))
+        replicates = corrected + (part_changes - corrected * room_changes) / best_room
         per_layer: dict[int, float | None] = dict.fromkeys(self.layers)
         per_layer |= dict(zip(np.array(self.layers)[defined].tolist(), ratios.tolist(), strict=True))
         return self._estimate(ratios, corrected, replicates, per_layer, {"layers_without": int((~defined).sum())})
@@ -151,7 +151,7 @@ def jackknife(values: Float64[np.ndarray, "cases ..."]) -> tuple[np.ndarray, np.
     whole, replicates = values[0], values[1:]
     groups = len(replicates)
     corrected = np.asarray(whole + (groups - 2) * (whole - replicates.mean(axis=0)))
-    reach = T_975[groups - 1] * standard_errors(replicates)
+    reach = critical_t(groups) * standard_errors(replicates)
     return corrected, np.asarray(corrected - reach), np.asarray(corrected + reach)
 
 
@@ -181,3 +181,83 @@ def median_deviations(
     out = deviations @ weights
     spread = float(standard_errors(out))
     return np.asarray(out * (np.median(drawn, axis=1).std() / spread if spread else 1.0))
+
+
+# --- the metrics ------------------------------------------------------------------------------------------------
+
+_LAW = "the update law, held out over documents: see reduction/law_fit.py"
+
+
+@metric(
+    "phase",
+    "median over L of [R2(c T^(-L)) - R2(c h)] / [R2(T_L) - R2(c h)]: shared map, fitted without L, against L's own",
+    takes="law",
+    low=-math.inf,
+    version=3,
+    source=_LAW,
+)
+def sharing_index(law: PhaseLaw) -> Estimate:
+    return law.ratio("shared", "scaled")
+
+
+@metric(
+    "phase",
+    "median over L of R2 of c_L T^(-L), the map of the phase's other layers",
+    takes="law",
+    low=-math.inf,
+    high=1.0,
+    version=3,
+    source=_LAW,
+)
+def shared_r2(law: PhaseLaw) -> Estimate:
+    return law.rung("shared")
+
+
+@metric(
+    "phase",
+    "median over L of R2 of T_L, the layer's own map",
+    takes="law",
+    low=-math.inf,
+    high=1.0,
+    version=3,
+    source=_LAW,
+)
+def own_r2(law: PhaseLaw) -> Estimate:
+    return law.rung("own")
+
+
+@metric(
+    "phase",
+    "median over L of v^T R_L v / tr R_L, R_L the residual after the shared map, v its top eigenvector in training",
+    takes="law",
+    high=1.0,
+    version=3,
+    source=_LAW,
+)
+def residual_rank_one_share(law: PhaseLaw) -> Estimate:
+    return law.median(law.share)
+
+
+@metric(
+    "phase",
+    "median over L of [R2(c T^(-L) + v w^T) - R2(c T^(-L))] / [R2(T_L) - R2(c T^(-L))]",
+    takes="law",
+    low=-math.inf,
+    version=3,
+    source=_LAW,
+)
+def rank_one_closure(law: PhaseLaw) -> Estimate:
+    return law.ratio("rank_one", "shared")
+
+
+@metric(
+    "phase",
+    "median over L of the mean over M != L in the phase of R2 of c T_M on layer L",
+    takes="law",
+    low=-math.inf,
+    high=1.0,
+    version=3,
+    source=_LAW,
+)
+def transfer_r2(law: PhaseLaw) -> Estimate:
+    return law.transferred()

@@ -1,76 +1,93 @@
-"""results/: one JSON record per measured model."""
+"""results/: the records of measured models, and which hypothesis files judged each of them last.
+
+results/runs/<model>/<utc>-<hash8>.json          a record, and its arrays beside it as .safetensors
+results/judged/<model>/<utc>-<hash8>.json        the hypothesis files that judged it last
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
 from delta_suite.errors import RecordError
+from delta_suite.records.arrays import ArrayFile, pack
 from delta_suite.records.cache import Cache
-from delta_suite.records.record import JudgedBy, Measurement, write_atomically
+from delta_suite.records.format import from_json, to_json
+from delta_suite.records.record import ArrayReference, Record
+from delta_suite.records.view import RecordView
+from delta_suite.records.writing import write_atomically, write_together
 
 RESULTS = Path("results")
 """The default results folder, relative to where the command runs."""
 
+RUNS, JUDGED = "runs", "judged"
+"""Folders of the results: records, and what judged them."""
 
-def record_path(results: Path, measurement: Measurement) -> Path:
-    """`results/runs/<model>/<utc>-<hash8>.json`; the hash tells phase maps and settings apart."""
-    shown = f"{measurement.provenance.cache_key} {measurement.model.name} {measurement.phases}"
-    stamp = measurement.provenance.created.replace("-", "").replace(":", "")
+
+class JudgedBy(BaseModel):
+    """The hypothesis file that a record was last judged by. Its verdicts follow from the two, and are not kept."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: int
+    """The file's version number, raised when its meaning changes."""
+    sha256: str
+    """SHA-256 of the file's bytes, so that any change of it shows."""
+
+    @property
+    def text(self) -> str:
+        """The version and the beginning of the SHA-256."""
+        return f"version {self.version}, SHA-256 {self.sha256[:12]}"
+
+
+_STAMPS = TypeAdapter(dict[str, JudgedBy])
+
+
+def record_path(results: Path, record: Record) -> Path:
+    """Return `results/runs/<model>/<utc>-<hash8>.json`; the hash tells settings, parts and phase maps apart."""
+    shown = f"{record.provenance.cache_key} {record.model.name} {record.phases} {record.parts}"
+    stamp = record.provenance.created.replace("-", "").replace(":", "")
     name = f"{stamp}-{hashlib.sha256(shown.encode()).hexdigest()[:8]}.json"
-    return results / "runs" / folder_name(measurement.model.name) / name
+    return results / RUNS / folder_name(record.model.name) / name
 
 
 def folder_name(model: str) -> str:
-    """A model's name as one folder: hub ids and paths keep their letters, separators become `--`."""
+    """Return a model's name as one folder: letters stay, separators become `--`.
+
+    Example:
+        >>> folder_name("org/name")
+        'org--name'
+    """
     return model.strip("./").replace("/", "--").replace("\\", "--") or "model"
 
 
-def save(results: Path, measurement: Measurement, cache: Cache) -> Path:
-    """Write the record, unless this very one is there. Raises RecordError."""
-    path = record_path(results, measurement)
-    with _lock(path, cache):
-        if not path.exists():
-            write_atomically(path, measurement.to_json())
-    return path
+def save(results: Path, view: RecordView, cache: Cache) -> tuple[Path, RecordView]:
+    """Write the record and its arrays, unless this very record is there, and return its path and a view of it.
 
-
-def stamp(path: Path, judged_by: Mapping[str, JudgedBy], cache: Cache) -> None:
-    """Leave in a record which hypothesis files judged it, by hypothesis; what other runs left of others stays.
-
-    Nothing that was measured changes, and the file not at all where these were the last to judge it already.
-    Raises RecordError where the record cannot be read or written.
+    Raises RecordError where they cannot be written.
     """
+    path = record_path(results, view.record)
+    beside = path.with_suffix(".safetensors")
+    packed = pack(view.content())
+    record = view.record.model_copy(
+        update={"arrays": ArrayReference(file=beside.name, sha256=hashlib.sha256(packed).hexdigest())}
+    )
     with _lock(path, cache):
-        found = load(path)
-        update = dict(sorted({**found.judged_by, **judged_by}.items()))
-        if update != found.judged_by:
-            write_atomically(path, found.model_copy(update={"judged_by": update}).to_json())
+        if not (path.exists() and beside.exists()):
+            write_together({beside: packed, path: to_json(record).encode()})
+    return path, RecordView(record, ArrayFile(beside, content=view.content()), view.directions)
 
 
-@contextmanager
-def _lock(path: Path, cache: Cache) -> Iterator[None]:
-    """Two runs may judge one record: what one of them writes, the other reads before it writes, too."""
-    with cache.lock(f"record-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"):
-        yield
+def load(path: Path, cache: Cache | None = None) -> RecordView:
+    """Return a view of a stored record, with the arrays beside it, and its directions where the cache has them.
 
-
-def newest(results: Path, model: str, calibration: str) -> Measurement | None:
-    """The newest readable record of a model under the calibration set with this SHA-256; None where there is none."""
-    for path in sorted((results / "runs" / folder_name(model)).glob("*.json"), reverse=True):
-        try:
-            found = load(path)
-        except RecordError:
-            continue  # one of another schema, say; an older one may do
-        if found.calibration.sha256 == calibration:
-            return found
-    return None
-
-
-def load(path: Path) -> Measurement:
-    """Read a record. Raises RecordError where there is none, or it is damaged or of another schema."""
+    Raises RecordError where there is no record, or it is damaged or of a schema that is not read.
+    """
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -78,4 +95,67 @@ def load(path: Path) -> Measurement:
             f"record {path} cannot be read: {error}. Records lie in results/runs/<model>/; "
             f"`delta-suite measure NAME` writes one."
         ) from None
-    return Measurement.from_json(text, path)
+    record, inline = from_json(text, path)
+    arrays = None
+    if inline is not None:
+        arrays = ArrayFile(path, content=inline)
+    elif record.arrays is not None and (path.parent / record.arrays.file).exists():
+        arrays = ArrayFile(path.parent / record.arrays.file, record.arrays.sha256)
+    directions = None if cache is None else cache.directions(record.provenance.cache_key)
+    return RecordView(record, arrays, directions)
+
+
+def newest(results: Path, model: str, calibration: str) -> RecordView | None:
+    """Return the newest readable record of a model under the calibration set with this SHA-256, or None."""
+    for path in sorted((results / RUNS / folder_name(model)).glob("*.json"), reverse=True):
+        try:
+            view = load(path)
+        except RecordError:
+            continue  # of another schema, say; an older one may do
+        if view.record.calibration.sha256 == calibration:
+            return view
+    return None
+
+
+# --- what judged a record --------------------------------------------------------------------------------------
+
+
+def stamps_path(path: Path) -> Path | None:
+    """Return where it is kept what judged a record of a results folder; None for a record that lies elsewhere."""
+    runs = path.resolve().parent.parent
+    return runs.parent / JUDGED / path.resolve().parent.name / path.name if runs.name == RUNS else None
+
+
+def stamps(path: Path) -> dict[str, JudgedBy]:
+    """Return the hypothesis files that judged a record last, by hypothesis. Raises RecordError for a damaged file."""
+    where = stamps_path(path)
+    if where is None or not where.exists():
+        return {}
+    try:
+        return _STAMPS.validate_json(where.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise RecordError(f"{where} cannot be read: {error}. Remove it: it is written anew.") from None
+
+
+def stamp(path: Path, judged_by: Mapping[str, JudgedBy], cache: Cache) -> None:
+    """Keep which hypothesis files judged a record last, by hypothesis; other hypotheses keep theirs.
+
+    The record does not change, and the file does not where these were the last to judge it already; nothing is kept of
+    a record outside a results folder. Raises RecordError where the file cannot be read or written.
+    """
+    where = stamps_path(path)
+    if where is None:
+        return
+    with _lock(path, cache):
+        before = stamps(path)
+        after = dict(sorted({**before, **judged_by}.items()))
+        if after != before:
+            content = {name: stamp.model_dump() for name, stamp in after.items()}
+            write_atomically(where, json.dumps(content, indent=1) + "\n")
+
+
+@contextmanager
+def _lock(path: Path, cache: Cache) -> Iterator[None]:
+    """Serialise concurrent writers of a record: read, change and write under one lock."""
+    with cache.lock(f"record-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"):
+        yield

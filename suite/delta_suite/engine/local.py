@@ -1,0 +1,23 @@
+"""Measures one item after the other in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def run(items: Iterable[Item], measure_item: Callable[[Item], Result]) -> Iterator[tuple[Item, Result | Exception]]:
+    """Yield each item with its result, or with the exception that it raised, so that one failure stops no other.
+
+    Example:
+        >>> [(item, type(result).__name__) for item, result in run([1, 0], lambda n: 1 / n)]
+        [(1, 'float'), (0, 'ZeroDivisionError')]
+    """
+    for item in items:
+        try:
+            yield item, measure_item(item)
+        except Exception as error:  # whatever hinders one item must not hinder the next
+            yield item, error

@@ -1,0 +1,87 @@
+"""What a metric is: its name, formula, unit, range, scope and version, and the function that computes it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+Scope = Literal["layer", "pair", "phase", "model"]
+"""What a metric is a number of; `model`: the whole model under its phase map."""
+
+Source = Literal["tokens", "spectrum", "directions", "law", "boundaries"]
+"""What a metric is computed from."""
+
+Bias = Literal["halves", "groups", "none"]
+"""How a metric's bias is estimated and removed: see `intervals.with_interval`."""
+
+PART_OF: dict[Source, str] = {
+    "tokens": "spectra",
+    "spectrum": "spectra",
+    "directions": "spectra",
+    "law": "law",
+    "boundaries": "boundaries",
+}
+"""The part of a measurement that provides each source."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One row of the reference table, and the function behind it."""
+
+    name: str
+    scope: Scope
+    takes: Source
+    formula: str
+    unit: str
+    low: float
+    high: float
+    """The range that the formula allows; bounds that depend on the hidden size or the depth are infinite."""
+    source: str
+    """Where the formula comes from."""
+    version: int
+    """Raised when the figures change for the same input."""
+    per_layer: bool
+    """Whether a phase's value comes with one number per layer; always true of layer and pair metrics."""
+    compute: Callable[..., Any] = field(repr=False)
+    adjacent: bool
+    """Pair metrics: over a phase, only neighbouring layers count."""
+    bias: Bias
+
+    @property
+    def part(self) -> str:
+        """The part of a measurement that this metric needs: spectra, boundaries or law."""
+        return PART_OF[self.takes]
+
+
+DEFINED: dict[str, Metric] = {}
+"""Every metric whose module has been imported, by name; `registry.METRICS` imports them all."""
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def metric(
+    scope: Scope,
+    formula: str,
+    *,
+    takes: Source,
+    unit: str = "1",
+    low: float = 0.0,
+    high: float = math.inf,
+    source: str = "",
+    version: int = 1,
+    per_layer: bool = True,
+    adjacent: bool = False,
+    bias: Bias = "halves",
+) -> Callable[[_Function], _Function]:
+    """Register the decorated function as the metric of its name, and return it unchanged."""
+
+    def register(function: _Function) -> _Function:
+        name = function.__name__
+        DEFINED[name] = Metric(
+            name, scope, takes, formula, unit, low, high, source, version, per_layer, function, adjacent, bias
+        )
+        return function
+
+    return register

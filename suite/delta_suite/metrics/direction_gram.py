@@ -1,0 +1,132 @@
+"""Inner products between the leading directions of all layers: what every pair and phase metric is computed from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float32, Float64
+
+
+@dataclass(frozen=True)
+class Products:
+    """Inner products of all k directions: `whole[L, i, M, j]` is (direction i of layer L) . (direction j of layer M).
+
+    A layer of rank below k has zeros for the directions it lacks.
+    """
+
+    whole: Float64[np.ndarray, "layers k layers k"]
+    aa: Float64[np.ndarray, "layers k layers k"] | None = None
+    """Between directions fitted on document half a."""
+    ab: Float64[np.ndarray, "layers k layers k"] | None = None
+    """Between directions fitted on half a (rows) and on half b (columns)."""
+    bb: Float64[np.ndarray, "layers k layers k"] | None = None
+
+
+@dataclass(frozen=True)
+class DirectionGram:
+    """What pair and phase metrics need of the directions of all layers, and the same without each group of documents.
+
+    `products` are large and are kept in the cache alone; everything else lies in the arrays beside a record.
+    """
+
+    hidden: int
+    cosines: Float64[np.ndarray, "layers layers"]
+    """v_L . v_M, signed; the diagonal is 0 for a layer whose update is zero, else 1."""
+    overlaps: Float64[np.ndarray, "layers layers"] | None = None
+    """||U_L U_M^T||_F^2 / k of the top-k subspaces, 0 to 1."""
+    angles: Float64[np.ndarray, "layers layers"] | None = None
+    """Mean of the k principal angles between the top-k subspaces, in radians."""
+    halves: tuple[DirectionGram, DirectionGram] | None = None
+    """The cosines between directions fitted on half a of the documents, and on half b."""
+    cross: Float64[np.ndarray, "layers layers"] | None = None
+    """|v_L^a . v_M^b|, averaged over which half is which."""
+    cross_overlaps: Float64[np.ndarray, "layers layers"] | None = None
+    """The overlaps between subspaces fitted on different halves, averaged likewise."""
+    products: Products | None = None
+    replicates: tuple[DirectionGram, ...] = ()
+    """The gram without each group of documents in turn."""
+    random: Float32[np.ndarray, "draws layers layers"] | None = None
+    """Cosines of directions drawn at random, each layer's with the covariance of its updates."""
+
+    @classmethod
+    def of(cls, directions: np.ndarray, halves: tuple[np.ndarray, np.ndarray] | None = None) -> DirectionGram:
+        """Return the gram of unit directions (layers, k, hidden), and of those of the two document halves if given."""
+        layers, k, hidden = directions.shape
+
+        def rows(array: np.ndarray) -> np.ndarray:
+            return array.reshape(layers * k, hidden).astype(np.float64)
+
+        def inner(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+            return np.asarray((left @ right.T).reshape(layers, k, layers, k))
+
+        whole = inner(rows(directions), rows(directions))
+        if halves is None:
+            return cls.from_products(hidden, Products(whole))
+        a, b = map(rows, halves)
+        return cls.from_products(hidden, Products(whole, inner(a, a), inner(a, b), inner(b, b)))
+
+    @classmethod
+    def from_products(cls, hidden: int, products: Products) -> DirectionGram:
+        """Return the gram with cosines, overlaps and angles computed from the inner products."""
+        halves = cross = cross_overlaps = None
+        if products.aa is not None and products.ab is not None and products.bb is not None:
+            halves = (cls(hidden, products.aa[:, 0, :, 0]), cls(hidden, products.bb[:, 0, :, 0]))
+            cross = symmetric(np.minimum(np.abs(products.ab[:, 0, :, 0]), 1.0))
+            cross_overlaps = layer_similarity(products.ab)
+        whole = products.whole
+        return cls(
+            hidden,
+            whole[:, 0, :, 0],
+            np.minimum(layer_similarity(whole), 1.0),
+            _mean_angles(whole),
+            halves,
+            cross,
+            cross_overlaps,
+            products,
+        )
+
+    @property
+    def layers(self) -> int:
+        """The number of layers."""
+        return int(self.cosines.shape[0])
+
+    @property
+    def similarity(self) -> Float64[np.ndarray, "layers layers"]:
+        """The subspace overlaps, between document halves where there are any, so that shared tokens add nothing.
+
+        Raises ValueError where the gram has cosines alone.
+        """
+        similarity = self.overlaps if self.cross_overlaps is None else self.cross_overlaps
+        if similarity is None:
+            raise ValueError("this gram holds cosines alone")
+        return similarity
+
+    def without_direction(self, layers: Sequence[int]) -> list[int]:
+        """Return the layers among these whose update is zero, so that v_L does not exist."""
+        return [layer for layer in layers if self.cosines[layer, layer] < 0.5]  # 1 or 0, up to rounding
+
+    def without_half(self, layers: Sequence[int]) -> list[int]:
+        """Return the layers among these for which one half of the documents gives no direction."""
+        return sorted({layer for half in self.halves or () for layer in half.without_direction(layers)})
+
+
+def layer_similarity(products: Float64[np.ndarray, "layers k layers k"]) -> Float64[np.ndarray, "layers layers"]:
+    """Return ||U_L U_M^T||_F^2 / k from inner products of directions, averaged over (L, M) and (M, L); 0 to 1."""
+    return symmetric((products**2).sum(axis=(1, 3)) / products.shape[1])
+
+
+def symmetric(matrix: np.ndarray) -> np.ndarray:
+    """Return the mean of a square matrix and its transpose."""
+    return np.asarray((matrix + matrix.T) / 2)
+
+
+def _mean_angles(products: np.ndarray) -> np.ndarray:
+    """Return the mean principal angle of each pair of layers, from the singular values of their k x k blocks."""
+    layers = len(products)
+    first, second = np.triu_indices(layers)
+    singular = np.linalg.svd(products[first, :, second, :], compute_uv=False)
+    out = np.zeros((layers, layers))
+    out[first, second] = out[second, first] = np.arccos(np.minimum(singular, 1.0)).mean(axis=1)
+    return out

@@ -1,0 +1,280 @@
+"""Metrics of directions: of one layer, of a pair of layers, and of a phase.
+
+Notation. v_L is the top right singular vector of layer L's update; k = 8 directions are kept per layer; a and b are the
+two halves of the documents.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from delta_suite.metrics.definition import metric
+from delta_suite.metrics.direction_gram import DirectionGram
+from delta_suite.metrics.estimate import ONE_DOCUMENT, Estimate, absent
+from delta_suite.metrics.layer import spectral_entropy_rank
+from delta_suite.reduction.statistics import TOP_K
+
+DISATTENUATION_FLOOR = 0.6
+"""A cosine is corrected for attenuation only where both reliabilities exceed this: below, the correction is noise."""
+
+HALF_WITHOUT_UPDATE = "one half of the documents leaves layer {} without an update, so it has no direction there"
+
+PRODUCTS_NEEDED = "the inner products of all 8 directions are not at hand"
+"""The reason of a metric of subspaces where only the cosines of the top directions are stored."""
+
+NEEDS_PRODUCTS = ("capture_fraction", "capture_fraction_held_out", "shared_fraction")
+"""Metrics of the stacked top-8 directions of a phase; a record keeps their replicates for its own phases."""
+
+
+@metric(
+    "layer",
+    "r_L = |v_L^a . v_L^b|, v_L fitted on document halves a and b",
+    takes="directions",
+    high=1.0,
+    source="split-half reliability; below 0.9 a layer has no direction to speak of",
+    bias="none",
+)
+def reliability(gram: DirectionGram, layer: int) -> Estimate:
+    if gram.cross is None:
+        return absent(ONE_DOCUMENT)
+    if gram.without_half([layer]):
+        return absent(HALF_WITHOUT_UPDATE.format(layer))
+    return Estimate(value=min(1.0, float(gram.cross[layer, layer])))
+
+
+# --- two layers ------------------------------------------------------------------------------------------------
+
+
+@metric(
+    "pair", "|v_L . v_{L+1}|", takes="directions", high=1.0, adjacent=True, source="reference script: top1_cos_adjacent"
+)
+def adjacent_cosine(gram: DirectionGram, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    return np.asarray(np.minimum(1.0, np.abs(gram.cosines[first, second])))
+
+
+@metric(
+    "pair",
+    "||U_L U_M^T||_F^2 / k over the top k = 8 directions",
+    takes="directions",
+    high=1.0,
+    source="Björck & Golub 1973",
+    version=2,
+    bias="none",
+)
+def subspace_overlap(gram: DirectionGram, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    assert gram.overlaps is not None
+    return np.asarray(gram.overlaps[first, second])
+
+
+@metric(
+    "pair",
+    "mean of the k = 8 principal angles arccos sigma_i(U_L U_M^T)",
+    takes="directions",
+    unit="radians",
+    high=math.pi / 2,
+    source="Björck & Golub 1973",
+    version=2,
+    bias="none",
+)
+def principal_angle(gram: DirectionGram, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    assert gram.angles is not None
+    return np.asarray(gram.angles[first, second])
+
+
+# --- a phase ---------------------------------------------------------------------------------------------------
+
+
+@metric(
+    "phase",
+    "mean of |v_L . v_M| over pairs in the phase; 1 for one layer",
+    takes="directions",
+    high=1.0,
+    source="reference script",
+)
+def intra_cosine(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
+    if len(layers) == 1:
+        return Estimate(value=1.0, per_layer={layers[0]: 1.0})  # the reference's convention
+    cosines = np.minimum(np.abs(gram.cosines[np.ix_(layers, layers)]), 1.0)
+    pairs = cosines[np.triu_indices(len(layers), k=1)]
+    with_others = (cosines.sum(axis=1) - np.diag(cosines)) / (len(layers) - 1)
+    return Estimate(value=float(pairs.mean()), per_layer=_by_layer(layers, with_others))
+
+
+@metric(
+    "phase",
+    "mean over pairs of |v_L^a . v_M^b|, each layer fitted on another half of the documents",
+    takes="directions",
+    high=1.0,
+    source="cross-fit: tokens that two layers share cannot make them agree",
+    version=2,
+    bias="groups",
+)
+def intra_cosine_cross_fitted(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
+    if gram.cross is None:
+        return absent(ONE_DOCUMENT)
+    products = gram.cross[np.ix_(layers, layers)]
+    if len(layers) == 1:
+        return absent("one layer has no pairs")
+    if missing := gram.without_half(layers):
+        return absent(HALF_WITHOUT_UPDATE.format(missing[0]))
+    with_others = (products.sum(axis=1) - np.diag(products)) / (len(layers) - 1)
+    pairs = products[np.triu_indices(len(layers), k=1)]
+    return Estimate(value=float(pairs.mean()), per_layer=_by_layer(layers, with_others))
+
+
+@metric(
+    "phase",
+    "mean over pairs of |v_L^a . v_M^b| / sqrt(r_L r_M), where r_L and r_M exceed 0.6",
+    takes="directions",
+    source="Spearman 1904, correction for attenuation",
+    bias="none",
+)
+def intra_cosine_disattenuated(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
+    if gram.cross is None:
+        return absent(ONE_DOCUMENT)
+    products = gram.cross[np.ix_(layers, layers)]
+    reliable = np.diag(products)
+    usable = reliable > DISATTENUATION_FLOOR
+    if usable.sum() < 2:
+        return absent(f"{usable.sum()} of {len(layers)} layers have a reliability above {DISATTENUATION_FLOOR}")
+    corrected = products[np.ix_(usable, usable)] / np.sqrt(np.outer(reliable[usable], reliable[usable]))
+    with_others = (corrected.sum(axis=1) - 1.0) / (usable.sum() - 1)
+    per_layer: dict[int, float | None] = dict.fromkeys(layers)
+    per_layer |= _by_layer([layer for layer, used in zip(layers, usable, strict=True) if used], with_others)
+    return Estimate(value=float(corrected[np.triu_indices(len(corrected), k=1)].mean()), per_layer=per_layer)
+
+
+@metric(
+    "phase", "mean of |v_L . v_M|, L in the phase, M outside", takes="directions", high=1.0, source="reference script"
+)
+def cross_cosine(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
+    inside = set(layers)
+    others = [layer for layer in range(gram.layers) if layer not in inside]
+    if not others:
+        return absent("no layer lies outside")
+    if missing := gram.without_direction(others):
+        return absent(f"the update of layer {missing[0]} is zero, so it has no direction")
+    cosines = np.minimum(np.abs(gram.cosines[np.ix_(layers, others)]), 1.0)
+    return Estimate(value=float(cosines.mean()), per_layer=_by_layer(layers, cosines.mean(axis=1)))
+
+
+@metric(
+    "phase",
+    "exp(-sum p_i ln p_i) of the N stacked v_L",
+    takes="directions",
+    unit="directions",
+    low=1.0,
+    per_layer=False,
+    source="reference script, docstring: rank of the block",
+)
+def block_effective_rank(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
+    squared_singular_values = np.linalg.eigvalsh(gram.cosines[np.ix_(layers, layers)])
+    return Estimate(value=spectral_entropy_rank(np.maximum(squared_singular_values, 0.0)))
+
+
+@metric(
+    "phase",
+    "block_effective_rank / N",
+    takes="directions",
+    high=1.0,
+    per_layer=False,
+    source="the same, over the layers' number",
+)
+def block_effective_rank_fraction(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
+    rank = block_effective_rank(gram, layers).value
+    assert rank is not None
+    return Estimate(value=min(1.0, rank / len(layers)))
+
+
+def _captured(basis: np.ndarray, products: np.ndarray) -> np.ndarray:
+    """Squared projections of unit vectors on the top-k right singular directions of a stack of rows.
+
+    basis: inner products of the rows R = U S V^T with each other; products: of each row with each vector, one column
+    a vector v. The projection of v on V_i is (U_i . R v) / S_i.
+    """
+    from scipy.linalg import eigh
+
+    # The top k alone take half the time of all, and there is one such problem per layer, half and group of documents.
+    size = len(basis)
+    values, vectors = eigh(basis, subset_by_index=(max(0, size - TOP_K), size - 1), check_finite=False)
+    present = values > size * np.finfo(np.float64).eps * values[-1]
+    projections = (vectors[:, present].T @ products) ** 2 / values[present][:, None]
+    return np.asarray(np.minimum(projections.sum(axis=0), 1.0))
+
+
+@metric(
+    "phase",
+    "mean over L of ||B v_L||^2, B the top 8 right singular directions of the phase's stacked top-8 directions",
+    takes="directions",
+    high=1.0,
+    source="reference script: capture",
+    version=2,
+    bias="none",
+)
+def capture_fraction(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
+    if len(layers) == 1:
+        return absent("one layer spans its own basis")
+    if gram.products is None:
+        return absent(PRODUCTS_NEEDED)
+    stack = _stack(gram.products.whole, layers, layers)
+    captured = _captured(stack, stack[:, :: gram.products.whole.shape[1]])
+    return Estimate(value=float(captured.mean()), per_layer=_by_layer(layers, captured))
+
+
+@metric(
+    "phase",
+    "the same with B from the other layers of the phase, fitted on the other half of the documents",
+    takes="directions",
+    high=1.0,
+    source="capture_fraction, cross-fitted over layers and documents",
+    bias="none",
+)
+def capture_fraction_held_out(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
+    if len(layers) == 1:
+        return absent("no other layer in the phase to form a basis from")
+    if gram.halves is None:
+        return absent(ONE_DOCUMENT)
+    products = gram.products
+    if products is None or products.aa is None or products.ab is None or products.bb is None:
+        return absent(PRODUCTS_NEEDED)
+    if missing := gram.without_half(layers):
+        return absent(HALF_WITHOUT_UPDATE.format(missing[0]))
+    captured = []
+    for layer in layers:
+        others = [other for other in layers if other != layer]
+        a_in_b = _captured(_stack(products.bb, others, others), _stack(products.ab, [layer], others)[:1].T)
+        b_in_a = _captured(_stack(products.aa, others, others), _stack(products.ab, others, [layer])[:, :1])
+        captured.append(float(a_in_b[0] + b_in_a[0]) / 2)
+    return Estimate(value=float(np.mean(captured)), per_layer=_by_layer(layers, np.array(captured)))
+
+
+@metric(
+    "phase",
+    "largest eigenvalue of (1/N) sum V_L V_L^T; noise edge (1 + sqrt(8 N / d))^2 / N",
+    takes="directions",
+    high=1.0,
+    per_layer=False,
+    source="mean projector; Marchenko & Pastur 1967 for the edge",
+    version=2,
+    bias="none",
+)
+def shared_fraction(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
+    if gram.products is None:
+        return absent(PRODUCTS_NEEDED)
+    values = np.linalg.eigvalsh(_stack(gram.products.whole, layers, layers) / len(layers))[::-1][:TOP_K]
+    edge = (1.0 + math.sqrt(TOP_K * len(layers) / gram.hidden)) ** 2 / len(layers)
+    detail = {"noise_edge": edge, "eigenvalues": np.clip(values, 0.0, 1.0).tolist()}
+    return Estimate(value=float(np.clip(values[0], 0.0, 1.0)), detail=detail)
+
+
+def _stack(gram: np.ndarray, rows: Sequence[int], columns: Sequence[int]) -> np.ndarray:
+    """The (len(rows) k) x (len(columns) k) matrix of inner products of two sets of layers' directions."""
+    k = gram.shape[1]
+    return np.asarray(gram[rows][:, :, columns].reshape(len(rows) * k, len(columns) * k))
+
+
+def _by_layer(layers: Sequence[int], values: np.ndarray) -> dict[int, float | None]:
+    return {layer: float(value) for layer, value in zip(layers, values, strict=True)}

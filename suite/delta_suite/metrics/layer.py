@@ -1,0 +1,222 @@
+"""Metrics of one layer's update, from its spectrum and from averages over tokens.
+
+Notation. delta is the update of one block, n tokens x d; sigma_i its singular values, p_i = sigma_i^2 / sum sigma^2.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from jaxtyping import Float64
+
+from delta_suite.metrics.definition import metric
+from delta_suite.metrics.estimate import ONE_DOCUMENT, Estimate, absent
+from delta_suite.reduction.statistics import LayerStatistics
+
+ENTROPY_FLOOR = 1e-12
+"""Energy shares at or below this are left out of an entropy, as the reference does."""
+
+
+def spectral_entropy_rank(weights: Float64[np.ndarray, " rank"]) -> float:
+    """exp(-sum p ln p) of non-negative weights scaled to sum 1; shares up to 1e-12 are left out."""
+    p = weights / weights.sum()
+    p = p[p > ENTROPY_FLOOR]
+    return float(np.exp(-(p * np.log(p)).sum()))
+
+
+def _top_energy(layer: LayerStatistics, count: int) -> Estimate:
+    return Estimate(value=min(1.0, float(layer.energies[:count].sum())))
+
+
+def _average(layer: LayerStatistics, quantity: str) -> Estimate:
+    mean, sd = layer.averages[quantity]
+    return Estimate(value=mean, sd=sd)
+
+
+@metric("layer", "sigma_1", takes="spectrum", unit="stream units", source="reference script: top_singvals[0]")
+def gamma(layer: LayerStatistics) -> Estimate:
+    return Estimate(value=math.sqrt(layer.eigenvalues[0]))
+
+
+@metric(
+    "layer",
+    "exp(-sum p_i ln p_i), p_i > 1e-12",
+    takes="spectrum",
+    unit="directions",
+    low=1.0,
+    source="reference script: eff_rank",
+)
+def effective_rank(layer: LayerStatistics) -> Estimate:
+    return Estimate(value=spectral_entropy_rank(layer.eigenvalues))
+
+
+@metric(
+    "layer",
+    "exp(-sum q_i ln q_i), q_i = sigma_i / sum sigma",
+    takes="spectrum",
+    unit="directions",
+    low=1.0,
+    source="Roy & Vetterli 2007, The effective rank",
+)
+def effective_rank_roy(layer: LayerStatistics) -> Estimate:
+    return Estimate(value=spectral_entropy_rank(np.sqrt(layer.eigenvalues)))
+
+
+@metric(
+    "layer", "1 / sum p_i^2", takes="spectrum", unit="directions", low=1.0, source="participation ratio of the energies"
+)
+def participation_ratio(layer: LayerStatistics) -> Estimate:
+    return Estimate(value=float(1.0 / (layer.energies**2).sum()))
+
+
+@metric(
+    "layer",
+    "[(tr G)^2 - sum (tr G_a)^2] / [||G||_F^2 - sum ||G_a||_F^2], G_a the Gram matrix of a group a of documents",
+    takes="spectrum",
+    unit="directions",
+    low=1.0,
+    source="participation_ratio from pairs of different groups alone, which few tokens do not make small",
+    bias="none",
+)
+def participation_ratio_unbiased(layer: LayerStatistics) -> Estimate:
+    if layer.between is None:
+        return absent(ONE_DOCUMENT)
+    traces, squares = layer.between
+    if squares <= 0.0:
+        return absent("the updates of different groups of documents have no energy in common directions")
+    return Estimate(value=max(1.0, traces / squares))
+
+
+@metric(
+    "layer",
+    "1 / p_1 = ||delta||_F^2 / sigma_1^2",
+    takes="spectrum",
+    unit="directions",
+    low=1.0,
+    source="Rudelson & Vershynin 2007",
+)
+def stable_rank(layer: LayerStatistics) -> Estimate:
+    if layer.eigenvalues[0] == 0.0:  # without the group of documents that holds all of the leading direction
+        return absent("nothing is left of the leading direction")
+    return Estimate(value=float(1.0 / layer.energies[0]))
+
+
+@metric("layer", "p_1", takes="spectrum", high=1.0, source="reference script: top1_frac")
+def top1_energy(layer: LayerStatistics) -> Estimate:
+    return _top_energy(layer, 1)
+
+
+@metric("layer", "p_1 + p_2 + p_3", takes="spectrum", high=1.0, source="reference script: top3_frac")
+def top3_energy(layer: LayerStatistics) -> Estimate:
+    return _top_energy(layer, 3)
+
+
+@metric("layer", "p_1 + ... + p_10", takes="spectrum", high=1.0, source="reference script: top10_frac")
+def top10_energy(layer: LayerStatistics) -> Estimate:
+    return _top_energy(layer, 10)
+
+
+@metric(
+    "layer",
+    "sigma_1 / sigma_2",
+    takes="spectrum",
+    low=1.0,
+    source="Davis & Kahan 1970: the gap bounds how far v_L can turn",
+)
+def spectral_gap(layer: LayerStatistics) -> Estimate:
+    if len(layer.eigenvalues) < 2 or layer.eigenvalues[1] == 0.0:
+        return absent("the update has rank one, so there is no second singular value")
+    return Estimate(value=math.sqrt(layer.eigenvalues[0] / layer.eigenvalues[1]))
+
+
+@metric("layer", "||delta||_F", takes="spectrum", unit="stream units", source="reference script: frob")
+def frobenius(layer: LayerStatistics) -> Estimate:
+    return Estimate(value=math.sqrt(layer.eigenvalues.sum()))
+
+
+@metric(
+    "layer",
+    "mean (sd) over tokens of ||delta||",
+    takes="tokens",
+    unit="stream units",
+    source="reference script: token_norm",
+)
+def update_norm(layer: LayerStatistics) -> Estimate:
+    return _average(layer, "update_norm")
+
+
+@metric(
+    "layer", "mean (sd) over tokens of ||h_L||", takes="tokens", unit="stream units", source="reference script: h_norm"
+)
+def stream_norm(layer: LayerStatistics) -> Estimate:
+    return _average(layer, "stream_norm")
+
+
+@metric("layer", "mean (sd) over tokens of ||delta|| / ||h_L||", takes="tokens", source="reference script: rel_step")
+def relative_step(layer: LayerStatistics) -> Estimate:
+    return _average(layer, "relative_step")
+
+
+@metric(
+    "layer",
+    "mean (sd) over tokens of cos(delta, h_L)",
+    takes="tokens",
+    low=-1.0,
+    high=1.0,
+    source="reference script: cos_delta_h",
+)
+def alignment(layer: LayerStatistics) -> Estimate:
+    return _average(layer, "alignment")
+
+
+@metric(
+    "layer",
+    "mean (sd) over tokens of |cos(delta, h_L)|",
+    takes="tokens",
+    high=1.0,
+    source="reference script: parallel_frac",
+)
+def parallel_fraction(layer: LayerStatistics) -> Estimate:
+    return _average(layer, "parallel_fraction")
+
+
+@metric(
+    "layer",
+    "mean (sd) over tokens of 1 - cos(h_L, h_{L+1})",
+    takes="tokens",
+    high=2.0,
+    source="ShortGPT, arXiv 2403.03853",
+)
+def block_influence(layer: LayerStatistics) -> Estimate:
+    return _average(layer, "block_influence")
+
+
+@metric(
+    "layer",
+    "mean (sd) over tokens of arccos(cos(h_L, h_{L+1})) / pi",
+    takes="tokens",
+    high=1.0,
+    source="Gromov et al., arXiv 2403.17887",
+)
+def angular_distance(layer: LayerStatistics) -> Estimate:
+    return _average(layer, "angular_distance")
+
+
+@metric(
+    "layer",
+    "eps^2 / 24 * mean ||h_L||^2 / mean ||delta||^2, eps of the stream's dtype",
+    takes="spectrum",
+    source="uniform rounding error, per addition to the stream",
+    version=2,
+)
+def rounding_share(layer: LayerStatistics) -> Estimate:
+    """The share of the update's energy that is rounding: a state's last bit is off by eps / sqrt(24) of it, rms."""
+    mean, sd = layer.averages["stream_norm"]
+    update = layer.eigenvalues.sum() / layer.tokens
+    return Estimate(value=float(layer.epsilon**2 / 24 * (mean**2 + sd**2) / update))
+
+
+@metric("layer", "n ||mean delta||^2 / ||delta||_F^2", takes="spectrum", high=1.0, source="what `centred` takes away")
+def mean_energy(layer: LayerStatistics) -> Estimate:
+    return Estimate(value=min(1.0, layer.mean_energy))

@@ -1,0 +1,98 @@
+"""Where a measurement came from: versions, hardware, the state of the code, seconds and memory."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from delta_suite.paths import PACKAGE
+
+LIBRARIES = ("torch", "transformers", "numpy", "tokenizers", "safetensors", "accelerate", "gguf")
+"""The libraries whose versions a record names."""
+
+
+def library_version(distribution: str) -> str:
+    """Return the installed version of a distribution, or "not installed"."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def git_state() -> dict[str, Any] | None:
+    """Return commit and dirty flag of the checkout that the suite's code is imported from, if it is one."""
+    root = PACKAGE.parents[1]
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "suite"))}
+    except (OSError, subprocess.SubprocessError):
+        return None  # no git program, or no commit yet: the record then says that the state is unknown
+
+
+def hardware(devices: Sequence[Any] = ()) -> str:
+    """Return the hardware that the figures and seconds were measured on, in words; without devices, the CPU."""
+    if devices and devices[0].type == "cuda":
+        import torch
+
+        names = [torch.cuda.get_device_name(device) for device in devices]
+        return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        processor = names[0] if names else processor
+    return f"{processor}, {os.cpu_count()} cores"
+
+
+def started_gpus() -> range:
+    """Return the GPUs if CUDA has been started: before that torch has no figures of them, and refuses to be asked."""
+    import torch
+
+    return range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)  # type: ignore[no-untyped-call]
+
+
+def peak_memory() -> dict[str, int]:
+    """Return the peak memory of the process and of each GPU used, in bytes."""
+    import resource
+
+    import torch
+
+    scale = 1 if platform.system() == "Darwin" else 1024  # ru_maxrss: bytes on macOS, KiB on Linux
+    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale}
+    for index in started_gpus():
+        if used := torch.cuda.max_memory_allocated(index):
+            peak[f"cuda:{index}"] = used
+    return peak
+
+
+class Clock:
+    """Wall seconds of each step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, step: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[step] = round(self.seconds.get(step, 0.0) + time.perf_counter() - started, 3)
+
+    def subtract(self, outer: str, inner: str) -> None:
+        """Take the seconds of `inner`, which ran inside `outer`, from those of `outer`."""
+        self.seconds[outer] = round(self.seconds[outer] - self.seconds[inner], 3)

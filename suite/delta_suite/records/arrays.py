@@ -1,0 +1,193 @@
+"""The arrays beside a record, and the larger ones of directions that the cache keeps.
+
+Beside a record, for each variant V, all layers, U groups of units left out in turn, and the pairs of layers L <= M:
+
+    V.eigenvalues          (layers, rank)      squared singular values, float32
+    V.units.METRIC         (U, layers)         a layer metric without each group
+    V.halves.METRIC        (2, layers)         a layer metric of each half of the documents, where its bias needs them
+    V.cosines, V.cross, V.overlaps, V.cross_overlaps, V.angles      (pairs,) matrices of a DirectionGram
+    V.NAME.units           (U, pairs)          the same without each group, float32
+    V.cosines_a, V.cosines_b    (pairs,)       cosines of directions fitted on one half
+    V.scope_units.METRIC   (phases, U)         metrics of stacked subspaces, which need more than the above
+    V.random.METRIC        (phases, draws)     a metric with each v_L drawn at random
+    law.units.METRIC       (phases, groups)    the law's metrics without each group
+    law.transfer           (layers, layers)    R^2 on layer L (row) of layer M's map, held out
+
+Missing values are NaN. In the cache, `directions` hold the leading 8 directions of every layer and their inner products
+without each group, from which the figures of any other phase map are formed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from delta_suite.errors import RecordError
+from delta_suite.metrics.direction_gram import DirectionGram, Products
+
+if TYPE_CHECKING:
+    from delta_suite.reduction.resampling import LayerSpectra
+
+Arrays = Mapping[str, np.ndarray]
+
+_PRODUCTS = ("whole", "aa", "ab", "bb")
+_MATRICES = ("cosines", "overlaps", "angles", "cross", "cross_overlaps")
+
+
+class ArrayFile:
+    """Arrays in memory or in a safetensors file, which is read when they are first asked for."""
+
+    def __init__(self, path: Path, sha256: str | None = None, content: Arrays | None = None) -> None:
+        self.path, self.sha256 = path, sha256
+        if content is not None:
+            self.content = content
+
+    @property
+    def available(self) -> bool:
+        """True if the arrays are in memory, or their file is there."""
+        return "content" in self.__dict__ or self.path.exists()
+
+    @cached_property
+    def content(self) -> Arrays:
+        """The arrays by name. Raises RecordError where the file is gone, damaged, or not the one that was named."""
+        try:
+            packed = self.path.read_bytes()
+        except OSError as error:
+            raise RecordError(f"{self.path} cannot be read: {error.strerror or error}") from None
+        if self.sha256 is not None and hashlib.sha256(packed).hexdigest() != self.sha256:
+            raise RecordError(f"{self.path} is not the file that its record names: its SHA-256 is another")
+        return unpack(packed, self.path)
+
+
+def unpack(packed: bytes, where: object) -> dict[str, np.ndarray]:
+    """Return the arrays of a safetensors file. Raises RecordError where it is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        content: dict[str, np.ndarray] = load(packed)
+    except (SafetensorError, KeyError, ValueError) as error:
+        raise RecordError(f"{where} is not a readable safetensors file: {error}. Measure again with --fresh.") from None
+    return content
+
+
+def pack(arrays: Arrays) -> bytes:
+    """Return the arrays as a safetensors file, so that a full disk is an OSError as for any other file."""
+    from safetensors.numpy import save
+
+    content: bytes = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    return content
+
+
+# --- beside a record -------------------------------------------------------------------------------------------
+
+
+def gram_arrays(variant: str, gram: DirectionGram) -> dict[str, np.ndarray]:
+    """Return what is kept beside a record of the directions of a variant."""
+    first, second = np.triu_indices(gram.layers)
+    arrays: dict[str, np.ndarray] = {}
+    for name in _MATRICES:
+        matrix = getattr(gram, name)
+        if matrix is None:
+            continue
+        arrays[f"{variant}.{name}"] = matrix[first, second]
+        if gram.replicates:
+            rows = [getattr(replicate, name)[first, second] for replicate in gram.replicates]
+            arrays[f"{variant}.{name}.units"] = np.stack(rows).astype(np.float32)
+    for half, cosines in zip("ab", gram.halves or (), strict=False):
+        arrays[f"{variant}.cosines_{half}"] = cosines.cosines[first, second]
+    return arrays
+
+
+def stored_gram(arrays: Arrays, variant: str, layers: int, hidden: int) -> DirectionGram | None:
+    """Return the gram that `gram_arrays` kept, without inner products of all directions; None where it kept none."""
+    if f"{variant}.cosines" not in arrays:
+        return None
+
+    def square(pairs: np.ndarray | None) -> np.ndarray | None:
+        if pairs is None:
+            return None
+        first, second = np.triu_indices(layers)
+        matrix = np.zeros((layers, layers))
+        matrix[first, second] = matrix[second, first] = pairs
+        return matrix
+
+    def gram(row: int | None) -> DirectionGram:
+        matrices = {}
+        for name in _MATRICES:
+            stored = arrays.get(f"{variant}.{name}" if row is None else f"{variant}.{name}.units")
+            matrices[name] = square(stored if row is None or stored is None else stored[row])
+        cosines = matrices["cosines"]
+        assert cosines is not None
+        return DirectionGram(
+            hidden,
+            cosines,
+            overlaps=matrices["overlaps"],
+            angles=matrices["angles"],
+            cross=matrices["cross"],
+            cross_overlaps=matrices["cross_overlaps"],
+        )
+
+    halves = [square(arrays.get(f"{variant}.cosines_{half}")) for half in "ab"]
+    a, b = (None if cosines is None else DirectionGram(hidden, cosines) for cosines in halves)
+    units = len(arrays.get(f"{variant}.cosines.units", ()))
+    return replace(
+        gram(None),
+        halves=None if a is None or b is None else (a, b),
+        replicates=tuple(gram(unit) for unit in range(units)),
+    )
+
+
+# --- in the cache ----------------------------------------------------------------------------------------------
+
+
+def direction_arrays(variant: str, layers: Sequence[LayerSpectra]) -> dict[str, np.ndarray]:
+    """Return what the cache keeps of the directions of all layers, in float32: the arrays `full_gram` reads.
+
+    Compared in float32 as well, so that the cache gives back exactly what was measured.
+    """
+    # In numpy: torch's threads, still spinning from the reduction, took as long as the work on a machine of many cores.
+    random = np.stack([layer.random.numpy() for layer in layers], axis=1)
+    arrays = {
+        "directions": np.stack([layer.directions.numpy() for layer in layers]),
+        "random": random @ random.transpose(0, 2, 1),
+    }
+    halves = [layer.half_directions for layer in layers if layer.half_directions is not None]
+    if len(halves) == len(layers):
+        arrays["directions_a"], arrays["directions_b"] = (
+            np.stack([directions.numpy() for directions in half]) for half in zip(*halves, strict=True)
+        )
+    without = [layer.replicate_directions for layer in layers if layer.replicate_directions is not None]
+    half_without = [layer.replicate_half_directions for layer in layers if layer.replicate_half_directions is not None]
+    if len(without) == len(half_without) == len(halves) == len(layers):
+        products = []
+        for group in range(len(without[0])):
+            sides = [arrays["directions_a"], arrays["directions_b"]]
+            sides[group % 2] = np.stack([directions[group].numpy() for directions in half_without])
+            whole = np.stack([directions[group].numpy() for directions in without])
+            products.append(DirectionGram.of(whole, (sides[0], sides[1])).products)
+        for name in _PRODUCTS:
+            arrays[f"replicates_{name}"] = np.stack([getattr(product, name) for product in products])
+    return {f"{variant}.{name}": array.astype(np.float32) for name, array in arrays.items()}
+
+
+def full_gram(arrays: Arrays, variant: str) -> DirectionGram:
+    """Return the gram of the directions that `direction_arrays` kept, with all inner products."""
+    a, b = arrays.get(f"{variant}.directions_a"), arrays.get(f"{variant}.directions_b")
+    whole = DirectionGram.of(arrays[f"{variant}.directions"], None if a is None or b is None else (a, b))
+    stacks = [arrays.get(f"{variant}.replicates_{name}") for name in _PRODUCTS]
+    replicates = (
+        tuple(
+            DirectionGram.from_products(whole.hidden, Products(*(product.astype(np.float64) for product in products)))
+            for products in zip(*(stack for stack in stacks if stack is not None), strict=True)
+        )
+        if all(stack is not None for stack in stacks)
+        else ()
+    )
+    return replace(whole, replicates=replicates, random=arrays.get(f"{variant}.random"))

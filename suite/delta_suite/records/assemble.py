@@ -1,0 +1,254 @@
+"""Records from what a stream was reduced to: the spectra first, then boundaries and law, under one phase map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from delta_suite.metrics import nulls
+from delta_suite.metrics.boundaries import boundaries_under
+from delta_suite.metrics.direction_gram import DirectionGram
+from delta_suite.metrics.directions import NEEDS_PRODUCTS
+from delta_suite.metrics.estimate import Estimate, absent
+from delta_suite.metrics.estimators import direction_metrics, layer_metrics, layer_value, phase_metrics
+from delta_suite.metrics.law import law_estimates
+from delta_suite.metrics.registry import METRICS
+from delta_suite.metrics.segmentation import Boundaries
+from delta_suite.models.phases import PhaseMap, phase_of
+from delta_suite.records.arrays import Arrays, direction_arrays, full_gram, gram_arrays
+from delta_suite.records.record import (
+    SCHEMA,
+    BoundaryRecord,
+    BoundarySearch,
+    CalibrationRecord,
+    CertificateRecord,
+    LawRecord,
+    LayerRecord,
+    ModelRecord,
+    Provenance,
+    Record,
+    ResamplingRecord,
+    ScopeRecord,
+    SinkRecord,
+)
+from delta_suite.reduction.variants import VARIANTS
+
+if TYPE_CHECKING:
+    from delta_suite.reduction.law_scores import Law
+    from delta_suite.reduction.resampling import LayerSpectra
+
+LAW_VARIANT = "sink_free"
+"""The variant whose rows the law is fitted on, under which its metrics stand."""
+
+LAW_METRICS = tuple(name for name, metric in METRICS.items() if metric.takes == "law")
+
+GramOf = Callable[[str], DirectionGram]
+"""Returns the gram of a variant."""
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A record, the arrays beside it, and the arrays of directions that the cache keeps."""
+
+    record: Record
+    arrays: Arrays
+    directions: Arrays
+
+
+def assemble(
+    spectra: Mapping[str, Sequence[LayerSpectra]],
+    phases: PhaseMap,
+    *,
+    model: ModelRecord,
+    calibration: CalibrationRecord,
+    sinks: SinkRecord,
+    certificate: CertificateRecord,
+    provenance: Provenance,
+) -> Assembled:
+    """Return the record of the spectra by variant, layer by layer, under a phase map."""
+    directions: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
+    metrics: dict[str, list[dict[str, Estimate]]] = {}
+    grams: dict[str, DirectionGram] = {}
+    for variant, layers in spectra.items():
+        directions |= direction_arrays(variant, layers)
+        gram = grams[variant] = full_gram(directions, variant)
+        averages = not VARIANTS[variant].centre  # those of a centred variant are those of the rows it centres
+        metrics[variant] = [
+            layer_metrics(layer.statistics, layer.halves or (), layer.replicates, averages=averages)
+            | direction_metrics(gram, index)
+            for index, layer in enumerate(layers)
+        ]
+        arrays[f"{variant}.eigenvalues"] = _eigenvalues(layers)
+        arrays |= _layer_arrays(variant, layers, metrics[variant]) | gram_arrays(variant, gram)
+    replicates = [len(gram.replicates) for gram in grams.values()]
+    record = Record(
+        schema_version=SCHEMA,
+        model=model,
+        calibration=calibration,
+        resampling=ResamplingRecord(units=calibration.documents, groups=max(1, *replicates)),
+        parts=("spectra",),
+        variants={variant: VARIANTS[variant].version for variant in spectra},
+        sinks=sinks,
+        certificate=certificate,
+        provenance=provenance,
+        phases={},
+        scopes={},
+        layers=tuple(
+            LayerRecord(layer=index, phase="", metrics={variant: layers[index] for variant, layers in metrics.items()})
+            for index in range(model.layers)
+        ),
+    )
+    record, scope_arrays = under(record, grams.__getitem__, phases)
+    return Assembled(record, arrays | scope_arrays, directions)
+
+
+def _eigenvalues(layers: Sequence[LayerSpectra]) -> np.ndarray:
+    """Return the eigenvalues of every layer, zeros where one layer has fewer."""
+    rank = max(len(layer.statistics.eigenvalues) for layer in layers)
+    out = np.zeros((len(layers), rank), dtype=np.float32)
+    for row, layer in zip(out, layers, strict=True):
+        row[: len(layer.statistics.eigenvalues)] = layer.statistics.eigenvalues
+    return out
+
+
+def _layer_arrays(
+    variant: str, layers: Sequence[LayerSpectra], metrics: Sequence[Mapping[str, Estimate]]
+) -> dict[str, np.ndarray]:
+    """Return the replicates and the halves' values of every layer metric."""
+    arrays = {}
+    for name in metrics[0]:
+        metric = METRICS[name]
+        replicates = [layer[name].replicates for layer in metrics]
+        if any(values is not None for values in replicates):
+            arrays[f"{variant}.units.{name}"] = columns(replicates)
+        if metric.takes in {"spectrum", "tokens"} and metric.bias == "halves":
+            halves = [[layer_value(half, metric).value for half in layer.halves or ()] for layer in layers]
+            if all(halves):
+                arrays[f"{variant}.halves.{name}"] = np.array(halves, dtype=np.float64).T
+    return arrays
+
+
+def columns(replicates: Sequence[Sequence[float] | None]) -> np.ndarray:
+    """Return a matrix with one column for each list of replicates, NaN where there is none."""
+    length = max(len(values) for values in replicates if values is not None)
+    out = np.full((length, len(replicates)), np.nan)
+    for index, values in enumerate(replicates):
+        if values is not None:
+            out[:, index] = values
+    return out
+
+
+# --- a phase map -----------------------------------------------------------------------------------------------
+
+
+def under(record: Record, gram_of: GramOf, phases: PhaseMap) -> tuple[Record, dict[str, np.ndarray]]:
+    """Return the record under a phase map, and the arrays that depend on it.
+
+    The law's metrics stay with phases of the same layers; boundaries are compared anew where they were measured.
+    """
+    phases = {name: (first, last) for name, (first, last) in phases.items()}
+    scopes = {}
+    for name, (first, last) in phases.items():
+        span = range(first, last + 1)
+        metrics = {variant: phase_metrics(gram_of(variant), span) for variant in record.variants}
+        if LAW_VARIANT in metrics:
+            metrics[LAW_VARIANT] |= _law_metrics(record, (first, last))
+        scopes[name] = ScopeRecord(layers=(first, last), metrics=metrics)
+    layers = tuple(layer.model_copy(update={"phase": phase_of(layer.layer, phases)}) for layer in record.layers)
+    placed = record.model_copy(update={"phases": phases, "scopes": scopes, "layers": layers})
+    if "boundaries" in record.parts:
+        placed = with_boundaries(placed, gram_of)
+    return placed, _scope_arrays(placed, gram_of)
+
+
+def _law_metrics(record: Record, layers: tuple[int, int]) -> dict[str, Estimate]:
+    """Return the law's metrics of the scope over these layers, if the record has one."""
+    for scope in record.scopes.values():
+        if scope.layers == layers:
+            metrics = scope.metrics.get(LAW_VARIANT, {})
+            return {name: metrics[name] for name in LAW_METRICS if name in metrics}
+    return {}
+
+
+def _scope_arrays(record: Record, gram_of: GramOf) -> dict[str, np.ndarray]:
+    """Return what the figures of the record's phases need beyond the arrays of its layers."""
+    arrays = {}
+    for variant in record.variants:
+        gram = gram_of(variant)
+        scopes = [
+            (range(scope.layers[0], scope.layers[1] + 1), scope.metrics[variant]) for scope in record.scopes.values()
+        ]
+        for name in NEEDS_PRODUCTS:
+            replicates = [metrics[name].replicates for _, metrics in scopes]
+            if any(values is not None for values in replicates):
+                arrays[f"{variant}.scope_units.{name}"] = columns(replicates).T
+        if gram.random is None:
+            continue
+        for name in nulls.FROM_TOP_DIRECTIONS:
+            draws = [nulls.random_directions(gram, name, layers) for layers, _ in scopes]
+            values = [None if isinstance(drawn, str) else sorted(drawn) for drawn in draws]
+            if any(drawn is not None for drawn in values):
+                arrays[f"{variant}.random.{name}"] = columns(values).T.astype(np.float32)
+    return arrays
+
+
+# --- boundaries and law ----------------------------------------------------------------------------------------
+
+
+def with_boundaries(record: Record, gram_of: GramOf) -> Record:
+    """Return the record with its boundaries measured in every variant."""
+    boundaries = {
+        variant: boundary_record(boundaries_under(gram_of(variant), record.phases)) for variant in record.variants
+    }
+    return record.model_copy(update={"boundaries": boundaries, "parts": _with_part(record, "boundaries")})
+
+
+def boundary_record(boundaries: Boundaries | str) -> BoundaryRecord:
+    """Return what a record holds of the boundaries of one variant, or of the reason why there are none."""
+    metrics = {
+        name: absent(boundaries) if isinstance(boundaries, str) else metric.compute(boundaries)
+        for name, metric in METRICS.items()
+        if metric.takes == "boundaries"
+    }
+    if isinstance(boundaries, str):
+        return BoundaryRecord(metrics=metrics)
+    return BoundaryRecord(
+        detected=boundaries.detected,
+        declared=boundaries.declared,
+        recurrence=boundaries.recurrence,
+        metrics=metrics,
+        search=BoundarySearch(**{name: getattr(boundaries, name) for name in BoundarySearch.model_fields}),
+    )
+
+
+def with_law(record: Record, law: Law | str) -> tuple[Record, dict[str, np.ndarray]]:
+    """Return the record with the update law over its phases, and the law's arrays.
+
+    law: the reason where it could not be fitted.
+    """
+    estimates = {
+        name: dict.fromkeys(LAW_METRICS, absent(law)) if isinstance(law, str) else law_estimates(law, name)
+        for name in record.phases
+    }
+    scopes = {}
+    for name, scope in record.scopes.items():
+        metrics = dict(scope.metrics)
+        metrics[LAW_VARIANT] = {**metrics[LAW_VARIANT], **estimates[name]}
+        scopes[name] = scope.model_copy(update={"metrics": metrics})
+    arrays = {}
+    for name in LAW_METRICS:
+        replicates = [estimates[phase][name].replicates for phase in record.phases]
+        if any(values is not None for values in replicates):
+            arrays[f"law.units.{name}"] = columns(replicates).T
+    if not isinstance(law, str) and law.reason is None:
+        arrays["law.transfer"] = law.transfer[0].astype(np.float32)
+    update = {"law": LawRecord(phases=record.phases), "scopes": scopes, "parts": _with_part(record, "law")}
+    return record.model_copy(update=update), arrays
+
+
+def _with_part(record: Record, part: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys([*record.parts, part]))

@@ -1,0 +1,274 @@
+"""A record under a phase map: everything that is computed from a record and its arrays. It changes neither."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+
+import numpy as np
+
+from delta_suite.errors import RecordError
+from delta_suite.metrics import nulls
+from delta_suite.metrics.boundaries import boundaries_under
+from delta_suite.metrics.direction_gram import DirectionGram
+from delta_suite.metrics.directions import PRODUCTS_NEEDED
+from delta_suite.metrics.estimate import Estimate, absent
+from delta_suite.metrics.estimators import one_thread, phase_metric
+from delta_suite.metrics.registry import METRICS
+from delta_suite.models.phases import PhaseMap
+from delta_suite.records import assemble
+from delta_suite.records.arrays import ArrayFile, Arrays, full_gram, stored_gram
+from delta_suite.records.record import BoundaryRecord, LayerRecord, ModelRecord, Record
+from delta_suite.reduction.variants import VARIANTS
+
+
+class RecordView:
+    """Answers for any layers, phases and variants of a record, with replicates where its arrays are at hand.
+
+    record: the data. arrays: what lies beside it; None where it is gone. directions: what the cache has of its
+    directions, for figures of subspaces over layers that are no phase of the record.
+    """
+
+    def __init__(self, record: Record, arrays: ArrayFile | None = None, directions: ArrayFile | None = None) -> None:
+        self.record, self.arrays, self.directions = record, arrays, directions
+        self._grams: dict[str, DirectionGram] = {}
+        self._full_grams: dict[str, DirectionGram] = {}
+        self._boundaries: dict[str, BoundaryRecord] = dict(record.boundaries)
+
+    @property
+    def model(self) -> ModelRecord:
+        """Which model was measured."""
+        return self.record.model
+
+    @property
+    def phases(self) -> PhaseMap:
+        """The phase map, name -> first and last layer, both included."""
+        return self.record.phases
+
+    @property
+    def layers(self) -> Sequence[LayerRecord]:
+        """The layers as recorded."""
+        return self.record.layers
+
+    @cached_property
+    def variants(self) -> tuple[str, ...]:
+        """The variants that mean what they mean today; a record of an older schema may hold others."""
+        return tuple(name for name in self.record.variants if self.variant_problem(name) is None)
+
+    def variant_problem(self, variant: str) -> str | None:
+        """Return why the record has no figures for this variant, or None if it has."""
+        if variant not in self.record.variants:
+            return f"variant {variant} was not measured"
+        version = self.record.variants[variant]
+        if variant in VARIANTS and VARIANTS[variant].version == version:
+            return None
+        return f"variant {variant} was measured in version {version}, and means something else today: measure it again"
+
+    def under(self, phases: PhaseMap, **model: str | None) -> RecordView:
+        """Return a view of the same measurement under another phase map, and with other `model` fields.
+
+        model: `name`, `source`, `revision`. Raises RecordError where the phases need arrays that are gone.
+        """
+        record = self.record
+        if model:
+            record = record.model_copy(update={"model": record.model.model_copy(update=model)})
+        if dict(phases) == dict(record.phases):
+            return RecordView(record, self.arrays, self.directions)
+        with one_thread():
+            record, scope_arrays = assemble.under(record, self.best_gram, phases)
+        arrays = self.arrays
+        if arrays is not None:
+            kept = {
+                name: array
+                for name, array in arrays.content.items()
+                if ".scope_units." not in name and ".random." not in name
+            }
+            arrays = ArrayFile(arrays.path, content=kept | scope_arrays)
+        return RecordView(record.model_copy(update={"arrays": None}), arrays, self.directions)
+
+    # --- arrays
+
+    def content(self) -> Arrays:
+        """Return the arrays beside the record. Raises RecordError, which names the file, where they are gone."""
+        if self.arrays is None:
+            reference = self.record.arrays
+            missing = "its arrays" if reference is None else f"its arrays, {reference.file}"
+            raise RecordError(
+                f"{missing}, are not beside the record of {self.model.name}: copy them there, "
+                f"or measure it again: delta-suite measure {self.model.name}"
+            )
+        return self.arrays.content
+
+    def _replicates(self, name: str) -> np.ndarray | None:
+        """Return an array of replicates, or None where the record has none of that name."""
+        try:
+            return self.content().get(name)
+        except RecordError:
+            return None
+
+    def gram(self, variant: str) -> DirectionGram:
+        """Return the cosines and overlaps between layers. Raises RecordError where the arrays are gone."""
+        if variant not in self._grams:
+            gram = stored_gram(self.content(), variant, self.model.layers, self.model.hidden)
+            if gram is None:
+                raise RecordError(
+                    f"the record of {self.model.name} holds no cosines of {variant}: "
+                    f"measure it again: delta-suite measure {self.model.name}"
+                )
+            self._grams[variant] = gram
+        return self._grams[variant]
+
+    def full_gram(self, variant: str) -> DirectionGram:
+        """Return the gram with inner products of all directions. Raises RecordError where the cache has lost them."""
+        if variant not in self._full_grams:
+            if self.directions is None or not self.directions.available:
+                raise RecordError(
+                    f"the directions of {self.model.name} are not in the cache any more, so only the phases in its "
+                    f"record can be judged. Measure it again: delta-suite measure {self.model.name}"
+                )
+            self._full_grams[variant] = full_gram(self.directions.content, variant)
+        return self._full_grams[variant]
+
+    def best_gram(self, variant: str) -> DirectionGram:
+        """Return the gram with inner products of all directions where the cache has them, else without."""
+        try:
+            return self.full_gram(variant)
+        except RecordError:
+            return self.gram(variant)
+
+    # --- figures
+
+    def layer(self, layer: int, metric: str, variant: str) -> Estimate:
+        """Return a layer or pair metric of one layer, with its replicates."""
+        if problem := self.variant_problem(variant):
+            return absent(problem)
+        stored = self._stored_variant(metric, variant)
+        estimate = self.layers[layer].metrics[stored].get(metric)
+        if estimate is None:
+            return absent(f"the record is older than the metric {metric}")
+        units = self._replicates(f"{stored}.units.{metric}")
+        return estimate if units is None else _with_replicates(estimate, units[:, layer])
+
+    def over(self, layers: Sequence[int], metric: str, variant: str) -> Estimate:
+        """Return a pair, phase, model or law metric over a contiguous set of layers, with its replicates."""
+        definition, ends = METRICS[metric], (layers[0], layers[-1])
+        if definition.takes == "law":
+            return self._law(ends, metric)
+        if problem := self.variant_problem(variant):
+            return absent(problem)
+        if definition.takes == "boundaries":
+            return self.boundaries(variant).metrics[metric]
+        for index, scope in enumerate(self.record.scopes.values()):
+            if scope.layers == ends and metric in scope.metrics.get(variant, {}):
+                return self._scope_estimate(scope.metrics[variant][metric], index, layers, metric, variant)
+        return self._computed(layers, metric, variant)
+
+    def _stored_variant(self, metric: str, variant: str) -> str:
+        """Return the variant under which a metric stands: averages over tokens depend on the rows alone."""
+        centred = VARIANTS[variant].centre and METRICS[metric].takes == "tokens"
+        return "sink_free" if centred and metric not in self.layers[0].metrics[variant] else variant
+
+    def _scope_estimate(
+        self, estimate: Estimate, index: int, layers: Sequence[int], metric: str, variant: str
+    ) -> Estimate:
+        """Return a recorded figure of a phase with its replicates, stored or formed from the stored cosines."""
+        if estimate.interval is None:
+            return estimate
+        units = self._replicates(f"{variant}.scope_units.{metric}")
+        if units is not None:
+            return _with_replicates(estimate, units[index])
+        computed = self._computed(layers, metric, variant)
+        return estimate.model_copy(update={"replicates": computed.replicates})
+
+    def _computed(self, layers: Sequence[int], metric: str, variant: str) -> Estimate:
+        """Return a figure formed from the arrays, or the reason why they do not suffice."""
+        try:
+            with one_thread():
+                estimate = phase_metric(self.gram(variant), layers, METRICS[metric])
+                if estimate.value is None and self.directions is not None and self.directions.available:
+                    estimate = phase_metric(self.full_gram(variant), layers, METRICS[metric])
+        except RecordError as error:
+            return absent(str(error))
+        if estimate.reason == PRODUCTS_NEEDED:
+            return absent(
+                f"{PRODUCTS_NEEDED}: these layers are no phase of the record, and the cache entry is gone. "
+                f"Measure it again: delta-suite measure {self.model.name}"
+            )
+        return estimate
+
+    def _law(self, ends: tuple[int, int], metric: str) -> Estimate:
+        """Return a metric of the law over these layers, where they are a phase that it was fitted over."""
+        command = f"delta-suite measure {self.model.name} --parts law"
+        if self.record.law is None:
+            return absent(f"the update law was not measured: {command}")
+        rows = list(self.record.law.phases.values())
+        for scope in self.record.scopes.values():
+            estimate = scope.metrics.get(assemble.LAW_VARIANT, {}).get(metric)
+            if scope.layers == ends and ends in rows and estimate is not None:
+                units = self._replicates(f"law.units.{metric}")
+                return estimate if units is None else _with_replicates(estimate, units[rows.index(ends)])
+        return absent(f"the update law was fitted under another phase map, not over these layers: {command}")
+
+    def boundaries(self, variant: str) -> BoundaryRecord:
+        """Return the boundaries as recorded, or formed from the arrays; their metrics say why where neither is."""
+        if variant not in self._boundaries:
+            try:
+                with one_thread():
+                    boundaries = boundaries_under(self.gram(variant), self.phases)
+            except RecordError as error:
+                boundaries = str(error)
+            self._boundaries[variant] = assemble.boundary_record(boundaries)
+        return self._boundaries[variant]
+
+    def lag_matched(self, layers: range, metric: str, variant: str) -> Estimate:
+        """Return the metric over pairs outside these layers, at their distances: see `nulls.lag_matched`."""
+        try:
+            return nulls.lag_matched(self.gram(variant), metric, layers)
+        except RecordError as error:
+            return absent(str(error))
+
+    def random_directions(self, layers: range, metric: str, variant: str) -> Sequence[float] | str:
+        """Return the metric with v_L drawn at random, or why there is none: see `nulls.random_directions`."""
+        drawn = self._replicates(f"{variant}.random.{metric}")
+        spans = [scope.layers for scope in self.record.scopes.values()]
+        if drawn is not None and (layers[0], layers[-1]) in spans:
+            values = drawn[spans.index((layers[0], layers[-1]))]
+            if not np.isnan(values).any():
+                return [float(value) for value in values]
+        try:
+            return nulls.random_directions(self.best_gram(variant), metric, layers)
+        except RecordError as error:
+            return str(error)
+
+    # --- for plots
+
+    def cosines(self, variant: str) -> np.ndarray | None:
+        """Return |v_L . v_M|, (layers, layers), NaN for a layer without a direction; None without arrays."""
+        try:
+            gram = self.gram(variant)
+        except RecordError:
+            return None
+        cosines = np.minimum(np.abs(gram.cosines), 1.0)
+        missing = gram.without_direction(range(gram.layers))
+        cosines[missing, :] = cosines[:, missing] = np.nan
+        return np.asarray(cosines)
+
+    def energies(self, variant: str) -> np.ndarray | None:
+        """Return p_i = sigma_i^2 / sum sigma^2 of every layer, (layers, rank); None without arrays."""
+        eigenvalues = self._replicates(f"{variant}.eigenvalues")
+        if eigenvalues is None:
+            return None
+        values = eigenvalues.astype(np.float64)
+        totals = values.sum(axis=1, keepdims=True)
+        return np.asarray(values / np.where(totals > 0, totals, 1.0))
+
+    def transfer(self) -> np.ndarray | None:
+        """Return R^2 on layer L (row) of layer M's map, NaN where a layer does not vary; None where not measured."""
+        return self._replicates("law.transfer")
+
+
+def _with_replicates(estimate: Estimate, replicates: np.ndarray) -> Estimate:
+    """Return the estimate with its replicates, if all of them exist."""
+    if estimate.value is None or np.isnan(replicates).any():
+        return estimate
+    return estimate.model_copy(update={"replicates": tuple(float(value) for value in replicates)})
