@@ -18,7 +18,7 @@ DIGITS = 9
 
 def to_json(record: Record) -> str:
     """Return the record as JSON. NaN and Infinity are never written, nor is a value that does not exist."""
-    content = rounded(record.model_dump(mode="json", by_alias=True, exclude_none=True))
+    content = rounded(record.model_dump(mode="json", by_alias=True))
     lines = []
     for key, value in content.items():
         if key == "layers":

@@ -8,7 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_serializer
 
 from delta_suite.metrics.estimate import Estimate
 from delta_suite.models.phases import PhaseMap
@@ -25,6 +25,10 @@ class RecordPart(BaseModel):
     """A part of a record: frozen, and open to keys that a later version adds."""
 
     model_config = ConfigDict(frozen=True, extra="allow", allow_inf_nan=False, populate_by_name=True)
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, handler: Any) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if value is not None}
 
 
 class ModelRecord(RecordPart):

@@ -77,9 +77,11 @@ def save(results: Path, view: RecordView, cache: Cache) -> tuple[Path, RecordVie
     record = view.record.model_copy(
         update={"arrays": ArrayReference(file=beside.name, sha256=hashlib.sha256(packed).hexdigest())}
     )
+    text = to_json(record)
     with _lock(path, cache):
         if not (path.exists() and beside.exists()):
-            write_together({beside: packed, path: to_json(record).encode()})
+            write_together({beside: packed, path: text.encode()})
+    record, _ = from_json(text, path)  # the figures as they are written, so that the cache gives back the same
     return path, RecordView(record, ArrayFile(beside, content=view.content()), view.directions)
 
 
