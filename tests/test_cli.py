@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from delta_suite.cli import app
 from delta_suite.errors import SuiteError
-from delta_suite.measure import Outcome, Settings, measure
+from delta_suite.pipeline import Outcome, Settings, measure
 from delta_suite.metrics.registry import METRICS
 from delta_suite.models.registry import ModelSpec
 from delta_suite.records.cache import Cache
@@ -95,7 +95,7 @@ def test_measure_goes_on_after_an_error_that_nobody_foresaw(
             raise ZeroDivisionError("of a kind that\nnobody foresaw")
         return measure(spec, *arguments)
 
-    monkeypatch.setattr("delta_suite.measure.measure", broken)
+    monkeypatch.setattr("delta_suite.pipeline.measure", broken)
     models = tmp_path / "models.toml"
     models.write_text(f"[models.first]\npath={str(tiny)!r}\n[models.second]\npath={str(tiny)!r}\n")
     arguments = ("measure", "first", "second", "--models-file", models, "--results-dir", tmp_path / "r")
@@ -111,7 +111,7 @@ def test_measure_goes_on_after_an_error_that_nobody_foresaw(
         raise KeyboardInterrupt
 
     asked.clear()
-    monkeypatch.setattr("delta_suite.measure.measure", interrupted)
+    monkeypatch.setattr("delta_suite.pipeline.measure", interrupted)
     assert run(*arguments).exit_code != 0
     assert asked == ["first"]
 

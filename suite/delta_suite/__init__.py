@@ -1,3 +1,44 @@
-"""delta-suite: pytest specs for the depth structure of language models."""
+"""delta-suite: pytest specs for the depth structure of language models.
 
-__version__ = "0.1.0"
+    import delta_suite as ds
+
+    m = ds.measure("smollm2-135m-q4", calibration="seed")
+    print(m.value("intra_cosine", "C", variant="sink_free"))
+    print(m.judge())
+
+Importing this package loads neither torch nor numpy: what it offers is imported when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from delta_suite.version import __version__
+
+if TYPE_CHECKING:
+    from delta_suite.api import Measurement, Results, Verdicts, load, load_results, measure
+    from delta_suite.claims.observe import NotMeasuredError
+    from delta_suite.errors import SuiteError
+
+__all__ = [
+    "Measurement",
+    "NotMeasuredError",
+    "Results",
+    "SuiteError",
+    "Verdicts",
+    "__version__",
+    "load",
+    "load_results",
+    "measure",
+]
+
+_HOMES = {"NotMeasuredError": "claims.observe", "SuiteError": "errors"}
+"""The modules of names that `api` does not define."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name not in __all__:
+        raise AttributeError(f"module 'delta_suite' has no attribute {name!r}")
+    return getattr(import_module(f"delta_suite.{_HOMES.get(name, 'api')}"), name)

@@ -1,9 +1,26 @@
-"""What both front doors, `delta-suite` and pytest, check of their command lines."""
+"""What both front doors, `delta-suite` and pytest, say of their options and check of their command lines."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+"""What `dtype` may say; "auto" is the checkpoint's own."""
+
+HELP = {
+    "model": "a name from models.toml, name@revision, a directory, a .gguf file, or a hub id; with @random-weights "
+    "behind it, its architecture with freshly initialised weights",
+    "models-file": "models.toml to use (default: ./models.toml, else the one that ships with delta-suite)",
+    "calibration": "calibration set: core, seed (the reference's one stream, without intervals), a text file, .jsonl, "
+    ".parquet, a folder of texts, or hf:org/name[/config][:split[:column]]",
+    "documents": "only the first so many documents of the calibration (default: all; of a hub dataset 128)",
+    "device": "auto, cpu, cuda, cuda:1, mps, or sharded over all GPUs",
+    "dtype": f"dtype of the weights: {', '.join(DTYPES)} (default: the model's)",
+    "results-dir": "where records are written",
+    "fresh": "measure again, whatever the cache holds",
+}
+"""The help of the options that both front doors have."""
 
 EMPTY_VALUE = "is empty: is a shell variable not set? Give it a value, or leave it out."
 """The end of the message about an option or argument without a value."""

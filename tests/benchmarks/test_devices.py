@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from delta_suite.errors import SuiteError
-from delta_suite.measure import Settings, measure
+from delta_suite.pipeline import Settings, measure
 from delta_suite.models import loading
 from delta_suite.models.files import locate
 from delta_suite.records.cache import Cache

@@ -47,7 +47,7 @@ def core(
     variants: Sequence[str] = RAW,
     room: int | None = None,
 ) -> list[LayerStatistics]:
-    """Capture, reduction and every metric, as `delta_suite.measure` does it once the model is loaded; returns `raw`.
+    """Capture, reduction and every metric, as `delta_suite.pipeline` does it once the model is loaded; returns `raw`.
 
     memory: for the stream; room: bytes for the reduction; both found from what is free by default.
     """

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from delta_suite.errors import UnknownModelError
-from delta_suite.measure import Settings, measure
+from delta_suite.pipeline import Settings, measure
 from delta_suite.models.control import control_fingerprint
 from delta_suite.models.files import fingerprint, locate
 from delta_suite.models.loading import load

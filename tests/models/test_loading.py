@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from delta_suite.errors import DeviceError, ModelUnavailableError, SuiteError
-from delta_suite.measure import Settings, measure
+from delta_suite.pipeline import Settings, measure
 from delta_suite.models.files import locate
 from delta_suite.models.loading import LoadedModel, load, load_tokenizer
 from delta_suite.models.registry import ModelSpec

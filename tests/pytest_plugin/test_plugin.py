@@ -420,7 +420,7 @@ def test_a_damaged_cache_entry_is_one_line(
 
 
 def test_a_failed_measurement_is_tried_once(project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
-    import delta_suite.measure
+    import delta_suite.pipeline
 
     tries = []
 
@@ -428,7 +428,7 @@ def test_a_failed_measurement_is_tried_once(project: pytest.Pytester, monkeypatc
         tries.append(spec)
         raise CaptureError("the residual stream is not finite: first at h_3")
 
-    monkeypatch.setattr(delta_suite.measure, "measure", broken)
+    monkeypatch.setattr(delta_suite.pipeline, "measure", broken)
     result = project.runpytest(*RUN, "--model=tiny")
     result.assert_outcomes(errors=3)
     assert len(tries) == 1

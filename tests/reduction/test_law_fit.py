@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from delta_suite.capture.stream import ResidualStream
-from delta_suite.measure import law_record
+from delta_suite.pipeline import law_record
 from delta_suite.metrics.estimators import phase_metrics
 from delta_suite.metrics.intervals import standard_errors
 from delta_suite.metrics.law import PhaseLaw, jackknife, law_estimates, median_deviations, transfer_intervals

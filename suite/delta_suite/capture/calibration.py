@@ -29,12 +29,6 @@ DEFAULT_CALIBRATION = "core"
 BUNDLED = ("core", "seed")
 """Calibration sets that come with the suite."""
 
-OPTION_HELP = (
-    "calibration set: core, seed (the reference's one stream, without intervals), a text file, .jsonl, .parquet, "
-    "a folder of texts, or hf:org/name[/config][:split[:column]]"
-)
-"""What the front doors say of `--calibration`."""
-
 
 @dataclass(frozen=True)
 class Calibration:

@@ -1,11 +1,11 @@
-"""Which rows enter the spectra, and how: raw, sink_free, token_normalised, centred, all from one forward pass."""
+"""Sinks: tokens of very large norm, which variants leave out; chosen once for all layers."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool
 from torch import Tensor
 
 from delta_suite.capture.stream import ResidualStream
@@ -20,15 +20,15 @@ class Sinks:
 
     dropped: Bool[Tensor, " tokens"]
     first: int
-    """How many stand at position 0 of their sequence."""
+    """The number at position 0 of their sequence."""
     large: int
-    """How many others have a state of more than SINK_RATIO times the median norm."""
+    """The number of others whose state exceeds SINK_RATIO times the median norm."""
     largest: tuple[tuple[int, int, int, float], ...]
     """The largest of all: (document, position, layer, norm over median), at most ten."""
 
 
 def find_sinks(stream: ResidualStream) -> Sinks:
-    """Position 0 of each sequence, and tokens of very large norm in some layer.
+    """Return position 0 of each sequence, and tokens of very large norm in some layer.
 
     The median of each layer is taken over the kept tokens of this stream, position 0 left out.
     """
@@ -37,9 +37,11 @@ def find_sinks(stream: ResidualStream) -> Sinks:
     layer_of = torch.zeros(len(stream.kept), dtype=torch.int64)
     for layer, state in enumerate(stream.states):
         norms = torch.linalg.vector_norm(state, dim=1, dtype=torch.float32).cpu()
-        own = norms / norms[ordinary].median().clamp_min(1e-30) if bool(ordinary.any()) else torch.ones_like(norms)
-        layer_of[own > ratio] = layer
-        ratio = torch.maximum(ratio, own)
+        multiples = (
+            norms / norms[ordinary].median().clamp_min(1e-30) if bool(ordinary.any()) else torch.ones_like(norms)
+        )
+        layer_of[multiples > ratio] = layer
+        ratio = torch.maximum(ratio, multiples)
     first = stream.kept & (stream.position == 0)
     large = ordinary & (ratio > SINK_RATIO)
     ranked = torch.where(first | large, ratio, torch.zeros_like(ratio)).argsort(descending=True)[:10].tolist()
@@ -49,9 +51,3 @@ def find_sinks(stream: ResidualStream) -> Sinks:
         if bool(first[row] | large[row])
     )
     return Sinks(first | large, int(first.sum()), int(large.sum()), largest)
-
-
-def normalised(update: Float32[Tensor, "tokens hidden"]) -> Float32[Tensor, "tokens hidden"]:
-    """Each row divided by its norm; a zero row stays zero."""
-    norms = torch.linalg.vector_norm(update, dim=1, keepdim=True)
-    return update / torch.where(norms > 0, norms, torch.ones_like(norms))

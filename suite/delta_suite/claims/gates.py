@@ -1,18 +1,17 @@
-"""What must be true of a measurement before a verdict may be drawn from it. A gate that stays shut: inconclusive."""
+"""Gates: what must be true of a measurement before a verdict may be drawn from it. A closed gate: inconclusive."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from delta_suite.claims.observe import Observation
+from delta_suite.claims.schema import Expectation
+from delta_suite.metrics.definition import Metric
 from delta_suite.metrics.estimate import Estimate
+from delta_suite.metrics.intervals import PERCENT
 from delta_suite.metrics.registry import METRICS
-from delta_suite.records.record import Measurement
-
-if TYPE_CHECKING:
-    from delta_suite.claims.judge import Observation
-    from delta_suite.claims.loader import Expectation
+from delta_suite.records.view import RecordView
 
 MIN_DOCUMENTS = 50
 """Documents are the unit of resampling; intervals of spectra want 50-100 of them (SCIENCE)."""
@@ -39,93 +38,114 @@ MIN_TOKENS_PER_DIMENSION: Mapping[str, float] = {
 still covered (0.93) and Roy's was not (0.41), which was at n/d = 10 (0.97)."""
 
 _ABOUT_GATES = ("reliability", "spectral_gap", "intra_cosine_disattenuated")
-"""Metrics that tell how far directions can be trusted are not held to it."""
+"""Metrics that tell how far directions can be trusted are not held to these gates."""
 
 
 @dataclass(frozen=True)
 class Gate:
-    """One that stays shut, and why."""
+    """A gate that stays closed, and why."""
 
     name: str
     says: str
 
 
 def failed_gates(
-    expectation: Expectation, observed: Observation, reference: Observation | None, measurement: Measurement
+    expectation: Expectation, observed: Observation, reference: Observation | None, view: RecordView
 ) -> tuple[Gate, ...]:
-    """The gates that keep this measurement from deciding this claim.
+    """Return the gates that keep this measurement from deciding this claim.
 
     The capture certificate is not among them: a record exists only where it holds.
     """
     sides = [side for side in (observed, reference) if side is not None and side.model == observed.model]
-    gates = list(_documents(observed, measurement))
+    gates = list(_documents(observed, view))
     for metric, layers in dict.fromkeys((side.metric, side.layers) for side in sides):
         if layers is not None:
             scope = range(layers[0], layers[1] + 1)
-            gates += _of_scope(metric, scope, expectation.variant, measurement)
+            gates += _scope_gates(METRICS[metric], scope, expectation.variant, view)
     return tuple(dict.fromkeys(gates))
 
 
-def _documents(observed: Observation, measurement: Measurement) -> Iterator[Gate]:
-    documents = measurement.calibration.documents
+def _documents(observed: Observation, view: RecordView) -> Iterator[Gate]:
+    documents = view.record.calibration.documents
     if documents < MIN_DOCUMENTS:
         which = "one document" if documents == 1 else f"{documents} documents"
         yield Gate("documents", f"{which}; an interval needs {MIN_DOCUMENTS} (try --calibration core)")
     elif METRICS[observed.metric].scope == "model":
         return  # a rank or a p needs no interval
-    elif observed.interval is None and not any(own.interval for own in observed.each.values()):
+    elif observed.interval is None and not any(estimate.interval for estimate in observed.each.values()):
         yield Gate("interval", "this figure has no interval, as it has no value without some group of documents")
 
 
-def _of_scope(metric: str, layers: Sequence[int], variant: str, measurement: Measurement) -> Iterator[Gate]:
-    definition = METRICS[metric]
-    calibration, hidden = measurement.calibration, measurement.model.hidden
-    needed = MIN_TOKENS_PER_DIMENSION.get(metric, 0.0)
+def _scope_gates(metric: Metric, layers: Sequence[int], variant: str, view: RecordView) -> Iterator[Gate]:
+    calibration, hidden = view.record.calibration, view.model.hidden
+    needed = MIN_TOKENS_PER_DIMENSION.get(metric.name, 0.0)
     if calibration.tokens < needed * hidden:
-        yield Gate("n/d", f"{calibration.tokens} tokens for {hidden} dimensions; {metric} needs {needed:g} for each")
-
-    def figures(name: str, of: str = variant) -> list[Estimate]:
-        return [measurement.layers[layer].metrics[of][name] for layer in layers]
-
-    if definition.scope == "model" or definition.from_law:
+        says = f"{calibration.tokens} tokens for {hidden} dimensions; {metric.name} needs {needed:g} for each"
+        yield Gate("n/d", says)
+    if metric.takes in {"boundaries", "law"}:
         return
-    if (definition.scope != "layer" or definition.from_directions) and metric not in _ABOUT_GATES:
-        if len(layers) == 1 and definition.scope == "phase":
+    if metric.takes == "directions" and metric.name not in _ABOUT_GATES:
+        if len(layers) == 1 and metric.scope == "phase":
             yield Gate("layers", "the scope is one layer, and the metric is taken over several")
             return
-        reliable = [own.value is not None and own.value >= RELIABLE for own in figures("reliability")]
-        if sum(reliable) < MOSTLY * len(reliable):
-            yield Gate(
-                "reliability",
-                f"{sum(reliable)} of {len(reliable)} layers point the same way (|cos| >= {RELIABLE:g}) in both halves "
-                f"of the documents; {MOSTLY:.0%} required",
-            )
-        resolved = [own.interval is not None and own.interval[0] > 1.0 for own in figures("spectral_gap")]
-        if sum(resolved) < MOSTLY * len(resolved):
-            yield Gate(
-                "gap",
-                f"in {sum(resolved)} of {len(resolved)} layers sigma_1 is told from sigma_2 (95% interval of the "
-                f"spectral gap above 1); {MOSTLY:.0%} required",
-            )
-    # Each update is divided by its norm there, so the variant has no share of its own.
-    rounding = [
-        own.value or 0.0 for own in figures("rounding_share", "raw" if variant == "token_normalised" else variant)
+        yield from _direction_gates(layers, variant, view)
+    yield from _rounding_gate(layers, variant, view)
+    if variant == "raw" and "sink_free" in view.variants and metric.scope != "layer":
+        yield from _sink_gate(layers, view)
+
+
+def _figures(view: RecordView, layers: Sequence[int], metric: str, variant: str) -> list[Estimate]:
+    return [view.layer(layer, metric, variant) for layer in layers]
+
+
+def _direction_gates(layers: Sequence[int], variant: str, view: RecordView) -> Iterator[Gate]:
+    """Yield the gates on layers whose leading direction is not told from noise or from the second one."""
+    reliable = [
+        estimate.value is not None and estimate.value >= RELIABLE
+        for estimate in _figures(view, layers, "reliability", variant)
     ]
-    rounded = sum(share >= ROUNDING_ENERGY for share in rounding)
+    if sum(reliable) < MOSTLY * len(reliable):
+        yield Gate(
+            "reliability",
+            f"{sum(reliable)} of {len(reliable)} layers point the same way (|cos| >= {RELIABLE:g}) in both halves "
+            f"of the documents; {MOSTLY:.0%} required",
+        )
+    resolved = [
+        estimate.interval is not None and estimate.interval[0] > 1.0
+        for estimate in _figures(view, layers, "spectral_gap", variant)
+    ]
+    if sum(resolved) < MOSTLY * len(resolved):
+        yield Gate(
+            "gap",
+            f"in {sum(resolved)} of {len(resolved)} layers sigma_1 is told from sigma_2 ({PERCENT} interval of the "
+            f"spectral gap above 1); {MOSTLY:.0%} required",
+        )
+
+
+def _rounding_gate(layers: Sequence[int], variant: str, view: RecordView) -> Iterator[Gate]:
+    """Yield the gate on layers whose update is mostly rounding of the dtype."""
+    shares = [estimate.value or 0.0 for estimate in _figures(view, layers, "rounding_share", variant)]
+    rounded = sum(share >= ROUNDING_ENERGY for share in shares)
     if rounded > (1 - MOSTLY) * len(layers):
-        dtype = measurement.provenance.dtype
+        dtype = view.record.provenance.dtype
         cure = "" if dtype == "float32" else "; --dtype float32 may show what is under it"
         says = f"in {rounded} of {len(layers)} layers half of the update's energy or more is rounding of {dtype}{cure}"
         yield Gate("rounding", says)
-    if variant == "raw" and "sink_free" in measurement.layers[0].metrics and definition.scope != "layer":
-        shares = []
-        for raw, free in zip(figures("frobenius"), figures("frobenius", "sink_free"), strict=True):
-            if raw.value and free.value is not None:
-                shares.append(1.0 - (free.value / raw.value) ** 2)
-        dominated = sum(share >= SINK_ENERGY for share in shares)
-        if dominated > (1 - MOSTLY) * len(layers):
-            yield Gate(
-                "sinks",
-                f"in {dominated} of {len(layers)} layers sinks hold half of the energy or more; the variant sink_free "
-                f"leaves them out",
-            )
+
+
+def _sink_gate(layers: Sequence[int], view: RecordView) -> Iterator[Gate]:
+    """Yield the gate on layers whose raw energy is mostly that of sinks."""
+    shares = [
+        1.0 - (sink_free.value / raw.value) ** 2
+        for raw, sink_free in zip(
+            _figures(view, layers, "frobenius", "raw"), _figures(view, layers, "frobenius", "sink_free"), strict=True
+        )
+        if raw.value and sink_free.value is not None
+    ]
+    dominated = sum(share >= SINK_ENERGY for share in shares)
+    if dominated > (1 - MOSTLY) * len(layers):
+        yield Gate(
+            "sinks",
+            f"in {dominated} of {len(layers)} layers sinks hold half of the energy or more; the variant sink_free "
+            f"leaves them out",
+        )

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import re
 import tomllib
-from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,31 +25,16 @@ from delta_suite.claims.schema import (
     Hypothesis,
     Than,
     Xfail,
-    json_schema,
     nearest,
     unknown,
 )
 from delta_suite.errors import HypothesisFileError
 from delta_suite.paths import is_directory, shorten
-
-__all__ = [
-    "Expectation",
-    "Hypothesis",
-    "Than",
-    "Xfail",
-    "json_schema",
-    "key_lines",
-    "load_hypotheses",
-    "load_hypothesis",
-    "require_known_phases",
-]
-
-Loc = tuple[str | int, ...]
-"""Where a value stands in a file: keys, and the index in an array, such as ("expect", 0, "op")."""
+from delta_suite.toml_lines import Loc, key_lines
 
 
 def load_hypothesis(path: Path) -> Hypothesis:
-    """The hypothesis in one file.
+    """Return the hypothesis in one file.
 
     Raises:
         HypothesisFileError: the file cannot be read or is wrong; the message has a line for every error.
@@ -59,9 +43,9 @@ def load_hypothesis(path: Path) -> Hypothesis:
 
 
 def load_hypotheses(paths: Iterable[Path]) -> list[Hypothesis]:
-    """The hypotheses in these files, and in all *.toml files in these folders and below, in sorted order.
+    """Return the hypotheses in these files, and in the *.toml files directly in these folders, in sorted order.
 
-    A file that is named twice is read once.
+    A file that is named twice is read once; a subfolder is read when it is named.
 
     Raises:
         HypothesisFileError: a file cannot be read or is wrong, a folder has none, or two files have the same id; the
@@ -70,10 +54,10 @@ def load_hypotheses(paths: Iterable[Path]) -> list[Hypothesis]:
     files: dict[Path, _File] = {}
     errors: list[str] = []
     for path in paths:
-        found = sorted(path.rglob("*.toml")) if is_directory(path) else [path]
-        if not found:
+        named = sorted(path.glob("*.toml")) if is_directory(path) else [path]
+        if not named:
             errors.append(f"{path}: no hypothesis files (*.toml) in this folder: name another folder, or a file")
-        for file in found:
+        for file in named:
             if file.resolve() not in files:
                 files[file.resolve()] = _read(file)
     _compare_ids(files.values())
@@ -313,11 +297,11 @@ def _explain(error: ErrorDetails) -> str:
 
 
 def _words(annotation: object) -> tuple[str, ...]:
-    """The words of a Literal, also of one that may be left out."""
-    found: list[str] = []
-    for own in get_args(annotation):
-        found += [own] if isinstance(own, str) else _words(own)
-    return tuple(found)
+    """Return the words of a Literal, also of one that is optional."""
+    words: list[str] = []
+    for argument in get_args(annotation):
+        words += [argument] if isinstance(argument, str) else _words(argument)
+    return tuple(words)
 
 
 def _table(loc: Loc) -> str:
@@ -347,131 +331,3 @@ def _describe(value: object) -> str:
             return "a table"
         case _:
             return "a date or time"
-
-
-# --- where a value stands --------------------------------------------------------------------------------------
-
-_BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
-_KEY_PART = re.compile(r"""[A-Za-z0-9_-]+|"(?:\\.|[^"\\])*"|'[^']*'""")
-_SCALAR = re.compile(
-    r"""
-      \"{3} (?:\\.|[^\\])*? \"{3}(?!\")   # up to two quotes may stand right before the closing three
-    | '{3} .*? '{3}(?!')
-    | "(?:\\.|[^"\\])*"
-    | '[^']*'
-    | [^,\]}\#\n]+                       # a number, a boolean, or a date, which may hold a space
-    """,
-    re.VERBOSE | re.DOTALL,
-)
-
-
-def key_lines(text: str) -> dict[Loc, int]:
-    """The line, from 1, of every key, table and array item of a TOML document that tomllib has accepted.
-
-    A table stands at its header; one without, at the first key or header that implies it.
-    """
-    return _Scanner(text).lines
-
-
-class _Scanner:
-    """Walks over a document that is known to be right, and so checks nothing."""
-
-    def __init__(self, text: str) -> None:
-        self.text = text
-        self.at = 0
-        self.lines: dict[Loc, int] = {}
-        self._newlines = [match.start() for match in re.finditer("\n", text)]
-        self._tables_in: dict[Loc, int] = {}
-        """How many tables an array of [[tables]] has so far."""
-        self._document()
-
-    def _document(self) -> None:
-        table: Loc = ()
-        while self._skip_blank():
-            if self.text.startswith("[", self.at):
-                table = self._header()
-            else:
-                self._pair(table)
-
-    def _header(self) -> Loc:
-        line = self._line()
-        is_array_item = self.text.startswith("[[", self.at)
-        self.at += 1 + is_array_item
-        *parents, name = self._key()
-        self.at += 1 + is_array_item
-        table: Loc = ()
-        for parent in parents:
-            table = self._newest((*table, parent))
-            self.lines.setdefault(table, line)
-        table = (*table, name)
-        if is_array_item:
-            self.lines.setdefault(table, line)
-            self._tables_in[table] = self._tables_in.get(table, 0) + 1
-            table = self._newest(table)
-        self.lines[table] = line
-        return table
-
-    def _newest(self, table: Loc) -> Loc:
-        """[a.b] after [[a]] means the last a."""
-        count = self._tables_in.get(table)
-        return (*table, count - 1) if count else table
-
-    def _pair(self, table: Loc) -> None:
-        line = self._line()
-        for name in self._key():
-            table = (*table, name)
-            self.lines.setdefault(table, line)
-        self.at += 1  # the =
-        self._value(table)
-
-    def _key(self) -> list[str]:
-        """A dotted key, and the blanks after it."""
-        names = []
-        while True:
-            self._skip_blank()
-            part = self._take(_KEY_PART)
-            names.append(next(iter(tomllib.loads(f"{part} = 0"))))
-            self._skip_blank()
-            if not self.text.startswith(".", self.at):
-                return names
-            self.at += 1
-
-    def _value(self, loc: Loc) -> None:
-        self._skip_blank()
-        match self.text[self.at]:
-            case "[":
-                index = 0
-                while self._next_item("]"):
-                    self.lines[*loc, index] = self._line()
-                    self._value((*loc, index))
-                    index += 1
-            case "{":
-                while self._next_item("}"):
-                    self._pair(loc)
-            case _:
-                self._take(_SCALAR)
-
-    def _next_item(self, closing: str) -> bool:
-        """Step over the opening bracket or the comma, to the next item; or over the closing bracket."""
-        self._skip_blank()
-        if self.text[self.at] != closing:
-            self.at += 1
-            self._skip_blank()
-        if self.text[self.at] != closing:
-            return True
-        self.at += 1
-        return False
-
-    def _skip_blank(self) -> bool:
-        """Step over blanks and comments; whether anything is left."""
-        self._take(_BLANK)
-        return self.at < len(self.text)
-
-    def _take(self, pattern: re.Pattern[str]) -> str:
-        found = pattern.match(self.text, self.at)
-        assert found is not None, f"tomllib accepted what the line scanner cannot read, at {self.at}"
-        self.at = found.end()
-        return found[0]
-
-    def _line(self) -> int:
-        return bisect_left(self._newlines, self.at) + 1

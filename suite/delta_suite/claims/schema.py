@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
+from delta_suite.claims.null_kinds import NULLS
 from delta_suite.metrics.registry import METRICS
 from delta_suite.models.phases import PHASE_NAME
 from delta_suite.reduction.variants import VARIANTS
@@ -159,46 +160,11 @@ class _Table(BaseModel):
     )
 
 
-def _never(**properties: Any) -> dict[str, Any]:
-    """The JSON Schema against these values together."""
-    return {"not": {"required": list(properties), "properties": properties}}
-
-
-_ONE_LAYER = {"pattern": "^layer:"}
-
-
-def _several_layers() -> dict[str, Any]:
-    return {"enum": [name for name in METRICS if _needs_several_layers(name)]}
-
-
-def _of_the_model() -> dict[str, Any]:
-    return {"enum": [name for name in METRICS if _is_of_the_model(name)]}
-
-
-_PART_OF_THE_MODEL = {"not": {"enum": ["model"]}}
-
-
-def _rules_of_the_other_side(schema: dict[str, Any]) -> None:
-    own_scope, by_rank = {"enum": ["window", "lag", "random"]}, {"enum": ["window", "random"]}
-    schema["allOf"] = [
-        _never(metric=_several_layers(), scope=_ONE_LAYER),
-        _never(metric=_of_the_model(), scope=_PART_OF_THE_MODEL),
-        _never(null=own_scope, scope={}),
-        _never(null=own_scope, metric={}),
-        _never(null=by_rank, times={}),
-        _never(null=by_rank, plus={}),
-        {"not": {"allOf": [{"not": {"required": ["scope"]}}, {"not": {"required": ["null"]}}]}},  # one of them
-    ]
-    schema["dependencies"] = {"quantile": {"required": ["null"], "properties": {"null": by_rank}}}
-
-
 class Than(_Table):
     """The other side of a comparison: `times` x a metric over another scope and `plus` more, or a null of the model.
 
     It is aggregated by the expectation's `over`; where that is "each", every layer is compared with its mean.
     """
-
-    model_config = ConfigDict(json_schema_extra=_rules_of_the_other_side)
 
     scope: _Scope | None = None
     """what to compare with: a phase, layer:3, layers:8-15 or model"""
@@ -216,22 +182,20 @@ class Than(_Table):
 
     @model_validator(mode="after")
     def _one_other_side(self) -> Self:
-        given = self.model_fields_set
         if self.scope is None and self.null is None:
             _refuse('than names no other side: add scope = "E", or null = "window"')
-        if self.scope is not None and self.null not in (None, "random-weights"):
-            _refuse(f'null = "{self.null}" is taken from the claim\'s own scope: remove scope', at="scope")
-        if "quantile" in given and self.null not in ("window", "random"):
-            _refuse('quantile goes with null = "window" or null = "random": remove it', at="quantile")
-        for key in ("times", "plus"):
-            if key in given and self.null in ("window", "random"):
-                _refuse(f'{key} does not go with null = "{self.null}", which is compared by rank: remove it', at=key)
-        if self.metric is not None and self.null not in (None, "random-weights"):
-            _refuse(f'null = "{self.null}" is of the claim\'s own metric: remove metric', at="metric")
+        if self.null is None:
+            if "quantile" in self.model_fields_set:
+                by_rank = " or ".join(f'null = "{null.name}"' for null in NULLS.values() if null.by_rank)
+                _refuse(f"quantile goes with {by_rank}: remove it", at="quantile")
+            return self
+        for key in ("scope", "quantile", "times", "plus", "metric"):
+            if key in self.model_fields_set and key not in NULLS[self.null].allows:
+                _refuse(f'{key} does not go with null = "{self.null}": remove it', at=key)
         return self
 
     def required(self, other: float) -> float:
-        """What the other side's value asks of the observed one."""
+        """Return what the other side's value asks of the observed one."""
         return self.times * other + self.plus
 
 
@@ -244,31 +208,8 @@ class Xfail(_Table):
     """why the claim is expected to fail there"""
 
 
-def _rules_between_keys(schema: dict[str, Any]) -> None:
-    """For the JSON Schema, what the validators of `Expectation` check between its keys."""
-    one_number = {"enum": [name for name, metric in METRICS.items() if not metric.per_layer]}
-    same_metric_over_one_layer = {"properties": {"scope": _ONE_LAYER}, "not": {"required": ["metric"]}}
-    same_metric_over_a_part = {"properties": {"scope": _PART_OF_THE_MODEL}, "not": {"required": ["metric"]}}
-    schema["oneOf"] = [{"required": ["threshold"]}, {"required": ["than"]}]
-    layer_by_layer = {"required": ["over"], "properties": {"over": {"enum": ["each"]}}}
-    schema["dependencies"] = {"mostly": {"anyOf": [{"properties": {"mostly": {"enum": [1]}}}, layer_by_layer]}}
-    schema["allOf"] = [
-        _never(metric=_several_layers(), scope=_ONE_LAYER),
-        _never(metric=_several_layers(), than=same_metric_over_one_layer),
-        _never(metric=_of_the_model(), scope=_PART_OF_THE_MODEL),
-        _never(metric=_of_the_model(), than=same_metric_over_a_part),
-        _never(metric=one_number, over={"enum": ["median", "min", "max", "each"]}),
-        _never(
-            than={"required": ["metric"], "properties": {"metric": one_number}},
-            over={"enum": ["median", "min", "max"]},
-        ),
-    ]
-
-
 class Expectation(_Table):
     """One claim: a metric over a scope, compared with a number or with a metric over another scope."""
-
-    model_config = ConfigDict(json_schema_extra=_rules_between_keys)
 
     # The order matters: a validator sees the fields above its own, and of those only the ones that are right.
     id: _Id
@@ -350,6 +291,16 @@ class Expectation(_Table):
         return than
 
     @property
+    def rising(self) -> bool:
+        """True if the claim asks for large values."""
+        return self.op in {">=", ">"}
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics that the claim names, on either side."""
+        return tuple(dict.fromkeys([self.metric, *([self.than.metric] if self.than and self.than.metric else [])]))
+
+    @property
     def phases(self) -> tuple[str, ...]:
         """The phases that the claim names, on either side."""
         scopes = (self.scope, self.than.scope if self.than else None)
@@ -369,9 +320,7 @@ class Expectation(_Table):
             times = "" if self.than.times == 1 else f"{_digits(self.than.times)} x "
             over = "mean" if self.over == "each" else self.over
             other = self.than.scope or self.scope
-            right = times + (_null(self.than) or _side(self.than.metric or self.metric, other, over))
-            if self.than.null == "random-weights":
-                right += " with random weights"
+            right = times + _other_side(self.than, self.metric, other, over)
             if self.than.plus:
                 right += f" {'-' if self.than.plus < 0 else '+'} {_digits(abs(self.than.plus))}"
         variant = "" if self.variant == "raw" else f" ({self.variant})"
@@ -401,22 +350,19 @@ class Hypothesis(_Table):
     """Of the file's bytes."""
 
 
-def _null(than: Than) -> str | None:
-    """The null in words, where it is one of the model's own."""
-    share = f"{_digits(100 * than.quantile)}%"
-    match than.null:
-        case "window":
-            return f"{share} of windows of as many layers"
-        case "random":
-            return f"{share} of random directions"
-        case "lag":
-            return "pairs outside at the same distances"
-    return None
+def _other_side(than: Than, metric: str, scope: str, over: str) -> str:
+    """Return the other side of a comparison in words."""
+    side = _side(than.metric or metric, scope, over)
+    if than.null is None:
+        return side
+    null = NULLS[than.null]
+    words = null.words.format(share=f"{_digits(100 * than.quantile)}%")
+    return f"{side} with {words}" if "scope" in null.allows else words
 
 
 def _side(metric: str, scope: str, over: str) -> str:
     one_number = _is_one_layer(scope) or not METRICS[metric].per_layer
-    if METRICS[metric].from_law and over == "mean":
+    if METRICS[metric].takes == "law" and over == "mean":
         over = "median"  # the value of a metric of the law is the median of its layers
     means_already = over == "mean" and metric in _MEANS_BY_DEFINITION
     return f"{metric} over {scope}" if one_number or means_already else f"{over} {metric} over {scope}"
@@ -430,11 +376,9 @@ def _digits(x: float) -> str:
 
 
 def json_schema() -> dict[str, Any]:
-    """The JSON Schema of a hypothesis file, in Draft 4, which is what the taplo editor server reads.
+    """Return the JSON Schema of a hypothesis file, in Draft 4, which is what the taplo editor server reads.
 
-    It knows all that the loader knows about a single file, except what needs arithmetic or a comparison of two
-    values: that ranges run forwards and hold several layers where they must, that ids differ, that a side is not
-    compared with itself, and that numbers are finite.
+    It knows the keys, types and words of each table. Rules between keys are the loader's, which says what to do.
     """
     return {"$schema": "http://json-schema.org/draft-04/schema#", **_draft4(Hypothesis.model_json_schema())}
 

@@ -11,11 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from delta_suite.command_line import DTYPES
 from delta_suite.errors import DeviceError, SuiteError, UnavailableError
 from delta_suite.models.control import initialise
 from delta_suite.models.device import SHARDED
 from delta_suite.models.files import ModelFiles
-from delta_suite.models.registry import DTYPES, ModelSpec
+from delta_suite.models.registry import ModelSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

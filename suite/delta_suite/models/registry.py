@@ -29,9 +29,6 @@ from delta_suite.errors import ModelsFileError, UnknownModelError
 from delta_suite.models.phases import DEFAULT_64, declared_problems
 from delta_suite.paths import bundled, expand_user, is_directory, path_error, shorten
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-"""What `dtype` and `--dtype` may say; "auto" is the checkpoint's own."""
-
 RANDOM_WEIGHTS = "random-weights"
 """What stands behind the @ of a control."""
 

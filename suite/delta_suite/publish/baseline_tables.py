@@ -6,24 +6,22 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tabulate import tabulate
-
+from delta_suite.metrics.intervals import PERCENT
 from delta_suite.metrics.registry import METRICS
-from delta_suite.publish.tables import NONE, number
+from delta_suite.publish.rows import number
+from delta_suite.publish.table import NONE, Table
 from delta_suite.publish.trajectory import phase_estimate
-from delta_suite.records.record import Measurement
+from delta_suite.records.view import RecordView
 from delta_suite.regression.baseline import BaselineFile
 from delta_suite.regression.comparison import (
-    TURNS,
     Comparison,
-    Snapshot,
     Status,
-    compare,
-    directions_of,
+    compare_figures,
+    compare_pairs,
     first_changed_layer,
-    of_pair,
-    snapshot,
+    require_compared,
 )
+from delta_suite.regression.turns import TURNS, compare_turns, direction_figures
 
 MOST_LINES = 16
 """Comparisons shown of one item."""
@@ -53,14 +51,14 @@ class BaselineRow:
     def of(
         cls, model: str, baseline: str, item: str, status: Status, comparisons: Sequence[Comparison], record: str
     ) -> BaselineRow:
-        worst = max(comparisons, key=lambda own: (own.fails, own.status is status, own.excess))
+        worst = max(comparisons, key=lambda each: (each.fails, each.status is status, each.excess))
         layer = None if worst.layer is None else f"layer {worst.layer}"
         return cls(
             model,
             baseline,
             item,
             status.value,
-            any(own.fails for own in comparisons),
+            any(comparison.fails for comparison in comparisons),
             ", ".join(part for part in (layer, worst.variant) if part),
             worst.old,
             worst.new,
@@ -72,23 +70,29 @@ class BaselineRow:
         )
 
     def as_json(self) -> dict[str, Any]:
+        """Return the row as plain values."""
         return asdict(self)
 
 
 def item_text(
-    item: str, status: Status, comparisons: Sequence[Comparison], baseline: BaselineFile, now: Snapshot, reproduce: str
+    item: str,
+    status: Status,
+    comparisons: Sequence[Comparison],
+    baseline: BaselineFile,
+    now: RecordView,
+    reproduce: str,
 ) -> str:
-    """Why an item of a baseline fails: every figure that changed, by how much, and what was allowed."""
-    before = baseline.content.figures
+    """Return why an item of a baseline fails: every figure that changed, by how much, and what was allowed."""
+    before, after = baseline.content.record, now.record
     lines = [
         f"{item} of {now.model.name}: {status.value}",
-        f"  baseline   {baseline.path}, {before.model.name} of {before.created}",
+        f"  baseline   {baseline.path}, {before.model.name} of {before.provenance.created}",
     ]
-    shown = [own for own in comparisons if own.fails and own.status is status]
-    shown.sort(key=lambda own: (own.layer if own.layer is not None else -1, own.variant))
-    reasons = list(dict.fromkeys(own.reason for own in shown if own.reason))
+    shown = [comparison for comparison in comparisons if comparison.fails and comparison.status is status]
+    shown.sort(key=lambda each: (each.layer if each.layer is not None else -1, each.variant))
+    reasons = list(dict.fromkeys(comparison.reason for comparison in shown if comparison.reason))
     lines += [f"  reason     {reason}" for reason in reasons[:3]]
-    figures = [own for own in shown if own.difference is not None]
+    figures = [comparison for comparison in shown if comparison.difference is not None]
     if figures:
         table = difference_table(figures[:MOST_LINES])
         lines += ["", *(f"  {line}" for line in table.splitlines())]
@@ -99,68 +103,70 @@ def item_text(
     if layer is not None:
         lines.append(f"  first at   layer {layer}{': the layers before it are the same' if layer else ''}")
     if figures:
-        lines.append(f"  tolerance  {_tolerance(figures[0], before, now)}")
-        if before.hardware != now.hardware:
-            lines.append(f"  note       the baseline was measured on {before.hardware}, this on {now.hardware}")
+        paired = before.calibration.sha256 == after.calibration.sha256
+        lines.append(f"  tolerance  {_tolerance(figures[0], paired=paired)}")
+        machines = before.provenance.hardware, after.provenance.hardware
+        if machines[0] != machines[1]:
+            lines.append(f"  note       the baseline was measured on {machines[0]}, this on {machines[1]}")
     return "\n".join([*lines, f"  reproduce  {reproduce}"])
 
 
-def _tolerance(own: Comparison, before: Snapshot, now: Snapshot) -> str:
-    if own.stated:
+def _tolerance(comparison: Comparison, *, paired: bool) -> str:
+    if comparison.stated:
         return "stated in the baseline"
-    if own.metric in TURNS:
+    if comparison.metric in TURNS:
         return "how far the directions of two halves of the documents are apart"
-    if own.interval_95 is None:
+    if comparison.interval_alone is None:
         return "rounding: there is no interval, as the calibration is one document"
-    paired = before.calibration.sha256 == now.calibration.sha256
     how = "paired by document" if paired else "on other documents"
-    return f"the interval of the difference, {how}, wide enough for all comparisons of the run to hold at once (95%)"
+    return (
+        f"the interval of the difference, {how}, wide enough for all comparisons of the run to hold at once ({PERCENT})"
+    )
 
 
 def difference_table(comparisons: Sequence[Comparison]) -> str:
-    """One line per figure."""
+    """Return one line per figure."""
     lines = [
         [
-            own.scope.replace(":", " "),
-            own.metric,
-            own.variant,
-            number(own.old),
-            number(own.new),
-            _signed(own.difference),
-            _interval(own),
-            number(own.tolerance, 3),
+            comparison.scope.replace(":", " "),
+            comparison.metric,
+            comparison.variant,
+            number(comparison.old),
+            number(comparison.new),
+            _signed(comparison.difference),
+            _interval(comparison),
+            number(comparison.tolerance, 3),
         ]
-        for own in comparisons
+        for comparison in comparisons
     ]
-    headers = ["scope", "metric", "variant", "before", "now", "difference", "95% interval", "tolerance"]
-    align = ("left", "left", "left", "right", "right", "right", "right", "right")
-    return tabulate(lines, headers=headers, disable_numparse=True, colalign=align)
+    head = ["scope", "metric", "variant", "before", "now", "difference", f"{PERCENT} interval", "tolerance"]
+    return Table.of(head, lines, align="lllrrrrr").text()
 
 
 def _signed(value: float | None) -> str:
     return NONE if value is None else ("+" if value > 0 else "") + number(value)
 
 
-def _interval(own: Comparison) -> str:
-    return NONE if own.interval_95 is None else f"{_signed(own.interval_95[0])} .. {_signed(own.interval_95[1])}"
+def _interval(comparison: Comparison) -> str:
+    ends = comparison.interval_alone
+    return NONE if ends is None else f"{_signed(ends[0])} .. {_signed(ends[1])}"
 
 
 def run_table(rows: Sequence[BaselineRow]) -> str:
-    """For each model the number of items by status, and the first layer that drifted."""
+    """Return for each model the number of items by status, and the first layer that drifted."""
     words = [status.value for status in Status if any(row.status == status.value for row in rows)]
     lines = []
     for model in dict.fromkeys(row.model for row in rows):
-        own = [row for row in rows if row.model == model]
-        first = min((row.first_layer for row in own if row.first_layer is not None), default=None)
-        counts = [str(sum(row.status == word for row in own)) for word in words]
-        lines.append([model, own[0].baseline, *counts, NONE if first is None else str(first)])
-    headers = ["model", "baseline", *words, "first layer"]
-    align = ("left", "left", *["right"] * len(words), "right")
-    return tabulate(lines, headers=headers, disable_numparse=True, colalign=align)
+        items = [row for row in rows if row.model == model]
+        first = min((row.first_layer for row in items if row.first_layer is not None), default=None)
+        counts = [str(sum(row.status == word for row in items)) for word in words]
+        lines.append([model, items[0].baseline, *counts, NONE if first is None else str(first)])
+    head = ["model", "baseline", *words, "first layer"]
+    return Table.of(head, lines, align="ll" + "r" * (len(words) + 1)).text()
 
 
 def changes_table(rows: Sequence[BaselineRow], limit: int = 20) -> str:
-    """What failed, furthest beyond its tolerance first; the same reason for many items is one line."""
+    """Return what failed, furthest beyond its tolerance first; one reason for many items is one line."""
     failed = [row for row in rows if row.fails]
     lines: list[list[str]] = []
     reasons: dict[tuple[str, str, str], list[BaselineRow]] = {}
@@ -185,13 +191,8 @@ def changes_table(rows: Sequence[BaselineRow], limit: int = 20) -> str:
         ]
         for row in drifted[:limit]
     ]
-    headers = ["model", "item", "status", "before", "now", "difference", "tolerance", "mostly"]
-    table = tabulate(
-        lines,
-        headers=headers,
-        disable_numparse=True,
-        colalign=("left", "left", "left", "right", "right", "right", "right", "left"),
-    )
+    head = ["model", "item", "status", "before", "now", "difference", "tolerance", "mostly"]
+    table = Table.of(head, lines, align="lllrrrrl").text()
     return table + (f"\nand {len(drifted) - limit} more" if len(drifted) > limit else "")
 
 
@@ -199,85 +200,83 @@ def changes_table(rows: Sequence[BaselineRow], limit: int = 20) -> str:
 
 
 def side_by_side(
-    before: Measurement, now: Measurement, variant: str = "raw", *, layers: bool = False, other_documents: bool = False
+    before: RecordView, now: RecordView, variant: str = "raw", *, layers: bool = False, other_documents: bool = False
 ) -> str:
-    """Every metric over every phase that both have, and how far directions turned where the shapes agree.
+    """Return every metric over every phase that both have, and how far directions turned where the shapes agree.
 
     Layer metrics are means over the phase. `*` marks a difference whose interval leaves out 0 when all of them are to
-    hold at once.
+    hold at once. Raises UnknownVariantError for a variant that is not compared.
     """
-    paired = before.calibration.sha256 == now.calibration.sha256
+    require_compared(variant)
+    calibrations = before.record.calibration, now.record.calibration
+    paired = calibrations[0].sha256 == calibrations[1].sha256
     if not paired and not other_documents:
+        names = " and ".join(f"{calibration.name} ({calibration.sha256[:8]})" for calibration in calibrations)
         return (
-            f"not comparable: the calibrations are {before.calibration.name} ({before.calibration.sha256[:8]}) and "
-            f"{now.calibration.name} ({now.calibration.sha256[:8]}). Measure both on one, or say --other-documents "
-            f"where they are samples of the same source."
+            f"not comparable: the calibrations are {names}. Measure both on one, or say --other-documents where they "
+            f"are samples of the same source."
         )
-    phases = [phase for phase in now.phases if phase in before.phases]
     pairs = [
         (phase, metric, (a, b))
-        for phase in phases
+        for phase in now.phases
+        if phase in before.phases
         for metric in METRICS
         if (a := phase_estimate(before, metric, phase, variant)) is not None
         and (b := phase_estimate(now, metric, phase, variant)) is not None
         and a.value is not None
         and b.value is not None
     ]
-    compared = of_pair(pairs, variant, paired=paired)
-    parts = [_marked_table(compared, "phase")]
-    same_shape = (before.model.layers, before.model.hidden) == (now.model.layers, now.model.hidden)
-    if same_shape:
-        by_layer = [
-            own
-            for own in compare(
-                snapshot(before),
-                snapshot(now),
-                directions=(directions_of(before), directions_of(now)),
-                other_documents=True,
-            )
-            if own.layer is not None and own.variant == variant and own.status is not Status.NOT_COMPARABLE
-        ]
-        turned = [own for own in by_layer if own.metric in TURNS]
+    parts = [_marked_table(compare_pairs(pairs, variant, paired=paired), "phase")]
+    if (before.model.layers, before.model.hidden) == (now.model.layers, now.model.hidden):
+        directions = direction_figures(before), direction_figures(now)
+        turned = compare_turns(before, now, directions, other_documents=True)
+        turned = [each for each in turned if each.layer is not None and each.variant == variant]
         parts.append(turn_table(turned) if turned else "the directions are not at hand, so their turning is not shown")
         if layers:
-            parts.append(_marked_table([own for own in by_layer if own.metric not in TURNS], "layer"))
+            figures = compare_figures(before, now, other_documents=True)
+            by_layer = [each for each in figures if each.layer is not None and each.variant == variant]
+            comparable = [each for each in by_layer if each.status is not Status.NOT_COMPARABLE]
+            parts.append(_marked_table(comparable, "layer"))
     elif layers:
         parts.append("the models differ in shape, so their layers are not compared")
     how = "paired by document" if paired else "unpaired: other documents"
-    return "\n\n".join([*parts, f"intervals: 95%, {how}; * all of them considered at once"])
+    return "\n\n".join([*parts, f"intervals: {PERCENT}, {how}; * all of them considered at once"])
 
 
-def _marked_table(compared: Sequence[Comparison], scope: str) -> str:
+def _marked_table(comparisons: Sequence[Comparison], scope: str) -> str:
     lines = [
         [
-            own.scope.removeprefix("layer:"),
-            own.metric,
-            number(own.old),
-            number(own.new),
-            _signed(own.difference),
-            _interval(own),
-            "*" if own.fails else "",
+            comparison.scope.removeprefix("layer:"),
+            comparison.metric,
+            number(comparison.old),
+            number(comparison.new),
+            _signed(comparison.difference),
+            _interval(comparison),
+            "*" if comparison.fails else "",
         ]
-        for own in compared
-        if own.difference is not None
+        for comparison in comparisons
+        if comparison.difference is not None
     ]
-    headers = [scope, "metric", "A", "B", "difference", "95% interval", ""]
-    align = ("left", "left", "right", "right", "right", "right", "left")
-    return tabulate(lines, headers=headers, disable_numparse=True, colalign=align if lines else None)
+    head = [scope, "metric", "A", "B", "difference", f"{PERCENT} interval", ""]
+    return Table.of(head, lines, align="llrrrrl").text()
 
 
 def turn_table(turned: Sequence[Comparison]) -> str:
-    """Degrees that v_L and the top-8 subspace of each layer turned, beside those between halves of the documents."""
+    """Return the degrees that v_L and the top-8 subspace of each layer turned, beside those between document halves."""
     by_layer: dict[int, dict[str, Comparison]] = {}
-    for own in turned:
-        if own.layer is not None:
-            by_layer.setdefault(own.layer, {})[own.metric] = own
+    for comparison in turned:
+        if comparison.layer is not None:
+            by_layer.setdefault(comparison.layer, {})[comparison.metric] = comparison
     lines = [
         [
             str(layer),
-            *(text for metric in TURNS for text in (number(own[metric].new, 3), number(own[metric].tolerance, 3))),
+            *(
+                text
+                for metric in TURNS
+                for text in (number(metrics[metric].new, 3), number(metrics[metric].tolerance, 3))
+            ),
         ]
-        for layer, own in by_layer.items()
+        for layer, metrics in by_layer.items()
     ]
-    headers = ["layer", "v_L turned", "(halves)", "top 8 turned", "(halves)"]
-    return "degrees\n" + tabulate(lines, headers=headers, disable_numparse=True, colalign=("right",) * 5)
+    head = ["layer", "v_L turned", "(halves)", "top 8 turned", "(halves)"]
+    return "degrees\n" + Table.of(head, lines, align="rrrrr").text()

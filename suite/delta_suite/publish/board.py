@@ -6,19 +6,21 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from delta_suite.claims.judge import Verdict, across_variants, combine_verdicts, judge
+from delta_suite.claims.judge import judge_all
 from delta_suite.claims.schema import Hypothesis
+from delta_suite.claims.verdict import Verdict, combine_verdicts
 from delta_suite.errors import RecordError
 from delta_suite.models.registry import RANDOM_WEIGHTS, natural
-from delta_suite.publish.tables import Row, changed_files, relative_margin, stamps_of
+from delta_suite.publish.rows import Row, changed_files, relative_margin, stamps_of
 from delta_suite.publish.trajectory import series
-from delta_suite.records.record import CalibrationRecord, Measurement
-from delta_suite.records.store import load
+from delta_suite.records.record import CalibrationRecord
+from delta_suite.records.store import JudgedBy, load, stamps
+from delta_suite.records.view import RecordView
 
 GROUPING_SETTINGS = ("max_tokens", "top_k", "drop_first_token")
 """Settings of a measurement that change what its numbers mean, beside the calibration and the metrics' versions."""
@@ -57,43 +59,45 @@ class Tally:
 class Entry:
     """One record that counts, and its verdicts."""
 
-    measurement: Measurement
+    view: RecordView
     record: str
     """Path relative to the results folder."""
     rows: tuple[Row, ...]
+    judged_by: Mapping[str, JudgedBy] = field(default_factory=dict)
+    """The hypothesis files that a run last judged this record by."""
 
     @property
     def changed(self) -> dict[str, str]:
         """By hypothesis, how its file has changed since a run last judged this record by it."""
-        return changed_files(self.measurement.judged_by, stamps_of(self.rows))
+        return changed_files(self.judged_by, stamps_of(self.rows))
 
     @property
     def model(self) -> str:
-        return self.measurement.model.name
+        return self.view.model.name
 
     @property
     def dtype(self) -> str:
-        return self.measurement.provenance.dtype
+        return self.view.record.provenance.dtype
 
     @property
     def seconds(self) -> float:
-        return sum(self.measurement.provenance.seconds.values())
+        return sum(self.view.record.provenance.seconds.values())
 
     @property
     def host_bytes(self) -> int:
-        return self.measurement.provenance.peak_memory_bytes.get("host", 0)
+        return self.view.record.provenance.peak_memory_bytes.get("host", 0)
 
     @property
     def gpu_bytes(self) -> int:
         """Over all GPUs that were used."""
-        peaks = self.measurement.provenance.peak_memory_bytes
+        peaks = self.view.record.provenance.peak_memory_bytes
         return sum(size for name, size in peaks.items() if name != "host")
 
     @property
     def source(self) -> str:
         """Where the weights came from; of a directory only its name, as the rest exists on one machine alone."""
-        kind, _, rest = self.measurement.model.source.partition(":")
-        return f"{kind}:{Path(rest).name}" if Path(rest).is_absolute() else self.measurement.model.source
+        kind, _, rest = self.view.model.source.partition(":")
+        return f"{kind}:{Path(rest).name}" if Path(rest).is_absolute() else self.view.model.source
 
     @property
     def tallies(self) -> tuple[Tally, ...]:
@@ -130,8 +134,9 @@ class Run:
         return {step: entry.model for step, entry in self.entries.items()}
 
     @property
-    def measurements(self) -> dict[int, Measurement]:
-        return {step: entry.measurement for step, entry in self.entries.items()}
+    def views(self) -> dict[int, RecordView]:
+        """The records by step."""
+        return {step: entry.view for step, entry in self.entries.items()}
 
 
 @dataclass(frozen=True)
@@ -159,7 +164,7 @@ class Group:
         """What all entries of the table share, and what they do not."""
         documents = self.calibration.documents
         versions = sorted(set(self.metric_versions.values()))
-        suites = sorted({entry.measurement.provenance.suite for entry in self.entries})
+        suites = sorted({entry.view.record.provenance.suite for entry in self.entries})
         settings = ", ".join(f"{name} {value}" for name, value in self.settings.items())
         return (
             f"{documents} document{'s' if documents != 1 else ''}, SHA-256 {self.calibration.sha256[:12]}; "
@@ -177,12 +182,12 @@ class Group:
     @property
     def runs(self) -> tuple[Run, ...]:
         """The training runs among the entries."""
-        found = []
+        runs = []
         for dtype in sorted({entry.dtype for entry in self.entries}):
-            own = {entry.model: entry for entry in self.entries if entry.dtype == dtype}
-            for name, steps in series(entry.measurement.model for entry in own.values()).items():
-                found.append(Run(name, dtype, {step: own[model] for step, model in steps.items()}))
-        return tuple(sorted(found, key=lambda run: (run.name, run.dtype)))
+            entries = {entry.model: entry for entry in self.entries if entry.dtype == dtype}
+            for name, steps in series(entry.view.model for entry in entries.values()).items():
+                runs.append(Run(name, dtype, {step: entries[model] for step, model in steps.items()}))
+        return tuple(sorted(runs, key=lambda run: (run.name, run.dtype)))
 
     def label(self, entry: Entry) -> str:
         """The model's name, with the dtype where the table has it in several."""
@@ -254,20 +259,20 @@ class Board:
     @property
     def runs(self) -> dict[str, list[tuple[Group, Run]]]:
         """All training runs, by name."""
-        found: dict[str, list[tuple[Group, Run]]] = {}
+        by_name: dict[str, list[tuple[Group, Run]]] = {}
         for group in self.groups:
             for run in group.runs:
-                found.setdefault(run.name, []).append((group, run))
-        return dict(sorted(found.items()))
+                by_name.setdefault(run.name, []).append((group, run))
+        return dict(sorted(by_name.items()))
 
     @property
     def models(self) -> dict[str, list[tuple[Group, Entry]]]:
         """All that counts, by model."""
-        found: dict[str, list[tuple[Group, Entry]]] = {}
+        by_name: dict[str, list[tuple[Group, Entry]]] = {}
         for group in self.groups:
             for entry in group.entries:
-                found.setdefault(entry.model, []).append((group, entry))
-        return dict(sorted(found.items()))
+                by_name.setdefault(entry.model, []).append((group, entry))
+        return dict(sorted(by_name.items()))
 
 
 def build(
@@ -287,31 +292,33 @@ def build(
             f"{runs} is not a folder. Records lie in results/runs/<model>/: `delta-suite measure NAME` writes one, "
             f"and --results-dir names another results folder."
         )
-    read: list[tuple[str, Measurement]] = []
+    read: list[tuple[Path, str, RecordView]] = []
     broken: list[Broken] = []
     for path in sorted(runs.glob("*/*.json")) if records is None else records:
         inside = _absolute(path).is_relative_to(_absolute(results))
         record = _absolute(path).relative_to(_absolute(results)).as_posix() if inside else path.name
         try:
-            read.append((record, load(path)))
+            read.append((path, record, load(path)))
         except RecordError as error:
             broken.append(Broken(record, " ".join(str(error).replace(str(path), record).split())))
 
-    by_key: dict[tuple[str, ...], list[tuple[str, Measurement]]] = {}
-    for record, measurement in read:
-        key = (*_group_key(measurement), measurement.model.name, measurement.provenance.dtype)
-        by_key.setdefault(key, []).append((record, measurement))
+    by_key: dict[tuple[str, ...], list[tuple[Path, str, RecordView]]] = {}
+    for item in read:
+        view = item[2]
+        by_key.setdefault((*_group_key(view), view.model.name, view.record.provenance.dtype), []).append(item)
     groups: dict[tuple[str, ...], list[Entry]] = {}
     superseded: list[Superseded] = []
-    newest_by_key = {key: max(found, key=_age)[1] for key, found in by_key.items()}
-    for key, found in sorted(by_key.items()):
-        # A folder's name can hold another stamp than the record, so the record's own time decides, and then its name.
-        found.sort(key=_age)
-        newest, measurement = found[-1]
+    newest_by_key = {key: max(items, key=_age)[2] for key, items in by_key.items()}
+    for key, items in sorted(by_key.items()):
+        # A folder's name can hold another stamp than the record, so the record's time decides, and then its name.
+        items.sort(key=_age)
+        path, newest, view = items[-1]
         control = newest_by_key.get((*key[:-2], f"{key[-2]}@{RANDOM_WEIGHTS}", key[-1]))
-        rows = _judged(hypotheses, measurement, newest, control)
-        groups.setdefault(key[:-2], []).append(Entry(measurement, newest, rows))
-        superseded += [Superseded(record, old.model.name, old.provenance.created, newest) for record, old in found[:-1]]
+        rows = tuple(Row.of(judged, newest) for judged in judge_all(hypotheses, [(view, control)]))
+        groups.setdefault(key[:-2], []).append(Entry(view, newest, rows, _stamps(path)))
+        superseded += [
+            Superseded(record, old.model.name, old.record.provenance.created, newest) for _, record, old in items[:-1]
+        ]
     return Board(
         results,
         repository,
@@ -326,43 +333,36 @@ def _absolute(path: Path) -> Path:
     return Path(os.path.abspath(path))  # noqa: PTH100  (a link stays the path that was given)
 
 
-def _reading(measurement: Measurement) -> tuple[str, dict[str, Any]]:
-    settings = {name: measurement.provenance.settings.get(name) for name in GROUPING_SETTINGS}
-    text = json.dumps([measurement.provenance.metric_versions, settings], sort_keys=True)
+def _stamps(path: Path) -> Mapping[str, JudgedBy]:
+    """Return what last judged a record; nothing where that file is damaged, as it is written anew."""
+    try:
+        return stamps(path)
+    except RecordError:
+        return {}
+
+
+def _reading(view: RecordView) -> tuple[str, dict[str, Any]]:
+    """Return a short hash of what makes figures comparable beside the calibration, and the settings in it."""
+    provenance = view.record.provenance
+    settings = {name: provenance.settings.get(name) for name in GROUPING_SETTINGS}
+    text = json.dumps([provenance.metric_versions, view.record.variants, settings], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8], settings
 
 
-def _group_key(measurement: Measurement) -> tuple[str, ...]:
-    return (
-        measurement.calibration.name,
-        measurement.calibration.sha256,
-        _reading(measurement)[0],
-        str(measurement.schema_version),
-    )
+def _group_key(view: RecordView) -> tuple[str, ...]:
+    calibration = view.record.calibration
+    return (calibration.name, calibration.sha256, _reading(view)[0], str(view.record.schema_version))
 
 
 def _group(entries: Iterable[Entry]) -> Group:
     ordered = tuple(sorted(entries, key=lambda entry: (natural(entry.model), entry.dtype)))
-    first = ordered[0].measurement
-    metrics, settings = _reading(first)
-    return Group(first.calibration, metrics, first.provenance.metric_versions, settings, first.schema_version, ordered)
+    view = ordered[0].view
+    record = view.record
+    metrics, settings = _reading(view)
+    versions = record.provenance.metric_versions
+    return Group(record.calibration, metrics, versions, settings, record.schema_version, ordered)
 
 
-def _age(item: tuple[str, Measurement]) -> tuple[str, str]:
-    record, measurement = item
-    return measurement.provenance.created, record
-
-
-def _judged(
-    hypotheses: Sequence[Hypothesis], measurement: Measurement, record: str, control: Measurement | None
-) -> tuple[Row, ...]:
-    return tuple(
-        Row.of(
-            judge(hypothesis, expectation, measurement, control),
-            across_variants(hypothesis, expectation, measurement),
-            f"{hypothesis.path}:{expectation.line}",
-            record,
-        )
-        for hypothesis in hypotheses
-        for expectation in hypothesis.expect
-    )
+def _age(item: tuple[Path, str, RecordView]) -> tuple[str, str]:
+    _, record, view = item
+    return view.record.provenance.created, record

@@ -12,9 +12,10 @@ from typing import Any
 
 from delta_suite.errors import RecordError
 from delta_suite.publish.board import Board, Entry, Group
+from delta_suite.publish.rows import Row, relative_margin
 from delta_suite.publish.run_page import run_files
 from delta_suite.publish.site import RUNS, SITE, page_link, run_link, site_files
-from delta_suite.publish.tables import Row, relative_margin
+from delta_suite.publish.table import Cell, Line, Table
 from delta_suite.publish.wording import (
     CHANGED,
     LEGEND,
@@ -25,14 +26,14 @@ from delta_suite.publish.wording import (
     tally_text,
     worst_text,
 )
-from delta_suite.records.record import write_together
+from delta_suite.records.writing import write_together
 
 
 def files(board: Board) -> dict[str, bytes]:
-    """Path relative to the results folder -> content, of all that is published."""
+    """Return all that is published: path relative to the results folder -> content."""
     return {
         "leaderboard.md": markdown(board).encode(),
-        "leaderboard.csv": table(board).encode(),
+        "leaderboard.csv": as_csv(board).encode(),
         "leaderboard.json": (json.dumps(as_json(board), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(),
         **site_files(board),
         **run_files(board),
@@ -52,7 +53,7 @@ def write(results: Path, content: Mapping[str, bytes]) -> list[str]:
 
 
 def stale(results: Path, content: Mapping[str, bytes]) -> list[str]:
-    """The published files that are missing, differ from `content`, or are pages that it no longer has."""
+    """Return the published files that are missing, differ from `content`, or are pages that it no longer has."""
     differing = [name for name, text in content.items() if _read(results / name) != text]
     folders = (results / SITE / folder for folder in ("models", RUNS))
     pages = (path.relative_to(results).as_posix() for folder in folders for path in folder.glob("*.html"))
@@ -70,7 +71,7 @@ def _read(path: Path) -> bytes | None:
 
 
 def as_json(board: Board) -> dict[str, Any]:
-    """The whole leaderboard for programs."""
+    """Return the whole leaderboard for programs."""
     return {
         "schema": 1,
         "hypotheses": [
@@ -106,12 +107,12 @@ def as_json(board: Board) -> dict[str, Any]:
 
 
 def _entry_json(board: Board, entry: Entry) -> dict[str, Any]:
-    measurement, worst = entry.measurement, entry.worst
-    provenance = measurement.provenance
+    record, worst = entry.view.record, entry.worst
+    provenance = record.provenance
     return {
         "model": entry.model,
         "record": entry.record,
-        "judged_by": {name: own.model_dump() for name, own in measurement.judged_by.items()},
+        "judged_by": {name: stamp.model_dump() for name, stamp in entry.judged_by.items()},
         "changed_since": sorted(entry.changed),
         "hypotheses": [asdict(tally) for tally in entry.tallies],
         "worst_margin": None
@@ -124,12 +125,12 @@ def _entry_json(board: Board, entry: Entry) -> dict[str, Any]:
         "cost": {"seconds": provenance.seconds, "peak_memory_bytes": provenance.peak_memory_bytes},
         "provenance": {
             "source": entry.source,
-            "revision": measurement.model.revision,
-            "fingerprint": measurement.model.fingerprint,
-            "architecture": measurement.model.architecture,
-            "layers": measurement.model.layers,
-            "hidden": measurement.model.hidden,
-            "tokens": measurement.calibration.tokens,
+            "revision": record.model.revision,
+            "fingerprint": record.model.fingerprint,
+            "architecture": record.model.architecture,
+            "layers": record.model.layers,
+            "hidden": record.model.hidden,
+            "tokens": record.calibration.tokens,
             "dtype": provenance.dtype,
             "attention": provenance.attention,
             "device": provenance.device,
@@ -139,15 +140,15 @@ def _entry_json(board: Board, entry: Entry) -> dict[str, Any]:
             "git": provenance.git,
             "versions": provenance.versions,
         },
-        "phases": measurement.phases,
+        "phases": record.phases,
         "verdicts": [_row_json(board, row) for row in entry.rows],
     }
 
 
 def _row_json(board: Board, row: Row) -> dict[str, Any]:
-    own = row.as_json() | {"where": board.claim_place(row.where), "flips": row.flips}
-    del own["model"], own["record"], own["judged_by"]
-    return own
+    content = row.as_json() | {"where": board.claim_place(row.where), "flips": row.flips}
+    del content["model"], content["record"], content["judged_by"]
+    return content
 
 
 COLUMNS = (
@@ -158,25 +159,25 @@ COLUMNS = (
 )
 
 
-def table(board: Board) -> str:
-    """One line a claim and model, as CSV; `metric_set` and the calibration tell which lines may be compared."""
+def as_csv(board: Board) -> str:
+    """Return one line a claim and model, as CSV; `metric_set` and the calibration tell which may be compared."""
     out = io.StringIO()
     writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for group in board.groups:
         for entry in group.entries:
-            measurement = entry.measurement
+            record = entry.view.record
             for row in entry.rows:
                 low, high = row.interval or (None, None)
                 values = (
                     *(group.calibration.name, group.calibration.sha256, group.metrics, entry.model, entry.dtype),
-                    *(measurement.provenance.device, row.hypothesis, row.expectation, row.claim, row.severity),
+                    *(record.provenance.device, row.hypothesis, row.expectation, row.claim, row.severity),
                     *(row.verdict, row.observed, low, high, row.required, row.margin),
                     None if row.margin is None else relative_margin(row),
                     *(row.reason, "; ".join(row.gates), int(row.vacuous), int(row.flips), round(entry.seconds, 3)),
-                    *(entry.host_bytes, entry.gpu_bytes, measurement.provenance.created),
-                    *(measurement.provenance.suite, entry.source, measurement.model.revision),
-                    *(measurement.model.fingerprint, board.claim_place(row.where)),
+                    *(entry.host_bytes, entry.gpu_bytes, record.provenance.created),
+                    *(record.provenance.suite, entry.source, record.model.revision),
+                    *(record.model.fingerprint, board.claim_place(row.where)),
                     *(row.judged_by[1] if row.judged_by else None, int(row.hypothesis in entry.changed), entry.record),
                 )
                 writer.writerow(dict(zip(COLUMNS, values, strict=True)))
@@ -187,7 +188,7 @@ def table(board: Board) -> str:
 
 
 def markdown(board: Board) -> str:
-    """The tables for a reader of the repository."""
+    """Return the tables for a reader of the repository."""
     parts = [
         "# Leaderboard",
         f"Built by `delta-suite leaderboard` from the records in `runs/` alone. {NO_SCORE}",
@@ -221,19 +222,18 @@ def _summary(group: Group) -> str:
     head = ["model", *hypotheses, "worst margin", "vacuous", "seconds", "peak memory", "measured as"]
     lines = []
     for entry in group.entries:
-        provenance = entry.measurement.provenance
-        lines.append(
-            [
-                f"[{_plain(group.label(entry))}]({SITE}/{page_link(entry.model)})",
-                *(tally_text(tally) for tally in entry.tallies),
-                worst_text(entry),
-                str(entry.vacuous),
-                f"{entry.seconds:.1f}",
-                memory_text(entry),
-                f"{provenance.dtype} on {provenance.device}, {provenance.created[:10]}",
-            ]
-        )
-    return _table(head, lines)
+        provenance = entry.view.record.provenance
+        texts = [
+            *(tally_text(tally) for tally in entry.tallies),
+            worst_text(entry),
+            str(entry.vacuous),
+            f"{entry.seconds:.1f}",
+            memory_text(entry),
+            f"{provenance.dtype} on {provenance.device}, {provenance.created[:10]}",
+        ]
+        model = Cell(_plain(group.label(entry)), link=f"{SITE}/{page_link(entry.model)}")
+        lines.append(Line((model, *(Cell(text) for text in texts))))
+    return Table(tuple(head), tuple(lines)).markdown()
 
 
 def _claims(board: Board, group: Group) -> str:
@@ -241,16 +241,10 @@ def _claims(board: Board, group: Group) -> str:
     lines = []
     for rows in zip(*(entry.rows for entry in group.entries), strict=True):
         first = rows[0]
-        name = f"{first.hypothesis}/{first.expectation}"
-        link = board.claim_link(first.where, "")
-        lines.append(
-            [
-                f"[{name}]({link})" if link else name,
-                f"`{first.claim}`",
-                *(cell_text(row).replace("*", "\\*") for row in rows),
-            ]
-        )
-    return _table(head, lines)
+        claim = Cell(f"{first.hypothesis}/{first.expectation}", link=board.claim_link(first.where, ""))
+        cells = [Cell(cell_text(row).replace("*", "\\*")) for row in rows]
+        lines.append(Line((claim, Cell(f"`{first.claim}`"), *cells)))
+    return Table(tuple(head), tuple(lines)).markdown()
 
 
 def _record(board: Board, record: str) -> str:
@@ -258,12 +252,7 @@ def _record(board: Board, record: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text without Markdown's or HTML's own signs."""
+    """Return text in which the signs of Markdown and HTML are escaped."""
     for sign in "\\`*_[]<>|#":
         text = text.replace(sign, f"\\{sign}")
     return text
-
-
-def _table(head: list[str], lines: list[list[str]]) -> str:
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

@@ -7,12 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import BaseModel
+import numpy as np
 
 from delta_suite.metrics.estimate import Estimate
+from delta_suite.metrics.intervals import PERCENT
 from delta_suite.metrics.registry import METRICS
-from delta_suite.publish.tables import number
-from delta_suite.records.record import Measurement
+from delta_suite.publish.rows import number
+from delta_suite.records.view import RecordView
 
 Figure = dict[str, Any]
 """`data` and `layout` of plotly.js."""
@@ -29,9 +30,12 @@ SCALE = "Cividis"
 BAND = "rgba(128, 128, 128, 0.16)"
 """Every second phase, on white and on near-black."""
 
+SHARES = 64
+"""Energy shares drawn per layer: what lies beyond is a tail that a plot does not show."""
+
 TRANSPARENT = "rgba(0, 0, 0, 0)"
 
-OLD_RECORD = "this record is older than the section that the plot is drawn from; measure the model again"
+NO_ARRAYS = "the arrays beside the record are gone, and the plot is drawn from them"
 
 
 @dataclass(frozen=True)
@@ -46,81 +50,73 @@ class Plot:
     reason: str | None = None
 
 
-def section(measurement: Measurement, name: str) -> dict[str, Any] | None:
-    """An optional section of the record, as plain values; None where the record has none."""
-    found = getattr(measurement, name, None)
-    if isinstance(found, BaseModel):
-        found = found.model_dump(mode="json")
-    return found if isinstance(found, dict) else None
+def plots(view: RecordView, variant: str) -> tuple[Plot, ...]:
+    """Return the plots of a record in one variant. Those that need arrays which are gone say so."""
+    drawn = [_cosines(view, variant), _spectrum(view, variant), _ranks(view, variant), _steps(view, variant)]
+    transfer = view.transfer()
+    if transfer is not None:
+        drawn.append(_transfer(view, transfer))
+    return tuple(drawn)
 
 
-def plots(measurement: Measurement, variant: str) -> tuple[Plot, ...]:
-    """The plots of a record in one variant. Sections that a record may lack are left out or say why."""
-    found = [
-        _cosines(measurement, variant),
-        _spectrum(measurement, variant),
-        _ranks(measurement, variant),
-        _steps(measurement, variant),
-    ]
-    law = section(measurement, "law")
-    if law is not None and law.get("transfer"):
-        found.append(_transfer(measurement, law["transfer"]))
-    return tuple(found)
+def _rows(matrix: np.ndarray, digits: int = 4) -> list[list[float | None]]:
+    """Return a matrix as JSON: rounded for the eye, null for NaN."""
+    return [[None if math.isnan(value) else round(float(value), digits) for value in row] for row in matrix]
 
 
 # --- phases ----------------------------------------------------------------------------------------------------
 
 
-def _ordered(measurement: Measurement) -> list[tuple[str, int, int]]:
-    return sorted(((name, first, last) for name, (first, last) in measurement.phases.items()), key=lambda row: row[1])
+def _ordered(view: RecordView) -> list[tuple[str, int, int]]:
+    return sorted(((name, first, last) for name, (first, last) in view.phases.items()), key=lambda row: row[1])
 
 
-def phase_edges(measurement: Measurement) -> list[float]:
-    """Where a phase begins or ends between two layers: 3.5 lies between layers 3 and 4."""
-    last_layer = measurement.model.layers - 1
-    edges = {edge for _, first, last in _ordered(measurement) for edge in (first - 0.5, last + 0.5)}
+def phase_edges(view: RecordView) -> list[float]:
+    """Return where a phase begins or ends between two layers: 3.5 lies between layers 3 and 4."""
+    last_layer = view.model.layers - 1
+    edges = {edge for _, first, last in _ordered(view) for edge in (first - 0.5, last + 0.5)}
     return sorted(edge for edge in edges if 0 < edge < last_layer)
 
 
-def found_edges(measurement: Measurement) -> list[float]:
-    """The boundaries that were found rather than declared, each just before the first layer of its segment."""
-    boundaries = measurement.boundaries.get("raw")
-    return [] if boundaries is None else [layer - 0.5 for layer in boundaries.found]
+def detected_edges(view: RecordView) -> list[float]:
+    """Return the boundaries that were detected rather than declared, each before the first layer of its segment."""
+    boundaries = view.record.boundaries.get("raw")
+    return [] if boundaries is None else [layer - 0.5 for layer in boundaries.detected]
 
 
-def _phase_names(measurement: Measurement) -> list[dict[str, Any]]:
+def _phase_names(view: RecordView) -> list[dict[str, Any]]:
     return [
         {
             **{"text": name, "x": (first + last) / 2, "xref": "x", "y": 1.0, "yref": "paper", "yanchor": "bottom"},
             **{"showarrow": False, "font": {"size": 12}},
         }
-        for name, first, last in _ordered(measurement)
+        for name, first, last in _ordered(view)
     ]
 
 
-def _bands(measurement: Measurement) -> list[dict[str, Any]]:
-    """Every second phase shaded, and the found boundaries as dashed lines."""
+def _bands(view: RecordView) -> list[dict[str, Any]]:
+    """Return every second phase as a shade, and the detected boundaries as dashed lines."""
     shaded = [
         {
             **{"type": "rect", "layer": "below", "xref": "x", "yref": "paper", "y0": 0, "y1": 1},
             **{"x0": first - 0.5, "x1": last + 0.5, "fillcolor": BAND, "line": {"width": 0}},
         }
-        for index, (_, first, last) in enumerate(_ordered(measurement))
+        for index, (_, first, last) in enumerate(_ordered(view))
         if index % 2 == 0
     ]
-    found = [
+    lines = [
         {
             **{"type": "line", "xref": "x", "yref": "paper", "y0": 0, "y1": 1, "x0": edge, "x1": edge},
             "line": {"color": VERMILION, "width": 2, "dash": "dash"},
         }
-        for edge in found_edges(measurement)
+        for edge in detected_edges(view)
     ]
-    return shaded + found
+    return shaded + lines
 
 
-def _grid_lines(measurement: Measurement, across: tuple[float, float] | None) -> list[dict[str, Any]]:
-    """Boundaries over a heatmap: declared in white on black, so that they show on every colour, found dashed."""
-    low, high = -0.5, measurement.model.layers - 0.5
+def _grid_lines(view: RecordView, across: tuple[float, float] | None) -> list[dict[str, Any]]:
+    """Return boundaries over a heatmap: declared in white on black, to show on every colour, detected dashed."""
+    low, high = -0.5, view.model.layers - 0.5
     vertical = across or (low, high)
     lines = []
 
@@ -130,10 +126,10 @@ def _grid_lines(measurement: Measurement, across: tuple[float, float] | None) ->
         if across is None:
             lines.append(line | {"x0": low, "x1": high, "y0": edge, "y1": edge})
 
-    for edge in phase_edges(measurement):
+    for edge in phase_edges(view):
         add(edge, "#000000", 3, "solid")
         add(edge, "#FFFFFF", 1, "solid")
-    for edge in found_edges(measurement):
+    for edge in detected_edges(view):
         add(edge, "#000000", 3, "solid")
         add(edge, VERMILION, 2, "dash")
     return lines
@@ -146,10 +142,10 @@ def _layer_axis(**more: Any) -> dict[str, Any]:
     return {"title": {"text": "layer"}, "zeroline": False, **more}
 
 
-def _log_axis(measurement: Measurement, variant: str, metrics: Sequence[str], title: str) -> dict[str, Any]:
-    """A logarithmic axis whose ticks are whole numbers: plotly's own would write 0.2 and 20 both as 2."""
-    own = [estimate for metric in metrics for estimate in estimates(measurement, variant, metric)]
-    values = [value for e in own for value in (e.value, *(e.interval or ())) if value is not None and value > 0]
+def _log_axis(view: RecordView, variant: str, metrics: Sequence[str], title: str) -> dict[str, Any]:
+    """Return a logarithmic axis with whole numbers as ticks: plotly's default would write 0.2 and 20 both as 2."""
+    shown = [estimate for metric in metrics for estimate in estimates(view, variant, metric)]
+    values = [value for e in shown for value in (e.value, *(e.interval or ())) if value is not None and value > 0]
     low, high = (math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))) if values else (0, 1)
     steps = (1, 2, 5) if high - low <= 3 else (1,)
     ticks = [step * 10.0**power for power in range(low, high + 1) for step in steps]
@@ -159,58 +155,47 @@ def _log_axis(measurement: Measurement, variant: str, metrics: Sequence[str], ti
     }
 
 
-def full_matrix(triangle: Sequence[Sequence[float | None]]) -> list[list[float | None]]:
-    """The symmetric matrix of which a record holds what lies above the diagonal; the diagonal is 1."""
-    layers = len(triangle) + 1
-    matrix: list[list[float | None]] = [[1.0] * layers for _ in range(layers)]
-    for first, row in enumerate(triangle):
-        for second, value in enumerate(row, start=first + 1):
-            matrix[first][second] = matrix[second][first] = value
-    return matrix
-
-
-def _cosines(measurement: Measurement, variant: str) -> Plot:
-    found = found_edges(measurement)
+def _cosines(view: RecordView, variant: str) -> Plot:
+    edges = detected_edges(view)
     caption = (
         "|v_L · v_M| of each pair of layers: 1 where two layers write along one direction. Solid lines: declared "
         "phase boundaries"
         + (
-            f"; dashed lines: boundaries found, before layers {', '.join(f'{edge + 0.5:g}' for edge in found)}."
-            if found
+            f"; dashed lines: boundaries detected, before layers {', '.join(f'{edge + 0.5:g}' for edge in edges)}."
+            if edges
             else "; no boundaries were searched for in this record."
         )
     )
     title = "Do the layers share a direction?"
-    triangle = (measurement.cosines or {}).get(variant)
-    if triangle is None:
-        return Plot("cosines", title, caption, True, None, OLD_RECORD)
+    cosines = view.cosines(variant)
+    if cosines is None:
+        return Plot("cosines", title, caption, True, None, NO_ARRAYS)
     heatmap = {
-        **{"type": "heatmap", "z": full_matrix(triangle), "zmin": 0, "zmax": 1, "colorscale": SCALE},
+        **{"type": "heatmap", "z": _rows(cosines), "zmin": 0, "zmax": 1, "colorscale": SCALE},
         "colorbar": {"title": {"text": "|cos|"}, "thickness": 12},
         "hovertemplate": "layers %{x} and %{y}: |cos| %{z:.4f}<extra></extra>",
     }
     layout = {
         "xaxis": _layer_axis(constrain="domain"),
         "yaxis": _layer_axis(autorange="reversed"),
-        "shapes": _grid_lines(measurement, None),
-        "annotations": _phase_names(measurement),
+        "shapes": _grid_lines(view, None),
+        "annotations": _phase_names(view),
     }
     return Plot("cosines", title, caption, True, {"data": [heatmap], "layout": layout})
 
 
-def _spectrum(measurement: Measurement, variant: str) -> Plot:
+def _spectrum(view: RecordView, variant: str) -> Plot:
     title = "The spectrum over depth"
     caption = (
         "The share p_i of each layer's update energy that lies along its i-th singular direction, as a power of ten. "
         "A bright first row alone is an update of one direction; an even column is one of many."
     )
-    shares = (measurement.spectra or {}).get(variant)
-    if shares is None:
-        return Plot("spectrum", title, caption, False, None, OLD_RECORD)
-    count = max((len(row) for row in shares), default=0)
-    logs: list[list[float | None]] = [
-        [round(math.log10(row[i]), 4) if i < len(row) else None for row in shares] for i in range(count)
-    ]
+    energies = view.energies(variant)
+    if energies is None:
+        return Plot("spectrum", title, caption, False, None, NO_ARRAYS)
+    shares = energies[:, :SHARES]
+    count = shares.shape[1]
+    logs = _rows(np.log10(np.where(shares > 0, shares, np.nan)).T)
     heatmap = {
         **{"type": "heatmap", "z": logs, "y0": 1, "dy": 1, "colorscale": SCALE},
         "colorbar": {"title": {"text": "log10 p"}, "thickness": 12},
@@ -219,55 +204,63 @@ def _spectrum(measurement: Measurement, variant: str) -> Plot:
     layout = {
         "xaxis": _layer_axis(),
         "yaxis": {"title": {"text": "singular direction i"}, "autorange": "reversed", "zeroline": False},
-        "shapes": _grid_lines(measurement, (0.5, count + 0.5)),
-        "annotations": _phase_names(measurement),
+        "shapes": _grid_lines(view, (0.5, count + 0.5)),
+        "annotations": _phase_names(view),
     }
     return Plot("spectrum", title, caption, False, {"data": [heatmap], "layout": layout})
 
 
-def _ranks(measurement: Measurement, variant: str) -> Plot:
+def _ranks(view: RecordView, variant: str) -> Plot:
     metrics = ("effective_rank", "participation_ratio", "stable_rank")
     layout = {
         "xaxis": _layer_axis(),
-        "yaxis": _log_axis(measurement, variant, metrics, "directions"),
-        "shapes": _bands(measurement),
-        "annotations": _phase_names(measurement),
+        "yaxis": _log_axis(view, variant, metrics, "directions"),
+        "shapes": _bands(view),
+        "annotations": _phase_names(view),
     }
-    caption = "How many directions a layer's update has, by three measures. " + _about_intervals(
-        measurement, variant, metrics
-    )
-    return Plot(
-        "ranks", "Ranks over depth", caption, False, {"data": _lines(measurement, variant, metrics), "layout": layout}
-    )
+    caption = "How many directions a layer's update has, by three measures. " + _about_intervals(view, variant, metrics)
+    return Plot("ranks", "Ranks over depth", caption, False, {"data": _lines(view, variant, metrics), "layout": layout})
 
 
-def _steps(measurement: Measurement, variant: str) -> Plot:
+def layer_figure(view: RecordView, variant: str, metric: str) -> Figure:
+    """Return one layer metric over depth, with its intervals and the phases."""
+    layout = {
+        "title": {"text": f"{view.model.name}: {metric.replace('_', ' ')} ({variant})"},
+        "xaxis": _layer_axis(),
+        "yaxis": {"title": {"text": METRICS[metric].unit}, "zeroline": False},
+        "shapes": _bands(view),
+        "annotations": _phase_names(view),
+    }
+    return {"data": _lines(view, variant, (metric,)), "layout": layout}
+
+
+def _steps(view: RecordView, variant: str) -> Plot:
     metrics = ("gamma", "relative_step")
-    upper = _lines(measurement, variant, metrics[:1])
-    lower = [trace | {"yaxis": "y2"} for trace in _lines(measurement, variant, metrics[1:], SERIES[1:])]
+    upper = _lines(view, variant, metrics[:1])
+    lower = [trace | {"yaxis": "y2"} for trace in _lines(view, variant, metrics[1:], SERIES[1:])]
     layout = {
         "xaxis": _layer_axis(anchor="y2"),
-        "yaxis": _log_axis(measurement, variant, metrics[:1], "gamma") | {"domain": [0.54, 1.0]},
-        "yaxis2": _log_axis(measurement, variant, metrics[1:], "relative step") | {"domain": [0.0, 0.46]},
-        "shapes": _bands(measurement),
-        "annotations": _phase_names(measurement),
+        "yaxis": _log_axis(view, variant, metrics[:1], "gamma") | {"domain": [0.54, 1.0]},
+        "yaxis2": _log_axis(view, variant, metrics[1:], "relative step") | {"domain": [0.0, 0.46]},
+        "shapes": _bands(view),
+        "annotations": _phase_names(view),
     }
     caption = "gamma is the largest singular value of the update; the relative step is the mean of ||delta|| / ||h||. "
-    caption += _about_intervals(measurement, variant, metrics)
+    caption += _about_intervals(view, variant, metrics)
     return Plot("steps", "The size of the steps", caption, False, {"data": upper + lower, "layout": layout})
 
 
-def _transfer(measurement: Measurement, transfer: Sequence[Sequence[float | None]]) -> Plot:
+def _transfer(view: RecordView, transfer: np.ndarray) -> Plot:
     heatmap = {
-        **{"type": "heatmap", "z": [list(row) for row in transfer], "zmin": -1, "zmax": 1, "colorscale": SCALE},
+        **{"type": "heatmap", "z": _rows(transfer, 3), "zmin": -1, "zmax": 1, "colorscale": SCALE},
         "colorbar": {"title": {"text": "R²"}, "thickness": 12},
         "hovertemplate": "map of layer %{x} on layer %{y}: R² %{z:.3f}<extra></extra>",
     }
     layout = {
         "xaxis": _layer_axis(title={"text": "layer the map was fitted on"}),
         "yaxis": _layer_axis(title={"text": "layer that is predicted"}, autorange="reversed"),
-        "shapes": _grid_lines(measurement, None),
-        "annotations": _phase_names(measurement),
+        "shapes": _grid_lines(view, None),
+        "annotations": _phase_names(view),
     }
     caption = (
         "Held-out R² of the linear map fitted on one layer, when it predicts the update of another. At -1 the scale "
@@ -279,42 +272,41 @@ def _transfer(measurement: Measurement, transfer: Sequence[Sequence[float | None
 # --- lines -----------------------------------------------------------------------------------------------------
 
 
-def estimates(measurement: Measurement, variant: str, metric: str) -> list[Estimate]:
-    """One metric of every layer."""
-    absent = Estimate(value=None, reason=f"the record is older than the metric {metric}")
-    return [layer.metrics[variant].get(metric, absent) for layer in measurement.layers]
+def estimates(view: RecordView, variant: str, metric: str) -> list[Estimate]:
+    """Return one metric of every layer."""
+    return [view.layer(layer.layer, metric, variant) for layer in view.layers]
 
 
 def _lines(
-    measurement: Measurement,
+    view: RecordView,
     variant: str,
     metrics: Sequence[str],
     series: Sequence[tuple[str, str, str]] = SERIES,
 ) -> list[dict[str, Any]]:
-    """One line a metric, with a band for the interval of each layer that has one."""
+    """Return one line a metric, with a band for the interval of each layer that has one."""
     traces = []
     for metric, (colour, marker, dash) in zip(metrics, series, strict=False):
-        own = estimates(measurement, variant, metric)
+        values = estimates(view, variant, metric)
         name = metric.replace("_", " ")
-        if any(estimate.interval for estimate in own):
-            traces += _band(own, colour)
+        if any(estimate.interval for estimate in values):
+            traces += _band(values, colour)
         traces.append(
             {
-                **{"type": "scatter", "mode": "lines+markers", "name": name, "y": [e.value for e in own]},
+                **{"type": "scatter", "mode": "lines+markers", "name": name, "y": [e.value for e in values]},
                 **{"line": {"color": colour, "dash": dash, "width": 2}, "marker": {"symbol": marker, "size": 7}},
-                "hovertext": [_hover(layer, name, METRICS[metric].unit, e) for layer, e in enumerate(own)],
+                "hovertext": [_hover(layer, name, METRICS[metric].unit, e) for layer, e in enumerate(values)],
                 "hoverinfo": "text",
             }
         )
     return traces
 
 
-def _band(own: Sequence[Estimate], colour: str) -> list[dict[str, Any]]:
+def _band(values: Sequence[Estimate], colour: str) -> list[dict[str, Any]]:
     def edge(end: Callable[[tuple[float, float]], float]) -> dict[str, Any]:
         return {
             **{"type": "scatter", "mode": "lines", "hoverinfo": "skip", "line": {"color": TRANSPARENT, "width": 0}},
             "showlegend": False,
-            "y": [end(e.interval) if e.interval else None for e in own],
+            "y": [end(e.interval) if e.interval else None for e in values],
         }
 
     red, green, blue = (int(colour[start : start + 2], 16) for start in (1, 3, 5))
@@ -329,22 +321,22 @@ def _hover(layer: int, name: str, unit: str, estimate: Estimate) -> str:
     if estimate.corrected is not None:
         text += f", bias-corrected {number(estimate.corrected)}"
     if estimate.interval is not None:
-        text += f", 95% {number(estimate.interval[0])} to {number(estimate.interval[1])}"
+        text += f", {PERCENT} {number(estimate.interval[0])} to {number(estimate.interval[1])}"
     return text
 
 
-def _about_intervals(measurement: Measurement, variant: str, metrics: Sequence[str]) -> str:
-    if any(e.interval for metric in metrics for e in estimates(measurement, variant, metric)):
+def _about_intervals(view: RecordView, variant: str, metrics: Sequence[str]) -> str:
+    if any(e.interval for metric in metrics for e in estimates(view, variant, metric)):
         return (
-            "Bands: 95% intervals, documents as the unit, around the bias-corrected value, so the line can leave them."
+            f"Bands: {PERCENT} intervals over documents, around the bias-corrected value, so the line can leave them."
         )
     return "This record holds no intervals for them."
 
 
-def layer_values(measurement: Measurement, variant: str, metrics: Sequence[str]) -> list[tuple[int, str, list[str]]]:
-    """The numbers behind the plots, for a table: layer, phase and each metric in words."""
-    columns: Mapping[str, list[Estimate]] = {m: estimates(measurement, variant, m) for m in metrics}
+def layer_values(view: RecordView, variant: str, metrics: Sequence[str]) -> list[tuple[int, str, list[str]]]:
+    """Return the numbers behind the plots, for a table: layer, phase and each metric in words."""
+    columns: Mapping[str, list[Estimate]] = {m: estimates(view, variant, m) for m in metrics}
     return [
         (layer.layer, layer.phase, [number(columns[metric][layer.layer].value) for metric in metrics])
-        for layer in measurement.layers
+        for layer in view.layers
     ]

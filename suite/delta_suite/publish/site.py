@@ -5,39 +5,31 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from delta_suite.claims.judge import Verdict
 from delta_suite.claims.schema import Expectation, Hypothesis
+from delta_suite.claims.verdict import Verdict
+from delta_suite.metrics.intervals import PERCENT
 from delta_suite.publish.board import Board, Entry, Group
+from delta_suite.publish.model_tables import LAYER_COLUMNS, PHASE_COLUMNS, stream_text
 from delta_suite.publish.plots import Plot, layer_values, plots
-from delta_suite.publish.tables import (
-    FLIPS,
-    LAYER_COLUMNS,
-    NONE,
-    PHASE_COLUMNS,
-    margin_text,
-    number,
-    relative_margin,
-    stream_text,
-)
+from delta_suite.publish.rows import FLIPS, VACUOUS, WARN, interval_text, margin_text, number, relative_margin
+from delta_suite.publish.table import NONE, Cell, Line, Table
 from delta_suite.publish.wording import (
     CHANGED,
     LEGEND,
     NEVER_MIXED,
     NO_SCORE,
     SYMBOLS,
-    WARN,
     memory_text,
     tally_text,
-    verdict_word,
     worst_text,
 )
 from delta_suite.records.store import folder_name
+from delta_suite.records.view import RecordView
 
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
@@ -60,41 +52,8 @@ POLICY = (
 sent. Styles may stand in the page because plotly.js writes them there; a style fetches only what img-src allows."""
 
 
-@dataclass(frozen=True)
-class Cell:
-    """A table's cell: text, what it sorts by (None: last), a link, and a verdict's word where it is one."""
-
-    text: str
-    value: float | str | None = None
-    link: str | None = None
-    verdict: str | None = None
-    title: str | None = None
-
-    @property
-    def sort(self) -> str:
-        return "" if self.value is None else repr(self.value) if isinstance(self.value, float) else str(self.value)
-
-
-@dataclass(frozen=True)
-class Line:
-    """A table's row, and the verdicts by which it is shown or hidden."""
-
-    cells: tuple[Cell, ...]
-    verdicts: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table whose columns sort; the first cell of each row is its header."""
-
-    id: str
-    caption: str
-    head: tuple[str, ...]
-    lines: tuple[Line, ...]
-
-
 def page_name(model: str) -> str:
-    """The file of a model's page in `models/`. A name that another could share gets a part of its hash."""
+    """Return the file of a model's page in `models/`. A name that another could share gets a part of its hash."""
     folder = folder_name(model)
     safe = "".join(sign if sign.isalnum() or sign in "-_.@" else "-" for sign in folder)
     if safe == model.replace("/", "--") and "--" not in model:
@@ -103,31 +62,31 @@ def page_name(model: str) -> str:
 
 
 def page_link(model: str) -> str:
-    """From the site's own folder."""
+    """Return the link from the site's folder."""
     return f"models/{quote(page_name(model))}"
 
 
 def run_page_name(run: str) -> str:
-    """The file of a training run's page in `trajectories/`."""
+    """Return the file of a training run's page in `trajectories/`."""
     return page_name(run.removesuffix("*").rstrip("-_@"))
 
 
 def run_link(run: str) -> str:
-    """From the site's own folder."""
+    """Return the link from the site's folder."""
     return f"{RUNS}/{quote(run_page_name(run))}"
 
 
 def site_files(board: Board) -> dict[str, bytes]:
-    """Path relative to the results folder -> content, of the site without the pages of training runs."""
-    own = {f"assets/{name}": asset(name) for name in SHIPPED}
-    own["index.html"] = _index(board).encode()
+    """Return path relative to the results folder -> content, for the site without the pages of training runs."""
+    files = {f"assets/{name}": asset(name) for name in SHIPPED}
+    files["index.html"] = _index(board).encode()
     for model, entries in board.models.items():
-        own[f"models/{page_name(model)}"] = _model(board, model, entries).encode()
-    return {f"{SITE}/{name}": content for name, content in own.items()}
+        files[f"models/{page_name(model)}"] = _model(board, model, entries).encode()
+    return {f"{SITE}/{name}": content for name, content in files.items()}
 
 
 def asset(name: str) -> bytes:
-    """A file of the package's `assets/`."""
+    """Return a file of the package's `assets/`."""
     return resources.files("delta_suite.publish").joinpath("assets", name).read_bytes()
 
 
@@ -148,12 +107,12 @@ def _environment() -> Environment:
 
 
 def template(name: str) -> Template:
-    """A page's template, which knows the signs of verdicts, their legend and the content policy."""
+    """Return a page's template, which knows the signs of verdicts, their legend and the content policy."""
     return _environment().get_template(name)
 
 
 def figures_json(figures: Mapping[str, Any]) -> str:
-    """Figures for a script element: inside one only "</" and "<!" mean anything, and as an escape they are the same."""
+    """Return figures as JSON for a script element, in which "</" and "<!" would mean something, so "<" is escaped."""
     text = json.dumps(figures, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
     return text.replace("<", "\\u003c")
 
@@ -188,16 +147,14 @@ def _group(board: Board, group: Group) -> tuple[Table, Table]:
         *("model", *hypotheses, "worst margin", "vacuous", "seconds", "peak memory", "layers x hidden"),
         *("measured", "record"),
     )
-    models = Table(f"models-{group.id}", "Models and hypotheses", head, tuple(_summary(board, group)))
+    models = Table(head, tuple(_summary(board, group)), id=f"models-{group.id}", caption="Models and hypotheses")
     claims = Table(
-        f"claims-{group.id}",
-        "Claim by claim",
         (
             "model",
             "claim",
             "verdict",
             "observed",
-            "95% interval",
+            f"{PERCENT} interval",
             "required",
             "margin",
             "other variants",
@@ -205,14 +162,16 @@ def _group(board: Board, group: Group) -> tuple[Table, Table]:
             "record",
         ),
         tuple(line for entry in group.entries for line in _claims(board, group, entry)),
+        id=f"claims-{group.id}",
+        caption="Claim by claim",
     )
     return models, claims
 
 
 def _summary(board: Board, group: Group) -> Iterable[Line]:
     for entry in group.entries:
-        measurement, worst = entry.measurement, entry.worst
-        provenance = measurement.provenance
+        record, worst = entry.view.record, entry.worst
+        provenance = record.provenance
         # Sorted by the verdict, and by the counts only within it: there is no score.
         tallies = [
             Cell(tally_text(tally), f"{_rank(tally.verdict)} {tally_text(tally)}", verdict=tally.verdict)
@@ -226,7 +185,7 @@ def _summary(board: Board, group: Group) -> Iterable[Line]:
                 Cell(str(entry.vacuous), entry.vacuous),
                 Cell(f"{entry.seconds:.1f}", entry.seconds),
                 Cell(memory_text(entry), entry.host_bytes + entry.gpu_bytes),
-                Cell(f"{measurement.model.layers} x {measurement.model.hidden}", measurement.model.layers),
+                Cell(f"{record.model.layers} x {record.model.hidden}", record.model.layers),
                 Cell(f"{provenance.created[:10]}, {entry.dtype} on {provenance.device}", provenance.created),
                 Cell("JSON", entry.record, board.record_link(entry.record, SITE), title=entry.record),
             ),
@@ -240,9 +199,9 @@ def _rank(verdict: str | None) -> int:
 
 def _claims(board: Board, group: Group, entry: Entry) -> Iterable[Line]:
     for row in entry.rows:
-        word = verdict_word(row)
+        word = row.word
         others = ", ".join(f"{name} {verdict}" for name, (verdict, _) in row.variants.items() if verdict != row.verdict)
-        marks = [*(["vacuous °"] if row.vacuous else []), *row.gates]
+        marks = [*([f"vacuous{VACUOUS}"] if row.vacuous else []), *row.gates]
         name = f"{row.hypothesis}/{row.expectation}"
         yield Line(
             (
@@ -263,17 +222,12 @@ def _claims(board: Board, group: Group, entry: Entry) -> Iterable[Line]:
         )
 
 
-def interval_text(interval: tuple[float, float] | None) -> str:
-    """`0.35 to 0.41`."""
-    return NONE if interval is None else f"{number(interval[0], 3)} to {number(interval[1], 3)}"
-
-
 # --- one model -------------------------------------------------------------------------------------------------
 
 
 def _model(board: Board, model: str, entries: list[tuple[Group, Entry]]) -> str:
     shown = [_measurement(board, group, entry) for group, entry in entries]
-    data = figures_json({own["id"]: own.pop("figures") for own in shown})
+    data = figures_json({section["id"]: section.pop("figures") for section in shown})
     return template("model.html.j2").render(
         model=model,
         never_mixed=NEVER_MIXED if len(shown) > 1 else "",
@@ -288,9 +242,9 @@ def _model(board: Board, model: str, entries: list[tuple[Group, Entry]]) -> str:
 
 
 def _measurement(board: Board, group: Group, entry: Entry) -> dict[str, Any]:
-    measurement = entry.measurement
-    variants = list(measurement.layers[0].metrics)
-    figures: dict[str, tuple[Plot, ...]] = {variant: plots(measurement, variant) for variant in variants}
+    view = entry.view
+    variants = list(view.variants)
+    figures: dict[str, tuple[Plot, ...]] = {variant: plots(view, variant) for variant in variants}
     identity = f"{group.id}-{entry.dtype}"
     return {
         "id": identity,
@@ -303,22 +257,22 @@ def _measurement(board: Board, group: Group, entry: Entry) -> dict[str, Any]:
         "plots": figures["raw"],
         "boundaries": _boundaries(entry),
         "phases": Table(
-            f"phases-{identity}",
-            "Phases",
             ("phase", "layers", "N", *PHASE_COLUMNS.values()),
-            tuple(_phases(entry)),
+            tuple(_phases(view)),
+            id=f"phases-{identity}",
+            caption="Phases",
         ),
         "layers": Table(
-            f"layers-{identity}",
-            "Every layer, variant raw",
             ("layer", "phase", *LAYER_COLUMNS.values()),
             tuple(
                 Line((Cell(str(layer), layer), Cell(phase, phase), *(Cell(x, _float(x)) for x in values)))
-                for layer, phase, values in layer_values(measurement, "raw", list(LAYER_COLUMNS))
+                for layer, phase, values in layer_values(view, "raw", list(LAYER_COLUMNS))
             ),
+            id=f"layers-{identity}",
+            caption="Every layer, variant raw",
         ),
         "figures": {
-            variant: {plot.name: plot.figure for plot in own if plot.figure} for variant, own in figures.items()
+            variant: {plot.name: plot.figure for plot in drawn if plot.figure} for variant, drawn in figures.items()
         },
     }
 
@@ -328,14 +282,14 @@ def _float(text: str) -> float | None:
 
 
 def _facts(board: Board, group: Group, entry: Entry) -> list[tuple[str, Cell]]:
-    measurement = entry.measurement
-    model, calibration, provenance = measurement.model, measurement.calibration, measurement.provenance
+    record = entry.view.record
+    model, calibration, provenance = record.model, record.calibration, record.provenance
     git = provenance.git or {}
     commit = f", commit {git['commit'][:12]}{' with changes' if git.get('dirty') else ''}" if git.get("commit") else ""
     steps = ", ".join(f"{step} {seconds:.1f}" for step, seconds in provenance.seconds.items())
     peak = ", ".join(f"{name} {size / 1e9:.2f} GB" for name, size in sorted(provenance.peak_memory_bytes.items()))
-    sinks = measurement.sinks
-    judged = [f"{name} {own.text}" for name, own in measurement.judged_by.items()]
+    sinks = record.sinks
+    judged = [f"{name} {stamp.text}" for name, stamp in entry.judged_by.items()]
     facts = [
         ("model", f"{model.architecture}, {model.layers} layers, hidden size {model.hidden}"),
         (
@@ -354,7 +308,7 @@ def _facts(board: Board, group: Group, entry: Entry) -> list[tuple[str, Cell]]:
         *([("stream", stream_text(provenance.stream, provenance.device))] if provenance.stream else ()),
         ("measured", f"{provenance.created}, delta-suite {provenance.suite}{commit}"),
         ("libraries", ", ".join(f"{name} {version}" for name, version in sorted(provenance.versions.items()))),
-        ("certificate", f"{len(measurement.certificate.identities)} identities of the capture hold"),
+        ("certificate", f"{len(record.certificate.identities)} identities of the capture hold"),
         ("last judged by", "; ".join(judged) or "no run that left a note of it"),
     ]
     runs = [run.name for run in group.runs if entry in run.entries.values()]
@@ -367,7 +321,7 @@ def _facts(board: Board, group: Group, entry: Entry) -> list[tuple[str, Cell]]:
 
 def _verdict(board: Board, row: Any, entry: Entry) -> dict[str, Any]:
     hypothesis, expectation = _stated(board, row.hypothesis, row.expectation)
-    word = verdict_word(row)
+    word = row.word
     return {
         "name": f"{row.hypothesis}/{row.expectation}",
         "claim": row.claim,
@@ -378,7 +332,7 @@ def _verdict(board: Board, row: Any, entry: Entry) -> dict[str, Any]:
         "margin": margin_text(row),
         "marks": "; ".join(
             [
-                *(["vacuous °: the claim also holds where there is nothing to find"] if row.vacuous else []),
+                *([f"vacuous{VACUOUS}: the claim also holds where there is nothing to find"] if row.vacuous else []),
                 *row.gates,
                 *([row.reason] if row.reason else []),
                 *([f"{FLIPS.strip()} another variant gives another verdict"] if row.flips else []),
@@ -393,8 +347,8 @@ def _verdict(board: Board, row: Any, entry: Entry) -> dict[str, Any]:
 
 
 def _stated(board: Board, hypothesis: str, expectation: str) -> tuple[Hypothesis, Expectation]:
-    own = next(own for own in board.hypotheses if own.id == hypothesis)
-    return own, next(claim for claim in own.expect if claim.id == expectation)
+    stated = next(other for other in board.hypotheses if other.id == hypothesis)
+    return stated, next(claim for claim in stated.expect if claim.id == expectation)
 
 
 def _multiverse(entry: Entry, variants: list[str], identity: str) -> Table:
@@ -410,39 +364,37 @@ def _multiverse(entry: Entry, variants: list[str], identity: str) -> Table:
         flips = "flips" if row.flips else "agrees"
         lines.append(Line((Cell(f"{row.hypothesis}/{row.expectation}"), *cells, Cell(flips, flips))))
     return Table(
-        f"multiverse-{identity}",
-        "The multiverse: each claim under every variant",
         ("claim", *variants, ""),
         tuple(lines),
+        id=f"multiverse-{identity}",
+        caption="The multiverse: each claim under every variant",
     )
 
 
-def _phases(entry: Entry) -> Iterable[Line]:
-    for name, scope in entry.measurement.scopes.items():
-        first, last = scope.layers
-        values = [scope.metrics["raw"].get(metric) for metric in PHASE_COLUMNS]
-        numbers = [None if estimate is None else estimate.value for estimate in values]
+def _phases(view: RecordView) -> Iterable[Line]:
+    for name, (first, last) in view.phases.items():
+        estimates = [view.over(range(first, last + 1), metric, "raw") for metric in PHASE_COLUMNS]
         yield Line(
             (
                 Cell(name, name),
                 Cell(f"{first}-{last}", first),
                 Cell(str(last - first + 1), last - first + 1),
-                *(Cell(number(value), value) for value in numbers),
+                *(Cell(number(estimate.value), estimate.value) for estimate in estimates),
             )
         )
 
 
 def _boundaries(entry: Entry) -> str | None:
-    found = entry.measurement.boundaries.get("raw")
-    if found is None:
+    boundaries = entry.view.record.boundaries.get("raw")
+    if boundaries is None:
         return None
-    parts = [f"Found (variant raw): before layers {', '.join(map(str, found.found)) or 'none'}."]
-    if found.declared:
-        parts.append(f"Declared: before layers {', '.join(map(str, found.declared))}.")
-    if found.returns:
-        returns = ", ".join(f"{x:.0%}" for x in found.returns)
-        parts.append(f"Share of resampled documents in which each returns: {returns}.")
-    p = found.metrics["boundary_p"].value
+    parts = [f"Detected (variant raw): before layers {', '.join(map(str, boundaries.detected)) or 'none'}."]
+    if boundaries.declared:
+        parts.append(f"Declared: before layers {', '.join(map(str, boundaries.declared))}.")
+    if boundaries.recurrence:
+        recurrence = ", ".join(f"{share:.0%}" for share in boundaries.recurrence)
+        parts.append(f"Share of resampled documents in which each is detected again: {recurrence}.")
+    p = boundaries.metrics["boundary_p"].value
     if p is not None:
-        parts.append(f"p = {number(p, 3)} of the found structure under smooth drift over depth.")
+        parts.append(f"p = {number(p, 3)} of the detected structure under smooth drift over depth.")
     return " ".join(parts)

@@ -6,51 +6,50 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle, pairwise
 from typing import Any
 
-from tabulate import tabulate
-
 from delta_suite.metrics.estimate import Estimate
+from delta_suite.metrics.intervals import combine
 from delta_suite.metrics.registry import METRICS
 from delta_suite.models.registry import ModelSpec
+from delta_suite.publish.model_tables import PHASE_COLUMNS
 from delta_suite.publish.plots import BLUE, GREEN, ORANGE, VERMILION, Figure
-from delta_suite.publish.tables import NONE, PHASE_COLUMNS, Row, number
-from delta_suite.records.record import Measurement, ModelRecord
+from delta_suite.publish.rows import Row, number, verdict_text
+from delta_suite.publish.table import NONE, Table
+from delta_suite.records.record import ModelRecord
+from delta_suite.records.view import RecordView
 
 STEPS_ABREAST = 8
 """Columns of steps in one table; more steps go into a table below it."""
 
 
 def series(models: Iterable[ModelSpec | ModelRecord]) -> dict[str, dict[int, str]]:
-    """The training runs among these models: name -> step -> model, in order of the steps; two checkpoints at least."""
-    found: dict[str, dict[int, str]] = {}
+    """Return the training runs among these models: name -> step -> model, in order of the steps, two at least."""
+    runs: dict[str, dict[int, str]] = {}
     for model in models:
         if model.series is not None:
-            found.setdefault(model.series[0], {})[model.series[1]] = model.name
-    return {name: dict(sorted(steps.items())) for name, steps in found.items() if len(steps) > 1}
+            runs.setdefault(model.series[0], {})[model.series[1]] = model.name
+    return {name: dict(sorted(steps.items())) for name, steps in runs.items() if len(steps) > 1}
 
 
 # --- tables ----------------------------------------------------------------------------------------------------
 
 
 def verdict_table(rows: Sequence[Row], steps: Mapping[int, str]) -> str:
-    """Claims by steps."""
+    """Return claims by steps."""
     claims = dict.fromkeys((row.hypothesis, row.expectation) for row in rows)
     cells = {(row.hypothesis, row.expectation, row.model): row for row in rows}
     lines = []
     for hypothesis, expectation in claims:
-        own = [cells.get((hypothesis, expectation, model)) for model in steps.values()]
-        words = [
-            NONE if row is None else row.verdict if row.observed is None else f"{row.verdict} {number(row.observed, 3)}"
-            for row in own
-        ]
+        claim_rows = [cells.get((hypothesis, expectation, model)) for model in steps.values()]
+        words = [NONE if row is None else verdict_text(row.word, row.observed) for row in claim_rows]
         lines.append([f"{hypothesis}/{expectation}", *words])
     return _abreast(lines, "expectation", steps)
 
 
 def verdict_changes(rows: Sequence[Row], steps: Mapping[int, str]) -> list[str]:
-    """For each claim whose verdict changed, between which steps, and from what to what."""
+    """Return for each claim whose verdict changed between which steps, and from what to what."""
     lines = []
     for claim in dict.fromkeys((row.hypothesis, row.expectation) for row in rows):
-        verdicts = {row.model: row.verdict for row in rows if (row.hypothesis, row.expectation) == claim}
+        verdicts = {row.model: row.word for row in rows if (row.hypothesis, row.expectation) == claim}
         known = [(step, verdicts[model]) for step, model in steps.items() if model in verdicts]
         changes = [
             f"{before} -> {after} at step {step} (still {before} at {last})"
@@ -62,56 +61,50 @@ def verdict_changes(rows: Sequence[Row], steps: Mapping[int, str]) -> list[str]:
     return lines
 
 
-def metric_table(
-    measurements: Mapping[int, Measurement], variant: str = "raw", metrics: Sequence[str] | None = None
-) -> str:
-    """Metrics by steps, phase by phase: those of the table of phases, or others; layer metrics as their mean."""
+def metric_table(views: Mapping[int, RecordView], variant: str = "raw", metrics: Sequence[str] | None = None) -> str:
+    """Return metrics by steps, phase by phase: those of the table of phases, or others; layer metrics as their mean."""
     names = list(PHASE_COLUMNS) if metrics is None else metrics
-    steps = {step: measurement.model.name for step, measurement in measurements.items()}
-    phases = dict.fromkeys(phase for measurement in measurements.values() for phase in measurement.phases)
+    steps = {step: view.model.name for step, view in views.items()}
+    phases = dict.fromkeys(phase for view in views.values() for phase in view.phases)
     lines = []
     for name in names:
         for phase in phases:
-            values = _values(measurements, name, phase, variant)
+            values = _values(views, name, phase, variant)
             if any(value is not None for value in values):
                 lines.append([f"{PHASE_COLUMNS.get(name, name)} {phase}", *(number(value) for value in values)])
     return _abreast(lines, "metric, phase", steps)
 
 
-def _values(measurements: Mapping[int, Measurement], metric: str, phase: str, variant: str) -> list[float | None]:
-    found = [phase_estimate(own, metric, phase, variant) for own in measurements.values()]
-    return [None if own is None else own.value for own in found]
+def _values(views: Mapping[int, RecordView], metric: str, phase: str, variant: str) -> list[float | None]:
+    estimates = [phase_estimate(view, metric, phase, variant) for view in views.values()]
+    return [None if estimate is None else estimate.value for estimate in estimates]
 
 
 def _abreast(lines: Sequence[Sequence[str]], first: str, steps: Mapping[int, str]) -> str:
-    """A table, or several below each other where there are many steps."""
+    """Return a table, or several below each other where there are many steps."""
     numbers = [str(step) for step in steps]
     tables = []
     for start in range(0, len(numbers), STEPS_ABREAST):
         part = slice(start + 1, start + 1 + STEPS_ABREAST)
-        headers = [first, *(f"step {own}" for own in numbers[start : start + STEPS_ABREAST])]
-        align = ("left", *["right"] * (len(headers) - 1))
-        cut = [[line[0], *line[part]] for line in lines]
-        tables.append(tabulate(cut, headers=headers, disable_numparse=True, colalign=align if cut else None))
+        head = [first, *(f"step {step}" for step in numbers[start : start + STEPS_ABREAST])]
+        align = "l" + "r" * (len(head) - 1)
+        tables.append(Table.of(head, [[line[0], *line[part]] for line in lines], align=align).text())
     return "\n\n".join(tables)
 
 
-def phase_estimate(measurement: Measurement, metric: str, phase: str, variant: str) -> Estimate | None:
-    """A metric over a phase; of a layer metric the mean over the phase's layers, with its interval. None without."""
-    from delta_suite.metrics.intervals import combine
-
-    if phase not in measurement.scopes or variant not in measurement.scopes[phase].metrics:
+def phase_estimate(view: RecordView, metric: str, phase: str, variant: str) -> Estimate | None:
+    """Return a metric over a phase, a layer metric as the mean over its layers; None where there is no value."""
+    if phase not in view.phases:
         return None
-    if METRICS[metric].scope != "layer":
-        return measurement.scopes[phase].metrics[variant].get(metric)
-    first, last = measurement.phases[phase]
-    own = [measurement.layers[layer].metrics[variant].get(metric) for layer in range(first, last + 1)]
-    if any(estimate is None or estimate.value is None for estimate in own):
+    first, last = view.phases[phase]
+    layers = range(first, last + 1)
+    definition = METRICS[metric]
+    if definition.scope != "layer":
+        return None if definition.scope == "model" else view.over(layers, metric, variant)
+    estimates = [view.layer(layer, metric, variant) for layer in layers]
+    if any(estimate.value is None for estimate in estimates):
         return None
-    known = [estimate for estimate in own if estimate is not None]
-    return combine(
-        lambda *values: sum(values) / len(values), *known, low=METRICS[metric].low, high=METRICS[metric].high
-    )
+    return combine(lambda *values: sum(values) / len(values), *estimates, low=definition.low, high=definition.high)
 
 
 # --- figures ---------------------------------------------------------------------------------------------------
@@ -123,13 +116,13 @@ STYLES = (
 """Colour, marker and dash of the phases, in their order; of a seventh and later ones from the first again."""
 
 
-def figures(measurements: Mapping[int, Measurement], rows: Sequence[Row], variant: str) -> dict[str, Figure]:
-    """By metric: a line a phase over the steps, with 95% intervals; dotted lines where a verdict changed.
+def figures(views: Mapping[int, RecordView], rows: Sequence[Row], variant: str) -> dict[str, Figure]:
+    """Return by metric a line a phase over the steps, with intervals; dotted lines where a verdict changed.
 
     A layer metric is its mean over the phase. A metric that no phase has a value for is left out.
     """
-    steps = {step: own.model.name for step, own in measurements.items()}
-    phases = list(dict.fromkeys(phase for own in measurements.values() for phase in own.phases))
+    steps = {step: view.model.name for step, view in views.items()}
+    phases = list(dict.fromkeys(phase for view in views.values() for phase in view.phases))
     changes = [
         {
             **{"type": "line", "xref": "x", "yref": "paper", "x0": step, "x1": step, "y0": 0, "y1": 1},
@@ -137,12 +130,12 @@ def figures(measurements: Mapping[int, Measurement], rows: Sequence[Row], varian
         }
         for step in _changed_at(rows, steps)
     ]
-    found = {}
+    drawn = {}
     for metric, known in METRICS.items():
         traces = [
             trace
             for phase, style in zip(phases, cycle(STYLES), strict=False)
-            if (trace := _line(measurements, metric, phase, variant, style)) is not None
+            if (trace := _line(views, metric, phase, variant, style)) is not None
         ]
         if traces:
             layout = {
@@ -151,24 +144,24 @@ def figures(measurements: Mapping[int, Measurement], rows: Sequence[Row], varian
                 "shapes": changes,
                 "showlegend": True,
             }
-            found[metric] = {"data": traces, "layout": layout}
-    return found
+            drawn[metric] = {"data": traces, "layout": layout}
+    return drawn
 
 
 def _line(
-    measurements: Mapping[int, Measurement], metric: str, phase: str, variant: str, style: tuple[str, str, str]
+    views: Mapping[int, RecordView], metric: str, phase: str, variant: str, style: tuple[str, str, str]
 ) -> dict[str, Any] | None:
-    own = [phase_estimate(measurement, metric, phase, variant) for measurement in measurements.values()]
-    values = [None if estimate is None or estimate.value is None else _short(estimate.value) for estimate in own]
+    estimates = [phase_estimate(view, metric, phase, variant) for view in views.values()]
+    values = [None if estimate is None or estimate.value is None else _short(estimate.value) for estimate in estimates]
     if all(value is None for value in values):
         return None
     colour, marker, dash = style
     trace = {
-        **{"type": "scatter", "mode": "lines+markers", "name": phase, "x": list(measurements), "y": values},
+        **{"type": "scatter", "mode": "lines+markers", "name": phase, "x": list(views), "y": values},
         **{"line": {"color": colour, "dash": dash, "width": 2}, "marker": {"symbol": marker, "size": 8}},
         "hovertemplate": f"phase {phase}, step %{{x}}: %{{y:.4g}}<extra></extra>",
     }
-    bars = [_bars(estimate) for estimate in own]
+    bars = [_bars(estimate) for estimate in estimates]
     if any(low or high for low, high in bars):
         above, below = [_short(high) for _, high in bars], [_short(low) for low, _ in bars]
         trace["error_y"] = {
@@ -179,12 +172,12 @@ def _line(
 
 
 def _short(value: float) -> float:
-    """A plot shows no more than five digits."""
+    """Return a value with five digits: a plot shows no more."""
     return float(f"{value:.5g}")
 
 
 def _bars(estimate: Estimate | None) -> tuple[float, float]:
-    """How far the interval reaches below and above the value."""
+    """Return how far the interval reaches below and above the value."""
     if estimate is None or estimate.value is None or estimate.interval is None:
         return 0.0, 0.0
     low, high = estimate.interval
@@ -192,8 +185,8 @@ def _bars(estimate: Estimate | None) -> tuple[float, float]:
 
 
 def _changed_at(rows: Sequence[Row], steps: Mapping[int, str]) -> list[int]:
-    """The steps at which any verdict is another than at the step before."""
-    verdicts = {(row.hypothesis, row.expectation, row.model): row.verdict for row in rows}
+    """Return the steps at which any verdict is another than at the step before."""
+    verdicts = {(row.hypothesis, row.expectation, row.model): row.word for row in rows}
     claims = {(row.hypothesis, row.expectation) for row in rows}
     return [
         step

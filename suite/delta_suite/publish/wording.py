@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from delta_suite.claims.judge import Verdict
+from delta_suite.claims.verdict import Verdict
 from delta_suite.publish.board import Entry, Tally
-from delta_suite.publish.tables import FLIPS, NONE, Row, margin_text, number
-
-WARN = "WARN"
-"""The word for a refuted claim that only warns."""
+from delta_suite.publish.rows import WARN, Row, interval_text, margin_text, marks, verdict_text
+from delta_suite.publish.table import NONE
 
 SYMBOLS = {
     Verdict.SUPPORTED.value: "✓",
@@ -38,13 +36,8 @@ LEGEND = (
 )
 
 
-def verdict_word(row: Row) -> str:
-    """The verdict, or WARN for a refuted claim that does not fail a run."""
-    return WARN if row.severity == "warn" and row.verdict == Verdict.REFUTED.value else row.verdict
-
-
 def tally_text(tally: Tally) -> str:
-    """`✗ FAIL (1 supported, 4 refuted)`: what is 0 is left out."""
+    """Return `✗ FAIL (1 supported, 4 refuted)`, without what is 0."""
     counts = {
         "supported": tally.supported,
         "refuted": tally.refuted,
@@ -57,20 +50,18 @@ def tally_text(tally: Tally) -> str:
 
 
 def cell_text(row: Row) -> str:
-    """Verdict, value, interval and marks of one claim for one model."""
-    word = verdict_word(row)
-    value = "" if row.observed is None else f" {number(row.observed, 3)}"
-    interval = "" if row.interval is None else " [{}, {}]".format(*(number(end, 3) for end in row.interval))
-    return f"{SYMBOLS[word]} {word}{value}{interval}{' °' if row.vacuous else ''}{FLIPS if row.flips else ''}"
+    """Return verdict, value, interval and marks of one claim for one model."""
+    interval = "" if row.interval is None else f" {interval_text(row.interval)}"
+    return f"{SYMBOLS[row.word]} {verdict_text(row.word, row.observed)}{interval}{marks(row)}"
 
 
 def worst_text(entry: Entry) -> str:
-    """The worst margin and the claim that it belongs to."""
+    """Return the worst margin and the claim that it belongs to."""
     worst = entry.worst
     return NONE if worst is None else f"{margin_text(worst)} {worst.hypothesis}/{worst.expectation}"
 
 
 def memory_text(entry: Entry) -> str:
-    """Peak memory of the process, and of the GPUs where there were any."""
+    """Return the peak memory of the process, and of the GPUs where there were any."""
     gpu = f", {entry.gpu_bytes / 1e9:.1f} GB GPU" if entry.gpu_bytes else ""
     return f"{entry.host_bytes / 1e9:.1f} GB host{gpu}"

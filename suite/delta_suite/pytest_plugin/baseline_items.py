@@ -1,4 +1,4 @@
-"""pytest's items of a baseline: one per scope and metric, one per verdict, for every model that is compared.
+"""Items of a baseline: one per scope and metric, one per verdict, for every model that is compared.
 
 The baseline file itself is collected, so `results/baselines/big.json::C/intra_cosine[big]` is an ordinary node.
 """
@@ -15,38 +15,15 @@ import pytest
 from delta_suite.errors import BaselineError, SuiteError
 
 if TYPE_CHECKING:
-    from delta_suite.claims.loader import Hypothesis
-    from delta_suite.measure import Outcome
+    from delta_suite.claims.schema import Hypothesis
     from delta_suite.models.registry import ModelSpec
-    from delta_suite.records.record import Measurement
+    from delta_suite.pipeline import Outcome
+    from delta_suite.records.view import RecordView
     from delta_suite.regression.baseline import BaselineFile, VerdictEntry
-    from delta_suite.regression.comparison import Comparison, Snapshot, Status
+    from delta_suite.regression.comparison import Comparison, Status
 
 RECORD = "record"
-"""The item that asks whether the two can be compared at all."""
-
-
-def add_options(group: pytest.OptionGroup) -> None:
-    group.addoption(
-        "--baseline",
-        nargs="?",
-        const="",
-        metavar="PATH",
-        help="compare with a baseline: a .json file, or the folder with <model>.json (default: <results>/baselines)",
-    )
-    group.addoption(
-        "--baseline-update",
-        nargs="?",
-        const="new",
-        choices=["new", "all"],
-        help="write what the baseline lacks; =all overwrites it, and needs --baseline-reason",
-    )
-    group.addoption("--baseline-reason", default="", metavar="TEXT", help="why a baseline is overwritten; kept in it")
-    group.addoption(
-        "--baseline-other-documents",
-        action="store_true",
-        help="the baseline's calibration is another sample of the same source: compare unpaired",
-    )
+"""The name of the item that asks if the two can be compared at all."""
 
 
 @dataclass
@@ -57,44 +34,71 @@ class Regression:
     specs: Sequence[ModelSpec]
     outcome: Callable[[ModelSpec], Outcome]
     """Raises the SuiteError of a model that cannot be measured."""
-    control: Callable[[ModelSpec], Measurement | None]
-    """The same architecture with random weights, where it is measured."""
+    control: Callable[[ModelSpec], RecordView | None]
+    """Returns the same architecture with random weights, where it is measured."""
     reproduce: Callable[[str, str], str]
     paths: dict[str, Path] = field(default_factory=dict)
-    """Of each model."""
+    """The baseline of each model."""
     files: dict[Path, BaselineFile] = field(default_factory=dict)
     """The baselines that exist."""
     hypotheses: dict[str, Path] = field(default_factory=dict)
-    """Those collected so far, by id."""
+    """The hypothesis files collected so far, by id."""
     measured: set[str] = field(default_factory=set)
     failed: set[str] = field(default_factory=set)
     """Models that an item could, or could not, be measured for."""
-    written: list[str] = field(default_factory=list)
-    _compared: dict[str, tuple[Snapshot, dict[str, list[Comparison]]]] = field(default_factory=dict)
+    messages: list[str] = field(default_factory=list)
+    """What was written at the end of the run, or why not."""
+    _compared: dict[str, dict[str, list[Comparison]]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, config: pytest.Config, specs: Sequence[ModelSpec], **calls: Any) -> Regression | None:
-        """None where no option asks for one. Raises UsageError for options that do not go together."""
+    def create(
+        cls,
+        config: pytest.Config,
+        specs: Sequence[ModelSpec],
+        outcome: Callable[[ModelSpec], Outcome],
+        control: Callable[[ModelSpec], RecordView | None],
+        reproduce: Callable[[str, str], str],
+    ) -> Regression | None:
+        """Return the baselines of a run, or None where no option asks for one.
+
+        Raises UsageError for options that do not go together, and for baselines that are missing or damaged.
+        """
         option = config.getoption
         if option("baseline") is None and option("baseline_update") is None:
             if option("baseline_reason"):
                 raise pytest.UsageError("--baseline-reason is for --baseline-update=all")
             return None
-        self = cls(config, specs, **calls)
-        self._resolve()
-        return self
+        regression = cls(config, specs, outcome, control, reproduce)
+        regression._resolve()
+        return regression
+
+    @property
+    def parts(self) -> set[str]:
+        """The parts of a measurement that the baselines hold, or will hold once they are written."""
+        from delta_suite.metrics.registry import PARTS
+
+        held = {part for file in self.files.values() for part in file.content.record.parts}
+        return held | (set(PARTS) if self.update else set())
 
     @property
     def update(self) -> str | None:
-        found: str | None = self.config.getoption("baseline_update")
-        return found
+        """`new` or `all` where baselines are written, else None."""
+        mode: str | None = self.config.getoption("baseline_update")
+        return mode
 
     @property
     def other_documents(self) -> bool:
+        """True if other calibrations are samples of the same source."""
         return bool(self.config.getoption("baseline_other_documents"))
 
     def _resolve(self) -> None:
-        from delta_suite.regression.baseline import baseline_path, load_baseline, refuse_shared, unknown_keys
+        from delta_suite.regression.baseline import (
+            baseline_path,
+            load_baseline,
+            read_baseline_json,
+            refuse_shared,
+            unknown_keys,
+        )
 
         option = self.config.getoption
         if not self.specs:
@@ -116,6 +120,8 @@ class Regression:
                 path = self.paths[spec.name] = baseline_path(given, results, spec.name)
                 if path in self.files or (self.update and not path.exists()):
                     continue
+                if self.update == "all" and read_baseline_json(path).get("schema") == 1:
+                    continue  # it is renewed, and holds nothing to compare with
                 self.files[path] = load_baseline(path)
                 if wrong := unknown_keys(self.files[path]):
                     raise BaselineError(f"{path}: tolerances for what does not exist: {', '.join(wrong)}")
@@ -127,25 +133,26 @@ class Regression:
         self.config.args.extend(str(path) for path in self.files if path.resolve() not in named)
 
     def file(self, path: Path) -> BaselineFile | None:
-        """The baseline that a collected file is."""
-        return next((own for own in self.files.values() if own.path.resolve() == path.resolve()), None)
+        """Return the baseline that a collected file is, or None."""
+        return next((file for file in self.files.values() if file.path.resolve() == path.resolve()), None)
 
     def models(self, baseline: BaselineFile) -> list[ModelSpec]:
+        """Return the models that are compared with a baseline."""
         return [spec for spec in self.specs if self.paths[spec.name] == baseline.path]
 
-    def compared(self, spec: ModelSpec, baseline: BaselineFile) -> tuple[Snapshot, dict[str, list[Comparison]]]:
-        """The measurement's figures, and all comparisons by item. Compared once, however many items ask."""
-        from delta_suite.regression.comparison import by_item, directions_of, snapshot
+    def compared(self, spec: ModelSpec, baseline: BaselineFile) -> dict[str, list[Comparison]]:
+        """Return all comparisons of a model by item. Compared once, however many items ask."""
+        from delta_suite.regression.comparison import by_item
+        from delta_suite.regression.turns import direction_figures
 
         if spec.name not in self._compared:
-            measurement = self.outcome(spec).measurement
-            now = snapshot(measurement)
-            found = baseline.compare(now, directions_of(measurement), other_documents=self.other_documents)
-            self._compared[spec.name] = now, by_item(found)
+            view = self.outcome(spec).view
+            comparisons = baseline.compare(view, direction_figures(view), other_documents=self.other_documents)
+            self._compared[spec.name] = by_item(comparisons)
         return self._compared[spec.name]
 
     def known_hypotheses(self, verdicts: Iterable[VerdictEntry]) -> dict[str, Hypothesis]:
-        """By id: those collected, and those that a baseline names and that are still there."""
+        """Return hypotheses by id: those collected, and those that a baseline names and that are still there."""
         from delta_suite.claims.loader import load_hypothesis
 
         root = self.config.rootpath
@@ -155,14 +162,14 @@ class Regression:
         return {hypothesis.id: hypothesis for hypothesis in loaded}
 
     def verdict(self, hypothesis: Hypothesis, expectation: str, spec: ModelSpec) -> VerdictEntry | None:
-        """As the file says, whatever --variant shows; None where the file does not state the expectation."""
+        """Return the verdict as the file states the claim, whatever --variant shows; None where it states none."""
         from delta_suite.claims.judge import judge
         from delta_suite.regression.baseline import VerdictEntry
 
-        stated = next((own for own in hypothesis.expect if own.id == expectation), None)
+        stated = next((claim for claim in hypothesis.expect if claim.id == expectation), None)
         if stated is None:
             return None
-        judged = judge(hypothesis, stated, self.outcome(spec).measurement, self.control(spec))
+        judged = judge(hypothesis, stated, self.outcome(spec).view, self.control(spec))
         claim = f"{stated.claim()}, {stated.variant}"
         return VerdictEntry(
             verdict=judged.verdict.value, observed=judged.observed, claim=claim, file=self._relative(hypothesis.path)
@@ -175,7 +182,7 @@ class Regression:
     # --- writing at the end, in the process that has the terminal
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Collect from the reports, which may come from workers, which models were measured and where claims stand."""
+        """Gather from the reports, which may come from workers, which models were measured and where claims stand."""
         for row in (getattr(report, name, None) for name in ("delta_suite", "delta_suite_baseline")):
             if row is None:
                 continue
@@ -187,56 +194,57 @@ class Regression:
             self.failed |= {spec.name for spec in self.specs if f"[{spec.name}]" in report.nodeid}
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Write the baselines, in the process that has the terminal."""
         if self.update is None or hasattr(self.config, "workerinput") or self.config.option.collectonly:
             return
         finished = {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED}
         if exitstatus not in finished:
-            self.written.append("the run did not end as it should: no baseline was written")
+            self.messages.append("the run did not end as it should: no baseline was written")
         elif not self._write():
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     @pytest.hookimpl(trylast=True)
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        from delta_suite.publish import baseline_tables as baselines
+        """Show the table of the run, what changed, and what was written."""
+        from delta_suite.publish.baseline_tables import BaselineRow, changes_table, run_table
 
         reports = [report for group in terminalreporter.stats.values() for report in group]
-        found = [report.delta_suite_baseline for report in reports if hasattr(report, "delta_suite_baseline")]
+        items = [report.delta_suite_baseline for report in reports if hasattr(report, "delta_suite_baseline")]
         order = [spec.name for spec in self.specs]  # workers report as they finish
-        rows = sorted((baselines.BaselineRow(**row) for row in found), key=lambda row: order.index(row.model))
-        if rows or self.written:
+        rows = sorted((BaselineRow(**row) for row in items), key=lambda row: order.index(row.model))
+        if rows or self.messages:
             terminalreporter.section("baselines", sep="-")
         if rows:
-            terminalreporter.write_line(baselines.run_table(rows))
+            terminalreporter.write_line(run_table(rows))
         if any(row.fails for row in rows):
             terminalreporter.write_line("")
-            terminalreporter.write_line(baselines.changes_table(rows))
-        for line in self.written:
+            terminalreporter.write_line(changes_table(rows))
+        for line in self.messages:
             terminalreporter.write_line(line)
 
     def _write(self) -> bool:
-        """Update the baselines of the models that were measured; whether all could be."""
-        from delta_suite.regression.baseline import update_baseline
+        """Update the baselines of the models that were measured, and return True if all could be."""
+        from delta_suite.regression.update import update_baseline
 
         whole = True
         for spec in self.specs:
             path = self.paths[spec.name]
             if spec.name in self.failed - self.measured:
-                self.written.append(f"{path}: not written, {spec.name} could not be measured")
+                self.messages.append(f"{path}: not written, {spec.name} could not be measured")
                 whole = False
                 continue
             try:
-                measurement = self.outcome(spec).measurement
-                self.written.append(
+                self.messages.append(
                     update_baseline(
                         path,
-                        measurement,
+                        self.outcome(spec).view,
                         self._verdicts(spec),
                         overwrite=self.update == "all",
                         reason=self.config.getoption("baseline_reason"),
                     )
                 )
             except SuiteError as error:
-                self.written.append(f"not written: {error}")
+                self.messages.append(f"not written: {error}")
                 whole = False
         return whole
 
@@ -262,6 +270,7 @@ class BaselineNode(pytest.File):
     """A baseline file of the run."""
 
     def collect(self) -> Iterable[pytest.Item]:
+        """Yield an item for each figure and verdict, and for each model."""
         regression = self.config.stash[REGRESSION]
         baseline = regression.file(self.path)
         assert baseline is not None
@@ -269,8 +278,8 @@ class BaselineNode(pytest.File):
             hypotheses = regression.known_hypotheses(baseline.content.verdicts.values())
         except SuiteError as error:
             raise self.CollectError(str(error)) from None
-        stated = [f"{own.id}/{expectation.id}" for own in hypotheses.values() for expectation in own.expect]
-        names = [RECORD, *_figures(baseline.content.figures), *_verdict_items([*stated, *baseline.content.verdicts])]
+        stated = [f"{name}/{claim.id}" for name, hypothesis in hypotheses.items() for claim in hypothesis.expect]
+        names = [RECORD, *_figures(baseline.view), *_verdict_items([*stated, *baseline.content.verdicts])]
         for spec in regression.models(baseline):
             for name in names:
                 yield BaselineItem.from_parent(
@@ -278,19 +287,22 @@ class BaselineNode(pytest.File):
                 )
 
 
-def _figures(figures: Snapshot) -> list[str]:
-    """Names of items: those of the baseline, and of what this suite measures over the same phases."""
+def _figures(view: RecordView) -> list[str]:
+    """Return names of items: the figures of the baseline, and what this suite measures over the same phases."""
     from delta_suite.metrics.registry import METRICS
-    from delta_suite.regression.comparison import LAYERS, TURNS
+    from delta_suite.regression.comparison import LAYERS, figures
+    from delta_suite.regression.turns import TURNS
 
-    scopes = {scope: metrics for own in figures.estimates.values() for scope, metrics in own.items()}
-    wide = [scope for scope in scopes if not scope.startswith("layer:")]
-    by_layer = dict.fromkeys(name for name, metric in METRICS.items() if metric.scope != "phase")
-    by_layer |= dict.fromkeys(name for scope in scopes.keys() - set(wide) for name in sorted(scopes[scope]))
+    by_scope: dict[str, dict[str, None]] = {}
+    for _, scope, metric in figures(view):
+        by_scope.setdefault(scope, {})[metric] = None
+    wide = [scope for scope in by_scope if not scope.startswith("layer:")]
+    by_layer = {name: None for name, metric in METRICS.items() if metric.scope in {"layer", "pair"}}
+    by_layer |= {metric: None for scope in by_scope.keys() - set(wide) for metric in sorted(by_scope[scope])}
     names = [f"{LAYERS}/{metric}" for metric in (*by_layer, *TURNS)]
+    known = {name: None for name, metric in METRICS.items() if metric.scope in {"pair", "phase"}}
     for scope in wide:
-        metrics = dict.fromkeys(name for name, metric in METRICS.items() if metric.scope != "layer")
-        names += [f"{scope}/{metric}" for metric in metrics | dict.fromkeys(scopes[scope])]
+        names += [f"{scope}/{metric}" for metric in ({} if scope == "model" else known) | by_scope[scope]]
     return names
 
 
@@ -301,7 +313,7 @@ def _verdict_items(names: Iterable[str]) -> list[str]:
 
 
 class ChangedError(Exception):
-    """Carries the text of a failure to the report."""
+    """The failure of an item; it carries the text to the report."""
 
 
 class BaselineItem(pytest.Item):
@@ -319,6 +331,7 @@ class BaselineItem(pytest.Item):
             self.add_marker(pytest.mark.xfail(reason=reason))
 
     def setup(self) -> None:
+        """Measure the model, or take it from the cache."""
         try:
             self.config.stash[REGRESSION].outcome(self.spec)
         except SuiteError as error:
@@ -328,14 +341,16 @@ class BaselineItem(pytest.Item):
         pytest.fail(message, pytrace=False)  # outside the handler, or the report would show both errors
 
     def runtest(self) -> None:
+        """Compare, and fail, skip or pass by the status."""
         from delta_suite.publish.baseline_tables import BaselineRow, item_text
         from delta_suite.regression.comparison import Status, worst
 
         regression = self.config.stash[REGRESSION]
-        now, items = regression.compared(self.spec, self.baseline)
-        comparisons = self._comparisons(regression, now, items)
+        outcome = regression.outcome(self.spec)
+        items = regression.compared(self.spec, self.baseline)
+        comparisons = self._comparisons(regression, outcome.view, items)
         self.status = status = worst(comparisons)
-        record = str(regression.outcome(self.spec).record)
+        record = str(outcome.path)
         row = BaselineRow.of(self.spec.name, str(self.baseline.path), self.item, status, comparisons, record)
         self.row = row.as_json()
         shown = ("baseline", "item", "model", "status", "where", "old", "new", "difference", "tolerance")
@@ -344,22 +359,22 @@ class BaselineItem(pytest.Item):
         if row.fails and regression.update == "all":
             pytest.skip(f"accepted: {status.value}")
         if row.fails:
-            raise ChangedError(item_text(self.item, status, comparisons, self.baseline, now, reproduce))
+            raise ChangedError(item_text(self.item, status, comparisons, self.baseline, outcome.view, reproduce))
         if status in {Status.NEW, Status.NOT_MEASURED}:
             pytest.skip(f"{status.value}: {row.reason}")
 
     def _comparisons(
-        self, regression: Regression, now: Snapshot, items: Mapping[str, list[Comparison]]
+        self, regression: Regression, now: RecordView, items: Mapping[str, list[Comparison]]
     ) -> list[Comparison]:
+        """Return the comparisons of this item."""
         from delta_suite.regression.baseline import VERDICT
         from delta_suite.regression.comparison import Comparison, Status, obstacle
 
         if self.item == RECORD:
-            old = self.baseline.content
-            other = old.other_documents or regression.other_documents
-            refusal = obstacle(old.figures, now, other_documents=other)
-            if refusal is None and old.figures.phases != now.phases:
-                refusal = f"the phase map was {_map(old.figures)} and is {_map(now)}"
+            other = self.baseline.content.other_documents or regression.other_documents
+            refusal = obstacle(self.baseline.view, now, other_documents=other)
+            if refusal is None and self.baseline.view.phases != now.phases:
+                refusal = f"the phase map was {_map(self.baseline.view)} and is {_map(now)}"
             status = Status.SAME if refusal is None else Status.NOT_COMPARABLE
             return [Comparison(RECORD, RECORD, "", status, reason=refusal)]
         if self.item.startswith(f"{VERDICT}/"):
@@ -372,20 +387,22 @@ class BaselineItem(pytest.Item):
         return items.get(self.item) or [absent]
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+        """Return the text of a change in place of a traceback."""
         if isinstance(excinfo.value, ChangedError):
             return str(excinfo.value)
         return super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[Path, None, str]:
+        """Return file and name for the report."""
         return self.path, None, self.name
 
 
-def _map(figures: Snapshot) -> str:
-    return ", ".join(f"{name} {first}-{last}" for name, (first, last) in figures.phases.items())
+def _map(view: RecordView) -> str:
+    return ", ".join(f"{name} {first}-{last}" for name, (first, last) in view.phases.items())
 
 
 def status_of(row: Mapping[str, Any]) -> tuple[str, str, Any]:
-    """Category, letter and word of an item that was skipped: neither passed nor failed."""
+    """Return category, letter and word of an item that was skipped: neither passed nor failed."""
     if row["fails"]:
         return "accepted", "a", ("ACCEPTED", {"yellow": True})
     if row["status"] == "new":

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from delta_suite.capture.forward import side_streams
-from delta_suite.capture.sinks import Sinks, find_sinks, normalised
+from delta_suite.capture.sinks import Sinks, find_sinks
 from delta_suite.capture.stream import Memory, ResidualStream
 from delta_suite.errors import CaptureError
 from delta_suite.reduction.eigen import (
@@ -37,6 +37,7 @@ from delta_suite.reduction.resampling import (
     resample,
     rows_by_group,
 )
+from delta_suite.reduction.variants import VARIANTS, Variant
 
 LANES = 4
 """Lanes of one GPU, each with a CUDA stream of its own, where layers' eigenproblems are solved one after the other:
@@ -58,8 +59,8 @@ NARROW_ENTRIES_AT_ONCE = 1 << 24
 float64 stay small beside the stream, 134 MB each."""
 
 
-Part = tuple[str, int, bool]
-"""What moments are kept apart by: (as they are or normalised, group of documents, a sink). Sums make the variants."""
+Part = tuple[int, bool]
+"""Key of a bucket of moments: group of documents, and whether its rows are sinks. Variants are sums of buckets."""
 
 
 def rows_at_once(hidden: int) -> int:
@@ -92,7 +93,7 @@ class _Shard:
     def sink(self) -> Bool[Tensor, " tokens"]:
         return torch.zeros_like(self.stream.kept) if self.sinks is None else self.sinks.dropped
 
-    def row_blocks(self, variants: Sequence[str]) -> Iterator[_RowBlock]:
+    def row_blocks(self) -> Iterator[_RowBlock]:
         """All kept rows, some at a time. Asked on the host and once, as no layer differs."""
         at_once = rows_at_once(self.stream.hidden)
         for start in range(0, len(self.group), at_once):
@@ -101,13 +102,10 @@ class _Shard:
             order = torch.argsort(label, stable=True)
             order = order[self.stream.kept[rows][order]]
             parts: list[tuple[Part, slice]] = []
-            for way in _ways(variants):
-                # Only `sink_free` tells sinks apart, and it takes the rows as they are.
-                own = label[order] if way == "as they are" else label[order] // 2 * 2
-                values, counts = torch.unique_consecutive(own, return_counts=True)
-                ends = counts.cumsum(0)
-                for value, stop, count in zip(values.tolist(), ends.tolist(), counts.tolist(), strict=True):
-                    parts.append(((way, value // 2, value % 2 == 1), slice(stop - count, stop)))
+            values, counts = torch.unique_consecutive(label[order], return_counts=True)
+            ends = counts.cumsum(0)
+            for value, stop, count in zip(values.tolist(), ends.tolist(), counts.tolist(), strict=True):
+                parts.append(((value // 2, value % 2 == 1), slice(stop - count, stop)))
             yield _RowBlock(rows, _unless_all(order, len(label)), parts)
 
 
@@ -175,7 +173,7 @@ class _Task:
         cls,
         stream: ResidualStream,
         whole: bool,
-        variants: Sequence[str],
+        variants: Sequence[Variant],
         plan: _Plan,
         moments: Sequence[Mapping[Part, Moments]],
     ) -> _Task:
@@ -185,7 +183,7 @@ class _Task:
             held, passing = 4 * n * hidden * (1 + (len(variants) > 1)), 8 * n * hidden
         else:  # moments that are not there yet, what is added up of them, and some rows in float64
             new = 0 if moments[0] and plan.keep_on is None else _sets(variants)
-            held = 8 * hidden**2 * (plan.groups * (new + ("sink_free" in variants)) + 4)
+            held = 8 * hidden**2 * (plan.groups * (new + _tells_sinks(variants)) + 4)
             passing = 32 * rows_at_once(hidden) * hidden
         return cls(stream.layers, n, held, passing, not whole)
 
@@ -204,7 +202,7 @@ class _Task:
 class _Plan:
     """How a stream is reduced, the same for all layers and shards."""
 
-    variants: Sequence[str]
+    variants: Sequence[Variant]
     groups: int
     intervals: bool
     keep_on: torch.device | None
@@ -217,7 +215,7 @@ def reduce_stream(
     layers: int,
     tokens: int,
     documents: int,
-    variants: Sequence[str] = ("raw",),
+    variants: Sequence[Variant] = (VARIANTS["raw"],),
     devices: Sequence[torch.device] = (),
     advance: Callable[[int], object] = lambda tokens: None,
     found_sinks: Callable[[Sinks], object] = lambda sinks: None,
@@ -246,7 +244,7 @@ def reduce_stream(
     threads = _shared_threads(workers if any(device.type == "cuda" for device in devices) else 1)
     with threads, ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(1) as drawing:
         for stream in shards:
-            sinks = find_sinks(stream) if "sink_free" in variants else None
+            sinks = find_sinks(stream) if _tells_sinks(variants) else None
             if sinks is not None:
                 found_sinks(sinks)
             kept = int(stream.kept.sum())
@@ -258,7 +256,7 @@ def reduce_stream(
             if last:  # beside the first eigenproblems, which do not need them yet
                 draws = [drawing.submit(random_draws, layer, min(tokens, stream.hidden)) for layer in range(layers)]
             shard = _Shard(stream, stream.document % plan.groups, sinks)
-            row_blocks = () if whole else tuple(shard.row_blocks(variants))
+            row_blocks = () if whole else tuple(shard.row_blocks())
             lanes = _Lane.over(devices, _Task.of(stream, whole, variants, plan, moments), memory)
 
             def reduce_lane(
@@ -299,7 +297,7 @@ def reduce_stream(
             list((pool.map if len(lanes) > 1 else map)(reduce_lane, range(len(lanes))))
             # The shard is the largest thing in memory: nothing here may hold it while the next one is filled.
             del stream, shard, reduce_lane
-    return {variant: [reduced[layer][variant] for layer in range(layers)] for variant in variants}
+    return {variant.name: [reduced[layer][variant.name] for layer in range(layers)] for variant in variants}
 
 
 def _resampled(
@@ -316,10 +314,9 @@ def _resampled(
         out: list[dict[str, LayerSpectra]] = [{} for _ in layers]
         asked = [draws[layer].result for layer in layers]
         for variant, grouped in groups(layers):
-            rounding = None if variant == "token_normalised" else epsilon
-            found = resample(grouped, asked, solve, epsilon=rounding, intervals=intervals)
-            for own, spectra in zip(out, found, strict=True):
-                own[variant] = spectra
+            resampled = resample(grouped, asked, solve, epsilon=epsilon, intervals=intervals)
+            for by_variant, spectra in zip(out, resampled, strict=True):
+                by_variant[variant] = spectra
             del grouped  # before the next variant is formed
         return out
 
@@ -347,16 +344,19 @@ def _shared_threads(lanes: int) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def _ways(variants: Sequence[str]) -> list[str]:
-    return ["as they are", *(["normalised"] if "token_normalised" in variants else [])]
+def _tells_sinks(variants: Sequence[Variant]) -> bool:
+    """Return True if some variant takes no sinks."""
+    return any(not variant.keeps_sinks for variant in variants)
 
 
-def _sets(variants: Sequence[str]) -> int:
-    """Sets of moments that are kept apart for each group of documents."""
-    return len(_ways(variants)) + ("sink_free" in variants)
+def _sets(variants: Sequence[Variant]) -> int:
+    """Return how many sets of moments are kept apart for each group of documents."""
+    return 1 + _tells_sinks(variants)
 
 
-def _plan(stream: ResidualStream, variants: Sequence[str], documents: int, layers: int, memory: Memory | None) -> _Plan:
+def _plan(
+    stream: ResidualStream, variants: Sequence[Variant], documents: int, layers: int, memory: Memory | None
+) -> _Plan:
     """`layers`: whose moments are held at once."""
     groups = group_count(documents)
     if layers == 1:
@@ -393,14 +393,10 @@ def _accumulate(
         before, update = _taken(block.order, *stream.step(layer, block.rows, device))
         wide = widened(update)
         quantities = token_quantities(before, wide)
-        forms = {
-            way: wide if way == "as they are" else widened(normalised(update))
-            for way in {way for (way, _, _), _ in block.parts}
-        }
-        for part, own in block.parts:
+        for part, part_rows in block.parts:
             if part not in moments:
                 moments[part] = Moments.none_yet(stream.hidden, device)
-            moments[part].add(forms[part[0]][own], quantities[own])
+            moments[part].add(wide[part_rows], quantities[part_rows])
     for added in moments.values():
         added.complete()
 
@@ -433,30 +429,28 @@ def _grouped_rows(
         quantities.append(token_quantities(before, update))
         del before, update
     for variant in plan.variants:
-        chosen = ~sink if variant == "sink_free" else torch.ones_like(sink)
+        chosen = torch.ones_like(sink) if variant.keeps_sinks else ~sink
         numbers = _unless_all(chosen.nonzero().flatten(), len(chosen))
         tokens = torch.bincount(group[chosen], minlength=plan.groups).tolist()
         grouped = []
-        for own_update, own_quantities in zip(updates, quantities, strict=True):
-            rows, own = _taken(numbers, own_update, own_quantities)
-            rows = normalised(rows) if variant == "token_normalised" else rows
-            grouped.append(GroupedRows(rows, own, tokens, variant == "centred"))
-        yield variant, grouped
+        for layer_update, layer_quantities in zip(updates, quantities, strict=True):
+            rows, row_quantities = _taken(numbers, layer_update, layer_quantities)
+            grouped.append(GroupedRows(rows, row_quantities, tokens, variant.centre))
+        yield variant.name, grouped
 
 
 def _grouped_moments(layers: Sequence[Mapping[Part, Moments]], plan: _Plan) -> Iterator[tuple[str, Sequence[Groups]]]:
     """Some layers in each variant."""
 
-    def grouped(moments: Mapping[Part, Moments], way: str, sinks: bool, centre: bool) -> GroupedMoments:
-        own: list[Moments | None] = [None] * plan.groups
-        for (own_way, group, sink), part in moments.items():
-            if own_way == way and (sinks or not sink):
-                held = own[group]
-                own[group] = part if held is None else held + part
-        if all(part is None for part in own):  # every token is a sink
-            own[0] = next(iter(moments.values())).none()
-        return GroupedMoments(own, centre)
+    def grouped(moments: Mapping[Part, Moments], variant: Variant) -> GroupedMoments:
+        by_group: list[Moments | None] = [None] * plan.groups
+        for (group, sink), part in moments.items():
+            if variant.keeps_sinks or not sink:
+                held = by_group[group]
+                by_group[group] = part if held is None else held + part
+        if all(part is None for part in by_group):  # every token is a sink
+            by_group[0] = next(iter(moments.values())).none()
+        return GroupedMoments(by_group, variant.centre)
 
     for variant in plan.variants:
-        way = "normalised" if variant == "token_normalised" else "as they are"
-        yield variant, [grouped(own, way, variant != "sink_free", variant == "centred") for own in layers]
+        yield variant.name, [grouped(moments, variant) for moments in layers]

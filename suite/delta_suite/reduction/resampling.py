@@ -348,13 +348,13 @@ def resample(
     draws: Sequence[Callable[[], Float32[Tensor, "draws rank"]]],
     solve: Eigensolver,
     *,
-    epsilon: float | None,
+    epsilon: float,
     intervals: bool = True,
 ) -> list[LayerSpectra]:
     """Everything that is kept of some layers in one variant, all of the same tokens.
 
     draws: each layer's random_draws. intervals: whether replicates are formed; halves are, wherever there are two.
-    epsilon: of the stream's dtype; None where the rows are not in the stream's units.
+    epsilon: machine epsilon of the stream's dtype.
     """
     first = layers[0]
     tokens, everything = first.tokens, range(len(first.tokens))
@@ -377,7 +377,7 @@ def resample(
     ]
 
 
-def _without_tokens(own: Groups, epsilon: float | None) -> LayerSpectra:
+def _without_tokens(own: Groups, epsilon: float) -> LayerSpectra:
     nothing = own.totals.new_zeros(TOP_K, own.totals.shape[1])
     statistics = _statistics(own, np.zeros(0), range(len(own.tokens)), epsilon)
     return LayerSpectra(
@@ -385,9 +385,7 @@ def _without_tokens(own: Groups, epsilon: float | None) -> LayerSpectra:
     )
 
 
-def _whole(
-    own: Groups, eigen: Eigen, draws: Float32[Tensor, "draws rank"], epsilon: float | None, intervals: bool
-) -> _Whole:
+def _whole(own: Groups, eigen: Eigen, draws: Float32[Tensor, "draws rank"], epsilon: float, intervals: bool) -> _Whole:
     groups = range(len(own.tokens))
     spectrum = own.spectrum(groups, eigen, min(sum(own.tokens), own.totals.shape[1]))
     eigenvalues = spectrum.eigenvalues.cpu().numpy()
@@ -405,7 +403,7 @@ def _whole(
 
 
 def _with_halves(
-    own: Groups, whole: _Whole, sides: Sequence[list[int]], solved: Sequence[Eigen], epsilon: float | None
+    own: Groups, whole: _Whole, sides: Sequence[list[int]], solved: Sequence[Eigen], epsilon: float
 ) -> LayerSpectra:
     groups = range(len(own.tokens))
     halves = [own.spectrum(side, eigen, LEADING) for side, eigen in zip(sides, solved, strict=True)]
@@ -475,7 +473,7 @@ def _directions_without(
 
 
 def _statistics(
-    own: Groups, eigenvalues: Float64[np.ndarray, " rank"], groups: Sequence[int], epsilon: float | None
+    own: Groups, eigenvalues: Float64[np.ndarray, " rank"], groups: Sequence[int], epsilon: float
 ) -> LayerStatistics:
     """Of some groups, scaled to the token count of all."""
     tokens, count = sum(own.tokens), max(1, sum(own.tokens[g] for g in groups))

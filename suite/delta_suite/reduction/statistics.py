@@ -25,8 +25,8 @@ class LayerStatistics:
     """Mean and standard deviation over tokens: see `moments.TOKEN_QUANTITIES`."""
     mean_energy: float
     """Share of the energy that lies in the mean update."""
-    epsilon: float | None
-    """Machine epsilon of the dtype that the stream was computed in; None of rows that are not in the stream's units."""
+    epsilon: float
+    """Machine epsilon of the dtype that the stream was computed in."""
     between: tuple[float, float] | None = None
     """Sums over all pairs of different groups of documents, of tr G_a tr G_b and of tr G_a G_b, G_a the Gram matrix of
     the updates of group a; None where there is one group."""

@@ -23,10 +23,12 @@ import numpy as np
 from jaxtyping import Float64, Int64
 
 from delta_suite.claims.gates import MIN_TOKENS_PER_DIMENSION
-from delta_suite.claims.loader import Expectation, Hypothesis, load_hypothesis
+from delta_suite.claims.loader import load_hypothesis
+from delta_suite.claims.schema import Expectation, Hypothesis
+from delta_suite.metrics.direction_gram import DirectionGram
 from delta_suite.metrics.estimate import Estimate
-from delta_suite.metrics.estimators import phase_metric
-from delta_suite.metrics.registry import METRICS, DirectionGram
+from delta_suite.metrics.estimators import phase_value
+from delta_suite.metrics.registry import METRICS
 from delta_suite.paths import bundled
 from delta_suite.reduction.statistics import TOP_K, LayerStatistics
 from delta_suite.selftest.documents import DOCUMENTS, SCALE, SPREAD, Layers, Population, ValueOf, orthonormal, unit
@@ -104,7 +106,7 @@ class Truth:
         found = (
             [_value(definition.compute(self._layers[layer])) for layer in scope]
             if definition.scope == "layer"
-            else [_value(phase_metric(definition, self._gram, scope))]
+            else [_value(phase_value(definition, self._gram, scope))]
         )
         return float(np.mean(found))
 
@@ -303,7 +305,7 @@ class World:
     def of_law(self) -> bool:
         """Whether the update law is asked for."""
         metrics = [*(claim.expectation.metric for claim in self.claims), *chain(*(self.covered or {}).values())]
-        return any(METRICS[metric].from_law for metric in metrics)
+        return any(METRICS[metric].takes == "law" for metric in metrics)
 
     @cached_property
     def scopes(self) -> Mapping[str, Layers]:
@@ -339,8 +341,8 @@ _RANK, _NO_DRIFT = "declared-among-the-best", "no-smooth-drift"
 _WINDOW, _LAG, _RANDOM = {"null": "window"}, {"null": "lag"}, {"null": "random"}
 
 _OF_LAYERS = [name for name, own in METRICS.items() if own.scope == "layer" and name not in NO_POPULATION_VALUE]
-_OF_PAIRS = [name for name, own in METRICS.items() if own.scope in ("pair", "phase") and not own.from_law]
-_OF_LAW = [name for name, own in METRICS.items() if own.from_law]
+_OF_PAIRS = [name for name, own in METRICS.items() if own.scope in ("pair", "phase") and own.takes == "directions"]
+_OF_LAW = [name for name, own in METRICS.items() if own.takes == "law"]
 _OF_SPECTRA = [
     *("effective_rank", "effective_rank_roy", "participation_ratio", "participation_ratio_unbiased"),
     *("stable_rank", "top1_energy", "gamma"),

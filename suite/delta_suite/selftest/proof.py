@@ -23,26 +23,24 @@ from typing import Any
 
 import numpy as np
 
-import delta_suite
-from delta_suite.claims.judge import Verdict, judge, observe
+from delta_suite.claims.judge import judge
+from delta_suite.claims.observe import observe
 from delta_suite.claims.schema import Expectation, Hypothesis, nearest
+from delta_suite.claims.verdict import Verdict
 from delta_suite.errors import SuiteError
-from delta_suite.measure import hardware, law_record, library_version
 from delta_suite.metrics.intervals import CONFIDENCE
+from delta_suite.pipeline import metric_versions
 from delta_suite.progress import Progress, no_progress
-from delta_suite.records.record import (
-    CalibrationRecord,
-    CertificateRecord,
-    Measurement,
-    ModelRecord,
-    Provenance,
-    SinkRecord,
-    assemble,
-    metric_versions,
-)
+from delta_suite.provenance import hardware, library_version
+from delta_suite.records.arrays import ArrayFile
+from delta_suite.records.assemble import assemble, with_law
+from delta_suite.records.record import CalibrationRecord, CertificateRecord, ModelRecord, Provenance, SinkRecord
+from delta_suite.records.view import RecordView
+from delta_suite.reduction.variants import VARIANTS
 from delta_suite.selftest.documents import DOCUMENTS
 from delta_suite.selftest.law_worlds import LAW_TOKENS
 from delta_suite.selftest.planted import TOKENS, WORLDS, Claim, World, gated
+from delta_suite.version import __version__
 
 COVERAGE = (0.92, 0.98)
 """What a 95% interval may cover."""
@@ -88,50 +86,51 @@ def _run(task: _Task) -> list[Outcomes]:
     out = []
     for repeat in task.repeats:
         population = world.plant(_generator(task.world, _PLANTED, *([repeat] if world.anew else [])))
-        own = measured(population.stream(_generator(task.world, _REPEAT, repeat)), world)
+        view = measured(population.stream(_generator(task.world, _REPEAT, repeat)), world)
         intervals = {
-            (scope, metric): observe(own, metric, scope, world.variants[0]).interval
+            (scope, metric): observe(view, metric, scope, world.variants[0]).interval
             for scope, metrics in (world.covered or {}).items()
             for metric in metrics
         }
-        verdicts = [judge(_hypothesis(claim.expectation), claim.expectation, own).verdict for claim in world.claims]
-        out.append({"intervals": intervals, "ridges": _ridges(own), "verdicts": verdicts})
+        verdicts = [judge(_hypothesis(claim.expectation), claim.expectation, view).verdict for claim in world.claims]
+        out.append({"intervals": intervals, "ridges": _ridges(view), "verdicts": verdicts})
     return out
 
 
-def _ridges(measurement: Measurement) -> tuple[float, ...]:
-    """Of the law's maps, where it was measured."""
-    by_phase = measurement.law.metrics.values() if measurement.law else ()
-    details = (estimate.detail for metrics in by_phase for estimate in metrics.values() if estimate.detail)
-    return next((tuple(detail["ridge"]) for detail in details), ())
+def _ridges(view: RecordView) -> tuple[float, ...]:
+    """Return the ridges of the law's maps, where it was measured."""
+    scopes = view.record.scopes.values() if view.record.law else ()
+    details = (
+        estimate.detail for scope in scopes for estimate in scope.metrics["sink_free"].values() if estimate.detail
+    )
+    return next((tuple(detail["ridge"]) for detail in details if "ridge" in detail), ())
 
 
-def measured(stream: Any, world: World) -> Measurement:
-    """What the pipeline makes of a stream, without a model: its certificate has nothing to certify."""
+def measured(stream: Any, world: World) -> RecordView:
+    """Return what the pipeline makes of a stream, without a model: its certificate has nothing to certify."""
     import torch
 
     from delta_suite.capture.sinks import SINK_RATIO
     from delta_suite.reduction.law_fit import measure_law
     from delta_suite.reduction.reduce import reduce_stream
 
-    found: list[Any] = []
+    sinks: list[Any] = []
     with torch.no_grad():
         spectra = reduce_stream(
             [stream],
             layers=stream.layers,
             tokens=len(stream.kept),
             documents=DOCUMENTS,
-            variants=world.variants,
-            found_sinks=found.append,
+            variants=[VARIANTS[name] for name in world.variants],
+            found_sinks=sinks.append,
         )
-        law = law_record(measure_law(stream, world.scopes, sinks=found[-1]), world.scopes) if world.of_law else None
-    measurement, _ = assemble(
+        law = measure_law(stream, world.scopes, sinks=sinks[-1]) if world.of_law else None
+    entry = assemble(
         spectra,
-        phases=world.scopes,
+        dict(world.scopes) if law else {},  # the claims form the figures that they need
         model=ModelRecord(
             name="planted",
             source="planted",
-            revision=None,
             fingerprint="",
             architecture="planted",
             layers=stream.layers,
@@ -141,16 +140,15 @@ def measured(stream: Any, world: World) -> Measurement:
             name="planted", sha256="", documents=DOCUMENTS, tokens=len(stream.kept), dropped=0
         ),
         sinks=SinkRecord(
-            position_zero=sum(own.first for own in found),
-            large_norm=sum(own.large for own in found),
+            position_zero=sum(shard.first for shard in sinks),
+            large_norm=sum(shard.large for shard in sinks),
             ratio=SINK_RATIO,
             largest=(),
         ),
         certificate=CertificateRecord(holds=True, blocks=stream.layers, forward_passes=0, final_norm=(), identities={}),
         provenance=Provenance(
             created="",
-            suite=delta_suite.__version__,
-            git=None,
+            suite=__version__,
             dtype="float32",
             attention="",
             device="cpu",
@@ -162,9 +160,15 @@ def measured(stream: Any, world: World) -> Measurement:
             peak_memory_bytes={},
             cache_key="",
         ),
-        **({"law": law} if law else {}),
     )
-    return measurement
+    record, arrays = with_law(entry.record, law) if law else (entry.record, {})
+    record = record.model_copy(update={"phases": dict(world.scopes)})
+    in_memory = Path("planted")
+    return RecordView(
+        record,
+        ArrayFile(in_memory, content={**entry.arrays, **arrays}),
+        ArrayFile(in_memory, content=entry.directions),
+    )
 
 
 def _hypothesis(expectation: Expectation) -> Hypothesis:
@@ -381,7 +385,7 @@ def selftest(
     only: str | None = None,
     progress: Progress = no_progress,
     truth_documents: int = TRUTH_DOCUMENTS,
-    made: Mapping[str, str] | None = None,
+    origin: Mapping[str, str] | None = None,
 ) -> Proof:
     """Run every planted population, or one, so many times. Raises SelftestError."""
     if only is not None and only not in WORLDS:
@@ -399,14 +403,14 @@ def selftest(
         for name in names
         for first in range(0, repeats, AT_ONCE)
     ]
-    found: dict[str, list[Outcomes]] = {name: [] for name in names}
+    by_world: dict[str, list[Outcomes]] = {name: [] for name in names}
     with progress("selftest", repeats * len(names), "repeat") as bar, _mapper(processes) as run:
         for task, outcomes in zip(tasks, run(tasks), strict=True):
-            found[task.world] += outcomes
+            by_world[task.world] += outcomes
             bar.update(len(outcomes))
-    coverage = [row for name in names for row in _coverage(name, found[name], truth_documents)]
-    rates = [row for name in names for row in _rates(name, found[name])]
-    return Proof(repeats, coverage, rates, names, time.perf_counter() - started, processes, made or {})
+    coverage = [row for name in names for row in _coverage(name, by_world[name], truth_documents)]
+    rates = [row for name in names for row in _rates(name, by_world[name])]
+    return Proof(repeats, coverage, rates, names, time.perf_counter() - started, processes, origin or {})
 
 
 @contextmanager
@@ -438,17 +442,17 @@ def _coverage(name: str, outcomes: Sequence[Outcomes], truth_documents: int) -> 
     truth = cache(population.truth(_generator(name, _TRUTH), truth_documents))
     for scope, metrics in world.covered.items():
         for metric in metrics:
-            found = [(own["intervals"][scope, metric], own["ridges"]) for own in outcomes]
+            intervals = [(outcome["intervals"][scope, metric], outcome["ridges"]) for outcome in outcomes]
             note = world.shown.get((scope, metric), world.degenerate)
             if gated(metric, population):
                 note = note or "too few tokens a dimension: the gate n/d is shut"
             yield coverage_of(
-                [interval for interval, _ in found if interval is not None],
-                [truth(metric, world.layers(scope), ridges) for interval, ridges in found if interval is not None],
+                [interval for interval, _ in intervals if interval is not None],
+                [truth(metric, world.layers(scope), ridges) for interval, ridges in intervals if interval is not None],
                 world=name,
                 metric=metric,
                 scope=scope,
-                without=sum(interval is None for interval, _ in found),
+                without=sum(interval is None for interval, _ in intervals),
                 bounded=not note,
                 note=note,
             )
@@ -467,19 +471,17 @@ def coverage_of(intervals: Sequence[tuple[float, float]], truths: Sequence[float
 
 def _rates(name: str, outcomes: Sequence[Outcomes]) -> Iterator[Rate]:
     for number, claim in enumerate(WORLDS[name].claims):
-        verdicts = [own["verdicts"][number] for own in outcomes]
+        verdicts = [outcome["verdicts"][number] for outcome in outcomes]
         yield Rate(name, claim, {verdict: verdicts.count(verdict) for verdict in Verdict})
 
 
-def made_by(command: str) -> dict[str, str]:
-    """What a kept table says of how it was made."""
+def origin(command: str) -> dict[str, str]:
+    """Return how a table was produced, for those who keep it."""
     versions = [f"{name} {library_version(name)}" for name in ("numpy", "torch", "pydantic")]
     return {
         "command": command,
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "versions": ", ".join(
-            [f"delta-suite {delta_suite.__version__}", f"python {platform.python_version()}", *versions]
-        ),
+        "versions": ", ".join([f"delta-suite {__version__}", f"python {platform.python_version()}", *versions]),
         "seed": str(SEED),
         "hardware": hardware(),
     }

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import delta_suite
 from delta_suite.capture.calibration import DEFAULT_CALIBRATION, MAX_TOKENS, Calibration, load_calibration, tokenize
 from delta_suite.engine import local
 from delta_suite.errors import RecordError
@@ -39,6 +38,7 @@ from delta_suite.records.store import RESULTS, save
 from delta_suite.records.view import RecordView
 from delta_suite.reduction.statistics import TOP_K
 from delta_suite.reduction.variants import VARIANTS
+from delta_suite.version import __version__
 
 if TYPE_CHECKING:
     from delta_suite.capture.certificate import Certificate
@@ -100,6 +100,28 @@ def measure(spec: ModelSpec, settings: Settings, progress: Progress = no_progres
     the model or its device is not there, the calibration is unfit, the stream cannot be captured, an identity of the
     certificate fails, a folder cannot be written. Where that is the cache's, the record is written all the same.
     """
+    measured = measure_view(spec, settings, progress)
+    path, view = save(settings.results, measured.view, settings.cache)
+    if measured.not_kept is not None:
+        raise RecordError(f"{measured.not_kept} The record is written: {path}.")
+    return Outcome(view, path, measured.cached, measured.note)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A measured model whose record has not been written."""
+
+    view: RecordView
+    cached: bool
+    """True if the cache had all of it."""
+    note: str | None = None
+    """A line for the user about how the measurement came about."""
+    not_kept: RecordError | None = None
+    """Why the cache does not hold it."""
+
+
+def measure_view(spec: ModelSpec, settings: Settings, progress: Progress = no_progress) -> Measured:
+    """Measure one model, or take it from the cache, without writing a record. Raises as `measure` does."""
     run = _prepare(spec, settings)
     note, not_kept = None, None
     with settings.cache.lock(run.key):
@@ -112,15 +134,11 @@ def measure(spec: ModelSpec, settings: Settings, progress: Progress = no_progres
             try:
                 settings.cache.put(run.key, complete)
             except RecordError as error:
-                not_kept = error  # raised once the record is written: what was measured is not lost
+                not_kept = error  # what was measured is not lost: the caller has it
     # Names and phases are the user's, not the measurement's: they are put on each time, without a model.
-    view = _view(run, complete).under(
-        phase_map(complete.record.model.layers, spec.phases), name=spec.name, source=spec.source, revision=run.revision
-    )
-    path, view = save(settings.results, view, settings.cache)
-    if not_kept is not None:
-        raise RecordError(f"{not_kept} The record is written: {path}.")
-    return Outcome(view, path, complete is entry, note)
+    phases = phase_map(complete.record.model.layers, spec.phases)
+    view = _view(run, complete).under(phases, name=spec.name, source=spec.source, revision=run.revision)
+    return Measured(view, complete is entry, note, not_kept)
 
 
 @dataclass(frozen=True)
@@ -245,7 +263,7 @@ def _measure(run: _Run, entry: Assembled | None, *, with_spectra: bool, fit_law:
     )  # fmt: skip
     provenance = Provenance(
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        suite=delta_suite.__version__,
+        suite=__version__,
         git=git_state(),
         dtype=loaded.dtype,
         attention=loaded.attention,
@@ -353,7 +371,7 @@ def _capture(
                     layers=blocks,
                     tokens=captured.tokens,
                     documents=len(run.calibration.documents),
-                    variants=list(VARIANTS),
+                    variants=list(VARIANTS.values()),
                     devices=devices,
                     advance=analysis_bar.update,
                     found_sinks=captured.sinks.append,

@@ -1,0 +1,272 @@
+"""What users hold: measure a model, ask for its figures, judge it, plot it, save it.
+
+import delta_suite as ds
+
+m = ds.measure("smollm2-135m-q4", calibration="seed")
+m.value("intra_cosine", "C", variant="sink_free")
+m.judge("hypotheses/")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from delta_suite.capture.calibration import DEFAULT_CALIBRATION
+from delta_suite.claims.judge import Judged, judge_all
+from delta_suite.claims.loader import load_hypotheses
+from delta_suite.claims.observe import Observation, Quantity, observe
+from delta_suite.metrics.registry import METRICS, PARTS
+from delta_suite.models.phases import PhaseMap
+from delta_suite.models.registry import RANDOM_WEIGHTS, load_registry
+from delta_suite.paths import bundled
+from delta_suite.pipeline import Settings, measure_view
+from delta_suite.records import store
+from delta_suite.records.cache import Cache, cache_root
+from delta_suite.records.record import Record
+from delta_suite.records.view import RecordView
+
+if TYPE_CHECKING:
+    from delta_suite.publish.rows import Row
+
+
+def measure(
+    model: str,
+    *,
+    calibration: str = DEFAULT_CALIBRATION,
+    documents: int | None = None,
+    device: str = "auto",
+    dtype: str | None = None,
+    parts: Collection[str] = PARTS,
+) -> Measurement:
+    """Measure a model, or take it from the cache, with the names and defaults of the command line.
+
+    model: a name of models.toml, `name@revision`, a directory, a .gguf file, or a hub id; `@random-weights` behind it
+    measures its architecture with freshly initialised weights. parts: spectra, boundaries, law.
+
+    Nothing is written but the cache: `Measurement.save` writes a record. Raises a SuiteError whose message says what to
+    do.
+    """
+    settings = Settings(
+        calibration=calibration, documents=documents, device=device, dtype=dtype, parts=frozenset(parts)
+    )
+    spec = load_registry().resolve(model)
+    return Measurement(measure_view(spec, settings).view)
+
+
+def load(path: str | Path) -> Measurement:
+    """Return the measurement of a stored record. Raises RecordError where there is none, or it is damaged."""
+    return Measurement(store.load(Path(path), Cache(cache_root())), Path(path))
+
+
+def load_results(folder: str | Path = "results") -> Results:
+    """Return the measurements of all records of a results folder, the oldest of a model first.
+
+    Raises RecordError for a record that is damaged.
+    """
+    paths = sorted((Path(folder) / store.RUNS).glob("*/*.json"))
+    return Results(load(path) for path in paths)
+
+
+class Measurement:
+    """One measured model: its record under a phase map, and everything that is computed from it."""
+
+    def __init__(self, view: RecordView, path: Path | None = None) -> None:
+        self.view, self.path = view, path
+
+    @property
+    def record(self) -> Record:
+        """The record: data alone."""
+        return self.view.record
+
+    @property
+    def name(self) -> str:
+        """The model's name."""
+        return self.view.model.name
+
+    def value(self, metric: str, scope: str = "model", *, variant: str = "raw", over: str = "mean") -> Quantity:
+        """Return one number: a metric over a phase, `layers:8-15`, `layer:3` or `model`.
+
+        It is a float with `value`, `interval` and `reason`. Where the number does not exist, computing with it raises
+        NotMeasuredError; in a test, that makes the test not measured, with the reason.
+
+        Raises ValueError for a metric, a variant or an aggregate that does not exist.
+        """
+        return Quantity(self.observe(metric, scope, variant=variant, over=over))
+
+    def observe(self, metric: str, scope: str = "model", *, variant: str = "raw", over: str = "mean") -> Observation:
+        """Return the same number with the values of each layer, and the reason where there is none."""
+        return observe(self.view, metric, scope, variant, over)
+
+    def layers(self, *metrics: str, variant: str = "raw") -> Rows:
+        """Return one row a layer with the metrics named, or with all metrics of layers."""
+        names = metrics or [name for name, metric in METRICS.items() if metric.scope == "layer"]
+        return Rows(
+            {"layer": layer.layer, "phase": layer.phase}
+            | {name: self.view.layer(layer.layer, name, variant).value for name in names}
+            for layer in self.view.layers
+        )
+
+    def phases(self, *metrics: str, variant: str = "raw") -> Rows:
+        """Return one row a phase with the metrics named, or with all metrics of phases."""
+        names = metrics or [name for name, metric in METRICS.items() if metric.scope == "phase"]
+        return Rows(
+            {"phase": phase, "first": first, "last": last}
+            | {name: self.observe(name, phase, variant=variant).value for name in names}
+            for phase, (first, last) in self.view.phases.items()
+        )
+
+    def under(self, phases: PhaseMap) -> Measurement:
+        """Return the same measurement under another phase map: name -> first and last layer, both included."""
+        return Measurement(self.view.under(phases))
+
+    def judge(self, hypotheses: str | Path | Sequence[str | Path] | None = None) -> Verdicts:
+        """Judge the claims of hypothesis files or folders, or of those that ship with delta-suite.
+
+        A claim that needs a control is judged with the newest record of it in the folder that this one was loaded from.
+        Raises HypothesisFileError where a file is wrong.
+        """
+        given = [bundled("hypotheses")] if hypotheses is None else hypotheses
+        paths = [given] if isinstance(given, str | Path) else list(given)
+        control = None
+        if self.path is not None and self.path.resolve().parent.parent.name == store.RUNS:
+            results = self.path.resolve().parents[2]
+            calibration = self.record.calibration.sha256
+            control = store.newest(results, f"{self.name}@{RANDOM_WEIGHTS}", calibration)
+        claims = load_hypotheses([Path(path) for path in paths])
+        return Verdicts(judge_all(claims, [(self.view, control)]))
+
+    def compare(self, other: Measurement, variant: str = "raw") -> str:
+        """Return a table of this measurement beside another, with the interval of each difference.
+
+        Raises UnknownVariantError for a variant that is not compared.
+        """
+        from delta_suite.publish.baseline_tables import side_by_side
+
+        return side_by_side(self.view, other.view, variant)
+
+    def plot(self, metric: str = "effective_rank", variant: str = "raw") -> Any:
+        """Return a plotly Figure of a layer metric over depth, with intervals and phases."""
+        import plotly.graph_objects as graph
+
+        from delta_suite.publish.plots import layer_figure
+
+        return graph.Figure(layer_figure(self.view, variant, metric))
+
+    def save(self, results: str | Path = store.RESULTS) -> Path:
+        """Write the record and its arrays into a results folder, and return the record's path."""
+        self.path, self.view = store.save(Path(results), self.view, Cache(cache_root()))
+        return self.path
+
+    def __repr__(self) -> str:
+        """Return what was measured, and the table of phases."""
+        from delta_suite.publish.model_tables import model_line, phase_table
+
+        return f"{model_line(self.view)}\n\n{phase_table(self.view)}"
+
+    def _repr_html_(self) -> str:
+        from delta_suite.publish.model_tables import model_line
+
+        columns = ("intra_cosine", "cross_cosine", "block_effective_rank", "capture_fraction")
+        return f"<p>{escape(model_line(self.view))}</p>{self.phases(*columns)._repr_html_()}"
+
+
+class Rows(list[dict[str, Any]]):
+    """Rows of plain values, shown as a table."""
+
+    def __init__(self, rows: Iterable[Mapping[str, Any]]) -> None:
+        super().__init__(dict(row) for row in rows)
+
+    def to_frame(self) -> Any:
+        """Return the rows as a pandas DataFrame. Raises ImportError where pandas is not installed."""
+        import pandas  # type: ignore[import-untyped,unused-ignore]
+
+        return pandas.DataFrame(list(self))
+
+    def _texts(self) -> list[list[str]]:
+        from delta_suite.publish.rows import number
+
+        return [
+            [number(value) if isinstance(value, float) or value is None else str(value) for value in row.values()]
+            for row in self
+        ]
+
+    def __repr__(self) -> str:
+        """Return the rows as a table of text."""
+        from delta_suite.publish.table import Table
+
+        return Table.of(list(self[0]), self._texts()).text() if self else "no rows"
+
+    def _repr_html_(self) -> str:
+        head = "".join(f"<th>{escape(name)}</th>" for name in (self[0] if self else ()))
+        lines = ("".join(f"<td>{escape(text)}</td>" for text in texts) for texts in self._texts())
+        body = "".join(f"<tr>{line}</tr>" for line in lines)
+        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+class Verdicts(list[Judged]):
+    """Judged claims, shown as the grid of verdicts."""
+
+    def __init__(self, judged: Iterable[Judged]) -> None:
+        super().__init__(judged)
+
+    def _rows(self) -> list[Row]:
+        from delta_suite.publish.rows import Row
+
+        return [Row.of(judged, None) for judged in self]
+
+    def __repr__(self) -> str:
+        """Return the grid of verdicts."""
+        from delta_suite.publish.verdict_tables import verdict_grid
+
+        return verdict_grid(self._rows())
+
+    def _repr_html_(self) -> str:
+        return self.to_rows()._repr_html_()
+
+    def to_rows(self) -> Rows:
+        """Return one row a claim: hypothesis, claim, model, verdict, observed, interval, required, margin."""
+        keys = ("hypothesis", "expectation", "claim", "model", "verdict", "observed", "required", "margin", "reason")
+        return Rows({key: getattr(row, key) for key in keys} for row in self._rows())
+
+    def to_frame(self) -> Any:
+        """Return the verdicts as a pandas DataFrame. Raises ImportError where pandas is not installed."""
+        return self.to_rows().to_frame()
+
+
+class Results(list[Measurement]):
+    """The measurements of a results folder."""
+
+    def __init__(self, measurements: Iterable[Measurement]) -> None:
+        super().__init__(measurements)
+
+    def rows(self, variant: str = "raw") -> Iterator[dict[str, Any]]:
+        """Yield one row for each model, layer or phase, and metric, with value and interval."""
+        for measurement in self:
+            view = measurement.view
+            scopes = [(f"layer:{layer.layer}", layer.metrics.get(variant, {})) for layer in view.layers]
+            scopes += [(name, scope.metrics.get(variant, {})) for name, scope in view.record.scopes.items()]
+            for scope, metrics in scopes:
+                for metric, estimate in metrics.items():
+                    low, high = estimate.interval or (None, None)
+                    yield {
+                        "model": measurement.name,
+                        "scope": scope,
+                        "metric": metric,
+                        "variant": variant,
+                        "value": estimate.value,
+                        "low": low,
+                        "high": high,
+                    }
+
+    def to_frame(self, variant: str = "raw") -> Any:
+        """Return all figures as a pandas DataFrame. Raises ImportError where pandas is not installed."""
+        return Rows(self.rows(variant)).to_frame()
+
+    def __repr__(self) -> str:
+        """Return one line a measurement."""
+        from delta_suite.publish.model_tables import model_line
+
+        return "\n".join(model_line(measurement.view) for measurement in self) or "no records"

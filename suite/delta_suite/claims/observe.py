@@ -1,0 +1,218 @@
+"""Observations: one metric over one scope of one record, as a number that knows where it comes from."""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from delta_suite.errors import SuiteError
+from delta_suite.metrics.estimate import Estimate, absent
+from delta_suite.metrics.intervals import combine
+from delta_suite.metrics.registry import METRICS
+from delta_suite.records.view import RecordView
+from delta_suite.reduction.variants import VARIANTS
+
+
+class NotMeasuredError(SuiteError):
+    """The number asked for does not exist for this model; the message says why."""
+
+
+AGGREGATES: Mapping[str, Callable[[Iterable[float]], float]] = {
+    "mean": statistics.fmean,
+    "median": statistics.median,
+    "min": min,
+    "max": max,
+}
+"""How the layers of a scope become one number."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One metric over one scope of one model: the estimate, or why there is none, and the values of its layers."""
+
+    model: str
+    metric: str
+    scope: str
+    variant: str
+    over: str
+    layers: tuple[int, int] | None
+    """First and last layer of the scope."""
+    estimate: Estimate
+    each: Mapping[int, Estimate] = field(default_factory=dict)
+    """The estimates of the single layers, where the metric is one of layers."""
+
+    @property
+    def value(self) -> float | None:
+        """The figure as measured."""
+        return self.estimate.value
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The interval of the estimate."""
+        return self.estimate.interval
+
+    @property
+    def reason(self) -> str | None:
+        """Why there is no value."""
+        return self.estimate.reason
+
+    @property
+    def per_layer(self) -> Mapping[int, float | None]:
+        """The value of each layer, or its share in the phase's."""
+        values = {layer: estimate.value for layer, estimate in self.each.items()}
+        return values or self.estimate.per_layer or {}
+
+
+class Quantity(float):
+    """An observed number, so that a plain `assert` on it can explain itself.
+
+    Where the number does not exist, comparing or computing with it raises NotMeasuredError with the reason; `value`,
+    `interval` and `reason` can be read all the same.
+    """
+
+    observation: Observation
+
+    def __new__(cls, observation: Observation) -> Quantity:
+        """Return the observed value as a float that remembers its observation."""
+        quantity = super().__new__(cls, math.nan if observation.value is None else observation.value)
+        quantity.observation = observation
+        return quantity
+
+    @property
+    def value(self) -> float | None:
+        """The number, or None."""
+        return self.observation.value
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The interval, or None."""
+        return self.observation.interval
+
+    @property
+    def reason(self) -> str | None:
+        """Why there is no number."""
+        return self.observation.reason
+
+    def _missing(self) -> NoReturn:
+        seen = self.observation
+        raise NotMeasuredError(f"{seen.metric} over {seen.scope} of {seen.model} is not measured: {seen.reason}")
+
+    def __repr__(self) -> str:
+        """Return the number with its interval, or the reason why there is none."""
+        if self.value is None:
+            return f"not measured: {self.reason}"
+        span = "" if self.interval is None else " [{:.6g}, {:.6g}]".format(*self.interval)
+        return f"{float(self):.6g}{span}"
+
+
+def _checked(name: str) -> Callable[..., object]:
+    operation = getattr(float, name)
+
+    def checked(self: Quantity, *others: object) -> object:
+        if self.value is None:
+            self._missing()
+        return operation(self, *others)
+
+    return checked
+
+
+for _name in (
+    *("__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__", "__bool__", "__neg__", "__abs__"),
+    *("__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__", "__truediv__", "__rtruediv__"),
+):
+    setattr(Quantity, _name, _checked(_name))
+Quantity.__hash__ = float.__hash__  # type: ignore[method-assign]
+
+
+def observe(
+    view: RecordView, metric: str, scope: str = "model", variant: str = "raw", over: str = "mean"
+) -> Observation:
+    """Observe a metric over a scope: a phase of the record, `layers:8-15`, `layer:3`, or `model`.
+
+    A layer metric over several layers is aggregated by `over` (mean, median, min, max; with `each` the value is the
+    mean, and each layer is decided by itself). So is a phase metric's per-layer part, but for the mean, which is the
+    metric's own value.
+
+    Raises ValueError for a metric, a variant or an aggregate that does not exist.
+    """
+    for kind, word, known in (
+        ("metric", metric, METRICS),
+        ("variant", variant, VARIANTS),
+        ("aggregate", over, [*AGGREGATES, "each"]),
+    ):
+        if word not in known:
+            listed = "`delta-suite metrics` lists them" if kind == "metric" else f"one of {', '.join(known)}"
+            raise ValueError(f"no {kind} {word!r}: {listed}")
+    layers = scope_layers(view, scope)
+
+    def observation(estimate: Estimate, each: Mapping[int, Estimate] | None = None) -> Observation:
+        ends = None if isinstance(layers, str) else (layers[0], layers[-1])
+        return Observation(view.model.name, metric, scope, variant, over, ends, estimate, each or {})
+
+    if isinstance(layers, str):
+        return observation(absent(layers))
+    if METRICS[metric].takes != "law" and (problem := view.variant_problem(variant)):
+        return observation(absent(problem))
+    return observation(*over_layers(view, layers, metric, variant, over))
+
+
+def over_layers(
+    view: RecordView, layers: Sequence[int], metric: str, variant: str, over: str
+) -> tuple[Estimate, Mapping[int, Estimate]]:
+    """Return the estimate over these layers, and those of each layer where the metric is one of layers."""
+    aggregate = AGGREGATES["mean" if over == "each" else over]
+    definition = METRICS[metric]
+    if definition.scope == "layer" or (definition.scope == "pair" and len(layers) == 1):
+        each = {layer: view.layer(layer, metric, variant) for layer in layers}
+        missing = [f"layer {layer}: {estimate.reason}" for layer, estimate in each.items() if estimate.value is None]
+        if missing:
+            return absent("; ".join(missing)), each
+        if problem := _replicates_gone(view, each.values()):
+            return (next(iter(each.values())) if len(each) == 1 else absent(problem)), each
+        whole = combine(lambda *values: aggregate(values), *each.values(), low=definition.low, high=definition.high)
+        return whole, each
+    estimate = view.over(layers, metric, variant)
+    per_layer = estimate.per_layer or {}
+    if estimate.value is not None and over in {"median", "min", "max"} and definition.takes != "law":
+        values = [value for value in per_layer.values() if value is not None]
+        # There are no replicates of single layers' shares, so their median has no interval.
+        estimate = (
+            Estimate(value=aggregate(values), per_layer=per_layer)
+            if values
+            else absent(f"{metric} has no values per layer")
+        )
+    return estimate, {}
+
+
+def _replicates_gone(view: RecordView, estimates: Iterable[Estimate]) -> str | None:
+    """Return why intervals that the record holds cannot be combined: their replicates are in a file that is gone."""
+    if all(estimate.interval is None or estimate.replicates is not None for estimate in estimates):
+        return None
+    try:
+        view.content()
+    except SuiteError as error:
+        return str(error)
+    return None
+
+
+def scope_layers(view: RecordView, scope: str) -> range | str:
+    """Return the layers of a scope, or why the model has none.
+
+    Raises nothing: an unknown phase is a reason, as another model may have it.
+    """
+    layers = view.model.layers
+    if scope == "model":
+        return range(layers)
+    if scope in view.phases:
+        first, last = view.phases[scope]
+        return range(first, last + 1)
+    if written := re.fullmatch(r"layers?:(\d+)(?:-(\d+))?", scope):
+        first, last = int(written[1]), int(written[2] or written[1])
+        if first <= last < layers:
+            return range(first, last + 1)
+        return f"the model has layers 0-{layers - 1}, so no {scope}"
+    return f"a model of {layers} layers has no phase {scope} (its phases: {', '.join(view.phases)})"

@@ -1,0 +1,82 @@
+"""Verdicts: what a measurement says of a claim, and what that rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+
+from delta_suite.claims.gates import Gate
+from delta_suite.claims.observe import Observation
+from delta_suite.claims.schema import Expectation, Hypothesis
+from delta_suite.metrics.estimate import Estimate, absent
+from delta_suite.metrics.intervals import detectable_effect
+
+
+class Verdict(Enum):
+    """What a measurement says of a claim; the value is the word that tables show."""
+
+    SUPPORTED = "PASS"
+    REFUTED = "FAIL"
+    INCONCLUSIVE = "INCONCLUSIVE"
+    NOT_MEASURED = "NOT MEASURED"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The verdict on one expectation for one model, and what it rests on."""
+
+    hypothesis: Hypothesis
+    expectation: Expectation
+    model: str
+    verdict: Verdict
+    observed: float | None
+    """The figure without its bias, where that is known; observation.value is the figure as measured."""
+    required: float | None
+    margin: float | None
+    """How far the observed value is inside the claim (positive) or outside (negative), in the metric's unit."""
+    reason: str | None
+    """Why the verdict is neither supported nor refuted, where it is not."""
+    observation: Observation
+    reference: Observation | None
+    """The figure that `than` compared with, where that is a figure of a scope."""
+    gates: tuple[Gate, ...] = ()
+    """The gates that did not let a verdict pass."""
+    distance: Estimate = field(default_factory=lambda: absent("not measured"))
+    """The margin with its interval: the claim holds where it is above 0."""
+    p: float | None = None
+    """One-sided p of the claim being false; with a null, the larger of the interval's and the null's."""
+    vacuous: bool = False
+    """True if the same claim is supported for the same architecture with random weights."""
+
+    @property
+    def detectable(self) -> float | None:
+        """The margin that this many documents would show, at the suite's confidence and power."""
+        return detectable_effect(self.distance.replicates) if self.distance.replicates else None
+
+    @property
+    def holds_for(self) -> str | None:
+        """The thresholds under which the verdict would be the same, in words."""
+        interval = self.observation.interval
+        if self.expectation.threshold is None or self.expectation.over == "each" or interval is None or self.gates:
+            return None
+        below, above = (f"{end:.4g}" for end in interval)
+        if self.verdict is Verdict.INCONCLUSIVE:
+            return f"from {below} to {above}"
+        if (self.verdict is Verdict.SUPPORTED) == self.expectation.rising:
+            return f"up to {below}"
+        return f"from {above}"
+
+
+def combine_verdicts(verdicts: Iterable[Verdict]) -> Verdict:
+    """Return the verdict on a hypothesis: it holds when all its expectations hold; one refuted refutes it.
+
+    Example:
+        >>> combine_verdicts([Verdict.SUPPORTED, Verdict.INCONCLUSIVE]).value
+        'INCONCLUSIVE'
+    """
+    seen = list(verdicts)
+    for verdict in (Verdict.REFUTED, Verdict.NOT_MEASURED, Verdict.INCONCLUSIVE):
+        if verdict in seen:
+            return verdict
+    return Verdict.SUPPORTED

@@ -1,0 +1,89 @@
+"""Commands that tell what there is: models, metrics, schema, doctor."""
+
+from __future__ import annotations
+
+import json
+import platform
+from typing import Annotated
+
+import typer
+
+import delta_suite
+from delta_suite.cli.common import ModelsFile, app, errors_as_text, fail
+from delta_suite.errors import SuiteError
+
+
+@app.command(epilog="Example: delta-suite models")
+def models(models_file: ModelsFile = None) -> None:
+    """List the models that are known, which of them are on this machine, and why the others are not."""
+    from delta_suite.models.files import availability
+    from delta_suite.models.registry import load_registry
+    from delta_suite.publish.table import Table
+
+    with errors_as_text():
+        registry = load_registry(models_file)
+        lines = []
+        for name, spec in registry.specs.items():
+            here, why = availability(spec)
+            lines.append([name, "yes" if here else "no", spec.source, spec.dtype, why])
+    typer.echo(Table.of(["model", "here", "source", "dtype", "note"], lines).text())
+    typer.echo(
+        f"\n{len(lines)} models in {registry.path}. A directory or a hub id (org/name) can be given to --model, too."
+    )
+
+
+@app.command(epilog="Example: delta-suite metrics")
+def metrics(as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False) -> None:
+    """Show the reference table: every metric with formula, unit, range, scope, version and source."""
+    from delta_suite.metrics.registry import METRICS
+    from delta_suite.publish.model_tables import metric_table
+
+    if not as_json:
+        typer.echo(metric_table())
+        return
+    keys = ("name", "scope", "takes", "formula", "unit", "low", "high", "version", "source")
+    listed = [{key: getattr(metric, key) for key in keys} for metric in METRICS.values()]
+    for row in listed:
+        row |= {key: None for key in ("low", "high") if abs(row[key]) == float("inf")}
+    typer.echo(json.dumps(listed, indent=1, ensure_ascii=False, allow_nan=False))
+
+
+@app.command(epilog="Example: delta-suite schema > hypotheses/hypothesis.schema.json")
+def schema() -> None:
+    """Show the JSON Schema of hypothesis files, for editors (`#:schema ./hypothesis.schema.json` in a file's head)."""
+    from delta_suite.claims.schema import json_schema
+
+    typer.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+
+
+@app.command(epilog="Example: delta-suite doctor")
+def doctor(models_file: ModelsFile = None) -> None:
+    """Show versions, devices, cache, models, and what is missing."""
+    from delta_suite.models.device import describe_devices
+    from delta_suite.models.files import availability
+    from delta_suite.models.registry import load_registry
+    from delta_suite.provenance import LIBRARIES, library_version
+    from delta_suite.records.cache import RECORD, cache_root
+
+    lines = [("delta-suite", delta_suite.__version__), ("python", platform.python_version())]
+    lines += [(name, library_version(name)) for name in (*LIBRARIES, "pytest", "pytest-xdist")]
+    lines.append(("devices", describe_devices()))
+    try:
+        root = cache_root()
+        entries = list((root / "measurements").glob(f"*/{RECORD}"))
+        size = sum(file.stat().st_size for file in root.rglob("*") if file.is_file()) if root.exists() else 0
+        lines.append(("cache", f"{root}: {len(entries)} measurements, {size / 1e6:.1f} MB"))
+    except (OSError, RuntimeError, SuiteError) as error:
+        lines.append(("cache", f"cannot be used: {error}. Set DELTA_SUITE_CACHE to a folder."))
+    try:
+        registry = load_registry(models_file)
+        here = [name for name, spec in registry.specs.items() if availability(spec)[0]]
+        lines.append(("models", f"{len(here)} of {len(registry.specs)} on this machine: {', '.join(here) or 'none'}"))
+    except SuiteError as error:
+        lines.append(("models", f"no models file can be used: {error}"))
+    for name, value in lines:
+        typer.echo(f"{name:<18} {value}")
+    optional = {"pytest-xdist", "gguf"}
+    missing = [name for name, value in lines if value == "not installed" and name not in optional]
+    if missing:
+        fail(f"not installed: {', '.join(missing)}. pip install {' '.join(missing)}")

@@ -1,0 +1,83 @@
+"""The command that judges stored records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from delta_suite.cli.common import FAILED, Hypotheses, ModelsFile, app, default_hypotheses, errors_as_text, keep_stamps
+
+if TYPE_CHECKING:
+    from delta_suite.models.registry import Registry
+    from delta_suite.records.view import RecordView
+
+
+@app.command(epilog="Example: delta-suite judge results/runs/smollm2-135m-q4/*.json")
+def judge(
+    records: Annotated[list[Path], typer.Argument(help="Stored records.")],
+    hypotheses: Hypotheses = None,
+    models_file: ModelsFile = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Explain each verdict.")] = False,
+) -> None:
+    """Judge stored records, without a model. Exits with 1 where an expectation is refuted.
+
+    Which hypothesis files judged a record last is kept in results/judged/.
+    """
+    from delta_suite.claims.judge import judge_all
+    from delta_suite.claims.loader import load_hypotheses, require_known_phases
+    from delta_suite.claims.verdict import Verdict
+    from delta_suite.models.registry import load_registry
+    from delta_suite.publish.explanation import explanation
+    from delta_suite.publish.model_tables import model_line, phase_table
+    from delta_suite.publish.rows import Row
+    from delta_suite.publish.verdict_tables import failure_table, variant_table, verdict_grid
+    from delta_suite.records.cache import Cache, cache_root
+    from delta_suite.records.store import load
+
+    with errors_as_text():
+        claims = load_hypotheses(hypotheses or [default_hypotheses()])
+        registry = load_registry(models_file)
+        views = [load(path, Cache(cache_root())) for path in records]
+        require_known_phases(claims, [*registry.phases, *(phase for view in views for phase in view.phases)])
+        rows: list[Row] = []
+        texts: list[str] = []
+        for path, stored in zip(records, views, strict=True):
+            view = _under_declared_phases(path, stored, registry)
+            typer.echo(model_line(view))
+            typer.echo(f"\n{phase_table(view)}\n")
+            judgements = list(judge_all(claims, [(view, _control(path, view))]))
+            rows_of_record = [Row.of(judged, str(path)) for judged in judgements]
+            keep_stamps(path, view, rows_of_record)
+            rows += rows_of_record
+            command = f"delta-suite judge --explain {path}"
+            texts += [explanation(judged, judged.where, command) for judged in judgements if explain]
+        typer.echo(verdict_grid(rows))
+        typer.echo(f"\n{variant_table(rows)}")
+        if texts:
+            typer.echo("\n" + "\n\n".join(texts))
+        failed = [row for row in rows if row.verdict == Verdict.REFUTED.value and row.severity == "fail"]
+        if failed:
+            typer.echo(f"\nrefuted, furthest from the claim first\n{failure_table(failed)}")
+            raise typer.Exit(FAILED)
+
+
+def _under_declared_phases(path: Path, view: RecordView, registry: Registry) -> RecordView:
+    """Return the record under the phase map that models.toml declares for its model now, if it declares one."""
+    spec = registry.specs.get(view.model.name)
+    if spec is None or spec.phases is None or dict(spec.phases) == dict(view.phases):
+        return view
+    typer.echo(f"{path}: judged under the phase map that {registry.path} declares now")
+    return view.under(spec.phases)
+
+
+def _control(path: Path, view: RecordView) -> RecordView | None:
+    """Return the newest record of the same architecture with random weights in the results folder of a record."""
+    from delta_suite.models.registry import RANDOM_WEIGHTS
+    from delta_suite.records.store import RUNS, newest
+
+    runs = path.resolve().parent.parent
+    if runs.name != RUNS:
+        return None
+    return newest(runs.parent, f"{view.model.name}@{RANDOM_WEIGHTS}", view.record.calibration.sha256)

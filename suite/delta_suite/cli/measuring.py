@@ -1,0 +1,235 @@
+"""Commands that measure: measure, compare, trajectory."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from delta_suite.cli.common import (
+    DEFAULTS,
+    FAILED,
+    CalibrationOption,
+    Device,
+    Documents,
+    Dtype,
+    Hypotheses,
+    ModelsFile,
+    ResultsDir,
+    app,
+    default_hypotheses,
+    errors_as_text,
+    fail,
+    keep_stamps,
+    measured,
+)
+from delta_suite.command_line import HELP
+from delta_suite.errors import SuiteError
+
+if TYPE_CHECKING:
+    from delta_suite.models.registry import ModelSpec
+    from delta_suite.pipeline import Outcome, Settings
+    from delta_suite.records.view import RecordView
+
+
+class PartsError(SuiteError):
+    """A part of a measurement that does not exist was asked for."""
+
+
+def parts_named(given: str | None) -> frozenset[str]:
+    """Return the parts that `--parts` names: a list with commas, or `all`. Raises PartsError.
+
+    Example:
+        >>> sorted(parts_named("law"))
+        ['law', 'spectra']
+    """
+    from delta_suite.metrics.registry import PARTS
+
+    if given is None or given == "all":
+        return frozenset(PARTS)
+    names = [name.strip() for name in given.split(",")]
+    for name in names:
+        if name not in PARTS:
+            raise PartsError(f"--parts {given}: no part {name!r}; use one or more of {', '.join(PARTS)}, or all")
+    return frozenset({"spectra", *names})
+
+
+@app.command(epilog="Example: delta-suite measure smollm2-135m-q4")
+def measure(
+    models: Annotated[list[str], typer.Argument(help=f"For each model {HELP['model']}.")],
+    calibration: CalibrationOption = DEFAULTS["calibration"],  # type: ignore[assignment]
+    documents: Documents = None,
+    device: Device = DEFAULTS["device"],  # type: ignore[assignment]
+    dtype: Dtype = None,
+    results: ResultsDir = DEFAULTS["results"],  # type: ignore[assignment]
+    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again, whatever the cache holds.")] = False,
+    parts: Annotated[
+        str | None,
+        typer.Option("--parts", help="What to measure, with commas: spectra, boundaries, law; or all (the default)."),
+    ] = None,
+    layers: Annotated[bool, typer.Option("--layers", help="Show the table of layers, too.")] = False,
+    models_file: ModelsFile = None,
+) -> None:
+    """Measure models and write one record each; a model measured before comes from the cache."""
+    from delta_suite.models.registry import load_registry
+    from delta_suite.pipeline import Settings
+    from delta_suite.publish import model_tables
+
+    with errors_as_text():
+        settings = Settings(
+            calibration=calibration,
+            documents=documents,
+            device=device,
+            dtype=dtype,
+            parts=parts_named(parts),
+            results=results,
+            fresh_since=time.time() if fresh else None,
+        )
+        registry = load_registry(models_file)
+        specs = [spec for name in models for spec in registry.resolve_all(name)]
+    failed = False
+    for _, outcome in measured(specs, settings):
+        if outcome is None:
+            failed = True
+            continue
+        view = outcome.view
+        typer.echo(model_tables.model_line(view) + (" (from the cache)" if outcome.cached else ""))
+        typer.echo(f"\n{model_tables.phase_table(view)}\n")
+        if layers:
+            typer.echo(f"{model_tables.layer_table(view)}\n")
+            typer.echo(f"{model_tables.boundary_table(view)}\n")
+        typer.echo(f"record: {outcome.path}")
+    if failed:
+        raise typer.Exit(FAILED)
+
+
+@app.command(epilog="Example: delta-suite compare runs/big/checkpoint-4000 runs/big/checkpoint-8000")
+def compare(
+    before: Annotated[str, typer.Argument(help="A model as `measure` takes it, or a record (.json).")],
+    now: Annotated[str, typer.Argument(help="The other one.")],
+    calibration: CalibrationOption = DEFAULTS["calibration"],  # type: ignore[assignment]
+    documents: Documents = None,
+    device: Device = DEFAULTS["device"],  # type: ignore[assignment]
+    dtype: Dtype = None,
+    results: ResultsDir = DEFAULTS["results"],  # type: ignore[assignment]
+    variant: Annotated[str, typer.Option(help="raw or sink_free.")] = "raw",
+    layers: Annotated[bool, typer.Option("--layers", help="Layer by layer, too.")] = False,
+    other_documents: Annotated[
+        bool, typer.Option("--other-documents", help="The records' calibrations are samples of one source.")
+    ] = False,
+    models_file: ModelsFile = None,
+) -> None:
+    """Show two models or checkpoints side by side, with the interval of each difference.
+
+    Models of one calibration are paired by document. Of models of another depth the phases of one name are compared.
+    """
+    from delta_suite.pipeline import Settings
+    from delta_suite.publish.baseline_tables import side_by_side
+    from delta_suite.publish.model_tables import model_line
+    from delta_suite.regression.comparison import require_compared
+
+    with errors_as_text():
+        require_compared(variant)
+        settings = Settings(calibration=calibration, documents=documents, device=device, dtype=dtype, results=results)
+        old, new = (_measured_or_stored(name, settings, models_file) for name in (before, now))
+        typer.echo(f"{model_line(old)}\n{model_line(new)}\n")
+        typer.echo(side_by_side(old, new, variant, layers=layers, other_documents=other_documents))
+
+
+def _measured_or_stored(name: str, settings: Settings, models_file: Path | None) -> RecordView:
+    """Return a stored record, or a model measured or taken from the cache."""
+    from delta_suite.models.registry import load_registry
+    from delta_suite.records.store import load
+
+    if name.endswith(".json"):
+        return load(Path(name), settings.cache)
+    ((_, outcome),) = measured([load_registry(models_file).resolve(name)], settings)
+    if outcome is None:
+        raise typer.Exit(FAILED)
+    return outcome.view
+
+
+@app.command(epilog="Example: delta-suite trajectory 'runs/big/checkpoint-*' --out big.html")
+def trajectory(
+    pattern: Annotated[str, typer.Argument(help="name@step*, or a quoted pattern of directories.")],
+    out: Annotated[Path | None, typer.Option(help="The page (default: <results>/trajectories/<run>.html).")] = None,
+    calibration: CalibrationOption = DEFAULTS["calibration"],  # type: ignore[assignment]
+    documents: Documents = None,
+    device: Device = DEFAULTS["device"],  # type: ignore[assignment]
+    dtype: Dtype = None,
+    results: ResultsDir = DEFAULTS["results"],  # type: ignore[assignment]
+    variant: Annotated[str, typer.Option(help="The variant that is shown.")] = "raw",
+    hypotheses: Hypotheses = None,
+    models_file: ModelsFile = None,
+) -> None:
+    """Measure every checkpoint of a run, in the order of the steps; show and plot metrics and verdicts against them.
+
+    Exits with 1 where a checkpoint cannot be measured; the others are shown.
+    """
+    from delta_suite.claims.loader import load_hypotheses, require_known_phases
+    from delta_suite.models.registry import load_registry
+    from delta_suite.pipeline import Settings
+    from delta_suite.publish.site import RUNS, run_page_name
+    from delta_suite.publish.trajectory import series
+
+    with errors_as_text():
+        settings = Settings(calibration=calibration, documents=documents, device=device, dtype=dtype, results=results)
+        registry = load_registry(models_file)
+        specs = registry.resolve_all(pattern)
+        runs = series(specs)
+        if len(runs) != 1:
+            fail(
+                f"{pattern} is {', '.join(spec.name for spec in specs)}: not several checkpoints of one run, whose "
+                f"names end in their step (checkpoint-1000, name@step8000)."
+            )
+        ((name, steps),) = runs.items()
+        claims = load_hypotheses(hypotheses or [default_hypotheses()])
+        require_known_phases(claims, registry.phases)
+        by_name: dict[str, ModelSpec] = {spec.name: spec for spec in specs}
+        step_of = {model: step for step, model in steps.items()}
+        ordered = [by_name[model] for model in steps.values()]
+        outcomes = {step_of[spec.name]: outcome for spec, outcome in measured(ordered, settings) if outcome is not None}
+        if not outcomes:
+            fail(f"no checkpoint of {name} can be measured, so there is no page")
+        page = out or results / RUNS / run_page_name(name)
+        _show_run(name, steps, outcomes, claims, results, variant, page)
+    typer.echo(f"plot: {page}")
+    if missing := [model for step, model in steps.items() if step not in outcomes]:
+        fail(f"the page is without {', '.join(missing)}, which cannot be measured (see above)")
+
+
+def _show_run(
+    name: str,
+    steps: dict[int, str],
+    outcomes: dict[int, Outcome],
+    claims: list,  # type: ignore[type-arg]
+    results: Path,
+    variant: str,
+    page: Path,
+) -> None:
+    """Judge the checkpoints of a run, show its tables, and write its page."""
+    from delta_suite.claims.judge import judge_all
+    from delta_suite.models.registry import RANDOM_WEIGHTS
+    from delta_suite.publish import trajectory as tables
+    from delta_suite.publish.board import Entry
+    from delta_suite.publish.rows import Row
+    from delta_suite.publish.run_page import standalone
+    from delta_suite.records.store import newest
+    from delta_suite.records.writing import write_atomically
+
+    entries = {}
+    for step, outcome in outcomes.items():
+        view = outcome.view
+        control = newest(results, f"{view.model.name}@{RANDOM_WEIGHTS}", view.record.calibration.sha256)
+        rows = tuple(Row.of(judged, str(outcome.path)) for judged in judge_all(claims, [(view, control)]))
+        keep_stamps(outcome.path, view, rows)
+        entries[step] = Entry(view, str(outcome.path), rows)
+    rows_of_run = [row for entry in entries.values() for row in entry.rows]
+    typer.echo(tables.verdict_table(rows_of_run, steps))
+    for change in tables.verdict_changes(rows_of_run, steps):
+        typer.echo(f"changed  {change}")
+    views = {step: entry.view for step, entry in entries.items()}
+    typer.echo(f"\n{tables.metric_table(views, variant)}\n")
+    write_atomically(page, standalone(name, entries, variant))

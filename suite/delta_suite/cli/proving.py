@@ -1,0 +1,42 @@
+"""The command that holds the suite against planted truth."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from delta_suite.cli.common import FAILED, app, errors_as_text, say
+
+
+@app.command(epilog="Example: delta-suite selftest --repeats 1000 --processes 16 --out results/selftest.md")
+def selftest(
+    repeats: Annotated[
+        int, typer.Option(help="Draws of documents from each planted population: some hundreds tell a bound apart.")
+    ] = 40,
+    processes: Annotated[int, typer.Option(help="Repeats run in so many processes.")] = 1,
+    only: Annotated[str | None, typer.Option(help="One planted population, by its name in the table.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the table, as Markdown, to this file, too.")] = None,
+) -> None:
+    """Hold intervals and verdicts against planted truth. Exits with 1 where a bound is violated."""
+    from delta_suite.progress import bars
+    from delta_suite.records.writing import write_atomically
+    from delta_suite.selftest import proof
+
+    given = {"--repeats": repeats, "--processes": processes, "--only": only, "--out": out}
+    words = [word for name, value in given.items() if value is not None for word in (name, str(value))]
+    origin = proof.origin(shlex.join(["delta-suite", "selftest", *words]))
+    with errors_as_text():
+        outcome = proof.selftest(repeats, processes=processes, only=only, progress=bars(), origin=origin)
+        for heading, table in outcome.tables().items():
+            typer.echo(f"{heading}\n\n{table}\n")
+        typer.echo(f"{repeats} repeats of {len(outcome.worlds)} planted populations in {outcome.seconds:.0f} s")
+        if out is not None:
+            write_atomically(out, outcome.markdown())
+            typer.echo(f"table: {out}")
+    for line in outcome.violations:
+        say(line)
+    if outcome.violations:
+        raise typer.Exit(FAILED)

@@ -1,0 +1,87 @@
+"""Commands that publish: leaderboard and card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from delta_suite.cli.common import (
+    DEFAULTS,
+    FAILED,
+    Hypotheses,
+    Repository,
+    ResultsDir,
+    app,
+    default_hypotheses,
+    errors_as_text,
+    fail,
+    say,
+)
+
+
+@app.command(epilog="Example: delta-suite leaderboard --check")
+def leaderboard(
+    results: ResultsDir = DEFAULTS["results"],  # type: ignore[assignment]
+    hypotheses: Hypotheses = None,
+    repository: Repository = None,
+    check: Annotated[bool, typer.Option("--check", help="Write nothing; exit with 1 where a file is stale.")] = False,
+) -> None:
+    """Build leaderboard.md, .csv, .json and the site from the records. Exits with 1 where a record cannot be read."""
+    from delta_suite.claims.loader import load_hypotheses
+    from delta_suite.publish.board import build
+    from delta_suite.publish.leaderboard import files, stale, write
+
+    with errors_as_text():
+        board = build(results, load_hypotheses(hypotheses or [default_hypotheses()]), repository)
+        content = files(board)
+        changed = stale(results, content) if check else write(results, content)
+    for item in board.broken:
+        say(f"omitted: {item.why}")
+    typer.echo(
+        f"records: {sum(len(group.entries) for group in board.groups)} shown, tables: {len(board.groups)}, "
+        f"superseded: {len(board.superseded)}, cannot be read: {len(board.broken)}"
+    )
+    for name in changed:
+        typer.echo(f"{'stale' if check else 'written' if name in content else 'removed'}: {results / name}")
+    if check and changed:
+        fail(f"{len(changed)} of {len(content)} files are stale. Build them anew: delta-suite leaderboard")
+    if not changed:
+        typer.echo("every file is up to date")
+    if board.broken:
+        raise typer.Exit(FAILED)
+
+
+@app.command(epilog="Example: delta-suite card --model smollm2-135m-q4 --out ./my-model")
+def card(
+    model: Annotated[
+        str | None, typer.Option("--model", help="A model with a record; its newest one is taken.")
+    ] = None,
+    record: Annotated[Path | None, typer.Option("--record", help="This record, wherever it lies.")] = None,
+    results: ResultsDir = DEFAULTS["results"],  # type: ignore[assignment]
+    hypotheses: Hypotheses = None,
+    repository: Repository = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder of README.md and plots (default: cards/<model> in the results folder)."),
+    ] = None,
+) -> None:
+    """Write a Hugging Face model card: metadata, a section with the verdicts, two plots. An author's text stays."""
+    from delta_suite.claims.loader import load_hypotheses
+    from delta_suite.publish.board import build
+    from delta_suite.publish.card import newest, write_card
+    from delta_suite.records.store import folder_name
+
+    if model is None and record is None:
+        fail("name the model: --model NAME, or a record of it: --record results/runs/NAME/....json")
+    with errors_as_text():
+        claims = load_hypotheses(hypotheses or [default_hypotheses()])
+        board = build(results, claims, repository, None if record is None else [record])
+        for item in board.broken if record is not None else ():
+            fail(item.why)
+        group, entry = newest(board, model or next(iter(board.models)))
+        written = write_card(out or results / "cards" / folder_name(entry.model), board, group, entry)
+    typer.echo(f"from {entry.record}: {group.title}, {entry.dtype}")
+    for path in written:
+        typer.echo(f"written: {path}")

@@ -1,0 +1,114 @@
+"""The two plots of a model card, as SVG: |cos| between layers, and the ranks over depth."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from delta_suite.metrics.estimate import Estimate
+from delta_suite.metrics.intervals import PERCENT
+from delta_suite.publish.plots import BLUE, GREEN, ORANGE, VERMILION, detected_edges, estimates, phase_edges
+from delta_suite.publish.svg import GREY, Axis, Drawing
+from delta_suite.records.view import RecordView
+
+VARIANT = "raw"
+"""The variant of the plots."""
+
+COSINES, RANKS = "delta-suite-cosines.svg", "delta-suite-ranks.svg"
+
+ALTERNATIVES = {
+    COSINES: "Heatmap of |cos| between the top directions of all pairs of layers",
+    RANKS: "Effective rank, participation ratio and stable rank of each layer's update",
+}
+"""What each plot shows, for those who do not see it."""
+
+_SERIES = (
+    ("effective_rank", BLUE, "circle", ""),
+    ("participation_ratio", ORANGE, "square", "7 4"),
+    ("stable_rank", GREEN, "diamond", "2 3"),
+)
+
+
+def card_plots(view: RecordView) -> dict[str, str]:
+    """Return SVG by file name: the heat map where the record's arrays are at hand, and the ranks."""
+    drawn = {}
+    cosines = view.cosines(VARIANT)
+    if cosines is not None:
+        drawn[COSINES] = _cosines(view, cosines)
+    drawn[RANKS] = _ranks(view)
+    return drawn
+
+
+def _cosines(view: RecordView, cosines: np.ndarray) -> str:
+    drawing = Drawing(520, 450, f"{view.model.name}: |cos| between layers", ALTERNATIVES[COSINES])
+    layers = view.model.layers
+    x, y = Axis(-0.5, layers - 0.5, 60, 400), Axis(-0.5, layers - 0.5, 30, 370)
+    drawing.heat_map(cosines, x, y)
+    for edges, outline, colour, dash in (
+        (phase_edges(view), 2.5, "#ffffff", ""),
+        (detected_edges(view), 3.0, VERMILION, "5 3"),
+    ):
+        for edge in edges:
+            for ends in ((x.at(edge), y.start, x.at(edge), y.end), (x.start, y.at(edge), x.end, y.at(edge))):
+                drawing.line(*ends, "#000000", outline)
+                drawing.line(*ends, colour, 1.2, dash)
+    _name_phases(drawing, view, x, y.start - 8)
+    for value in x.ticks():
+        drawing.text(x.at(value), y.end + 18, f"{value:g}")
+        drawing.text(x.start - 8, y.at(value) + 4, f"{value:g}", anchor="end")
+    drawing.text((x.start + x.end) / 2, y.end + 38, "layer", size=13)
+    drawing.text(x.start - 38, (y.start + y.end) / 2, "layer", size=13, turn=True)
+    drawing.colour_bar(420, y.start, y.end, "|cos| of the top directions")
+    return drawing.svg()
+
+
+def _ranks(view: RecordView) -> str:
+    drawing = Drawing(640, 380, f"{view.model.name}: ranks over depth", ALTERNATIVES[RANKS])
+    series = {metric: estimates(view, VARIANT, metric) for metric, *_ in _SERIES}
+    values = [value for each in series.values() for value in _values(each) if value > 0]
+    low, high = (min(values) / 1.15, max(values) * 1.15) if values else (1.0, 10.0)
+    x, y = Axis(-0.5, view.model.layers - 0.5, 70, 620), Axis(low, high, 290, 30, log=True)
+    for index, (first, last) in enumerate(sorted(view.phases.values())):
+        if index % 2 == 0:
+            left, right = x.at(first - 0.5), x.at(last + 0.5)
+            drawing.add(
+                "rect", x=left, y=y.end, width=right - left, height=y.start - y.end, fill=GREY, fill_opacity=0.15
+            )
+    for edge in detected_edges(view):
+        drawing.line(x.at(edge), y.start, x.at(edge), y.end, VERMILION, 1.5, "5 3")
+    for metric, colour, _, _ in _SERIES:
+        ends = [(layer, e.interval) for layer, e in enumerate(series[metric]) if e.interval and e.interval[0] > 0]
+        if len(ends) == view.model.layers:
+            upper = [(x.at(layer), y.at(interval[1])) for layer, interval in ends]
+            drawing.band(upper, [(x.at(layer), y.at(interval[0])) for layer, interval in ends], colour)
+    for metric, colour, shape, dash in _SERIES:
+        points = [
+            None if e.value is None or e.value <= 0 else (x.at(layer), y.at(e.value))
+            for layer, e in enumerate(series[metric])
+        ]
+        drawing.path(points, colour, dash)
+        for point in points:
+            if point is not None:
+                drawing.marker(*point, shape, colour)
+    _name_phases(drawing, view, x, y.end - 8)
+    drawing.axes(x, y, "layer", "directions")
+    for index, (metric, colour, shape, dash) in enumerate(_SERIES):
+        left = 90 + 180 * index
+        drawing.line(left, 352, left + 28, 352, colour, 2, dash)
+        drawing.marker(left + 14, 352, shape, colour)
+        drawing.text(left + 34, 356, metric.replace("_", " "), anchor="start")
+    if any(e.interval for each in series.values() for e in each):
+        drawing.text(345, 374, f"bands: {PERCENT} intervals", size=11)
+    return drawing.svg()
+
+
+def _values(series: list[Estimate]) -> list[float]:
+    """Return every value and every end of an interval."""
+    ends = [end for estimate in series if estimate.interval for end in estimate.interval]
+    return [*ends, *(e.value for e in series if e.value is not None and not math.isnan(e.value))]
+
+
+def _name_phases(drawing: Drawing, view: RecordView, x: Axis, height: float) -> None:
+    for name, (first, last) in view.phases.items():
+        drawing.text(x.at((first + last) / 2), height, name)

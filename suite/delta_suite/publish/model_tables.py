@@ -1,0 +1,151 @@
+"""Tables of one measured model: its phases, layers and boundaries; and the reference table of metrics."""
+
+from __future__ import annotations
+
+from delta_suite.metrics.registry import METRICS
+from delta_suite.metrics.segmentation import NEAR
+from delta_suite.publish.rows import number
+from delta_suite.publish.table import NONE, Table
+from delta_suite.records.record import BoundarySearch, StreamRecord
+from delta_suite.records.view import RecordView
+
+PHASE_COLUMNS = {
+    "intra_cosine": "intra",
+    "cross_cosine": "cross",
+    "block_effective_rank": "block rank",
+    "capture_fraction": "capture",
+}
+"""The metrics of the table of phases, with their headings."""
+
+LAYER_COLUMNS = {
+    "stream_norm": "||h||",
+    "update_norm": "||delta||",
+    "relative_step": "step",
+    "parallel_fraction": "parallel",
+    "gamma": "gamma",
+    "effective_rank": "eff. rank",
+    "top1_energy": "top-1",
+    "spectral_gap": "gap",
+    "adjacent_cosine": "|cos| next",
+    "block_influence": "influence",
+}
+"""The metrics of the table of layers that fit a terminal, with their headings; the record holds all of them."""
+
+
+def phase_table(view: RecordView, variant: str = "raw") -> str:
+    """Return N, intra, cross, block rank and capture of each phase."""
+    lines = []
+    for name, (first, last) in view.phases.items():
+        estimates = [view.over(range(first, last + 1), metric, variant) for metric in PHASE_COLUMNS]
+        values = [NONE if estimate.value is None else f"{estimate.value:.4f}" for estimate in estimates]
+        lines.append([name, f"{first}-{last}", str(last - first + 1), *values])
+    return Table.of(["phase", "layers", "N", *PHASE_COLUMNS.values()], lines, align="lrrrrrr").text()
+
+
+def layer_table(view: RecordView, variant: str = "raw") -> str:
+    """Return the metrics of each layer that fit a terminal."""
+    lines = [
+        [
+            str(layer.layer),
+            layer.phase,
+            *(number(view.layer(layer.layer, metric, variant).value) for metric in LAYER_COLUMNS),
+        ]
+        for layer in view.layers
+    ]
+    align = "rl" + "r" * len(LAYER_COLUMNS)
+    return Table.of(["layer", "phase", *LAYER_COLUMNS.values()], lines, align=align).text()
+
+
+def boundary_table(view: RecordView, variant: str = "raw") -> str:
+    """Return the boundaries detected in the layers' similarity beside the declared ones, and what both are worth."""
+    boundaries = view.boundaries(variant)
+    p, agreement, rank = (
+        boundaries.metrics[name].value for name in ("boundary_p", "boundary_agreement", "boundary_cost_rank")
+    )
+    if p is None or agreement is None:
+        return f"no boundaries: {boundaries.metrics['boundary_p'].reason}"
+    phases = {first: f" {name}" for name, (first, _) in view.phases.items()}
+    recurrence = dict(zip(boundaries.detected, boundaries.recurrence or (), strict=False))
+    missed = [first for first in boundaries.declared if all(abs(first - other) > NEAR for other in boundaries.detected)]
+    lines = []
+    for first in sorted({*boundaries.detected, *missed}):
+        detected = first in boundaries.detected
+        near = [other for other in boundaries.declared if abs(other - first) <= NEAR] if detected else [first]
+        lines.append(
+            [
+                str(first) if detected else NONE,
+                ", ".join(f"{other}{phases.get(other, '')}" for other in near) or NONE,
+                f"{recurrence[first]:.0%}" if first in recurrence else NONE,
+            ]
+        )
+    summary = [["met", f"{agreement:.0%} of the declared within {NEAR} layer"], ["p", f"{p:.3f} against smooth drift"]]
+    if boundaries.search is not None:
+        summary += _search_lines(boundaries.search, rank)
+    table = Table.of(["detected at", "declared at", "detected again"], lines).text()
+    return f"{table}\n\n{Table.of(['', ''], summary).plain()}"
+
+
+def _search_lines(search: BoundarySearch, rank: float | None) -> list[list[str]]:
+    chosen = search.chosen
+    return [
+        [
+            "by chance",
+            f"{search.chance_agreement:.0%} would be met; of {search.draws} draws, p is never below "
+            f"{1 / (search.draws + 1):.3f}",
+        ],
+        [
+            "cost",
+            f"declared {search.declared_cost:.3f}, detected {search.detected_cost:.3f}, "
+            f"one segment {search.total_cost:.3f}",
+        ],
+        [
+            "cost rank",
+            f"{'not among' if rank is None else f'{number(rank)} of'} {search.orders} orders of the declared lengths, "
+            f"{number(search.cost_rank_any_lengths)} of {search.others} ways to cut as often",
+        ],
+        [
+            "by penalty",
+            "too few layers"
+            if chosen is None
+            else f"{len(chosen) + 1} segments{', from ' if chosen else ''}{', '.join(map(str, chosen))}",
+        ],
+    ]
+
+
+def model_line(view: RecordView) -> str:
+    """Return one line on what was measured and how long it took."""
+    model, calibration, provenance = view.model, view.record.calibration, view.record.provenance
+    seconds, stream = sum(provenance.seconds.values()), provenance.stream
+    # Said where it explains a long run, or why something is absent; a page of the leaderboard always says it.
+    place = "" if stream is None or stream.usual else f" (stream {stream_text(stream, provenance.device)})"
+    return (
+        f"{model.name}: {model.architecture}, {model.layers} layers x {model.hidden}; calibration {calibration.name}, "
+        f"{'1 document (so no interval)' if calibration.documents == 1 else f'{calibration.documents} documents'}, "
+        f"{calibration.tokens} tokens; "
+        f"{provenance.dtype} on {provenance.device}{place}; measured {provenance.created} in {seconds:.1f} s"
+    )
+
+
+def stream_text(stream: StreamRecord, device: str) -> str:
+    """Return where the stream was kept, and in how many shards."""
+    place = {"device": f"in the memory of {device}", "host": "in host memory", "disk": "on disk"}
+    shards = f", {stream.shards} shards, the largest" if stream.shards > 1 else ","
+    return f"{place[stream.storage]}{shards} {stream.largest_bytes / 1e9:.3g} GB"
+
+
+def metric_table() -> str:
+    """Return the reference table of every metric."""
+    lines = [
+        [
+            metric.name,
+            metric.scope,
+            metric.formula,
+            metric.unit,
+            f"{metric.low:g} .. {'unbounded' if metric.high == float('inf') else f'{metric.high:.4g}'}",
+            str(metric.version),
+            metric.source,
+        ]
+        for metric in METRICS.values()
+    ]
+    head = ["metric", "scope", "formula", "unit", "range", "version", "source"]
+    return Table.of(head, lines, widths=(None, None, 44, None, None, None, 36)).text()

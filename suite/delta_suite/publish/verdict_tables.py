@@ -1,0 +1,116 @@
+"""Tables of verdicts: claims by models, under every variant, the failures, and in how many models a claim holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from delta_suite.claims.verdict import Verdict, combine_verdicts
+from delta_suite.metrics.intervals import holm, partial_conjunction
+from delta_suite.publish.rows import Row, interval_text, margin_text, marks, number, relative_margin, verdict_text
+from delta_suite.publish.table import NONE, Table
+
+INTERVALS_UP_TO = 2
+"""Models beside each other whose intervals still fit into the grid of verdicts."""
+
+CLAIM_WIDTH = 52
+"""Columns that a claim may take before it wraps."""
+
+
+def verdict_grid(rows: Sequence[Row]) -> str:
+    """Return hypotheses and their expectations by models."""
+    models = list(dict.fromkeys(row.model for row in rows))
+    adjusted = {model: holm_by_hypothesis([row for row in rows if row.model == model]) for model in models}
+    lines: list[list[str]] = []
+    for hypothesis in dict.fromkeys(row.hypothesis for row in rows):
+        claims = [row for row in rows if row.hypothesis == hypothesis]
+        overall = []
+        for model in models:
+            counted = [row for row in claims if row.model == model and row.severity == "fail"]
+            overall.append(_overall(counted, adjusted[model].get(hypothesis)) if counted else NONE)
+        lines.append([hypothesis, "", *overall])
+        for expectation in dict.fromkeys(row.expectation for row in claims):
+            with_interval = len(models) <= INTERVALS_UP_TO
+            cells = {row.model: _cell(row, with_interval) for row in claims if row.expectation == expectation}
+            claim = next(row.claim for row in claims if row.expectation == expectation)
+            lines.append([f". {expectation}", claim, *(cells.get(model, NONE) for model in models)])
+    widths = (None, CLAIM_WIDTH, *[None] * len(models))
+    return Table.of(["hypothesis", "claim", *models], lines, widths=widths).text()
+
+
+def _cell(row: Row, with_interval: bool) -> str:
+    interval = f" {interval_text(row.interval)}" if with_interval and row.interval is not None else ""
+    return verdict_text(row.word, row.observed) + interval + marks(row)
+
+
+def holm_by_hypothesis(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
+    """Return for each hypothesis of one model the p that it does not hold, as it is and adjusted by Holm.
+
+    All expectations of a hypothesis must hold, so its p is the largest of theirs (an intersection-union test needs no
+    correction); across hypotheses it is Holm's. A hypothesis with an expectation that no p can be given for has none.
+    """
+    ps: dict[str, list[float | None]] = {}
+    for row in rows:
+        if row.severity == "fail":
+            ps.setdefault(row.hypothesis, []).append(None if row.gates else row.p)
+    whole = {
+        name: max(known)
+        for name, values in ps.items()
+        if len(known := [p for p in values if p is not None]) == len(values)
+    }
+    return dict(zip(whole, zip(whole.values(), holm(list(whole.values())), strict=True), strict=True))
+
+
+def _overall(rows: Sequence[Row], p: tuple[float, float] | None) -> str:
+    """Return the verdict on a hypothesis, and p where it is supported."""
+    verdict = combine_verdicts(Verdict(row.verdict) for row in rows)
+    return verdict.value + (f" (p {p[0]:.2g}, Holm {p[1]:.2g})" if p and verdict is Verdict.SUPPORTED else "")
+
+
+def in_several_models(rows: Sequence[Row]) -> str:
+    """Return for each hypothesis judged for several models in how many of them it holds, and with what p."""
+    models = list(dict.fromkeys(row.model for row in rows))
+    by_model = {model: holm_by_hypothesis([row for row in rows if row.model == model]) for model in models}
+    lines = []
+    for hypothesis in dict.fromkeys(row.hypothesis for row in rows):
+        ps = [hypotheses[hypothesis][0] for hypotheses in by_model.values() if hypothesis in hypotheses]
+        cells = [
+            f"{partial_conjunction(ps, holding):.2g}" if holding <= len(ps) else NONE
+            for holding in range(1, len(models) + 1)
+        ]
+        if ps:
+            lines.append([hypothesis, f"{len(ps)} of {len(models)}", *cells])
+    head = ["hypothesis", "models with a p", *(f"p: in {r} or more" for r in range(1, len(models) + 1))]
+    return Table.of(head, lines).text() if lines else ""
+
+
+def variant_table(rows: Sequence[Row]) -> str:
+    """Return the verdict of each claim under every variant, for each model."""
+    variants = list(dict.fromkeys(name for row in rows for name in row.variants))
+    lines = [
+        [
+            row.model,
+            f"{row.hypothesis}/{row.expectation}",
+            *(verdict_text(*row.variants[name]) if name in row.variants else NONE for name in variants),
+            "flips" if row.flips else "",
+        ]
+        for row in rows
+        if row.variants
+    ]
+    return Table.of(["model", "expectation", *variants, ""], lines).text()
+
+
+def failure_table(rows: Iterable[Row]) -> str:
+    """Return refuted expectations, furthest outside the claim first, by margin relative to what was required."""
+    failed = sorted((row for row in rows if row.verdict == Verdict.REFUTED.value), key=relative_margin)
+    lines = [
+        [
+            row.model,
+            f"{row.hypothesis}/{row.expectation}",
+            row.claim,
+            number(row.observed) + ("" if row.interval is None else f" {interval_text(row.interval)}"),
+            margin_text(row),
+            row.where,
+        ]
+        for row in failed
+    ]
+    return Table.of(["model", "expectation", "claim", "observed", "margin", "stated at"], lines).text()

@@ -1,0 +1,200 @@
+"""Reports: the row of each verdict, the words for outcomes, and the tables at the end of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from delta_suite.pytest_plugin.baseline_items import BaselineItem, status_of
+from delta_suite.pytest_plugin.collection import ExpectationItem, spec_of
+from delta_suite.pytest_plugin.session import SESSION, Session
+
+if TYPE_CHECKING:
+    from delta_suite.models.registry import ModelSpec
+    from delta_suite.publish.rows import Row
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Attach the row of a verdict to its report, as plain values that pass between processes."""
+    report = yield
+    spec = spec_of(item)
+    if spec is None or not (call.when == "call" or report.failed):
+        return report
+    session = item.config.stash[SESSION]
+    report.delta_suite_notes = list(session.notes)  # type: ignore[attr-defined]
+    if isinstance(item, BaselineItem):
+        if item.row is not None:
+            report.delta_suite_baseline = item.row  # type: ignore[attr-defined]
+        return report
+    from delta_suite.publish.rows import Row
+
+    row = None
+    if isinstance(item, ExpectationItem):
+        if item.judged is not None:
+            row = Row.of(item.judged, str(session.outcome(spec).path), item.where)
+            if report.skipped and not hasattr(report, "wasxfail"):
+                report.longrepr = (str(item.path), item.expectation.line, row.reason or row.verdict.lower())
+    elif call.when == "call":
+        row = _function_row(item, call, report, spec, session)
+    if row is not None:
+        report.delta_suite = row.as_json()  # type: ignore[attr-defined]
+    return report
+
+
+def _function_row(
+    item: pytest.Item,
+    call: pytest.CallInfo[None],
+    report: pytest.TestReport,
+    spec: ModelSpec,
+    session: Session,
+) -> Row | None:
+    """Return a plain test's row; a number that does not exist makes it not measured, neither passed nor failed."""
+    from delta_suite.claims.observe import NotMeasuredError
+    from delta_suite.claims.verdict import Verdict
+    from delta_suite.publish.rows import Row
+
+    path, line, _ = item.reportinfo()
+    where = f"{item.nodeid.split('::')[0]}:{(line or 0) + 1}"
+    reason = None
+    verdict = Verdict.SUPPORTED if report.passed else Verdict.REFUTED
+    if call.excinfo is not None and isinstance(call.excinfo.value, NotMeasuredError):
+        verdict, reason = Verdict.NOT_MEASURED, str(call.excinfo.value)
+        if not item.config.getoption("strict_verdicts"):
+            report.outcome = "skipped"
+            report.longrepr = (str(path), (line or 0) + 1, reason)
+    elif report.skipped and not hasattr(report, "wasxfail"):
+        return None  # the test skipped itself
+    name = getattr(item, "originalname", None) or item.name
+    claim = (getattr(getattr(item, "function", None), "__doc__", None) or "").strip().split("\n")[0]
+    return Row(
+        Path(where).name.split(":")[0],
+        name,
+        claim,
+        spec.name,
+        verdict.value,
+        reason=reason,
+        where=where,
+        record=str(session.outcome(spec).path),
+    )
+
+
+def pytest_report_teststatus(report: pytest.CollectReport | pytest.TestReport) -> Any:
+    """Return category, letter and word of verdicts that neither pass nor fail."""
+    if not report.skipped or hasattr(report, "wasxfail"):
+        return None
+    if (compared := getattr(report, "delta_suite_baseline", None)) is not None:
+        return status_of(compared)
+    row = getattr(report, "delta_suite", None)
+    if row is None:
+        return None
+    if row["verdict"] == "FAIL":
+        return "warned", "w", ("WARN", {"yellow": True})
+    if row["verdict"] == "INCONCLUSIVE":
+        return "inconclusive", "?", ("INCONCLUSIVE", {"yellow": True})
+    return "not measured", "-", ("NOT MEASURED", {"yellow": True})
+
+
+def pytest_report_header(config: pytest.Config) -> list[str] | None:
+    """Return the models of the run and how they are measured."""
+    session = config.stash[SESSION]
+    if not session.specs:
+        return None
+    import delta_suite
+    from delta_suite.capture.calibration import headline
+
+    settings = session.settings
+    lines = [
+        f"delta-suite {delta_suite.__version__}: {', '.join(spec.name for spec in session.specs)}",
+        f"calibration: {headline(settings.calibration, settings.documents)}, device: {settings.device}, "
+        f"dtype: {settings.dtype or 'as the model says'}, "
+        f"results: {settings.results}, cache: {settings.cache.root}",
+    ]
+    if session.unavailable:
+        lines.append(f"not on this machine: {', '.join(session.unavailable)} (delta-suite models says why)")
+    return lines
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Show the tables of the models, and the verdicts."""
+    session = config.stash[SESSION]
+    for note in session.notes:
+        terminalreporter.write_line(f"delta-suite: {note}")
+    if not session.judged:
+        return
+    from delta_suite.publish.rows import Row
+
+    order = {spec.name: index for index, spec in enumerate(session.specs)}
+    rows = sorted((Row(**row) for row in session.judged), key=lambda row: (*row.place, order[row.model]))
+    _show_models(terminalreporter, session)
+    _show_verdicts(terminalreporter, rows, several=len(order) > 1)
+    _show_runs(terminalreporter, session, rows)
+    if any(row.verdict == "FAIL" for row in rows):
+        from delta_suite.publish.verdict_tables import failure_table
+
+        terminalreporter.section("refuted, furthest from the claim first", sep="-")
+        terminalreporter.write_line(failure_table(rows))
+
+
+def _show_models(terminal: pytest.TerminalReporter, session: Session) -> None:
+    """Show the phases of each model, and with -v its layers and boundaries."""
+    from delta_suite.publish import model_tables
+
+    variant = session.config.getoption("variant") or "raw"
+    for name, kept in session.kept.items():
+        terminal.section(f"{name}: phases", sep="-")
+        if kept.view is not None:
+            terminal.write_line(model_tables.model_line(kept.view))
+            terminal.write_line(f"record: {kept.path}")
+        for note in kept.notes:
+            terminal.write_line(note)
+        if kept.view is None:
+            continue
+        shown = [model_tables.phase_table(kept.view, variant)]
+        if session.config.get_verbosity() > 0:
+            shown += [model_tables.layer_table(kept.view, variant), model_tables.boundary_table(kept.view, variant)]
+        for table in shown:
+            terminal.write_line("")
+            terminal.write_line(table)
+
+
+def _show_verdicts(terminal: pytest.TerminalReporter, rows: list[Row], *, several: bool) -> None:
+    """Show the grid of verdicts with its marks, in how many models claims hold, and every variant."""
+    from delta_suite.publish import verdict_tables
+    from delta_suite.publish.rows import FLIPS, VACUOUS
+
+    terminal.section("verdicts", sep="-")
+    terminal.write_line(verdict_tables.verdict_grid(rows))
+    if any(row.flips for row in rows):
+        terminal.write_line(f"{FLIPS.strip()} another variant gives another verdict")
+    if any(row.vacuous for row in rows):
+        terminal.write_line(f"{VACUOUS.strip()} vacuous: random weights of the same architecture support it, too")
+    if several and (table := verdict_tables.in_several_models(rows)):
+        terminal.section("in how many models", sep="-")
+        terminal.write_line(table)
+    if any(row.flips for row in rows) or terminal.config.get_verbosity() > 0:
+        terminal.section("verdicts under every variant", sep="-")
+        terminal.write_line(verdict_tables.variant_table(rows))
+
+
+def _show_runs(terminal: pytest.TerminalReporter, session: Session, rows: list[Row]) -> None:
+    """Show verdicts and metrics against the step for each training run among the models."""
+    from delta_suite.metrics.registry import METRICS
+    from delta_suite.publish import trajectory
+
+    views = {name: kept.view for name, kept in session.kept.items() if kept.view is not None}
+    variant = session.config.getoption("variant") or "raw"
+    for name, steps in trajectory.series(session.specs).items():
+        measured_at = {step: views[model] for step, model in steps.items() if model in views}
+        terminal.section(f"{name}: over training", sep="-")
+        terminal.write_line(trajectory.verdict_table(rows, steps))
+        for change in trajectory.verdict_changes(rows, steps):
+            terminal.write_line(f"changed  {change}")
+        terminal.write_line("")
+        metrics = [*METRICS] if session.config.get_verbosity() > 0 else None
+        terminal.write_line(trajectory.metric_table(measured_at, variant, metrics))

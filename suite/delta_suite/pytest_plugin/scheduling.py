@@ -1,0 +1,33 @@
+"""pytest-xdist: items of one model go to one worker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from delta_suite.pytest_plugin.session import SESSION, STARTED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Tell a worker when the run started, for --fresh."""
+    node.workerinput[STARTED] = node.config.stash[SESSION].started
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Return a scheduler that keeps the items of a model together, where the user has not chosen another."""
+    names = sorted((spec.name for spec in config.stash[SESSION].specs), key=len, reverse=True)
+    if not names or config.getoption("dist") != "load":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByModel(LoadScopeScheduling):  # type: ignore[misc]
+        """`--dist loadgroup` stops grouping on pytest 9.2; a scope per model does not."""
+
+        def _split_scope(self, nodeid: str) -> str:
+            bracket = nodeid.partition("[")[2]
+            return next((name for name in names if name in bracket), nodeid.split("::", maxsplit=1)[0])
+
+    return ByModel(config, log)

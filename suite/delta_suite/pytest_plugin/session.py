@@ -1,0 +1,257 @@
+"""The models of a run, and what became of each: measured once, however many items ask."""
+
+from __future__ import annotations
+
+import shlex
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from delta_suite.command_line import EMPTY_VALUE, empty_options
+from delta_suite.errors import SuiteError
+from delta_suite.pytest_plugin.baseline_items import REGRESSION, Regression
+from delta_suite.pytest_plugin.options import DEFAULT_CALIBRATION, WORDS
+
+if TYPE_CHECKING:
+    from delta_suite.claims.schema import Hypothesis
+    from delta_suite.models.registry import ModelSpec
+    from delta_suite.pipeline import Outcome, Settings
+    from delta_suite.publish.rows import Row
+    from delta_suite.records.view import RecordView
+
+STARTED = "delta_suite_started"
+"""The key under which a worker is told when the run started."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Resolve the models of the run, and its baselines."""
+    for option in empty_options(str(word) for word in config.invocation_params.args):
+        if option in WORDS:
+            raise pytest.UsageError(f"{option} {EMPTY_VALUE}")
+    variant = config.getoption("variant")
+    if variant is not None:
+        from delta_suite.reduction.variants import VARIANTS
+
+        if variant not in VARIANTS:
+            raise pytest.UsageError(f"--variant {variant}: no such variant; use one of {', '.join(VARIANTS)}")
+    config.stash[SESSION] = session = Session(config)
+    config.pluginmanager.register(session, "delta-suite-session")
+    config.addinivalue_line("markers", "baseline: compares a model with its baseline (--baseline)")
+    regression = Regression.create(config, session.specs, session.outcome, session.control, session.reproduce)
+    if regression is not None:
+        config.stash[REGRESSION] = regression
+        config.pluginmanager.register(regression, "delta-suite-baselines")
+        session.hypotheses = regression.hypotheses
+
+
+@dataclass(frozen=True)
+class KeptRecord:
+    """A model's record as it lies in the results folder at the end of the run."""
+
+    path: Path
+    view: RecordView | None
+    """None where it cannot be read any more."""
+    notes: tuple[str, ...]
+    """What to say of it: that it cannot be read or written, or that a hypothesis file has changed."""
+
+
+class Session:
+    """The models of a run with their outcomes, failures too, and the verdicts as they come in."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        self.hypotheses: dict[str, Path] = {}
+        """The hypothesis files collected so far, by id."""
+        self.parts: set[str] = {"spectra"}
+        """The parts of a measurement that the collected claims need."""
+        self.needs_model = False
+        self._outcomes: dict[str, Outcome | Exception] = {}
+        worker = getattr(config, "workerinput", None)
+        self.started: float = worker[STARTED] if worker else time.time()
+        self.specs: list[ModelSpec] = []
+        self.phases: tuple[str, ...] = ()
+        """The phases that any model has, of this run or not."""
+        self.arguments: dict[str, str] = {}
+        """What a model was called on the command line: a directory's name in tables is not its path."""
+        self.unavailable: list[str] = []
+        """The models of --all-models whose weights are not here."""
+        self.judged: list[dict[str, Any]] = []
+        """The rows of all verdicts, from the reports, which may come from workers."""
+        self.kept: dict[str, KeptRecord] = {}
+        """By model, once the run is over."""
+        self.notes: dict[str, None] = {}
+        """Messages to print about how measurements were obtained, in order; from the reports, too."""
+        if config.getoption("model") or config.getoption("all_models"):
+            self._resolve()
+
+    def _resolve(self) -> None:
+        from delta_suite.models.registry import load_registry
+
+        try:
+            registry = load_registry(self.models_file)
+            self.phases = registry.phases
+            specs = []
+            for argument in self.config.getoption("model"):
+                matches = registry.resolve_all(argument)
+                specs += matches
+                self.arguments |= {spec.name: argument if len(matches) == 1 else spec.argument for spec in matches}
+        except SuiteError as error:
+            raise pytest.UsageError(str(error)) from None
+        if self.config.getoption("all_models"):
+            from delta_suite.models.files import availability
+
+            for spec in registry.specs.values():
+                if availability(spec)[0]:
+                    specs.append(spec)
+                else:
+                    self.unavailable.append(spec.name)
+            if not specs:
+                raise pytest.UsageError(
+                    f"--all-models: none of {registry.path} is on this machine; see delta-suite models"
+                )
+        self.specs = list({spec.name: spec for spec in specs}.values())
+
+    @property
+    def models_file(self) -> Path | None:
+        """The models file that was named, or None."""
+        given = self.config.getoption("models_file")
+        return Path(given) if given else None
+
+    @property
+    def settings(self) -> Settings:
+        """How the models of the run are measured."""
+        from delta_suite.pipeline import Settings
+
+        option = self.config.getoption
+        regression = self.config.stash.get(REGRESSION, None)
+        return Settings(
+            calibration=option("calibration"),
+            documents=option("documents"),
+            device=option("device"),
+            dtype=option("dtype"),
+            parts=frozenset(self.parts | (regression.parts if regression is not None else set())),
+            results=Path(option("results_dir")),
+            fresh_since=self.started if option("fresh") else None,
+        )
+
+    def collected(self, hypothesis: Hypothesis) -> None:
+        """Note what the claims of a hypothesis need."""
+        from delta_suite.claims.judge import parts_of_claims
+
+        self.needs_model = True
+        self.parts |= parts_of_claims([hypothesis])
+
+    def outcome(self, spec: ModelSpec) -> Outcome:
+        """Return the model's measurement. Raises the same error each time where it cannot be measured: tried once."""
+        if spec.name not in self._outcomes:
+            from delta_suite.pipeline import measure_all
+            from delta_suite.progress import bars
+
+            with self._terminal():
+                ((_, outcome),) = measure_all([spec], self.settings, bars())
+            self._outcomes[spec.name] = outcome
+            if not isinstance(outcome, Exception) and outcome.note is not None:
+                self.notes[outcome.note] = None
+        known = self._outcomes[spec.name]
+        if isinstance(known, Exception):
+            raise known
+        return known
+
+    def control(self, spec: ModelSpec) -> RecordView | None:
+        """Return the same architecture with random weights, or None where it was omitted or cannot be measured.
+
+        The verdicts on the model do not depend on it, so its failure is a warning, once.
+        """
+        if self.config.getoption("no_control") or spec.random_weights:
+            return None
+        control = spec.control()
+        known = control.name in self._outcomes
+        try:
+            return self.outcome(control).view
+        except Exception as error:  # whatever hinders initialising or measuring it
+            if not known:
+                warnings.warn(
+                    f"{control.name} cannot be measured, so no claim is marked vacuous: {error}", stacklevel=2
+                )
+            return None
+
+    def outcome_or_error(self, spec: ModelSpec) -> Outcome:
+        """Return the measurement inside a test: without one the test is an error with its message, no traceback."""
+        try:
+            return self.outcome(spec)
+        except SuiteError as error:
+            message = f"{spec.name} cannot be measured: {error}"
+        pytest.fail(message, pytrace=False)  # outside the handler, or the report would show both errors
+
+    @contextmanager
+    def _terminal(self) -> Iterator[None]:
+        """Let progress through pytest's capture, on a line to itself."""
+        reporter = self.config.pluginmanager.getplugin("terminalreporter")
+        capture = self.config.pluginmanager.getplugin("capturemanager")
+        if reporter is None or capture is None:  # an xdist worker has no terminal
+            yield
+            return
+        with capture.global_and_fixture_disabled():
+            yield
+
+    def reproduce(self, nodeid: str, model: str) -> str:
+        """Return the command that shows one verdict again."""
+        words = ["pytest", nodeid, f"--model={self.arguments.get(model, model)}"]
+        for option in ("calibration", "documents", "device", "dtype", "variant"):
+            value, flag = self.config.getoption(option), f"--{option}"
+            if value not in (None, "auto", DEFAULT_CALIBRATION):
+                words.append(f"{flag}={value}")
+        if (regression := self.config.stash.get(REGRESSION, None)) is not None and ".json::" in nodeid:
+            words.append(f"--baseline={regression.paths[model]}")
+            if regression.other_documents:
+                words.append("--baseline-other-documents")
+            if self.config.getoption("no_control"):
+                words.append("--no-control")
+        return shlex.join(words)
+
+    # --- what the reports bring, also from workers
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Gather notes and verdicts from the reports."""
+        self.notes |= dict.fromkeys(getattr(report, "delta_suite_notes", ()))
+        if (row := getattr(report, "delta_suite", None)) is not None:
+            self.judged.append(row)
+
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Keep what judged each record; a record that is gone or damaged by now must not pass for a success."""
+        if not self.judged or hasattr(self.config, "workerinput"):
+            return
+        from delta_suite.publish.rows import Row
+
+        whole = True
+        for spec in self.specs:
+            rows = [Row(**row) for row in self.judged if row["model"] == spec.name and row["record"]]
+            if rows:
+                self.kept[spec.name], written = self._keep(rows)
+                whole = whole and written
+        if not whole and exitstatus == pytest.ExitCode.OK:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _keep(self, rows: Sequence[Row]) -> tuple[KeptRecord, bool]:
+        """Return the record that these rows were judged from, and whether it could be read and its stamps written."""
+        from delta_suite.publish.rows import changed_lines, stamps_of
+        from delta_suite.records.store import load, stamp, stamps
+
+        path, judged_by = Path(str(rows[0].record)), stamps_of(rows)
+        view, notes = None, []
+        try:
+            view = load(path, self.settings.cache)
+            notes = changed_lines(stamps(path), judged_by)
+            stamp(path, judged_by, self.settings.cache)
+        except SuiteError as error:
+            return KeptRecord(path, view, (*notes, f"ERROR: {error}")), False
+        return KeptRecord(path, view, tuple(notes)), True
+
+
+SESSION: pytest.StashKey[Session] = pytest.StashKey()
