@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from delta_suite.capture.calibration import load_calibration
-from delta_suite.pipeline import Settings, measure
 from delta_suite.models.registry import ModelSpec
+from delta_suite.pipeline import Settings, measure
 from delta_suite.records.cache import Cache
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -31,7 +31,7 @@ def reference_states(directory: Path) -> list[np.ndarray]:
 def test_every_figure_of_the_reference_on_a_tiny_model(tiny: Path, tmp_path: Path) -> None:
     states = reference_states(tiny)
     settings = Settings(calibration="seed", results=tmp_path, device="cpu", cache=Cache(tmp_path / "cache"))
-    measured = measure(ModelSpec(name="tiny", path=tiny), settings).measurement
+    measured = measure(ModelSpec(name="tiny", path=tiny), settings).view
     assert measured.calibration.tokens == len(states[0])
     figures = [layer_figures(before, after) for before, after in pairwise(states)]
     for layer, expected in enumerate(figures):

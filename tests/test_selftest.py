@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from delta_suite.claims.judge import Verdict
 from delta_suite.claims.loader import load_hypothesis
+from delta_suite.claims.verdict import Verdict
 from delta_suite.cli import app
 from delta_suite.selftest import law_worlds as law
 from delta_suite.selftest import proof

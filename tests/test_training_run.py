@@ -7,19 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from delta_suite.pipeline import Settings, measure
 from delta_suite.models.registry import ModelSpec
+from delta_suite.pipeline import Settings, measure
 from delta_suite.records.cache import Cache
-from delta_suite.regression.baseline import load_baseline, update_baseline
-from delta_suite.regression.comparison import (
-    Comparison,
-    Snapshot,
-    Status,
-    compare,
-    directions_of,
-    first_changed_layer,
-    snapshot,
-)
+from delta_suite.regression.baseline import load_baseline
+from delta_suite.regression.comparison import Comparison, Snapshot, Status, compare, first_changed_layer, snapshot
+from delta_suite.regression.turns import directions_of
+from delta_suite.regression.update import update_baseline
 from delta_suite.selftest.proof import wilson
 
 from tests.plugin.conftest import CLAIMS
@@ -45,7 +39,7 @@ class Run:
             results=self.folder / "results",
             cache=Cache(self.cache),
         )
-        measurement = measure(ModelSpec(name=name, path=self.folder / name), settings).measurement
+        measurement = measure(ModelSpec(name=name, path=self.folder / name), settings).view
         return snapshot(measurement), directions_of(measurement)
 
     def compared(self, old: str, new: str) -> list[Comparison]:
@@ -169,7 +163,7 @@ def test_a_baseline_keeps_what_a_comparison_needs(run: Run, tmp_path: Path) -> N
     settings = Settings(
         calibration=str(run.documents), device="cpu", results=tmp_path / "results", cache=Cache(run.cache)
     )
-    old = measure(ModelSpec(name="small", path=run.folder / "checkpoint-240"), settings).measurement
+    old = measure(ModelSpec(name="small", path=run.folder / "checkpoint-240"), settings).view
     path = tmp_path / "small.json"
     update_baseline(path, old, {})
     kept = load_baseline(path)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from delta_suite.metrics.registry import spectral_entropy_rank
+from delta_suite.metrics.layer import spectral_entropy_rank
 
 from tests.benchmarks.measuring import Peak, seconds, timed
 from tests.benchmarks.page import Record

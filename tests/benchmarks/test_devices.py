@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 from delta_suite.errors import SuiteError
-from delta_suite.pipeline import Settings, measure
 from delta_suite.models import loading
 from delta_suite.models.files import locate
+from delta_suite.pipeline import Settings, measure
 from delta_suite.records.cache import Cache
-from delta_suite.records.record import Measurement
+from delta_suite.records.view import RecordView
 
 from tests.benchmarks.page import Record
 from tests.benchmarks.subjects import DEVICE, embedded_spec
@@ -26,7 +26,7 @@ CALIBRATIONS = os.environ.get("DELTA_BENCH_CALIBRATIONS", "seed,core" if DEVICE.
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, str, str], Measurement]]:
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, str, str], RecordView]]:
     """The record for (calibration, device, dtype). The tokenizer, rebuilt from GGUF in seconds, is built once."""
     spec = embedded_spec()
     try:
@@ -38,11 +38,11 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
     loading.load_tokenizer = functools.cache(lambda *_: original(spec, locate(spec)))
 
     @functools.cache
-    def run(calibration: str, device: str, dtype: str) -> Measurement:
+    def run(calibration: str, device: str, dtype: str) -> RecordView:
         settings = Settings(
             calibration=calibration, device=device, dtype=dtype, results=folder, cache=Cache(folder / "cache")
         )
-        return measure(spec, settings).measurement
+        return measure(spec, settings).view
 
     yield run
     loading.load_tokenizer = original
@@ -51,7 +51,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
 @pytest.mark.parametrize("calibration", CALIBRATIONS)
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_split_over_two_gpus(
-    benchmark: Any, measured: Callable[[str, str, str], Measurement], calibration: str, record: Callable[..., Record]
+    benchmark: Any, measured: Callable[[str, str, str], RecordView], calibration: str, record: Callable[..., Record]
 ) -> None:
     one = measured(calibration, "cuda", "float32")
     two = benchmark.pedantic(lambda: measured(calibration, "sharded", "float32"), rounds=1)
@@ -67,7 +67,7 @@ PAIRS = [("cuda", "float32"), ("cuda", "bfloat16")] if DEVICE.type == "cuda" els
 @pytest.mark.parametrize(("device", "dtype"), PAIRS)
 def test_record_against_cpu_float32(
     benchmark: Any,
-    measured: Callable[[str, str, str], Measurement],
+    measured: Callable[[str, str, str], RecordView],
     calibration: str,
     device: str,
     dtype: str,
@@ -90,7 +90,7 @@ def test_record_against_cpu_float32(
     )
 
 
-def compare(reference: Measurement, other: Measurement) -> dict[str, tuple[float, str]]:
+def compare(reference: RecordView, other: RecordView) -> dict[str, tuple[float, str]]:
     """By metric: the largest relative difference, and where it is."""
     values = _values(reference)
     others = _values(other)
@@ -107,7 +107,7 @@ def compare(reference: Measurement, other: Measurement) -> dict[str, tuple[float
     return worst
 
 
-def _values(measurement: Measurement) -> dict[tuple[str, str], float]:
+def _values(measurement: RecordView) -> dict[tuple[str, str], float]:
     found: dict[tuple[str, str], float] = {}
     places = [(f"layer {layer.layer}", layer.metrics) for layer in measurement.layers]
     places += [(f"phase {phase}", scope.metrics) for phase, scope in measurement.scopes.items()]

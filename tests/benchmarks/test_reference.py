@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from delta_suite.metrics.registry import spectral_entropy_rank
+from delta_suite.metrics.layer import spectral_entropy_rank
 from delta_suite.reduction.statistics import LayerStatistics
-from delta_suite.reduction.variants import VARIANTS
 
 from tests.benchmarks.measuring import Rates, seconds, timed
 from tests.benchmarks.page import Record
 from tests.benchmarks.subjects import EMBEDDED, LARGE, Subject
 from tests.benchmarks.ways import (
+    EVERY_VARIANT,
     bare_forward,
     capture_alone,
     core,
@@ -38,7 +38,7 @@ def test_core_against_the_reference(
     sequences = subject.seed or subject.sequences(TOKENS, drop=True)
     targets = subject.layers == 64
     statistics, own, _ = timed(benchmark, lambda: core(subject, sequences), subject.device)
-    every = seconds(lambda: core(subject, sequences, variants=VARIANTS), subject.device)
+    every = seconds(lambda: core(subject, sequences, variants=EVERY_VARIANT), subject.device)
 
     states = reference_states(subject, sequences)
     to_host = seconds(lambda: reference_states(subject, sequences), subject.device, 1 if large else 3)
@@ -67,7 +67,7 @@ def test_core_against_the_reference(
         target="<= 2.5" if targets else "",
     )
     report.add("times faster", (to_host + svd) / own, "x", target=">= 100" if targets else "")
-    report.add(f"core with all {len(VARIANTS)} variants", every, "s")
+    report.add(f"core with all {len(EVERY_VARIANT)} variants", every, "s")
     report.note(
         "The reference's SVDs are timed on the layers said and scaled to all of them; its pairwise cosines and phase "
         "tables are left out. It runs here with the attention kernel of the core (sdpa), so that both see the same "

@@ -11,12 +11,11 @@ import pytest
 import torch
 from delta_suite.capture.stream import Memory
 from delta_suite.reduction.eigen import Eigen, Eigensolver
-from delta_suite.reduction.variants import VARIANTS
 
 from tests.benchmarks.measuring import Peak, Rates, seconds, timed
 from tests.benchmarks.page import Record
 from tests.benchmarks.subjects import DEVICE, LARGE, SMALL, TINY, Subject
-from tests.benchmarks.ways import RAW, bare_forward, core, reduced
+from tests.benchmarks.ways import EVERY_VARIANT, RAW, bare_forward, core, reduced
 
 CUDA = DEVICE.type == "cuda"
 SIZES = [int(n) for n in os.environ.get("DELTA_BENCH_SIZES", "").split(",") if n] or [512 << i for i in range(9)]
@@ -100,7 +99,7 @@ def test_flat_beyond_a_shard(benchmark: Any, subject: Subject, record: Callable[
 
 
 @pytest.mark.benchmark(group="3. From 512 to 131,072 tokens")
-@pytest.mark.parametrize("variants", [RAW, VARIANTS], ids=["raw", "all"])
+@pytest.mark.parametrize("variants", [RAW, EVERY_VARIANT], ids=["raw", "all"])
 @pytest.mark.parametrize("subject", [LARGE], indirect=True)
 def test_moments_against_the_bare_forward_pass(
     benchmark: Any,
@@ -147,17 +146,17 @@ def test_million(benchmark: Any, subject: Subject, rates: Rates, record: Callabl
     per_shard = shard // subject.stream_bytes // LENGTH * LENGTH
     one = subject.sequences(min(per_shard, MILLION // 2), LENGTH, documents=True)
     everything = subject.sequences(MILLION, LENGTH, documents=True)
-    core(subject, one, memory, VARIANTS)  # what is allocated once, is
+    core(subject, one, memory, EVERY_VARIANT)  # what is allocated once, is
     with Peak(subject.device) as alone:
-        core(subject, one, memory, VARIANTS)
+        core(subject, one, memory, EVERY_VARIANT)
     with Peak(subject.device) as peak:
         _, whole, _ = timed(
-            benchmark, lambda: core(subject, everything, memory, VARIANTS), subject.device, rounds=1, warmup=0
+            benchmark, lambda: core(subject, everything, memory, EVERY_VARIANT), subject.device, rounds=1, warmup=0
         )
     shards = -(-MILLION * subject.stream_bytes // shard)
     report = record(f"{subject.name}, {MILLION:,} tokens in {shards} shards")
     floor = rates.forward(subject, MILLION, LENGTH) + 2 * rates.grams(subject, MILLION)
-    floor += 3 * len(VARIANTS) * rates.eigenproblems(subject, MILLION)
+    floor += 3 * len(EVERY_VARIANT) * rates.eigenproblems(subject, MILLION)
     report.add("everything after loading, all variants", whole, "s", floor=floor)
     report.add("per token", whole / MILLION, "s")
     report.add("stream of all tokens", subject.stream_bytes * MILLION, "B")

@@ -21,13 +21,14 @@ import torch
 from delta_suite.capture.calibration import TokenSequences
 from delta_suite.capture.residual import capture, tokens_that_fit
 from delta_suite.capture.stream import Memory
-from delta_suite.metrics.estimators import phase_metrics
-from delta_suite.metrics.registry import spectral_entropy_rank
+from delta_suite.metrics.estimators import direction_metrics, layer_metrics, phase_metrics
+from delta_suite.metrics.layer import spectral_entropy_rank
 from delta_suite.models.phases import phase_map
-from delta_suite.records.record import direction_arrays, direction_gram, measured_layers
+from delta_suite.records.arrays import direction_arrays, full_gram
 from delta_suite.reduction.reduce import reduce_stream
 from delta_suite.reduction.resampling import LayerSpectra
 from delta_suite.reduction.statistics import TOP_K, LayerStatistics
+from delta_suite.reduction.variants import VARIANTS, Variant
 from torch import Tensor
 
 from tests.benchmarks.measuring import Peak, seconds
@@ -36,7 +37,9 @@ from tests.benchmarks.subjects import Subject, build
 # --- the core ----------------------------------------------------------------------------------------------------
 
 
-RAW = ("raw",)
+EVERY_VARIANT = tuple(VARIANTS.values())
+
+RAW = (VARIANTS["raw"],)
 """The variant that the reference and everyone else computes; a run of the suite computes all of VARIANTS."""
 
 
@@ -44,7 +47,7 @@ def core(
     subject: Subject,
     sequences: TokenSequences,
     memory: Memory | None = None,
-    variants: Sequence[str] = RAW,
+    variants: Sequence[Variant] = RAW,
     room: int | None = None,
 ) -> list[LayerStatistics]:
     """Capture, reduction and every metric, as `delta_suite.pipeline` does it once the model is loaded; returns `raw`.
@@ -52,13 +55,11 @@ def core(
     memory: for the stream; room: bytes for the reduction; both found from what is free by default.
     """
     spectra = reduced(subject, sequences, memory, variants, room)
-    grams = {variant: direction_gram(direction_arrays(variant, own), variant) for variant, own in spectra.items()}
-    parts = {
-        variant: [(own.statistics, own.halves or (), own.replicates) for own in layers]
-        for variant, layers in spectra.items()
-    }
-    measured_layers(parts, grams)
-    for gram in grams.values():
+    for variant, layers in spectra.items():
+        gram = full_gram(direction_arrays(variant, layers), variant)
+        for index, layer in enumerate(layers):
+            layer_metrics(layer.statistics, layer.halves or (), layer.replicates)
+            direction_metrics(gram, index)
         for first, last in phase_map(subject.layers).values():
             phase_metrics(gram, range(first, last + 1))
     return [own.statistics for own in spectra["raw"]]
@@ -68,7 +69,7 @@ def reduced(
     subject: Subject,
     sequences: TokenSequences,
     memory: Memory | None = None,
-    variants: Sequence[str] = RAW,
+    variants: Sequence[Variant] = RAW,
     room: int | None = None,
 ) -> dict[str, list[LayerSpectra]]:
     """Capture and reduction."""

@@ -11,17 +11,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from delta_suite.metrics.boundaries import (
-    DRAWS,
-    Boundaries,
-    against_smooth_drift,
-    find_boundaries,
-    layer_similarity,
-    segments_of,
-)
-from delta_suite.metrics.estimate import Estimate
-from delta_suite.metrics.estimators import boundaries_under, boundary_metrics
-from delta_suite.metrics.registry import DirectionGram
+from delta_suite.metrics.boundaries import boundaries_under, boundary_metrics
+from delta_suite.metrics.direction_gram import DirectionGram, layer_similarity
+from delta_suite.metrics.segmentation import DRAWS, Boundaries, against_smooth_drift, find_boundaries, segments_of
 
 LAYERS, HIDDEN, K = 30, 64, 8
 CUTS = (4, 5, 15, 23, 28)
@@ -95,7 +87,7 @@ def test_similarity_is_the_overlap_of_subspaces() -> None:
 
 def test_planted_phases_are_found_and_ranked_first() -> None:
     found = found_in(phases(np.random.default_rng(1)), draws=DRAWS)
-    assert found.found == found.chosen == CUTS
+    assert found.detected == found.chosen == CUTS
     assert found.agreement == 1.0
     assert found.cost_rank == 1 / 720
     assert found.cost_rank_any_lengths == 1 / found.others
@@ -105,7 +97,7 @@ def test_planted_phases_are_found_and_ranked_first() -> None:
 def test_a_declared_map_that_is_not_the_planted_one_is_told_apart() -> None:
     elsewhere = (7, 12, 18, 22, 26)
     found = found_in(phases(np.random.default_rng(2), elsewhere))
-    assert found.found == elsewhere
+    assert found.detected == elsewhere
     assert found.cost_rank is not None
     assert found.cost_rank > 0.05
     assert found.agreement == 0.2  # 23 alone is within one layer of 22
@@ -120,8 +112,8 @@ def test_found_and_ranked_against_every_segmentation(segments: int) -> None:
     costs = {cuts: cost_by_definition(gram, cuts) for cuts in every}
     declared = every[len(every) // 3]
     found = find_boundaries(gram, declared, draws=1)
-    assert found.found == min(costs, key=costs.__getitem__)
-    assert found.found_cost == pytest.approx(min(costs.values()))
+    assert found.detected == min(costs, key=costs.__getitem__)
+    assert found.detected_cost == pytest.approx(min(costs.values()))
     assert found.declared_cost == pytest.approx(costs[declared])
     assert found.total_cost == pytest.approx(cost_by_definition(gram, ()))
     assert found.others == len(every)
@@ -153,8 +145,8 @@ def test_a_boundary_returns_where_the_replicates_have_it() -> None:
     own = similarity(phases(rng, (10, 20)))
     shifted = [similarity(phases(rng, cuts)) for cuts in ((10, 20), (11, 20), (13, 20), (9, 24))]
     found = find_boundaries(own, (10, 20), np.array(shifted), draws=1)
-    assert found.found == (10, 20)
-    assert found.returned == (0.75, 0.75)
+    assert found.detected == (10, 20)
+    assert found.recurrence == (0.75, 0.75)
     assert found.replicates == 4
 
 
@@ -226,8 +218,9 @@ def test_a_phase_map_with_gaps_has_segments_for_them() -> None:
 
 def test_halves_are_compared_where_there_are_halves() -> None:
     gram = between_halves(np.random.default_rng(10), phases(np.random.default_rng(10)))
-    assert gram.ab is not None
-    assert np.array_equal(gram.similarity, layer_similarity(gram.ab))
+    assert gram.products is not None
+    assert gram.products.ab is not None
+    assert np.array_equal(gram.similarity, layer_similarity(gram.products.ab))
     assert np.diag(gram.similarity).max() < 1.0  # no layer agrees with itself but for its reliability
 
 
@@ -236,7 +229,7 @@ def test_the_metrics_carry_what_they_are_read_against() -> None:
     under = {"A": (0, 3), "B": (4, 4), "C": (5, 14), "D": (15, 22), "E": (23, 27), "tail": (28, 29)}
     found = boundaries_under(replace(gram, replicates=(gram, gram)), under)
     assert isinstance(found, Boundaries)
-    assert found.returned == (1.0,) * 5
+    assert found.recurrence == (1.0,) * 5
     metrics = boundary_metrics(found)
     assert {name: estimate.value for name, estimate in metrics.items()} == {
         "boundary_cost_rank": 1 / 720,
@@ -268,8 +261,7 @@ def test_a_layer_without_an_update_is_named() -> None:
     own = phases(np.random.default_rng(13))
     own[17] = 0.0
     found = boundaries_under(DirectionGram.of(own), {"A": (0, 9), "B": (10, 29)})
-    assert isinstance(found, Estimate)
-    assert "layer 17" in str(found.reason)
+    assert "layer 17" in str(found)
 
 
 def test_few_phases_are_not_ranked_by_their_order() -> None:

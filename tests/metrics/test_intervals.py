@@ -1,27 +1,63 @@
-"""Student's t, for every number of groups that a calibration can have."""
+"""Intervals: the quantiles follow from one level of confidence, and what is combined keeps what it has in common."""
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
-from delta_suite.metrics.intervals import _T_80, T_975, t_distribution, t_quantile
-from scipy.special import stdtr, stdtrit
+from delta_suite.metrics.estimate import Estimate
+from delta_suite.metrics.intervals import (
+    CONFIDENCE,
+    PERCENT,
+    combine,
+    critical_t,
+    interval,
+    p_value,
+    standard_error,
+    t_quantile,
+)
 
-FREEDOM = tuple(T_975)
-
-
-@pytest.mark.parametrize("df", FREEDOM)
-@pytest.mark.parametrize("p", [0.5, 0.75, 0.975, 0.995, 1 - 5e-5, 1 - 2e-7])
-def test_quantiles_are_students(p: float, df: int) -> None:
-    assert t_quantile(p, df) == pytest.approx(stdtrit(df, p), rel=1e-6, abs=1e-12)
-
-
-@pytest.mark.parametrize("df", FREEDOM)
-@pytest.mark.parametrize("t", [-3.0, 0.0, 0.4, 2.262, 50.0])
-def test_the_distribution_is_students(t: float, df: int) -> None:
-    assert t_distribution(t, df) == pytest.approx(stdtr(df, t), abs=1e-12)
+REPLICATES = (1.0, 1.2, 0.9, 1.1, 1.05, 0.97)
 
 
-@pytest.mark.parametrize("df", FREEDOM)
-def test_the_tables_hold_the_same_quantiles(df: int) -> None:
-    assert T_975[df] == pytest.approx(t_quantile(0.975, df), abs=5e-4)
-    assert _T_80[df] == pytest.approx(t_quantile(0.8, df), abs=5.1e-4)
+def test_every_quantile_follows_from_the_confidence() -> None:
+    assert f"{CONFIDENCE:.0%}" == PERCENT
+    assert critical_t(10) == pytest.approx(2.262157, abs=1e-6)
+    assert critical_t(17) == pytest.approx(2.119905, abs=1e-6)  # an even number of degrees of freedom
+    assert t_quantile(0.8, 9) == pytest.approx(0.883404, abs=1e-6)
+
+
+def test_the_standard_error_is_the_jackknife_of_deleted_groups() -> None:
+    values = np.array(REPLICATES)
+    groups = len(values)
+    assert standard_error(REPLICATES) == pytest.approx(
+        np.sqrt((groups - 1) / groups * ((values - values.mean()) ** 2).sum())
+    )
+
+
+def test_an_interval_is_cut_to_the_range_of_the_quantity() -> None:
+    low, high = interval(0.9, REPLICATES, high=1.0)
+    assert high == 1.0
+    assert low == pytest.approx(0.9 - critical_t(6) * standard_error(REPLICATES))
+
+
+@pytest.mark.parametrize("distance", [-0.3, 0.0, 0.2, 5.0])
+def test_p_is_the_tail_beyond_the_distance(distance: float) -> None:
+    p = p_value(distance, REPLICATES)
+    assert t_quantile(1 - p, 5) * standard_error(REPLICATES) == pytest.approx(distance, abs=1e-9)
+
+
+def test_p_of_a_figure_without_spread_is_certain() -> None:
+    assert p_value(0.1, (1.0, 1.0)) == 0.0
+    assert p_value(0.0, (1.0, 1.0)) == 1.0
+
+
+def test_what_two_figures_share_cancels_in_their_difference() -> None:
+    first = Estimate(value=2.0, replicates=REPLICATES)
+    second = Estimate(value=1.0, replicates=tuple(value - 1 for value in REPLICATES))
+    difference = combine(lambda a, b: a - b, first, second)
+    assert difference.value == 1.0
+    assert difference.interval == pytest.approx((1.0, 1.0))
+
+
+def test_without_replicates_on_one_side_there_is_no_interval() -> None:
+    assert combine(lambda a, b: a - b, Estimate(value=2.0, replicates=REPLICATES), Estimate(value=1.0)).interval is None

@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from delta_suite.errors import UnknownModelError
-from delta_suite.pipeline import Settings, measure
 from delta_suite.models.control import control_fingerprint
 from delta_suite.models.files import fingerprint, locate
 from delta_suite.models.loading import load
 from delta_suite.models.registry import ModelSpec, load_registry
+from delta_suite.pipeline import Settings, measure
 from delta_suite.records.cache import Cache
 
 from tests.models.conftest import Hub
@@ -125,7 +125,7 @@ def test_checkpoints_of_an_architecture_share_one_measurement(tiny: Path, tmp_pa
     assert record["name"] == "later@random-weights"
     assert record["source"] == f"random-weights, seed 0, as directory:{tmp_path / 'later'}"
     assert record["revision"] is None
-    assert record["fingerprint"] == first.measurement.model.fingerprint
+    assert record["fingerprint"] == first.view.model.fingerprint
     assert not measure(trained, settings).cached  # the model itself is another measurement
 
     for change in ({"hidden_size": 24}, {"initializer_range": 0.1}, {"rope_theta": 5.0}):
@@ -146,14 +146,14 @@ def test_no_weights_are_needed(tiny: Path, tmp_path: Path, settings: Settings) -
     (copy / "model.safetensors").unlink()
     spec = ModelSpec(name="x", path=copy).control()
     assert locate(spec).weights == ()
-    assert measure(spec, settings).measurement.model.layers == 12
+    assert measure(spec, settings).view.model.layers == 12
 
 
 def test_of_a_hub_model_only_config_and_tokenizer_are_downloaded(hub: Hub, tiny: Path, settings: Settings) -> None:
     hub.repositories["acme/tiny"] = {path.name: path.read_bytes() for path in tiny.iterdir()}
     outcome = measure(ModelSpec(name="acme--tiny", hub="acme/tiny").control(), settings)
-    assert outcome.measurement.model.revision is None
-    assert outcome.measurement.model.source == "random-weights, seed 0, as hub:acme/tiny"
+    assert outcome.view.model.revision is None
+    assert outcome.view.model.source == "random-weights, seed 0, as hub:acme/tiny"
     assert not any("safetensors" in asked for asked in hub.asked)
 
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 from delta_suite.errors import DeviceError, ModelUnavailableError, SuiteError
-from delta_suite.pipeline import Settings, measure
 from delta_suite.models.files import locate
 from delta_suite.models.loading import LoadedModel, load, load_tokenizer
 from delta_suite.models.registry import ModelSpec
+from delta_suite.pipeline import Settings, measure
 from delta_suite.records.cache import Cache
-from delta_suite.records.record import Measurement
+from delta_suite.records.view import RecordView
 from safetensors.torch import load_file, save_file
 
 
@@ -179,11 +179,11 @@ class TestWithAnEncoder:
         assert "'bert' and BertForMaskedLM, an encoder" in problem(llama)
 
 
-def measured(directory: Path, folder: Path, calibration: str) -> Measurement:
+def measured(directory: Path, folder: Path, calibration: str) -> RecordView:
     settings = Settings(
         calibration=calibration, device="cpu", results=folder / "results", cache=Cache(folder / "cache")
     )
-    return measure(spec_of(directory), settings).measurement
+    return measure(spec_of(directory), settings).view
 
 
 class TestQuantised:

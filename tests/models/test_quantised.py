@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 from delta_suite.errors import CertificateError
-from delta_suite.pipeline import Settings, measure
 from delta_suite.models.registry import load_registry
+from delta_suite.pipeline import Settings, measure
 from delta_suite.records.cache import Cache
-from delta_suite.records.record import Measurement
+from delta_suite.records.view import RecordView
 
 from tests.tiny import make_tiny
 
@@ -20,7 +20,7 @@ pytest.importorskip("bitsandbytes")
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def measured(folder: Path, **quantisation: Any) -> Measurement:
+def measured(folder: Path, **quantisation: Any) -> RecordView:
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
     tiny = make_tiny(folder / "tiny", layers=4, hidden=128)  # 4 bits come in blocks of 64
@@ -30,7 +30,7 @@ def measured(folder: Path, **quantisation: Any) -> Measurement:
     model.save_pretrained(folder / "quantised")
     AutoTokenizer.from_pretrained(tiny).save_pretrained(folder / "quantised")
     settings = Settings(documents=8, device=DEVICE, results=folder, cache=Cache(folder / "cache"))
-    return measure(load_registry().resolve(str(folder / "quantised")), settings).measurement
+    return measure(load_registry().resolve(str(folder / "quantised")), settings).view
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 from delta_suite.claims.loader import load_hypotheses
-from delta_suite.pipeline import Settings, measure
 from delta_suite.models.registry import ModelSpec
+from delta_suite.pipeline import Settings, measure
 from delta_suite.publish.board import Board, Entry, build
 from delta_suite.records.cache import Cache
 

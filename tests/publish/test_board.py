@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from delta_suite.claims.judge import Verdict, judge
+from delta_suite.claims.judge import judge
 from delta_suite.claims.loader import load_hypotheses
+from delta_suite.claims.verdict import Verdict
 from delta_suite.errors import RecordError
 from delta_suite.publish.board import build
 from delta_suite.records.store import load

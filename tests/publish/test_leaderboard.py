@@ -219,7 +219,7 @@ def test_a_hypothesis_file_that_has_changed_since_is_seen_in_every_form(place: P
     assert "phase-c has changed since this record was last judged: version 1" in judged.output
     board = place.board()
     assert board.groups[0].changed == ()
-    assert board.groups[0].entries[0].measurement.judged_by["phase-c"].sha256 == now["phase-c"]["sha256"]
+    assert board.groups[0].entries[0].view.judged_by["phase-c"].sha256 == now["phase-c"]["sha256"]
 
 
 def test_checkpoints_of_a_run_have_a_page_of_their_own(place: Place) -> None:

@@ -12,16 +12,16 @@ import pytest
 from delta_suite.publish.plots import full_matrix, phase_edges, plots
 from delta_suite.publish.site import SHIPPED
 from delta_suite.publish.trajectory import figures
-from delta_suite.records.record import Measurement
 from delta_suite.records.store import load
+from delta_suite.records.view import RecordView
 from plotly.offline import get_plotlyjs_version
 
 from tests.publish.conftest import Place, checkpoint, turned, with_intervals, with_sections
 
 
 @pytest.fixture
-def record(place: Place) -> Callable[..., Measurement]:
-    def make(*changes: Callable[[dict], object]) -> Measurement:  # type: ignore[type-arg]
+def record(place: Place) -> Callable[..., RecordView]:
+    def make(*changes: Callable[[dict], object]) -> RecordView:  # type: ignore[type-arg]
         def change(record: dict) -> None:  # type: ignore[type-arg]
             for one in changes:
                 one(record)
@@ -31,7 +31,7 @@ def record(place: Place) -> Callable[..., Measurement]:
     return make
 
 
-def test_plotly_accepts_every_figure_of_every_variant(record: Callable[..., Measurement]) -> None:
+def test_plotly_accepts_every_figure_of_every_variant(record: Callable[..., RecordView]) -> None:
     measurement = record(with_intervals, with_sections)
     names = set()
     for variant in measurement.layers[0].metrics:
@@ -68,7 +68,7 @@ def test_the_bundle_is_the_version_whose_schema_is_tested() -> None:
     assert f"plotly.js (cartesian - minified) v{get_plotlyjs_version()}" in bundle.read_text("utf-8")[:200]
 
 
-def test_the_heatmap_is_the_records_cosines(record: Callable[..., Measurement]) -> None:
+def test_the_heatmap_is_the_records_cosines(record: Callable[..., RecordView]) -> None:
     measurement = record()
     plot = plots(measurement, "raw")[0]
     assert plot.figure is not None
@@ -87,7 +87,7 @@ def without_boundaries(record: dict[str, Any]) -> None:
     record["boundaries"] = {}
 
 
-def test_declared_and_found_boundaries_are_drawn_apart(record: Callable[..., Measurement]) -> None:
+def test_declared_and_found_boundaries_are_drawn_apart(record: Callable[..., RecordView]) -> None:
     measurement = record(with_sections)
     plot = plots(measurement, "raw")[0]
     assert plot.figure is not None
@@ -100,7 +100,7 @@ def test_declared_and_found_boundaries_are_drawn_apart(record: Callable[..., Mea
     assert "no boundaries were searched for" in plots(record(without_boundaries), "raw")[0].caption
 
 
-def test_intervals_are_drawn_where_the_record_has_them(record: Callable[..., Measurement]) -> None:
+def test_intervals_are_drawn_where_the_record_has_them(record: Callable[..., RecordView]) -> None:
     measurement = record(with_intervals)
     ranks = next(plot for plot in plots(measurement, "raw") if plot.name == "ranks")
     assert ranks.figure is not None
@@ -116,7 +116,7 @@ def test_intervals_are_drawn_where_the_record_has_them(record: Callable[..., Mea
     assert "no intervals" in without.caption
 
 
-def test_the_spectrum_is_in_powers_of_ten(record: Callable[..., Measurement]) -> None:
+def test_the_spectrum_is_in_powers_of_ten(record: Callable[..., RecordView]) -> None:
     measurement = record()
     plot = next(plot for plot in plots(measurement, "centred") if plot.name == "spectrum")
     assert plot.figure is not None
@@ -126,7 +126,7 @@ def test_the_spectrum_is_in_powers_of_ten(record: Callable[..., Measurement]) ->
     assert z[0][5] == pytest.approx(math.log10(measurement.spectra["centred"][5][0]), abs=1e-4)
 
 
-def test_an_old_record_says_why_a_plot_is_not_there(record: Callable[..., Measurement]) -> None:
+def test_an_old_record_says_why_a_plot_is_not_there(record: Callable[..., RecordView]) -> None:
     measurement = record(lambda own: (own.pop("cosines"), own.pop("spectra")))
     found = {plot.name: plot for plot in plots(measurement, "raw")}
     assert found["cosines"].figure is None
@@ -135,7 +135,7 @@ def test_an_old_record_says_why_a_plot_is_not_there(record: Callable[..., Measur
     assert "transfer" not in found
 
 
-def test_a_row_of_the_transfer_matrix_is_the_layer_that_is_predicted(record: Callable[..., Measurement]) -> None:
+def test_a_row_of_the_transfer_matrix_is_the_layer_that_is_predicted(record: Callable[..., RecordView]) -> None:
     """As in the record, where row L holds R^2 on layer L; a layer whose update does not vary is a gap."""
     layers = range(6)
     rows = [[None if a == 3 else a + b / 10 for b in layers] for a in layers]
@@ -150,7 +150,7 @@ def test_a_row_of_the_transfer_matrix_is_the_layer_that_is_predicted(record: Cal
     assert "map of layer %{x} on layer %{y}" in heatmap["hovertemplate"]
 
 
-def test_a_layer_without_an_update_is_a_gap(record: Callable[..., Measurement]) -> None:
+def test_a_layer_without_an_update_is_a_gap(record: Callable[..., RecordView]) -> None:
     def still(own: dict) -> None:  # type: ignore[type-arg]
         for metrics in own["layers"][4]["metrics"].values():
             for name in metrics:

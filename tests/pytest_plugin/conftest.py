@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from delta_suite.pipeline import Settings, measure
 from delta_suite.models.registry import ModelSpec
+from delta_suite.pipeline import Settings, measure
 from delta_suite.records.cache import Cache
 
 CLAIMS = """

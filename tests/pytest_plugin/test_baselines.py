@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 from delta_suite.errors import RecordError
-from delta_suite.pipeline import Settings, measure
 from delta_suite.models.registry import ModelSpec
+from delta_suite.pipeline import Settings, measure
+from delta_suite.records.arrays import read_arrays
 from delta_suite.records.cache import Cache
-from delta_suite.records.record import arrays_bytes, read_arrays
-from delta_suite.regression.baseline import update_baseline
+from delta_suite.records.record import arrays_bytes
+from delta_suite.regression.update import update_baseline
 
 from tests.plugin.test_plugin import count_loads
 from tests.tiny import make_tiny
@@ -190,7 +191,7 @@ def test_a_full_disk_leaves_both_files_as_they_were(
     tiny: Path, measured: Path, tmp_path: Path, largest_file: Callable[[int], None]
 ) -> None:
     settings = Settings(results=tmp_path / "results", device="cpu", cache=Cache(measured))
-    measurement = measure(ModelSpec(name="tiny", path=tiny), settings).measurement
+    measurement = measure(ModelSpec(name="tiny", path=tiny), settings).view
     path = tmp_path / "baselines" / "tiny.json"
     update_baseline(path, measurement, {})
     both = {file.name: file.stat() for file in path.parent.iterdir()}

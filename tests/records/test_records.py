@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 from delta_suite.capture.stream import Memory
 from delta_suite.errors import RecordError
-from delta_suite.pipeline import Outcome, Settings, measure
 from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.estimators import phase_metric
 from delta_suite.metrics.intervals import interval
 from delta_suite.metrics.registry import METRICS
 from delta_suite.models.registry import ModelSpec
+from delta_suite.pipeline import Outcome, Settings, measure
 from delta_suite.records.cache import Cache
 from delta_suite.records.format import from_json, to_json
 from delta_suite.records.store import JudgedBy, load, save, stamp, stamps

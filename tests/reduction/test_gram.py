@@ -7,7 +7,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from delta_suite.metrics.registry import spectral_entropy_rank
+from delta_suite.metrics.layer import spectral_entropy_rank
 from delta_suite.reduction import gram as spectra
 from delta_suite.reduction.eigen import Eigensolver, bordered, eigh, slow_float64, together, without_border
 from delta_suite.reduction.gram import (

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from delta_suite.capture.stream import ResidualStream
-from delta_suite.pipeline import law_record
 from delta_suite.metrics.estimators import phase_metrics
 from delta_suite.metrics.intervals import standard_errors
 from delta_suite.metrics.law import PhaseLaw, jackknife, law_estimates, median_deviations, transfer_intervals
@@ -17,10 +16,9 @@ from delta_suite.reduction import law_fit as update_law
 from delta_suite.reduction.law_fit import measure_law
 from delta_suite.reduction.law_scores import RUNGS, Law
 from delta_suite.reduction.law_sums import fold_bases, sum_groups, walk_rows
-from delta_suite.reduction.variants import VARIANTS
 
-from tests.analysis.test_metrics import gram_of, reduced
-from tests.analysis.test_metrics import stream as any_stream
+from tests.metrics.test_metrics import gram_of, reduced
+from tests.metrics.test_metrics import stream as any_stream
 
 LAYERS = 4
 ONE_PHASE = {"C": (0, LAYERS - 1)}
@@ -303,9 +301,8 @@ def test_a_layer_whose_update_does_not_vary_is_a_reason(constant: float) -> None
     law = measure_law(still, {"C": (0, 1), "D": (2, 3)})
     assert all("layer 2 " in (own.reason or "") for own in law_estimates(law, "D").values())
     assert all(own.value is not None for own in law_estimates(law, "C").values())
-    record = law_record(law, {"C": (0, 1), "D": (2, 3)})
-    assert [r2 is None for r2 in record.transfer[2]] == [True] * 4
-    assert all(r2 is not None for row in (*record.transfer[:2], record.transfer[3]) for r2 in row)
+    assert np.isnan(law.transfer[0][2]).all()
+    assert not np.isnan(law.transfer[0][[0, 1, 3]]).any()
 
 
 def test_too_little_comes_back_with_the_reason() -> None:
@@ -335,7 +332,7 @@ def test_a_phase_of_one_layer_shares_with_none() -> None:
 def test_every_metric_of_the_law_is_estimated() -> None:
     law = measure_law(planted(shared=0.5, own=0.2, rank_one=0.5)[0], ONE_PHASE)
     estimates = law_estimates(law, "C")
-    assert set(estimates) == {name for name, metric in METRICS.items() if metric.from_law}
+    assert set(estimates) == {name for name, metric in METRICS.items() if metric.takes == "law"}
     for name, estimate in estimates.items():
         assert estimate.interval is not None, name
         assert estimate.interval[0] < (estimate.corrected or 0) < estimate.interval[1]
@@ -348,9 +345,7 @@ def test_every_metric_of_the_law_is_estimated() -> None:
 
 def test_directions_alone_do_not_give_the_law() -> None:
     gram = gram_of(reduced(any_stream(40, 64, documents=4)))
-    found = phase_metrics(gram, [0, 1, 2])
-    assert all("not fitted" in (found[name].reason or "") for name, metric in METRICS.items() if metric.from_law)
-    assert "sink_free" in VARIANTS  # the variant whose rows the law takes
+    assert not {name for name in phase_metrics(gram, [0, 1, 2]) if METRICS[name].takes == "law"}
 
 
 # --- intervals -------------------------------------------------------------------------------------------------

@@ -10,15 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 from delta_suite.metrics.estimate import Estimate
-from delta_suite.regression.comparison import (
-    Comparison,
-    Snapshot,
-    Status,
-    compare,
-    first_changed_layer,
-    turns,
-    worst,
-)
+from delta_suite.regression.comparison import Comparison, Snapshot, Status, compare, first_changed_layer, worst
+from delta_suite.regression.turns import turns
 
 GROUPS = 10
 PER_GROUP = 4

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from delta_suite.metrics.definition import metric
+from delta_suite.metrics.definition import DEFINED, metric
 from delta_suite.metrics.direction_gram import DirectionGram
 from delta_suite.metrics.estimate import Estimate, absent
 from delta_suite.metrics.segmentation import Boundaries, find_boundaries, segments_of
@@ -24,6 +24,15 @@ def boundaries_under(gram: DirectionGram, phases: Mapping[str, tuple[int, int]])
         return "each layer is a phase of its own, so there is no boundary to find"
     replicates = np.array([replicate.similarity for replicate in gram.replicates]) if gram.replicates else None
     return find_boundaries(gram.similarity, declared, replicates)
+
+
+def boundary_metrics(boundaries: Boundaries | str) -> dict[str, Estimate]:
+    """Return every metric of a model under its phase map, or the reason why there is none."""
+    return {
+        name: absent(boundaries) if isinstance(boundaries, str) else definition.compute(boundaries)
+        for name, definition in DEFINED.items()
+        if definition.takes == "boundaries"
+    }
 
 
 @metric(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from delta_suite.metrics import nulls
-from delta_suite.metrics.boundaries import boundaries_under
+from delta_suite.metrics.boundaries import boundaries_under, boundary_metrics
 from delta_suite.metrics.direction_gram import DirectionGram
 from delta_suite.metrics.directions import NEEDS_PRODUCTS
 from delta_suite.metrics.estimate import Estimate, absent
@@ -209,11 +209,7 @@ def with_boundaries(record: Record, gram_of: GramOf) -> Record:
 
 def boundary_record(boundaries: Boundaries | str) -> BoundaryRecord:
     """Return what a record holds of the boundaries of one variant, or of the reason why there are none."""
-    metrics = {
-        name: absent(boundaries) if isinstance(boundaries, str) else metric.compute(boundaries)
-        for name, metric in METRICS.items()
-        if metric.takes == "boundaries"
-    }
+    metrics = boundary_metrics(boundaries)
     if isinstance(boundaries, str):
         return BoundaryRecord(metrics=metrics)
     return BoundaryRecord(
