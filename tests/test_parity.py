@@ -32,15 +32,15 @@ def test_every_figure_of_the_reference_on_a_tiny_model(tiny: Path, tmp_path: Pat
     states = reference_states(tiny)
     settings = Settings(calibration="seed", results=tmp_path, device="cpu", cache=Cache(tmp_path / "cache"))
     measured = measure(ModelSpec(name="tiny", path=tiny), settings).view
-    assert measured.calibration.tokens == len(states[0])
+    assert measured.record.calibration.tokens == len(states[0])
     figures = [layer_figures(before, after) for before, after in pairwise(states)]
     for layer, expected in enumerate(figures):
         for name, estimate in measured.layers[layer].metrics["raw"].items():
             if name in expected:
                 assert estimate.value == pytest.approx(expected[name], rel=1e-4, abs=1e-6), (layer, name)
     directions = [own["directions"] for own in figures]
-    assert set(measured.scopes) == {"A", "C", "D", "E"}
-    for phase, scope in measured.scopes.items():
+    assert set(measured.record.scopes) == {"A", "C", "D", "E"}
+    for phase, scope in measured.record.scopes.items():
         expected = phase_figures(directions, list(range(scope.layers[0], scope.layers[1] + 1)))
         for name, value in expected.items():
             estimate = scope.metrics["raw"][name]

@@ -16,7 +16,7 @@ from delta_suite.regression.turns import directions_of
 from delta_suite.regression.update import update_baseline
 from delta_suite.selftest.proof import wilson
 
-from tests.plugin.conftest import CLAIMS
+from tests.pytest_plugin.conftest import CLAIMS
 from tests.training import TRAINED_ON, damaged, passages, scale_output_projection, train, write_documents, zero_head
 
 STEPS = (80, 160, 240)

@@ -53,6 +53,20 @@ def path_error(path: Path) -> str | None:
     return None
 
 
+def not_a_file(path: Path) -> str | None:
+    """Return why `path` cannot be read as a file: it is gone, or a folder, a pipe or a device; None if it can.
+
+    Reading a pipe or a device may never end, so this is asked before a file is opened.
+
+    Example:
+        >>> not_a_file(Path("/dev/zero"))
+        'cannot be read: not a regular file'
+    """
+    if error := path_error(path):
+        return f"cannot be read: {error}"
+    return None if path.is_file() else "cannot be read: not a regular file"
+
+
 def is_directory(path: Path) -> bool:
     """Return True if `path` is an accessible directory."""
     return path_error(path) is None and path.is_dir()

@@ -121,10 +121,10 @@ def test_checkpoints_of_an_architecture_share_one_measurement(tiny: Path, tmp_pa
     second = measure(later.control(), settings)
     assert not first.cached
     assert second.cached
-    record = json.loads(second.record.read_text())["model"]
+    record = json.loads(second.path.read_text())["model"]
     assert record["name"] == "later@random-weights"
     assert record["source"] == f"random-weights, seed 0, as directory:{tmp_path / 'later'}"
-    assert record["revision"] is None
+    assert record.get("revision") is None
     assert record["fingerprint"] == first.view.model.fingerprint
     assert not measure(trained, settings).cached  # the model itself is another measurement
 

@@ -149,7 +149,7 @@ class TestWithAnEncoder:
     def test_an_encoder_decoder_is_measured(self, llama: Path, kind: str, tmp_path: Path) -> None:
         made = measured(encoder_decoder(llama, kind), tmp_path, "seed")
         assert (made.model.architecture, made.model.layers, made.model.hidden) == (kind, 3, 48)
-        assert made.certificate.holds
+        assert made.record.certificate.holds
 
     def test_the_text_decoder_of_a_multimodal_model_is_measured(self, llama: Path, tmp_path: Path) -> None:
         texts = tmp_path / "texts"
@@ -158,8 +158,8 @@ class TestWithAnEncoder:
             (texts / f"{name}.txt").write_text(f"Document {name} is short, and not the same as the others. " * 4)
         made = measured(multimodal(llama), tmp_path, str(texts))
         assert (made.model.architecture, made.model.layers) == ("LlavaForConditionalGeneration", 3)
-        assert made.provenance.settings["blocks_path"] == "model.language_model.layers"
-        assert (made.calibration.documents, made.certificate.holds) == (3, True)
+        assert made.record.provenance.settings["blocks_path"] == "model.language_model.layers"
+        assert (made.record.calibration.documents, made.record.certificate.holds) == (3, True)
 
     def test_its_decoder_alone_is_one(self, llama: Path) -> None:
         """The same model_type stands for both; the architecture saved with it tells which."""

@@ -40,7 +40,7 @@ def measured(folder: Path, **quantisation: Any) -> RecordView:
 )
 def test_measured(tmp_path: Path, quantisation: dict[str, Any]) -> None:
     measurement = measured(tmp_path, **quantisation)
-    assert measurement.provenance.device == DEVICE
+    assert measurement.record.provenance.device == DEVICE
     assert measurement.layers[3].metrics["raw"]["effective_rank"].value > 1
 
 

@@ -11,11 +11,12 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pytest
 from delta_suite.errors import CaptureError
 
-from tests.plugin.conftest import CLAIMS
+from tests.pytest_plugin.conftest import CLAIMS
 
 RUN = ("hypotheses/", "--device=cpu", "--no-control", "-p", "no:cacheprovider")
 
@@ -168,55 +169,79 @@ def test_junit_properties(project: pytest.Pytester) -> None:
 def test_a_claim_can_be_judged_under_another_variant(
     project: pytest.Pytester, hypothesis_file: Callable[[str], None]
 ) -> None:
-    """All tokens weigh the same in one variant, and the update norms that differ between tokens count in the other."""
+    """The centred rows have no mean, so the claim that their mean has no energy holds of them alone."""
     hypothesis_file(
         CLAIMS.split("[[expect]]")[0]
-        + '[[expect]]\nid="energy"\nmetric="frobenius"\nscope="C"\nop=">="\nthreshold=1000\norigin="o"\n'
+        + '[[expect]]\nid="energy"\nmetric="mean_energy"\nscope="C"\nop=">"\nthreshold=1e-6\norigin="o"\n'
     )
     result = project.runpytest(*RUN, "--model=tiny")
     result.assert_outcomes(passed=1)
     result.stdout.fnmatch_lines(
         [
-            "* another variant gives another verdict",
-            "model *raw *sink_free *token_normalised *centred*",
-            "tiny *claims/energy *PASS * FAIL 132 * flips",
+            "[*] another variant gives another verdict",
+            "model *raw *sink_free *centred*",
+            "tiny *claims/energy *PASS * FAIL 0* flips",
         ]
     )
-    result = project.runpytest(*RUN, "--model=tiny", "--variant=token_normalised")
+    result = project.runpytest(*RUN, "--model=tiny", "--variant=centred")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*over       C (layers 2-5), variant token_normalised", "*--variant=token_normalised"])
+    result.stdout.fnmatch_lines(["*over       C (layers 2-5), variant centred", "*--variant=centred"])
+    unknown = project.runpytest(*RUN, "--model=tiny", "--variant=rawish")
+    assert unknown.ret == pytest.ExitCode.USAGE_ERROR
+    unknown.stderr.fnmatch_lines(["ERROR: --variant rawish: no such variant; use one of raw, sink_free, centred"])
 
 
 def test_a_claim_that_random_weights_support_is_vacuous(project: pytest.Pytester) -> None:
     """The tiny model's weights are random themselves, so whatever it supports its control does."""
     result = project.runpytest("hypotheses/", "--device=cpu", "--model=tiny", "-v")
     result.assert_outcomes(passed=1, failed=1)
-    result.stdout.fnmatch_lines([". holds *PASS * ~", "~ vacuous: random weights of the same architecture*"])
+    result.stdout.fnmatch_lines([". holds *PASS * °", "° vacuous: random weights of the same architecture*"])
     assert (project.path / "results" / "runs" / "tiny@random-weights").is_dir()
 
 
 def test_records_are_written_once_per_measurement(project: pytest.Pytester) -> None:
     for _ in range(2):
         project.runpytest(*RUN, "--model=tiny")
-    records = list((project.path / "results" / "runs" / "tiny").glob("*"))
+    records = list((project.path / "results" / "runs" / "tiny").glob("*.json"))
     assert len(records) == 1
+    assert records[0].with_suffix(".safetensors").is_file()
     record = json.loads(records[0].read_text())
-    assert record["schema"] == 2
+    assert record["schema"] == 3
     assert record["scopes"]["C"]["layers"] == [2, 5]
     assert record["layers"][3]["metrics"]["raw"]["effective_rank"]["value"] > 1
     assert "NaN" not in records[0].read_text()
+
+
+def test_a_run_measures_the_parts_that_its_claims_need(
+    project: pytest.Pytester, hypothesis_file: Callable[[str], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DELTA_SUITE_CACHE", str(tmp_path / "empty"))
+
+    def parts() -> list[str]:
+        newest = max((project.path / "results" / "runs" / "tiny").glob("*.json"), key=lambda path: path.stat().st_mtime)
+        record: dict[str, Any] = json.loads(newest.read_text())
+        return list(record["parts"])
+
+    project.runpytest(*RUN, "--model=tiny")
+    assert parts() == ["spectra"]
+    law = '\n[[expect]]\nid = "law"\nmetric = "sharing_index"\nscope = "C"\nop = ">="\nthreshold = 0.5\norigin = "o"\n'
+    hypothesis_file(CLAIMS + law)
+    result = project.runpytest(*RUN, "--model=tiny")
+    assert sorted(parts()) == ["law", "spectra"]
+    result.stdout.no_fnmatch_line("*law is not measured*")
 
 
 def test_a_record_keeps_what_judged_it_and_a_changed_file_shows(
     project: pytest.Pytester, hypothesis_file: Callable[[str], None]
 ) -> None:
     def record() -> Path:
-        (path,) = (project.path / "results" / "runs" / "tiny").glob("*")
+        (path,) = (project.path / "results" / "runs" / "tiny").glob("*.json")
         return path
 
     def judged_by() -> dict[str, int | str]:
-        found: dict[str, int | str] = json.loads(record().read_text())["judged_by"]["claims"]
-        return found
+        path = project.path / "results" / "judged" / "tiny" / record().name
+        stamp: dict[str, int | str] = json.loads(path.read_text())["claims"]
+        return stamp
 
     changed = "*claims has changed since this record was last judged: version 1, SHA-256 * then, version * now"
     first = project.runpytest(*RUN, "--model=tiny")
@@ -224,12 +249,11 @@ def test_a_record_keeps_what_judged_it_and_a_changed_file_shows(
     before, bytes_before = judged_by(), record().read_bytes()
     assert before == {"version": 1, "sha256": sha256(CLAIMS.encode()).hexdigest()}
     project.runpytest(*RUN, "--model=tiny").stdout.no_fnmatch_line(changed)
-    assert record().read_bytes() == bytes_before
-
     hypothesis_file(CLAIMS.replace("threshold = 0.001", "threshold = 0.002").replace("version = 1", "version = 2"))
     project.runpytest(*RUN, "--model=tiny").stdout.fnmatch_lines([changed])
     assert judged_by()["version"] == 2
     assert judged_by()["sha256"] != before["sha256"]
+    assert record().read_bytes() == bytes_before  # no command rewrites a record
     project.runpytest(*RUN, "--model=tiny").stdout.no_fnmatch_line(changed)
 
 
@@ -237,10 +261,10 @@ def test_workers_judge_and_one_process_stamps(project: pytest.Pytester) -> None:
     pytest.importorskip("xdist")
     result = project.runpytest_subprocess(*RUN, "--model=tiny", "--model=twin", "-n", "2", "-q")
     result.assert_outcomes(passed=2, failed=2)
-    records = list((project.path / "results" / "runs").rglob("*.json"))
-    assert len(records) == 2
-    for record in records:
-        assert set(json.loads(record.read_text())["judged_by"]) == {"claims"}
+    judged = list((project.path / "results" / "judged").rglob("*.json"))
+    assert len(judged) == 2
+    for path in judged:
+        assert set(json.loads(path.read_text())) == {"claims"}
 
 
 @pytest.mark.parametrize(
@@ -265,6 +289,7 @@ def test_a_record_that_is_gone_at_the_end_is_one_line_and_a_failed_run(
         "@pytest.hookimpl(trylast=True, wrapper=False)\n"
         "def pytest_collection_modifyitems(items): items.sort(key=lambda item: 'harm' in item.name)\n"
     )
+    project.makeini("[pytest]\ndelta_suite = true\n")
     result = project.runpytest("test_held.py", "test_harm.py", "--model=tiny", "--device=cpu", "-v")
     result.assert_outcomes(passed=2)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
@@ -329,6 +354,7 @@ def test_the_fixture_explains_a_failed_assert(project: pytest.Pytester) -> None:
             assert measurement.value("intra_cosine", "B") >= 2
         """
     )
+    project.makeini("[pytest]\ndelta_suite = true\n")
     result = project.runpytest("test_plain.py", "--model=tiny", "--device=cpu", "-v")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
@@ -456,10 +482,3 @@ def test_a_cached_run_imports_no_torch(project: pytest.Pytester) -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=project.path, capture_output=True, text=True, check=True)
     assert "heavy: []" in done.stdout
     assert "1 failed, 1 passed, 1 not measured" in done.stdout
-
-
-def test_a_plain_project_does_not_notice_the_plugin(pytester: pytest.Pytester) -> None:
-    pytester.makepyfile("def test_it(): pass")
-    result = pytester.runpytest()
-    result.assert_outcomes(passed=1)
-    result.stdout.no_fnmatch_line("delta-suite *")

@@ -5,12 +5,24 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from delta_suite.metrics.estimate import Estimate
-from delta_suite.regression.comparison import Comparison, Snapshot, Status, compare, first_changed_layer, worst
+from delta_suite.records.arrays import ArrayFile
+from delta_suite.records.record import Record
+from delta_suite.records.view import RecordView
+from delta_suite.regression.comparison import (
+    Comparison,
+    Status,
+    UnknownVariantError,
+    compare_figures,
+    first_changed_layer,
+    require_compared,
+    worst,
+)
 from delta_suite.regression.turns import turns
 
 GROUPS = 10
@@ -28,39 +40,58 @@ def mean_of(values: Sequence[float]) -> Estimate:
     )
 
 
-def side(figures: dict[str, dict[str, Estimate]], **changes: Any) -> Snapshot:
+def side(figures: dict[str, dict[str, Estimate]], **changes: Any) -> RecordView:
+    """A record of four layers that holds these figures alone; a change is a key of the record, or `section__key`."""
+    provenance = {"created": "2026-11-24T00:00:00Z", "suite": "0", "dtype": "float32", "attention": "", "device": "cpu"}
+    provenance |= {"hardware": "a CPU", "versions": {}, "seconds": {}, "peak_memory_bytes": {}, "cache_key": ""}
+    provenance |= {"settings": {"max_tokens": 2048}}
+    provenance |= {"metric_versions": {"stream_norm": 1, "update_norm": 1, "intra_cosine": 1}}
     content: dict[str, Any] = {
-        "model": {
-            "name": "m",
-            "source": "directory:m",
-            "revision": None,
-            "fingerprint": "f" * 64,
-            "architecture": "Llama",
-            "layers": 4,
-            "hidden": 16,
-        },
+        "schema": 3,
+        "model": {"name": "m", "source": "directory:m", "fingerprint": "f" * 64, "architecture": "Llama"}
+        | {"layers": 4, "hidden": 16},
         "calibration": {"name": "docs", "sha256": "a" * 64, "documents": 40, "tokens": 400, "dropped": 0},
-        "created": "2026-11-24T00:00:00Z",
-        "dtype": "float32",
-        "hardware": "a CPU",
-        "settings": {"max_tokens": 2048},
-        "metric_versions": {"stream_norm": 1, "update_norm": 1, "intra_cosine": 1},
+        "resampling": {"units": 40, "groups": GROUPS},
+        "parts": ["spectra"],
+        "variants": {"raw": 1},
+        "sinks": {"position_zero": 0, "large_norm": 0, "ratio": 6.0, "largest": []},
+        "certificate": {"holds": True, "blocks": 4, "forward_passes": 1, "final_norm": [], "identities": {}},
+        "provenance": provenance,
         "phases": {"C": (1, 2)},
-        "estimates": {"raw": figures},
     }
     for key, value in changes.items():
         section, _, name = key.partition("__")
-        if name:
-            content[section] = {**content[section], name: value}
-        else:
-            content[section] = value
-    return Snapshot.model_validate(content)
+        content[section] = {**content[section], name: value} if name else value
+    arrays = {}
+    layers = content["model"]["layers"]
+    for scope, metrics in figures.items():
+        for metric, estimate in metrics.items():
+            if estimate.replicates is None:
+                continue
+            units = np.full((GROUPS, layers), np.nan)
+            units[:, int(scope.removeprefix("layer:"))] = estimate.replicates
+            before = arrays.get(f"raw.units.{metric}", units)
+            arrays[f"raw.units.{metric}"] = np.where(np.isnan(before), units, before)
+    record = Record.model_validate(
+        content
+        | {
+            "layers": [
+                {"layer": layer, "phase": "", "metrics": {"raw": figures.get(f"layer:{layer}", {})}}
+                for layer in range(layers)
+            ],
+            "scopes": {
+                name: {"layers": span, "metrics": {"raw": figures.get(name, {})}}
+                for name, span in content["phases"].items()
+            },
+        }
+    )
+    return RecordView(record, ArrayFile(Path("memory"), content=arrays))
 
 
-def one(old: Snapshot, new: Snapshot, **options: Any) -> Comparison:
-    found = [own for own in compare(old, new, **options) if "turn" not in own.metric]
-    assert len(found) == 1
-    return found[0]
+def one(old: RecordView, new: RecordView, **options: Any) -> Comparison:
+    comparisons = [each for each in compare_figures(old, new, **options) if each.scope != "model"]
+    assert len(comparisons) == 1
+    return comparisons[0]
 
 
 def layer(estimate: Estimate, metric: str = "stream_norm") -> dict[str, dict[str, Estimate]]:
@@ -95,7 +126,7 @@ def test_a_pair_has_the_textbook_interval() -> None:
     own = one(side(layer(mean_of(a))), side(layer(mean_of(b))))
     differences = np.array(b) - np.array(a)
     half = 2.2621571628 * differences.std(ddof=1) / math.sqrt(GROUPS)
-    assert own.interval_95 == pytest.approx((differences.mean() - half, differences.mean() + half))
+    assert own.interval_alone == pytest.approx((differences.mean() - half, differences.mean() + half))
 
 
 def test_rounding_is_no_drift_and_more_is_where_there_is_no_interval() -> None:
@@ -123,9 +154,9 @@ def test_a_stated_tolerance_is_the_one_that_counts() -> None:
     [
         ({"calibration__sha256": "b" * 64}, "calibration is another"),
         ({"calibration__tokens": 401}, "tokenizer is another"),
-        ({"dtype": "bfloat16"}, "were float32 there and are bfloat16"),
-        ({"settings": {"max_tokens": 128}}, "max_tokens was 2048 there and is 128"),
-        ({"metric_versions__intra_cosine": 2}, "version 1 there and is version 2"),
+        ({"provenance__dtype": "bfloat16"}, "were float32 there and are bfloat16"),
+        ({"provenance__settings": {"max_tokens": 128}}, "max_tokens was 2048 there and is 128"),
+        ({"provenance__metric_versions": {"intra_cosine": 2}}, "version 1 there and is version 2"),
         ({"phases": {"C": (1, 3)}}, "layers 1-2 there and is layers 1-3"),
         ({"model__layers": 5}, "4 layers x 16 there, 5 x 16 here"),
     ],
@@ -161,10 +192,14 @@ def test_an_unchanged_model_is_called_changed_in_at_most_five_of_a_hundred_runs(
     for _ in range(runs):
         draws = rng.standard_t(4, size=(2, 60, GROUPS * PER_GROUP))
         old, new = (
-            side({f"layer:{i}": {"stream_norm": mean_of(list(row))} for i, row in enumerate(own)}, **changes)
-            for own, changes in zip(draws, ({}, {"calibration__sha256": "b" * 64}), strict=True)
+            side(
+                {f"layer:{i}": {"stream_norm": mean_of(list(row))} for i, row in enumerate(rows)},
+                model__layers=60,
+                **changes,
+            )
+            for rows, changes in zip(draws, ({}, {"calibration__sha256": "b" * 64}), strict=True)
         )
-        alarms += any(own.fails for own in compare(old, new, other_documents=True))
+        alarms += any(own.fails for own in compare_figures(old, new, other_documents=True))
     assert alarms <= 0.05 * runs
 
 
@@ -191,3 +226,24 @@ def test_the_first_changed_layer_and_the_worst_status() -> None:
     assert worst([same, allowed]) is Status.DRIFT
     gone = Comparison("layer:2", "gamma", "raw", Status.GONE)
     assert worst([same, *drifts, gone]) is Status.GONE
+
+
+def test_variants_that_changed_their_meaning_are_not_compared() -> None:
+    figures = layer(Estimate(value=0.5))
+    comparison = one(side(figures), side(figures, variants={"raw": 2}))
+    assert comparison.status is Status.NOT_COMPARABLE
+    assert "variant raw was version 1 there and is version 2 here" in str(comparison.reason)
+
+
+def test_a_part_that_was_not_measured_is_not_gone() -> None:
+    old = side({"C": {"sharing_index": Estimate(value=0.5)}}, parts=["spectra", "law"], law={"phases": {"C": (1, 2)}})
+    comparison = one(old, side({}))
+    assert (comparison.status, comparison.fails) == (Status.NOT_MEASURED, False)
+    assert "--parts law" in str(comparison.reason)
+
+
+def test_an_unknown_variant_is_an_error() -> None:
+    with pytest.raises(UnknownVariantError, match="'nosuch' is unknown: use one of raw, sink_free"):
+        require_compared("nosuch")
+    with pytest.raises(UnknownVariantError, match="'centred' is not compared"):
+        require_compared("centred")

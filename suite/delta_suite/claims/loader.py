@@ -29,7 +29,7 @@ from delta_suite.claims.schema import (
     unknown,
 )
 from delta_suite.errors import HypothesisFileError
-from delta_suite.paths import is_directory, shorten
+from delta_suite.paths import is_directory, not_a_file, shorten
 from delta_suite.toml_lines import Loc, key_lines
 
 
@@ -131,6 +131,9 @@ def _all_or_errors(files: Iterable[_File], errors: list[str]) -> list[Hypothesis
 
 def _read(path: Path) -> _File:
     file = _File(path)
+    if problem := not_a_file(path):
+        file.errors.append((0, problem))
+        return file
     try:
         content = path.read_bytes()
     except OSError as error:

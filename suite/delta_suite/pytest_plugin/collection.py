@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from delta_suite.errors import SuiteError
+from delta_suite.paths import not_a_file
 from delta_suite.pytest_plugin.baseline_items import REGRESSION, BaselineItem, BaselineNode
 from delta_suite.pytest_plugin.scope import holds_hypotheses
 from delta_suite.pytest_plugin.session import SESSION
@@ -19,6 +20,18 @@ if TYPE_CHECKING:
     from delta_suite.claims.schema import Expectation, Hypothesis
     from delta_suite.claims.verdict import Judgement
     from delta_suite.models.registry import ModelSpec
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection(session: pytest.Session) -> None:
+    """Refuse what is called .toml in a named folder and is no file: pytest itself would pass over it in silence."""
+    for argument in session.config.args:
+        folder = Path(str(argument).split("::")[0])
+        if not holds_hypotheses(folder) or not folder.is_dir():
+            continue
+        for path in sorted(folder.glob("*.toml")):
+            if problem := not_a_file(path):
+                raise pytest.UsageError(f"{path}: {problem}")
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator
 from types import TracebackType
 
@@ -9,6 +10,9 @@ import pytest
 
 from delta_suite.pytest_plugin.options import OPTIONS, add_options
 from delta_suite.pytest_plugin.scope import INI_OPTION, about_hypotheses, unknown_options
+
+_TAKEN = ("already added", "already used", "conflicting option string")
+"""What pytest and argparse say of an option that is there twice, release by release."""
 
 HOOKS = ("session", "collection", "fixture", "reports", "scheduling")
 """The modules whose hooks and fixtures are registered in a run that is about hypotheses."""
@@ -52,11 +56,11 @@ def _taken_option(error: BaseException) -> tuple[str, str] | None:
         chain.append(current)
         current = getattr(current, "cause", None) or current.__cause__ or current.__context__
     for link in chain:
-        text = str(link)
-        if "already added" in text or "conflicting option string" in text:
-            option = next((name for name in OPTIONS if f"'{name}'" in text or text.rstrip().endswith(name)), None)
+        text, place = str(link), _conftest(link.__traceback__)
+        if place is not None and any(words in text for words in _TAKEN):
+            option = next((name for name in re.findall(r"--[a-z-]+", text) if name in OPTIONS), None)
             if option is not None:
-                return option, _conftest(link.__traceback__) or "a conftest.py"
+                return option, place
     return None
 
 

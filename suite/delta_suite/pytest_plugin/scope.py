@@ -26,7 +26,11 @@ FOLDER = "hypotheses"
 LONGEST_LOOK = 1 << 16
 """Bytes of a file that are read to see whether it is a hypothesis file."""
 
-_CLAIM = re.compile(rb"^\s*\[\[\s*expect\s*\]\]", re.MULTILINE)
+_MARKS = {
+    ".toml": re.compile(rb"^\s*\[\[\s*expect\s*\]\]", re.MULTILINE),
+    ".json": re.compile(rb"\"tolerances\"\s*:.*\"history\"\s*:", re.DOTALL),
+}
+"""What tells a hypothesis file and a baseline near their beginning, by suffix."""
 
 
 def about_hypotheses(config: Any, arguments: list[str]) -> bool:
@@ -52,7 +56,7 @@ def _turned_on(setting: Any) -> bool:
 
 
 def holds_hypotheses(path: Path) -> bool:
-    """Return True for a hypothesis file, and for a folder that holds one directly."""
+    """Return True for a hypothesis file or a baseline, and for a folder that holds a hypothesis file directly."""
     if path_error(path) is not None:
         return False
     return any(is_hypothesis_file(file) for file in sorted(path.glob("*.toml"))) if path.is_dir() else _looks_like(path)
@@ -64,14 +68,14 @@ def is_hypothesis_file(path: Path) -> bool:
 
 
 def _looks_like(path: Path) -> bool:
-    """Return True if a regular .toml file has an [[expect]] table near its beginning."""
-    if path.suffix != ".toml":
+    """Return True if a regular file is a hypothesis file or a baseline by what stands near its beginning."""
+    if path.suffix not in _MARKS:
         return False
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             return False
         with path.open("rb") as file:
-            return _CLAIM.search(file.read(LONGEST_LOOK)) is not None
+            return _MARKS[path.suffix].search(file.read(LONGEST_LOOK)) is not None
     except OSError:
         return False
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from delta_suite.errors import RecordError
+from delta_suite.paths import not_a_file
 from delta_suite.records.arrays import ArrayFile, pack
 from delta_suite.records.cache import Cache
 from delta_suite.records.format import from_json, to_json
@@ -91,12 +92,14 @@ def load(path: Path, cache: Cache | None = None) -> RecordView:
     Raises RecordError where there is no record, or it is damaged or of a schema that is not read.
     """
     try:
-        text = path.read_text("utf-8")
+        problem = not_a_file(path)
+        text = "" if problem else path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
+        problem = f"cannot be read: {error}"
+    if problem:
         raise RecordError(
-            f"record {path} cannot be read: {error}. Records lie in results/runs/<model>/; "
-            f"`delta-suite measure NAME` writes one."
-        ) from None
+            f"record {path} {problem}. Records lie in results/runs/<model>/; `delta-suite measure NAME` writes one."
+        )
     record, inline = from_json(text, path)
     arrays = None
     if inline is not None:

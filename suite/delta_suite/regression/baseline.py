@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from delta_suite.errors import BaselineError, RecordError
 from delta_suite.metrics.registry import METRICS
+from delta_suite.paths import not_a_file
 from delta_suite.records.arrays import ArrayFile, Arrays, unpack
 from delta_suite.records.format import from_json, to_json
 from delta_suite.records.record import Record
@@ -194,6 +195,8 @@ def read_baseline_json(path: Path) -> dict[str, Any]:
 
     Raises BaselineError where there is none, with those that are there, or where it cannot be read.
     """
+    if path.exists() and (problem := not_a_file(path)):
+        raise BaselineError(f"baseline {path} {problem}.")
     try:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -262,9 +265,9 @@ def _directions(path: Path, content: Baseline) -> dict[str, np.ndarray]:
         packed = beside.read_bytes()
         if content.directions_sha256 not in {None, hashlib.sha256(packed).hexdigest()}:
             raise ValueError("its SHA-256 is another")
-        arrays = unpack(packed, beside)
+        arrays = unpack(packed, beside.name)
         for name, array in arrays.items():
-            shape = (array.shape[0], array.shape[-1]) if array.ndim == 3 else (array.shape[0], model.hidden)
+            shape = (len(array), array.shape[-1] if array.ndim == 3 else model.hidden)
             if shape != (model.layers, model.hidden):
                 raise ValueError(f"{name} is {array.shape}, of a model of {model.layers} layers x {model.hidden}")
     except (OSError, ValueError, RecordError) as error:
