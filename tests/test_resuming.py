@@ -30,11 +30,11 @@ loading.load = load
 
 put = cache.Cache.put
 
-def killed_while_writing(self, key, measurement, arrays):
-    if measurement.model.name == os.environ.get("KILL_AT"):
+def killed_while_writing(self, key, entry):
+    if entry.record.model.name == os.environ.get("KILL_AT"):
         from pathlib import Path
         Path.rename = lambda *paths: os.kill(os.getpid(), signal.SIGKILL)  # all is written, nothing is in its place
-    return put(self, key, measurement, arrays)
+    return put(self, key, entry)
 
 cache.Cache.put = killed_while_writing
 """
@@ -48,6 +48,7 @@ def project(tmp_path: Path) -> Path:
         entries.append(f"[models.{name}]\npath = {str(path)!r}\n")
     (tmp_path / "models.toml").write_text("".join(entries))
     (tmp_path / "conftest.py").write_text(COUNTING)
+    (tmp_path / "pytest.ini").write_text("[pytest]\ndelta_suite = true\n")
     (tmp_path / "test_it.py").write_text('def test_it(measurement):\n    assert measurement.value("gamma") > 0\n')
     return tmp_path
 
@@ -72,7 +73,7 @@ def entries(project: Path) -> list[str]:
     """The models in the cache; a half-written one would not parse, and none may lie about."""
     folder = project / "cache" / "measurements"
     found = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    return sorted(json.loads((path / "measurement.json").read_text())["model"]["name"] for path in found)
+    return sorted(json.loads((path / "record.json").read_text())["model"]["name"] for path in found)
 
 
 def test_a_killed_run_keeps_what_was_measured(project: Path) -> None:

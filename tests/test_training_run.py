@@ -10,9 +10,10 @@ import pytest
 from delta_suite.models.registry import ModelSpec
 from delta_suite.pipeline import Settings, measure
 from delta_suite.records.cache import Cache
+from delta_suite.records.view import RecordView
 from delta_suite.regression.baseline import load_baseline
-from delta_suite.regression.comparison import Comparison, Snapshot, Status, compare, first_changed_layer, snapshot
-from delta_suite.regression.turns import directions_of
+from delta_suite.regression.comparison import Comparison, Status, compare_figures, first_changed_layer
+from delta_suite.regression.turns import compare_turns, direction_figures
 from delta_suite.regression.update import update_baseline
 from delta_suite.selftest.proof import wilson
 
@@ -32,19 +33,23 @@ class Run:
     documents: Path
     held_out: tuple[str, ...]
 
-    def measured(self, name: str, documents: Path | None = None) -> tuple[Snapshot, dict[str, object]]:
+    def measured(self, name: str, documents: Path | None = None) -> RecordView:
         settings = Settings(
             calibration=str(documents or self.documents),
             device="cpu",
             results=self.folder / "results",
             cache=Cache(self.cache),
         )
-        measurement = measure(ModelSpec(name=name, path=self.folder / name), settings).view
-        return snapshot(measurement), directions_of(measurement)
+        return measure(ModelSpec(name=name, path=self.folder / name), settings).view
 
     def compared(self, old: str, new: str) -> list[Comparison]:
-        before, after = self.measured(old), self.measured(new)
-        return compare(before[0], after[0], directions=(before[1], after[1]))
+        return compare(self.measured(old), self.measured(new))
+
+
+def compare(old: RecordView, new: RecordView, **options: bool) -> list[Comparison]:
+    """Compare the figures and the directions of two records."""
+    directions = direction_figures(old), direction_figures(new)
+    return compare_figures(old, new, **options) + compare_turns(old, new, directions, **options)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +74,7 @@ def test_an_unchanged_checkpoint_is_the_same(run: Run) -> None:
     """Also where it is measured again, not taken from the cache."""
     first = run.measured("checkpoint-240")
     again = Run(run.folder, run.folder / "other-cache", run.documents, run.held_out).measured("checkpoint-240")
-    compared = compare(first[0], again[0], directions=(first[1], again[1]))
+    compared = compare(first, again)
     assert {own.status for own in compared} == {Status.SAME}
 
 
@@ -101,7 +106,7 @@ def test_other_documents_raise_no_alarm(run: Run) -> None:
         own = run.held_out[repeat * DOCUMENTS : (repeat + 1) * DOCUMENTS]
         assert len(own) == DOCUMENTS
         new = run.measured("checkpoint-240", write_documents(run.folder / f"other-{repeat}.jsonl", own))
-        compared = compare(old[0], new[0], directions=(old[1], new[1]), other_documents=True)
+        compared = compare(old, new, other_documents=True)
         assert sum(one.status is Status.NOT_MEASURED for one in compared) < 0.05 * len(compared)
         alarms += any(one.fails for one in compared)
     assert wilson(alarms, 20)[0] <= 0.05
@@ -111,7 +116,7 @@ def test_other_documents_still_show_a_large_damage(run: Run) -> None:
     old = run.measured("checkpoint-240")
     documents = write_documents(run.folder / "others.jsonl", run.held_out[:DOCUMENTS])
     new = run.measured("scaled", documents)
-    compared = compare(old[0], new[0], directions=(old[1], new[1]), other_documents=True)
+    compared = compare(old, new, other_documents=True)
     assert first_changed_layer(compared) == 3
 
 
@@ -167,8 +172,8 @@ def test_a_baseline_keeps_what_a_comparison_needs(run: Run, tmp_path: Path) -> N
     path = tmp_path / "small.json"
     update_baseline(path, old, {})
     kept = load_baseline(path)
-    assert {own.status for own in kept.compare(snapshot(old), directions_of(old))} == {Status.SAME}
+    assert {own.status for own in kept.compare(old, direction_figures(old))} == {Status.SAME}
     new = run.measured("headless")
-    direct = compare(snapshot(old), new[0], directions=(directions_of(old), new[1]))
-    through = kept.compare(*new)
+    direct = compare(old, new)
+    through = kept.compare(new, direction_figures(new))
     assert [own.status for own in through] == [own.status for own in direct]

@@ -64,6 +64,8 @@ def not_a_file(path: Path) -> str | None:
     """
     if error := path_error(path):
         return f"cannot be read: {error}"
+    if path.is_dir():
+        return "cannot be read: a folder, not a file"
     return None if path.is_file() else "cannot be read: not a regular file"
 
 

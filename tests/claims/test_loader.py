@@ -354,7 +354,7 @@ def test_what_cannot_be_opened(tmp_path: Path) -> None:
     assert complaint(tmp_path / "no.toml") == "no.toml: cannot be read: No such file or directory"
     with pytest.raises(HypothesisFileError, match=r"x\.\.\. .*: cannot be read: File name too long$"):
         load_hypotheses([tmp_path / ("x" * 5000)])
-    with pytest.raises(HypothesisFileError, match=r": cannot be read: Is a directory$"):
+    with pytest.raises(HypothesisFileError, match=r": cannot be read: a folder, not a file$"):
         load_hypothesis(tmp_path)
 
 

@@ -7,14 +7,17 @@ import shutil
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 from delta_suite.claims.loader import load_hypotheses
 from delta_suite.models.registry import ModelSpec
 from delta_suite.pipeline import Settings, measure
 from delta_suite.publish.board import Board, Entry, build
+from delta_suite.records.arrays import pack, unpack
 from delta_suite.records.cache import Cache
 
 HYPOTHESES = Path(__file__).parents[2] / "hypotheses"
@@ -23,15 +26,25 @@ CREATED = "2026-11-24T10:00:00Z"
 Change = Callable[[dict[str, Any]], object]
 
 
+Arrays = dict[str, np.ndarray]
+
+
+class Measured(NamedTuple):
+    """A record as JSON, and its arrays."""
+
+    record: dict[str, Any]
+    arrays: Arrays
+
+
 @pytest.fixture(scope="session")
-def measured(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A record of a tiny Llama of 12 layers, as JSON."""
+def measured(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Measured:
+    """A record of a tiny Llama of 12 layers, as JSON, and its arrays."""
     root = tmp_path_factory.mktemp("measured")
     settings = Settings(calibration="seed", results=root, device="cpu", cache=Cache(root / "cache"))
-    text = measure(ModelSpec(name="tiny", path=tiny), settings).record.read_text("utf-8")
-    record: dict[str, Any] = json.loads(text)
+    path = measure(ModelSpec(name="tiny", path=tiny), settings).path
+    record: dict[str, Any] = json.loads(path.read_text("utf-8"))
     record["provenance"]["created"] = CREATED
-    return record
+    return Measured(record, unpack(path.with_suffix(".safetensors").read_bytes(), path))
 
 
 @dataclass(frozen=True)
@@ -39,21 +52,30 @@ class Place:
     """A folder with hypotheses/ and results/, as a repository has them."""
 
     root: Path
-    record: dict[str, Any]
+    measured: Measured
 
     @property
     def results(self) -> Path:
         return self.root / "results"
 
     def add(
-        self, model: str = "tiny", file: str = "20261124T100000Z-00000000", change: Change = lambda record: 0
+        self,
+        model: str = "tiny",
+        file: str = "20261124T100000Z-00000000",
+        change: Change = lambda record: 0,
+        arrays: Callable[[Arrays], object] | None = lambda arrays: 0,
     ) -> Path:
-        """Write a record of this model, changed in place by `change`."""
-        record = deepcopy(self.record)
+        """Write a record of this model and its arrays, each changed in place; None for a record without arrays."""
+        record, content = deepcopy(self.measured)
         record["model"]["name"] = model
-        change(record)
         path = self.results / "runs" / model.replace("/", "--") / f"{file}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_suffix(".safetensors")
+        if arrays is not None:
+            arrays(content)
+            beside.write_bytes(pack(content))
+        record["arrays"] = {"file": beside.name, "sha256": sha256(pack(content)).hexdigest()}
+        change(record)
         path.write_text(json.dumps(record), "utf-8")
         return path
 
@@ -62,11 +84,11 @@ class Place:
 
 
 @pytest.fixture
-def place(measured: dict[str, Any], tmp_path: Path) -> Place:
+def place(measured: Measured, tmp_path: Path) -> Place:
     return make_place(tmp_path / "repository", measured)
 
 
-def make_place(root: Path, measured: dict[str, Any]) -> Place:
+def make_place(root: Path, measured: Measured) -> Place:
     shutil.copytree(HYPOTHESES, root / "hypotheses")
     return Place(root, measured)
 
@@ -87,7 +109,7 @@ def with_intervals(record: dict[str, Any]) -> None:
     for layer in record["layers"]:
         for metrics in layer["metrics"].values():
             for estimate in metrics.values():
-                if estimate["value"] is not None:
+                if estimate.get("value") is not None:
                     value = estimate["value"]
                     spread = 0.1 * abs(value)
                     estimate.update(corrected=value + spread / 2, interval=[value - spread / 2, value + 1.5 * spread])
@@ -100,7 +122,7 @@ def checkpoint(step: int) -> Change:
         record["model"].update(name=f"big--checkpoint-{step}", source=f"directory:big/checkpoint-{step}")
         for scope in record["scopes"].values():
             for metrics in scope["metrics"].values():
-                if metrics["intra_cosine"]["value"] is not None:
+                if metrics["intra_cosine"].get("value") is not None:
                     value = 1 / (1 + step)
                     metrics["intra_cosine"].update(value=value, interval=[0.8 * value, 1.1 * value])
 
@@ -118,12 +140,15 @@ def turned(board: Board) -> Board:
     return replace(board, groups=groups)
 
 
-def with_sections(record: dict[str, Any]) -> None:
-    """What boundary detection and the law's fit add to a record."""
-    layers = record["model"]["layers"]
+def with_boundaries(record: dict[str, Any]) -> None:
+    """Boundaries that a record of one document has as well, but elsewhere."""
     metrics = {name: {"value": 0.021} for name in ("boundary_p", "boundary_cost_rank", "boundary_agreement")}
-    found = {"found": [3, 9], "declared": [2, 6, 9], "returns": [0.93, 0.71], "metrics": metrics}
-    record["boundaries"] = {"raw": found}
-    record["law"] |= {
-        "transfer": [[0.9 if a == b else 0.3 - abs(a - b) / 10 for a in range(layers)] for b in range(layers)]
-    }
+    boundary = {"detected": [3, 9], "declared": [2, 6, 9], "recurrence": [0.93, 0.71], "metrics": metrics}
+    record["boundaries"] = {"raw": boundary}
+
+
+def with_transfer(arrays: Arrays) -> None:
+    """The matrix that the law's fit adds to the arrays."""
+    index = np.arange(12)
+    apart = np.abs(np.subtract.outer(index, index))
+    arrays["law.transfer"] = np.where(apart == 0, 0.9, 0.3 - apart / 10).astype(np.float32)

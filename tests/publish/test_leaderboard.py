@@ -18,9 +18,10 @@ from delta_suite.cli import app
 from delta_suite.publish.board import Board
 from delta_suite.publish.leaderboard import files, stale, write
 from delta_suite.publish.site import page_name
+from delta_suite.records.store import stamps_path
 from typer.testing import CliRunner, Result
 
-from tests.publish.conftest import Place, checkpoint, make_place, with_calibration, with_intervals, with_sections
+from tests.publish.conftest import Place, checkpoint, make_place, with_calibration, with_intervals, with_boundaries
 
 
 def run(*arguments: object) -> Result:
@@ -38,7 +39,7 @@ def published(place: Place) -> dict[str, bytes]:
 
 def fill(place: Place) -> None:
     place.add("a/model", change=with_intervals)
-    place.add("b", change=with_sections)
+    place.add("b", change=with_boundaries)
     place.add("b", file="20251124T100000Z-00000000")
     place.add("b", file="core", change=with_calibration("core", "e" * 64))
     (place.results / "runs" / "b" / "torn.json").write_text('{"schema": 1, ')
@@ -143,7 +144,7 @@ def test_broken_records_are_named_and_the_exit_code_says_so(place: Place, monkey
     result = run("leaderboard")
     assert result.exit_code == 1
     (line,) = result.stderr.splitlines()
-    assert line.startswith("delta-suite: left out: runs/b/torn.json is not a measurement record")
+    assert line.startswith("delta-suite: omitted: runs/b/torn.json is not a measurement record")
     assert "Traceback" not in result.output
     assert "b" in {model["model"] for group in read_json(place)["groups"] for model in group["models"]}
     assert run("leaderboard", "--check").exit_code == 1  # up to date, and a record is still broken
@@ -187,7 +188,7 @@ def test_csv_json_and_markdown_say_the_same(place: Place) -> None:
         assert row["verdict"] in markdown
     assert {"0.41", "0.59"} <= {rows[0]["interval_low"], rows[0]["interval_high"]}
     assert "✓ PASS" in markdown
-    assert "[0.410, 0.590] °" in markdown
+    assert r"[0.410, 0.590] \* °" in markdown
     assert "1 of the supported vacuous" in markdown
     assert markdown.count("## Calibration") == 2
     assert "are not comparable" in markdown
@@ -199,8 +200,12 @@ def test_a_hypothesis_file_that_has_changed_since_is_seen_in_every_form(place: P
     loaded = load_hypotheses([place.root / "hypotheses"])
     now = {own.id: {"version": own.version, "sha256": own.sha256} for own in loaded}
     earlier = now | {"phase-c": {"version": 1, "sha256": "0" * 64}}
-    path = place.add("old", change=lambda record: record.update(judged_by=earlier))
-    place.add("same", change=lambda record: record.update(judged_by=now))
+    path = place.add("old")
+    for record, stamps in ((path, earlier), (place.add("same"), now)):
+        judged_by = stamps_path(record)
+        assert judged_by is not None
+        judged_by.parent.mkdir(parents=True)
+        judged_by.write_text(json.dumps(stamps))
     place.add("unjudged")
     content = {name: text.decode() for name, text in files(place.board()).items() if name.endswith(("d", "v", "html"))}
     version, sha256 = now["phase-c"].values()
@@ -219,7 +224,7 @@ def test_a_hypothesis_file_that_has_changed_since_is_seen_in_every_form(place: P
     assert "phase-c has changed since this record was last judged: version 1" in judged.output
     board = place.board()
     assert board.groups[0].changed == ()
-    assert board.groups[0].entries[0].view.judged_by["phase-c"].sha256 == now["phase-c"]["sha256"]
+    assert board.groups[0].entries[0].judged_by["phase-c"].sha256 == now["phase-c"]["sha256"]
 
 
 def test_checkpoints_of_a_run_have_a_page_of_their_own(place: Place) -> None:

@@ -9,12 +9,13 @@ import pytest
 import yaml
 from delta_suite.cli import app
 from delta_suite.errors import RecordError
-from delta_suite.publish.card import END, START, eval_results, figures, newest, write_card
+from delta_suite.publish.card import END, START, eval_results, newest, write_card
+from delta_suite.publish.card_plots import COSINES, card_plots
 from delta_suite.records.store import load
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from typer.testing import CliRunner, Result
 
-from tests.publish.conftest import Place, created, with_calibration, with_intervals, with_sections
+from tests.publish.conftest import Place, created, with_boundaries, with_calibration, with_intervals
 
 
 def run(*arguments: object) -> Result:
@@ -85,13 +86,18 @@ def test_twice_is_once(place: Place, tmp_path: Path) -> None:
     assert len(first) == 3
 
 
-def test_the_plots_are_the_same_to_the_byte_and_name_no_date(place: Place) -> None:
-    measurement = load(place.add(change=lambda own: (with_intervals(own), with_sections(own))))
-    drawn = figures(measurement)
-    assert drawn == figures(measurement)
-    assert all("<dc:date>" not in svg for svg in drawn.values())
-    changed = load(place.add("other", change=lambda own: own["cosines"]["raw"][0].__setitem__(0, 0.987)))
-    assert figures(changed)["delta-suite-cosines.svg"] != drawn["delta-suite-cosines.svg"]
+def test_the_plots_are_the_same_to_the_byte_and_show_the_values(place: Place) -> None:
+    view = load(place.add(change=lambda record: (with_intervals(record), with_boundaries(record))))
+    drawn = card_plots(view)
+    assert drawn == card_plots(load(place.add("again", change=lambda r: (with_intervals(r), with_boundaries(r))))) | {
+        name: svg for name, svg in drawn.items() if "tiny" in svg
+    }
+    for svg in drawn.values():
+        root = ET.fromstring(svg)
+        assert [child.tag.rpartition("}")[2] for child in root][:2] == ["title", "desc"]
+    other = load(place.add("other", arrays=lambda arrays: arrays["raw.cosines"].__setitem__(1, 0.987)))
+    assert card_plots(other)[COSINES] != drawn[COSINES]
+    assert COSINES not in card_plots(load(place.add("bare", arrays=None)))
 
 
 def test_the_newest_record_of_a_model_is_taken_or_the_one_named(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

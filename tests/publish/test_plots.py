@@ -7,34 +7,35 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import plotly.graph_objects
 import pytest
-from delta_suite.publish.plots import full_matrix, phase_edges, plots
+from delta_suite.publish.plots import SHARES, layer_figure, phase_edges, plots
 from delta_suite.publish.site import SHIPPED
 from delta_suite.publish.trajectory import figures
 from delta_suite.records.store import load
 from delta_suite.records.view import RecordView
 from plotly.offline import get_plotlyjs_version
 
-from tests.publish.conftest import Place, checkpoint, turned, with_intervals, with_sections
+from tests.publish.conftest import Place, checkpoint, turned, with_boundaries, with_intervals, with_transfer
 
 
 @pytest.fixture
 def record(place: Place) -> Callable[..., RecordView]:
-    def make(*changes: Callable[[dict], object]) -> RecordView:  # type: ignore[type-arg]
+    def make(*changes: Callable[[dict], object], **options: Any) -> RecordView:  # type: ignore[type-arg]
         def change(record: dict) -> None:  # type: ignore[type-arg]
             for one in changes:
                 one(record)
 
-        return load(place.add(change=change))
+        return load(place.add(change=change, **options))
 
     return make
 
 
 def test_plotly_accepts_every_figure_of_every_variant(record: Callable[..., RecordView]) -> None:
-    measurement = record(with_intervals, with_sections)
+    measurement = record(with_boundaries, with_intervals, arrays=with_transfer)
     names = set()
-    for variant in measurement.layers[0].metrics:
+    for variant in measurement.variants:
         for plot in plots(measurement, variant):
             assert plot.figure is not None, plot.reason
             plotly.graph_objects.Figure(plot.figure)  # raises ValueError for what the schema has not
@@ -46,7 +47,7 @@ def test_plotly_accepts_the_figures_of_a_training_run(place: Place) -> None:
     for step in (0, 10):
         place.add(f"big--checkpoint-{step}", change=lambda own, step=step: (with_intervals(own), checkpoint(step)(own)))
     (run,) = turned(place.board()).groups[0].runs
-    drawn = figures(run.measurements, run.rows, "raw")
+    drawn = figures(run.views, run.rows, "raw")
     for figure in drawn.values():
         plotly.graph_objects.Figure(figure)
     lines = {trace["name"]: trace for trace in drawn["intra_cosine"]["data"]}
@@ -56,7 +57,7 @@ def test_plotly_accepts_the_figures_of_a_training_run(place: Place) -> None:
     assert lines["C"]["error_y"]["arrayminus"] == pytest.approx([0.2, 0.2 / 11], abs=1e-5)
     mean = drawn["effective_rank"]["data"][0]  # of layers: the mean over the phase, with its interval
     assert mean["name"] == "A"
-    first = run.measurements[0]
+    first = run.views[0]
     values = [first.layers[layer].metrics["raw"]["effective_rank"].value for layer in range(2)]
     assert mean["y"][0] == pytest.approx(sum(v for v in values if v) / 2, rel=1e-4)
     assert [shape["x0"] for shape in drawn["gamma"]["layout"]["shapes"]] == [10]
@@ -73,14 +74,10 @@ def test_the_heatmap_is_the_records_cosines(record: Callable[..., RecordView]) -
     plot = plots(measurement, "raw")[0]
     assert plot.figure is not None
     matrix = plot.figure["data"][0]["z"]
-    assert measurement.cosines is not None
-    layers = measurement.model.layers
-    for first in range(layers):
-        assert matrix[first][first] == 1.0
-        for second in range(first + 1, layers):
-            expected = measurement.cosines["raw"][first][second - first - 1]
-            assert matrix[first][second] == matrix[second][first] == expected
-    assert full_matrix(((None, 0.5), (0.25,))) == [[1.0, None, 0.5], [None, 1.0, 0.25], [0.5, 0.25, 1.0]]
+    cosines = measurement.cosines("raw")
+    assert cosines is not None
+    assert np.array(matrix) == pytest.approx(cosines, abs=1e-4)
+    assert matrix[3][3] == 1.0
 
 
 def without_boundaries(record: dict[str, Any]) -> None:
@@ -88,7 +85,7 @@ def without_boundaries(record: dict[str, Any]) -> None:
 
 
 def test_declared_and_found_boundaries_are_drawn_apart(record: Callable[..., RecordView]) -> None:
-    measurement = record(with_sections)
+    measurement = record(with_boundaries)
     plot = plots(measurement, "raw")[0]
     assert plot.figure is not None
     lines = [shape for shape in plot.figure["layout"]["shapes"] if shape["x0"] == shape["x1"]]
@@ -120,48 +117,56 @@ def test_the_spectrum_is_in_powers_of_ten(record: Callable[..., RecordView]) -> 
     measurement = record()
     plot = next(plot for plot in plots(measurement, "centred") if plot.name == "spectrum")
     assert plot.figure is not None
-    assert measurement.spectra is not None
+    energies = measurement.energies("centred")
+    assert energies is not None
     z = plot.figure["data"][0]["z"]
-    assert len(z) == max(map(len, measurement.spectra["centred"]))
-    assert z[0][5] == pytest.approx(math.log10(measurement.spectra["centred"][5][0]), abs=1e-4)
+    assert len(z) == min(SHARES, energies.shape[1])
+    assert z[0][5] == pytest.approx(math.log10(energies[5, 0]), abs=1e-4)
 
 
-def test_an_old_record_says_why_a_plot_is_not_there(record: Callable[..., RecordView]) -> None:
-    measurement = record(lambda own: (own.pop("cosines"), own.pop("spectra")))
-    found = {plot.name: plot for plot in plots(measurement, "raw")}
-    assert found["cosines"].figure is None
-    assert "measure the model again" in str(found["spectrum"].reason)
-    assert found["ranks"].figure is not None
-    assert "transfer" not in found
+def test_without_arrays_a_plot_says_why_it_is_not_there(record: Callable[..., RecordView]) -> None:
+    drawn = {plot.name: plot for plot in plots(record(arrays=None), "raw")}
+    assert drawn["cosines"].figure is None
+    assert "the arrays beside the record are gone" in str(drawn["spectrum"].reason)
+    assert drawn["ranks"].figure is not None
+    assert "transfer" not in drawn
 
 
 def test_a_row_of_the_transfer_matrix_is_the_layer_that_is_predicted(record: Callable[..., RecordView]) -> None:
-    """As in the record, where row L holds R^2 on layer L; a layer whose update does not vary is a gap."""
-    layers = range(6)
-    rows = [[None if a == 3 else a + b / 10 for b in layers] for a in layers]
-    (plot,) = (
-        own for own in plots(record(lambda own: own["law"].update(transfer=rows)), "raw") if own.name == "transfer"
-    )
+    """As in the arrays, where row L holds R^2 on layer L; a layer whose update does not vary is a gap."""
+    rows = np.add.outer(np.arange(12.0), np.arange(12) / 10)
+    rows[3] = np.nan
+    view = record(arrays=lambda arrays: arrays.update({"law.transfer": rows.astype(np.float32)}))
+    (plot,) = (plot for plot in plots(view, "raw") if plot.name == "transfer")
     assert plot.figure is not None
     (heatmap,), layout = plot.figure["data"], plot.figure["layout"]
-    assert heatmap["z"] == rows
+    assert heatmap["z"][3] == [None] * 12
+    assert heatmap["z"][5] == pytest.approx(list(rows[5]), abs=1e-3)
     assert layout["yaxis"]["title"]["text"] == "layer that is predicted"
     assert layout["xaxis"]["title"]["text"] == "layer the map was fitted on"
     assert "map of layer %{x} on layer %{y}" in heatmap["hovertemplate"]
 
 
 def test_a_layer_without_an_update_is_a_gap(record: Callable[..., RecordView]) -> None:
-    def still(own: dict) -> None:  # type: ignore[type-arg]
-        for metrics in own["layers"][4]["metrics"].values():
+    def still(record: dict) -> None:  # type: ignore[type-arg]
+        for metrics in record["layers"][4]["metrics"].values():
             for name in metrics:
                 metrics[name] = {"value": None, "reason": "the update is zero"}
-        own["spectra"] = {
-            variant: [[] if i == 4 else row for i, row in enumerate(rows)] for variant, rows in own["spectra"].items()
-        }
 
-    for plot in plots(record(still), "raw"):
+    def without_energy(arrays: dict[str, np.ndarray]) -> None:
+        for name, array in arrays.items():
+            if name.endswith(".eigenvalues"):
+                array[4] = 0.0
+
+    for plot in plots(record(still, arrays=without_energy), "raw"):
         assert plot.figure is not None
         plotly.graph_objects.Figure(plot.figure)
         if plot.name == "ranks":
             assert plot.figure["data"][0]["y"][4] is None
             assert "the update is zero" in plot.figure["data"][0]["hovertext"][4]
+
+
+def test_one_metric_over_depth_is_a_figure(record: Callable[..., RecordView]) -> None:
+    view = record(with_intervals)
+    figure = plotly.graph_objects.Figure(layer_figure(view, "raw", "gamma"))
+    assert list(figure.data[-1].y) == [view.layer(layer, "gamma", "raw").value for layer in range(12)]

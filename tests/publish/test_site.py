@@ -19,7 +19,7 @@ from delta_suite.publish.leaderboard import files, write
 from delta_suite.publish.run_page import standalone
 
 from tests.publish.browser import CHROMIUM
-from tests.publish.conftest import checkpoint, make_place, turned, with_calibration, with_intervals, with_sections
+from tests.publish.conftest import checkpoint, make_place, turned, with_calibration, with_intervals, with_boundaries
 from tests.publish.test_leaderboard import marked
 
 LONG = "organisation/a-model-of-a-very-long-name-instruct-2507-checkpoint-143000"
@@ -37,7 +37,7 @@ pytestmark = [
 def site(measured: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = make_place(tmp_path_factory.mktemp("site") / "repository", measured)
     place.add("zeta", change=lambda own: (own["provenance"]["seconds"].update(load=900.0), with_intervals(own)))
-    place.add("alpha", change=with_sections)
+    place.add("alpha", change=with_boundaries)
     place.add("alpha", file="core", change=with_calibration("core", "e" * 64))
     place.add(LONG, change=lambda own: own["provenance"]["seconds"].update(load=12.0))
     board = marked(place.board())

@@ -101,11 +101,16 @@ def _not_a_record(where: object, at: str, why: str) -> RecordError:
 
 def _missing_parts(record: Record) -> str | None:
     """Return how the parts of a record do not fit together, or None where they do."""
-    layers, variants = record.model.layers, [set(layer.metrics) for layer in record.layers]
+    layers, variants = record.model.layers, set(record.variants)
     if not layers or [layer.layer for layer in record.layers] != list(range(layers)):
         return f"it says {layers} layers and holds {len(record.layers)}"
-    if any(names != variants[0] or "raw" not in names for names in variants):
-        return "its layers were not all measured in the same variants"
+    measured = [set(part.metrics) for part in (*record.layers, *record.scopes.values())]
+    if (
+        "raw" not in variants
+        or any(names != variants for names in measured)
+        or not set(record.boundaries or ()) <= variants
+    ):
+        return "its layers and phases were not all measured in the same variants"
     if any(not 0 <= first <= last < layers for first, last in record.phases.values()):
         return f"a phase reaches past its {layers} layers"
     if {name: scope.layers for name, scope in record.scopes.items()} != record.phases:
