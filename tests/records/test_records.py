@@ -311,7 +311,7 @@ def test_a_record_of_schema_2_is_read() -> None:
         (lambda text: text.replace("9,11]", "9,12]", 1), "not a whole record: a phase reaches past its 12"),
         (
             lambda text: text.replace('"raw":{"gamma"', '"rough":{"gamma"', 1),
-            "not a whole record: its layers were not all",
+            "not a whole record: its layers and phases were not all",
         ),
         (lambda text: json.dumps(json.loads(text) | {"layers": []}), "it says 12 layers and holds 0"),
     ],
