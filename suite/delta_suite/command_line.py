@@ -1,12 +1,16 @@
-"""What both front doors, `delta-suite` and pytest, say of their options and check of their command lines."""
+"""Option texts and checks that both front doors, `delta-suite` and pytest, share."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
+from typing import Literal, get_args
 
-DTYPES = ("auto", "float32", "bfloat16", "float16")
-"""What `dtype` may say; "auto" is the checkpoint's own."""
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+"""Dtype of the weights; "auto" is the checkpoint's."""
+
+DTYPES: tuple[str, ...] = get_args(Dtype)
+"""The values of `Dtype`."""
 
 HELP = {
     "model": "a name from models.toml, name@revision, a directory, a .gguf file, or a hub id; with @random-weights "
@@ -20,7 +24,7 @@ HELP = {
     "results-dir": "where records are written",
     "fresh": "measure again, whatever the cache holds",
 }
-"""The help of the options that both front doors have."""
+"""Help texts of the options that both front doors have."""
 
 EMPTY_VALUE = "is empty: is a shell variable not set? Give it a value, or leave it out."
 """The end of the message about an option or argument without a value."""

@@ -1,65 +1,76 @@
-"""The errors a user can cause or must act on. Each message says what was wrong, where, and what to do next."""
+"""Errors that a user can cause or must act on. Each message says what is wrong, where, and what to do next."""
+
+from __future__ import annotations
 
 
 class SuiteError(Exception):
-    """Base of every error whose message is meant for the user: shown without a traceback."""
+    """Base class of every error whose message is meant for the user, who sees it without a traceback."""
 
 
 class UnknownModelError(SuiteError):
-    """No model of this name in the models file, on the disk, or shaped like a hub id."""
+    """Error for a `--model` argument that is no entry of the models file, no path on the disk and no hub id."""
 
 
 class ModelUnavailableError(SuiteError):
-    """The model is known, but its weights cannot be had here: missing package, file, access or network."""
+    """Error for a known model that cannot be loaded here: a package, file, permission or the network is missing."""
 
 
 class DeviceError(SuiteError):
-    """The device asked for, or the one the model requires, is not on this machine."""
+    """Error for a device that this machine lacks, or that is too small for the model."""
 
 
 class ModelsFileError(SuiteError):
-    """models.toml does not parse or holds unknown or wrong entries."""
+    """Error for a models.toml that is missing, is not TOML, or has unknown or wrong entries."""
 
 
 class CalibrationError(SuiteError):
-    """A calibration set is unknown, empty, unreadable, or too short for this model."""
+    """Error for a calibration set that is unknown, empty, unreadable, or too short for the model."""
 
 
 class CaptureError(SuiteError):
-    """The residual stream cannot be captured: blocks not found, or of a shape that is not (batch, time, hidden)."""
+    """Error for a model whose residual stream cannot be captured.
+
+    Its blocks are not found, or their output is not of shape (batch, time, hidden).
+    """
 
 
 class CertificateError(SuiteError):
-    """An identity that proves the tap right does not hold; the message names the identity and the layer."""
+    """Error for a capture that breaks an identity of the certificate; the message names identity and layer."""
 
 
 class HypothesisFileError(SuiteError):
-    """A hypothesis file is wrong; the message lists every error with file and line."""
+    """Error for wrong hypothesis files; the message lists every error with file and line."""
 
 
 class RecordError(SuiteError):
-    """A stored record or cache entry cannot be read or written."""
+    """Error for a stored record or cache entry that cannot be read or written."""
 
 
 class BaselineError(SuiteError):
-    """A baseline is missing, damaged, of another model, or would be overwritten without a reason."""
+    """Error for a baseline that is missing, damaged, of another model, or replaced without a reason."""
 
 
 class UnavailableError(ModelUnavailableError):
-    """`what` is wrong with `model`, in a few words for lists of models; `do` is the way out.
+    """Error that keeps the problem with a model and its cure apart, so that lists of models can show them in columns.
 
-    The message leaves the name to who shows it, next to the other models.
+    The message does not name the model: the caller shows the name next to it.
+
+    Example:
+        >>> print(UnavailableError("tiny", "no directory tiny", "Correct `path`."))
+        no directory tiny.
+          Correct `path`.
     """
 
     def __init__(self, model: str, what: str, do: str) -> None:
+        """Make the error from the model's name, the problem in a few words, and the cure as a sentence."""
         # All three go to the base class, so that the error survives pickling between processes.
         super().__init__(model, what, do)
         self.model, self.what, self.do = model, what, do
 
     def __str__(self) -> str:
-        """The message a user sees: what is wrong, and what to do on a line of its own."""
+        """Return the problem, and the cure on a line below it."""
         return f"{self.what}.\n  {self.do}"
 
 
 class IncompleteError(UnavailableError):
-    """A file is not there, which a download may mend (a damaged file it would not)."""
+    """Error for a model of which a file is missing, so that a download may help; for a damaged file it would not."""

@@ -1,11 +1,11 @@
-"""Paths as a user writes them, also those that the system cannot look up, and the files that ship with the package."""
+"""Look-ups of paths that a user wrote, some of which the system rejects, and of files that ship with the package."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 LONGEST_QUOTED = 200
-"""Characters of a user's word that a message repeats: whoever passes a text in place of its path passes thousands."""
+"""Most characters of a user's word that a message repeats; someone may pass a whole text in place of its path."""
 
 PACKAGE = Path(__file__).parent
 """The folder of the installed package."""
@@ -26,7 +26,12 @@ def bundled(name: str) -> Path:
 
 
 def expand_user(written: str | Path) -> Path:
-    """Return the path with the home folder in place of `~`; `~name` of an unknown user stays as it is."""
+    """Return the path with the home folder in place of `~`; `~name` of an unknown user stays as it is.
+
+    Example:
+        >>> expand_user("checkpoints/step-8").as_posix()
+        'checkpoints/step-8'
+    """
     path = Path(written)
     try:
         return path.expanduser()
@@ -75,6 +80,11 @@ def is_directory(path: Path) -> bool:
 
 
 def shorten(word: str | Path) -> str:
-    """Return a user's word for a message, cut where it is longer than LONGEST_QUOTED characters."""
+    """Return a user's word for a message, cut if it is longer than LONGEST_QUOTED characters.
+
+    Example:
+        >>> shorten("qwen3-0.6b")
+        'qwen3-0.6b'
+    """
     text = str(word)
     return text if len(text) <= LONGEST_QUOTED else f"{text[:LONGEST_QUOTED]}... ({len(text)} characters)"

@@ -1,13 +1,14 @@
-"""The line of each key of a TOML document: tomllib gives lines for syntax errors alone."""
+"""Line numbers for the keys of a TOML document; tomllib gives them only for syntax errors."""
 
 from __future__ import annotations
 
 import re
 import tomllib
 from bisect import bisect_left
+from collections.abc import Mapping
 
 Loc = tuple[str | int, ...]
-"""The place of a value in a document: keys, and the index in an array, such as ("expect", 0, "op")."""
+"""Place of a value in a document: keys, and the index in an array, such as ("expect", 0, "op")."""
 
 _BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
 _KEY_PART = re.compile(r"""[A-Za-z0-9_-]+|"(?:\\.|[^"\\])*"|'[^']*'""")
@@ -35,8 +36,22 @@ def key_lines(text: str) -> dict[Loc, int]:
     return _Scanner(text).lines
 
 
+def line_of(lines: Mapping[Loc, int], loc: Loc) -> int:
+    """Return the line of a value or, if the document lacks it, of the innermost table around it.
+
+    lines: the result of `key_lines`.
+
+    Example:
+        >>> line_of({("b",): 2, ("b", "c"): 3}, ("b", "missing"))
+        2
+    """
+    while loc and loc not in lines:
+        loc = loc[:-1]
+    return lines[loc] if loc else 1
+
+
 class _Scanner:
-    """A walk over a document that is known to be valid, and so checks nothing."""
+    """A walk over a document that is known to be valid, and so needs no checks."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -44,7 +59,7 @@ class _Scanner:
         self.lines: dict[Loc, int] = {}
         self._newlines = [match.start() for match in re.finditer("\n", text)]
         self._tables_in: dict[Loc, int] = {}
-        """How many tables an array of [[tables]] has so far."""
+        """Number of tables that an array of [[tables]] has so far."""
         self._document()
 
     def _document(self) -> None:
