@@ -1,4 +1,4 @@
-"""Phase maps against the reference script's rule, and what a declared map may say."""
+"""Phase maps against the rule of the reference script, and the rules for declared maps."""
 
 from itertools import pairwise
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 
 def reference(layer: int, layers: int) -> str:
-    """`phase_of` of the reference script (shared/seed/delta_svd.txt)."""
+    """Return the phase by `phase_of` of the reference script (shared/seed/delta_svd.txt)."""
     if layers == 64:
         bounds = {"A": 6, "B": 9, "C": 31, "D": 46, "E": 58}
         return next((name for name, last in bounds.items() if layer <= last), "tail")
@@ -19,7 +19,7 @@ def reference(layer: int, layers: int) -> str:
 
 
 @given(st.integers(1, 200))
-def test_the_default_map_is_the_reference_scripts(layers: int) -> None:
+def test_the_default_map_is_that_of_the_reference_script(layers: int) -> None:
     phases = phase_map(layers)
     assert [phase_of(layer, phases) for layer in range(layers)] == [reference(layer, layers) for layer in range(layers)]
 
@@ -57,7 +57,7 @@ def test_a_declared_map_is_ordered_by_layer_and_may_leave_layers_out() -> None:
 
 
 @pytest.mark.parametrize(
-    ("declared", "telling"),
+    ("declared", "expected"),
     [
         ({"A": (0, 6), "B": (5, 9)}, r"A = \[0, 6\] and B = \[5, 9\] overlap"),
         ({"A": (0, 32)}, r"A = \[0, 32\] reaches past the last layer, 31 of 32"),
@@ -68,6 +68,6 @@ def test_a_declared_map_is_ordered_by_layer_and_may_leave_layers_out() -> None:
         ({"model": (0, 2)}, r"'model' is the scope of a claim on the whole model"),
     ],
 )
-def test_a_declared_map_that_does_not_hold_is_refused(declared: dict[str, tuple[int, int]], telling: str) -> None:
-    with pytest.raises(ModelsFileError, match=telling):
+def test_a_wrong_declared_map_is_refused(declared: dict[str, tuple[int, int]], expected: str) -> None:
+    with pytest.raises(ModelsFileError, match=expected):
         phase_map(32, declared)

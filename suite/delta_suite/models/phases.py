@@ -3,13 +3,15 @@
 Phases never enter the measurement of layers, so a stored record can be judged again under another map.
 """
 
+from __future__ import annotations
+
 import re
 from collections.abc import Mapping
 from itertools import pairwise
 
 from delta_suite.errors import ModelsFileError
 
-PhaseMap = dict[str, tuple[int, int]]
+PhaseMap = Mapping[str, tuple[int, int]]
 """Phase name -> (first layer, last layer), both inclusive, in the order of the layers."""
 
 DEFAULT_64: PhaseMap = {
@@ -20,7 +22,7 @@ DEFAULT_64: PhaseMap = {
     "E": (47, 58),
     "tail": (59, 63),
 }
-"""The map of a model of 64 layers: the one published for Qwen3-32B (reference script)."""
+"""Map of a model of 64 layers: the one published for Qwen3-32B (reference script)."""
 
 DEFAULT_FRACTIONS: tuple[tuple[str, float], ...] = (
     ("A", 0.11),
@@ -29,20 +31,25 @@ DEFAULT_FRACTIONS: tuple[tuple[str, float], ...] = (
     ("D", 0.75),
     ("E", 0.92),
 )
-"""Any other depth: layer L of N is in the first phase whose bound is above L / N, else in the last."""
+"""Upper bounds of the phases for any other depth: layer L of N is in the first phase whose bound is above L / N."""
 
 LAST_PHASE = "tail"
+"""Phase of the layers above every bound."""
 
 UNDECLARED = "-"
-"""What `phase_of` answers for a layer that a declared map leaves out; never the name of a phase."""
-
+"""Result of `phase_of` for a layer that a declared map omits; never the name of a phase."""
 
 PHASE_NAME = r"[A-Za-z][A-Za-z0-9_-]*"
-"""What models.toml may call a phase, so that the scope of a claim can name it."""
+"""Pattern of the phase names that models.toml may declare, so that the scope of a claim can name each of them."""
 
 
-def declared_problems(declared: Mapping[str, tuple[int, int]]) -> list[str]:
-    """What is wrong with a declared map, whatever the depth of its model; empty when nothing is."""
+def declared_problems(declared: PhaseMap) -> list[str]:
+    """Return the problems of a declared map that any depth of the model would have; empty if there are none.
+
+    Example:
+        >>> declared_problems({"A": (0, 6), "B": (5, 9)})
+        ['phases A = [0, 6] and B = [5, 9] overlap']
+    """
     problems = []
     for name, (first, last) in declared.items():
         if not re.fullmatch(PHASE_NAME, name):
@@ -60,11 +67,18 @@ def declared_problems(declared: Mapping[str, tuple[int, int]]) -> list[str]:
     return problems
 
 
-def phase_map(layers: int, declared: Mapping[str, tuple[int, int]] | None = None) -> PhaseMap:
-    """The phases of a model with `layers` blocks, ordered by layer, empty phases absent.
+def phase_map(layers: int, declared: PhaseMap | None = None) -> PhaseMap:
+    """Return the phases of a model with `layers` blocks, ordered by layer, without empty phases.
 
-    A declared map may leave layers out: they belong to no phase. Raises `ModelsFileError` where it
-    overlaps itself or reaches past the last layer.
+    A declared map may omit layers: they belong to no phase.
+
+    Raises:
+        ModelsFileError: the declared map overlaps itself or reaches past the last layer.
+        ValueError: `layers` is below 1.
+
+    Example:
+        >>> phase_map(12)
+        {'A': (0, 1), 'C': (2, 5), 'D': (6, 8), 'E': (9, 11)}
     """
     if layers < 1:
         raise ValueError(f"a model has at least one layer, not {layers}")
@@ -83,7 +97,7 @@ def phase_map(layers: int, declared: Mapping[str, tuple[int, int]] | None = None
         return dict(sorted(declared.items(), key=lambda item: item[1]))
     if layers == 64:
         return dict(DEFAULT_64)
-    phases: PhaseMap = {}
+    phases: dict[str, tuple[int, int]] = {}
     for layer in range(layers):
         # A quotient and a decimal literal round alike: L / N on a bound (3 / 20 < 0.15) is in the next phase.
         name = next((name for name, bound in DEFAULT_FRACTIONS if layer / layers < bound), LAST_PHASE)
@@ -91,6 +105,11 @@ def phase_map(layers: int, declared: Mapping[str, tuple[int, int]] | None = None
     return phases
 
 
-def phase_of(layer: int, phases: Mapping[str, tuple[int, int]]) -> str:
-    """The phase that holds `layer`, or "-" (`UNDECLARED`) where a declared map leaves the layer out."""
+def phase_of(layer: int, phases: PhaseMap) -> str:
+    """Return the phase that holds `layer`, or "-" (`UNDECLARED`) if the map omits the layer.
+
+    Example:
+        >>> phase_of(3, {"early": (0, 3)}), phase_of(4, {"early": (0, 3)})
+        ('early', '-')
+    """
     return next((name for name, (first, last) in phases.items() if first <= layer <= last), UNDECLARED)

@@ -39,8 +39,9 @@ from torch import Tensor
 
 from delta_suite.capture.sinks import Sinks, find_sinks
 from delta_suite.capture.stream import ResidualStream
+from delta_suite.models.phases import PhaseMap
 from delta_suite.reduction.gram import algebra_device
-from delta_suite.reduction.law_scores import RUNGS, Law, PhaseMap
+from delta_suite.reduction.law_scores import RUNGS, Law
 from delta_suite.reduction.law_sums import (
     FOLDS,
     GROUPS,

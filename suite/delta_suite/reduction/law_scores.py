@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float64
 
-PhaseMap = Mapping[str, tuple[int, int]]
+from delta_suite.models.phases import PhaseMap
 
 RUNGS = ("scaled", "shared", "rank_one", "own")
 """The ladder above the training mean: c_L h; c_L T^(-L) h; that and v_L w^T h; the layer's own T_L h."""
