@@ -1,4 +1,4 @@
-"""Find the decoder blocks of a model by structure; there is no adapter class per architecture."""
+"""Finding the decoder blocks of a model by structure; there is no adapter class per architecture."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ if TYPE_CHECKING:
 
 
 GIVEN = {"input_ids", "attention_mask", "encoder_hidden_states", "encoder_attention_mask", "decoder_input_ids"}
-"""What a stack can be given; see capture/forward.py."""
+"""Arguments that the forward pass gives to a stack; see capture/forward.py."""
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """Of an encoder-decoder: what reads the document before the decoder does."""
+    """The encoder of an encoder-decoder, which reads the document before the decoder does."""
 
     module: nn.Module
+    """The encoder itself."""
     start: int
-    """Id of the token that the decoder reads first, in the place of the document's first."""
+    """Id of the token that the decoder reads first, in place of the document's first."""
 
 
 @dataclass(frozen=True)
@@ -31,37 +32,41 @@ class Decoder:
     """The stack that turns token ids into last_hidden_state, and its blocks in the order they run."""
 
     module: nn.Module
+    """The stack, without the language-model head."""
     blocks: tuple[nn.Module, ...]
+    """The decoder blocks; of a block made of several modules, the first."""
     path: str
     """Path of the list of blocks inside the model."""
     config: Any = None
-    """The config of this stack: of a multimodal model or an encoder-decoder, that of the text decoder."""
+    """Config of this stack; for a multimodal model or an encoder-decoder, that of the text decoder."""
     encoder: Encoder | None = None
-    """None for a decoder that stands alone."""
+    """Encoder that the decoder attends to; None for a decoder that stands alone."""
     left_out: Mapping[int, nn.Module] = field(default_factory=dict)
-    """By place in the list: what is not among the blocks, as text alone does not reach it."""
+    """Position in the list -> module that is no block here, as text alone does not reach it."""
     last_parts: tuple[nn.Module, ...] = ()
-    """Where a block is not one module but several that run in turn: the last of each; `blocks` has the first."""
+    """Last module of each block, if a block is made of several that run in turn; empty otherwise."""
 
     @property
     def ends(self) -> tuple[nn.Module, ...]:
-        """The modules that give back what each block gives back."""
+        """The modules whose outputs are the outputs of the blocks."""
         return self.last_parts or self.blocks
 
     @property
     def hidden(self) -> int | None:
-        """Width of the residual stream, as the config says; None where it does not."""
+        """Width of the residual stream according to the config; None if it does not say."""
         return getattr(self.config, "hidden_size", None)
 
 
 def find_decoder(model: Any, layers_path: str | None = None) -> Decoder:
-    """The decoder of a Hugging Face model and its blocks.
+    """Return the decoder of a Hugging Face model, with its blocks.
 
     The blocks are the ModuleList under `get_decoder()` with as many entries as that decoder's config has layers, of
-    several such lists the shallowest; where none has that length, the only list of what transformers marks as layers.
-    `layers_path` names the list instead where that is not unique.
+    several such lists the shallowest; if none has that length, the only list of what transformers marks as layers.
 
-    Raises CaptureError where no list, or more than one, fits, and where an encoder reads something other than text.
+    layers_path: dotted path of the list of blocks, for models in which this rule finds none or several.
+
+    Raises:
+        CaptureError: no list fits or several do, a block is listed twice, or an encoder does not read text.
     """
     left_out: dict[int, nn.Module] = {}
     last_parts: tuple[nn.Module, ...] = ()
@@ -83,25 +88,25 @@ def find_decoder(model: Any, layers_path: str | None = None) -> Decoder:
 
 
 def _blocks(model: Any) -> tuple[str, tuple[nn.Module, ...], tuple[nn.Module, ...]]:
-    """Path of the list, its modules, and where lists side by side make up the blocks, the last of each block."""
+    """Return the path of the list of blocks, its modules, and the last module of each block if that is another one."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     decoder = _get_decoder(model)
     config = _config(model, decoder)
-    # Some configs of encoder-decoders count the encoder under num_hidden_layers; they say decoder_layers, too (FSMT's
-    # own says it right, and what get_text_config makes of it does not).
-    says_layers = ((model.config, "decoder_layers"), (config, "decoder_layers"), (config, "num_hidden_layers"))
-    said = (getattr(holder, name, None) for holder, name in says_layers)
-    expected = next((count for count in said if count is not None), None)
+    # Some configs of encoder-decoders count the encoder under num_hidden_layers; these have decoder_layers, too. For
+    # FSMT that is right in the model's config and wrong in what get_text_config returns, so the former comes first.
+    places = ((model.config, "decoder_layers"), (config, "decoder_layers"), (config, "num_hidden_layers"))
+    counts = (getattr(holder, name, None) for holder, name in places)
+    expected = next((count for count in counts if count is not None), None)
     lists = _module_lists(decoder)
-    fitting = [(name, own) for name, own in lists if len(own) == expected]
+    fitting = [(name, modules) for name, modules in lists if len(modules) == expected]
     if not fitting:
-        # Longcat counts two layers per block. The mark is put on whole layers only, and on those of every model.
-        fitting = [(name, own) for name, own in lists if all(isinstance(x, GradientCheckpointingLayer) for x in own)]
+        # Longcat counts two layers per block. Only whole layers are of this class, in every model of transformers.
+        fitting = [item for item in lists if all(isinstance(module, GradientCheckpointingLayer) for module in item[1])]
     else:
         # T5's blocks are lists themselves, and can have that length, too; a vision tower lies deeper than the text.
         depth = min(name.count(".") for name, _ in fitting)
-        fitting = [(name, own) for name, own in fitting if name.count(".") == depth]
+        fitting = [(name, modules) for name, modules in fitting if name.count(".") == depth]
     if len(fitting) == 1 or _side_by_side(fitting):
         name, blocks = fitting[0]
         prefix = next((path for path, module in model.named_modules() if module is decoder), "")
@@ -120,60 +125,65 @@ def _blocks(model: Any) -> tuple[str, tuple[nn.Module, ...], tuple[nn.Module, ..
 
 
 def _side_by_side(lists: list[tuple[str, nn.ModuleList]]) -> bool:
-    """Whether block L is the members L of all lists, one after the other, as in XLM: attentions, norms, feed-forwards.
+    """Return True if block L is made of entry L of every list, one after the other, as in XLM.
 
-    That is supposed of lists in one module, each of one kind of module, where the first kind is not the last: stacks of
-    blocks are of one kind, or in modules of their own. Whether it is so the certificate's continuity shows.
+    XLM has lists of attentions, norms and feed-forwards. Lists are assumed to be such if they are in one module, each
+    of one class, and the first class is not the last: stacks of blocks are of one class, or in separate modules. The
+    certificate's continuity shows whether the assumption holds.
     """
-    kinds = [{type(member) for member in own} for _, own in lists]
+    kinds = [{type(member) for member in modules} for _, modules in lists]
     parents = {name.rpartition(".")[0] for name, _ in lists}
-    return len(lists) > 1 and len(parents) == 1 and all(len(own) == 1 for own in kinds) and kinds[0] != kinds[-1]
+    return len(lists) > 1 and len(parents) == 1 and all(len(kind) == 1 for kind in kinds) and kinds[0] != kinds[-1]
 
 
 def _get_decoder(model: Any) -> Any:
-    """`get_decoder()`, and again of what it gives: once finds the language model of a multimodal one, then its decoder.
+    """Return the innermost result of `get_decoder()`: for a multimodal model, the decoder of its language model.
 
-    Not always does it give a stack (for ModernBert's decoder it is the head); what holds no list is not one.
+    `get_decoder()` does not always return a stack (for ModernBert's decoder it returns the head): a module without
+    lists is none.
     """
     decoder = model
     while True:
-        found = decoder.get_decoder() if hasattr(decoder, "get_decoder") else None
-        if found is None or not _module_lists(found):
-            found = getattr(decoder, "base_model", decoder)
-        if found is decoder:
+        inner = decoder.get_decoder() if hasattr(decoder, "get_decoder") else None
+        if inner is None or not _module_lists(inner):
+            inner = getattr(decoder, "base_model", decoder)
+        if inner is decoder:
             return decoder
-        decoder = found
+        decoder = inner
 
 
 def _reader(model: Any, layers_path: str) -> Any:
-    """The innermost module around the blocks that reads token ids: the stack without the language-model head.
+    """Return the innermost module around the blocks that reads token ids: the stack without the language-model head.
 
-    One that demands what only the modules around it know, such as FSMT's decoder its masks, is passed over.
+    A module that requires arguments which only the modules around it know, as FSMT's decoder its masks, is passed over.
     """
     path = layers_path
     while path:
         path = path.rpartition(".")[0]
         module = model.get_submodule(path)
         parameters = inspect.signature(module.forward).parameters
-        if "input_ids" in parameters and _demanded(parameters.values()) <= GIVEN:
+        if "input_ids" in parameters and _required(parameters.values()) <= GIVEN:
             return module
     return model
 
 
 def _reached_by_text(blocks: tuple[nn.Module, ...]) -> tuple[tuple[nn.Module, ...], dict[int, nn.Module]]:
-    """The blocks without those that demand more arguments than the others do, and these by their place.
+    """Return the blocks that run on text alone, and the others by their position.
 
-    Such are Mllama's blocks of attention to an image: on text alone it passes them over. The tap sees to it that they
-    do not run; a layers_path takes every block.
+    The others require more arguments, such as Mllama's blocks of attention to an image, which it skips on text alone.
+    The tap makes sure that they do not run; a layers_path takes every block.
     """
-    demands = [len(_demanded(list(inspect.signature(block.forward).parameters.values())[1:])) for block in blocks]
-    left_out = {place: block for place, block in enumerate(blocks) if demands[place] > min(demands)}
+    counts = [len(_required(list(inspect.signature(block.forward).parameters.values())[1:])) for block in blocks]
+    left_out = {position: block for position, block in enumerate(blocks) if counts[position] > min(counts)}
     return tuple(block for block in blocks if block not in left_out.values()), left_out
 
 
-def _demanded(parameters: Iterable[inspect.Parameter]) -> set[str]:
-    named = [own for own in parameters if own.kind in (own.POSITIONAL_OR_KEYWORD, own.KEYWORD_ONLY)]
-    return {own.name for own in named if own.default is own.empty}
+def _required(parameters: Iterable[inspect.Parameter]) -> set[str]:
+    """Return the names of the parameters without a default."""
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {
+        parameter.name for parameter in parameters if parameter.kind in kinds and parameter.default is parameter.empty
+    }
 
 
 def _config(model: Any, module: Any) -> Any:
@@ -184,18 +194,18 @@ def _named(model: Any, layers_path: str) -> tuple[nn.Module, ...]:
     from torch.nn import ModuleDict, ModuleList, Sequential
 
     try:
-        found = model.get_submodule(layers_path)
+        container = model.get_submodule(layers_path)
     except AttributeError:
         raise CaptureError(
             f"layers_path = {layers_path!r} names no module of {type(model).__name__}; "
             f"lists of modules it has: {_described(model)}. Correct layers_path in models.toml."
         ) from None
     # children() would leave out a block that is listed twice.
-    blocks = tuple(module for module in found._modules.values() if module is not None)
-    if not blocks or not isinstance(found, ModuleList | Sequential | ModuleDict):
+    blocks = tuple(module for module in container._modules.values() if module is not None)
+    if not blocks or not isinstance(container, ModuleList | Sequential | ModuleDict):
         raise CaptureError(
             f"layers_path = {layers_path!r} names a module of {type(model).__name__} that is no list of decoder blocks "
-            f"({type(found).__name__}); lists of modules it has: {_described(model)}. "
+            f"({type(container).__name__}); lists of modules it has: {_described(model)}. "
             f"Correct layers_path in models.toml."
         )
     return blocks
@@ -223,9 +233,10 @@ def _encoder(model: Any, config: Any) -> Encoder:
 def _module_lists(module: Any) -> list[tuple[str, nn.ModuleList]]:
     import torch
 
-    return [(name, own) for name, own in module.named_modules() if isinstance(own, torch.nn.ModuleList) and len(own)]
+    return [(name, child) for name, child in module.named_modules() if isinstance(child, torch.nn.ModuleList) and child]
 
 
 def _described(model: Any) -> str:
-    lists = [f"{name} ({len(own)})" for name, own in _module_lists(model)]
+    """Return the lists of modules of a model and their lengths, for a message."""
+    lists = [f"{name} ({len(modules)})" for name, modules in _module_lists(model)]
     return ", ".join(lists[:8]) + (", ..." if len(lists) > 8 else "") if lists else "none"

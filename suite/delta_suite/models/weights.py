@@ -1,7 +1,9 @@
-"""Is a weights file whole? Asked from headers and sizes alone, before anything is loaded.
+"""Checks that a weights file is complete, from headers and sizes alone, before anything is loaded.
 
 Formats: https://huggingface.co/docs/safetensors and https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
+
+from __future__ import annotations
 
 import json
 import mmap
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import Self
 
 LFS_POINTER = b"version https://git-lfs"
-"""How a file begins that git left in place of the content, which is still on the LFS server."""
+"""First bytes of a file that git wrote in place of the content, which is still on the LFS server."""
 
 MAX_SAFETENSORS_HEADER = 100_000_000
 """Bytes; the safetensors library refuses longer headers as well."""
@@ -23,7 +25,10 @@ _GGUF_STRING, _GGUF_ARRAY = 8, 9
 
 
 def weights_problem(path: Path) -> str | None:
-    """What is wrong with a .safetensors or .gguf file, or None; any other kind may only not be an LFS pointer."""
+    """Return the problem with a .safetensors or .gguf file, or None; other files are only checked for LFS pointers.
+
+    Whatever the headers and the size of a file do not show is noticed when it is loaded.
+    """
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(len(LFS_POINTER))
@@ -73,24 +78,25 @@ def _gguf_problem(path: Path, size: int) -> str | None:
                 start = _gguf_last_tensor(view)
             except (struct.error, KeyError, RecursionError):
                 return f"{path.name} is cut short or damaged: its header does not end within its {size:,} bytes"
-    # How long the last tensor is depends on its quantisation; the loader finds a cut within it.
+    # The length of the last tensor depends on its quantisation; the loader notices a cut within it.
     if size <= start:
         return f"{path.name} is cut short: {size:,} bytes, where its last tensor begins at {start:,}"
     return None
 
 
 def gguf_architecture(path: Path) -> Iterator[bytes]:
-    """What the header of a whole GGUF file says of architecture and tokenizer: keys, values, tensors and their shapes.
+    """Yield what the header of a complete GGUF file says of architecture and tokenizer.
 
-    Not the name, the types of the weights and the chat template. The order of keys does not count.
+    These are keys and their values, names of tensors and their shapes, in an order that does not depend on the file's.
+    The name of the model, the types of the weights and the chat template are omitted.
     """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
         header = _GgufHeader.of(view)
         # Without an architecture the loader refuses the file, with a reason.
         architecture = header.value(view, b"general.architecture") if b"general.architecture" in header.pairs else b""
-        own = (b"tokenizer.", architecture[12:] + b".")  # behind the value's type and the string's length
+        prefixes = (b"tokenizer.", architecture[12:] + b".")  # behind the value's type and the string's length
         for key in sorted(header.pairs):
-            if key == b"general.architecture" or (key.startswith(own) and key != b"tokenizer.chat_template"):
+            if key == b"general.architecture" or (key.startswith(prefixes) and key != b"tokenizer.chat_template"):
                 yield key
                 yield header.value(view, key)
         for name, (shape, _) in sorted(header.tensors.items()):
@@ -100,16 +106,24 @@ def gguf_architecture(path: Path) -> Iterator[bytes]:
 
 @dataclass(frozen=True)
 class _GgufHeader:
-    """Where the header's parts are; none of its values is built."""
+    """Positions of the header's parts in the file; none of its values is parsed."""
 
     pairs: dict[bytes, tuple[int, int]]
-    """Key -> where its value, type included, begins and ends."""
+    """Key -> start and end of its value, type included."""
     tensors: dict[bytes, tuple[bytes, int]]
     """Name -> shape as it is written, and offset."""
     end: int
+    """End of the header."""
 
     @classmethod
     def of(cls, view: mmap.mmap) -> Self:
+        """Return the positions in a mapped file.
+
+        Raises:
+            struct.error: the file ends within the header.
+            KeyError: version or a type of value is unknown.
+            RecursionError: arrays are nested too deep.
+        """
         version, tensor_count, pair_count = struct.unpack_from("<IQQ", view, 4)
         if version not in (2, 3):
             raise KeyError(version)
@@ -136,12 +150,13 @@ class _GgufHeader:
         return cls(pairs, tensors, at)
 
     def value(self, view: mmap.mmap, key: bytes) -> bytes:
+        """Return the bytes of a value, type included."""
         start, end = self.pairs[key]
         return view[start:end]
 
 
 def _gguf_last_tensor(view: mmap.mmap) -> int:
-    """Where in the file the last tensor begins."""
+    """Return the position in the file at which the last tensor begins."""
     header = _GgufHeader.of(view)
     alignment = 32
     if b"general.alignment" in header.pairs:
@@ -151,7 +166,7 @@ def _gguf_last_tensor(view: mmap.mmap) -> int:
 
 
 def _gguf_skip(view: mmap.mmap, at: int, kind: int) -> int:
-    """Where the value of this type, which begins at `at`, ends."""
+    """Return the position at which a value of type `kind` ends that begins at `at`."""
     if kind == _GGUF_STRING:
         (length,) = struct.unpack_from("<Q", view, at)
         return at + 8 + int(length)
