@@ -14,7 +14,7 @@ import pytest
 from delta_suite.cli import app
 from delta_suite.errors import SuiteError
 from delta_suite.metrics.registry import METRICS
-from delta_suite.models.registry import ModelSpec
+from delta_suite.models.spec import ModelSpec
 from delta_suite.pipeline import Outcome, Settings, measure
 from delta_suite.records.cache import Cache
 from typer.testing import CliRunner, Result

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from delta_suite.capture.calibration import load_calibration
-from delta_suite.models.registry import ModelSpec
+from delta_suite.models.spec import ModelSpec
 from delta_suite.pipeline import Settings, measure
 from delta_suite.records.cache import Cache
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -20,7 +20,8 @@ from delta_suite.claims.loader import load_hypotheses
 from delta_suite.claims.observe import Observation, Quantity, observe
 from delta_suite.metrics.registry import METRICS, PARTS
 from delta_suite.models.phases import PhaseMap
-from delta_suite.models.registry import RANDOM_WEIGHTS, load_registry
+from delta_suite.models.registry import load_registry
+from delta_suite.models.spec import RANDOM_WEIGHTS
 from delta_suite.paths import bundled
 from delta_suite.pipeline import Settings, measure_view
 from delta_suite.records import store

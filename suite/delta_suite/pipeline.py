@@ -16,9 +16,11 @@ from delta_suite.errors import RecordError
 from delta_suite.metrics.registry import METRICS, PARTS
 from delta_suite.models.control import control_fingerprint
 from delta_suite.models.device import resolve_device
-from delta_suite.models.files import ModelFiles, fingerprint, locate
+from delta_suite.models.files import ModelFiles
+from delta_suite.models.fingerprint import fingerprint
 from delta_suite.models.phases import PhaseMap, phase_map
-from delta_suite.models.registry import ModelSpec
+from delta_suite.models.sources import locate
+from delta_suite.models.spec import ModelSpec
 from delta_suite.progress import Progress, no_progress
 from delta_suite.provenance import LIBRARIES, Clock, git_state, hardware, library_version, peak_memory, started_gpus
 from delta_suite.records.arrays import ArrayFile

@@ -157,8 +157,8 @@ def embedded_spec() -> Any:
 
 
 def _embedded(device: torch.device) -> Subject:
-    from delta_suite.models.files import locate
     from delta_suite.models.loading import load
+    from delta_suite.models.sources import locate
 
     spec = embedded_spec()
     loaded = load(spec, locate(spec), device=str(device), dtype="float32")

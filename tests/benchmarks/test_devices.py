@@ -12,7 +12,7 @@ import pytest
 import torch
 from delta_suite.errors import SuiteError
 from delta_suite.models import loading
-from delta_suite.models.files import locate
+from delta_suite.models.sources import locate
 from delta_suite.pipeline import Settings, measure
 from delta_suite.records.cache import Cache
 from delta_suite.records.view import RecordView

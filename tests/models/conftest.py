@@ -1,4 +1,4 @@
-"""Models made on the spot, and a hub that answers over real HTTP from this process."""
+"""Small models for tests, and a hub that answers over real HTTP from this process."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ import pytest
 
 
 def write_tokenizer(directory: Path) -> None:
-    """A word-level tokenizer of a dozen words, in the form that AutoTokenizer reads."""
+    """Write a word-level tokenizer of a dozen words, in the form that AutoTokenizer reads."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     words = ["<unk>", "<s>", "</s>", *["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog"]]
@@ -27,7 +27,7 @@ def write_tokenizer(directory: Path) -> None:
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A directory as save_pretrained writes it, as far as files go: its one tensor makes no model. Without torch."""
+    """A directory with the files that save_pretrained writes, though its one tensor is no model; it needs no torch."""
     from safetensors.numpy import save_file
 
     directory = tmp_path / "checkpoint"
@@ -41,13 +41,13 @@ def checkpoint(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def llama(tiny: Path, tmp_path: Path) -> Path:
-    """A copy of the tiny random Llama, which the test may damage."""
+    """A copy of the tiny random Llama that the test may damage."""
     return Path(shutil.copytree(tiny, tmp_path / "llama"))
 
 
 @dataclass
 class Hub:
-    """A hub of made-up repositories, in the few answers of https://huggingface.co/docs/hub/api that a download asks."""
+    """A simulated hub; it has the answers of https://huggingface.co/docs/hub/api that a download needs."""
 
     cache: Path
     url: str = ""
@@ -97,15 +97,15 @@ class Hub:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    """A running hub, which huggingface_hub is turned to, with an empty cache."""
+    """A running hub with an empty cache, which huggingface_hub is configured to use."""
     from huggingface_hub import constants
 
-    made = Hub(cache=tmp_path / "hf" / "hub")
+    simulated = Hub(cache=tmp_path / "hf" / "hub")
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            made.asked.append(f"{self.command} {self.path}")
-            status, headers, body = made.answer(self.path)
+            simulated.asked.append(f"{self.command} {self.path}")
+            status, headers, body = simulated.answer(self.path)
             self.send_response(status)
             for name, value in {"Content-Length": str(len(body)), **headers}.items():
                 self.send_header(name, value)
@@ -119,13 +119,15 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    made.url = f"http://127.0.0.1:{server.server_port}"
+    simulated.url = f"http://127.0.0.1:{server.server_port}"
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    monkeypatch.setenv("HF_HUB_CACHE", str(made.cache))
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(made.cache))
+    monkeypatch.setenv("HF_HUB_CACHE", str(simulated.cache))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(simulated.cache))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", made.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", made.url + "/{repo_id}/resolve/{revision}/{filename}")
-    yield made
+    monkeypatch.setattr(constants, "ENDPOINT", simulated.url)
+    monkeypatch.setattr(
+        constants, "HUGGINGFACE_CO_URL_TEMPLATE", simulated.url + "/{repo_id}/resolve/{revision}/{filename}"
+    )
+    yield simulated
     server.shutdown()
     server.server_close()

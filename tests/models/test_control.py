@@ -1,4 +1,4 @@
-"""The random-weights control: what it is made of, what it is called, and that it is the same wherever it is made."""
+"""The random-weights control: its name, its fingerprint, and that its weights are the same in every process."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ import pytest
 import torch
 from delta_suite.errors import UnknownModelError
 from delta_suite.models.control import control_fingerprint
-from delta_suite.models.files import fingerprint, locate
+from delta_suite.models.fingerprint import fingerprint
 from delta_suite.models.loading import load
-from delta_suite.models.registry import ModelSpec, load_registry
+from delta_suite.models.registry import load_registry
+from delta_suite.models.sources import locate
+from delta_suite.models.spec import ModelSpec
 from delta_suite.pipeline import Settings, measure
 from delta_suite.records.cache import Cache
 
@@ -32,7 +34,7 @@ print(digest(Path(sys.argv[1])))
 
 
 def digest(directory: Path) -> str:
-    """SHA-256 of the weights of a directory's control."""
+    """Return the SHA-256 of the weights of a directory's control."""
     spec = ModelSpec(name="x", path=directory).control()
     total = hashlib.sha256()
     for name, tensor in sorted(load(spec, locate(spec)).model.state_dict().items()):
@@ -73,7 +75,7 @@ def test_another_process_draws_the_same_weights(tiny: Path) -> None:
     assert digest(tiny) == other
 
 
-def test_dtype_and_kernel_are_obeyed(tiny: Path) -> None:
+def test_dtype_and_kernel_are_those_asked_for(tiny: Path) -> None:
     spec = ModelSpec(name="tiny", path=tiny).control()
     loaded = load(spec, locate(spec), dtype="bfloat16", attention="eager")
     assert (loaded.dtype, loaded.attention) == ("bfloat16", "eager")
@@ -90,7 +92,7 @@ def test_a_control_split_over_devices_is_the_same(tiny: Path) -> None:
     assert torch.allclose(one(ids).logits, there, atol=1e-4)
 
 
-def test_the_control_of_every_source_can_be_asked_for(tiny: Path, tmp_path: Path) -> None:
+def test_every_source_has_controls(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "models.toml").write_text('[models.pythia]\nhub = "acme/pythia"\nphases = { A = [0, 1] }\n')
     registry = load_registry(tmp_path / "models.toml")
     for argument, name, source in [
@@ -124,7 +126,7 @@ def test_checkpoints_of_an_architecture_share_one_measurement(tiny: Path, tmp_pa
     record = json.loads(second.path.read_text())["model"]
     assert record["name"] == "later@random-weights"
     assert record["source"] == f"random-weights, seed 0, as directory:{tmp_path / 'later'}"
-    assert record.get("revision") is None
+    assert second.view.model.revision is None
     assert record["fingerprint"] == first.view.model.fingerprint
     assert not measure(trained, settings).cached  # the model itself is another measurement
 
@@ -149,15 +151,15 @@ def test_no_weights_are_needed(tiny: Path, tmp_path: Path, settings: Settings) -
     assert measure(spec, settings).view.model.layers == 12
 
 
-def test_of_a_hub_model_only_config_and_tokenizer_are_downloaded(hub: Hub, tiny: Path, settings: Settings) -> None:
+def test_no_weights_are_downloaded(hub: Hub, tiny: Path, settings: Settings) -> None:
     hub.repositories["acme/tiny"] = {path.name: path.read_bytes() for path in tiny.iterdir()}
     outcome = measure(ModelSpec(name="acme--tiny", hub="acme/tiny").control(), settings)
     assert outcome.view.model.revision is None
     assert outcome.view.model.source == "random-weights, seed 0, as hub:acme/tiny"
-    assert not any("safetensors" in asked for asked in hub.asked)
+    assert not any("safetensors" in request for request in hub.asked)
 
 
-def test_of_a_gguf_file_the_weights_do_not_count(tmp_path: Path) -> None:
+def test_weights_in_a_gguf_file_do_not_count(tmp_path: Path) -> None:
     def control(tensors: int = 2, change: tuple[bytes, bytes] = (b"", b"")) -> str:
         gguf(tmp_path / "m.gguf", tensors=tensors)
         content = (tmp_path / "m.gguf").read_bytes()

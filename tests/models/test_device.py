@@ -11,7 +11,7 @@ import pytest
 from delta_suite.errors import DeviceError
 from delta_suite.models import device as module
 from delta_suite.models.device import Gpu, Hardware, describe_devices, hardware, resolve_device
-from delta_suite.models.registry import ModelSpec, Requires
+from delta_suite.models.spec import ModelSpec, Requires
 
 SMALL = ModelSpec(name="small", hub="a/small")
 HUGE = ModelSpec(name="huge", hub="a/huge", requires=Requires(gpu_memory_gb=900))

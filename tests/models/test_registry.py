@@ -1,4 +1,4 @@
-"""models.toml, and what `--model` arguments mean. The messages are asserted by the words that tell what to do."""
+"""models.toml, and the meaning of `--model` arguments. Of messages, the words that say what to do are checked."""
 
 import os
 import subprocess
@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 from delta_suite.errors import ModelsFileError, UnknownModelError
-from delta_suite.models.registry import ModelSpec, Registry, load_registry
+from delta_suite.models import registry as registry_module
+from delta_suite.models.phases import DEFAULT_64
+from delta_suite.models.registry import Registry, load_registry
+from delta_suite.models.spec import ModelSpec
 from delta_suite.paths import bundled
 
 SHIPPED = bundled("models.toml")
@@ -45,14 +48,14 @@ class TestShippedFile:
         assert spec.phases is not None
         assert spec.phases["tail"] == (59, 63)
 
-    def test_every_family_is_there(self, registry: Registry) -> None:
+    def test_every_family_has_an_entry(self, registry: Registry) -> None:
         families = {name.split("-")[0] for name in registry.specs}
         assert families >= {"qwen3", "qwen2.5", "llama", "gemma3", "pythia", "olmo2", "smollm2", "gpt2"}
         sources = [spec.source for spec in registry.specs.values()]
         assert len(set(sources)) == len(sources)
 
-    def test_large_models_say_what_they_require(self, registry: Registry) -> None:
-        """The rule at the head of the file, on the sizes that the names tell."""
+    def test_large_models_require_gpu_memory(self, registry: Registry) -> None:
+        """Check the rule at the head of the file, for the sizes in the names."""
         for name, spec in registry.specs.items():
             size = name.split("-")[-1]
             if size.endswith("b") and float(size[:-1]) * 2 > 32:
@@ -61,7 +64,7 @@ class TestShippedFile:
             else:
                 assert spec.requires.gpu_memory_gb is None, name
 
-    def test_it_is_found_from_anywhere_and_the_local_one_first(self, here: Path) -> None:
+    def test_the_file_of_the_working_directory_comes_first(self, here: Path) -> None:
         assert load_registry().path == SHIPPED
         (here / "models.toml").write_text('[models.mine]\nhub = "me/mine"\n')
         assert list(load_registry().specs) == ["mine"]
@@ -78,12 +81,12 @@ class TestResolve:
         assert [spec.series for spec in specs[:3]] == [("pythia-410m@step*", step) for step in (0, 1, 8)]
         assert [spec.revision for spec in specs[-2:]] == ["step128000", "step143000"]
         assert [spec.revision for spec in registry.resolve_all("pythia-410m@step8000")] == ["step8000"]
-        for argument, telling in (
+        for argument, expected in (
             ("pythia-410m@main*", "no checkpoint of pythia-410m matches 'main[*]'.*step143000"),
             ("qwen3-0.6b@step*", "names none: list them under `checkpoints`"),
             ("acme/tiny@step*", "the hub is not asked which revisions there are"),
         ):
-            with pytest.raises(UnknownModelError, match=telling):
+            with pytest.raises(UnknownModelError, match=expected):
                 registry.resolve_all(argument)
 
     def test_a_pattern_of_directories(self, registry: Registry, here: Path) -> None:
@@ -149,7 +152,7 @@ class TestResolve:
         assert registry.resolve("./gpt2").path == Path("gpt2")
 
     @pytest.mark.parametrize(
-        ("argument", "telling"),
+        ("argument", "expected"),
         [
             ("qwen3-3b", r"no entry 'qwen3-3b'.*without a slash(?s:.*)Nearest names: qwen3-32b"),
             ("pythia-41m@step1", r"Nearest names: pythia-410m@step1"),
@@ -171,17 +174,51 @@ class TestResolve:
         ],
         ids=lambda word: word[:20],
     )
-    def test_what_names_no_model(self, registry: Registry, here: Path, argument: str, telling: str) -> None:
+    def test_an_argument_that_means_no_model(
+        self, registry: Registry, here: Path, argument: str, expected: str
+    ) -> None:
         (here / "checkpoints/step-8000").mkdir(parents=True)
         (here / "m.gguf").touch()
         (here / "notes.txt").touch()
         (here / "loop").symlink_to("loop")
-        with pytest.raises(UnknownModelError, match=telling):
+        with pytest.raises(UnknownModelError, match=expected):
             registry.resolve(argument)
 
 
+class TestNoModelsFile:
+    @pytest.fixture
+    def registry(self, here: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
+        monkeypatch.setattr(registry_module, "bundled", lambda name: here / "package" / name)
+        return load_registry()
+
+    def test_the_registry_is_empty(self, registry: Registry) -> None:
+        assert registry.path is None
+        assert dict(registry.specs) == {}
+        assert registry.phases == tuple(DEFAULT_64)
+
+    def test_paths_and_hub_ids_need_no_file(self, registry: Registry, here: Path) -> None:
+        (here / "runs/step-8").mkdir(parents=True)
+        (here / "m.gguf").touch()
+        assert registry.resolve("runs/step-8").path == Path("runs/step-8")
+        assert registry.resolve("m.gguf").gguf == "m.gguf"
+        assert registry.resolve("acme/tiny@v2").revision == "v2"
+        assert registry.resolve("acme/tiny@random-weights").random_weights
+        assert [spec.name for spec in registry.resolve_all("runs/step-*")] == ["runs--step-8"]
+        with pytest.raises(UnknownModelError, match=r"Make acme/tiny an entry of models.toml"):
+            registry.resolve_all("acme/tiny@step*")
+
+    def test_a_bare_name_does(self, registry: Registry, here: Path) -> None:
+        expected = rf"no model 'qwen': there is no models file .looked for {here}/models.toml and {here}/package/"
+        with pytest.raises(UnknownModelError, match=expected):
+            registry.resolve("qwen")
+
+    def test_a_file_that_is_named_must_exist(self, here: Path) -> None:
+        with pytest.raises(ModelsFileError, match=r"looked for other.toml. Pass another one with --models-file"):
+            load_registry(Path("other.toml"))
+
+
 class TestFileErrors:
-    def test_all_are_told_at_once_with_their_lines(self, tmp_path: Path) -> None:
+    def test_every_error_is_reported_with_its_line(self, tmp_path: Path) -> None:
         text = """
 colour = 1
 [models."x"]
@@ -197,10 +234,10 @@ trust_remote_code = "yes"
 [models.z.requires]
 gpu_memory_gb = "70"
 """
-        told = problems(text, tmp_path).splitlines()
-        assert told[0] == "9 errors in models.toml:"
-        assert [line.split(":")[1] for line in told[1:]] == ["2", "5", "6", "7", "9", "10", "11", "13", "13"]
-        whole = "\n".join(told)
+        message = problems(text, tmp_path).splitlines()
+        assert message[0] == "9 errors in models.toml:"
+        assert [line.split(":")[1] for line in message[1:]] == ["2", "5", "6", "7", "9", "10", "11", "13", "14"]
+        whole = "\n".join(message)
         assert "models.toml:2: unknown key 'colour' at the top" in whole
         assert """models.toml:5: [models."x"] unknown key 'dtpye': did you mean 'dtype'?""" in whole
         assert 'models.toml:6: [models."x"] phases A = [0, 6] and B = [5, 9] overlap' in whole
@@ -208,10 +245,10 @@ gpu_memory_gb = "70"
         assert 'models.toml:9: [models."y"] names no source' in whole
         assert "models.toml:10: [models.\"y\"] dtype = 'fp16' should be 'auto', 'float32'" in whole
         assert "models.toml:11: [models.\"y\"] trust_remote_code = 'yes' should be a valid boolean" in whole
-        assert "models.toml:13: [models.\"z\"] requires.gpu_memory_gb = '70' should be a valid number" in whole
+        assert "models.toml:14: [models.\"z\"] requires.gpu_memory_gb = '70' should be a valid number" in whole
 
     @pytest.mark.parametrize(
-        ("entry", "telling"),
+        ("entry", "expected"),
         [
             ("", "names no source: a model has exactly one of hub, path and package"),
             ('hub = "a/b"\npath = "c"', "names hub and path"),
@@ -223,40 +260,48 @@ gpu_memory_gb = "70"
             ('hub = "a/b"\nquux = 1', "unknown key 'quux': the keys are hub, revision"),
         ],
     )
-    def test_each_rule(self, tmp_path: Path, entry: str, telling: str) -> None:
-        assert telling in problems(f"[models.x]\n{entry}\n", tmp_path)
+    def test_each_rule(self, tmp_path: Path, entry: str, expected: str) -> None:
+        assert expected in problems(f"[models.x]\n{entry}\n", tmp_path)
 
-    def test_names_that_could_not_be_asked_for(self, tmp_path: Path) -> None:
+    def test_a_name_that_no_argument_could_mean(self, tmp_path: Path) -> None:
         assert "a name starts with a letter or digit" in problems('[models."a@b"]\nhub = "a/b"\n', tmp_path)
 
     def test_syntax(self, tmp_path: Path) -> None:
         assert problems("[models.x]\nhub =\n", tmp_path).startswith("models.toml:2: not TOML: Invalid value")
 
-    def test_a_file_that_is_not_there(self, tmp_path: Path) -> None:
-        with pytest.raises(ModelsFileError, match=r"looked for .*nothing.toml. Pass one with --models-file"):
+    def test_a_named_file_that_is_missing(self, tmp_path: Path) -> None:
+        with pytest.raises(ModelsFileError, match=r"looked for .*nothing.toml. Pass another one with --models-file"):
             load_registry(tmp_path / "nothing.toml")
-        with pytest.raises(ModelsFileError, match=r"looked for x+\.\.\. .*Pass one with --models-file"):
+        with pytest.raises(ModelsFileError, match=r"looked for x+\.\.\. .*Pass another one with --models-file"):
             load_registry(Path("x" * 5000))
 
-    def test_paths_count_from_the_file(self, tmp_path: Path) -> None:
+    def test_the_line_of_a_misplaced_key(self, tmp_path: Path) -> None:
+        text = '[models]\nx.hub = "a/b"\nx.revision = """\n[models.x]\n"""\nx."dtpye" = "auto"\n'
+        assert "models.toml:6: [models.\"x\"] unknown key 'dtpye'" in problems(text, tmp_path)
+
+    def test_models_that_are_no_table(self, tmp_path: Path) -> None:
+        assert "models.toml:2: `models` is not a table" in problems("\nmodels = 3\n", tmp_path)
+
+    def test_paths_are_relative_to_the_file(self, tmp_path: Path) -> None:
         (tmp_path / "models.toml").write_text('[models.x]\npath = "checkpoints/x"\n')
         assert load_registry(tmp_path / "models.toml").resolve("x").path == tmp_path / "checkpoints/x"
 
 
-def test_a_spec_made_in_code_is_checked_likewise() -> None:
+def test_a_spec_constructed_in_code_is_checked_too() -> None:
     with pytest.raises(ValueError, match="exactly one of hub, path and package"):
         ModelSpec(name="x")
 
 
 def test_nothing_heavy_is_imported(checkpoint: Path) -> None:
-    """Collection, listings and runs from the cache come through these modules, so torch stays out of them."""
+    """Collection, listings and runs from the cache import these modules, so they must not import torch."""
     code = f"""
 import sys
-from delta_suite.models import device, files, loading, phases, registry
-from delta_suite.models.sources import hub
+from delta_suite.models import device, loading, phases, registry
+from delta_suite.models.fingerprint import fingerprint
+from delta_suite.models.sources import availability, locate
 spec = registry.load_registry().resolve({str(checkpoint)!r})
-files.fingerprint(files.locate(spec))
-files.availability(registry.load_registry().resolve("smollm2-135m-q4"))
+fingerprint(locate(spec))
+availability(registry.load_registry().resolve("smollm2-135m-q4"))
 device.resolve_device("auto", spec)
 print([name for name in ("torch", "transformers", "huggingface_hub", "numpy") if name in sys.modules])
 """

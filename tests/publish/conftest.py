@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from delta_suite.claims.loader import load_hypotheses
-from delta_suite.models.registry import ModelSpec
+from delta_suite.models.spec import ModelSpec
 from delta_suite.pipeline import Settings, measure
 from delta_suite.publish.board import Board, Entry, build
 from delta_suite.records.arrays import pack, unpack

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from delta_suite.errors import RecordError
-from delta_suite.models.registry import ModelSpec
+from delta_suite.models.spec import ModelSpec
 from delta_suite.pipeline import Settings, measure
 from delta_suite.records.arrays import pack, unpack
 from delta_suite.records.cache import Cache

@@ -20,7 +20,7 @@ from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.estimators import phase_metric
 from delta_suite.metrics.intervals import interval
 from delta_suite.metrics.registry import METRICS
-from delta_suite.models.registry import ModelSpec
+from delta_suite.models.spec import ModelSpec
 from delta_suite.pipeline import Outcome, Settings, measure
 from delta_suite.records.cache import Cache
 from delta_suite.records.format import from_json, to_json
@@ -375,7 +375,7 @@ def test_a_killed_run_leaves_no_entry_and_no_lock(tiny: Path, tmp_path: Path) ->
     code = (
         "import os, sys; from pathlib import Path; import delta_suite.records.cache as c\n"
         "c.Cache.put = lambda *a: os.kill(os.getpid(), 9)\n"
-        "from delta_suite.pipeline import *; from delta_suite.models.registry import ModelSpec\n"
+        "from delta_suite.pipeline import *; from delta_suite.models.spec import ModelSpec\n"
         "measure(ModelSpec(name='tiny', path=Path(sys.argv[1])), Settings(results=Path(sys.argv[2]), device='cpu'))"
     )
     environment = os.environ | {"DELTA_SUITE_CACHE": str(tmp_path / "cache")}
@@ -389,7 +389,7 @@ def test_a_killed_run_leaves_no_entry_and_no_lock(tiny: Path, tmp_path: Path) ->
 def test_two_processes_measure_a_model_once(tiny: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from delta_suite.pipeline import *\n"
-        "from delta_suite.models.registry import ModelSpec\n"
+        "from delta_suite.models.spec import ModelSpec\n"
         "spec = ModelSpec(name='tiny', path=Path(sys.argv[1]))\n"
         "print(measure(spec, Settings(results=Path(sys.argv[2]), device='cpu')).cached)"
     )

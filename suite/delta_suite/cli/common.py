@@ -18,7 +18,7 @@ from delta_suite.errors import SuiteError
 from delta_suite.paths import bundled
 
 if TYPE_CHECKING:
-    from delta_suite.models.registry import ModelSpec
+    from delta_suite.models.spec import ModelSpec
     from delta_suite.pipeline import Outcome, Settings
     from delta_suite.publish.rows import Row
     from delta_suite.records.view import RecordView

@@ -74,7 +74,7 @@ def _under_declared_phases(path: Path, view: RecordView, registry: Registry) -> 
 
 def _control(path: Path, view: RecordView) -> RecordView | None:
     """Return the newest record of the same architecture with random weights in the results folder of a record."""
-    from delta_suite.models.registry import RANDOM_WEIGHTS
+    from delta_suite.models.spec import RANDOM_WEIGHTS
     from delta_suite.records.store import RUNS, newest
 
     runs = path.resolve().parent.parent

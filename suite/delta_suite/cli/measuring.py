@@ -29,7 +29,7 @@ from delta_suite.command_line import HELP
 from delta_suite.errors import SuiteError
 
 if TYPE_CHECKING:
-    from delta_suite.models.registry import ModelSpec
+    from delta_suite.models.spec import ModelSpec
     from delta_suite.pipeline import Outcome, Settings
     from delta_suite.records.view import RecordView
 
@@ -211,7 +211,7 @@ def _show_run(
 ) -> None:
     """Judge the checkpoints of a run, show its tables, and write its page."""
     from delta_suite.claims.judge import judge_all
-    from delta_suite.models.registry import RANDOM_WEIGHTS
+    from delta_suite.models.spec import RANDOM_WEIGHTS
     from delta_suite.publish import trajectory as tables
     from delta_suite.publish.board import Entry
     from delta_suite.publish.rows import Row

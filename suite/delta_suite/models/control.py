@@ -1,32 +1,33 @@
 """The control of a model: its architecture and tokenizer with freshly initialised weights.
 
-What a metric says of random weights it says of the architecture, not of what was learnt. A control is measured as any
-model is; `ModelSpec.control` names it, `--model NAME@random-weights` asks for it.
+A value that random weights have, too, tells of the architecture and not of what was learnt. A control is measured like
+any model; `ModelSpec.control` returns it, `--model NAME@random-weights` asks for it.
 """
+
+from __future__ import annotations
 
 import hashlib
 import json
 from typing import TYPE_CHECKING, Any
 
 from delta_suite.models.device import SHARDED
-from delta_suite.models.files import ModelFiles
-from delta_suite.models.registry import CONTROL_SEED
-from delta_suite.models.sources import hub
+from delta_suite.models.files import INDEX, PICKLES, ModelFiles
+from delta_suite.models.spec import CONTROL_SEED
 from delta_suite.models.weights import gguf_architecture
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 _VOLATILE = ("_name_or_path", "name_or_path", "transformers_version")
-"""Keys of config.json that say who saved it, and nothing of the model."""
+"""Keys of config.json that tell who saved it, and nothing about the model."""
 
 
 def control_fingerprint(files: ModelFiles) -> str:
-    """SHA-256, in hex, over what decides a control: config, tokenizer, trusted code and the seed; not the weights.
+    """Return the SHA-256, in hex, over what decides a control: config, tokenizer, trusted code and seed, not weights.
 
-    So every checkpoint of one architecture shares one control. A config counts by its content, without the path and
-    the version that it was saved by. Of a GGUF file it is the part of the header that tells architecture, tokenizer,
-    and the names and shapes of the tensors, so quantisations of one model share it as well.
+    So all checkpoints of one architecture share one control. A config counts by its content, without the path and the
+    version it was saved by. For a GGUF file it is the part of the header that tells architecture, tokenizer, and the
+    names and shapes of the tensors, so quantisations of one model share a control as well.
     """
     total = hashlib.sha256(f"random weights, seed {CONTROL_SEED}\n".encode())
     if files.gguf is not None:
@@ -34,7 +35,7 @@ def control_fingerprint(files: ModelFiles) -> str:
             total.update(len(part).to_bytes(8, "big") + part)
         return total.hexdigest()
     for path in sorted(files.others):
-        if path.name in (hub.INDEX, *hub.PICKLES):  # they list the weights
+        if path.name in (INDEX, *PICKLES):  # they list the weights
             continue
         content = path.read_bytes()
         if path.name == "config.json":
@@ -45,16 +46,16 @@ def control_fingerprint(files: ModelFiles) -> str:
 
 
 def initialise(
-    auto_class: Any, config: "PreTrainedConfig", *, device: str, dtype: Any, offload_folder: str | None, **options: Any
-) -> "PreTrainedModel":
-    """The model of a config as transformers initialises it for training (`_init_weights` of its class), seed 0.
+    auto_class: Any, config: PreTrainedConfig, *, device: str, dtype: Any, offload_folder: str | None, **options: Any
+) -> PreTrainedModel:
+    """Return the model of a config as transformers initialises it for training (`_init_weights` of its class), seed 0.
 
     The numbers are drawn on the CPU in `dtype`, so they are the same on every device and in every process; other
     releases of torch or transformers may draw others (both are in the cache key). A config read from GGUF has no
-    `initializer_range`: it is then the default of its class. The caller's random state is left as it was.
+    `initializer_range`: the default of its class is used. The caller's random state does not change.
 
-    dtype: a torch dtype; None is the config's own, and float32 where it says none.
-    offload_folder: where weights go that fit no memory, on the device "sharded".
+    dtype: a torch dtype; None means that of the config, or float32 if it names none.
+    offload_folder: folder for weights that fit into no memory, for the device "sharded".
     """
     import torch
 

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from delta_suite.errors import DeviceError
-from delta_suite.models.registry import ModelSpec
+from delta_suite.models.spec import ModelSpec
 
 PROBE_TIMEOUT = 60.0
 """Seconds; waking the driver of a host with many GPUs takes several."""

@@ -16,7 +16,7 @@ from delta_suite.errors import DeviceError, SuiteError, UnavailableError
 from delta_suite.models.control import initialise
 from delta_suite.models.device import SHARDED
 from delta_suite.models.files import ModelFiles
-from delta_suite.models.registry import ModelSpec
+from delta_suite.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

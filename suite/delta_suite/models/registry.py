@@ -1,7 +1,9 @@
-"""Who is measured: models.toml -> `ModelSpec`, and what a `--model` argument means.
+"""The models of models.toml, and what a `--model` argument means.
 
-No torch, transformers or huggingface_hub here: `pytest --collect-only` and `--help` come through this file.
+No torch, transformers or huggingface_hub is imported here: `pytest --collect-only` and `--help` import this module.
 """
+
+from __future__ import annotations
 
 import difflib
 import glob
@@ -12,147 +14,48 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, Literal, Self
+from typing import Any
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    StrictBool,
-    StrictInt,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from delta_suite.errors import ModelsFileError, UnknownModelError
-from delta_suite.models.phases import DEFAULT_64, declared_problems
+from delta_suite.models.phases import DEFAULT_64
+from delta_suite.models.sources import SOURCES, entry_problems, source_of
+from delta_suite.models.sources.hub import HUB_ID
+from delta_suite.models.spec import RANDOM_WEIGHTS, ModelSpec, Requires, natural_key
 from delta_suite.paths import bundled, expand_user, is_directory, path_error, shorten
+from delta_suite.toml_lines import Loc, key_lines, line_of
 
-RANDOM_WEIGHTS = "random-weights"
-"""What stands behind the @ of a control."""
-
-CONTROL_SEED = 0
-"""The seed that the weights of a control are drawn with."""
+MODELS_FILE = "models.toml"
+"""Name of the models file, in the working directory or in the package."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_HUB_ID_OR_NAME = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
-"""The hub knows a few models without an organisation ("gpt2"): an entry may name them, `--model` may not."""
 
+_HOW = (
+    f"--model takes a name from {MODELS_FILE}, name@revision, a directory (./checkpoints/step-8000), "
+    "a .gguf file, a hub id (org/name or org/name@revision), or a pattern (name@step*, './checkpoints/step-*'); "
+    f"@{RANDOM_WEIGHTS} behind any of them is its control."
+)
 
-class Requires(BaseModel):
-    """What a machine must have to measure the model."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    gpu_memory_gb: Annotated[float, Field(gt=0, strict=True)] | None = None
-    """Memory of the GPU, in units of 10^9 bytes; None where the model runs on a CPU as well."""
-
-
-class ModelSpec(BaseModel):
-    """One model, from models.toml or from a `--model` argument."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    """What items, tables and result folders call it: one path component, without `/`."""
-    hub: str | None = None
-    """Hugging Face id, "org/name"."""
-    revision: str | None = None
-    """Branch, tag or commit of the hub id; None is "main"."""
-    path: Path | None = None
-    """A directory."""
-    package: str | None = None
-    """A Python package that carries the weights; it is looked up, never imported."""
-    gguf: str | None = None
-    """The GGUF file inside the repository, directory or package; None where the weights are safetensors."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    requires: Requires = Requires()
-    phases: dict[str, tuple[StrictInt, StrictInt]] | None = None
-    """Declared phases, name -> first and last layer, inclusive; None divides by depth (`phase_map`)."""
-    checkpoints: tuple[str, ...] = ()
-    """Revisions worth measuring as `name@revision`; others may be asked for as well."""
-    trust_remote_code: StrictBool = False
-    layers_path: str | None = None
-    """Dotted path of the decoder blocks, where they cannot be found by structure."""
-    allow_pickle: StrictBool = False
-    """Read pytorch_model.bin where there is no safetensors file. A pickle can run code, hence off."""
-    random_weights: StrictBool = False
-    """The control: config and tokenizer are the model's, the weights are freshly initialised and never read."""
-
-    @property
-    def argument(self) -> str:
-        """What `--model` calls it: its path, or its name."""
-        if self.path is None:
-            return self.name
-        path = str(self.path / self.gguf) if self.gguf else str(self.path)
-        return f"{path}@{RANDOM_WEIGHTS}" if self.random_weights else path
-
-    @property
-    def series(self) -> tuple[str, int] | None:
-        """The training run and the step that a checkpoint is of, such as ("pythia-410m@step*", 8000).
-
-        Told from a number at the end of a revision, or of a directory's name; None for what has none.
-        """
-        path = None if self.path is None else self.path.name
-        return series_of(self.name, path if self.hub is None else self.revision)
-
-    @property
-    def source(self) -> str:
-        """Where the weights come from, as records write it: "hub:...", "package:.../...", "directory:...".
-
-        Of a control, where its config comes from: "random-weights, seed 0, as hub:...".
-        """
-        if self.random_weights:
-            return (
-                f"{RANDOM_WEIGHTS}, seed {CONTROL_SEED}, as {self.model_copy(update={'random_weights': False}).source}"
-            )
-        if self.hub is not None:
-            return f"hub:{self.hub}" + (f"/{self.gguf}" if self.gguf else "")
-        if self.package is not None:
-            return f"package:{self.package}/{self.gguf}"
-        path = str(self.path).encode("utf-8", "backslashreplace").decode()  # a path need not be UTF-8, a record is
-        return f"directory:{path}" + (f"/{self.gguf}" if self.gguf else "")
-
-    @field_validator("hub")
-    @classmethod
-    def _hub_is_an_id(cls, hub: str | None) -> str | None:
-        if hub is not None and not _HUB_ID_OR_NAME.fullmatch(hub):
-            raise ValueError(f'{hub!r} is not a hub id: write "org/name", and the revision under `revision`')
-        return hub
-
-    @field_validator("phases")
-    @classmethod
-    def _phases_hold_together(cls, phases: dict[str, tuple[int, int]] | None) -> dict[str, tuple[int, int]] | None:
-        if problems := declared_problems(phases or {}):
-            raise ValueError("; ".join(problems))
-        return phases
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if problems := _source_problems(self.model_dump()):
-            raise ValueError("; ".join(problems))
-        return self
-
-    def at(self, revision: str) -> "ModelSpec":
-        """The same model at another revision of its hub repository, named `name@revision`."""
-        name = f"{self.name}@{revision.replace('/', '--')}"
-        return self.model_copy(update={"name": name, "revision": revision})
-
-    def control(self) -> "ModelSpec":
-        """The same architecture and tokenizer with freshly initialised weights, named `name@random-weights`."""
-        if self.random_weights:
-            return self
-        return self.model_copy(update={"name": f"{self.name}@{RANDOM_WEIGHTS}", "random_weights": True})
+_Problem = tuple[Loc, str]
+"""The place in the file that an error is about, and its text."""
 
 
 @dataclass(frozen=True)
 class Registry:
-    """The models of one models.toml."""
+    """The models of one models file.
+
+    Example:
+        >>> registry = Registry(specs={}, path=None)
+        >>> registry.resolve("acme/tiny@step8").source
+        'hub:acme/tiny'
+    """
 
     specs: Mapping[str, ModelSpec]
-    path: Path
+    """Name -> model, in the order of the file."""
+    path: Path | None
+    """The file; None if there is none, which paths and hub ids do without."""
 
     @property
     def phases(self) -> tuple[str, ...]:
@@ -161,78 +64,77 @@ class Registry:
         return tuple(dict.fromkeys([*DEFAULT_64, *declared]))
 
     def resolve(self, argument: str) -> ModelSpec:
-        """What `--model argument` means: a registry name, a directory or GGUF file, name@revision, a hub id.
+        """Return the model that `--model argument` means.
 
-        `@random-weights` behind any of them is its control.
-        Asked in that order, so a name of the registry wins over a directory called the same (write ./name for
-        the directory). A hub id that one entry has is that entry, with its phases and what it requires.
-        Raises `UnknownModelError`.
+        That is, in this order: an entry of the models file, an existing directory or GGUF file, an entry at a revision
+        (`name@revision`), a hub id. With `@random-weights` behind it, it is the control of that model. So an entry wins
+        over a directory of the same name (write ./name for the directory). A hub id that exactly one entry has stands
+        for that entry, with its phases and requirements.
+
+        Raises:
+            UnknownModelError: it means none of these; the message names what is near.
         """
         if argument in self.specs:
             return self.specs[argument]
-        where = expand_user(argument)
-        if argument and path_error(where) is None:
-            return _spec_of_path(argument, where)
+        path = expand_user(argument)
+        if argument and path_error(path) is None:
+            return _spec_of_path(argument, path)
         if argument.endswith(f"@{RANDOM_WEIGHTS}") and argument != f"@{RANDOM_WEIGHTS}":
             return self.resolve(argument.removesuffix(f"@{RANDOM_WEIGHTS}")).control()
         base, at, revision = argument.partition("@")
         if not argument.strip() or (at and not revision):
             raise UnknownModelError(f"--model {argument!r} names no model{' revision' if at else ''}. {_HOW}")
         if base in self.specs:
-            return self._at_revision(self.specs[base], argument, revision)
+            return _at_revision(self.specs[base], argument, revision)
         if _looks_like_a_path(base):
-            raise UnknownModelError(_no_such_path(argument, where))
-        if _HUB_ID.fullmatch(base):
-            known = [spec for spec in self.specs.values() if spec.hub == base and spec.gguf is None]
-            spec = known[0] if len(known) == 1 else ModelSpec(name=base.replace("/", "--"), hub=base)
+            raise UnknownModelError(_no_such_path(argument, path))
+        if HUB_ID.fullmatch(base):
+            entries = [spec for spec in self.specs.values() if spec.hub == base and spec.gguf is None]
+            spec = entries[0] if len(entries) == 1 else ModelSpec(name=base.replace("/", "--"), hub=base)
             return spec.at(revision) if at else spec
         raise UnknownModelError(self._unknown(argument, base, at + revision))
 
     def resolve_all(self, argument: str) -> list[ModelSpec]:
-        """The same for an argument that may stand for several checkpoints, in the order of their steps.
+        """Return the models that an argument with or without wildcards means, in the order of their steps.
 
-        `name@step*` means those of the entry's `checkpoints` that match, `runs/tiny/checkpoint-*` the directories and
-        GGUF files that do. Raises `UnknownModelError`, also where nothing matches.
+        `name@step*` means the matching `checkpoints` of the entry, `runs/tiny/checkpoint-*` the matching directories
+        and GGUF files.
+
+        Raises:
+            UnknownModelError: nothing matches, or an argument without wildcards means no model.
         """
-        if not any(sign in argument for sign in "*?[") or argument in self.specs or path_error(Path(argument)) is None:
+        has_wildcard = any(sign in argument for sign in "*?[")
+        if not has_wildcard or argument in self.specs or path_error(Path(argument)) is None:
             return [self.resolve(argument)]
         if argument.endswith(f"@{RANDOM_WEIGHTS}"):
             return [spec.control() for spec in self.resolve_all(argument.removesuffix(f"@{RANDOM_WEIGHTS}"))]
         base, at, pattern = argument.partition("@")
         if at and base in self.specs:
-            spec = self.specs[base]
-            found = sorted((own for own in spec.checkpoints if fnmatchcase(own, pattern)), key=natural)
-            if not found:
-                known = ", ".join(spec.checkpoints) or "none: list them under `checkpoints`"
-                raise UnknownModelError(
-                    f"--model {argument}: no checkpoint of {base} matches {pattern!r}. {self.path} names {known}."
-                )
-            return [self._at_revision(spec, argument, revision) for revision in found]
-        if at and _HUB_ID.fullmatch(base):
+            return self._matching_checkpoints(self.specs[base], argument, pattern)
+        if at and HUB_ID.fullmatch(base):
             raise UnknownModelError(
                 f"--model {argument}: the hub is not asked which revisions there are. Make {base} an entry of "
-                f"{self.path} with `checkpoints`, or name each revision."
+                f"{self.path or MODELS_FILE} with `checkpoints`, or name each revision."
             )
-        written = str(expand_user(argument))
-        paths = [Path(path) for path in glob.glob(written)]  # noqa: PTH207  (absolute and relative alike)
-        models = [path for path in paths if path.is_dir() or path.suffix == ".gguf"]
-        if not models:
-            there = f"{len(paths)} matches, but no directory or .gguf file" if paths else "nothing matches"
-            raise UnknownModelError(
-                f"--model {shorten(argument)}: {there} (looked from {Path.cwd()}). Quote the pattern, so that the "
-                f"shell leaves it as it is, and check the folder's name."
-            )
-        return [_spec_of_path(str(path), path) for path in sorted(models, key=lambda path: natural(str(path)))]
+        return _matching_paths(argument)
 
-    def _at_revision(self, spec: ModelSpec, argument: str, revision: str) -> ModelSpec:
-        if spec.hub is None:
+    def _matching_checkpoints(self, spec: ModelSpec, argument: str, pattern: str) -> list[ModelSpec]:
+        revisions = [revision for revision in spec.checkpoints if fnmatchcase(revision, pattern)]
+        if not revisions:
+            known = ", ".join(spec.checkpoints) or "none: list them under `checkpoints`"
             raise UnknownModelError(
-                f"--model {argument}: {spec.name} is {spec.source}, which has no revisions; "
-                f"name@revision is for models of the hub. Use --model {spec.name}."
+                f"--model {argument}: no checkpoint of {spec.name} matches {pattern!r}. {self.path} names {known}."
             )
-        return spec.at(revision)
+        return [_at_revision(spec, argument, revision) for revision in sorted(revisions, key=natural_key)]
 
     def _unknown(self, argument: str, base: str, suffix: str) -> str:
+        """Return the message about a bare name that is no entry."""
+        if self.path is None:
+            return (
+                f"no model {shorten(argument)!r}: there is no models file (looked for {_looked_for()}), and a name "
+                f"without a slash can only be an entry of one or a directory that is here.\n  {_HOW}\n"
+                "  Pass a models file with --models-file."
+            )
         near = difflib.get_close_matches(base.lower(), self.specs, n=5, cutoff=0.5)
         near = near or [name for name in self.specs if base.lower() in name][:5]
         return (
@@ -244,68 +146,78 @@ class Registry:
         )
 
 
-_HOW = (
-    "--model takes a name from models.toml, name@revision, a directory (./checkpoints/step-8000), "
-    "a .gguf file, a hub id (org/name or org/name@revision), or a pattern (name@step*, './checkpoints/step-*'); "
-    "@random-weights behind any of them is its control."
-)
-
-
-def series_of(name: str, checkpoint: str | None) -> tuple[str, int] | None:
-    """The training run and the step of a model of this name, from its checkpoint's revision or directory."""
-    if not checkpoint or not (number := re.search(r"(\d+)$", checkpoint)) or not name.endswith(number[1]):
-        return None
-    return f"{name.removesuffix(number[1])}*", int(number[1])
+# --- reading the file ------------------------------------------------------------------------------------------
 
 
 def load_registry(path: Path | None = None) -> Registry:
-    """Read a models file.
+    """Return the models of a models file.
 
-    Without a path: models.toml of the working directory, else the one that ships with the package. Paths of
-    directories in the file count from the file. Raises `ModelsFileError`, which lists every error of the file at once,
-    each with file and line.
+    Without a path it is models.toml of the working directory, or else the one that ships with the package; if neither
+    is there, the registry is empty and its path None. Paths of directories in the file count from the file.
+
+    Raises:
+        ModelsFileError: the path is not a file, or the file cannot be read or has errors; the message lists every
+            error with file and line.
     """
-    candidates = [path] if path is not None else [Path("models.toml"), bundled("models.toml")]
-    found = next((candidate for candidate in candidates if path_error(candidate) is None and candidate.is_file()), None)
-    if found is None:
-        listed = ", ".join(shorten(candidate) for candidate in candidates)
-        raise ModelsFileError(f"no models file: looked for {listed}. Pass one with --models-file.")
+    candidates = _default_files() if path is None else [path]
+    file = next((candidate for candidate in candidates if path_error(candidate) is None and candidate.is_file()), None)
+    if file is not None:
+        return _read(file)
+    if path is None:
+        return Registry(specs=MappingProxyType({}), path=None)
+    raise ModelsFileError(f"no models file: looked for {shorten(path)}. Pass another one with --models-file.")
+
+
+def _default_files() -> list[Path]:
+    return [Path(MODELS_FILE), bundled(MODELS_FILE)]
+
+
+def _looked_for() -> str:
+    return " and ".join(shorten(candidate.absolute()) for candidate in _default_files())
+
+
+def _read(file: Path) -> Registry:
     try:
-        text = found.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8")
         content = tomllib.loads(text)
     except (OSError, UnicodeDecodeError) as error:
-        raise ModelsFileError(f"{found} cannot be read: {error}") from error
-    except tomllib.TOMLDecodeError as error:
+        raise ModelsFileError(f"{file} cannot be read: {error}") from error
+    except (ValueError, RecursionError) as error:  # not only TOMLDecodeError: an integer may have too many digits
         line = re.search(r"at line (\d+)", str(error))
-        raise ModelsFileError(f"{found}{':' + line[1] if line else ''}: not TOML: {error}") from error
+        raise ModelsFileError(f"{file}{':' + line[1] if line else ''}: not TOML: {error}") from error
 
-    top = 'models are written as [models."name"]'
-    problems = [(_line_of(text, key), f"unknown key {key!r} at the top: {top}") for key in content if key != "models"]
     entries = content.get("models", {})
+    top = 'models are written as [models."name"]'
+    problems: list[_Problem] = [
+        ((key,), f"unknown key {key!r} at the top: {top}") for key in content if key != "models"
+    ]
     if not isinstance(entries, dict):
-        raise ModelsFileError(f"{found}:{_line_of(text, 'models')}: `models` is not a table: {top}")
+        problems.append((("models",), f"`models` is not a table: {top}"))
+        entries = {}
     specs: dict[str, ModelSpec] = {}
     for name, entry in entries.items():
-        spec, wrong = _read_entry(name, entry, found.parent)
-        problems += [(_line_of(text, key, name), f'[models."{name}"] {problem}') for key, problem in wrong]
+        spec, entry_errors = _read_entry(name, entry, file.parent)
+        problems += [(("models", name, *loc), f'[models."{name}"] {problem}') for loc, problem in entry_errors]
         if spec is not None:
             specs[name] = spec
     if problems:
-        count = f"{len(problems)} error{'s' if len(problems) > 1 else ''}"
-        listed = "".join(f"\n  {found}:{line}: {problem}" for line, problem in sorted(problems))
-        raise ModelsFileError(f"{count} in {found}:{listed}")
-    return Registry(specs=MappingProxyType(specs), path=found)
+        lines = key_lines(text)
+        errors = sorted((line_of(lines, loc), problem) for loc, problem in problems)
+        count = f"{len(errors)} error{'s' if len(errors) > 1 else ''}"
+        listed = "".join(f"\n  {file}:{line}: {problem}" for line, problem in errors)
+        raise ModelsFileError(f"{count} in {file}:{listed}")
+    return Registry(specs=MappingProxyType(specs), path=file)
 
 
-def _read_entry(name: str, entry: object, folder: Path) -> tuple[ModelSpec | None, list[tuple[str, str]]]:
-    """The spec of one entry, or its problems, each with the key that it is about ("" for the entry)."""
-    wrong: list[tuple[str, str]] = []
+def _read_entry(name: str, entry: object, folder: Path) -> tuple[ModelSpec | None, list[_Problem]]:
+    """Return the spec of one entry, or None and its problems, each with its place in the entry."""
+    problems: list[_Problem] = []
     if not _NAME.fullmatch(name):
-        wrong.append(("", "a name starts with a letter or digit and holds letters, digits, '.', '_' and '-' alone"))
+        problems.append(((), "a name starts with a letter or digit and holds only letters, digits, '.', '_' and '-'"))
     if not isinstance(entry, dict):
-        return None, [*wrong, ("", f"is not a table but {entry!r}")]
+        return None, [*problems, ((), f"is not a table but {entry!r}")]
     if "name" in entry:
-        wrong.append(("name", "`name` is the table's own name: take the key out"))
+        problems.append((("name",), "`name` is the table's name already: take the key out"))
     values = {**entry, "name": name}
     if isinstance(values.get("path"), str):
         # Paths count from the file that names them, so that a run from elsewhere finds the same directory.
@@ -314,63 +226,74 @@ def _read_entry(name: str, entry: object, folder: Path) -> tuple[ModelSpec | Non
     try:
         spec = ModelSpec.model_validate(values)
     except ValidationError as error:
-        wrong += [_explain(dict(detail)) for detail in error.errors() if detail["loc"]]
-        # pydantic asks the rules that span keys only where every key is right by itself; here all are told.
-        wrong += [("", problem) for problem in _source_problems(entry)]
-    return (None, wrong) if wrong else (spec, [])
+        problems += [_explain(detail) for detail in error.errors() if detail["loc"]]
+        # pydantic checks rules that span keys only if every key is right by itself; here all are told at once.
+        problems += [((key,) if key else (), problem) for key, problem in entry_problems(entry)]
+    return (None, problems) if problems else (spec, [])
 
 
-def _source_problems(entry: Mapping[str, Any]) -> list[str]:
-    sources = [key for key in ("hub", "path", "package") if entry.get(key)]
-    problems = []
-    if len(sources) != 1:
-        named = f"names {' and '.join(sources)}" if sources else "names no source"
-        problems.append(f"{named}: a model has exactly one of hub, path and package")
-    if entry.get("package") and not entry.get("gguf"):
-        problems.append("`package` needs `gguf`, the file inside the package")
-    problems += [
-        f"`{key}` is for models of the hub, and this one is not"
-        for key in ("revision", "checkpoints")
-        if entry.get(key) and sources and "hub" not in sources
-    ]
-    return problems
+def _explain(detail: ErrorDetails) -> _Problem:
+    """Return the place and the text of a pydantic error."""
+    loc = detail["loc"]
+    words = [str(part) for part in loc]
+    dotted = ".".join(words)
+    match detail["type"]:
+        case "extra_forbidden":
+            fields = Requires.model_fields if len(loc) > 1 else ModelSpec.model_fields
+            keys = [key for key in fields if key != "name"]
+            near = difflib.get_close_matches(words[-1], keys, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"the keys are {', '.join(keys)}"
+            return loc, f"unknown key {dotted!r}: {hint}"
+        case "value_error":
+            return loc, detail["msg"].removeprefix("Value error, ")
+        case "missing":
+            phase = ".".join(words[:-1])
+            return loc, f"{phase} = {_shown(detail['input'])} is too short: a phase is [first layer, last layer]"
+        case _:
+            return loc, f"{dotted} = {_shown(detail['input'])} {detail['msg'].removeprefix('Input ')}"
 
 
-def _explain(detail: dict[str, Any]) -> tuple[str, str]:
-    """A pydantic error in our words, with the top key it is about."""
-    loc = [str(part) for part in detail["loc"]]
-    if detail["type"] == "extra_forbidden":
-        known = Requires.model_fields if len(loc) > 1 else ModelSpec.model_fields
-        near = difflib.get_close_matches(loc[-1], [key for key in known if key != "name"], n=1)
-        hint = (
-            f": did you mean {near[0]!r}?" if near else f": the keys are {', '.join(k for k in known if k != 'name')}"
+def _shown(value: Any) -> str:
+    return shorten(repr(value))
+
+
+# --- models from paths -----------------------------------------------------------------------------------------
+
+
+def _at_revision(spec: ModelSpec, argument: str, revision: str) -> ModelSpec:
+    if not source_of(spec).has_revisions:
+        raise UnknownModelError(
+            f"--model {argument}: {spec.name} is {spec.source}, which has no revisions; "
+            f"name@revision is for models of the hub. Use --model {spec.name}."
         )
-        return loc[0], f"unknown key {'.'.join(loc)!r}{hint}"
-    if detail["type"] == "value_error":
-        return loc[0], str(detail["msg"]).removeprefix("Value error, ")
-    if detail["type"] == "missing":
-        return loc[0], f"{'.'.join(loc[:-1])} = {detail['input']!r} is too short: a phase is [first layer, last layer]"
-    return loc[0], f"{'.'.join(loc)} = {detail['input']!r} {str(detail['msg']).removeprefix('Input ')}"
+    return spec.at(revision)
 
 
-def _line_of(text: str, key: str, name: str | None = None) -> int:
-    """The line where an entry (or a key of it) stands; tomllib tells lines of syntax errors alone."""
-    header = re.compile(rf"\s*\[\s*models\s*\.\s*([\"']?){re.escape(name)}\1\s*(\.|\])") if name else None
-    start, inside = 1, header is None
-    for number, line in enumerate(text.splitlines(), start=1):
-        if header is not None and line.lstrip().startswith("["):
-            inside = header.match(line) is not None
-            start = number if inside and start == 1 else start
-        if inside and key and re.match(rf"\s*\[*\s*[\"']?{re.escape(key)}[\"']?\s*[=.\]]", line):
-            return number
-        if inside and key and header is not None and re.match(rf".*\.\s*{re.escape(key)}\s*\]", line):
-            return number
-    return start
+def _entry_for_path(path: Path) -> dict[str, Any] | None:
+    entries = (source.entry_for_path(path) for source in SOURCES)
+    return next((entry for entry in entries if entry is not None), None)
 
 
-def natural(name: str) -> list[tuple[int, int, str]]:
-    """A key that sorts step512 before step1000."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
+def _spec_of_path(argument: str, path: Path) -> ModelSpec:
+    entry = _entry_for_path(path)
+    if entry is None:
+        raise UnknownModelError(
+            f"--model {argument} is a file. Pass the directory that holds config.json and the weights, or a .gguf file."
+        )
+    return ModelSpec(name=_name_of_path(path if path.is_dir() else path.with_suffix("")), **entry)
+
+
+def _matching_paths(argument: str) -> list[ModelSpec]:
+    written = str(expand_user(argument))
+    paths = [Path(path) for path in glob.glob(written)]  # noqa: PTH207  (absolute and relative alike)
+    models = [path for path in paths if _entry_for_path(path) is not None]
+    if not models:
+        reason = f"{len(paths)} matches, but no directory or .gguf file" if paths else "nothing matches"
+        raise UnknownModelError(
+            f"--model {shorten(argument)}: {reason} (looked from {Path.cwd()}). Quote the pattern, so that the "
+            f"shell leaves it as it is, and check the folder's name."
+        )
+    return [_spec_of_path(str(path), path) for path in sorted(models, key=lambda path: natural_key(str(path)))]
 
 
 def _looks_like_a_path(argument: str) -> bool:
@@ -381,39 +304,33 @@ def _looks_like_a_path(argument: str) -> bool:
     )
 
 
-def _no_such_path(argument: str, where: Path) -> str:
-    there = where.parent
-    while not is_directory(there):
-        there = there.parent
-    kind = "file" if where.suffix in (".gguf", ".safetensors") else "directory"
-    hint = f"{there.absolute()} is there, but nothing below it."
-    if there == where.parent:
-        names = sorted(child.name for child in there.iterdir() if child.is_dir() == (kind == "directory"))
+def _no_such_path(argument: str, path: Path) -> str:
+    """Return the message about a path that does not exist, with what its nearest existing folder holds."""
+    folder = path.parent
+    while not is_directory(folder):
+        folder = folder.parent
+    kind = "file" if path.suffix in (".gguf", ".safetensors") else "directory"
+    hint = f"{folder.absolute()} is there, but nothing below it."
+    if folder == path.parent:
+        names = sorted(child.name for child in folder.iterdir() if child.is_dir() == (kind == "directory"))
         names = [name for name in names if not name.startswith(".") and (kind != "file" or ".gguf" in name)]
-        near = difflib.get_close_matches(where.name, names, n=3)
-        hint = f"{'Nearest' if near else 'What is'} there: {', '.join(near or names[:8]) or f'no {kind}'}."
+        near = difflib.get_close_matches(path.name, names, n=3)
+        listed = ", ".join(near or names[:8])
+        hint = (
+            f"{'Nearest' if near else 'Others'} there: {listed}." if listed else f"{folder.absolute()} has no {kind}."
+        )
     return (
-        f"no {kind} {shorten(argument)} (looked for {shorten(where.absolute())}: {path_error(where)}). {hint}\n"
+        f"no {kind} {shorten(argument)} (looked for {shorten(path.absolute())}: {path_error(path)}). {hint}\n"
         "  A model's directory holds config.json, safetensors weights and a tokenizer, or one .gguf file."
     )
 
 
-def _spec_of_path(argument: str, where: Path) -> ModelSpec:
-    if where.is_dir():
-        return ModelSpec(name=_name_of_path(where), path=where)
-    if where.suffix == ".gguf":
-        return ModelSpec(name=_name_of_path(where.with_suffix("")), path=where.parent, gguf=where.name)
-    raise UnknownModelError(
-        f"--model {argument} is a file. Pass the directory that holds config.json and the weights, or a .gguf file."
-    )
+def _name_of_path(path: Path) -> str:
+    """Return a name for a path that is one path component, and tells runA/final from runB/final.
 
-
-def _name_of_path(where: Path) -> str:
-    """A directory's name for items and folders: one path component that tells runA/final from runB/final.
-
-    Below the working directory it is the whole path, elsewhere the last two parts, joined by "--".
+    Below the working directory it is made of the whole path, elsewhere of the last two parts, joined by "--".
     """
-    absolute, here = where.resolve(), Path.cwd().resolve()
+    absolute, here = path.resolve(), Path.cwd().resolve()
     below = absolute != here and absolute.is_relative_to(here)
     parts = absolute.relative_to(here).parts if below else absolute.parts[1:][-2:]
     return re.sub(r"[^\w.+@-]", "_", "--".join(parts)).lstrip(".-") or "model"

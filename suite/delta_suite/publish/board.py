@@ -15,7 +15,7 @@ from delta_suite.claims.judge import judge_all
 from delta_suite.claims.schema import Hypothesis
 from delta_suite.claims.verdict import Verdict, combine_verdicts
 from delta_suite.errors import RecordError
-from delta_suite.models.registry import RANDOM_WEIGHTS, natural
+from delta_suite.models.spec import RANDOM_WEIGHTS, natural_key
 from delta_suite.publish.rows import Row, changed_files, relative_margin, stamps_of
 from delta_suite.publish.trajectory import series
 from delta_suite.records.record import CalibrationRecord
@@ -355,7 +355,7 @@ def _group_key(view: RecordView) -> tuple[str, ...]:
 
 
 def _group(entries: Iterable[Entry]) -> Group:
-    ordered = tuple(sorted(entries, key=lambda entry: (natural(entry.model), entry.dtype)))
+    ordered = tuple(sorted(entries, key=lambda entry: (natural_key(entry.model), entry.dtype)))
     view = ordered[0].view
     record = view.record
     metrics, settings = _reading(view)

@@ -9,7 +9,7 @@ from typing import Any
 from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.intervals import combine
 from delta_suite.metrics.registry import METRICS
-from delta_suite.models.registry import ModelSpec
+from delta_suite.models.spec import ModelSpec
 from delta_suite.publish.model_tables import PHASE_COLUMNS
 from delta_suite.publish.plots import BLUE, GREEN, ORANGE, VERMILION, Figure
 from delta_suite.publish.rows import Row, number, verdict_text

@@ -16,7 +16,7 @@ from delta_suite.errors import BaselineError, SuiteError
 
 if TYPE_CHECKING:
     from delta_suite.claims.schema import Hypothesis
-    from delta_suite.models.registry import ModelSpec
+    from delta_suite.models.spec import ModelSpec
     from delta_suite.pipeline import Outcome
     from delta_suite.records.view import RecordView
     from delta_suite.regression.baseline import BaselineFile, VerdictEntry

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from delta_suite.claims.judge import Judged
     from delta_suite.claims.schema import Expectation, Hypothesis
     from delta_suite.claims.verdict import Judgement
-    from delta_suite.models.registry import ModelSpec
+    from delta_suite.models.spec import ModelSpec
 
 
 @pytest.hookimpl(tryfirst=True)

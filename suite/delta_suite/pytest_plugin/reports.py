@@ -13,7 +13,7 @@ from delta_suite.pytest_plugin.collection import ExpectationItem, spec_of
 from delta_suite.pytest_plugin.session import SESSION, Session
 
 if TYPE_CHECKING:
-    from delta_suite.models.registry import ModelSpec
+    from delta_suite.models.spec import ModelSpec
     from delta_suite.publish.rows import Row
 
 

@@ -20,7 +20,7 @@ from delta_suite.pytest_plugin.options import DEFAULT_CALIBRATION, WORDS
 
 if TYPE_CHECKING:
     from delta_suite.claims.schema import Hypothesis
-    from delta_suite.models.registry import ModelSpec
+    from delta_suite.models.spec import ModelSpec
     from delta_suite.pipeline import Outcome, Settings
     from delta_suite.publish.rows import Row
     from delta_suite.records.view import RecordView
@@ -104,7 +104,7 @@ class Session:
         except SuiteError as error:
             raise pytest.UsageError(str(error)) from None
         if self.config.getoption("all_models"):
-            from delta_suite.models.files import availability
+            from delta_suite.models.sources import availability
 
             for spec in registry.specs.values():
                 if availability(spec)[0]:

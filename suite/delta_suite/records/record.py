@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_serializer
 
 from delta_suite.metrics.estimate import Estimate
 from delta_suite.models.phases import PhaseMap
-from delta_suite.models.registry import series_of
+from delta_suite.models.spec import series_of
 
 SCHEMA = 3
 """Version of the record's shape. Records of schema 2 are read, too."""

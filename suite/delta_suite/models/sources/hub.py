@@ -1,78 +1,133 @@
-"""Models of the Hugging Face hub: the local cache first, then one short attempt at the network.
+"""Models of the Hugging Face hub: the local cache first, then one short attempt to download.
 
-A model that is cached is taken as it lies there: no request is made, so a run has the same weights tomorrow.
+A model that is cached is taken as it is, without a request, so that a run has the same weights tomorrow.
 `hf download org/name` fetches what the branch has become.
 """
 
+from __future__ import annotations
+
 import errno
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from delta_suite.errors import IncompleteError, UnavailableError
-from delta_suite.models.registry import ModelSpec
+from delta_suite.models.files import INDEX, PICKLES, SINGLE, ModelFiles, is_tokenizer_file, pickles_only
+from delta_suite.models.sources.base import Source
+
+if TYPE_CHECKING:
+    from delta_suite.models.spec import ModelSpec
 
 TIMEOUT = 5.0
-"""Seconds that the hub has to answer the first request, so that no network shows soon."""
+"""Seconds the hub has to answer the first request, so that a missing network is noticed soon."""
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tekken.json",
-)
-"""What the tokenizers of transformers read (their VOCAB_FILES_NAMES), with `*.tiktoken`."""
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+"""Form of a hub id that `--model` accepts."""
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+_HUB_ID_OR_NAME = re.compile(r"(?:[A-Za-z0-9][\w.-]*/)?[A-Za-z0-9][\w.-]*")
+"""Form of a hub id in models.toml; the hub has a few models without an organisation, such as "gpt2"."""
 
 
-def is_tokenizer_file(name: str) -> bool:
-    """Whether a file of this name is part of a tokenizer."""
-    return name in TOKENIZER_FILES or name.endswith(".tiktoken")
+class Hub(Source):
+    """A repository of the Hugging Face hub, at a revision."""
+
+    key = "hub"
+    has_revisions = True
+
+    def provides(self, spec: ModelSpec) -> bool:
+        """Return True if the model is on the hub."""
+        return spec.hub is not None
+
+    def describe(self, spec: ModelSpec) -> str:
+        """Return "hub:" and the id, and the GGUF file if one is named."""
+        return f"hub:{spec.hub}" + (f"/{spec.gguf}" if spec.gguf else "")
+
+    def locate(self, spec: ModelSpec, *, download: bool) -> ModelFiles:
+        """Return the files in the Hugging Face cache, after downloading what is missing.
+
+        Raises:
+            UnavailableError: files are missing and not downloaded, or cannot be, or are damaged.
+        """
+        snapshot = _cached_snapshot(spec)
+        try:
+            if snapshot is None:
+                raise _not_cached(spec)
+            return self.complete_files(spec, snapshot, revision=snapshot.name)
+        except IncompleteError as incomplete:
+            if not download:
+                raise
+            snapshot = _download(spec, because=incomplete.what)
+            return self.complete_files(spec, snapshot, revision=snapshot.name)
+
+    def availability(self, spec: ModelSpec) -> tuple[bool, str]:
+        """Return whether the model is in the cache, and its commit, or the command that downloads it."""
+        if _cached_snapshot(spec) is None:
+            return False, f"not downloaded: {download_command(spec)}"
+        return super().availability(spec)
+
+    def whereabouts(self, files: ModelFiles) -> str:
+        """Return that the model is in the cache, and its commit."""
+        return f"in the Hugging Face cache, commit {(files.revision or '')[:12]}"
+
+    def entry_problems(self, entry: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """Return a problem if the id is not one."""
+        hub = entry["hub"]
+        if not isinstance(hub, str) or _HUB_ID_OR_NAME.fullmatch(hub):
+            return []
+        return [("hub", f'{hub!r} is not a hub id: write "org/name", and the revision under `revision`')]
+
+    def repair(self, spec: ModelSpec, path: Path, problem: str) -> str:
+        """Return which file to remove, so that it is downloaded again."""
+        return f"Remove {path.resolve()}, and it is downloaded anew"
 
 
-def cached(spec: ModelSpec) -> Path | None:
-    """The snapshot of the model in the local cache, complete or not; None where nothing of it is there."""
+def download_command(spec: ModelSpec) -> str:
+    """Return the shell command that downloads the model.
+
+    Example:
+        >>> from delta_suite.models.spec import ModelSpec
+        >>> download_command(ModelSpec(name="tiny", hub="acme/tiny", revision="step8"))
+        'hf download acme/tiny --revision step8'
+    """
+    return f"hf download {_id(spec)}" + (f" --revision {spec.revision}" if spec.revision else "")
+
+
+def _cached_snapshot(spec: ModelSpec) -> Path | None:
+    """Return the folder of the model in the local cache, complete or not; None if the cache has nothing of it."""
     from huggingface_hub import try_to_load_from_cache
 
     name = spec.gguf or "config.json"
-    found = try_to_load_from_cache(_id(spec), name, revision=_revision(spec))
-    # The third answer, a marker object, says that the repository is known to lack the file.
-    return Path(found).parents[name.count("/")] if isinstance(found, str) else None
+    path = try_to_load_from_cache(_id(spec), name, revision=_revision(spec))
+    # The third possible answer, a marker object, says that the repository is known to lack the file.
+    return Path(path).parents[name.count("/")] if isinstance(path, str) else None
 
 
-def not_cached(spec: ModelSpec) -> UnavailableError:
-    """The error of a model that is not in the cache while nothing may be downloaded."""
+def _not_cached(spec: ModelSpec) -> UnavailableError:
     return IncompleteError(
         spec.name,
         f"{_id(spec)} at {_revision(spec)} is not in the Hugging Face cache ({_cache()})",
-        f"It is downloaded when it is measured, or now by `{command(spec)}`.",
+        f"It is downloaded when it is measured, or now by `{download_command(spec)}`.",
     )
 
 
-def download(spec: ModelSpec, because: str) -> Path:
-    """Download what the model needs, and nothing else, into the Hugging Face cache; its snapshot there.
+def _download(spec: ModelSpec, because: str) -> Path:
+    """Download what the model needs, and nothing else, and return its folder in the Hugging Face cache.
 
-    because: what lacks in the cache, for the message of an attempt that fails.
-    Raises `ModelUnavailableError`: unreachable or offline (within seconds), gated, no such repository or revision,
-    no safetensors weights, disk full.
+    because: what the cache lacks, for the message if the download fails.
+
+    Raises:
+        UnavailableError: the hub is unreachable (noticed within seconds) or offline mode is on; the model is gated;
+            repository, revision or safetensors weights do not exist; the disk is full.
     """
     from huggingface_hub import HfApi, snapshot_download
 
     with _explained(spec, because):
         info = HfApi().model_info(_id(spec), revision=_revision(spec), files_metadata=True, timeout=TIMEOUT)
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-    names = _wanted(spec, sizes)
+    names = _needed_files(spec, list(sizes))
     _check_space(spec, sizes, names, info.sha or _revision(spec))
     # The names go in as patterns, in which [ begins a character class.
     patterns = [name.replace("[", "[[]") for name in names]
@@ -80,8 +135,8 @@ def download(spec: ModelSpec, because: str) -> Path:
         return Path(snapshot_download(_id(spec), revision=_revision(spec), allow_patterns=patterns))
 
 
-def _wanted(spec: ModelSpec, names: Mapping[str, int]) -> list[str]:
-    """The files of the repository that are needed: no other formats, and no pickle that was not asked for."""
+def _needed_files(spec: ModelSpec, names: list[str]) -> list[str]:
+    """Return the files of the repository that are needed: no other formats, and no pickle that was not asked for."""
     where = f"{_id(spec)} at {_revision(spec)}"
     if spec.gguf is not None:
         if spec.gguf not in names:
@@ -93,35 +148,37 @@ def _wanted(spec: ModelSpec, names: Mapping[str, int]) -> list[str]:
             )
         return [spec.gguf]
     top = [name for name in names if "/" not in name]
-    safetensors = [name for name in top if name.endswith(".safetensors")]
-    if spec.random_weights:
-        weights = []
-    elif SINGLE in top:
-        weights = [SINGLE]
-    elif safetensors:
-        # consolidated.safetensors is the publisher's own layout beside the one of transformers.
-        weights = [name for name in safetensors if not name.startswith(("consolidated", "adapter_"))]
-        weights += [INDEX] if INDEX in top else []
-    else:
-        weights = [name for name in top if name.startswith("pytorch_model") and name.endswith((".bin", *PICKLES))]
-        if weights and not spec.allow_pickle:
-            raise pickle_only(spec, where, weights)
+    weights = [] if spec.random_weights else _weight_files(spec, top, where)
     no_weights = not weights and not spec.random_weights
     if no_weights or "config.json" not in top:
         raise UnavailableError(
             spec.name,
             f"{where} is not a model that transformers can load: it has no "
             + ("safetensors weights" if no_weights else "config.json"),
-            _whats_there(top),
+            _advice(top),
         )
     others = [name for name in top if name == "config.json" or is_tokenizer_file(name)]
     code = [name for name in top if name.endswith(".py")] if spec.trust_remote_code else []
     return [*others, *code, *weights]
 
 
-def _whats_there(names: list[str]) -> str:
-    ggufs = [name for name in names if name.endswith(".gguf")]
-    if ggufs:
+def _weight_files(spec: ModelSpec, names: list[str], where: str) -> list[str]:
+    """Return the weight files among the names at the top of a repository; none if it has none that can be loaded."""
+    if SINGLE in names:
+        return [SINGLE]
+    if safetensors := [name for name in names if name.endswith(".safetensors")]:
+        # consolidated.safetensors is the publisher's layout, beside that of transformers.
+        shards = [name for name in safetensors if not name.startswith(("consolidated", "adapter_"))]
+        return [*shards, INDEX] if INDEX in names else shards
+    pickles = [name for name in names if name.startswith("pytorch_model") and name.endswith((".bin", *PICKLES))]
+    if pickles and not spec.allow_pickle:
+        raise pickles_only(spec, where, pickles)
+    return pickles
+
+
+def _advice(names: list[str]) -> str:
+    """Return what to do about a repository with these files, which transformers cannot load."""
+    if ggufs := [name for name in names if name.endswith(".gguf")]:
         shown = ", ".join(sorted(ggufs)[:4])
         return f"It has GGUF files: name one under `gguf` in an entry of models.toml ({shown})."
     if "adapter_config.json" in names:
@@ -129,42 +186,24 @@ def _whats_there(names: list[str]) -> str:
     return "Choose another repository, or convert it and pass the directory."
 
 
-def pickle_only(spec: ModelSpec, where: str, weights: list[str]) -> UnavailableError:
-    """The error of weights that are there as pickles alone."""
-    return UnavailableError(
-        spec.name,
-        f"{where} has its weights as pickles alone ({weights[0]}), which can run code when they are read",
-        "If you trust them, convert them (AutoModelForCausalLM.from_pretrained(...).save_pretrained(DIRECTORY), "
-        "the tokenizer likewise) and pass the directory, or set allow_pickle = true in an entry of models.toml.",
-    )
-
-
 def _check_space(spec: ModelSpec, sizes: Mapping[str, int], names: list[str], commit: str) -> None:
     from huggingface_hub import try_to_load_from_cache
 
-    there = _cache()
-    while not there.is_dir():
-        there = there.parent
+    folder = _cache()
+    while not folder.is_dir():
+        folder = folder.parent
     missing = [name for name in names if not isinstance(try_to_load_from_cache(_id(spec), name, revision=commit), str)]
-    needed, free = sum(sizes[name] for name in missing), shutil.disk_usage(there).free
+    needed, free = sum(sizes[name] for name in missing), shutil.disk_usage(folder).free
     if needed > free:
         raise _disk_full(spec, f"it needs {needed / 1e9:.1f} GB more, and {free / 1e9:.1f} GB are free")
 
 
-def _disk_full(spec: ModelSpec, why: str) -> UnavailableError:
-    return UnavailableError(
-        spec.name,
-        f"no space for the download in {_cache()}: {why}",
-        "Free some (`hf cache ls`, `hf cache rm`), or set HF_HOME to a directory on a larger disk.",
-    )
-
-
 @contextmanager
 def _explained(spec: ModelSpec, because: str) -> Iterator[None]:
-    """Turn what huggingface_hub raises into our words."""
+    """Turn errors of huggingface_hub into ours, which say what to do."""
     from huggingface_hub import constants, errors
 
-    # The hub client has changed its HTTP library twice; its own error derives from the base error of each.
+    # The hub client has changed its HTTP library twice; its error derives from the base error of each.
     transport: tuple[Any, ...] = errors.HfHubHTTPError.__bases__
     link = f"{constants.ENDPOINT}/{_id(spec)}"
     try:
@@ -182,35 +221,24 @@ def _explained(spec: ModelSpec, because: str) -> Iterator[None]:
         raise UnavailableError(
             spec.name,
             f"the hub has no model {_id(spec)}, or it is private",
-            f"Check the id at {link}; for a private one log in: `hf auth login`.{_local_hint(spec)}",
+            f"Check the id at {link}; for a private one log in: `hf auth login`.{_directory_hint(spec)}",
         ) from error
     except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
         offline = constants.HF_HUB_OFFLINE
-        reason = (
-            "HF_HUB_OFFLINE forbids to ask the hub" if offline else f"the download broke off ({_first_line(error)})"
-        )
+        reason = "HF_HUB_OFFLINE forbids asking the hub" if offline else f"the download broke off ({_brief(error)})"
         way = "Unset HF_HUB_OFFLINE, or r" if offline else "R"
         raise UnavailableError(
             spec.name,
             f"{because}, and {reason}",
-            f"{way}un `{command(spec)}` where there is a network.{_local_hint(spec)}",
+            f"{way}un `{download_command(spec)}` where there is a network.{_directory_hint(spec)}",
         ) from error
     except (OSError, RuntimeError, *transport) as error:
-        status = getattr(getattr(error, "response", None), "status_code", None)
         if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
             raise _disk_full(spec, "the disk is full") from error
+        status = getattr(getattr(error, "response", None), "status_code", None)
         if status in (401, 403):
             raise _gated(spec, link) from error
-        if status is None:
-            reached = f"{constants.ENDPOINT} cannot be reached ({type(error).__name__}: {_first_line(error)})"
-        else:
-            reached = f"{constants.ENDPOINT} answered with an error ({_first_line(error)})"
-        raise UnavailableError(
-            spec.name,
-            f"{because}, and {reached}",
-            f"Try again later, or run `{command(spec)}` where the hub can be reached and bring the cache here "
-            f"(HF_HOME), or pass a directory.{_local_hint(spec)}",
-        ) from error
+        raise _out_of_reach(spec, because, status, error) from error
 
 
 def _gated(spec: ModelSpec, link: str) -> UnavailableError:
@@ -221,8 +249,31 @@ def _gated(spec: ModelSpec, link: str) -> UnavailableError:
     )
 
 
-def _local_hint(spec: ModelSpec) -> str:
-    """A word to who meant a directory: org/name looks like one."""
+def _disk_full(spec: ModelSpec, why: str) -> UnavailableError:
+    return UnavailableError(
+        spec.name,
+        f"no space for the download in {_cache()}: {why}",
+        "Free some (`hf cache ls`, `hf cache rm`), or set HF_HOME to a directory on a larger disk.",
+    )
+
+
+def _out_of_reach(spec: ModelSpec, because: str, status: int | None, error: BaseException) -> UnavailableError:
+    from huggingface_hub import constants
+
+    if status is None:
+        reached = f"{constants.ENDPOINT} cannot be reached ({type(error).__name__}: {_brief(error)})"
+    else:
+        reached = f"{constants.ENDPOINT} answered with an error ({_brief(error)})"
+    return UnavailableError(
+        spec.name,
+        f"{because}, and {reached}",
+        f"Try again later, or run `{download_command(spec)}` where the hub can be reached and bring the cache here "
+        f"(HF_HOME), or pass a directory.{_directory_hint(spec)}",
+    )
+
+
+def _directory_hint(spec: ModelSpec) -> str:
+    """Return a hint for someone who may have meant a directory, as org/name looks like one; "" otherwise."""
     parent = Path(_id(spec)).parent
     if parent == Path() or not parent.is_dir():
         return ""
@@ -230,17 +281,12 @@ def _local_hint(spec: ModelSpec) -> str:
 
 
 def _id(spec: ModelSpec) -> str:
-    assert spec.hub is not None, f"{spec.name} is no model of the hub"
+    assert spec.hub is not None, f"{spec.name} is not a model of the hub"
     return spec.hub
 
 
 def _revision(spec: ModelSpec) -> str:
     return spec.revision or "main"
-
-
-def command(spec: ModelSpec) -> str:
-    """What downloads the model by hand."""
-    return f"hf download {_id(spec)}" + (f" --revision {spec.revision}" if spec.revision else "")
 
 
 def _cache() -> Path:
@@ -249,5 +295,6 @@ def _cache() -> Path:
     return Path(constants.HF_HUB_CACHE)
 
 
-def _first_line(error: BaseException) -> str:
+def _brief(error: BaseException) -> str:
+    """Return the first line of an error's message, or its type if it has none."""
     return str(error).strip().split("\n", maxsplit=1)[0].removesuffix(".") or type(error).__name__
