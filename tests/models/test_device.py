@@ -1,4 +1,4 @@
-"""The choice of the device, on machines that are described, and the probe, against a driver compiled on the spot."""
+"""The choice of the device on simulated machines, and the probe against a driver that the test compiles."""
 
 import importlib.machinery
 import shutil
@@ -52,14 +52,14 @@ class TestChoice:
             (BIG_CPU, "cpu", LARGE, "cpu"),
         ],
     )
-    def test_it(
+    def test_the_device_is(
         self, here: Hardware, requested: str, spec: ModelSpec, chosen: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         on(here, monkeypatch)
         assert resolve_device(requested, spec) == chosen
 
     @pytest.mark.parametrize(
-        ("here", "requested", "spec", "telling"),
+        ("here", "requested", "spec", "expected"),
         [
             (CPU, "auto", LARGE, r"large requires a GPU with 70 GB, and there is none here: the driver finds no GPU"),
             (BIG_CPU, "auto", LARGE, r"--device cpu tries it on the CPU \(512 GB of memory here\)"),
@@ -70,21 +70,26 @@ class TestChoice:
                 H100,
                 "cuda:2",
                 SMALL,
-                r"no GPU 2. Here there is: cuda:0 \(H100, 85 GB\), cuda:1 \(T4, 16 GB\), cpu",
+                r"no GPU 2. This machine has cuda:0 \(H100, 85 GB\), cuda:1 \(T4, 16 GB\), cpu",
             ),
-            (CPU, "cuda", SMALL, r"--device cuda: the driver finds no GPU(?s:.*)nvidia-smi(?s:.*)Here there is: cpu\."),
+            (
+                CPU,
+                "cuda",
+                SMALL,
+                r"--device cuda: the driver finds no GPU(?s:.*)nvidia-smi(?s:.*)This machine has cpu\.",
+            ),
             (BIG_CPU, "cuda", SMALL, r"built without CUDA(?s:.*)Install a torch built for CUDA"),
-            (CPU, "mps", SMALL, r"not an Apple silicon machine. Here there is: cpu"),
+            (CPU, "mps", SMALL, r"not an Apple silicon machine. This machine has cpu"),
             (TWO, "sharded", HUGE, r"requires 900 GB, and this machine with its 2 GPUs together has 85.8 GB"),
             (CPU, "sharded", SMALL, r"--device sharded: the driver finds no GPU"),
             (H100, "gpu", SMALL, r"--device gpu is unknown: it is auto, cpu, mps, cuda, or cuda:1"),
         ],
     )
-    def test_what_is_not_there_or_not_enough(
-        self, here: Hardware, requested: str, spec: ModelSpec, telling: str, monkeypatch: pytest.MonkeyPatch
+    def test_a_missing_or_too_small_device(
+        self, here: Hardware, requested: str, spec: ModelSpec, expected: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         on(here, monkeypatch)
-        with pytest.raises(DeviceError, match=telling):
+        with pytest.raises(DeviceError, match=expected):
             resolve_device(requested, spec)
 
 
@@ -98,15 +103,15 @@ class TestTorchBuild:
             ("__version__ = '2.6.0'\n", None),
         ],
     )
-    def test_it_is_read_from_version_py(
+    def test_the_cuda_version_is_read_from_version_py(
         self, source: str, cuda: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         (tmp_path / "version.py").write_text(source)
-        found = importlib.machinery.ModuleSpec("torch", None, origin=str(tmp_path / "__init__.py"))
-        monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: found)
+        spec = importlib.machinery.ModuleSpec("torch", None, origin=str(tmp_path / "__init__.py"))
+        monkeypatch.setattr(module.importlib.util, "find_spec", lambda name: spec)
         assert module._torch_cuda() == cuda
 
-    def test_the_installed_one(self) -> None:
+    def test_the_installed_torch(self) -> None:
         import torch
 
         assert module._torch_cuda() == torch.version.cuda
@@ -132,7 +137,7 @@ int cuDeviceTotalMem_v2(size_t *bytes, int device) { *bytes = device ? 158437212
     shutil.which("cc") is None or not sys.platform.startswith("linux"), reason="needs a C compiler on Linux"
 )
 class TestProbe:
-    """The child process that asks the driver, with a libcuda.so.1 that answers what the test says."""
+    """The child process that asks the driver, with a libcuda.so.1 whose answers the test sets."""
 
     @pytest.fixture(autouse=True)
     def _torch_for_cuda_12(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,16 +158,14 @@ class TestProbe:
         assert resolve_device("auto", LARGE) == "cuda"
         assert describe_devices().startswith("cuda:0 NVIDIA H100, 85 GB; cuda:1 NVIDIA T4, 16 GB; cpu, ")
 
-    def test_the_environment_is_honoured_whenever_it_changes(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_a_changed_environment_is_noticed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.install(tmp_path, monkeypatch)
         assert len(hardware().gpus) == 2
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")  # the driver above takes it for a count
         assert len(hardware().gpus) == 1
 
     @pytest.mark.parametrize(
-        ("options", "telling"),
+        ("options", "expected"),
         [
             ({"init": 100}, "the driver finds no GPU"),
             ({"init": 803}, "driver and libcuda are of different versions"),
@@ -170,12 +173,12 @@ class TestProbe:
             ({"version": 11080}, "knows CUDA 11.8, and the installed torch is built for CUDA 12.8"),
         ],
     )
-    def test_a_driver_that_is_no_use(
-        self, options: dict[str, int], telling: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    def test_a_driver_that_cannot_be_used(
+        self, options: dict[str, int], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         self.install(tmp_path, monkeypatch, **options)
         assert hardware().gpus == ()
-        with pytest.raises(DeviceError, match=telling):
+        with pytest.raises(DeviceError, match=expected):
             resolve_device("cuda", SMALL)
 
     def test_all_gpus_are_hidden(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +187,9 @@ class TestProbe:
         with pytest.raises(DeviceError, match="CUDA_VISIBLE_DEVICES='0'"):
             resolve_device("cuda", SMALL)
 
-    def test_a_driver_that_crashes_takes_nothing_with_it(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_crash_of_the_driver_does_not_crash_this_process(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         (tmp_path / "libcuda.so.1").write_bytes(b"not a library")
         monkeypatch.setenv("LD_LIBRARY_PATH", str(tmp_path))
         monkeypatch.setattr(module, "_PROBE", "import os; os.abort()")

@@ -1,4 +1,4 @@
-"""Loading real files with the real libraries: what comes out, and what is refused."""
+"""Loading real files with the real libraries: the models that come out, and the files that are refused."""
 
 import importlib.util
 import json
@@ -22,8 +22,8 @@ def spec_of(directory: Path, **more: object) -> ModelSpec:
 
 
 def loaded(directory: Path, *, spec: dict[str, object] | None = None, **options: Any) -> LoadedModel:
-    made = spec_of(directory, **(spec or {}))
-    return load(made, locate(made), **options)
+    model = spec_of(directory, **(spec or {}))
+    return load(model, locate(model), **options)
 
 
 def problem(directory: Path, *, spec: dict[str, object] | None = None, **options: Any) -> str:
@@ -47,15 +47,15 @@ def in_bfloat16(directory: Path) -> None:
 
 
 class TestLoaded:
-    def test_it_is_ready_for_a_forward_pass(self, llama: Path) -> None:
-        found = loaded(llama)
-        assert (found.devices, found.dtype, found.attention) == (("cpu",), "float32", "sdpa")
-        assert found.seconds > 0
-        assert not found.model.training
-        assert not any(parameter.requires_grad for parameter in found.model.parameters())
-        tokens = found.tokenizer("The Eiffel Tower is", return_tensors="pt").input_ids
+    def test_the_model_is_ready_for_a_forward_pass(self, llama: Path) -> None:
+        result = loaded(llama)
+        assert (result.devices, result.dtype, result.attention) == (("cpu",), "float32", "sdpa")
+        assert result.seconds > 0
+        assert not result.model.training
+        assert not any(parameter.requires_grad for parameter in result.model.parameters())
+        tokens = result.tokenizer("The Eiffel Tower is", return_tensors="pt").input_ids
         assert tokens.shape[1] > 1
-        assert found.model(tokens).logits.isfinite().all()
+        assert result.model(tokens).logits.isfinite().all()
 
     def test_the_weights_are_those_of_the_file(self, llama: Path) -> None:
         state = loaded(llama).model.state_dict()
@@ -67,7 +67,7 @@ class TestLoaded:
         assert torch.equal(loaded(llama).model(tokens).logits, loaded(llama).model(tokens).logits)
 
     @pytest.mark.parametrize(
-        ("entry", "asked", "told"),
+        ("entry", "option", "expected"),
         [
             ("auto", "auto", "bfloat16"),
             ("float32", "auto", "float32"),
@@ -76,9 +76,9 @@ class TestLoaded:
             ("auto", "float16", "float16"),
         ],
     )
-    def test_dtype(self, llama: Path, entry: str, asked: str, told: str) -> None:
+    def test_dtype(self, llama: Path, entry: str, option: str, expected: str) -> None:
         in_bfloat16(llama)
-        assert loaded(llama, spec={"dtype": entry}, dtype=asked).dtype == told
+        assert loaded(llama, spec={"dtype": entry}, dtype=option).dtype == expected
 
     def test_attention(self, llama: Path) -> None:
         assert loaded(llama, attention="eager").attention == "eager"
@@ -88,12 +88,12 @@ class TestLoaded:
         whole = loaded(llama).model
         whole.save_pretrained(llama, max_shard_size="20KB")
         (llama / "model.safetensors").unlink()
-        made = spec_of(llama)
-        assert len(locate(made).weights) > 2
+        spec = spec_of(llama)
+        assert len(locate(spec).weights) > 2
         tokens = torch.arange(3, 30)[None]
-        assert torch.equal(load(made, locate(made)).model(tokens).logits, whole(tokens).logits)
+        assert torch.equal(load(spec, locate(spec)).model(tokens).logits, whole(tokens).logits)
 
-    def test_the_bare_decoder_will_do(self, llama: Path) -> None:
+    def test_a_bare_decoder_can_be_loaded(self, llama: Path) -> None:
         """The residual stream ends before the output head."""
         tensors = load_file(llama / "model.safetensors")
         tensors.pop("lm_head.weight", None)
@@ -101,7 +101,7 @@ class TestLoaded:
         configure(llama, tie_word_embeddings=False)
         assert loaded(llama).model is not None
 
-    def test_a_pickle_where_it_is_allowed(self, llama: Path) -> None:
+    def test_a_pickle_is_read_if_allowed(self, llama: Path) -> None:
         torch.save(load_file(llama / "model.safetensors"), llama / "pytorch_model.bin")
         (llama / "model.safetensors").unlink()
         assert "pickles alone" in problem(llama)
@@ -112,13 +112,15 @@ SMALL = {"num_hidden_layers": 3, "hidden_size": 48, "intermediate_size": 64, "nu
 
 
 def replaced(directory: Path, kind: str, **config: Any) -> Path:
-    """The directory with another model of random weights in the place of its own, and the same tokenizer."""
+    """Write another model, with random weights, in place of the directory's, and keep the tokenizer."""
     import transformers
 
     ids = {"vocab_size": 400, "pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 0}
     torch.manual_seed(0)
-    made = getattr(transformers, kind)
-    made(made.config_class(**config | ({} if "text_config" in config else ids))).save_pretrained(directory)
+    model_class = getattr(transformers, kind)
+    model_class(model_class.config_class(**config | ({} if "text_config" in config else ids))).save_pretrained(
+        directory
+    )
     return directory
 
 
@@ -147,27 +149,27 @@ def multimodal(directory: Path) -> Path:
 class TestWithAnEncoder:
     @pytest.mark.parametrize("kind", ["T5ForConditionalGeneration", "BartForConditionalGeneration"])
     def test_an_encoder_decoder_is_measured(self, llama: Path, kind: str, tmp_path: Path) -> None:
-        made = measured(encoder_decoder(llama, kind), tmp_path, "seed")
-        assert (made.model.architecture, made.model.layers, made.model.hidden) == (kind, 3, 48)
-        assert made.record.certificate.holds
+        view = measured(encoder_decoder(llama, kind), tmp_path, "seed")
+        assert (view.model.architecture, view.model.layers, view.model.hidden) == (kind, 3, 48)
+        assert view.record.certificate.holds
 
     def test_the_text_decoder_of_a_multimodal_model_is_measured(self, llama: Path, tmp_path: Path) -> None:
         texts = tmp_path / "texts"
         texts.mkdir()
         for name in "abc":
             (texts / f"{name}.txt").write_text(f"Document {name} is short, and not the same as the others. " * 4)
-        made = measured(multimodal(llama), tmp_path, str(texts))
-        assert (made.model.architecture, made.model.layers) == ("LlavaForConditionalGeneration", 3)
-        assert made.record.provenance.settings["blocks_path"] == "model.language_model.layers"
-        assert (made.record.calibration.documents, made.record.certificate.holds) == (3, True)
+        view = measured(multimodal(llama), tmp_path, str(texts))
+        assert (view.model.architecture, view.model.layers) == ("LlavaForConditionalGeneration", 3)
+        assert view.record.provenance.settings["blocks_path"] == "model.language_model.layers"
+        assert (view.record.calibration.documents, view.record.certificate.holds) == (3, True)
 
-    def test_its_decoder_alone_is_one(self, llama: Path) -> None:
+    def test_the_decoder_of_an_encoder_decoder_alone(self, llama: Path) -> None:
         """The same model_type stands for both; the architecture saved with it tells which."""
         sizes = {"d_model": 48, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 64}
         replaced(llama, "BartForCausalLM", encoder_layers=2, encoder_attention_heads=4, encoder_ffn_dim=64, **sizes)
         assert type(loaded(llama).model).__name__ == "BartForCausalLM"
 
-    def test_an_encoder_decoder_that_lacks_its_decoder(self, llama: Path) -> None:
+    def test_weights_that_lack_the_decoder(self, llama: Path) -> None:
         encoder_decoder(llama, "T5ForConditionalGeneration")
         tensors = {k: v for k, v in load_file(llama / "model.safetensors").items() if not k.startswith("decoder.")}
         save_file(tensors, llama / "model.safetensors", {"format": "pt"})
@@ -187,7 +189,7 @@ def measured(directory: Path, folder: Path, calibration: str) -> RecordView:
 
 
 class TestQuantised:
-    """Through transformers' own quantisation where its package is there; here none is."""
+    """Checkpoints whose weights are quantised, where the package that unpacks them is not installed."""
 
     @pytest.mark.parametrize(
         ("written", "package"),
@@ -199,20 +201,22 @@ class TestQuantised:
             ({"quant_method": "compressed-tensors", "config_groups": {}, "format": "dense"}, "compressed-tensors"),
         ],
     )
-    def test_the_package_that_is_missing_is_named(self, llama: Path, written: dict[str, object], package: str) -> None:
+    def test_the_message_names_the_missing_package(self, llama: Path, written: dict[str, object], package: str) -> None:
         if importlib.util.find_spec(package.replace("-", "_")):
             pytest.skip(f"{package} is installed")
         configure(llama, quantization_config=written)
-        told = problem(llama)
-        assert f"its weights are quantised ({written['quant_method']}), and transformers could not load them" in told
-        assert package in told.split("\n")[0]
-        assert "Install the package that is named" in told
+        message = problem(llama)
+        assert f"its weights are quantised ({written['quant_method']}), and transformers could not load them" in message
+        assert package in message.split("\n")[0]
+        assert "Install the package that is named" in message
 
     @pytest.mark.parametrize(
         ("written", "named"),
         [({"quant_method": "acme"}, "acme"), ({"bits": 4}, "in a way that the config does not name")],
     )
-    def test_a_way_that_transformers_does_not_know(self, llama: Path, written: dict[str, object], named: str) -> None:
+    def test_a_method_that_transformers_does_not_know(
+        self, llama: Path, written: dict[str, object], named: str
+    ) -> None:
         """transformers would warn, and take the packed numbers for the weights."""
         configure(llama, quantization_config=written)
         assert f"quantised ({named}), in a way that transformers" in problem(llama)
@@ -228,24 +232,25 @@ class TestRefused:
         tensors = load_file(llama / "model.safetensors")
         del tensors["model.layers.1.mlp.up_proj.weight"]
         save_file(tensors, llama / "model.safetensors", {"format": "pt"})
-        told = problem(llama)
-        assert "lacks 1 of the tensors that LlamaForCausalLM is made of, such as model.layers.1.mlp.up_proj" in told
-        assert "random numbers" in told
+        message = problem(llama)
+        assert "lacks 1 of the tensors that LlamaForCausalLM is made of, such as model.layers.1.mlp.up_proj" in message
+        assert "random numbers" in message
 
     def test_weights_of_another_shape(self, llama: Path) -> None:
         """transformers says in a table which, and then: You set `ignore_mismatched_sizes` to `False`."""
         configure(llama, intermediate_size=80)
-        told = problem(llama)
+        message = problem(llama)
         assert (
-            "lacks 36 of the tensors that LlamaForCausalLM is made of (or has them in another shape), such as " in told
+            "lacks 36 of the tensors that LlamaForCausalLM is made of (or has them in another shape), such as "
+            in message
         )
-        assert "model.layers.0.mlp.down_proj.weight: (48, 96) there, (48, 80) by the config" in told
-        assert "weights belong to the config" in told
+        assert "model.layers.0.mlp.down_proj.weight: (48, 96) there, (48, 80) by the config" in message
+        assert "weights belong to the config" in message
 
     def test_a_config_of_the_wrong_kind_of_value(self, llama: Path) -> None:
         configure(llama, num_hidden_layers="three")
-        assert "cannot read the config of" in (told := problem(llama))
-        assert "field 'num_hidden_layers': TypeError: Field 'num_hidden_layers' expected int, got str" in told
+        assert "cannot read the config of" in (message := problem(llama))
+        assert "field 'num_hidden_layers': TypeError: Field 'num_hidden_layers' expected int, got str" in message
 
     def test_a_config_of_more_layers_than_the_weights(self, llama: Path) -> None:
         configure(llama, num_hidden_layers=13)
@@ -256,18 +261,18 @@ class TestRefused:
         configure(llama, num_hidden_layers=11)
         assert "has 9 tensors of layers that its config leaves out, such as model.layers.11." in problem(llama)
 
-    def test_other_tensors_beside_the_model_are_let_be(self, llama: Path) -> None:
+    def test_tensors_that_are_not_of_the_decoder_are_ignored(self, llama: Path) -> None:
         tensors = load_file(llama / "model.safetensors") | {"vision_tower.weight": torch.zeros(3)}
         save_file(tensors, llama / "model.safetensors", {"format": "pt"})
         assert loaded(llama).dtype == "float32"
 
-    def test_code_of_the_models_own(self, llama: Path) -> None:
+    def test_a_model_that_needs_its_code(self, llama: Path) -> None:
         configure(llama, model_type="acme", auto_map={"AutoConfig": "configuration_acme.AcmeConfig"})
-        told = problem(llama)
-        assert "the config of x says model_type 'acme', whose code is not in transformers but comes with" in told
-        assert "trust_remote_code = true" in told
+        message = problem(llama)
+        assert "the config of x says model_type 'acme', whose code is not in transformers but comes with" in message
+        assert "trust_remote_code = true" in message
 
-    def test_code_that_is_not_needed_is_not_run(self, llama: Path) -> None:
+    def test_code_that_is_not_trusted_is_not_run(self, llama: Path) -> None:
         configure(llama, auto_map={"AutoModelForCausalLM": "modeling_evil.Evil"})
         (llama / "modeling_evil.py").write_text("raise SystemExit('was run')")
         assert type(loaded(llama).model).__name__ == "LlamaForCausalLM"
@@ -277,30 +282,30 @@ class TestRefused:
         (llama / "configuration_acme.py").write_text(
             "from transformers import LlamaConfig\n\n\nclass AcmeConfig(LlamaConfig):\n    model_type = 'acme'\n"
         )
-        told = problem(llama, spec={"trust_remote_code": True})
-        assert "model_type 'acme', which is not a causal language model" in told
+        message = problem(llama, spec={"trust_remote_code": True})
+        assert "model_type 'acme', which is not a causal language model" in message
 
     @pytest.mark.parametrize(
-        ("kind", "telling"),
+        ("kind", "expected"),
         [("acme", "says model_type 'acme', which transformers"), (None, "the config of x has no model_type")],
     )
-    def test_a_type_that_transformers_does_not_know(self, llama: Path, kind: str | None, telling: str) -> None:
+    def test_a_type_that_transformers_does_not_know(self, llama: Path, kind: str | None, expected: str) -> None:
         configure(llama, model_type=kind)
-        assert telling in problem(llama)
+        assert expected in problem(llama)
 
     @pytest.mark.parametrize(
-        ("kind", "architecture", "telling"),
+        ("kind", "architecture", "expected"),
         [
             ("vit", "ViTModel", "'vit', which is not a causal language model"),
             ("bert", "BertForMaskedLM", "'bert' and BertForMaskedLM, an encoder"),
             ("roberta", "RobertaModel", "'roberta' and RobertaModel, an encoder"),
         ],
     )
-    def test_what_is_not_a_causal_decoder(self, llama: Path, kind: str, architecture: str, telling: str) -> None:
+    def test_a_model_that_is_no_causal_decoder(self, llama: Path, kind: str, architecture: str, expected: str) -> None:
         (llama / "config.json").write_text(json.dumps({"model_type": kind, "architectures": [architecture]}))
-        told = problem(llama)
-        assert telling in told
-        assert "causal language models: decoders, encoder-decoders, and the text decoders of multimodal" in told
+        message = problem(llama)
+        assert expected in message
+        assert "causal language models: decoders, encoder-decoders, and the text decoders of multimodal" in message
 
     @pytest.mark.parametrize("text", ["{}", "", "<html>", '{"added_tokens": []}', '{"added_tokens": [], "model": {}}'])
     def test_a_tokenizer_that_cannot_be_built(self, llama: Path, text: str) -> None:
@@ -311,10 +316,10 @@ class TestRefused:
     def test_a_gguf_file_that_cannot_be_read(self, tmp_path: Path) -> None:
         """Whole by its header, but of no architecture."""
         (tmp_path / "m.gguf").write_bytes(b"GGUF" + bytes([3] + [0] * 19) + bytes(64))
-        told = problem(tmp_path)
-        assert f"cannot read the config of {tmp_path / 'm.gguf'}" in told
+        message = problem(tmp_path)
+        assert f"cannot read the config of {tmp_path / 'm.gguf'}" in message
 
-    def test_memory_that_runs_out(self, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_out_of_memory(self, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         from transformers import AutoModelForCausalLM
 
         def full(*_: object, **__: object) -> None:

@@ -1,7 +1,9 @@
-"""Which device a model runs on, found without importing torch.
+"""The choice of the device that a model runs on, without importing torch.
 
-A run that is answered from the cache and `delta-suite doctor` ask this too, and torch takes seconds to import.
+A run that is answered from the cache needs it too, and so does `delta-suite doctor`; torch takes seconds to import.
 """
+
+from __future__ import annotations
 
 import ast
 import importlib.util
@@ -19,7 +21,7 @@ from delta_suite.errors import DeviceError
 from delta_suite.models.spec import ModelSpec
 
 PROBE_TIMEOUT = 60.0
-"""Seconds; waking the driver of a host with many GPUs takes several."""
+"""Seconds the NVIDIA driver has to answer; waking that of a host with many GPUs takes several."""
 
 _PROBE = """
 import ctypes, json, sys
@@ -48,25 +50,27 @@ class Gpu:
     """One NVIDIA GPU that this process may use."""
 
     name: str
+    """Name that the driver reports, such as "NVIDIA H100"."""
     memory_gb: float
-    """All of its memory, free or not, in units of 10^9 bytes."""
+    """Total memory, free or not, in units of 10^9 bytes."""
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """What torch can run on here, beside the CPU."""
+    """The devices on which torch can run here, and the host's memory."""
 
     gpus: tuple[Gpu, ...]
-    """The GPUs usable by the torch that is installed, as CUDA_VISIBLE_DEVICES leaves them."""
+    """GPUs that the installed torch can use and CUDA_VISIBLE_DEVICES shows."""
     why_no_gpu: str
-    """Why `gpus` is empty, in a few words; "" where it is not."""
+    """Reason why `gpus` is empty, in a few words; "" if it is not."""
     mps: bool
+    """True on Apple silicon."""
     memory_gb: float
-    """Memory of the host, in units of 10^9 bytes; 0 where it cannot be asked."""
+    """Memory of the host, in units of 10^9 bytes; 0 if the system does not tell."""
 
 
 def hardware() -> Hardware:
-    """What is there, found once per process and value of CUDA_VISIBLE_DEVICES."""
+    """Return the hardware of this machine, looked up once per process and value of CUDA_VISIBLE_DEVICES."""
     return _hardware(os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
@@ -111,14 +115,14 @@ def _cuda(visible: str | None) -> tuple[tuple[Gpu, ...], str]:
 
 
 def _torch_cuda() -> str | None:
-    """The CUDA version the installed torch is built for, or None: not built for CUDA, or not there.
+    """Return the CUDA version the installed torch is built for; None if it is not built for CUDA or not installed.
 
-    Read from torch/version.py. The version number does not tell: CPU builds carry "+cpu" on some platforms alone.
+    It is read from torch/version.py, as CPU builds have "+cpu" in their version number only on some platforms.
     """
-    found = importlib.util.find_spec("torch")
-    if found is None or found.origin is None:
+    torch = importlib.util.find_spec("torch")
+    if torch is None or torch.origin is None:
         return None
-    source = ast.parse(Path(found.origin).with_name("version.py").read_text(encoding="utf-8"))
+    source = ast.parse(Path(torch.origin).with_name("version.py").read_text(encoding="utf-8"))
     for node in source.body:
         targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
         if any(isinstance(target, ast.Name) and target.id == "cuda" for target in targets):
@@ -128,61 +132,68 @@ def _torch_cuda() -> str | None:
 
 
 SHARDED = "sharded"
-"""A model split over all GPUs, and where they do not hold it over the host's memory and disk, as accelerate plans."""
+"""Device of a model that accelerate splits over all GPUs and, if they cannot hold it, host memory and disk."""
 
 
 def resolve_device(requested: str, spec: ModelSpec) -> str:
-    """The device to load `spec` on: "cpu", "mps", "cuda", "cuda:1", or "sharded", which is all GPUs of the machine.
+    """Return the device to load `spec` on: "cpu", "mps", "cuda", "cuda:1", or "sharded" (all GPUs of the machine).
 
-    requested: one of these, or "auto", which takes the best there is, and all GPUs where one has too little memory for
-    what the entry requires. That is held against the one GPU asked for, or all of them together; a CPU is taken for
-    such a model only when asked for by name, and with as much memory.
-    Raises `DeviceError` where the device is not there, or not enough for the model.
+    requested: one of these, or "auto" for the best one here, which is "sharded" if one GPU has too little memory for
+        what the entry requires. A model that requires GPU memory runs on a CPU only if that is requested by name, and
+        has as much memory.
+
+    Raises:
+        DeviceError: the device is not there, or has too little memory for the model.
     """
     here = hardware()
-    needed = spec.requires.gpu_memory_gb
     if requested == "auto":
-        best = "cuda" if here.gpus else "mps" if here.mps else "cpu"
-        if best == "cpu" and needed is not None:
-            raise DeviceError(
-                f"{spec.name} requires a GPU with {needed:g} GB, and there is none here: {here.why_no_gpu}.\n"
-                f"  Run it on a machine that has one, or choose a smaller model. --device cpu tries it on the CPU "
-                f"({here.memory_gb:.0f} GB of memory here)."
-            )
-        if best == "cuda" and needed is not None and here.gpus[0].memory_gb < needed <= _all_memory(here):
-            best = SHARDED
-        requested = best
+        requested = _best_device(spec, here)
     if requested == SHARDED:
         if not here.gpus:
-            raise DeviceError(f"--device {SHARDED}: {here.why_no_gpu}.\n  {_way_to_cuda(here)} {_what_there_is(here)}")
-        return _enough(spec, SHARDED, _all_memory(here), f"this machine with its {len(here.gpus)} GPUs together")
+            raise DeviceError(f"--device {SHARDED}: {here.why_no_gpu}.\n  {_cure(here)} {_listed(here)}")
+        return _enough(spec, SHARDED, _gpu_memory(here), f"this machine with its {len(here.gpus)} GPUs together")
     if requested == "cpu":
         return _enough(spec, requested, here.memory_gb, "the CPU's memory")
     if requested == "mps":
         if not here.mps:
-            raise DeviceError(f"--device mps: this is not an Apple silicon machine. {_what_there_is(here)}")
+            raise DeviceError(f"--device mps: this is not an Apple silicon machine. {_listed(here)}")
         return _enough(spec, requested, here.memory_gb, "the memory that CPU and GPU share")
     match = re.fullmatch(r"cuda(?::(\d+))?", requested)
     if match is None:
         raise DeviceError(
             f"--device {requested} is unknown: it is auto, cpu, mps, cuda, or cuda:1 and so on, or {SHARDED}. "
-            f"{_what_there_is(here)}"
+            f"{_listed(here)}"
         )
     if not here.gpus:
-        raise DeviceError(f"--device {requested}: {here.why_no_gpu}.\n  {_way_to_cuda(here)} {_what_there_is(here)}")
+        raise DeviceError(f"--device {requested}: {here.why_no_gpu}.\n  {_cure(here)} {_listed(here)}")
     index = int(match[1] or 0)
     if index >= len(here.gpus):
-        raise DeviceError(f"--device {requested}: there is no GPU {index}. {_what_there_is(here)}")
+        raise DeviceError(f"--device {requested}: there is no GPU {index}. {_listed(here)}")
     gpu = here.gpus[index]
     return _enough(spec, requested, gpu.memory_gb, f"GPU {index} ({gpu.name})")
 
 
-def _all_memory(here: Hardware) -> float:
+def _best_device(spec: ModelSpec, here: Hardware) -> str:
+    needed = spec.requires.gpu_memory_gb
+    best = "cuda" if here.gpus else "mps" if here.mps else "cpu"
+    if needed is None:
+        return best
+    if best == "cpu":
+        raise DeviceError(
+            f"{spec.name} requires a GPU with {needed:g} GB, and there is none here: {here.why_no_gpu}.\n"
+            f"  Run it on a machine that has one, or choose a smaller model. --device cpu tries it on the CPU "
+            f"({here.memory_gb:.0f} GB of memory here)."
+        )
+    return SHARDED if best == "cuda" and here.gpus[0].memory_gb < needed <= _gpu_memory(here) else best
+
+
+def _gpu_memory(here: Hardware) -> float:
+    """Return the memory of all GPUs together, in units of 10^9 bytes."""
     return sum(gpu.memory_gb for gpu in here.gpus)
 
 
 def describe_devices() -> str:
-    """One line on what there is, for `delta-suite doctor`."""
+    """Return one line on the devices of this machine, for `delta-suite doctor`."""
     here = hardware()
     listed = [f"cuda:{index} {gpu.name}, {gpu.memory_gb:.0f} GB" for index, gpu in enumerate(here.gpus)]
     listed += [f"mps, {here.memory_gb:.0f} GB shared"] if here.mps else []
@@ -191,6 +202,7 @@ def describe_devices() -> str:
 
 
 def _enough(spec: ModelSpec, device: str, memory_gb: float, what: str) -> str:
+    """Return `device`, or raise `DeviceError` if its memory is less than the model requires."""
     needed = spec.requires.gpu_memory_gb
     if needed is not None and memory_gb and memory_gb < needed:
         raise DeviceError(
@@ -201,14 +213,16 @@ def _enough(spec: ModelSpec, device: str, memory_gb: float, what: str) -> str:
     return device
 
 
-def _what_there_is(here: Hardware) -> str:
+def _listed(here: Hardware) -> str:
+    """Return a sentence that lists the devices of this machine."""
     listed = [f"cuda:{index} ({gpu.name}, {gpu.memory_gb:.0f} GB)" for index, gpu in enumerate(here.gpus)]
-    return f"Here there is: {', '.join([*listed, *(['mps'] if here.mps else []), 'cpu'])}."
+    return f"This machine has {', '.join([*listed, *(['mps'] if here.mps else []), 'cpu'])}."
 
 
-def _way_to_cuda(here: Hardware) -> str:
+def _cure(here: Hardware) -> str:
+    """Return a sentence that says how to make a GPU usable."""
     if "without CUDA" in here.why_no_gpu:
         return "Install a torch built for CUDA (https://pytorch.org/get-started/locally), or use --device auto."
     if "built for CUDA" in here.why_no_gpu:
         return "Update the driver, or install a torch built for an older CUDA."
-    return "`nvidia-smi` tells more; --device auto takes what there is."
+    return "Run `nvidia-smi` for details; --device auto takes what is here."

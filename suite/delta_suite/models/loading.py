@@ -1,4 +1,6 @@
-"""`ModelFiles` -> `LoadedModel`. All is read from local files; torch and transformers are imported on first use."""
+"""Loading a model from its `ModelFiles`. Only local files are read; torch and transformers are imported when used."""
+
+from __future__ import annotations
 
 import atexit
 import json
@@ -23,29 +25,32 @@ if TYPE_CHECKING:
 
 
 _UNREADABLE = (OSError, ValueError, ImportError, KeyError, IndexError, TypeError, AttributeError)
-"""What transformers raises for files that it cannot make sense of."""
+"""Errors that transformers raises for files it cannot make sense of."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
     """A model ready for a forward pass: in evaluation mode, without gradients, on its device."""
 
-    model: "PreTrainedModel"
-    tokenizer: "PreTrainedTokenizerBase"
+    model: PreTrainedModel
+    """The model itself."""
+    tokenizer: PreTrainedTokenizerBase
+    """Its tokenizer."""
     devices: tuple[str, ...]
-    """The devices that compute, the one that takes the token ids first."""
+    """Devices that compute; the first takes the token ids."""
     dtype: str
-    """The dtype of its parameters, such as "float32"."""
+    """Dtype of the parameters, such as "float32"."""
     attention: str
-    """The attention kernel that runs, such as "sdpa", which need not be the one asked for."""
+    """Attention kernel that runs, such as "sdpa"; it need not be the one asked for."""
     seconds: float
-    """Time of the whole load, tokenizer included."""
+    """Duration of the whole load, tokenizer included."""
 
 
-def load_tokenizer(spec: ModelSpec, files: ModelFiles) -> "PreTrainedTokenizerBase":
-    """The model's tokenizer; from a GGUF file it is rebuilt, which takes seconds.
+def load_tokenizer(spec: ModelSpec, files: ModelFiles) -> PreTrainedTokenizerBase:
+    """Return the model's tokenizer; one in a GGUF file is rebuilt, which takes seconds.
 
-    Raises `ModelUnavailableError` where transformers cannot build it from the files.
+    Raises:
+        ModelUnavailableError: transformers cannot build it from the files.
     """
     from transformers import AutoTokenizer
 
@@ -54,7 +59,7 @@ def load_tokenizer(spec: ModelSpec, files: ModelFiles) -> "PreTrainedTokenizerBa
             files.directory, gguf_file=files.gguf, local_files_only=True, trust_remote_code=spec.trust_remote_code
         )
     except Exception as error:
-        # The tokenizers library tells a damaged file by a bare Exception; what is neither that nor below is a bug.
+        # The tokenizers library raises a bare Exception for a damaged file; any other type not listed above is a bug.
         if type(error) is not Exception and not isinstance(error, _UNREADABLE):
             raise
         raise UnavailableError(
@@ -75,33 +80,66 @@ def load(
     dtype: str = "auto",
     attention: str | None = None,
 ) -> LoadedModel:
-    """Load model and tokenizer onto one device.
+    """Load model and tokenizer onto a device.
 
-    device: "cpu", "mps", "cuda", "cuda:1" or "sharded", as `resolve_device` says.
-    dtype: takes precedence over the entry's; "auto" is the entry's, and there the checkpoint's own.
-    A control has the weights that `control.initialise` draws; its "auto" is the dtype that the config names.
-    attention: the kernel, such as "eager" or "sdpa"; None leaves it to transformers.
+    device: "cpu", "mps", "cuda", "cuda:1" or "sharded", as `resolve_device` returns it.
+    dtype: one of `DTYPES`; "auto" means that of the entry, and if that is "auto" too, the checkpoint's. A control has
+        the weights that `control.initialise` draws; for it "auto" is the dtype that the config names.
+    attention: the kernel, such as "eager" or "sdpa"; None leaves the choice to transformers.
 
-    Raises `ModelUnavailableError` where transformers does not know the model, it has no causal text decoder, needs
-    remote code that is not trusted or a package for quantised weights that is not installed, or the weights do not fit
-    the architecture; `DeviceError` where memory runs out.
+    Raises:
+        SuiteError: the dtype is unknown.
+        ModelUnavailableError: transformers does not know the model; it has no causal text decoder; it needs remote
+            code that is not trusted, or a package for quantised weights that is not installed; or the weights do not
+            fit the architecture.
+        DeviceError: memory runs out, or the GPU fails.
     """
     if dtype not in DTYPES:
         raise SuiteError(f"dtype {dtype!r} is unknown: it is {', '.join(DTYPES)}.")
     started = time.perf_counter()
-    import torch
-    from safetensors import SafetensorError
-
     config = _config(spec, files)
     auto_class = _auto_class(config, spec)
     quantised = _quantisation(config, spec)
     tokenizer = load_tokenizer(spec, files)
-    wanted = spec.dtype if dtype == "auto" else dtype
-    torch_dtype = None if wanted == "auto" else getattr(torch, wanted)
+    with _explained(spec, files, device, quantised):
+        model, report = _build(spec, files, auto_class, config, device=device, dtype=dtype, attention=attention)
+    _check_complete(spec, files, model, report)
+    model.eval().requires_grad_(False)
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        devices=_devices(model, device),
+        dtype=str(model.dtype).removeprefix("torch."),
+        attention=str(model.config._attn_implementation),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _build(
+    spec: ModelSpec,
+    files: ModelFiles,
+    auto_class: Any,
+    config: PreTrainedConfig,
+    *,
+    device: str,
+    dtype: str,
+    attention: str | None,
+) -> tuple[Any, dict[str, Any]]:
+    """Return the model, and the report of transformers on tensors that did not fit; a control has none."""
+    import torch
+
+    dtype = spec.dtype if dtype == "auto" else dtype
+    torch_dtype = None if dtype == "auto" else getattr(torch, dtype)
     kernel: dict[str, Any] = {"attn_implementation": attention} if attention is not None else {}
-    # What fits neither GPUs nor host memory is read from disk layer by layer; the folder goes with the process.
+    # Weights that fit neither GPUs nor host memory are read from disk layer by layer.
     offload_folder = _offload_folder() if device == SHARDED else None
-    # Tensors of another shape are told by _check_complete, as those are that are not there.
+    if spec.random_weights:
+        code = {"trust_remote_code": True} if spec.trust_remote_code else {}
+        model: Any = initialise(
+            auto_class, config, device=device, dtype=torch_dtype, offload_folder=offload_folder, **kernel, **code
+        )
+        return model, {}
+    # _check_complete reports tensors of another shape, together with those that are missing.
     options: dict[str, Any] = {"ignore_mismatched_sizes": True, **kernel}
     if device == SHARDED:
         options |= {"device_map": "auto", "offload_folder": offload_folder}
@@ -112,25 +150,30 @@ def load(
         options |= {"gguf_file": files.gguf, **_plain_weights()}
     elif not spec.allow_pickle:
         options["use_safetensors"] = True
-    model: Any
-    report: dict[str, Any] = {}
+    with _errors_only():
+        model, report = auto_class.from_pretrained(
+            files.directory,
+            config=config,
+            dtype=torch_dtype or "auto",
+            local_files_only=True,
+            trust_remote_code=spec.trust_remote_code,
+            output_loading_info=True,
+            **options,
+        )
+    return model, report
+
+
+@contextmanager
+def _explained(spec: ModelSpec, files: ModelFiles, device: str, quantised: str | None) -> Iterator[None]:
+    """Turn errors of other libraries during the load into ours, which say what to do.
+
+    quantised: the method by which the weights are quantised, if they are.
+    """
+    import torch
+    from safetensors import SafetensorError
+
     try:
-        if spec.random_weights:
-            code = {"trust_remote_code": True} if spec.trust_remote_code else {}
-            model = initialise(
-                auto_class, config, device=device, dtype=torch_dtype, offload_folder=offload_folder, **kernel, **code
-            )
-        else:
-            with _errors_alone():
-                model, report = auto_class.from_pretrained(
-                    files.directory,
-                    config=config,
-                    dtype=torch_dtype or "auto",
-                    local_files_only=True,
-                    trust_remote_code=spec.trust_remote_code,
-                    output_loading_info=True,
-                    **options,
-                )
+        yield
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise DeviceError(
             f"{spec.name}: the memory of {device} ran out while it was loaded ({_brief(error)}).\n"
@@ -151,35 +194,25 @@ def load(
         raise UnavailableError(
             spec.name,
             f"transformers could not load it from {files.directory} ({_brief(error)})",
-            f"Check that the weights belong to the config and are whole. {_newer_transformers()}",
+            f"Check that the weights belong to the config and are complete. {_newer_transformers()}",
         ) from error
-    _check_complete(spec, files, model, report)
-    model.eval().requires_grad_(False)
-    return LoadedModel(
-        model=model,
-        tokenizer=tokenizer,
-        devices=_devices(model, device),
-        dtype=str(model.dtype).removeprefix("torch."),
-        attention=str(model.config._attn_implementation),
-        seconds=time.perf_counter() - started,
-    )
 
 
 @contextmanager
-def _errors_alone() -> Iterator[None]:
-    """Without transformers' warnings: its table of tensors that do not fit stood above the message that says so."""
-    from transformers.utils import logging as theirs
+def _errors_only() -> Iterator[None]:
+    """Silence the warnings of transformers; its table of tensors that do not fit would stand above our message."""
+    from transformers.utils import logging as transformers_logging
 
-    before = theirs.get_verbosity()
-    theirs.set_verbosity(logging.ERROR)
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.ERROR)
     try:
         yield
     finally:
-        theirs.set_verbosity(before)
+        transformers_logging.set_verbosity(before)
 
 
-def _devices(model: "PreTrainedModel", device: str) -> tuple[str, ...]:
-    """Where blocks run; what is offloaded to the host or disk runs on the first GPU."""
+def _devices(model: PreTrainedModel, device: str) -> tuple[str, ...]:
+    """Return the devices on which blocks run; those offloaded to host or disk run on the first GPU."""
     if device != SHARDED:
         return ("cuda:0" if device == "cuda" else device,)
     placed: dict[str, Any] = getattr(model, "hf_device_map", {})
@@ -188,31 +221,19 @@ def _devices(model: "PreTrainedModel", device: str) -> tuple[str, ...]:
 
 
 def _offload_folder() -> str:
+    """Return a new folder for offloaded weights, which is removed when the process ends."""
     folder: tempfile.TemporaryDirectory[str] = tempfile.TemporaryDirectory(prefix="delta-suite-offload-")
     atexit.register(folder.cleanup)
     return folder.name
 
 
-def _config(spec: ModelSpec, files: ModelFiles) -> "PreTrainedConfig":
-    """The model's config, after a look of our own: transformers would tell the two cases below in many lines."""
+def _config(spec: ModelSpec, files: ModelFiles) -> PreTrainedConfig:
+    """Return the model's config, which must be of a type that transformers knows."""
     from huggingface_hub.errors import StrictDataclassError
-    from transformers import CONFIG_MAPPING, AutoConfig
+    from transformers import AutoConfig
 
     if files.gguf is None:
-        written = json.loads((files.directory / "config.json").read_text(encoding="utf-8"))
-        kind = written.get("model_type")
-        if kind not in CONFIG_MAPPING and not (spec.trust_remote_code and "auto_map" in written):
-            described = f"the config of {spec.name} " + (f"says model_type {kind!r}" if kind else "has no model_type")
-            if "auto_map" in written:
-                raise UnavailableError(
-                    spec.name,
-                    f"{described}, whose code is not in transformers but comes with the model",
-                    "Read that code, and if you trust it set trust_remote_code = true in an entry of models.toml.",
-                )
-            unknown = f"{described}, which {_transformers()} does not know" if kind else described
-            raise UnavailableError(
-                spec.name, unknown, _newer_transformers() if kind else "Save it with save_pretrained."
-            )
+        _check_model_type(spec, json.loads((files.directory / "config.json").read_text(encoding="utf-8")))
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             files.directory,
@@ -230,17 +251,39 @@ def _config(spec: ModelSpec, files: ModelFiles) -> "PreTrainedConfig":
     return config
 
 
+def _check_model_type(spec: ModelSpec, config: dict[str, Any]) -> None:
+    """Refuse a type of model that transformers does not know; its message for it has many lines."""
+    from transformers import CONFIG_MAPPING
+
+    kind = config.get("model_type")
+    if kind in CONFIG_MAPPING or (spec.trust_remote_code and "auto_map" in config):
+        return
+    described = f"the config of {spec.name} " + (f"says model_type {kind!r}" if kind else "has no model_type")
+    if "auto_map" in config:
+        raise UnavailableError(
+            spec.name,
+            f"{described}, whose code is not in transformers but comes with the model",
+            "Read that code, and if you trust it set trust_remote_code = true in an entry of models.toml.",
+        )
+    unknown = f"{described}, which {_transformers()} does not know" if kind else described
+    raise UnavailableError(spec.name, unknown, _newer_transformers() if kind else "Save it with save_pretrained.")
+
+
 AUTO_CLASSES = (
     ("AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING"),
     ("AutoModelForSeq2SeqLM", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING"),
     ("AutoModelForImageTextToText", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING"),
     ("AutoModelForMultimodalLM", "MODEL_FOR_MULTIMODAL_LM_MAPPING"),  # sound and video, too; not in 5.0
 )
-"""What builds a model with a text decoder, and by which mapping it knows the config; the first that fits counts."""
+"""Auto classes that build a model with a text decoder, and the mapping of configs each knows, in order of choice."""
 
 
-def _auto_class(config: "PreTrainedConfig", spec: ModelSpec) -> Any:
-    """The auto class that builds the model. Raises `ModelUnavailableError` where it has no causal text decoder."""
+def _auto_class(config: PreTrainedConfig, spec: ModelSpec) -> Any:
+    """Return the auto class that builds the model.
+
+    Raises:
+        UnavailableError: the model has no causal text decoder.
+    """
     import transformers
 
     kind = f"the config of {spec.name} says model_type {config.model_type!r}"
@@ -254,7 +297,7 @@ def _auto_class(config: "PreTrainedConfig", spec: ModelSpec) -> Any:
         known = getattr(transformers, mapping, {})
         if type(config) in known:
             classes = known[type(config)]
-            fitting[name] = tuple(own.__name__ for own in (classes if isinstance(classes, tuple) else (classes,)))
+            fitting[name] = tuple(kind.__name__ for kind in (classes if isinstance(classes, tuple) else (classes,)))
     named = [name for name, classes in fitting.items() if set(classes) & set(architectures)]
     if getattr(config, "is_encoder_decoder", False) and "AutoModelForSeq2SeqLM" in fitting and not named:
         named = ["AutoModelForSeq2SeqLM"]
@@ -263,30 +306,32 @@ def _auto_class(config: "PreTrainedConfig", spec: ModelSpec) -> Any:
         if spec.trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
             return transformers.AutoModelForCausalLM
         raise UnavailableError(spec.name, f"{kind}, which is not a causal language model", do)
-    # BERT and its kin can be built as decoders; a checkpoint trained with attention to both sides must not be.
-    both_sides = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING and not (
+    # BERT and its relatives can be built as decoders; a checkpoint trained with bidirectional attention must not be.
+    bidirectional = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING and not (
         getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False)
     )
-    if both_sides and architectures and not named:
+    if bidirectional and architectures and not named:
         raise UnavailableError(spec.name, f"{kind} and {architectures[0]}, an encoder", do)
     return getattr(transformers, chosen)
 
 
-def _quantisation(config: "PreTrainedConfig", spec: ModelSpec) -> str | None:
-    """The method by which the config says the weights are quantised, such as "gptq"; None where it says none.
+def _quantisation(config: PreTrainedConfig, spec: ModelSpec) -> str | None:
+    """Return the method by which the config says the weights are quantised, such as "gptq"; None if it names none.
 
-    Raises `ModelUnavailableError` for a method that transformers does not know: it would warn, and take the packed
-    numbers for the weights themselves.
+    Raises:
+        UnavailableError: transformers does not know the method. It would warn, and take the packed numbers for the
+            weights themselves.
     """
     from transformers.quantizers.auto import AutoHfQuantizer
 
-    written: Any = getattr(config, "quantization_config", None)
-    if written is None:
+    quantisation: Any = getattr(config, "quantization_config", None)
+    if quantisation is None:
         return None
-    method = written.get("quant_method") if isinstance(written, dict) else getattr(written, "quant_method", None)
+    is_dict = isinstance(quantisation, dict)
+    method = quantisation.get("quant_method") if is_dict else getattr(quantisation, "quant_method", None)
     named = str(getattr(method, "value", method) or "in a way that the config does not name")
     try:
-        known = not isinstance(written, dict) or AutoHfQuantizer.supports_quant_method(written)  # type: ignore[no-untyped-call]
+        known = not is_dict or AutoHfQuantizer.supports_quant_method(quantisation)  # type: ignore[no-untyped-call]
     except ValueError:  # no method is named
         known = False
     if not known:
@@ -299,7 +344,7 @@ def _quantisation(config: "PreTrainedConfig", spec: ModelSpec) -> str | None:
 
 
 def _plain_weights() -> dict[str, Any]:
-    """Unpack GGUF weights at load, whichever kernels are installed.
+    """Return options that unpack GGUF weights at load, whichever kernels are installed.
 
     Newer releases of transformers keep some architectures packed, and fetch kernels from the hub to compute on them.
     """
@@ -309,36 +354,35 @@ def _plain_weights() -> dict[str, Any]:
     return {} if gguf_config is None else {"quantization_config": gguf_config(dequantize=True)}
 
 
-def _check_complete(spec: ModelSpec, files: ModelFiles, model: "PreTrainedModel", report: dict[str, Any]) -> None:
-    """Refuse a model in which transformers left random numbers or left out layers; it only prints a warning.
+def _check_complete(spec: ModelSpec, files: ModelFiles, model: PreTrainedModel, report: dict[str, Any]) -> None:
+    """Refuse a model with random numbers in place of weights, or without layers; transformers only prints a warning.
 
     The output head may be missing: a checkpoint of the bare decoder has none, and the residual stream ends before it.
     """
     head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    of_head = {id(parameter) for parameter in head.parameters()} if head is not None else set()
-    spared = {name for name, parameter in model.named_parameters(remove_duplicate=False) if id(parameter) in of_head}
-    missing = sorted(set(report.get("missing_keys", ())) - spared)
+    head_ids = {id(parameter) for parameter in head.parameters()} if head is not None else set()
+    optional = {name for name, parameter in model.named_parameters(remove_duplicate=False) if id(parameter) in head_ids}
+    missing = sorted(set(report.get("missing_keys", ())) - optional)
     mismatched = sorted(_shapes(key) for key in report.get("mismatched_keys", ()))
     if wrong := missing or mismatched:
         raise UnavailableError(
             spec.name,
             f"{files.directory} lacks {len(wrong)} of the tensors that {type(model).__name__} is made of"
             f"{'' if missing else ' (or has them in another shape)'}, such as {wrong[0]}",
-            "They would be random numbers. Check that the weights belong to the config and were saved as a whole.",
+            "They would be random numbers. Check that the weights belong to the config and were saved completely.",
         )
     known = {_any_layer(name) for name in model.state_dict()}
-    left_over = sorted(name for name in report.get("unexpected_keys", ()) if _any_layer(name) in known)
-    if left_over:
+    unused = sorted(name for name in report.get("unexpected_keys", ()) if _any_layer(name) in known)
+    if unused:
         raise UnavailableError(
             spec.name,
-            f"{files.directory} has {len(left_over)} tensors of layers that its config leaves out, "
-            f"such as {left_over[0]}",
+            f"{files.directory} has {len(unused)} tensors of layers that its config leaves out, such as {unused[0]}",
             "A part of the model would be measured as if it were all. Correct the number of layers in config.json.",
         )
 
 
 def _shapes(key: Any) -> str:
-    """Of a tensor of another shape, as transformers reports it: its name, and where they come with it both shapes."""
+    """Return a tensor of another shape for a message: its name, and both shapes if transformers reports them."""
     if not isinstance(key, tuple):
         return str(key)
     name, *shapes = key
@@ -346,16 +390,17 @@ def _shapes(key: Any) -> str:
 
 
 def _any_layer(name: str) -> str:
+    """Return the name of a tensor with a star in place of each number."""
     return re.sub(r"\b\d+\b", "*", name)
 
 
 def _brief(error: BaseException) -> str:
-    """The first line with content of an error of another library (and the next, if it announces that), and its type."""
+    """Return the type and the first line of another library's error, and the second line if the first announces it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
-    said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
-    return f"{type(error).__name__}: {said[:300].removesuffix('.')}"
+    text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return f"{type(error).__name__}: {text[:300].removesuffix('.')}"
 
 
 def _transformers() -> str:
