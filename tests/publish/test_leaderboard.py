@@ -21,7 +21,7 @@ from delta_suite.publish.site import page_name
 from delta_suite.records.store import stamps_path
 from typer.testing import CliRunner, Result
 
-from tests.publish.conftest import Place, checkpoint, make_place, with_calibration, with_intervals, with_boundaries
+from tests.publish.conftest import Place, checkpoint, make_place, with_boundaries, with_calibration, with_intervals
 
 
 def run(*arguments: object) -> Result:

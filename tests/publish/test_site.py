@@ -19,7 +19,7 @@ from delta_suite.publish.leaderboard import files, write
 from delta_suite.publish.run_page import standalone
 
 from tests.publish.browser import CHROMIUM
-from tests.publish.conftest import checkpoint, make_place, turned, with_calibration, with_intervals, with_boundaries
+from tests.publish.conftest import checkpoint, make_place, turned, with_boundaries, with_calibration, with_intervals
 from tests.publish.test_leaderboard import marked
 
 LONG = "organisation/a-model-of-a-very-long-name-instruct-2507-checkpoint-143000"

@@ -104,7 +104,8 @@ def _missing_parts(record: Record) -> str | None:
     layers, variants = record.model.layers, set(record.variants)
     if not layers or [layer.layer for layer in record.layers] != list(range(layers)):
         return f"it says {layers} layers and holds {len(record.layers)}"
-    measured = [set(part.metrics) for part in (*record.layers, *record.scopes.values())]
+    measured = [set(layer.metrics) for layer in record.layers]
+    measured += [set(scope.metrics) for scope in record.scopes.values()]
     if (
         "raw" not in variants
         or any(names != variants for names in measured)
