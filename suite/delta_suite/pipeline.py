@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from delta_suite.capture.sinks import Sinks
     from delta_suite.capture.stream import ResidualStream, Storage
     from delta_suite.reduction.law_scores import Law
-    from delta_suite.reduction.resampling import LayerSpectra
+    from delta_suite.reduction.replicates import LayerSpectra
 
 LAW_IN_SHARDS = "the update law needs the whole stream at once, and it came in several shards"
 """The reason of the law's metrics where memory held the stream in parts alone."""
@@ -376,7 +376,7 @@ def _capture(
                     variants=list(VARIANTS.values()),
                     devices=devices,
                     advance=analysis_bar.update,
-                    found_sinks=captured.sinks.append,
+                    on_sinks=captured.sinks.append,
                 )
             else:
                 for stream in streams():

@@ -12,7 +12,7 @@ from delta_suite.capture.residual import capture
 from delta_suite.capture.stream import ResidualStream
 from delta_suite.models.blocks import find_decoder
 from delta_suite.reduction.reduce import reduce_stream
-from delta_suite.reduction.resampling import LayerSpectra
+from delta_suite.reduction.replicates import LayerSpectra
 
 from tests.benchmarks.measuring import seconds
 from tests.benchmarks.page import Record

@@ -26,7 +26,7 @@ from delta_suite.metrics.layer import spectral_entropy_rank
 from delta_suite.models.phases import phase_map
 from delta_suite.records.arrays import direction_arrays, full_gram
 from delta_suite.reduction.reduce import reduce_stream
-from delta_suite.reduction.resampling import LayerSpectra
+from delta_suite.reduction.replicates import LayerSpectra
 from delta_suite.reduction.statistics import TOP_K, LayerStatistics
 from delta_suite.reduction.variants import VARIANTS, Variant
 from torch import Tensor

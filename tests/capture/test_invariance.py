@@ -1,4 +1,4 @@
-"""Numbers depend on nothing irrelevant: attention kernel, the tokenizer's padding side, device."""
+"""Numbers do not depend on the attention kernel, the padding side of the tokenizer, or the device."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from delta_suite.capture.calibration import Calibration, tokenize
 from delta_suite.capture.residual import capture
 from delta_suite.models.blocks import find_decoder
 from delta_suite.reduction.reduce import reduce_stream
-from delta_suite.reduction.resampling import LayerSpectra
+from delta_suite.reduction.replicates import LayerSpectra
 
 from tests.capture.test_stream import assert_same
 

@@ -1,4 +1,4 @@
-"""Where the stream is kept changes nothing but the place; batches and padding change nothing at all."""
+"""Storage, shards, batches and padding change no number."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from delta_suite.capture.residual import capture
 from delta_suite.capture.stream import Memory, plan_shards
 from delta_suite.models.blocks import find_decoder
 from delta_suite.reduction.reduce import reduce_stream
-from delta_suite.reduction.resampling import LayerSpectra
+from delta_suite.reduction.replicates import LayerSpectra
 
 CPU = torch.device("cpu")
 ROOMY = Memory(device=1 << 40)
@@ -101,7 +101,7 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(
 
 
 @pytest.mark.parametrize(("free", "want"), [(1 << 40, 2048), (6 * 96 * 4 * 100, 100), (0, 1)])
-def test_the_first_batch_is_found_from_free_memory(
+def test_the_size_of_the_first_batch_follows_from_free_memory(
     loaded: tuple[Any, TokenSequences], monkeypatch: pytest.MonkeyPatch, free: int, want: int
 ) -> None:
     """The widest matrix of the tiny model's blocks has 96 outputs of 4 bytes."""
@@ -110,11 +110,11 @@ def test_the_first_batch_is_found_from_free_memory(
     model, sequences = loaded
     shares: list[float] = []
 
-    def found(device: torch.device, share: float) -> Memory:
+    def free_memory(device: torch.device, share: float) -> Memory:
         shares.append(share)
         return Memory(free)
 
-    monkeypatch.setattr(Memory, "free", found)
+    monkeypatch.setattr(Memory, "free", free_memory)
     assert residual.tokens_that_fit(model, find_decoder(model), CPU) == want
     sizes, forward = [], residual._forward
 

@@ -21,7 +21,7 @@ from delta_suite.metrics.nulls import OVER_PAIRS, lag_matched
 from delta_suite.metrics.registry import METRICS
 from delta_suite.records.arrays import direction_arrays, full_gram
 from delta_suite.reduction.reduce import reduce_stream
-from delta_suite.reduction.resampling import LayerSpectra
+from delta_suite.reduction.replicates import LayerSpectra
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -76,7 +76,7 @@ def test_layer_metrics_equal_the_reference(tokens: int, hidden: int) -> None:
     for layer, spectra in enumerate(reduced(own)):
         expected = layer_figures(own.states[layer].numpy(), own.states[layer + 1].numpy())
         for name, estimate in layer_metrics(spectra.statistics).items():
-            if name == "participation_ratio_unbiased":  # wants documents; against matrices in test_resampling.py
+            if name == "participation_ratio_unbiased":  # wants documents; against matrices in test_replicates.py
                 assert estimate.reason == ONE_DOCUMENT
                 continue
             assert estimate.value == pytest.approx(expected[name], rel=1e-6), (layer, name)

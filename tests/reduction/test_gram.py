@@ -1,4 +1,4 @@
-"""The Gram way against a full SVD in float64, on spectra that are hard for it; and moments that add."""
+"""Spectra from Gram matrices against a full SVD in float64, where that is hard; and the additivity of moments."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from delta_suite.metrics.layer import spectral_entropy_rank
 from delta_suite.reduction import gram as spectra
-from delta_suite.reduction.eigen import Eigensolver, bordered, eigh, slow_float64, together, without_border
+from delta_suite.reduction.eigen import Eigensolver, bordered, can_batch, eigh, slow_float64, without_border
 from delta_suite.reduction.gram import (
     Spectrum,
     add_gram,
@@ -34,7 +34,7 @@ def spectrum(rows: torch.Tensor, k: int, side: str) -> Spectrum:
 
 
 def matrix(kind: str, tokens: int, hidden: int, seed: int = 0) -> torch.Tensor:
-    """A float32 matrix of one kind of spectrum."""
+    """Return a float32 matrix with one kind of spectrum."""
     generator = torch.Generator().manual_seed(seed)
     small = min(tokens, hidden)
     u = torch.linalg.qr(torch.randn(tokens, small, generator=generator, dtype=torch.float64))[0]
@@ -79,7 +79,7 @@ def test_against_a_full_svd(
 
 @pytest.mark.parametrize("tokens", [1, 1024, 2500])
 def test_slices_multiply_exactly(tokens: int) -> None:
-    """What is left is one rounding of the rows, to 24 bits below the largest of their column."""
+    """The only error is one rounding of the rows, to 24 bits below the largest of their column."""
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(tokens, 40, generator=generator) * 10.0 ** torch.linspace(-15, 15, 40)
     rows[0] *= 1000
@@ -93,7 +93,7 @@ def test_slices_multiply_exactly(tokens: int) -> None:
 
 
 def test_slices_of_the_largest_sums_are_exact() -> None:
-    """Slices of 128, -128 and 128, the largest there are: sums of EXACT_TERMS products reach float32's last digit."""
+    """With slices of 128, -128 and 128, the largest, sums of EXACT_TERMS products reach the last digit of float32."""
     rows = torch.full((4096, 3), 127.5 / 2**7 + 0.5 / 2**15)
     rows[:, 1] = -rows[:, 0]
     want = rows.double().T @ rows.double()
@@ -116,47 +116,47 @@ def test_the_blocked_gram_is_the_whole_gram(monkeypatch: pytest.MonkeyPatch) -> 
     want = rows.double().T @ rows.double()
     got = gram(rows)
     assert torch.allclose(got, want, rtol=1e-13, atol=1e-13)
-    # Not inside the blocks on the diagonal, which some processors multiply with another last bit below than above.
-    for left, right in spectra._column_blocks(137):
-        assert torch.equal(got[left:right, right:], got[right:, left:right].T)
+    # Not inside the blocks on the diagonal, where a processor may round the last bit below and above it differently.
+    for start, stop in spectra._column_blocks(137):
+        assert torch.equal(got[start:stop, stop:], got[stop:, start:stop].T)
     added = torch.zeros_like(want)
-    for some in rows.split(17):
-        add_gram(added, some)
+    for part in rows.split(17):
+        add_gram(added, part)
     mirror(added)
     assert torch.allclose(added, want, rtol=1e-13, atol=1e-13)
     assert torch.allclose(tokens_gram(rows), rows.double() @ rows.double().T, rtol=1e-13, atol=1e-13)
 
 
 def test_a_border_of_zeros_changes_no_eigenpair() -> None:
-    """Matrices of other sizes beside, a singular one among them."""
+    """The matrices have several sizes, and one is singular."""
     rows = [torch.randn(n, 40, dtype=torch.float64) for n in (30, 29, 40)]
     rows[1][0] = rows[1][1]
-    packed = bordered((tokens_gram(own) for own in rows), [len(own) for own in rows])
+    packed = bordered((tokens_gram(part) for part in rows), [len(part) for part in rows])
     assert packed.shape == (3, 40, 40)
-    for own, matrix in zip(rows, packed, strict=True):
-        values, vectors = without_border(*torch.linalg.eigh(matrix), len(own))
-        want, _ = torch.linalg.eigh(tokens_gram(own))
+    for part, matrix in zip(rows, packed, strict=True):
+        values, vectors = without_border(*torch.linalg.eigh(matrix), len(part))
+        want, _ = torch.linalg.eigh(tokens_gram(part))
         assert (values - want).abs().max() <= 1e-13 * want[-1]
         again = (vectors * values) @ vectors.T
-        assert (again - tokens_gram(own)).abs().max() <= 1e-13 * want[-1]
+        assert (again - tokens_gram(part)).abs().max() <= 1e-13 * want[-1]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("sizes", [[300] * 9, [129, 128, 129, 128, 129, 128, 129, 128], [511], [2]])
-def test_together_on_a_gpu(sizes: list[int]) -> None:
+def test_batches_on_a_gpu(sizes: list[int]) -> None:
     device = torch.device("cuda")
-    if not together(device):
+    if not can_batch(device):
         pytest.skip("this GPU solves matrices one after the other")
     spectra = ("slow", "steep", "deficient", "outlier")
     rows = [matrix(spectra[i % 4], n, n + 70, i).to(device) for i, n in enumerate(sizes)]
     with Eigensolver(device) as solve:
-        found = solve((tokens_gram(own) for own in rows), sizes)
-    for own, eigen in zip(rows, found, strict=True):
-        got = spectrum_of_tokens_gram(eigen, own, 8)
-        sigma = torch.linalg.svdvals(own.double())
+        solved = solve((tokens_gram(part) for part in rows), sizes)
+    for part, eigen in zip(rows, solved, strict=True):
+        got = spectrum_of_tokens_gram(eigen, part, 8)
+        sigma = torch.linalg.svdvals(part.double())
         assert (got.eigenvalues.sqrt() - sigma).abs().max() <= 1e-6 * sigma[0]
         values, vectors = eigen
-        assert ((vectors * values) @ vectors.T - tokens_gram(own)).abs().max() <= 1e-12 * values[-1]
+        assert ((vectors * values) @ vectors.T - tokens_gram(part)).abs().max() <= 1e-12 * values[-1]
 
 
 def test_directions_beyond_the_rank_are_zero() -> None:
@@ -169,10 +169,10 @@ def test_directions_beyond_the_rank_are_zero() -> None:
 
 
 def moments(before: torch.Tensor, update: torch.Tensor) -> Moments:
-    own = Moments.none_yet(update.shape[1], update.device)
-    own.add(update, token_quantities(before, update))
-    own.complete()
-    return own
+    out = Moments.zeros(update.shape[1], update.device)
+    out.add(update, token_quantities(before, update))
+    out.complete()
+    return out
 
 
 @settings(max_examples=30, deadline=None)

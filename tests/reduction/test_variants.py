@@ -1,4 +1,4 @@
-"""Each variant against its plain definition, on both sides of the Gram matrix and over shards."""
+"""Each variant against its definition, as rows, as moments and over shards."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from delta_suite.metrics.estimators import layer_metrics
 from delta_suite.reduction import eigen, moments
 from delta_suite.reduction import gram as spectra
 from delta_suite.reduction.reduce import reduce_stream
-from delta_suite.reduction.resampling import LayerSpectra
+from delta_suite.reduction.replicates import LayerSpectra
 from delta_suite.reduction.variants import VARIANTS
 
-from tests.metrics.test_metrics import gram_of, stream
+from tests.metrics.test_metrics import gram_of
+from tests.metrics.test_metrics import stream as random_stream
 from tests.reference import entropy_rank
 
 FEW, MANY = (40, 64), (300, 24)
@@ -22,24 +23,24 @@ FEW, MANY = (40, 64), (300, 24)
 
 
 def with_sinks(tokens: int, hidden: int, documents: int = 6) -> ResidualStream:
-    """A stream of sequences whose first token, and two others, have a state far above the rest."""
-    own = stream(tokens, hidden, layers=4, seed=5)
+    """Return a stream of sequences whose first token, and two others, have a state far above the rest."""
+    stream = random_stream(tokens, hidden, layers=4, seed=5)
     document = torch.arange(tokens) * documents // tokens
     position = torch.cat([torch.arange(int((document == d).sum())) for d in range(documents)])
-    states = [state.clone() for state in own.states]
+    states = [state.clone() for state in stream.states]
     for state in states[2:]:
         state[position == 0] *= 40
         state[[7, 20]] *= 200
-    return ResidualStream(states, document, position, own.kept, "device")
+    return ResidualStream(states, document, position, stream.kept, "device")
 
 
-def plain(own: ResidualStream, layer: int, variant: str, rows: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Singular values and top direction, straight from the definition."""
-    delta = (own.states[layer + 1] - own.states[layer]).double().numpy()
+def plain(stream: ResidualStream, layer: int, variant: str, rows: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Return singular values and top direction, straight from the definition."""
+    delta = (stream.states[layer + 1] - stream.states[layer]).double().numpy()
     if not VARIANTS[variant].keeps_sinks:
-        norms = np.stack([np.linalg.norm(state.numpy(), axis=1) for state in own.states])
-        medians = np.median(norms[:, own.position.numpy() > 0], axis=1, keepdims=True)
-        sink = (own.position.numpy() == 0) | ((norms / medians) > SINK_RATIO).any(axis=0)
+        norms = np.stack([np.linalg.norm(state.numpy(), axis=1) for state in stream.states])
+        medians = np.median(norms[:, stream.position.numpy() > 0], axis=1, keepdims=True)
+        sink = (stream.position.numpy() == 0) | ((norms / medians) > SINK_RATIO).any(axis=0)
         rows = rows & torch.tensor(~sink)
     delta = delta[rows.numpy()]
     if VARIANTS[variant].centre:
@@ -48,21 +49,23 @@ def plain(own: ResidualStream, layer: int, variant: str, rows: torch.Tensor) -> 
     return sigma, vt[0]
 
 
-def reduced(own: ResidualStream, shards: int = 1) -> dict[str, list[LayerSpectra]]:
-    documents = int(own.document.max()) + 1
-    pieces = [own.take(rows) for rows in torch.arange(len(own.kept)).chunk(shards)]
+def reduced(stream: ResidualStream, shards: int = 1) -> dict[str, list[LayerSpectra]]:
+    documents = int(stream.document.max()) + 1
+    pieces = [stream.take(rows) for rows in torch.arange(len(stream.kept)).chunk(shards)]
     variants = list(VARIANTS.values())
-    return reduce_stream(pieces, layers=own.layers, tokens=int(own.kept.sum()), documents=documents, variants=variants)
+    return reduce_stream(
+        pieces, layers=stream.layers, tokens=int(stream.kept.sum()), documents=documents, variants=variants
+    )
 
 
 @pytest.mark.parametrize("size", [FEW, MANY])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_against_the_definition(size: tuple[int, int], variant: str) -> None:
-    own = with_sinks(*size)
+    stream = with_sinks(*size)
     everything = torch.ones(size[0], dtype=torch.bool)
-    got = reduced(own)[variant]
-    for layer in range(own.layers):
-        sigma, top = plain(own, layer, variant, everything)
+    got = reduced(stream)[variant]
+    for layer in range(stream.layers):
+        sigma, top = plain(stream, layer, variant, everything)
         values = np.sqrt(got[layer].statistics.eigenvalues)
         assert np.abs(values[: len(sigma)] - sigma).max() <= 1e-6 * sigma[0]
         assert not values[len(sigma) :].any()
@@ -72,24 +75,26 @@ def test_against_the_definition(size: tuple[int, int], variant: str) -> None:
         assert abs(float(got[layer].directions[0].numpy() @ top)) > 1 - 1e-6
         halves = got[layer].half_directions
         assert halves is not None
-        for half, rows in zip(halves, (own.document % 2 == 0, own.document % 2 == 1), strict=True):
-            _, top = plain(own, layer, variant, rows)
+        for half, rows in zip(halves, (stream.document % 2 == 0, stream.document % 2 == 1), strict=True):
+            _, top = plain(stream, layer, variant, rows)
             assert abs(float(half[0].numpy() @ top)) > 1 - 1e-6
 
 
 def test_sinks_are_named_once_for_all_layers() -> None:
-    own = with_sinks(*MANY)
-    sinks = find_sinks(own)
+    stream = with_sinks(*MANY)
+    sinks = find_sinks(stream)
     assert sinks.first == 6
     assert sinks.large >= 2
-    assert {(int(own.document[row]), int(own.position[row])) for row in (7, 20)} <= {row[:2] for row in sinks.largest}
+    assert {(int(stream.document[row]), int(stream.position[row])) for row in (7, 20)} <= {
+        row[:2] for row in sinks.largest
+    }
     assert all(row[3] > SINK_RATIO or row[1] == 0 for row in sinks.largest)
 
 
 @pytest.mark.parametrize("variant", ["raw", "centred"])
 def test_shards_add_up(variant: str) -> None:
-    own = with_sinks(*MANY)
-    for one, two in zip(reduced(own)[variant], reduced(own, shards=3)[variant], strict=True):
+    stream = with_sinks(*MANY)
+    for one, two in zip(reduced(stream)[variant], reduced(stream, shards=3)[variant], strict=True):
         assert np.abs(one.statistics.eigenvalues - two.statistics.eigenvalues).max() <= (
             1e-11 * one.statistics.eigenvalues[0]
         )
@@ -100,18 +105,66 @@ def test_shards_add_up(variant: str) -> None:
 def test_a_device_that_is_slow_in_float64_gives_the_same(
     size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = with_sinks(*size)
-    want = reduced(own)
+    stream = with_sinks(*size)
+    want = reduced(stream)
     for room in (eigen, moments, spectra):
         monkeypatch.setattr(room, "slow_float64", lambda device: True)
-    for variant, layers in reduced(own).items():
+    for variant, layers in reduced(stream).items():
         for one, other in zip(layers, want[variant], strict=True):
             largest = other.statistics.eigenvalues[0]
             assert one.statistics.eigenvalues == pytest.approx(other.statistics.eigenvalues, abs=1e-6 * largest)
             assert one.statistics.averages == other.statistics.averages
 
 
-def test_sinks_move_raw_and_not_sink_free() -> None:
+@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("size", [FEW, MANY])
+def test_centred_is_the_rows_of_sink_free_less_their_mean(size: tuple[int, int], shards: int) -> None:
+    stream = with_sinks(*size)
+    # In several shards the medians, and so the sinks, are those of each shard.
+    pieces = [stream.take(rows) for rows in torch.arange(size[0]).chunk(shards)]
+    sink = torch.cat([find_sinks(piece).dropped for piece in pieces])
+    assert int(sink.sum()) > 6
+    spectra = reduced(stream, shards)
+
+    def squares(layer: int, rows: torch.Tensor) -> np.ndarray:
+        delta = stream.delta(layer).double().numpy()[(rows & ~sink).numpy()]
+        return np.asarray(np.linalg.svd(delta - delta.mean(axis=0), compute_uv=False) ** 2)
+
+    for layer, (centred, sink_free) in enumerate(zip(spectra["centred"], spectra["sink_free"], strict=True)):
+        assert centred.statistics.tokens == sink_free.statistics.tokens == int((~sink).sum())
+        assert centred.statistics.averages == sink_free.statistics.averages
+        expected = squares(layer, torch.ones_like(sink))
+        values = centred.statistics.eigenvalues
+        assert values == pytest.approx(np.resize(expected, len(values)), abs=1e-6 * expected[0])
+        # What centring takes away is the energy of the mean.
+        rest = 1 - sink_free.statistics.mean_energy
+        assert values.sum() == pytest.approx(rest * sink_free.statistics.eigenvalues.sum(), rel=1e-9)
+        assert centred.halves is not None
+        for number, half in enumerate(centred.halves):  # each is centred on its mean, and scaled to all tokens
+            rows = stream.document % 2 == number
+            scale = int((~sink).sum()) / int((rows & ~sink).sum())
+            expected = squares(layer, rows) * scale
+            count = min(len(expected), len(half.eigenvalues))
+            assert half.eigenvalues[:count] == pytest.approx(expected[:count], abs=1e-6 * expected[0])
+
+
+@pytest.mark.parametrize("names", [["raw"], ["sink_free"], ["centred"], ["centred", "raw", "sink_free"]])
+@pytest.mark.parametrize("size", [FEW, MANY])
+def test_a_variant_does_not_depend_on_the_variants_beside_it(size: tuple[int, int], names: list[str]) -> None:
+    stream = with_sinks(*size)
+    variants = [VARIANTS[name] for name in names]
+    together = reduced(stream)
+    spectra = reduce_stream([stream], layers=stream.layers, tokens=size[0], documents=6, variants=variants)
+    assert list(spectra) == names
+    for name, layers in spectra.items():
+        for one, other in zip(layers, together[name], strict=True):
+            largest = other.statistics.eigenvalues[0]
+            assert one.statistics.eigenvalues == pytest.approx(other.statistics.eigenvalues, abs=1e-12 * largest)
+            assert one.statistics.averages["alignment"] == pytest.approx(other.statistics.averages["alignment"])
+            assert abs(float(one.directions[0] @ other.directions[0])) > 1 - 1e-9
+
+
+def test_sinks_move_raw_alone() -> None:
     """25 of 4,096 rows at 30 times the norm take most of the energy; without them the truth comes back."""
     generator = torch.Generator().manual_seed(0)
     before = torch.randn(4096, 64, generator=generator)
@@ -123,19 +176,20 @@ def test_sinks_move_raw_and_not_sink_free() -> None:
     spiked[hit] = 30 * update[hit].norm(dim=1, keepdim=True) * torch.eye(64)[3]
     dirty = ResidualStream([before, before + spiked], rows // 512, rows % 512, rows >= 0, "device")
 
-    def energy(own: ResidualStream, variant: str) -> float:
-        value = layer_metrics(reduced(own)[variant][0].statistics)["top1_energy"].value
+    def energy(stream: ResidualStream, variant: str) -> float:
+        value = layer_metrics(reduced(stream)[variant][0].statistics)["top1_energy"].value
         assert value is not None
         return value
 
     assert energy(clean, "raw") < 0.05
     assert energy(dirty, "raw") > 0.8
-    assert energy(dirty, "sink_free") == pytest.approx(energy(clean, "sink_free"), rel=0.02)
+    for variant in ("sink_free", "centred"):
+        assert energy(dirty, variant) == pytest.approx(energy(clean, variant), rel=0.02)
 
 
 def test_a_stream_of_sinks_alone_has_reasons() -> None:
-    own = stream(10, 16, layers=2)
-    alone = ResidualStream(own.states, torch.arange(10), torch.zeros(10, dtype=torch.int64), own.kept, "device")
+    stream = random_stream(10, 16, layers=2)
+    alone = ResidualStream(stream.states, torch.arange(10), torch.zeros(10, dtype=torch.int64), stream.kept, "device")
     for shards in (1, 2):
         values = layer_metrics(reduced(alone, shards)["sink_free"][0].statistics)
         assert all(estimate.value is None and estimate.reason for estimate in values.values())

@@ -32,7 +32,7 @@ from delta_suite.errors import RecordError
 from delta_suite.metrics.direction_gram import DirectionGram, Products
 
 if TYPE_CHECKING:
-    from delta_suite.reduction.resampling import LayerSpectra
+    from delta_suite.reduction.replicates import LayerSpectra
 
 Arrays = Mapping[str, np.ndarray]
 

@@ -38,7 +38,7 @@ from delta_suite.reduction.variants import VARIANTS
 
 if TYPE_CHECKING:
     from delta_suite.reduction.law_scores import Law
-    from delta_suite.reduction.resampling import LayerSpectra
+    from delta_suite.reduction.replicates import LayerSpectra
 
 LAW_VARIANT = "sink_free"
 """The variant whose rows the law is fitted on, under which its metrics stand."""

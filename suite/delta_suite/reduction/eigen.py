@@ -1,4 +1,4 @@
-"""Eigenproblems of symmetric matrices: several of one size together on a GPU, one after the other elsewhere.
+"""Eigenproblems of symmetric matrices: several of one size in one batch on a GPU, one after the other elsewhere.
 
 One eigenproblem leaves a GPU nearly idle: the reduction to tridiagonal form is a chain of small steps. cuSOLVER's
 XsyevBatched takes the steps of many matrices at once: on an H100 64 of size 2,047 cost 12 ms each instead of 28, 64 of
@@ -21,61 +21,69 @@ from jaxtyping import Float64
 from torch import Tensor
 
 Eigen = tuple[Float64[Tensor, " _"], Float64[Tensor, "_ _"]]
-"""n eigenvalues, ascending, and the eigenvectors, the columns of (n, n). Halves of a layer differ in n."""
+"""n eigenvalues, ascending, and the eigenvectors, the columns of (n, n). The halves of a layer differ in n."""
 
-LARGEST_TOGETHER = 4096
-"""Above this size one matrix alone keeps the GPU busy: at 4,096 sixteen together cost 80 ms each instead of 126, at
-5,120 140 instead of 218, for 0.5 and 0.9 GB of memory each."""
+LARGEST_BATCHED = 4096
+"""Largest matrix size that is solved in batches; one larger matrix keeps the GPU busy by itself. At 4,096 a batch of
+sixteen cost 80 ms each instead of 126, at 5,120 140 instead of 218, for 0.5 and 0.9 GB of memory each."""
 
-FEWEST_TOGETHER = 8
-"""Of fewer matrices one after the other is faster: four of size 2,047 take as long as sixteen, 0.3 s; and of twelve of
-size 768 all together 0.11 s with all that belongs to them, six in each of two lanes 0.13."""
+SMALLEST_BATCH = 8
+"""Fewer matrices are solved faster one after the other: four of size 2,047 take as long as sixteen, 0.3 s. A batch of
+twelve of size 768 takes 0.11 s with everything around it, a batch of six in each of two lanes 0.13."""
 
-MOST_TOGETHER = 32
-"""Of more the time falls little: 12.4 ms each of 48 of size 2,047, 11.8 of 64."""
+LARGEST_BATCH = 32
+"""Larger batches save little time: 12.4 ms a matrix for 48 of size 2,047, 11.8 for 64."""
 
 MATRICES_EACH = 6
-"""Memory that a matrix takes while it is solved, in matrices: itself and cuSOLVER's workspace, 4.0 to 4.8 as measured
-for sizes 511 to 5,120."""
+"""Memory for solving one matrix, in multiples of its size: the matrix itself and cuSOLVER's workspace, which was
+measured at 4.0 to 4.8 for sizes 511 to 5,120."""
 
 _VECTORS, _LOWER, _DOUBLE = 1, 0, 1  # CUSOLVER_EIG_MODE_VECTOR, CUBLAS_FILL_MODE_LOWER, CUDA_R_64F
 
 FAST_FLOAT64 = {(6, 0), (7, 0), (8, 0), (9, 0), (10, 0)}
-"""Compute capabilities of the NVIDIA GPUs with float64 at half the rate of float32: P100, V100, A100, H100, B200.
+"""Compute capabilities of NVIDIA GPUs whose float64 rate is half of float32: P100, V100, A100, H100, B200.
 
 https://docs.nvidia.com/cuda/cuda-c-programming-guide/#arithmetic-instructions
 """
 
 
 def slow_float64(device: torch.device) -> bool:
-    """Whether this device multiplies in float64 at a small part of its rate in float32, or not at all."""
+    """Return True if the device multiplies in float64 at a small fraction of its float32 rate, or not at all."""
     if device.type != "cuda" or torch.version.hip is not None:
         return device.type == "mps"
     return torch.cuda.get_device_capability(device) not in FAST_FLOAT64
 
 
-def together(device: torch.device) -> bool:
-    """Whether matrices on this device can be solved together."""
+def can_batch(device: torch.device) -> bool:
+    """Return True if several matrices on this device can be solved in one batch."""
     return device.type == "cuda" and not slow_float64(device) and _cusolver() is not None
 
 
 def eigh(matrix: Float64[Tensor, "n n"]) -> Eigen:
-    """Of one matrix, which may be overwritten; on the host where the device is slow in float64."""
+    """Return the eigenpairs of one matrix, which may be overwritten.
+
+    They are computed on the host where the device is slow in float64, and returned on the matrix's device.
+
+    Example:
+        >>> eigh(torch.diag(torch.tensor([2.0, 1.0], dtype=torch.float64)))[0]
+        tensor([1., 2.], dtype=torch.float64)
+    """
     if not slow_float64(matrix.device):
         values, vectors = torch.linalg.eigh(matrix)
     else:
-        values, vectors = (own.to(matrix.device) for own in torch.linalg.eigh(matrix.cpu()))
+        values, vectors = (part.to(matrix.device) for part in torch.linalg.eigh(matrix.cpu()))
     return values, vectors
 
 
 class Eigensolver(AbstractContextManager["Eigensolver"]):
-    """Solves on the CUDA stream that is current, for one thread. Holds the library's handle from entering to leaving.
+    """Solver of eigenproblems for one thread, on the CUDA stream that is current.
 
-    device: None, or any but a GPU that is fast in float64: matrices are solved one after the other.
+    It is a context manager and holds cuSOLVER's handle while it is entered. It solves in batches on a GPU that is fast
+    in float64; for other devices, and for None, it solves one matrix after the other.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
-        self._library = _cusolver() if device is not None and together(device) else None
+        self._library = _cusolver() if device is not None and can_batch(device) else None
         self._handle, self._options = ctypes.c_void_p(), ctypes.c_void_p()
 
     def __enter__(self) -> Eigensolver:
@@ -92,7 +100,10 @@ class Eigensolver(AbstractContextManager["Eigensolver"]):
             self._library.cusolverDnDestroy(self._handle)
 
     def __call__(self, matrices: Iterable[Float64[Tensor, "_ _"]], sizes: Sequence[int]) -> list[Eigen]:
-        """matrices: formed one by one as they are asked for, of the sizes given. They may be overwritten.
+        """Return the eigenpairs of each matrix.
+
+        `matrices` is read one by one, so a generator can form each when it is needed; they have the given sizes and may
+        be overwritten.
 
         Raises torch.linalg.LinAlgError where the iteration does not converge.
         """
@@ -101,12 +112,15 @@ class Eigensolver(AbstractContextManager["Eigensolver"]):
         packed = bordered(matrices, sizes)
         try:
             values = self._overwrite(packed)
-        except torch.OutOfMemoryError:  # of the workspace, which is asked for before anything is overwritten
+        except torch.OutOfMemoryError:  # by the workspace, which is allocated before anything is overwritten
             values = torch.cat([self._overwrite(packed[i : i + 1]) for i in range(len(packed))])
         return [without_border(values[i], packed[i].T, size) for i, size in enumerate(sizes)]
 
     def _overwrite(self, matrices: Float64[Tensor, "matrices n n"]) -> Float64[Tensor, "matrices n"]:
-        """Eigenvalues; each matrix becomes its eigenvectors, as rows (the library stores by columns)."""
+        """Return the eigenvalues, and overwrite each matrix with its eigenvectors as rows.
+
+        They are rows because cuSOLVER stores matrices by columns.
+        """
         library = self._library
         assert library is not None
         count, n = matrices.shape[:2]
@@ -148,7 +162,7 @@ class Eigensolver(AbstractContextManager["Eigensolver"]):
             ),
             "cusolverDnXsyevBatched",
         )
-        if failed.any():  # waits for the stream, before the workspace on the host goes
+        if failed.any():  # waits for the stream, before the workspace on the host is freed
             raise torch.linalg.LinAlgError(  # type: ignore[attr-defined]
                 f"cusolverDnXsyevBatched: matrix {int(failed.nonzero()[0])} of {count} did not converge"
             )
@@ -158,7 +172,7 @@ class Eigensolver(AbstractContextManager["Eigensolver"]):
 def bordered(
     matrices: Iterable[Float64[Tensor, "_ _"]], sizes: Sequence[int]
 ) -> Float64[Tensor, "matrices largest largest"]:
-    """In one tensor, the smaller ones with a border of zeros, which gives them eigenvalues of 0 beside their own."""
+    """Pack matrices into one tensor; smaller ones get a border of zeros, which only adds eigenvalues of 0."""
     largest = max(sizes)
     packed: Tensor | None = None
     for index, (matrix, size) in enumerate(zip(matrices, sizes, strict=True)):
@@ -176,20 +190,23 @@ def bordered(
 def without_border(
     values: Float64[Tensor, " largest"], vectors: Float64[Tensor, "largest largest"], size: int
 ) -> Eigen:
-    """The eigenpairs of the matrix inside: the largest, as a Gram matrix has no eigenvalue below 0 beyond rounding."""
+    """Return the eigenpairs of the matrix inside a border of zeros.
+
+    These are the largest ones, because a Gram matrix has no eigenvalue below 0 beyond rounding.
+    """
     border = len(values) - size
     return values[border:], vectors[:size, border:]
 
 
 @lru_cache
 def load_algebra() -> None:
-    """torch loads its CUDA linear algebra at the first call, and fails where two threads make that at once."""
+    """Load torch's CUDA linear algebra: torch does so at the first call, and fails if two threads make it at once."""
     torch.linalg.eigh(torch.eye(2, device="cuda", dtype=torch.float64))
 
 
 @lru_cache
 def _cusolver() -> ctypes.CDLL | None:
-    """The library that torch has loaded, where it has XsyevBatched (CUDA 12.6.2 and later); only on Linux."""
+    """Return the cuSOLVER that torch has loaded, or None if it lacks XsyevBatched (CUDA 12.6.2 and later, on Linux)."""
     load_algebra()
     for name in ("libcusolver.so.12", "libcusolver.so.11"):
         try:
@@ -201,5 +218,6 @@ def _cusolver() -> ctypes.CDLL | None:
 
 
 def _done(status: int, what: str) -> None:
+    """Raise RuntimeError if a call of cuSOLVER returned an error."""
     if status != 0:
         raise RuntimeError(f"{what} failed with status {status}")

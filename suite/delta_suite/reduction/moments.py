@@ -1,4 +1,4 @@
-"""What one layer's updates leave behind: additive moments, so that any split of the tokens gives the same numbers."""
+"""Additive moments of one layer's updates, so that any split of the tokens gives the same numbers."""
 
 from __future__ import annotations
 
@@ -20,22 +20,29 @@ TOKEN_QUANTITIES = (
     "block_influence",  # 1 - cos(h_L, h_{L+1})
     "angular_distance",  # arccos(cos(h_L, h_{L+1})) / pi
 )
-"""What is averaged over tokens, in the order of the columns of `token_quantities`."""
+"""Quantities averaged over tokens, in the order of the columns of `token_quantities`."""
 
 ENTRIES_AT_ONCE = 1 << 23
-"""Of the rows whose norms are taken, so that float64 copies of them stay small: 64 MB each."""
+"""Entries of the rows whose norms are taken at a time, so that their float64 copies stay small: 64 MB each."""
 
 NORM_FLOOR = 1e-8
-"""The reference's guard: no division by a norm below this."""
+"""Smallest norm that is divided by, as in the reference script."""
 
 
 def token_quantities(
     before: Float[Tensor, "tokens hidden"], update: Float[Tensor, "tokens hidden"]
 ) -> Float64[Tensor, "tokens quantities"]:
-    """The TOKEN_QUANTITIES of each token. `update` is float32, or the same in float64 where that is at hand.
+    """Return the TOKEN_QUANTITIES of each token from its state h_L and its update delta.
 
-    cos(h_L, h_{L+1}) is taken from s = ||delta|| / ||h|| and c = cos(delta, h) as (1 + sc) / sqrt(1 + 2sc + s^2),
+    `update` is float32, or the same numbers in float64 where the caller has them.
+
+    cos(h_L, h_{L+1}) is computed from s = ||delta|| / ||h|| and c = cos(delta, h) as (1 + sc) / sqrt(1 + 2sc + s^2),
     which is exact, and 1 - cos by a form that does not cancel where the step is small.
+
+    Example:
+        >>> quantities = token_quantities(torch.tensor([[3.0, 4.0]]), torch.tensor([[3.0, 4.0]]))
+        >>> dict(zip(TOKEN_QUANTITIES, quantities[0].tolist()))["relative_step"]
+        1.0
     """
     at_once = max(1, ENTRIES_AT_ONCE // before.shape[1])
     parts = zip(torch.split(before, at_once), torch.split(update, at_once), strict=True)
@@ -53,42 +60,44 @@ def token_quantities(
 def _norms_and_product(
     before: Float[Tensor, "tokens hidden"], update: Float[Tensor, "tokens hidden"]
 ) -> Float64[Tensor, "3 tokens"]:
-    """||delta||, ||h|| and <delta, h> of each token."""
+    """Return ||delta||, ||h|| and <delta, h> of each token."""
     device = algebra_device(before.device)
-    # Cast first: each of the three would make a copy in float64 of its own.
+    # Cast first: otherwise each of the three would make its own copy in float64.
     h, delta = before.to(device).double(), update.to(device).double()
     norm = torch.linalg.vector_norm
     return torch.stack([norm(delta, dim=1), norm(h, dim=1), torch.einsum("td,td->t", h, delta)])
 
 
 def widened(rows: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens hidden"]:
-    """In float64, once for all that is formed of them; as they are where the device is slow in float64."""
+    """Return the rows in float64, for everything that is formed from them; unchanged where float64 is slow."""
     return rows if slow_float64(rows.device) else rows.to(algebra_device(rows.device)).double()
 
 
 @dataclass
 class Moments:
-    """Sums over tokens. `a + b` are the moments of both sets of tokens."""
+    """Sums over the tokens of one layer. `a + b` are the moments of both sets of tokens."""
 
     tokens: int
     gram: Float64[Tensor, "hidden hidden"]
-    """Sum of delta delta^T. Formed from delta, never by differencing moments of h, which loses u / s^2."""
+    """Sum of delta delta^T, (hidden, hidden). Never formed by differencing moments of h, which loses u / s^2."""
     total: Float64[Tensor, " hidden"]
     """Sum of delta."""
     sums: Float64[Tensor, " quantities"]
+    """Sums of the TOKEN_QUANTITIES."""
     squares: Float64[Tensor, " quantities"]
+    """Sums of their squares."""
 
     @classmethod
-    def none_yet(cls, hidden: int, device: torch.device) -> Moments:
-        """Of no tokens, to be added to."""
+    def zeros(cls, hidden: int, device: torch.device) -> Moments:
+        """Return empty moments, ready to accumulate."""
         home = algebra_device(device)
         shapes = ((hidden, hidden), (hidden,), (len(TOKEN_QUANTITIES),), (len(TOKEN_QUANTITIES),))
         return cls(0, *(torch.zeros(shape, dtype=torch.float64, device=home) for shape in shapes))
 
     def add(self, rows: Float[Tensor, "tokens hidden"], quantities: Float64[Tensor, "tokens quantities"]) -> None:
-        """Add, in place, updates as a variant takes them, and the token quantities of the updates as they are.
+        """Add updates and their token quantities, in place.
 
-        `complete` makes the Gram matrix whole, once after many of these.
+        Only the upper blocks of the Gram matrix are added to; call `complete` once after the last of many calls.
         """
         self.tokens += len(rows)
         wide = widened(rows)
@@ -98,6 +107,7 @@ class Moments:
         self.squares += quantities.square().sum(dim=0)
 
     def complete(self) -> None:
+        """Mirror the upper blocks of the Gram matrix into the lower ones."""
         mirror(self.gram)
 
     def __add__(self, other: Moments) -> Moments:
@@ -110,14 +120,13 @@ class Moments:
         )
 
     def to(self, device: torch.device) -> Moments:
-        """The same on another device."""
+        """Return the moments on another device."""
         return Moments(self.tokens, *(x.to(device) for x in (self.gram, self.total, self.sums, self.squares)))
 
-    def none(self) -> Moments:
-        """Of no tokens."""
-        return Moments.none_yet(len(self.total), self.total.device)
+    def zeros_like(self) -> Moments:
+        """Return empty moments of the same size, on the same device."""
+        return Moments.zeros(len(self.total), self.total.device)
 
-    def centred(self) -> Moments:
-        """The same of delta minus its mean over these tokens."""
-        gram = self.gram - torch.outer(self.total, self.total) / max(1, self.tokens)
-        return Moments(self.tokens, gram, torch.zeros_like(self.total), self.sums, self.squares)
+    def centred_gram(self) -> Float64[Tensor, "hidden hidden"]:
+        """Return the Gram matrix of the updates less their mean over these tokens."""
+        return self.gram - torch.outer(self.total, self.total) / max(1, self.tokens)

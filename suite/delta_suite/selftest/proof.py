@@ -122,7 +122,7 @@ def measured(stream: Any, world: World) -> RecordView:
             tokens=len(stream.kept),
             documents=DOCUMENTS,
             variants=[VARIANTS[name] for name in world.variants],
-            found_sinks=sinks.append,
+            on_sinks=sinks.append,
         )
         law = measure_law(stream, world.scopes, sinks=sinks[-1]) if world.of_law else None
     entry = assemble(

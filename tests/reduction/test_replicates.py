@@ -1,21 +1,26 @@
-"""Leaving a group of documents out: what is kept of it, against leaving it out for real."""
+"""Replicates without a group of documents, against deleting the group for real; and lanes, which change nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import weakref
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from delta_suite.capture.stream import Memory, ResidualStream
+from delta_suite.errors import CaptureError
 from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.estimators import direction_metrics, layer_metrics, phase_metrics
 from delta_suite.metrics.intervals import with_interval
 from delta_suite.records.arrays import direction_arrays, full_gram
-from delta_suite.reduction import reduce as layers
+from delta_suite.reduction import lanes as lanes_module
+from delta_suite.reduction import reduce as walk
+from delta_suite.reduction.groups import GROUPS, Groups, group_count
+from delta_suite.reduction.lanes import Lane, Workload, make_lanes, rows_at_once
 from delta_suite.reduction.reduce import reduce_stream
-from delta_suite.reduction.resampling import GROUPS, Groups, LayerSpectra, group_count
+from delta_suite.reduction.replicates import LayerSpectra
 from delta_suite.reduction.variants import VARIANTS
 
 FEW, MANY = (120, 150), (900, 40)
@@ -25,7 +30,7 @@ DOCUMENTS = 30
 
 
 def planted(tokens: int, hidden: int, seed: int = 0) -> ResidualStream:
-    """Two layers with a decaying spectrum and a mean update; documents differ in scale and mean."""
+    """Return two layers with a decaying spectrum and a mean update; documents differ in scale and mean."""
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> torch.Tensor:
@@ -34,26 +39,26 @@ def planted(tokens: int, hidden: int, seed: int = 0) -> ResidualStream:
     document = torch.arange(tokens) * DOCUMENTS // tokens
     decay = torch.arange(1, hidden + 1) ** -0.8
     scale = (0.3 * random(DOCUMENTS, 1)).exp()[document]
-    own_mean = 0.4 * random(DOCUMENTS, hidden)[document] * decay
+    document_mean = 0.4 * random(DOCUMENTS, hidden)[document] * decay
     states = [random(tokens, hidden)]
     for _ in range(2):
-        update = scale * (random(tokens, hidden) * decay + own_mean + 0.3 * random(hidden) * decay)
+        update = scale * (random(tokens, hidden) * decay + document_mean + 0.3 * random(hidden) * decay)
         states.append(states[-1] + update @ torch.linalg.qr(random(hidden, hidden)).Q)
     position = torch.arange(tokens) % (tokens // DOCUMENTS)
     return ResidualStream(states, document, position, torch.ones(tokens, dtype=torch.bool), "device")
 
 
-def reduced(own: ResidualStream, shards: int = 1) -> dict[str, list[LayerSpectra]]:
-    pieces = [own.take(rows) for rows in torch.arange(len(own.kept)).chunk(shards)]
-    documents, variants = int(own.document.max()) + 1, list(VARIANTS.values())
-    return reduce_stream(pieces, layers=own.layers, tokens=len(own.kept), documents=documents, variants=variants)
+def reduced(stream: ResidualStream, shards: int = 1) -> dict[str, list[LayerSpectra]]:
+    pieces = [stream.take(rows) for rows in torch.arange(len(stream.kept)).chunk(shards)]
+    documents, variants = int(stream.document.max()) + 1, list(VARIANTS.values())
+    return reduce_stream(pieces, layers=stream.layers, tokens=len(stream.kept), documents=documents, variants=variants)
 
 
-def second_moment(own: ResidualStream, layer: int, variant: str, rows: np.ndarray) -> np.ndarray:
-    """Straight from the definition."""
-    delta = (own.states[layer + 1] - own.states[layer]).double().numpy()
+def second_moment(stream: ResidualStream, layer: int, variant: str, rows: np.ndarray) -> np.ndarray:
+    """Return the second moment straight from the definition."""
+    delta = (stream.states[layer + 1] - stream.states[layer]).double().numpy()
     if not VARIANTS[variant].keeps_sinks:
-        rows = rows & (own.position.numpy() > 0)
+        rows = rows & (stream.position.numpy() > 0)
     delta = delta[rows]
     if VARIANTS[variant].centre:
         delta = delta - delta.mean(axis=0)
@@ -62,45 +67,45 @@ def second_moment(own: ResidualStream, layer: int, variant: str, rows: np.ndarra
 
 @pytest.mark.parametrize("size", [FEW, MANY])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_replicates_against_leaving_out_for_real(size: tuple[int, int], variant: str) -> None:
-    own = planted(*size)
-    group = own.document.numpy() % GROUPS
+def test_replicates_match_deleting_the_group_for_real(size: tuple[int, int], variant: str) -> None:
+    stream = planted(*size)
+    group = stream.document.numpy() % GROUPS
     everything = np.ones(size[0], dtype=bool)
-    for layer, got in enumerate(reduced(own)[variant]):
-        values, vectors = np.linalg.eigh(second_moment(own, layer, variant, everything))
+    for layer, got in enumerate(reduced(stream)[variant]):
+        values, vectors = np.linalg.eigh(second_moment(stream, layer, variant, everything))
         order = np.argsort(-values)[: min(size)]
         values, vectors = values[order], vectors[:, order]
         assert len(got.replicates) == GROUPS
         for index, replicate in enumerate(got.replicates):
-            left = second_moment(own, layer, variant, group != index)
-            first_order = np.einsum("ij,ik,kj->j", vectors, left, vectors)
+            remaining = second_moment(stream, layer, variant, group != index)
+            first_order = np.einsum("ij,ik,kj->j", vectors, remaining, vectors)
             share = first_order.clip(0) / first_order.clip(0).sum()
-            found = replicate.eigenvalues / replicate.eigenvalues.sum()
-            assert found == pytest.approx(share[: len(found)], abs=1e-7)
-            exact = np.linalg.eigh(left)[1][:, ::-1]
+            energies = replicate.eigenvalues / replicate.eigenvalues.sum()
+            assert energies == pytest.approx(share[: len(energies)], abs=1e-7)
+            exact = np.linalg.eigh(remaining)[1][:, ::-1]
             assert got.replicate_directions is not None
             assert got.replicate_half_directions is not None
             assert abs(got.replicate_directions[index, 0].numpy() @ exact[:, 0]) > 1 - 1e-4
-            half = second_moment(own, layer, variant, (group != index) & (group % 2 == index % 2))
+            half = second_moment(stream, layer, variant, (group != index) & (group % 2 == index % 2))
             exact = np.linalg.eigh(half)[1][:, ::-1]
             assert abs(got.replicate_half_directions[index, 0].numpy() @ exact[:, 0]) > 1 - 1e-3
 
 
 @pytest.mark.parametrize("size", [FEW, MANY])
 def test_a_group_that_holds_all_of_the_leading_direction(size: tuple[int, int]) -> None:
-    """As a massive activation in one document may: without it that direction has nothing, and so no stable rank."""
-    own = planted(*size)
-    own.states[1][:, -1] = own.states[0][:, -1]  # that dimension is the row's alone
+    """A massive activation in one document may do so: without it that direction has no energy, so no stable rank."""
+    stream = planted(*size)
+    stream.states[1][:, -1] = stream.states[0][:, -1]  # that dimension belongs to the row alone
     row = size[0] // 3
-    own.states[1][row] = own.states[0][row]
-    own.states[1][row, -1] += 1000.0
-    alone = int(own.document[row]) % GROUPS
-    got = reduced(own)["raw"][0]
+    stream.states[1][row] = stream.states[0][row]
+    stream.states[1][row, -1] += 1000.0
+    alone = int(stream.document[row]) % GROUPS
+    got = reduced(stream)["raw"][0]
     assert [replicate.eigenvalues[0] == 0.0 for replicate in got.replicates] == [g == alone for g in range(GROUPS)]
-    found = layer_metrics(got.statistics, got.halves or (), got.replicates)
-    assert found["stable_rank"].value == pytest.approx(1.0, abs=1e-2)
-    assert found["stable_rank"].interval is None
-    gamma = found["gamma"]
+    metrics = layer_metrics(got.statistics, got.halves or (), got.replicates)
+    assert metrics["stable_rank"].value == pytest.approx(1.0, abs=1e-2)
+    assert metrics["stable_rank"].interval is None
+    gamma = metrics["gamma"]
     assert gamma.value == pytest.approx(1000.0, rel=1e-2)
     assert gamma.interval is not None
     assert gamma.interval[0] == 0.0  # one document decides it
@@ -108,10 +113,10 @@ def test_a_group_that_holds_all_of_the_leading_direction(size: tuple[int, int]) 
 
 @pytest.mark.parametrize("documents", [2, 3])
 @pytest.mark.parametrize("size", [FEW, MANY])
-def test_two_groups_leave_halves_nothing_to_be_fitted_on(size: tuple[int, int], documents: int) -> None:
-    """Each half is one group. Without it there is no direction in it, and so nothing between halves has an interval."""
-    own = planted(*size)
-    few = ResidualStream(own.states, own.document % documents, own.position, own.kept, "device")
+def test_without_its_only_group_a_half_has_no_direction(size: tuple[int, int], documents: int) -> None:
+    """With two groups each half is one group, so no comparison between halves has an interval."""
+    stream = planted(*size)
+    few = ResidualStream(stream.states, stream.document % documents, stream.position, stream.kept, "device")
     spectra = reduced(few)["raw"]
     gram = full_gram(direction_arrays("raw", spectra), "raw")
     assert len(gram.replicates) == 2
@@ -128,8 +133,8 @@ def test_two_groups_leave_halves_nothing_to_be_fitted_on(size: tuple[int, int], 
 
 
 def test_shards_and_sides_give_the_same_replicates() -> None:
-    own = planted(*MANY)
-    whole, sharded = reduced(own), reduced(own, shards=4)
+    stream = planted(*MANY)
+    whole, sharded = reduced(stream), reduced(stream, shards=4)
     for variant in VARIANTS:
         if not VARIANTS[variant].keeps_sinks:  # medians are taken shard by shard
             continue
@@ -140,9 +145,9 @@ def test_shards_and_sides_give_the_same_replicates() -> None:
 
 
 def test_random_directions_have_the_covariance_of_the_updates() -> None:
-    own = planted(*MANY)
-    got = reduced(own)["raw"][0]
-    moment = second_moment(own, 0, "raw", np.ones(MANY[0], dtype=bool))
+    stream = planted(*MANY)
+    got = reduced(stream)["raw"][0]
+    moment = second_moment(stream, 0, "raw", np.ones(MANY[0], dtype=bool))
     draws = got.random.numpy()
     assert np.linalg.norm(draws, axis=1) == pytest.approx(1.0)
     along = np.linalg.eigh(moment)[1][:, -1]
@@ -158,12 +163,9 @@ def test_groups_lie_within_halves(documents: int, groups: int) -> None:
 
 
 def test_moments_that_do_not_fit_in_groups_are_kept_in_halves_or_refused() -> None:
-    from delta_suite.capture.stream import Memory
-    from delta_suite.errors import CaptureError
-
-    own = planted(*MANY)
-    pieces = [own.take(rows) for rows in torch.arange(len(own.kept)).chunk(3)]
-    options = {"layers": 2, "tokens": len(own.kept), "documents": DOCUMENTS}
+    stream = planted(*MANY)
+    pieces = [stream.take(rows) for rows in torch.arange(len(stream.kept)).chunk(3)]
+    options = {"layers": 2, "tokens": len(stream.kept), "documents": DOCUMENTS}
     matrix = 40**2 * 8
     with_groups = reduce_stream(pieces, **options, memory=Memory(0, host=2 * 10 * matrix))["raw"]
     assert len(with_groups[0].replicates) == GROUPS
@@ -175,43 +177,61 @@ def test_moments_that_do_not_fit_in_groups_are_kept_in_halves_or_refused() -> No
         reduce_stream(pieces, **options, memory=Memory(0))
 
 
-def test_the_bias_of_a_figure_made_of_both_halves_comes_off_by_groups() -> None:
-    """mean(a)^2 + mean(b)^2 of five groups each: the two-sample jackknife takes off exactly s_a^2/5 + s_b^2/5."""
+@pytest.mark.parametrize("devices", [[], [torch.device("cpu")] * 3], ids=["one lane", "three"])
+def test_a_shard_is_freed_before_the_next_one_is_filled(devices: list[torch.device]) -> None:
+    stream = planted(*MANY)
+    alive: list[weakref.ref[ResidualStream]] = []
+
+    def shards() -> Iterator[ResidualStream]:
+        for rows in torch.arange(len(stream.kept)).chunk(3):
+            assert not [shard for shard in alive if shard() is not None]
+            shard = stream.take(rows)
+            alive.append(weakref.ref(shard))
+            yield shard
+            del shard
+
+    variants = list(VARIANTS.values())
+    reduce_stream(shards(), layers=2, tokens=MANY[0], documents=DOCUMENTS, variants=variants, devices=devices)
+    assert len(alive) == 3
+
+
+def test_the_bias_of_a_figure_of_both_halves_is_removed_by_groups() -> None:
+    """For mean(a)^2 + mean(b)^2 of five groups each the two-sample jackknife removes exactly s_a^2/5 + s_b^2/5."""
     groups = np.random.default_rng(3).standard_normal(10)
 
     def figure(kept: np.ndarray) -> Estimate:
         halves = [groups[half::2][kept[half::2]] for half in (0, 1)]
-        return Estimate(value=float(sum(own.mean() ** 2 for own in halves)))
+        return Estimate(value=float(sum(half.mean() ** 2 for half in halves)))
 
     everything = np.ones(10, dtype=bool)
-    without = [figure(np.arange(10) != left_out) for left_out in range(10)]
-    found = with_interval(figure(everything), [], without, bias="groups")
-    exact = sum(own.mean() ** 2 - own.var(ddof=1) / 5 for own in (groups[::2], groups[1::2]))
-    assert found.corrected == pytest.approx(exact, rel=1e-12)
+    without = [figure(np.arange(10) != deleted) for deleted in range(10)]
+    estimate = with_interval(figure(everything), [], without, bias="groups")
+    exact = sum(half.mean() ** 2 - half.var(ddof=1) / 5 for half in (groups[::2], groups[1::2]))
+    assert estimate.corrected == pytest.approx(exact, rel=1e-12)
     assert with_interval(figure(everything), [], without, bias="none").corrected == figure(everything).value
 
 
 @pytest.mark.parametrize("variant", ["raw", "centred"])
 @pytest.mark.parametrize("size", [FEW, MANY], ids=["rows", "moments"])
 def test_pairs_of_groups(size: tuple[int, int], variant: str) -> None:
-    """tr G_a tr G_b and tr G_a G_b over pairs of groups, of all and without one, against the matrices themselves."""
-    own = planted(*size)
-    layer = reduced(own)[variant][1]
-    update = own.delta(1).double()
-    rows = own.position > 0 if variant == "centred" else own.kept
+    """Check tr G_a tr G_b and tr G_a G_b over pairs of groups, of all and without one, against the matrices."""
+    stream = planted(*size)
+    layer = reduced(stream)[variant][1]
+    update = stream.delta(1).double()
+    rows = stream.position > 0 if variant == "centred" else stream.kept
     update = update - update[rows].mean(dim=0) if variant == "centred" else update
-    grams = [update[rows & (own.document % GROUPS == group)] for group in range(GROUPS)]
+    grams = [update[rows & (stream.document % GROUPS == group)] for group in range(GROUPS)]
     grams = [rows.T @ rows for rows in grams]
-    for left_out, found in [(None, layer.statistics), (3, layer.replicates[3])]:
-        pairs = [(a, b) for a in range(GROUPS) for b in range(GROUPS) if a != b and left_out not in (a, b)]
+    for deleted, statistics in [(None, layer.statistics), (3, layer.replicates[3])]:
+        pairs = [(a, b) for a in range(GROUPS) for b in range(GROUPS) if a != b and deleted not in (a, b)]
         traces = sum(float(grams[a].trace() * grams[b].trace()) for a, b in pairs)
         overlaps = sum(float((grams[a] * grams[b]).sum()) for a, b in pairs)
-        assert found.between == pytest.approx((traces, overlaps), rel=1e-9)
+        assert statistics.between == pytest.approx((traces, overlaps), rel=1e-9)
 
 
 def assert_equal(one: dict[str, list[LayerSpectra]], two: dict[str, list[LayerSpectra]]) -> None:
-    for variant, found in one.items():
-        for a, b in zip(found, two[variant], strict=True):
+    for variant, layers in one.items():
+        for a, b in zip(layers, two[variant], strict=True):
             for x, y in zip([a.statistics, *a.replicates], [b.statistics, *b.replicates], strict=True):
                 assert x.averages == y.averages
                 assert np.array_equal(x.eigenvalues, y.eigenvalues)
@@ -221,30 +241,30 @@ def assert_equal(one: dict[str, list[LayerSpectra]], two: dict[str, list[LayerSp
 
 @pytest.mark.parametrize("size", [FEW, MANY])
 def test_layers_together_give_what_each_gives_alone(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU: two layers in one portion; and where there turns out to be no room for two, one after the other."""
-    own = planted(*size)
-    alone = reduced(own)
-    monkeypatch.setattr(layers._Lane, "over", lambda *_: [layers._Lane(None, None, 2)])
-    asked: list[int] = []
-    resample = layers.resample
+    """Reduce two layers in one portion, as a GPU does; and one after the other where two do not fit memory."""
+    stream = planted(*size)
+    alone = reduced(stream)
+    monkeypatch.setattr(walk, "make_lanes", lambda *_: [Lane(None, None, 2)])
+    sizes: list[int] = []
+    solve_layers = walk.solve_layers
 
     def counted(portion: Sequence[Groups], *arguments: Any, **options: Any) -> list[LayerSpectra]:
-        asked.append(len(portion))
-        return resample(portion, *arguments, **options)
+        sizes.append(len(portion))
+        return solve_layers(portion, *arguments, **options)
 
-    monkeypatch.setattr(layers, "resample", counted)
-    assert_equal(alone, reduced(own))
-    assert asked == [2] * len(VARIANTS)
+    monkeypatch.setattr(walk, "solve_layers", counted)
+    assert_equal(alone, reduced(stream))
+    assert sizes == [2] * len(VARIANTS)
 
     def no_room(portion: Sequence[Groups], *arguments: Any, **options: Any) -> list[LayerSpectra]:
         if len(portion) > 1:
             raise torch.OutOfMemoryError("not enough")
         return counted(portion, *arguments, **options)
 
-    asked.clear()
-    monkeypatch.setattr(layers, "resample", no_room)
-    assert_equal(alone, reduced(own))
-    assert asked == [1] * 2 * len(VARIANTS)
+    sizes.clear()
+    monkeypatch.setattr(walk, "solve_layers", no_room)
+    assert_equal(alone, reduced(stream))
+    assert sizes == [1] * 2 * len(VARIANTS)
 
 
 @pytest.mark.parametrize(
@@ -263,21 +283,21 @@ def test_layers_together_give_what_each_gives_alone(size: tuple[int, int], monke
 def test_how_many_layers_at_once(
     given: str, layers_of: int, room_gb: float, want: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """2,047 x 5,120, as rows: 0.24 GB each while solved; as moments of 8,192 tokens: 5,120 is too large for several."""
-    monkeypatch.setattr(layers, "can_solve_together", lambda device: True)
+    """2,047 x 5,120 as rows takes 0.24 GB each while solved; as moments of 8,192 tokens 5,120 is too large to batch."""
+    monkeypatch.setattr(lanes_module, "can_batch", lambda device: True)
     n, hidden = 2047, 5120
     if given == "rows":
-        task = layers._Task(64, n, 4 * n * hidden, 8 * n * hidden, False)
+        workload = Workload(64, n, 4 * n * hidden, 8 * n * hidden, False)
     else:
-        task = layers._Task(64, hidden, 8 * hidden**2 * 5, 32 * layers.rows_at_once(hidden) * hidden, True)
-    assert task.lanes(torch.device("cuda"), layers_of, int(room_gb * 1e9)) == want
+        workload = Workload(64, hidden, 8 * hidden**2 * 5, 32 * rows_at_once(hidden) * hidden, True)
+    assert workload.lanes(torch.device("cuda"), layers_of, int(room_gb * 1e9)) == want
 
 
 @pytest.mark.parametrize("lanes", [1, 2, 4])
 def test_a_layer_stays_on_its_gpu_however_many_lanes_a_shard_has(lanes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers, "load_algebra", lambda: None)
-    monkeypatch.setattr(layers, "side_streams", lambda device, count: [None] * count)
-    monkeypatch.setattr(layers._Task, "lanes", lambda task, device, own, room: (lanes, 1))
+    monkeypatch.setattr(lanes_module, "load_algebra", lambda: None)
+    monkeypatch.setattr(lanes_module, "side_streams", lambda device, count: [None] * count)
+    monkeypatch.setattr(Workload, "lanes", lambda workload, device, layers, room: (lanes, 1))
     gpus = [torch.device("cuda:0"), torch.device("cuda:1")]
-    found = layers._Lane.over(gpus, layers._Task(8, 100, 0, 0, True), Memory(device=1 << 40))
-    assert [found[layer % len(found)].device for layer in range(8)] == gpus * 4
+    everywhere = make_lanes(gpus, Workload(8, 100, 0, 0, True), Memory(device=1 << 40))
+    assert [everywhere[layer % len(everywhere)].device for layer in range(8)] == gpus * 4

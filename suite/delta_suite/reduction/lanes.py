@@ -1,0 +1,221 @@
+"""Where layers are reduced, and how many at once: devices, lanes of a GPU, the host's threads, and memory.
+
+Nothing here changes a number, with one exception: where the moments of several shards do not fit memory in all groups
+of documents, `make_plan` keeps them in halves, and there are no intervals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from itertools import zip_longest
+
+import torch
+
+from delta_suite.capture.forward import side_streams
+from delta_suite.capture.stream import Memory, ResidualStream
+from delta_suite.errors import CaptureError
+from delta_suite.reduction.eigen import (
+    LARGEST_BATCH,
+    LARGEST_BATCHED,
+    MATRICES_EACH,
+    SMALLEST_BATCH,
+    Eigensolver,
+    can_batch,
+    load_algebra,
+)
+from delta_suite.reduction.groups import group_count
+from delta_suite.reduction.variants import Variant, drops_sinks
+
+LANES = 4
+"""Number of lanes of one GPU, each with its own CUDA stream, in which the eigenproblems of layers are solved one after
+the other: while one layer waits for its eigenproblem, another is prepared. One lane took 25% more time than four."""
+
+LANES_BUSY = 2
+"""Number of lanes where one lane nearly fills the GPU, because it solves eigenproblems in batches or multiplies more
+rows than the hidden size. For 65,536 x 5,120 a layer took 272 ms in one lane, 234 in two, 230 in three."""
+
+SPECTRA_SHARE = 0.75
+"""Share of the memory that is free on a GPU beside the stream, for the layers of all lanes. A smaller share allows
+fewer layers at once, and takes more time."""
+
+FEWEST_ROWS_AT_ONCE = 8192
+"""Smallest number of tokens reduced at a time: a large matrix product needs as many to run at its full rate."""
+
+NARROW_ENTRIES_AT_ONCE = 1 << 24
+"""Entries of narrow updates reduced at a time. The cost of such small products is that of launching them, so more
+tokens are taken at once; copies of them in float64 stay small beside the stream, at 134 MB each."""
+
+
+def rows_at_once(hidden: int) -> int:
+    """Return how many tokens are reduced at a time.
+
+    Example:
+        >>> rows_at_once(576), rows_at_once(5120)
+        (29127, 8192)
+    """
+    return max(FEWEST_ROWS_AT_ONCE, NARROW_ENTRIES_AT_ONCE // hidden)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a stream is reduced; the same for all layers and shards."""
+
+    variants: Sequence[Variant]
+    groups: int
+    """Number of groups of documents."""
+    intervals: bool
+    """True if replicates are formed."""
+    keep_on: torch.device | None
+    """Device on which moments wait for the next shard; None leaves them where they were formed."""
+
+
+def make_plan(
+    stream: ResidualStream, variants: Sequence[Variant], documents: int, layers: int, memory: Memory | None
+) -> Plan:
+    """Return the plan for a stream, from its first shard.
+
+    `layers` is the number of layers whose moments are held at once: one where there is a single shard. `memory` is what
+    they may take, by default a share of what is free.
+
+    Raises CaptureError where the moments of several shards fit neither the device nor the host.
+    """
+    groups = group_count(documents)
+    if layers == 1:
+        return Plan(variants, groups, groups > 1, None)
+    device = stream.states[0].device
+    memory = memory or Memory.free(device)
+    sets = _row_sets(variants)
+    for count in dict.fromkeys([groups, min(groups, 2)]):
+        needed = layers * sets * count * stream.hidden**2 * 8
+        if needed <= memory.device:
+            return Plan(variants, count, count == groups > 1, None)
+        if needed <= memory.host:
+            return Plan(variants, count, count == groups > 1, torch.device("cpu"))
+    raise CaptureError(
+        f"the stream needs several shards, and the moments that are added over them take {needed / 1e9:.0f} GB "
+        f"({layers} layers, {sets} sets of rows, 2 halves of documents): more than the {memory.device / 1e9:.0f} GB of "
+        f"{device} and {memory.host / 1e9:.0f} GB of host memory that are free for them. Use a calibration set of "
+        f"fewer tokens, so that the whole stream fits, or a machine with more memory."
+    )
+
+
+def _row_sets(variants: Sequence[Variant]) -> int:
+    """Return how many sets of moments each group of documents has: sinks are kept apart where a variant drops them."""
+    return 1 + drops_sinks(variants)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Size of the work on one layer of a shard; it decides how many layers run at once on a GPU."""
+
+    layers: int
+    """Number of layers of the stream."""
+    n: int
+    """Size of the eigenproblems."""
+    held: int
+    """Bytes that a layer takes beside its eigenproblem until that is solved."""
+    passing: int
+    """Bytes that are taken only for a while, by one layer at a time."""
+    busy: bool
+    """True if everything before the eigenproblem of one layer nearly fills a GPU."""
+
+    @classmethod
+    def of(cls, stream: ResidualStream, plan: Plan, *, as_rows: bool, moments_on_device: bool) -> Workload:
+        """Return the workload of a shard.
+
+        `as_rows` tells whether its updates are reduced as rows rather than moments, `moments_on_device` whether the
+        moments of earlier shards are there already.
+        """
+        hidden = n = stream.hidden
+        if as_rows:  # updates in float32, and again as the variant takes them; for a while all directions in float64
+            n = int(stream.kept.sum())
+            held, passing = 4 * n * hidden * (1 + (len(plan.variants) > 1)), 8 * n * hidden
+        else:  # moments that are not there yet, the sums formed of them, and a block of rows in float64
+            new = 0 if moments_on_device else _row_sets(plan.variants)
+            held = 8 * hidden**2 * (plan.groups * (new + drops_sinks(plan.variants)) + 4)
+            passing = 32 * rows_at_once(hidden) * hidden
+        return cls(stream.layers, n, held, passing, not as_rows)
+
+    def lanes(self, device: torch.device, layers: int, room: int) -> tuple[int, int]:
+        """Return how many lanes a GPU has, and how many layers are solved in one batch in each.
+
+        The GPU reduces `layers` of the layers, in `room` bytes.
+        """
+        alone = self.held + 8 * self.n**2 * MATRICES_EACH
+        count = min(LANES_BUSY, layers // SMALLEST_BATCH)
+        if count and self.n <= LARGEST_BATCHED and can_batch(device):
+            batch = min((room // count - self.passing) // alone, -(-layers // count), LARGEST_BATCH)
+            if batch >= SMALLEST_BATCH:
+                return count, batch
+        return max(1, min(LANES_BUSY if self.busy else LANES, room // (alone + self.passing))), 1
+
+
+@dataclass(frozen=True)
+class Lane:
+    """One of the places in which layers are reduced at the same time. On a GPU a lane has its own CUDA stream.
+
+    Shards come one after the other, so the moments of a layer are added in order, whichever lane has it.
+    """
+
+    device: torch.device | None
+    """Device of the lane; None reduces each layer where its state lies."""
+    stream: torch.cuda.Stream | None
+    """CUDA stream of the lane, on a GPU."""
+    batch: int
+    """Largest number of layers whose eigenproblems are solved in one batch."""
+
+    @contextmanager
+    def entered(self) -> Iterator[Eigensolver]:
+        """Run everything inside in this lane; on leaving, wait until it is done."""
+        with ExitStack() as stack:
+            if self.stream is not None:
+                self.stream.wait_stream(torch.cuda.default_stream(self.stream.device))
+                stack.enter_context(torch.cuda.stream(self.stream))
+                stack.callback(self.stream.synchronize)  # before the shard that it reads is freed
+            yield stack.enter_context(Eigensolver(self.device))
+
+    def portions(self, layers: Sequence[int]) -> Iterator[Sequence[int]]:
+        """Split the layers of this lane into portions of nearly equal size, each at most one batch.
+
+        Example:
+            >>> [list(portion) for portion in Lane(None, None, batch=3).portions(range(4))]
+            [[0, 1], [2, 3]]
+        """
+        count = -(-len(layers) // self.batch)
+        for i in range(count):
+            yield layers[len(layers) * i // count : len(layers) * (i + 1) // count]
+
+
+def make_lanes(devices: Sequence[torch.device], workload: Workload, memory: Memory | None) -> list[Lane]:
+    """Return the lanes of all devices; layer L belongs to lane L modulo their number.
+
+    `memory` is what the layers of all lanes of a GPU may take, by default SPECTRA_SHARE of what is free.
+    """
+    by_device = []
+    for device in devices:
+        if device.type == "cuda":
+            load_algebra()
+            free = memory or Memory.free(device, SPECTRA_SHARE)
+            count, batch = workload.lanes(device, -(-workload.layers // len(devices)), free.device)
+            by_device.append([Lane(device, stream, batch) for stream in side_streams(device, count)])
+        else:
+            by_device.append([Lane(device, None, 1)])
+    # One lane of each device in turn, so that a layer stays on its device, however many lanes the next shard has.
+    lanes = [lane for row in zip_longest(*by_device) for lane in row if lane is not None]
+    return lanes or [Lane(None, None, 1)]
+
+
+@contextmanager
+def shared_threads(lanes: int) -> Iterator[None]:
+    """Share the host's cores among lanes that run at the same time.
+
+    Otherwise each would use all cores for its small problems, and they would wait for each other.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // lanes))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
