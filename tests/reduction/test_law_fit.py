@@ -1,4 +1,4 @@
-"""The update law on planted truth: what is shared, what is a layer's own, what is one direction, and what is noise."""
+"""The update law on planted truth: shared maps, maps of a single layer, single directions, and noise."""
 
 from __future__ import annotations
 
@@ -31,13 +31,16 @@ def planted(
     *,
     seed: int = 0,
     shared: float = 0.0,
-    own: float = 0.0,
+    per_layer: float = 0.0,
     rank_one: float = 0.0,
     noise: float = 0.5,
     layers: int = LAYERS,
 ) -> tuple[ResidualStream, torch.Tensor]:
-    """A stream that obeys the law, and its v_L. Maps are the same for every seed; tokens of a document are alike, in
-    what they are and in their noise. Layer L's update grows with L, so that its gain is not 1."""
+    """Return a stream that obeys the law, and its v_L.
+
+    Maps are the same for every seed. Tokens of a document are alike, in their states and in their noise. The update of
+    layer L grows with L, so that its gain is not 1.
+    """
     truth, draw = torch.Generator().manual_seed(100), torch.Generator().manual_seed(seed)
     T = torch.randn(hidden, hidden, generator=truth) / hidden**0.5
     V = torch.nn.functional.normalize(torch.randn(layers, hidden, generator=truth), dim=1)
@@ -52,7 +55,7 @@ def planted(
     states = [random()]
     for layer in range(layers):
         x = states[-1] / states[-1].square().mean(dim=1, keepdim=True).sqrt()
-        update = shared * x @ T.T + own * x @ O[layer].T + noise * random()
+        update = shared * x @ T.T + per_layer * x @ O[layer].T + noise * random()
         update += rank_one * torch.tanh(2 * x @ W[layer])[:, None] * V[layer]
         states.append(states[-1] + (1 + 0.3 * layer) * update)
     position = torch.arange(len(document)) % length + 1  # none at 0: nothing is a sink
@@ -60,23 +63,23 @@ def planted(
 
 
 def value(law: Law, metric: str) -> float:
-    found = law_estimates(law, "C")[metric].value
-    assert found is not None, law_estimates(law, "C")[metric].reason
-    return found
+    estimate = law_estimates(law, "C")[metric]
+    assert estimate.value is not None, estimate.reason
+    return estimate.value
 
 
 # --- against the definition, row by row ------------------------------------------------------------------------
 
 
-def by_rows(own: ResidualStream, law: Law, without: int | None = None) -> dict[str, np.ndarray]:
-    """Every figure of the ladder from the rows themselves, with the ridge of the law."""
-    document = own.document.numpy()
+def by_rows(stream: ResidualStream, law: Law, without: int | None = None) -> dict[str, np.ndarray]:
+    """Return every figure of the ladder from the rows themselves, with the ridge of the law."""
+    document = stream.document.numpy()
     kept = np.ones(len(document), dtype=bool) if without is None else document % 10 != without
     x, y = [], []
-    for layer in range(own.layers):
-        h = own.states[layer].double().numpy()
+    for layer in range(stream.layers):
+        h = stream.states[layer].double().numpy()
         x.append(h / np.sqrt((h**2).mean(axis=1, keepdims=True)))
-        y.append(own.delta(layer).double().numpy())
+        y.append(stream.delta(layer).double().numpy())
     out: dict[str, list[np.ndarray]] = {name: [] for name in (*RUNGS, "share", "transfer")}
     for fold in (0, 1):
         train, test = kept & (document % 2 == fold), kept & (document % 2 != fold)
@@ -100,7 +103,7 @@ def by_rows(own: ResidualStream, law: Law, without: int | None = None) -> dict[s
 
         figures: dict[str, list[Any]] = {name: [] for name in out}
         for layer, ((a, at), (b, bt)) in enumerate(zip(xs, ys, strict=True)):
-            others = [other for other in range(own.layers) if other != layer]
+            others = [other for other in range(stream.layers) if other != layer]
             T = solved(sum(B[m] / energy[m] for m in others), sum(A[m] for m in others))
             T = gain(T, a, b) * T
             v = np.linalg.svd(b - a @ T.T)[2][0]
@@ -114,7 +117,7 @@ def by_rows(own: ResidualStream, law: Law, without: int | None = None) -> dict[s
             residual = bt - at @ T.T
             figures["share"].append(((residual @ v) ** 2).sum() / (residual**2).sum())
             row = []
-            for other in range(own.layers):
+            for other in range(stream.layers):
                 S = solved(B[other], A[other])
                 S = S if other == layer else gain(S, a, b) * S
                 row.append(1 - ((bt - at @ S.T) ** 2).sum() / mean)
@@ -125,10 +128,10 @@ def by_rows(own: ResidualStream, law: Law, without: int | None = None) -> dict[s
 
 
 def test_against_the_definition() -> None:
-    own, _ = planted(shared=0.5, own=0.3, rank_one=0.5)
-    law = measure_law(own, ONE_PHASE)
+    stream, _ = planted(shared=0.5, per_layer=0.3, rank_one=0.5)
+    law = measure_law(stream, ONE_PHASE)
     for case, without in ((0, None), (1, 0), (1 + 7, 7)):
-        expected = by_rows(own, law, without)
+        expected = by_rows(stream, law, without)
         for name in RUNGS:
             assert law.r2[name][case] == pytest.approx(expected[name], rel=1e-5, abs=1e-6), name
         assert law.share[case] == pytest.approx(expected["share"], rel=1e-5)
@@ -136,13 +139,13 @@ def test_against_the_definition() -> None:
 
 
 def test_v_is_the_top_eigenvector_of_the_residual() -> None:
-    own, _ = planted(shared=0.5, own=0.3, rank_one=0.5)
-    law = measure_law(own, ONE_PHASE)
-    x = [h.double().numpy() for h in own.states[:-1]]
-    even = own.document.numpy() % 2 == 0
+    stream, _ = planted(shared=0.5, per_layer=0.3, rank_one=0.5)
+    law = measure_law(stream, ONE_PHASE)
+    x = [h.double().numpy() for h in stream.states[:-1]]
+    even = stream.document.numpy() % 2 == 0
     x = [(h / np.sqrt((h**2).mean(axis=1, keepdims=True)))[even] for h in x]
     x = [h - h.mean(axis=0) for h in x]
-    y = [own.delta(layer).double().numpy()[even] for layer in range(LAYERS)]
+    y = [stream.delta(layer).double().numpy()[even] for layer in range(LAYERS)]
     y = [delta - delta.mean(axis=0) for delta in y]
     for layer in range(LAYERS):
         others = [other for other in range(LAYERS) if other != layer]
@@ -159,14 +162,17 @@ def test_v_is_the_top_eigenvector_of_the_residual() -> None:
 
 
 def test_the_residual_shows_the_planted_direction_where_delta_does_not() -> None:
-    own, planted_v = planted(200, 20, 16, shared=1.2, rank_one=0.8, noise=0.2, layers=12)
-    law = measure_law(own, {"C": (0, 11)})
+    stream, planted_v = planted(200, 20, 16, shared=1.2, rank_one=0.8, noise=0.2, layers=12)
+    law = measure_law(stream, {"C": (0, 11)})
     from_delta = np.array(
-        [abs(torch.linalg.svd(own.delta(layer), full_matrices=False)[2][0] @ planted_v[layer]) for layer in range(12)]
+        [
+            abs(torch.linalg.svd(stream.delta(layer), full_matrices=False)[2][0] @ planted_v[layer])
+            for layer in range(12)
+        ]
     )
-    found = np.abs((law.directions * planted_v.numpy()).sum(axis=2))
-    assert found.mean() > 0.98
-    assert found.min() > 0.94  # layer 0 reads a stream of another covariance than the layers that its map is from
+    agreement = np.abs((law.directions * planted_v.numpy()).sum(axis=2))
+    assert agreement.mean() > 0.98
+    assert agreement.min() > 0.94  # layer 0 reads a stream of another covariance than the layers that its map is from
     assert from_delta.mean() < 0.7
     assert value(law, "rank_one_closure") > 0.9
     assert value(law, "residual_rank_one_share") > 0.3
@@ -174,24 +180,24 @@ def test_the_residual_shows_the_planted_direction_where_delta_does_not() -> None
     assert value(without, "residual_rank_one_share") < 0.15
 
 
-def test_a_shared_map_is_shared_and_own_maps_are_not() -> None:
+def test_a_shared_map_is_shared_and_maps_of_single_layers_are_not() -> None:
     both = {"documents": 200, "hidden": 8, "noise": 0.3}
     sharing = measure_law(planted(shared=0.6, **both)[0], ONE_PHASE)
     assert value(sharing, "sharing_index") == pytest.approx(1.0, abs=0.03)
     assert value(sharing, "transfer_r2") == pytest.approx(value(sharing, "own_r2"), abs=0.05)
-    alone = measure_law(planted(own=0.6, **both)[0], ONE_PHASE)
+    alone = measure_law(planted(per_layer=0.6, **both)[0], ONE_PHASE)
     assert value(alone, "own_r2") > 0.4
     assert value(alone, "sharing_index") < 0.1
-    # Without leaving the layer out, its own part of the mean map scores: about 1/N.
-    own = planted(own=0.6, **both)[0]
-    assert pooled_r2(own) > value(alone, "shared_r2") + 0.5 * value(alone, "own_r2") / LAYERS
+    # Where the layer is not left out, its part of the mean map scores about 1/N.
+    stream = planted(per_layer=0.6, **both)[0]
+    assert pooled_r2(stream) > value(alone, "shared_r2") + 0.5 * value(alone, "own_r2") / LAYERS
 
 
-def pooled_r2(own: ResidualStream) -> float:
-    """Mean R^2 of the map pooled over all layers, each layer in it, in sample."""
-    x = [h / h.square().mean(dim=1, keepdim=True).sqrt() for h in own.states[:-1]]
+def pooled_r2(stream: ResidualStream) -> float:
+    """Return the mean R^2 of the map pooled over all layers, the scored one included, in sample."""
+    x = [h / h.square().mean(dim=1, keepdim=True).sqrt() for h in stream.states[:-1]]
     x = [(h - h.mean(dim=0)).double() for h in x]
-    y = [(own.delta(layer) - own.delta(layer).mean(dim=0)).double() for layer in range(LAYERS)]
+    y = [(stream.delta(layer) - stream.delta(layer).mean(dim=0)).double() for layer in range(LAYERS)]
     b = sum(d.T @ h / d.norm() for d, h in zip(y, x, strict=True))
     T = b @ torch.linalg.inv(sum(h.T @ h for h in x))
     out = [((d * (h @ T.T)).sum() / (h @ T.T).norm() / d.norm()) ** 2 for d, h in zip(y, x, strict=True)]
@@ -209,35 +215,35 @@ def test_pure_noise_has_no_sharing_index() -> None:
     assert value(law, "residual_rank_one_share") < 2 / 8
 
 
-def test_a_mean_of_its_own_costs_a_layer_nothing() -> None:
-    own = planted(shared=0.5)[0]
-    states = [*own.states[:-1], own.states[-1] + 5 * torch.randn(8, generator=torch.Generator().manual_seed(0))]
-    law = measure_law(own, ONE_PHASE)
-    moved = measure_law(ResidualStream(states, own.document, own.position, own.kept, "device"), ONE_PHASE)
+def test_a_separate_mean_costs_a_layer_nothing() -> None:
+    stream = planted(shared=0.5)[0]
+    states = [*stream.states[:-1], stream.states[-1] + 5 * torch.randn(8, generator=torch.Generator().manual_seed(0))]
+    law = measure_law(stream, ONE_PHASE)
+    moved = measure_law(ResidualStream(states, stream.document, stream.position, stream.kept, "device"), ONE_PHASE)
     for name in RUNGS:
         assert moved.r2[name] == pytest.approx(law.r2[name], abs=1e-5)
 
 
 def test_raw_h_is_another_form() -> None:
-    own = planted(shared=0.5)[0]
-    grown = ResidualStream([1000 * h for h in own.states], own.document, own.position, own.kept, "device")
+    stream = planted(shared=0.5)[0]
+    grown = ResidualStream([1000 * h for h in stream.states], stream.document, stream.position, stream.kept, "device")
     for form in ("normalised", "raw"):
-        one, other = (measure_law(stream, ONE_PHASE, form=form) for stream in (own, grown))  # type: ignore[arg-type]
+        one, other = (measure_law(rows, ONE_PHASE, form=form) for rows in (stream, grown))  # type: ignore[arg-type]
         assert one.form == form
         assert one.r2["own"] == pytest.approx(other.r2["own"], rel=1e-3, abs=1e-4)  # no unit enters
-    raw, normal = (measure_law(own, ONE_PHASE, form=form).r2["own"][0] for form in ("raw", "normalised"))
+    raw, normal = (measure_law(stream, ONE_PHASE, form=form).r2["own"][0] for form in ("raw", "normalised"))
     assert np.abs(raw - normal).max() > 1e-4
 
 
 def test_sinks_do_not_enter() -> None:
-    own = planted(shared=0.5)[0]
-    spiked = [h.clone() for h in own.states]
+    stream = planted(shared=0.5)[0]
+    spiked = [h.clone() for h in stream.states]
     for h in spiked[1:]:
         h[5] *= 500
-    law = measure_law(ResidualStream(spiked, own.document, own.position, own.kept, "device"), ONE_PHASE)
-    rows = torch.arange(len(own.document)) != 5
-    clean = measure_law(own.take(rows.nonzero().flatten()), ONE_PHASE)
-    assert law.tokens == len(own.document) - 1
+    law = measure_law(ResidualStream(spiked, stream.document, stream.position, stream.kept, "device"), ONE_PHASE)
+    rows = torch.arange(len(stream.document)) != 5
+    clean = measure_law(stream.take(rows.nonzero().flatten()), ONE_PHASE)
+    assert law.tokens == len(stream.document) - 1
     assert law.r2["own"] == pytest.approx(clean.r2["own"], rel=1e-6)
 
 
@@ -265,9 +271,9 @@ def test_few_tokens_are_fitted_in_fewer_dimensions() -> None:
 
 
 def test_the_basis_holds_the_first_principal_components() -> None:
-    own, _ = planted(20, 20, 24, shared=0.5)
-    rows = torch.arange(len(own.document))
-    walk = walk_rows(own, rows, "normalised", ())
+    stream, _ = planted(20, 20, 24, shared=0.5)
+    rows = torch.arange(len(stream.document))
+    walk = walk_rows(stream, rows, "normalised", ())
     folds = [slice(0, 200), slice(200, 400)]
     for fold, basis in zip(folds, fold_bases(walk, folds, 24, 5, torch.device("cpu")), strict=True):
         pooled = np.zeros((2, 24, 24))
@@ -275,32 +281,32 @@ def test_the_basis_holds_the_first_principal_components() -> None:
             for side, matrix in enumerate((own_rows.x, own_rows.y)):
                 part = matrix[fold].numpy() - matrix[fold].numpy().mean(axis=0)
                 pooled[side] += part.T @ part / ((part**2).sum() if side else 1.0)
-        for side, found in enumerate((basis.x, basis.y)):
-            assert found is not None
+        for side, columns in enumerate((basis.x, basis.y)):
+            assert columns is not None
             exact = np.linalg.eigh(pooled[side])[1][:, -5:]
-            assert np.abs(exact @ exact.T - (found @ found.T).numpy()).max() < 1e-10
+            assert np.abs(exact @ exact.T - (columns @ columns.T).numpy()).max() < 1e-10
 
 
 def test_the_share_along_v_is_exact() -> None:
-    """v_L is iterated; where the residual's first two eigenvalues are close, that takes its time."""
-    own, _ = planted(shared=0.3, noise=1.0, hidden=24)
-    found = measure_law(own, ONE_PHASE)
-    assert found.share[0] == pytest.approx(by_rows(own, found)["share"], abs=1e-6)
-    assert found.r2["rank_one"][0] == pytest.approx(by_rows(own, found)["rank_one"], abs=1e-6)
+    """v_L is iterated, which takes long where the first two eigenvalues of the residual are close."""
+    stream, _ = planted(shared=0.3, noise=1.0, hidden=24)
+    law = measure_law(stream, ONE_PHASE)
+    assert law.share[0] == pytest.approx(by_rows(stream, law)["share"], abs=1e-6)
+    assert law.r2["rank_one"][0] == pytest.approx(by_rows(stream, law)["rank_one"], abs=1e-6)
 
 
 @pytest.mark.parametrize("constant", [0.0, 3.0], ids=["zero", "the same on all tokens"])
 def test_a_layer_whose_update_does_not_vary_is_a_reason(constant: float) -> None:
-    """As pruning and the expansion of a model by blocks leave them."""
-    own, _ = planted(shared=0.5, own=0.2)
-    states = [*own.states[:3], own.states[2] + constant, own.states[2] + constant + own.delta(3)]
+    """Pruning, and the expansion of a model by blocks, leave such layers."""
+    stream, _ = planted(shared=0.5, per_layer=0.2)
+    states = [*stream.states[:3], stream.states[2] + constant, stream.states[2] + constant + stream.delta(3)]
     if constant:  # exactly
         states = [state.mul(2**12).round().div(2**12) for state in states]
         states[3] = states[2] + constant
-    still = ResidualStream(states, own.document, own.position, own.kept, "device")
+    still = ResidualStream(states, stream.document, stream.position, stream.kept, "device")
     law = measure_law(still, {"C": (0, 1), "D": (2, 3)})
-    assert all("layer 2 " in (own.reason or "") for own in law_estimates(law, "D").values())
-    assert all(own.value is not None for own in law_estimates(law, "C").values())
+    assert all("layer 2 " in (estimate.reason or "") for estimate in law_estimates(law, "D").values())
+    assert all(estimate.value is not None for estimate in law_estimates(law, "C").values())
     assert np.isnan(law.transfer[0][2]).all()
     assert not np.isnan(law.transfer[0][[0, 1, 3]]).any()
 
@@ -322,7 +328,7 @@ def test_no_memory_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_phase_of_one_layer_shares_with_none() -> None:
-    law = measure_law(planted(200, shared=0.5, own=0.2, rank_one=0.8)[0], {"B": (0, 0), "C": (1, 3)})
+    law = measure_law(planted(200, shared=0.5, per_layer=0.2, rank_one=0.8)[0], {"B": (0, 0), "C": (1, 3)})
     alone = law_estimates(law, "B")
     assert alone["own_r2"].value is not None
     assert all(alone[name].reason for name in alone if name != "own_r2")
@@ -330,7 +336,7 @@ def test_a_phase_of_one_layer_shares_with_none() -> None:
 
 
 def test_every_metric_of_the_law_is_estimated() -> None:
-    law = measure_law(planted(shared=0.5, own=0.2, rank_one=0.5)[0], ONE_PHASE)
+    law = measure_law(planted(shared=0.5, per_layer=0.2, rank_one=0.5)[0], ONE_PHASE)
     estimates = law_estimates(law, "C")
     assert set(estimates) == {name for name, metric in METRICS.items() if metric.takes == "law"}
     for name, estimate in estimates.items():
@@ -353,7 +359,7 @@ def test_directions_alone_do_not_give_the_law() -> None:
 
 def test_intervals_cover() -> None:
     """95% intervals of layers, and of a phase's medians, hold what the maps reach in 200,000 tokens."""
-    planted_parts = {"shared": 0.4, "own": 0.3, "rank_one": 0.5}
+    planted_parts = {"shared": 0.4, "per_layer": 0.3, "rank_one": 0.5}
     population = planted(10000, 20, 6, seed=999, **planted_parts)[0]
     everything = slice(0, len(population.document))
     walk = walk_rows(population, torch.arange(len(population.document)), "normalised", ())
@@ -367,14 +373,14 @@ def test_intervals_cover() -> None:
     for seed in range(200):
         law = measure_law(planted(60, 16, 6, seed=seed, **planted_parts)[0], ONE_PHASE)
         scores = [update_law._evaluate(sums, sums, ONE_PHASE, ridge)[0] for ridge in law.ridge]
-        r2 = {name: np.mean([1 - own.rungs[name] / own.mean for own in scores], axis=0)[0] for name in RUNGS}
-        share = np.mean([own.along / own.rungs["shared"] for own in scores], axis=0)[0]
-        for name, own, true in (
+        r2 = {name: np.mean([1 - fold.rungs[name] / fold.mean for fold in scores], axis=0)[0] for name in RUNGS}
+        share = np.mean([fold.along / fold.rungs["shared"] for fold in scores], axis=0)[0]
+        for name, replicates, true in (
             ("own", law.r2["own"], r2["own"]),
             ("shared", law.r2["shared"], r2["shared"]),
             ("share", law.share, share),
         ):
-            _, low, high = jackknife(own)
+            _, low, high = jackknife(replicates)
             count(name, low, true, high)
         medians = {
             "own_r2": r2["own"],
@@ -383,16 +389,16 @@ def test_intervals_cover() -> None:
             "sharing_index": (r2["shared"] - r2["scaled"]) / (r2["own"] - r2["scaled"]),
         }
         for name, layers in medians.items():
-            found = law_estimates(law, "C")[name].interval
-            assert found is not None
-            count(name, found[0], float(np.median(layers)), found[1])
-    coverage = {name: float(np.mean(own)) for name, own in covered.items()}
+            interval = law_estimates(law, "C")[name].interval
+            assert interval is not None
+            count(name, interval[0], float(np.median(layers)), interval[1])
+    coverage = {name: float(np.mean(hits)) for name, hits in covered.items()}
     # Of 200 intervals that cover 0.95, one set in a hundred has fewer than 0.91, or more than 0.985.
-    assert all(0.91 <= own <= 0.985 for own in coverage.values()), coverage
+    assert all(0.91 <= share <= 0.985 for share in coverage.values()), coverage
 
 
 def test_the_bias_of_half_the_documents_is_taken_away() -> None:
-    """What is fitted on a fold of 5 groups of 10 documents has a bias of 2 / n; the other fold is tested on."""
+    """A fit on a fold of 5 groups of 10 documents has a bias of 2 / n; the other fold is the test."""
     whole = 3.0 + 2 / 50
     without = 3.0 + (2 / 50 + 2 / 40) / 2  # the group leaves the training of one of the two fits
     assert jackknife(np.array([whole, *[without] * 10])) == pytest.approx((3.0, 3.0, 3.0), abs=1e-12)
@@ -414,7 +420,7 @@ def test_a_median_spreads_as_the_layers_that_may_be_in_the_middle() -> None:
 
 @pytest.mark.parametrize(("common", "apart"), [(0.1, 0.0), (0.1, 0.3), (0.1, 1.0), (0.9, 0.3)])
 def test_intervals_of_a_median_cover(common: float, apart: float) -> None:
-    """Seven layers, of which most tie and some lie above, and ten groups; a share of their errors is common to all."""
+    """Seven layers, most of which tie and the others lie above, and ten groups; a share of their errors is common."""
     layers = apart * np.array([0.0, 0.1, 0.2, 0.4, 0.7, 1.5, 2.5])
     covered = []
     for seed in range(400):
@@ -422,7 +428,7 @@ def test_intervals_of_a_median_cover(common: float, apart: float) -> None:
         errors = np.sqrt(common) * draw.standard_normal((10, 1)) + np.sqrt(1 - common) * draw.standard_normal((10, 7))
         without = (errors.sum(axis=0) - errors) / 9
         law = PhaseLaw(range(7), {}, np.zeros((0, 0)), np.zeros((0, 0, 0)))
-        found = law.median(layers + np.concatenate([errors.mean(axis=0)[None], without])).interval
-        assert found is not None
-        covered.append(found[0] <= layers[3] <= found[1])
+        interval = law.median(layers + np.concatenate([errors.mean(axis=0)[None], without])).interval
+        assert interval is not None
+        covered.append(interval[0] <= layers[3] <= interval[1])
     assert 0.92 <= np.mean(covered) <= 0.98

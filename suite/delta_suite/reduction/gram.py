@@ -1,7 +1,7 @@
-"""Singular values and right singular directions of a matrix of updates, by way of its Gram matrix in float64.
+"""Singular values and right singular directions of a matrix of updates, from its Gram matrix in float64.
 
-Squaring is harmless here: float64 leaves energies exact to 1e-15 of the largest, so singular values to 1e-7 of
-sigma_1 or better, and only what lies below is lost (set to 0). In exchange an eigenproblem of the smaller side
+Squaring is harmless here: float64 leaves energies exact to 1e-15 of the largest, so singular values to 1e-7 of sigma_1
+or better, and only singular values below that are lost (set to 0). In exchange an eigenproblem of the smaller side
 replaces the SVD: on an H100 2,047 x 5,120 takes 29 ms instead of 244 ms, and half of that beside others (eigen.py).
 
 Where float64 is slow (consumer GPUs: 1/32 or 1/64 of float32) or missing (MPS), the Gram matrix is added up from exact
@@ -21,35 +21,50 @@ from torch import Tensor
 from delta_suite.reduction.eigen import Eigen, slow_float64
 
 COLUMN_BLOCKS = 16
-"""Blocks of columns of wide rows. Of the hidden-side Gram only those on and above the diagonal are multiplied: for
-8,192 x 5,120 on an H100 4.4 ms in 16 blocks, 4.5 in 10, 4.9 in 5, 7.5 in one; halved again and again 4.8."""
+"""Number of blocks into which the columns of wide rows are split. Only the blocks of the hidden-side Gram matrix on and
+above the diagonal are multiplied: for 8,192 x 5,120 on an H100 4.4 ms in 16 blocks, 4.5 in 10, 4.9 in 5, 7.5 in one,
+and 4.8 by halving recursively."""
 
 WIDE_ENOUGH_FOR_BLOCKS = 2048
-"""Below this many columns one multiplication is faster than blocks of it."""
+"""Below this many columns a single multiplication is faster than blocks."""
 
 SLICES, SLICE_BITS = 3, 8
-"""Of a float32 row: whole numbers of 8 bits with their sign, which float32, TF32 and bfloat16 hold without rounding."""
+"""A float32 row is split into SLICES whole numbers of SLICE_BITS bits, sign included, which float32, TF32 and bfloat16
+hold without rounding."""
 
 EXACT_TERMS = 1024
-"""Products of two slices, at most 2^14 each, whose sum float32 holds without rounding: 2^24 / 2^14."""
+"""Number of products of two slices, at most 2^14 each, whose sum float32 holds without rounding: 2^24 / 2^14."""
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """eigenvalues: squared singular values, descending, min(tokens, hidden) of them. directions: unit rows (top-k
-    right singular vectors; zero rows where the rank is below k), the largest component of each made positive."""
+    """Squared singular values and leading right singular vectors of a matrix of updates."""
 
     eigenvalues: Float64[Tensor, " rank"]
+    """Squared singular values, descending; rank is min(tokens, hidden)."""
     directions: Float64[Tensor, "k hidden"]
+    """The top-k right singular vectors as unit rows, each with its largest component positive; rows beyond the rank are
+    zero."""
 
 
 def algebra_device(device: torch.device) -> torch.device:
-    """Where float64 algebra on this device's tensors runs: there, except on MPS, which has no float64."""
+    """Return the device for float64 algebra on tensors of `device`: the same one, except for MPS, which has no float64.
+
+    Example:
+        >>> algebra_device(torch.device("mps"))
+        device(type='cpu')
+    """
     return torch.device("cpu") if device.type == "mps" else device
 
 
 def gram(rows: Float[Tensor, "tokens hidden"]) -> Float64[Tensor, "hidden hidden"]:
-    """rows^T rows in float64."""
+    """Return rows^T rows in float64.
+
+    Example:
+        >>> gram(torch.tensor([[1.0, 2.0]]))
+        tensor([[1., 2.],
+                [2., 4.]], dtype=torch.float64)
+    """
     hidden = rows.shape[1]
     out = torch.zeros(hidden, hidden, dtype=torch.float64, device=algebra_device(rows.device))
     add_gram(out, rows)
@@ -58,35 +73,36 @@ def gram(rows: Float[Tensor, "tokens hidden"]) -> Float64[Tensor, "hidden hidden
 
 
 def add_gram(out: Float64[Tensor, "hidden hidden"], rows: Float[Tensor, "tokens hidden"]) -> None:
-    """Add rows^T rows in place: to the blocks on and above the diagonal. `mirror` does the rest when all are added."""
+    """Add rows^T rows to the blocks of `out` on and above the diagonal; call `mirror` once all rows are added."""
     if rows.dtype != torch.float64 and slow_float64(rows.device):
         out += sliced_gram(rows.float())
         return
     rows = rows.to(out.device).double()
-    for left, right in _column_blocks(rows.shape[1]):
-        out[left:right, left:].addmm_(rows[:, left:right].T, rows[:, left:])
+    for start, stop in _column_blocks(rows.shape[1]):
+        out[start:stop, start:].addmm_(rows[:, start:stop].T, rows[:, start:])
 
 
 def mirror(matrix: Float64[Tensor, "hidden hidden"]) -> None:
-    """Write the blocks above the diagonal to where they belong below it."""
-    for left, right in _column_blocks(len(matrix)):
-        matrix[right:, left:right] = matrix[left:right, right:].T
+    """Copy the blocks above the diagonal to their mirror places below it, in place."""
+    for start, stop in _column_blocks(len(matrix)):
+        matrix[stop:, start:stop] = matrix[start:stop, stop:].T
 
 
 def _column_blocks(hidden: int) -> Iterator[tuple[int, int]]:
-    """First column of each block, and the one behind its last; one block where the rows are narrow."""
+    """Yield the first column of each block and the one after its last; narrow rows are one block."""
     blocks = COLUMN_BLOCKS if hidden >= WIDE_ENOUGH_FOR_BLOCKS else 1
     return pairwise(hidden * i // blocks for i in range(blocks + 1))
 
 
 def sliced_gram(rows: Float32[Tensor, "tokens hidden"]) -> Float64[Tensor, "hidden hidden"]:
-    """rows^T rows without multiplying in float64: rows rounded to 24 bits below their column's largest, then exactly.
+    """Return rows^T rows without multiplying in float64.
 
-    Each column is written as a power of two times SLICES whole numbers of SLICE_BITS bits, most significant first. The
-    products of two slices are then sums of whole numbers, exact in float32 for EXACT_TERMS rows at a time, and added in
-    float64 (Ozaki, Ogita, Oishi & Rump 2012, Numerical Algorithms 59). All six products count: what is rounded away is
-    a part of the rows, 2^-24 of their largest, and moves no singular value by more; a dropped product would be a part
-    of the Gram matrix, and move the small singular values by its square root.
+    Rows are rounded to 24 bits below the largest entry of their column; their product is then exact. Each column is
+    written as a power of two times SLICES whole numbers of SLICE_BITS bits, most significant first. The products of two
+    slices are then sums of whole numbers, exact in float32 for EXACT_TERMS rows at a time, and added in float64 (Ozaki,
+    Ogita, Oishi & Rump 2012, Numerical Algorithms 59). All six products count: rounding drops a part of the rows, 2^-24
+    of their largest entry, and moves no singular value by more; dropping a product would drop a part of the Gram
+    matrix, and move the small singular values by its square root.
     """
     home = algebra_device(rows.device)
     largest = rows.abs().amax(dim=0) if len(rows) else rows.new_zeros(rows.shape[1])
@@ -98,9 +114,9 @@ def sliced_gram(rows: Float32[Tensor, "tokens hidden"]) -> Float64[Tensor, "hidd
         rest = rest - slices[-1] * unit
     squares, crossed = torch.zeros(2, rows.shape[1], rows.shape[1], dtype=torch.float64, device=home)
     for start in range(0, len(rows), EXACT_TERMS):
-        some = [own[start : start + EXACT_TERMS] for own in slices]
+        parts = [part[start : start + EXACT_TERMS] for part in slices]
         for one, other in combinations_with_replacement(range(SLICES), 2):
-            product = (some[one].T @ some[other]).to(home)
+            product = (parts[one].T @ parts[other]).to(home)
             (squares if one == other else crossed).add_(product, alpha=units[one] * units[other])
     scale = torch.ldexp(torch.ones(len(exponent), dtype=torch.float64, device=home), exponent)
     out: Tensor = (squares + crossed + crossed.T) * scale[:, None] * scale
@@ -108,7 +124,7 @@ def sliced_gram(rows: Float32[Tensor, "tokens hidden"]) -> Float64[Tensor, "hidd
 
 
 def tokens_gram(rows: Float[Tensor, "tokens hidden"]) -> Float64[Tensor, "tokens tokens"]:
-    """rows rows^T in float64: the smaller side where tokens <= hidden."""
+    """Return rows rows^T in float64, the smaller of the two products where tokens <= hidden."""
     if rows.dtype != torch.float64 and slow_float64(rows.device):
         return sliced_gram(rows.float().T)
     return times_transposed(rows, rows)
@@ -117,48 +133,51 @@ def tokens_gram(rows: Float[Tensor, "tokens hidden"]) -> Float64[Tensor, "tokens
 def times_transposed(
     rows: Float[Tensor, "tokens hidden"], others: Float[Tensor, "others hidden"]
 ) -> Float64[Tensor, "tokens others"]:
-    """rows others^T in float64, without a copy of all the rows in float64 beside them."""
+    """Return rows others^T in float64 without copying all rows to float64 at once."""
     out = torch.zeros(len(rows), len(others), dtype=torch.float64, device=algebra_device(rows.device))
-    for left, right in _column_blocks(rows.shape[1]):
-        some = rows[:, left:right].to(out.device).double()
-        other = some if others is rows else others[:, left:right].to(out.device).double()
-        out.addmm_(some, other.T)
+    for start, stop in _column_blocks(rows.shape[1]):
+        columns = rows[:, start:stop].to(out.device).double()
+        other = columns if others is rows else others[:, start:stop].to(out.device).double()
+        out.addmm_(columns, other.T)
     return out
 
 
 def spectrum_of_gram(eigen: Eigen, tokens: int, k: int) -> Spectrum:
-    """From the eigenpairs of gram(rows) of `tokens` rows, whose rank is therefore min(tokens, hidden) at most."""
+    """Return the spectrum, with k directions, from the eigenpairs of gram(rows).
+
+    `tokens` is the number of rows: the rank is at most min(tokens, hidden), so further eigenvalues are dropped.
+    """
     values, vectors = eigen
     values = _without_rounding(values.flip(0))[: min(tokens, len(values))]
     return Spectrum(values, _signed(_masked(_leading(vectors, k).contiguous(), values, k)))
 
 
 def spectrum_of_tokens_gram(eigen: Eigen, rows: Float[Tensor, "tokens hidden"], k: int) -> Spectrum:
-    """From the eigenpairs of tokens_gram(rows), tokens <= hidden, and the rows."""
+    """Return the spectrum, with k directions, from rows (tokens <= hidden) and the eigenpairs of their tokens_gram."""
     values, vectors = eigen
     hidden = rows.shape[1]
     values, leading = _without_rounding(values.flip(0)), _leading(vectors, k)
     directions = leading.new_empty(len(leading), hidden)
-    for left, right in _column_blocks(hidden):
-        directions[:, left:right] = leading @ rows[:, left:right].to(leading.device).double()
+    for start, stop in _column_blocks(hidden):
+        directions[:, start:stop] = leading @ rows[:, start:stop].to(leading.device).double()
     scale = directions.norm(dim=1, keepdim=True)
     directions /= torch.where(scale > 0, scale, torch.ones_like(scale))
     return Spectrum(values, _signed(_masked(directions, values, k)))
 
 
 def _leading(vectors: Float64[Tensor, "n n"], k: int) -> Float64[Tensor, "leading n"]:
-    """The last k columns at most, the last first, as rows."""
+    """Return the last k columns, or all if there are fewer, as rows in reverse order."""
     return vectors[:, max(0, vectors.shape[1] - k) :].T.flip(0)
 
 
 def _without_rounding(values: Float64[Tensor, " n"]) -> Float64[Tensor, " n"]:
-    """Eigenvalues at the level of float64 rounding of the largest are not energies: set to 0."""
+    """Set eigenvalues to 0 that are within float64 rounding of the largest: they are not energies."""
     floor = values[0] * len(values) * torch.finfo(torch.float64).eps
     return torch.where(values > floor, values, torch.zeros_like(values))
 
 
 def _masked(directions: Tensor, values: Tensor, k: int) -> Tensor:
-    """k rows, zero where the singular value is."""
+    """Return k rows, zero where the singular value is zero."""
     present = min(k, len(values), len(directions))
     out = directions
     if len(directions) != k:
@@ -170,6 +189,6 @@ def _masked(directions: Tensor, values: Tensor, k: int) -> Tensor:
 
 
 def _signed(directions: Tensor) -> Tensor:
-    """A direction is defined up to sign; the same one is always chosen."""
+    """Choose the sign of each direction so that its largest component is positive. Overwrites the directions."""
     negative = -directions.amin(dim=1, keepdim=True) > directions.amax(dim=1, keepdim=True)
     return directions.mul_(torch.where(negative, -1.0, 1.0))

@@ -1,4 +1,4 @@
-"""What fitting the update law leaves: held-out scores of every map and layer. No torch: `law_fit` does the fitting."""
+"""Result of fitting the update law: held-out scores of every map and layer. No torch: `law_fit` does the fitting."""
 
 from __future__ import annotations
 
@@ -11,44 +11,47 @@ from jaxtyping import Float64
 from delta_suite.models.phases import PhaseMap
 
 RUNGS = ("scaled", "shared", "rank_one", "own")
-"""The ladder above the training mean: c_L h; c_L T^(-L) h; that and v_L w^T h; the layer's own T_L h."""
+"""The ladder above the training mean: c_L h; c_L T^(-L) h; that plus v_L w^T h; T_L h, the map of the layer itself."""
 
 
 @dataclass(frozen=True)
 class Law:
-    """R^2 and shares, held out, of every layer. The first axis is (all documents, then without group 0 .. 9)."""
+    """Held-out R^2 and shares of every layer. The axis `cases` is all documents, then all without group 0 .. 9."""
 
     phases: PhaseMap
     """The phases whose layers share a map: the shared rungs hold for these and no others."""
     form: str
+    """`normalised` or `raw`: the rows on which the maps act (`law_sums.Form`)."""
     tokens: int
-    """That enter: those of `sink_free`."""
+    """Number of tokens that enter: those of `sink_free`."""
     documents: int
+    """Number of documents of which a token enters."""
     hidden: int
+    """Width of the stream."""
     components: int
-    """k: dimensions of x and delta that the maps act in; `hidden` where nothing is left out."""
+    """k, the number of dimensions of x and delta in which the maps act; `hidden` where they act in all."""
     ridge: tuple[float, float]
-    """mu of the maps trained on even and on odd documents, relative to the mean eigenvalue of A."""
+    """mu of the maps trained on even and on odd documents, in multiples of the mean eigenvalue of A."""
     r2: Mapping[str, Float64[np.ndarray, "cases layers"]]
-    """By rung; NaN where a phase of one layer has no shared map, and of a layer whose update does not vary."""
+    """R^2 by rung. NaN where a phase of one layer has no shared map, and for a layer whose update does not vary."""
     share: Float64[np.ndarray, "cases layers"]
-    """Held-out energy of the residual after the shared map along v_L, over all its energy."""
+    """Share along v_L in the held-out energy of the residual after the shared map."""
     transfer: Float64[np.ndarray, "cases layers layers"]
-    """R^2 on layer L (first) of layer M's map with its best gain; own R^2 on the diagonal."""
+    """R^2 on layer L (second axis) of the map of layer M (third axis) with its best gain; diagonal: R^2 of T_L."""
     gains: Float64[np.ndarray, " layers"]
-    """c_L, the mean of the two folds."""
+    """c_L, averaged over the two folds."""
     captured: Float64[np.ndarray, " layers"]
-    """Share of delta's held-out energy inside its k dimensions."""
+    """Share of the held-out energy of delta inside its k dimensions."""
     directions: Float64[np.ndarray, "folds layers hidden"]
-    """v_L of the residual, from even and from odd documents."""
+    """v_L of the residual, as trained on even and on odd documents."""
     reason: str | None = None
-    """Why nothing was measured; the arrays are then empty."""
+    """Reason why nothing was measured; the arrays are then empty."""
 
     @classmethod
     def absent(
         cls, reason: str, phases: PhaseMap, *, form: str = "normalised", tokens: int, documents: int, hidden: int
     ) -> Law:
-        """A law that was not measured, and why."""
+        """Return a law that was not measured, with the reason."""
         empty = np.zeros((0, 0))
         return cls(
             dict(phases), form, tokens, documents, hidden, 0, (0.0, 0.0), dict.fromkeys(RUNGS, empty), empty,
