@@ -40,7 +40,7 @@ conformance: .venv/installed
 
 # Counts the calibration set anew: rewrites the tables in suite/delta_suite/capture/data/DATASHEET.md.
 datasheet: .venv/installed
-	$(BIN)/python -m delta_suite.capture.datasheet
+	$(BIN)/python -m tests.capture.datasheet
 
 # Speed, as ratios within one run: the figures at the end, and as a page on stdout.
 bench: .venv/installed

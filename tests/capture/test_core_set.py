@@ -1,4 +1,4 @@
-"""The bundled set `core`: what its datasheet promises of it holds, and the datasheet belongs to it."""
+"""The bundled set `core` is what its datasheet promises, and the datasheet belongs to it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from collections import Counter, defaultdict
 
 import pytest
 from delta_suite.capture.calibration import CORE_TOKENS, load_calibration
-from delta_suite.capture.datasheet import DATA, SHEET, WHAT, core_documents, rendered, set_tokenizer
+
+from tests.capture.datasheet import DATA, SHEET, WHAT, core_documents, rendered, set_tokenizer
 
 FEWEST_TOKENS = 96
 SHARED_WORDS = 8
@@ -29,26 +30,28 @@ COMMON = {
 
 def test_every_domain_has_eight_documents_spread_evenly() -> None:
     documents = core_documents()
-    assert [own.text for own in documents] == list(load_calibration("core").documents)
+    assert [document.text for document in documents] == list(load_calibration("core").documents)
     domains = list(WHAT)
     assert len(domains) == 17
-    assert [own.domain for own in documents] == domains * 8
-    assert [own.id for own in documents] == [f"{domain}-{number:02}" for number in range(1, 9) for domain in domains]
-    # The ten groups that an interval leaves out in turn, and the halves: no domain is at home in one of them.
+    assert [document.domain for document in documents] == domains * 8
+    assert [document.id for document in documents] == [
+        f"{domain}-{number:02}" for number in range(1, 9) for domain in domains
+    ]
+    # The ten groups that an interval leaves out in turn, and the halves: each domain is spread over all of them.
     for group in range(10):
-        assert max(Counter(own.domain for own in documents[group::10]).values()) == 1
+        assert max(Counter(document.domain for document in documents[group::10]).values()) == 1
     for half in range(2):
-        assert set(Counter(own.domain for own in documents[half::2]).values()) == {4}
+        assert set(Counter(document.domain for document in documents[half::2]).values()) == {4}
 
 
 def test_every_document_has_enough_tokens_under_unlike_tokenizers() -> None:
     documents = core_documents()
-    own = set_tokenizer(documents)
+    count_tokens = set_tokenizer(documents)
     for document in documents:
         counts = {
             "bytes": len(document.text.encode()),
-            "own BPE": own(document.text),
-            # A character is a token, or a word and each sign is: what a large vocabulary comes near to at best.
+            "own BPE": count_tokens(document.text),
+            # One token a character, or one a word and sign: the best that a large vocabulary can come near to.
             "characters": len(document.text),
             "words": len(re.findall(r"[\u4e00-\u9fff]|\w+|[^\w\s]", document.text)),
         }
@@ -60,19 +63,19 @@ def test_documents_are_in_the_language_they_claim() -> None:
     for document in core_documents():
         letters = re.findall(r"[^\W\d_]", document.text)
         if script := LETTERS.get(document.language):
-            # Devanagari writes vowels as marks, which are no letters; count the signs of the script instead.
+            # Devanagari writes vowels as marks, which are not letters; count the signs of the script instead.
             written = re.findall(f"[{script}]", document.text)
             assert len(written) > 0.9 * len(re.findall(r"[^\s\d\W]", document.text)), document.id
         else:
             assert sum(letter < "\u0250" for letter in letters) > 0.9 * len(letters), document.id
         if document.language in COMMON and document.domain not in {"code", "markup", "mathematics"}:
             words = Counter(re.findall(r"\w+", document.text.lower()))
-            found = {language: sum(words[word] for word in common) for language, common in COMMON.items()}
-            assert max(found, key=lambda language: found[language]) == document.language, (document.id, found)
+            hits = {language: sum(words[word] for word in common) for language, common in COMMON.items()}
+            assert max(hits, key=lambda language: hits[language]) == document.language, (document.id, hits)
 
 
 def test_no_two_documents_share_a_passage() -> None:
-    """No run of 8 words (12 characters in Chinese), whatever the case and the signs between them; no exception."""
+    """No run of 8 words (12 characters in Chinese) occurs twice, whatever the case and the signs between them."""
     seen: dict[object, set[str]] = defaultdict(set)
     for document in core_documents():
         text = document.text.lower()

