@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def make_tiny(directory: Path, *, layers: int = 12, hidden: int = 48, seed: int = 0, scale: float = 0.2) -> Path:
-    """A Llama of random weights in a directory. A large `scale` gives updates that differ clearly between layers."""
+    """Save a Llama of random weights in a directory. A large `scale` makes updates differ clearly between layers."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast

@@ -1,4 +1,4 @@
-"""Calibration sets: what is read, what becomes of it, and the errors of bad files."""
+"""Calibration sets: reading, token sequences, and the errors of bad files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A model split over places by accelerate: the same stream as the model in one place."""
+"""A model that accelerate splits over devices and disk gives the same stream as the model in one place."""
 
 from __future__ import annotations
 

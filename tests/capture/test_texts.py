@@ -1,4 +1,4 @@
-"""Calibration texts of the user's own: files, tables, folders, datasets, and the one error of each bad input."""
+"""Calibration texts that users bring: files, tables, folders, datasets, and the one error of each bad input."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_parquet_gives_its_column_text(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", ["parquet", "jsonl"])
 def test_only_the_first_documents_are_read(tmp_path: Path, ending: str) -> None:
-    """A bad row behind the documents asked for is never come to, so neither is the rest of a large file."""
+    """A bad row after the last document that is wanted is never reached, and neither is the rest of a large file."""
     texts: list[object] = [f"document {number}" for number in range(5000)]
     path = tmp_path / f"many.{ending}"
     if ending == "jsonl":
@@ -59,7 +59,7 @@ def test_bundled_sets_and_folders_obey_the_number_too(tmp_path: Path) -> None:
 
 @pytest.fixture(params=["parquet", "jsonl"])
 def dataset(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """A dataset in a folder, as a hub repository has it: files named by split, without any script."""
+    """Return a dataset in a folder, as a hub repository has it: files named by split, without any script."""
     pytest.importorskip("datasets")
     folder = tmp_path / "stories"
     folder.mkdir()

@@ -38,7 +38,7 @@ REFUSALS = {
     "continuity fails": "something acts on the stream between the blocks",
     "final norm fails": "the model does not end with its stream",
 }
-"""A few words on a refusal, by what its message contains."""
+"""Short reason for a refusal, by a part of its message."""
 
 
 NOTES = {
@@ -53,11 +53,11 @@ NOTES = {
     "qwen4_exp_text": "the same",
     "reformer": "two streams, each block's updates going to both in turn (reversible)",
 }
-"""Why the causal types that are refused have no residual stream to give out, from reading transformers' source."""
+"""Reason why a causal type that is refused has no single residual stream, from the source of transformers."""
 
 
 def main(only: Iterable[str]) -> int:
-    """Examine all types (or those named, without writing the table). Returns 1 where a capture was wrong."""
+    """Examine all types, or those named without writing the table. Return 1 if a capture was wrong."""
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
     warnings.simplefilter("ignore")
@@ -124,10 +124,10 @@ def table(verdicts: list[Verdict]) -> str:
         "",
     ]
     for mapping, title in SECTIONS.items():
-        own = [verdict for verdict in verdicts if verdict.architecture.mapping == mapping]
-        lines += [f"## {title}", "", f"{summary(own)}", ""]
+        section = [verdict for verdict in verdicts if verdict.architecture.mapping == mapping]
+        lines += [f"## {title}", "", f"{summary(section)}", ""]
         lines += ["| type | class | verdict | reason | after the last block |", "| --- | --- | --- | --- | --- |"]
-        lines += [_row(verdict) for verdict in own]
+        lines += [_row(verdict) for verdict in section]
         lines.append("")
     lines += ["## What the refused are told", ""]
     for verdict in verdicts:
@@ -139,13 +139,14 @@ def table(verdicts: list[Verdict]) -> str:
 
 
 def _remaining(verdicts: list[Verdict]) -> list[str]:
-    """The refused by reason, the most frequent reason first."""
+    """List the refused types by reason, the most frequent reason first."""
     by_reason: dict[str, list[str]] = {}
     for verdict in verdicts:
         if verdict.outcome == "refused":
             by_reason.setdefault(_words(verdict), []).append(verdict.architecture.model_type)
     return [
-        f"- {words}: {', '.join(types)}" for words, types in sorted(by_reason.items(), key=lambda own: -len(own[1]))
+        f"- {words}: {', '.join(types)}"
+        for words, types in sorted(by_reason.items(), key=lambda reason: -len(reason[1]))
     ]
 
 

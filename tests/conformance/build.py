@@ -1,7 +1,7 @@
 """Every text decoder that transformers knows, built from a tiny random config.
 
 The config of a type is its default one, shrunk by the names of its attributes; `OVERRIDES` holds the few facts about
-configs that names do not tell. Nothing here is known to the suite.
+configs that the names do not show. The package knows nothing of this file.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Architecture:
 
 
 def architectures() -> list[Architecture]:
-    """Causal language models, encoder-decoders, and multimodal models with a text decoder; each class once a type."""
+    """List causal models, encoder-decoders and multimodal models with a text decoder, each class once a type."""
     import transformers.models.auto.modeling_auto as auto
 
     mappings = {
@@ -43,11 +43,11 @@ def architectures() -> list[Architecture]:
         "AutoModelForSeq2SeqLM": auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
         "AutoModelForImageTextToText": auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
     }
-    found: dict[tuple[str, str], Architecture] = {}
+    by_name: dict[tuple[str, str], Architecture] = {}
     for mapping, names in mappings.items():
         for model_type, class_name in names.items():
-            found.setdefault((model_type, class_name), Architecture(model_type, class_name, mapping))
-    return sorted(found.values(), key=lambda own: (list(mappings).index(own.mapping), own.model_type))
+            by_name.setdefault((model_type, class_name), Architecture(model_type, class_name, mapping))
+    return sorted(by_name.values(), key=lambda entry: (list(mappings).index(entry.mapping), entry.model_type))
 
 
 SIZES: tuple[tuple[str, int], ...] = (
@@ -183,7 +183,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 
 
 def tiny_config(architecture: Architecture) -> Any:
-    """The config of a type, shrunk. Raises whatever transformers raises where it cannot be made."""
+    """Return the shrunk config of a type. Raises what transformers raises where there is none."""
     from transformers import CONFIG_MAPPING
 
     default = CONFIG_MAPPING[architecture.model_type]()
@@ -227,16 +227,16 @@ def _size(name: str) -> int | None:
 
 
 def _each_kind(per_layer: Any) -> list[Any]:
-    """A per-layer list cut to LAYERS entries, with as many of its kinds as there is room for."""
+    """Cut a per-layer list to LAYERS entries, with as many of its kinds as fit."""
     kinds = list(dict.fromkeys(str(value) for value in per_layer))[:LAYERS]
     firsts = [next(value for value in per_layer if str(value) == kind) for kind in kinds]
     return [firsts[layer * len(firsts) // LAYERS] for layer in range(LAYERS)]
 
 
 def build(architecture: Architecture, **changes: Any) -> Any:
-    """The model with random weights, in evaluation mode. Raises what transformers raises.
+    """Return the model with random weights, in evaluation mode. Raises what transformers raises.
 
-    `changes` are made to its config; the weights stay the same where their shapes do.
+    `changes` apply to its config; weights of unchanged shape stay the same.
     """
     import transformers
 

@@ -1,4 +1,4 @@
-"""One architecture through the real capture and its certificate, against transformers' own hidden states."""
+"""One architecture through the real capture and its certificate, against the hidden states of transformers."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ TOLERANCE = 1e-5
 """Largest difference between two float32 results of the same function, relative to the largest entry."""
 
 REFERENCE: dict[str, dict[str, Any]] = {"rwkv": {"rescale_every": 0}}
-"""Config changes under which transformers' own hidden states are in the units of h_0."""
+"""Config changes under which the hidden states of transformers are in the units of h_0."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of one architecture. `wrong` must not occur: states were given out that are not the model's."""
+    """Outcome for one architecture. `wrong` must not occur: the captured states are not those of the model."""
 
     architecture: Architecture
     outcome: str
     """supported, refused, wrong, or not built."""
     reason: str
     norm: str = ""
-    """What follows the last block, as the certificate says."""
+    """Modules after the last block, from the certificate."""
 
 
 def documents() -> list[Tensor]:
@@ -49,14 +49,14 @@ def sequences(texts: list[Tensor]) -> TokenSequences:
 
 
 def captured(model: Any, decoder: Decoder | None = None, **options: Any) -> tuple[ResidualStream, Certificate]:
-    """The stream of all documents in one shard, on the CPU unless the options of `capture` say otherwise."""
+    """Return the stream of all documents in one shard, on the CPU unless the options of `capture` say otherwise."""
     options = {"memory": Memory(1 << 30), "device": torch.device("cpu")} | options
     ((stream, certificate),) = capture(model, decoder or find_decoder(model), sequences(documents()), **options)
     return stream, certificate
 
 
 def examine(architecture: Architecture) -> Verdict:
-    """Build, capture, certify, compare. Any other exception than the suite's own is a defect, and not caught."""
+    """Build, capture, certify, compare. Any exception but a SuiteError is a defect, and is not caught."""
     try:
         model = build(architecture)
     except Exception as error:
@@ -80,9 +80,9 @@ def examine(architecture: Architecture) -> Verdict:
 def _as_transformers_says(model: Any, decoder: Decoder, states: list[Tensor]) -> tuple[bool, str]:
     """Compare h_0 .. h_{N-1} with `output_hidden_states`, whose last entry has the final norm applied."""
     try:
-        reference, whose = own_hidden_states(model, decoder), ""
-    except Exception as error:  # such as BLIP-2, whose own forward demands an image
-        reference, whose = own_hidden_states(decoder.module, decoder), f" of the decoder ({_brief(error)})"
+        reference, whose = library_hidden_states(model, decoder), ""
+    except Exception as error:  # such as BLIP-2, whose forward method demands an image
+        reference, whose = library_hidden_states(decoder.module, decoder), f" of the decoder ({_brief(error)})"
     if len(reference) != len(states):
         return False, f"{len(states)} states captured, transformers has {len(reference)}"
     if (error := difference(states[:-1], reference[:-1])) <= TOLERANCE:
@@ -92,8 +92,8 @@ def _as_transformers_says(model: Any, decoder: Decoder, states: list[Tensor]) ->
     return False, f"differs from hidden_states{whose} by {error:.2g}"
 
 
-def own_hidden_states(model: Any, decoder: Decoder) -> list[Tensor]:
-    """transformers' tuple, each entry as (tokens, hidden); one document at a time, so that nothing is padded."""
+def library_hidden_states(model: Any, decoder: Decoder) -> list[Tensor]:
+    """Return the hidden states of transformers as (tokens, hidden), one document at a time so that none is padded."""
     runs = []
     for text in documents():
         inputs: dict[str, Any] = {"input_ids": text[None], "output_hidden_states": True, "use_cache": False}
@@ -108,7 +108,7 @@ def own_hidden_states(model: Any, decoder: Decoder) -> list[Tensor]:
 
 
 def difference(states: Any, others: Any) -> float:
-    """The largest difference over all layers, each relative to its largest entry; infinity for unequal shapes."""
+    """Return the largest difference over all layers, relative to the largest entry; infinity for unequal shapes."""
     worst = 0.0
     for one, other in zip(states, others, strict=True):
         if one.shape != other.shape:

@@ -1,4 +1,4 @@
-"""The certificate fails when it should, and names the place."""
+"""The certificate fails when it should, and its error names the place."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.conformance.toy import (
 
 
 def plain_states(model: Toy) -> list[Tensor]:
-    """h_0 .. h_4 of all documents, without hooks and without writing in place."""
+    """Return h_0 .. h_4 of all documents, computed without hooks and without writing in place."""
     states = [model.embed(torch.cat(documents()))]
     for block in model.layers:
         states.append(states[-1] + torch.tanh(block.update(states[-1])))
@@ -128,7 +128,7 @@ def test_hooks_that_do_not_fire() -> None:
 
 @pytest.mark.parametrize("in_place", [True, False])
 def test_a_compiled_model_is_run_eagerly(in_place: bool) -> None:
-    """Its compiled code would ignore the hooks, which came later."""
+    """Compiled code would ignore the hooks, because they are added later."""
     model, plain = Toy(), Toy()
     compiled: Any = model if in_place else torch.compile(model, backend="eager")
     if in_place:
@@ -143,7 +143,7 @@ def test_a_compiled_model_is_run_eagerly(in_place: bool) -> None:
 
 
 class OtherLayout(Toy):
-    """Passes the stream on as `inner` lays it, and gives back `outer` of what the blocks leave."""
+    """Passes on the stream in the layout `inner`, and returns `outer` of the output of the last block."""
 
     def __init__(self, inner: Any, outer: Any, **options: Any) -> None:
         super().__init__(**options)
@@ -223,7 +223,7 @@ def test_a_final_norm_of_damaged_weights(value: float) -> None:
 
 
 def test_a_final_norm_that_overflows_in_one_batch_alone() -> None:
-    """It is told although other batches follow."""
+    """The error is raised although other batches follow."""
     model = Toy(after=OverflowingNorm(len(documents()[0])))
     with pytest.raises(CertificateError, match=r"what norm makes of it is not\. It may overflow in torch\.float32"):
         captured(model, tokens_per_batch=1)
@@ -290,7 +290,7 @@ def test_the_hooks_are_gone_afterwards() -> None:
 
 
 class Launches(TorchDispatchMode):
-    """Counts the operations that are more than a view: on a GPU each is a kernel."""
+    """Counts the operations that are not just a view: on a GPU each is a kernel."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -305,7 +305,7 @@ class Launches(TorchDispatchMode):
 
 @pytest.mark.parametrize("padded", [True, False])
 def test_the_tap_adds_two_kernels_a_block(padded: bool) -> None:
-    """One copies the state, one takes the witnesses; a model on a GPU waits for more."""
+    """One copies the state and one takes the witnesses; a model on a GPU would wait for more."""
     model = Toy()
     texts = documents()[: 3 if padded else 1]
     batch, _ = _batch(sequences(texts), range(len(texts)), 0, 2048, torch.device("cpu"))

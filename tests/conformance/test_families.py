@@ -52,23 +52,23 @@ FAMILIES = {
     "llava:AutoModelForImageTextToText": "norm",
     "qwen2_vl:AutoModelForImageTextToText": "norm",
     "mllama:AutoModelForImageTextToText": "norm",  # blocks that text does not reach
-    "prophetnet": "none",  # streams that predict ahead behind the ids' own
+    "prophetnet": "none",  # the stream of the ids is followed by others that predict ahead
     "prophetnet:AutoModelForSeq2SeqLM": "none",
     "xlm": "none",  # a block is an attention, a norm, a feed-forward and a norm, each in a list of its kind
     "xlnet": "none",  # (time, batch, hidden), and no padded batch where it reads in one direction
     "fsmt:AutoModelForSeq2SeqLM": "decoder.output_projection",  # (time, batch, hidden), and masks from outside
     "blip:AutoModelForImageTextToText": "none",  # its text stack is a decoder only when it is called as one
 }
-"""Type (and auto class), and what follows its last block."""
+"""Modules after the last block, by type (and auto class)."""
 
 
 def architecture(name: str) -> Architecture:
     model_type, _, mapping = name.partition(":")
     wanted = (model_type, mapping or "AutoModelForCausalLM")
-    found = [own for own in architectures() if (own.model_type, own.mapping) == wanted]
-    if not found:
+    matches = [entry for entry in architectures() if (entry.model_type, entry.mapping) == wanted]
+    if not matches:
         pytest.skip(f"transformers {transformers.__version__} does not know {name}")
-    return found[0]
+    return matches[0]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -100,7 +100,7 @@ REFUSED = {
     "idefics:AutoModelForImageTextToText": "does not run on token ids alone: ValueError: Exactly 1 of pixel_values",
     "pix2struct:AutoModelForImageTextToText": "reads flattened_patches, not text",
 }
-"""Type, and what its user is told."""
+"""Part of the error that the user sees, by type (and auto class)."""
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -120,7 +120,7 @@ def test_an_encoder_is_refused_as_it_sees_what_follows() -> None:
 
 def test_a_certificate_says_what_it_checked() -> None:
     _, certificate = captured(build(architecture("gpt2")))
-    assert [own.name for own in certificate.identities] == [
+    assert [identity.name for identity in certificate.identities] == [
         "fire_count",
         "shapes",
         "continuity",
@@ -128,14 +128,14 @@ def test_a_certificate_says_what_it_checked() -> None:
         "final_norm",
         "causality",
     ]
-    assert all(own.error <= own.tolerance for own in certificate.identities)
+    assert all(identity.error <= identity.tolerance for identity in certificate.identities)
     assert certificate.identities[4].says.startswith("what follows the last block (ln_f)")
 
 
 def test_without_a_final_norm_the_certificate_says_so() -> None:
     _, certificate = captured(build(architecture("openai-gpt")))
     assert certificate.final_norm == ()
-    final = next(own for own in certificate.identities if own.name == "final_norm")
+    final = next(identity for identity in certificate.identities if identity.name == "final_norm")
     assert final.says == "nothing follows the last block: last_hidden_state is the stored h_N itself"
 
 

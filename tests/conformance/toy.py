@@ -1,4 +1,4 @@
-"""A decoder small enough to break on purpose: what it runs, in which order and how its blocks are called is chosen."""
+"""A decoder to break on purpose: a test chooses its blocks, their order, and how they are called."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HIDDEN = 16
 
 
 class Block(nn.Module):
-    """x + tanh(W x), causal as it acts on each token alone."""
+    """Adds tanh(W x), which is causal because it acts on each token alone."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,42 +26,42 @@ class Block(nn.Module):
 
 
 class InPlaceBlock(Block):
-    """The same, written into the input."""
+    """Writes the result into its input."""
 
     def forward(self, x: Tensor) -> Any:
         return x.add_(torch.tanh(self.update(x)))
 
 
 class ListBlock(Block):
-    """Returns a list, and takes the stream under a name of its own."""
+    """Returns a list, and takes the stream under another name."""
 
     def forward(self, *, residual: Tensor) -> Any:
         return [residual + torch.tanh(self.update(residual)), "attention weights"]
 
 
 class DemandingBlock(Block):
-    """Wants to be told more than the others do."""
+    """Takes one argument more than the others."""
 
     def forward(self, x: Tensor, depth: int) -> Any:  # type: ignore[override]
         return super().forward(x) * (depth > 0)
 
 
 class UnseenBlock(Block):
-    """Called past its hooks, as compiled code calls it."""
+    """Runs without its hooks, as compiled code does."""
 
     def __call__(self, x: Tensor) -> Any:
         return self.forward(x)
 
 
 class WideningBlock(Block):
-    """Gives back more than it was given."""
+    """Returns a wider stream than it takes."""
 
     def forward(self, x: Tensor) -> Any:
         return torch.cat([x, x[..., :4]], dim=-1)
 
 
 class NoisyNorm(nn.Module):
-    """Gives another result each time."""
+    """Returns another result each time."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x + torch.rand_like(x)
@@ -79,7 +79,7 @@ class OverflowingNorm(nn.Module):
 
 
 class Toy(nn.Module):
-    """Four blocks, run as `order` says, with `between` applied to the stream before each but the first."""
+    """Four blocks that run in the given order, with `between` applied to the stream before each but the first."""
 
     dtype = torch.float32
 

@@ -1,4 +1,4 @@
-"""Calibration sets: documents, and the token sequences that a tokenizer makes of them."""
+"""Calibration sets: the documents to measure on, and their token sequences."""
 
 from __future__ import annotations
 
@@ -18,36 +18,41 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 MAX_TOKENS = 2048
-"""Longest sequence run through a model, the reference's `max_length`; longer documents run in several pieces."""
+"""Longest sequence that runs through a model, the `max_length` of the reference script; longer documents run in
+pieces."""
 
 CORE_TOKENS = 128
-"""Tokens that `core` runs of each document. Its documents have at least 220 under every tokenizer that was tried
-(data/DATASHEET.md), so each document and each domain has the same number of rows."""
+"""Number of tokens of each document of `core` that run. Its documents have at least 220 under every tokenizer that was
+tried (data/DATASHEET.md), so each document and each domain has the same number of rows."""
 
 DEFAULT_CALIBRATION = "core"
 
 BUNDLED = ("core", "seed")
-"""Calibration sets that come with the suite."""
+"""Names of the calibration sets in the package."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Documents to measure on, each run by itself from position 0.
+    """Documents to measure on. Each runs through the model by itself, from position 0.
 
-    `sha256` is taken over the texts in order and the token limit, so it names exactly what ran.
+    Example:
+        >>> Calibration("mine", ("one text", "another")).sha256[:8]
+        'e103817f'
     """
 
     name: str
     documents: tuple[str, ...]
+    """The text of each document."""
     drop_first_token: bool = False
-    """The reference drops the first token of its one stream."""
+    """True if the first token of each document is dropped, as the reference script does with its one stream."""
     tokens_per_document: int | None = None
-    """Only so many tokens of each document run, special tokens included; None: the whole document."""
+    """Number of tokens of each document that run, special tokens included; None means the whole document."""
     first: int | None = None
-    """The number of documents asked for, the source's first ones; None: all of them."""
+    """Number of documents that were taken from the start of the source; None means all of them."""
 
     @property
     def sha256(self) -> str:
+        """Hash of the texts in order and of the token limit, so that it identifies exactly what ran."""
         digest = hashlib.sha256()
         for text in self.documents:
             encoded = text.encode()
@@ -59,32 +64,41 @@ class Calibration:
 
 @dataclass(frozen=True)
 class TokenSequences:
-    """What goes through the model: pieces of documents, longest first, so that memory is tested at the start."""
+    """Token sequences to run: pieces of documents, longest first, so that memory runs out at the start or never."""
 
     ids: tuple[Int64[Tensor, " tokens"], ...]
+    """The token ids of each piece."""
     documents: tuple[int, ...]
-    """The document that each piece comes from."""
+    """The document of each piece."""
     starts_document: tuple[bool, ...]
-    """Whether the piece holds its document's first token."""
+    """True for each piece that holds the first token of its document."""
     drop_first_token: bool
+    """True if the first token of each document is dropped from the stream."""
 
     @property
     def tokens(self) -> int:
-        """All tokens that run through the model, the dropped ones included."""
+        """Number of all tokens that run through the model, dropped ones included."""
         return sum(len(ids) for ids in self.ids)
 
 
 def load_calibration(name: str, documents: int | None = None) -> Calibration:
-    """A bundled set by name, or the documents of a file, folder or hub dataset; its first `documents` alone, if given.
+    """Return a bundled set by name, or the documents of a file, folder or hub dataset.
 
-    `core`: 136 documents in 17 domains and 8 languages, the first 128 tokens of each, each run apart
-    (data/DATASHEET.md). `seed`: the reference's 25 prompts joined by blank lines, one document, its first token
-    dropped. It is there for parity; one document has no halves and no interval. Anything else is read by
-    `texts.read_texts`: a `.jsonl` or `.parquet` file (key or column `text`), a folder (one document per `.txt` or
-    `.md` file, by name), any other file (one document), or `hf:org/name[/config][:split[:column]]`, of which 128
-    documents are taken where no number is given.
+    Only the first `documents` are taken, if a number is given.
+
+    `core` has 136 documents in 17 domains and 8 languages; the first 128 tokens of each run, each document by itself
+    (data/DATASHEET.md). `seed` is the stream of the reference script: its 25 prompts joined by blank lines, one
+    document whose first token is dropped. It serves parity: one document has no halves and no interval. Any other name
+    is read by `texts.read_texts`: a `.jsonl` or `.parquet` file (key or column `text`), a folder (one document per
+    `.txt` or `.md` file, by name), any other file (one document), or `hf:org/name[/config][:split[:column]]`, of which
+    128 documents are taken where no number is given.
 
     Raises CalibrationError for an unknown name, and for unreadable, empty or malformed files.
+
+    Example:
+        >>> core = load_calibration("core", documents=20)
+        >>> len(core.documents), core.tokens_per_document
+        (20, 128)
     """
     if documents is not None and documents < 1:
         raise CalibrationError(f"--documents {documents}: a calibration has at least one document.")
@@ -104,7 +118,12 @@ def load_calibration(name: str, documents: int | None = None) -> Calibration:
 
 
 def headline(name: str, documents: int | None = None) -> str:
-    """A calibration in the header of a run, in words; nothing but the bundled sets is read for it."""
+    """Describe a calibration for the header of a run. No file is read except those of bundled sets.
+
+    Example:
+        >>> headline("hf:org/corpus")
+        'hf:org/corpus (its first 128 documents)'
+    """
     if name == "seed":
         return "seed (one document, so no interval; it is there for parity)"
     if name == "core":
@@ -120,11 +139,11 @@ def _bundled(name: str) -> str:
 
 
 def tokenize(calibration: Calibration, tokenizer: Any, vocabulary: int, context: int | None) -> TokenSequences:
-    """Documents to token sequences, with the special tokens that the tokenizer adds by itself.
+    """Return the token sequences of the documents, with the special tokens that the tokenizer adds.
 
-    Of each document the calibration's `tokens_per_document` first tokens run. One that is still longer than MAX_TOKENS,
-    or than the model's `context`, runs in pieces of that length; of `seed` only the first piece is kept, as the
-    reference does.
+    Of each document the first `tokens_per_document` tokens run. A document that is still longer than MAX_TOKENS, or
+    than the `context` of the model, runs in pieces of that length; of `seed` only the first piece is kept, as the
+    reference script does.
 
     Raises CalibrationError where fewer than two tokens remain, or an id lies outside the model's `vocabulary`.
     """

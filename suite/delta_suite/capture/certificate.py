@@ -16,52 +16,59 @@ if TYPE_CHECKING:
     from delta_suite.capture.stream import ResidualStream
 
 ROUNDINGS = 16
-"""How many units of rounding of the dtype an identity between floating-point results may be off by."""
+"""Tolerance of an identity between floating-point results, in units of rounding of the dtype."""
 
 
 @dataclass(frozen=True)
 class FinalNorm:
-    """The modules between the last block and the end, and the largest error of applying them to the stored h_N."""
+    """Modules between the last block and the end, and the largest error of applying them to the stored h_N."""
 
     modules: list[str] | None
-    """None where no module, and no chain of modules, leads from the last block's output to last_hidden_state."""
+    """Names of the modules; None where no chain of modules leads from the last block's output to last_hidden_state."""
     error: float
-    """Relative to the largest entry of last_hidden_state; infinity for other shapes, NaN where one is not finite."""
+    """Error relative to the largest entry of last_hidden_state; infinity for unequal shapes, NaN where one is not
+    finite."""
     damaged: tuple[str, ...] = ()
-    """Where the error is NaN: the parameters of those modules that hold NaN or infinity."""
+    """Parameters of those modules that hold NaN or infinity, sought where the error is NaN."""
 
 
 @dataclass(frozen=True)
 class Witnesses:
-    """Some tokens' updates as the hooks saw them, block by block, apart from the states that were stored."""
+    """Updates of a few tokens as the hooks saw them, block by block, independent of the states that were stored."""
 
     rows: Tensor
-    """Their rows in the stream."""
+    """Rows of these tokens in the stream."""
     updates: Tensor
-    """Per block, output minus input: (blocks, witnesses, hidden), float32, on the device of block 0."""
+    """Output minus input of each block, (blocks, witnesses, hidden), float32, on the device of block 0."""
 
 
 @dataclass
 class Observations:
-    """What the hooks saw, over all forward passes so far."""
+    """Observations of the hooks over all forward passes so far."""
 
     firings: list[int]
-    """Per block, how often its forward hook fired."""
+    """How often the forward hook of each block fired."""
     passes: int = 0
+    """Number of forward passes."""
     final: FinalNorm | None = None
+    """The final norm of the pass with the largest error."""
     gaps: dict[int, Tensor] = field(default_factory=dict)
-    """By layer, largest difference between its input and the output of the block before, where not the same tensor."""
+    """Largest difference between the input of a layer and the output of the block before, where they are not one
+    tensor."""
     factors: dict[int, float] = field(default_factory=dict)
-    """By layer, the power of two by which its input is the output of the block before; 1 is left out."""
+    """Power of two by which the input of a layer is the output of the block before; factors of 1 are omitted."""
     witnesses: list[Witnesses] = field(default_factory=list)
+    """The witnesses of each forward pass."""
     causality: float | None = None
-    """How far the states of a sequence's first tokens move when they are run alone; None where this was not tried."""
+    """How far the states of a sequence's first tokens move when they run alone; None where this was not tried."""
 
     @classmethod
     def of(cls, blocks: int) -> Observations:
+        """Return empty observations of this many blocks."""
         return cls([0] * blocks)
 
     def copy(self) -> Observations:
+        """Return a copy that later observations do not change."""
         return replace(
             self,
             firings=list(self.firings),
@@ -71,10 +78,11 @@ class Observations:
         )
 
     def continuity(self, layer: int, gap: Tensor) -> None:
-        """Keep the largest gap, on its device: reading it now would make the forward pass wait."""
+        """Record the largest gap before a layer, on its device: reading it now would make the forward pass wait."""
         self.gaps[layer] = torch.maximum(self.gaps[layer], gap) if layer in self.gaps else gap
 
     def passed(self, final: FinalNorm, witnesses: Witnesses) -> None:
+        """Count one forward pass."""
         self.passes += 1
         self.witnesses.append(witnesses)
         if self.final is None or not (math.isnan(self.final.error) or final.error <= self.final.error):
@@ -87,22 +95,23 @@ class Identity:
 
     name: str
     says: str
+    """The identity in words."""
     error: float
     tolerance: float
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """Every identity that was checked; all of them hold, or there would be no certificate."""
+    """Every identity that was checked. All of them hold: `certify` raises an error otherwise."""
 
     blocks: int
     forward_passes: int
     identities: tuple[Identity, ...]
     final_norm: tuple[str, ...]
-    """The modules applied after the last block; empty where nothing is, and last_hidden_state is h_N itself."""
+    """Modules that run after the last block; empty where none does, and last_hidden_state is h_N itself."""
 
     def __add__(self, other: Certificate) -> Certificate:
-        """Of both shards: the larger error of each identity."""
+        """Return the certificate of both shards, with the larger error of each identity."""
         by_name = {identity.name: identity for identity in self.identities}
         for identity in other.identities:
             if identity.name not in by_name or identity.error > by_name[identity.name].error:
@@ -113,7 +122,10 @@ class Certificate:
 
 
 def certify(observed: Observations, stream: ResidualStream) -> Certificate:
-    """Check every identity. Raises CertificateError naming the first that fails, and the layer."""
+    """Check every identity and return the certificate.
+
+    Raises CertificateError naming the first identity that fails, and the layer.
+    """
     require_fired_once(observed.firings, observed.passes)
     identities = [
         Identity("fire_count", "each block's hook fires once in each forward pass", 0.0, 0.0),
@@ -129,7 +141,7 @@ def certify(observed: Observations, stream: ResidualStream) -> Certificate:
 
 
 def require_fired_once(firings: Sequence[int], passes: int) -> None:
-    """Raises CertificateError for the first block whose hook did not fire once in each forward pass."""
+    """Raise CertificateError for the first block whose hook did not fire once in each forward pass."""
     for layer, fired in enumerate(firings):
         if fired != passes:
             raise CertificateError(
@@ -153,8 +165,8 @@ def _shapes(observed: Observations, stream: ResidualStream) -> Identity:
 
 
 def _continuity(observed: Observations) -> Identity:
-    for layer, found in sorted(observed.gaps.items()):
-        gap = float(found)
+    for layer, difference in sorted(observed.gaps.items()):
+        gap = float(difference)
         if not gap <= 0.0:
             raise CertificateError(
                 f"capture certificate: continuity fails at layer {layer}: the input of block {layer} differs from the "
@@ -169,17 +181,17 @@ def _continuity(observed: Observations) -> Identity:
 
 
 def _telescoping(observed: Observations, stream: ResidualStream) -> Identity:
-    """h_0 + sum of the updates up to L = h_L for every L, in float64, relative to the largest norm met on the way.
+    """Check that h_0 plus the updates up to L is h_L for every L, in float64, relative to the largest norm up to there.
 
-    The updates are those that the hooks saw. Those formed from the stored states would cancel out any damage to them.
+    The updates are those that the hooks saw. Updates formed from the stored states would cancel any damage to them.
     """
-    stored = stream.take(torch.cat([own.rows for own in observed.witnesses]))
+    stored = stream.take(torch.cat([witnesses.rows for witnesses in observed.witnesses]))
     first = stored.states[0]
     home = first.device if first.device.type != "mps" else torch.device("cpu")  # which has no float64
 
     # All layers at once and on the device: one by one on the host this took as long as half a forward pass. In place,
-    # as in float64 this is the largest thing beside the stream.
-    updates = torch.cat([own.updates.to(home) for own in observed.witnesses], dim=1)
+    # because in float64 this is the largest tensor beside the stream.
+    updates = torch.cat([witnesses.updates.to(home) for witnesses in observed.witnesses], dim=1)
     sums = torch.empty(len(stored.states), *first.shape, dtype=torch.float64, device=home)
     sums[0], sums[1:] = first, updates
     del updates
@@ -237,7 +249,7 @@ def _final_norm(observed: Observations, stream: ResidualStream) -> Identity:
 
 
 def _causality(error: float, stream: ResidualStream) -> Identity:
-    # A third of the digits: rounding grows through the blocks, and TF32 keeps ten bits; a leak changes the leading one.
+    # A third of the digits: rounding grows through the blocks, and TF32 keeps ten bits; a leak changes the first digit.
     tolerance = float(torch.finfo(stream.states[-1].dtype).eps) ** (1 / 3)
     if not error <= tolerance:
         raise CertificateError(

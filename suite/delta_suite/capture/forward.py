@@ -1,4 +1,4 @@
-"""One forward pass of a decoder on token ids alone, without the language-model head."""
+"""Forward pass of a decoder on token ids alone, without the language-model head."""
 
 from __future__ import annotations
 
@@ -16,34 +16,38 @@ from delta_suite.errors import CaptureError, SuiteError
 from delta_suite.models.blocks import Decoder
 
 PREFIX_TOKENS = 32
-"""Most tokens that are run alone; a forward pass of so few costs about as much as one of one token."""
+"""Largest number of tokens in the causality check; a forward pass of so few costs about as much as one of one token."""
 
 
 class ForwardError(CaptureError):
-    """The model does not run on what it was given: token ids alone, or several padded sequences of them."""
+    """Error of a model that does not run on token ids alone, or not on several padded sequences of them."""
 
 
 @dataclass(frozen=True)
 class Prefix:
-    """The first tokens of a sequence, and what the decoder made of them when run with all the rest."""
+    """The first tokens of a sequence, and their last hidden states when they ran with all the rest."""
 
     ids: Int64[Tensor, "1 length"]
+    """The whole sequence."""
     expected: Float[Tensor, "tokens hidden"]
+    """The states of its first tokens."""
 
     @classmethod
     def of(cls, ids: Int64[Tensor, "sequences length"], length: int, last: Tensor) -> Prefix:
-        """The first half of the last sequence of a batch, of `length` tokens."""
+        """Return the first half, at most PREFIX_TOKENS, of the last sequence of a batch, which has `length` tokens."""
         tokens = min(PREFIX_TOKENS, max(1, length // 2))
         return cls(ids[-1:, :length], last[-1, :tokens].to(torch.float32, copy=True))
 
     def error_alone(self, decoder: Decoder, beside: torch.cuda.Stream | None = None) -> Float[Tensor, ""]:
-        """Run them alone, without what follows and without padding: the median token's relative change of state.
+        """Return how far the state of the median token changes, relative to its norm, when the first tokens run alone.
 
-        Nothing here waits for the whole batch, so that a GPU still busy with it runs this at the same time: on the CUDA
-        stream `beside`, as transformers reads the mask on the host, and on the batch's own stream that would wait. The
-        median, as in half precision a token of a mixture of experts may go to another expert on rounding alone.
+        They run without the tokens that follow and without padding. The median is used because in half precision
+        rounding alone may send a token of a mixture of experts to another expert.
+
+        Nothing here waits for the whole batch, so a GPU that is still busy with it runs this at the same time, on the
+        CUDA stream `beside`. On the stream of the batch it would wait, because transformers reads the mask on the host.
         """
-        # Bound by the host, which has an eighth less to do where nothing prepares for a gradient.
+        # Bound by the host, which has an eighth less to do in inference mode.
         with torch.inference_mode():
             with nullcontext() if beside is None else torch.cuda.stream(beside):
                 mask = torch.ones_like(self.ids)
@@ -59,8 +63,11 @@ class Prefix:
 
 @lru_cache
 def side_streams(device: torch.device, count: int) -> tuple[torch.cuda.Stream, ...]:
-    """CUDA streams beside the default one, the same ones in each call of a process, as the libraries keep memory for
-    each stream that was ever used. They come first: short work beside a batch would wait for it otherwise."""
+    """Return CUDA streams beside the default one, the same ones in each call of a process.
+
+    They are reused because the libraries keep memory for each stream that was ever used. They have priority, because
+    short work beside a batch would otherwise wait for it.
+    """
     return tuple(torch.cuda.Stream(device, priority=-1) for _ in range(count))  # type: ignore[no-untyped-call]
 
 
@@ -70,26 +77,26 @@ def last_hidden_state(
     mask: Int64[Tensor, "sequences length"],
     tokens: int | None = None,
 ) -> Float[Tensor, "sequences decoded hidden"]:
-    """What the decoder makes of a batch padded on the right; of the first `tokens` positions alone, where given.
+    """Return the last hidden state of a batch padded on the right, of its first `tokens` positions where given.
 
-    The head is left out: its logits would be the largest tensor. A multimodal model reads text alone. In an
-    encoder-decoder the document goes through the encoder, and the decoder reads it as it was trained to: the same
-    document, moved by one behind the start token (what transformers does for BART where no decoder input is given).
-    Row i of a sequence is then the state from which its token i is predicted.
+    The language-model head does not run: its logits would be the largest tensor. A multimodal model reads text alone.
+    In an encoder-decoder the document goes through the encoder, and the decoder reads it as it was trained to: the same
+    document, shifted by one behind the start token (as transformers does for BART where no decoder input is given). Row
+    i of a sequence is then the state from which its token i is predicted.
 
     Raises ForwardError where the model does not run on token ids alone.
     """
-    knows = inspect.signature(decoder.module.forward).parameters
+    accepted = inspect.signature(decoder.module.forward).parameters
     inputs: dict[str, Any] = {"input_ids": ids[:, :tokens], "attention_mask": mask[:, :tokens]}
-    if "is_decoder" in knows:  # BLIP's text stack takes its kind from the call, and is an encoder by default
+    if "is_decoder" in accepted:  # BLIP's text stack takes its kind from the call, and is an encoder by default
         inputs["is_decoder"] = True
     try:
-        # Code that torch.compile made before ignores hooks that came later.
+        # Code that torch.compile produced earlier ignores hooks that were added since.
         with torch.compiler.set_stance("force_eager"):
             if decoder.encoder is not None:
                 start = torch.full_like(ids[:, :1], decoder.encoder.start)
                 decoded = torch.cat([start, ids[:, :-1]], dim=1)[:, :tokens]
-                if "decoder_input_ids" in knows:  # runs the encoder itself
+                if "decoder_input_ids" in accepted:  # runs the encoder itself
                     inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": decoded}
                 else:
                     read = _call(decoder.encoder.module, input_ids=ids, attention_mask=mask, return_dict=True)
@@ -97,7 +104,7 @@ def last_hidden_state(
             output = _call(decoder.module, use_cache=False, return_dict=True, **inputs)
     except (SuiteError, torch.OutOfMemoryError):
         raise
-    except Exception as error:  # whatever another library's model raises: its text says what it misses
+    except Exception as error:  # the model of another library may raise anything; its text says what is missing
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
         raise ForwardError(
             f"the decoder ({type(decoder.module).__name__}) does not run on token ids alone: "
@@ -108,7 +115,7 @@ def last_hidden_state(
 
 
 def _call(module: Any, **inputs: Any) -> Any:
-    """Call with those inputs that the module knows."""
+    """Call a module with those of the inputs that its forward method accepts."""
     accepted = inspect.signature(module.forward).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in accepted.values())
     return module(**{name: value for name, value in inputs.items() if takes_any or name in accepted})

@@ -1,4 +1,4 @@
-"""How a batch's states lie in the tensors that the blocks pass on, where that is not (batch, time, hidden)."""
+"""Layouts of the tensors that blocks pass on, for models where it is not (batch, time, hidden)."""
 
 from __future__ import annotations
 
@@ -8,17 +8,24 @@ from torch import Tensor
 
 
 class Layout(Enum):
-    """Where the positions of the token ids are; the value is the shape in words."""
+    """Place of the token positions in a tensor of states; the value is the shape in words."""
 
     BATCH_TIME = "(batch, time, hidden)"
     TIME_BATCH = "(time, batch, hidden)"
     IDS_FIRST = "(batch, time + more, hidden), the ids' positions first"
-    """As in ProphetNet, where streams that predict several tokens ahead follow; they read the ids' stream alone."""
+    """As in ProphetNet, where streams that predict several tokens ahead follow; they read the stream of the ids
+    alone."""
     IDS_LAST = "(batch, time + more, hidden), the ids' positions last"
-    """As behind a learned prompt."""
+    """As with a learned prompt, whose positions come first."""
 
     def of_ids(self, tensor: Tensor, batch: int, time: int) -> Tensor | None:
-        """The tensor's view as (batch, time, width) with the positions of the ids alone; None where it does not fit."""
+        """Return a view (batch, time, width) of the positions of the ids, or None where the tensor has another shape.
+
+        Example:
+            >>> import torch
+            >>> Layout.IDS_LAST.of_ids(torch.zeros(2, 7, 4), batch=2, time=5).shape
+            torch.Size([2, 5, 4])
+        """
         if tensor.dim() != 3:
             return None
         if self is Layout.TIME_BATCH:

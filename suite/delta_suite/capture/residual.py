@@ -1,7 +1,8 @@
-"""Forward passes over token sequences -> the residual stream h_0 .. h_N, and what proves the tap right.
+"""Forward passes over token sequences: the residual stream h_0 .. h_N, and the certificate that it is right.
 
-h_L is block L's input as the block receives it (after any embedding scale or norm); h_N is the last block's raw
-output, before the final norm. States are copied at the moment they are seen, because a block may write into its input.
+h_L is the input of block L as the block receives it (after any embedding scale or norm); h_N is the raw output of the
+last block, before the final norm. States are copied as soon as the hooks see them, because a block may write into its
+input.
 """
 
 from __future__ import annotations
@@ -23,21 +24,22 @@ from delta_suite.errors import CaptureError
 from delta_suite.models.blocks import Decoder
 
 TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 16384, "mps": 4096}
-"""Padded tokens of a batch at the most, by device: more make no device faster."""
+"""Largest number of padded tokens of a batch, by device. Larger batches gave no speed-up."""
 
 COPIES_PER_TOKEN = 6
-"""What a forward pass takes for each token, in outputs of the block's widest matrix. Measured of 20 architectures:
-dense blocks with sdpa 2.5 to 5.9. Others take up to 60 (eager attention of long documents, scans of state-space models
-without their kernels, experts); what they have no memory for is halved."""
+"""Memory of a forward pass for each token, in outputs of the widest matrix of a block. Measured on 20 architectures:
+dense blocks with sdpa take 2.5 to 5.9. Others take up to 60 (eager attention of long documents, scans of state-space
+models without their kernels, experts); where memory runs out, the batch is halved."""
 
 WITNESSES = 64
-"""Tokens of a shard, evenly spread, whose updates are also kept as the hooks see them, for the telescoping sum."""
+"""Number of tokens of a shard, evenly spread, whose updates are also kept as the hooks see them, for the telescoping
+sum."""
 
 LAYOUT_TOKENS = 8
-"""Tokens on which another layout is tried: few, and more than the one at which batch and time cannot be told apart."""
+"""Number of tokens on which another layout is tried: few, but more than one, at which batch and time look alike."""
 
 Advance = Callable[[int], object]
-"""Told how many tokens have gone through the model."""
+"""Function that is called with the number of tokens that have gone through the model."""
 
 
 def capture(
@@ -52,12 +54,12 @@ def capture(
 ) -> Iterator[tuple[ResidualStream, Certificate]]:
     """Run the sequences through the decoder and yield the residual stream, in shards where it is too large for memory.
 
-    `memory` bounds what the stream may take, `tokens_per_batch` the padded tokens of a batch; both are found from what
-    is free by default. On running out of memory a batch is halved and run again. A model that takes no padded batch is
+    `memory` limits the size of the stream, `tokens_per_batch` the padded tokens of a batch; both follow from free
+    memory by default. A batch that runs out of memory is halved and run again. A model that takes no padded batch is
     given one sequence at a time.
 
-    Raises CaptureError where a block's state is not (batch, time, hidden), or the model does not run on text alone,
-    CertificateError where an identity fails.
+    Raises CaptureError where the state of a block is not (batch, time, hidden), or the model does not run on text
+    alone, and CertificateError where an identity fails.
     """
     causality: Tensor | None = None
     layout = Layout.BATCH_TIME
@@ -78,7 +80,7 @@ def capture(
                     beside = _side_stream(model, device)
                     last = _forward(decoder, batch)
                     if causality is None:
-                        # Once: what holds for one sequence of a model holds for all. Before `end`, which waits.
+                        # Once, because it holds for all sequences of a model or for none; before `end`, which waits.
                         with tap.paused():
                             causality = Prefix.of(batch.ids, batch.shortest, last).error_alone(decoder, beside)
                     tap.end(batch, witnesses, last)
@@ -118,7 +120,7 @@ def capture(
 
 
 def tokens_that_fit(model: Any, decoder: Decoder, device: torch.device) -> int:
-    """Padded tokens of the first batch: what the memory beside the stream's share is thought to hold, one at least."""
+    """Return the padded tokens of the first batch: an estimate of how many fit in memory beside the stream."""
     sizes = (getattr(module, "out_features", None) for block in decoder.blocks for module in block.modules())
     widest = max((size for size in sizes if isinstance(size, int)), default=0)
     token = COPIES_PER_TOKEN * max(widest, _hidden(model, decoder)) * int(model.dtype.itemsize)
@@ -126,22 +128,24 @@ def tokens_that_fit(model: Any, decoder: Decoder, device: torch.device) -> int:
 
 
 def _side_stream(model: Any, device: torch.device) -> torch.cuda.Stream | None:
-    """Beside which the causality check may run, from here on: where all of the model is on one GPU."""
+    """Return a CUDA stream on which the causality check may run from here on; None unless the model is on one GPU."""
     if device.type != "cuda" or len(set(getattr(model, "hf_device_map", {}).values())) > 1:
         return None
     (beside,) = side_streams(device, 1)
-    beside.wait_stream(torch.cuda.current_stream(device))  # for the token ids, and not for the batch, which comes now
+    beside.wait_stream(torch.cuda.current_stream(device))  # for the token ids, not for the batch, which comes now
     return beside
 
 
 def _find_layout(decoder: Decoder, batch: Batch, unfamiliar: UnfamiliarShapeError) -> Layout:
-    """The layout of the blocks' tensors under which the last of them leads to last_hidden_state, for a few tokens.
+    """Return the layout under which the output of the last block leads to last_hidden_state, for a few tokens.
 
-    Raises the error given where there is none.
+    Raises the error `unfamiliar` where no layout does.
     """
     ids = batch.ids[:1, :LAYOUT_TOKENS]
     few = Batch(ids, batch.mask[:1, :LAYOUT_TOKENS], None, 0, ids.numel(), ids.numel())
-    for layout in (own for own in Layout if own is not Layout.BATCH_TIME):
+    for layout in Layout:
+        if layout is Layout.BATCH_TIME:
+            continue
         states: dict[int, Tensor] = {}
 
         def write(layer: int, rows: Tensor, real: Tensor | None, states: dict[int, Tensor] = states) -> None:
@@ -165,15 +169,15 @@ def _forward(decoder: Decoder, batch: Batch) -> Float[Tensor, "sequences length 
 def _batch(
     sequences: TokenSequences, remaining: Sequence[int], start: int, limit: int, device: torch.device
 ) -> tuple[Batch, int]:
-    """As many of the remaining sequences as fit `limit` padded tokens (one at least), and how many they are.
+    """Return a batch of the remaining sequences that fit `limit` padded tokens (at least one), and their number.
 
-    Padding is on the right: what follows a token cannot reach it in a causal model, so positions need no care.
+    Padding is on the right: in a causal model no token sees what follows it, so positions stay as they are.
     """
     longest = len(sequences.ids[remaining[0]])
     used = max(1, min(len(remaining), limit // longest))
     chosen = [sequences.ids[i] for i in remaining[:used]]
     ids = nn.utils.rnn.pad_sequence(chosen, batch_first=True)
-    lengths = torch.tensor([len(own) for own in chosen])
+    lengths = torch.tensor([len(sequence) for sequence in chosen])
     mask = (torch.arange(longest) < lengths[:, None]).long()
     tokens, shortest = int(lengths.sum()), int(lengths[-1])
     real = mask.flatten().nonzero().flatten() if tokens < ids.numel() else None
@@ -181,7 +185,7 @@ def _batch(
 
 
 def _witnesses(batch: Batch, tokens: int) -> Int64[Tensor, " witnesses"]:
-    """Rows of the batch, evenly spread: its share of the WITNESSES of a shard, one at least."""
+    """Return rows of the batch, evenly spread: its share of the WITNESSES of a shard, at least one."""
     share = min(batch.tokens, max(1, WITNESSES * batch.tokens // tokens))
     return torch.linspace(0, batch.tokens - 1, share).round().long()
 
@@ -195,7 +199,7 @@ def _hidden(model: Any, decoder: Decoder) -> int:
 
 
 def _rows(sequences: TokenSequences, shard: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Document and position of each row of a shard's stream, and whether the calibration keeps it."""
+    """Return the document and position of each row of a shard, and whether the calibration keeps it."""
     lengths = torch.tensor([len(sequences.ids[i]) for i in shard])
     document = torch.tensor([sequences.documents[i] for i in shard]).repeat_interleave(lengths)
     position = torch.cat([torch.arange(int(length)) for length in lengths])

@@ -1,4 +1,4 @@
-"""Sinks: tokens of very large norm, which variants leave out; chosen once for all layers."""
+"""Sinks: tokens of very large norm, which the variant `sink_free` leaves out; chosen once for all layers."""
 
 from __future__ import annotations
 
@@ -11,26 +11,28 @@ from torch import Tensor
 from delta_suite.capture.stream import ResidualStream
 
 SINK_RATIO = 6.0
-"""A token whose ||h|| exceeds this many medians, in any layer, is a sink (SCIENCE: massive activations, 2402.17762)."""
+"""A token whose ||h|| exceeds this many medians in any layer is a sink: massive activations, Sun et al. 2024,
+arXiv:2402.17762."""
 
 
 @dataclass(frozen=True)
 class Sinks:
-    """The kept tokens that `sink_free` leaves out, chosen once for all layers, and why."""
+    """The kept tokens that `sink_free` leaves out, chosen once for all layers, and the reasons."""
 
     dropped: Bool[Tensor, " tokens"]
+    """True for each sink."""
     first: int
-    """The number at position 0 of their sequence."""
+    """Number of sinks at position 0 of their sequence."""
     large: int
-    """The number of others whose state exceeds SINK_RATIO times the median norm."""
+    """Number of other sinks, whose state exceeds SINK_RATIO times the median norm."""
     largest: tuple[tuple[int, int, int, float], ...]
-    """The largest of all: (document, position, layer, norm over median), at most ten."""
+    """The ten largest sinks: (document, position, layer, norm over median)."""
 
 
 def find_sinks(stream: ResidualStream) -> Sinks:
-    """Return position 0 of each sequence, and tokens of very large norm in some layer.
+    """Return position 0 of each sequence, and the tokens of very large norm in any layer.
 
-    The median of each layer is taken over the kept tokens of this stream, position 0 left out.
+    The median of each layer is taken over the kept tokens of this stream without position 0.
     """
     ordinary = stream.kept & (stream.position > 0)
     ratio = torch.zeros(len(stream.kept))

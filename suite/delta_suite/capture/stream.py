@@ -1,4 +1,4 @@
-"""What the tap keeps: the residual stream of a set of tokens, and where it is stored."""
+"""Residual stream of a set of tokens, and the place where it is stored."""
 
 from __future__ import annotations
 
@@ -18,43 +18,48 @@ from torch import Tensor
 from delta_suite.errors import CaptureError
 
 Storage = Literal["device", "host", "disk"]
+"""Place of a stream: the device, pinned memory of the host, or a memory-mapped file."""
 
 MEMORY_SHARE = 0.5
-"""Share of what is free that the stream may take; the rest is for the forward pass and the algebra."""
+"""Share of free memory that the stream may take; the rest is for the forward pass and the algebra."""
 
 
 @dataclass(frozen=True)
 class ResidualStream:
-    """h_0 .. h_N of a set of tokens, in the model's dtype."""
+    """The states h_0 .. h_N of a set of tokens, in the dtype of the model."""
 
     states: Sequence[Float[Tensor, "tokens hidden"]]
-    """N + 1 tensors; on the device, those of a model split over devices lie where their block is."""
+    """N + 1 tensors. Where a model is split over devices, each is on the device of its block."""
     document: Int64[Tensor, " tokens"]
+    """Number of the document of each token."""
     position: Int64[Tensor, " tokens"]
-    """Of the token in its sequence; the first has 0."""
+    """Position of each token in its sequence, from 0."""
     kept: Bool[Tensor, " tokens"]
     """False for a token that the calibration drops."""
     storage: Storage
 
     @property
     def layers(self) -> int:
+        """N, the number of blocks."""
         return len(self.states) - 1
 
     @property
     def hidden(self) -> int:
+        """Width of the stream."""
         return int(self.states[0].shape[1])
 
     @property
     def nbytes(self) -> int:
+        """Size of all states in bytes."""
         return sum(state.nbytes for state in self.states)
 
     def step(
         self, layer: int, rows: slice = slice(None), device: torch.device | None = None
     ) -> tuple[Float[Tensor, "rows hidden"], Float32[Tensor, "rows hidden"]]:
-        """h_L in its own dtype, and delta_L = h_{L+1} - h_L in float32, of some rows, on a device (by default where h_L
-        is).
+        """Return h_L in the dtype of the stream and delta_L = h_{L+1} - h_L in float32, for a slice of rows.
 
-        The subtraction is in float32: bf16 spacing near 3,000 is 16.
+        They are returned on `device`, by default that of h_L. The subtraction is in float32: the spacing of bfloat16
+        numbers near 3,000 is 16.
         """
         before, after = self.states[layer][rows], self.states[layer + 1][rows]
         device = before.device if device is None else device
@@ -62,19 +67,19 @@ class ResidualStream:
         return before, after.float() - before
 
     def delta(self, layer: int) -> Float32[Tensor, "tokens hidden"]:
-        """h_{L+1} - h_L of all rows, in float32."""
+        """Return h_{L+1} - h_L of all rows, in float32."""
         return self.step(layer)[1]
 
     def take(self, rows: Int64[Tensor, " rows"]) -> ResidualStream:
-        """The stream of some tokens, by row."""
+        """Return the stream of the tokens in these rows."""
         on = {device: rows.to(device) for device in {state.device for state in self.states}}
         states = [state.index_select(0, on[state.device]) for state in self.states]
         return ResidualStream(states, self.document[rows], self.position[rows], self.kept[rows], self.storage)
 
     def require_finite(self) -> None:
-        """Raises CaptureError naming the first layer and token that is NaN or infinite."""
-        # A sum is finite only if all it is taken of are, and is read once for all layers; where it overflows, the
-        # search below finds nothing.
+        """Raise CaptureError naming the first layer and token that is NaN or infinite."""
+        # A sum is finite only if all its terms are, and it is read once for all layers. Where a sum of finite terms
+        # overflows, the search below ends without an error.
         home = self.states[0].device
         if torch.stack([state.sum(dtype=torch.float32).to(home) for state in self.states]).isfinite().all():
             return
@@ -97,7 +102,7 @@ class ResidualStream:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that the stream may take in each place."""
+    """Bytes that may be taken in each place."""
 
     device: int
     host: int = 0
@@ -105,8 +110,11 @@ class Memory:
 
     @classmethod
     def free(cls, device: torch.device, share: float = MEMORY_SHARE) -> Memory:
-        """A share of what is free now, and of a GPU no more than torch is allowed to take of it (its allocator's option
-        per_process_memory_fraction). On the CPU device and host are one, and counted as device."""
+        """Return a share of the memory that is free now.
+
+        Of a GPU it is no more than torch may take of it (the option per_process_memory_fraction of its allocator). On
+        the CPU, device and host are one place, which is counted as device.
+        """
         host = int(psutil.virtual_memory().available * share)
         disk = int(shutil.disk_usage(tempfile.gettempdir()).free * share)
         if device.type == "cuda":
@@ -115,7 +123,7 @@ class Memory:
             reserved, allocated = (held[f"{what}_bytes"]["all"]["current"] for what in ("reserved", "allocated"))
             index = torch.cuda.current_device() if device.index is None else device.index
             allowed = int(torch.cuda.get_per_process_memory_fraction(index) * total) - reserved
-            # Blocks that torch holds and does not use are free to the stream, too.
+            # Blocks that torch holds and does not use are free to the stream too.
             unused = reserved - allocated
             return cls(int((max(0, min(free, allowed)) + unused) * share), host, disk)
         return cls(host, 0, disk)
@@ -124,10 +132,15 @@ class Memory:
 def plan_shards(
     lengths: Sequence[int], bytes_per_token: int, device: torch.device, memory: Memory | None = None
 ) -> Iterator[tuple[list[int], Storage]]:
-    """Sequences by shard, and where the shard's stream is kept.
+    """Yield the sequences of each shard, and the place of its stream.
 
-    All of them on the device where they fit; else in pinned host memory; else in a memory-mapped file; else in several
-    shards, each on the device. A sequence longer than the budget is a shard of its own.
+    All sequences are one shard on the device if they fit there; else in pinned host memory; else in a memory-mapped
+    file. Otherwise there are several shards, each on the device; a sequence that exceeds the budget is a shard alone.
+
+    Example:
+        >>> lengths = [50, 30, 20]
+        >>> list(plan_shards(lengths, 10, torch.device("cpu"), Memory(device=500)))
+        [([0], 'device'), ([1, 2], 'device')]
     """
     memory = memory or Memory.free(device)
     everything, needed = list(range(len(lengths))), bytes_per_token * sum(lengths)
@@ -153,20 +166,25 @@ def plan_shards(
 
 
 class StreamWriter:
-    """The states of one shard while they are being filled, a range of rows per batch."""
+    """Writer of the states of one shard, a range of rows per batch."""
 
     def __init__(self, tokens: int, storage: Storage) -> None:
         self.tokens, self.storage = tokens, storage
         self.states: list[Tensor] = []
         self.filled = 0
+        """Number of rows that are complete."""
         self.range = (0, 0)
+        """First row of the current batch, and the row after its last."""
         self._copies: dict[torch.device, torch.cuda.Stream] = {}
         self._files = ExitStack()
 
     def write(
         self, layer: int, states: Float[Tensor, "positions hidden"], real: Int64[Tensor, " rows"] | None = None
     ) -> None:
-        """Keep h_layer of this batch: the rows `real` of its states, or all."""
+        """Store h_layer of the current batch: the rows `real` of its states, or all.
+
+        Raises CaptureError where the width differs from that of h_layer in earlier batches.
+        """
         start, stop = self.range
         if layer == len(self.states):
             self.states.append(self._allocate(states))
@@ -176,18 +194,18 @@ class StreamWriter:
                 f"the stream changes width at h_{layer}: {target.shape[1]} before, {states.shape[1]} now. "
                 f"Updates are differences of states of one width; this architecture is not supported."
             )
-        if target.device == states.device:  # one kernel: chosen and copied at once
+        if target.device == states.device:  # one kernel selects and copies
             if real is None:
                 target[start:stop].copy_(states)
             else:
                 torch.index_select(states, 0, real, out=target[start:stop])
             return
-        # A copy of its own, as the next block may overwrite the state.
+        # A copy, because the next block may overwrite the state.
         staged = states.clone() if real is None else states.index_select(0, real)
         if not states.is_cuda:
             target[start:stop].copy_(staged)
             return
-        # To the host on a stream of its own, beside the forward pass.
+        # To the host on a separate CUDA stream, beside the forward pass.
         copies = self._copies.get(states.device)
         if copies is None:
             copies = self._copies[states.device] = torch.cuda.Stream(states.device)  # type: ignore[no-untyped-call]
@@ -201,7 +219,7 @@ class StreamWriter:
         if self.storage == "disk":
             folder = Path(self._files.enter_context(tempfile.TemporaryDirectory(prefix="delta-suite-")))
             size = shape[0] * shape[1]
-            # The file is unlinked at once: the mapping keeps it until the tensor goes, and a killed run leaves nothing.
+            # The file is unlinked at once: the mapping keeps it until the tensor is freed, even if the run is killed.
             mapped = torch.from_file(str(folder / "state"), shared=True, size=size, dtype=rows.dtype)
             self._files.close()
             return mapped.view(shape)
@@ -210,7 +228,7 @@ class StreamWriter:
         return torch.empty(shape, dtype=rows.dtype, device=place, pin_memory=on_host and rows.is_cuda)
 
     def read(self, layer: int) -> Float[Tensor, "rows hidden"]:
-        """The rows of this batch, as stored."""
+        """Return the rows of the current batch as they are stored."""
         self.synchronize()
         return self.states[layer][self.range[0] : self.range[1]]
 
@@ -220,7 +238,7 @@ class StreamWriter:
             copies.synchronize()
 
     def finish(self) -> None:
-        """Raises CaptureError where the states are not of one width."""
+        """Wait for the last copies. Raises CaptureError where the states are not of one width."""
         self.synchronize()
         widths = [int(state.shape[1]) for state in self.states]
         if len(set(widths)) > 1:

@@ -1,4 +1,4 @@
-"""The hooks: what each decoder block is given and gives back in one forward pass, and what runs after the last one."""
+"""Hooks on the decoder: input and output of each block in a forward pass, and the modules after the last block."""
 
 from __future__ import annotations
 
@@ -22,27 +22,29 @@ from delta_suite.models.blocks import Decoder
 
 @dataclass(frozen=True)
 class Batch:
-    """Sequences padded on the right to one length; rows start .. start + tokens of the stream come from it."""
+    """Sequences padded on the right to one length. They fill rows start .. start + tokens of the stream."""
 
     ids: Int64[Tensor, "sequences length"]
     mask: Int64[Tensor, "sequences length"]
     real: Int64[Tensor, " tokens"] | None
-    """Where the tokens are in the flattened ids, on the host; None where nothing is padding."""
+    """Places of the tokens in the flattened ids, on the host; None where nothing is padding."""
     start: int
     tokens: int
+    """Number of tokens without padding."""
     shortest: int
-    """Tokens of the last sequence, which has the most padding."""
+    """Number of tokens of the last sequence, which has the most padding."""
 
 
 class UnfamiliarShapeError(CaptureError):
-    """The input of block 0 does not lie as the tap supposes; another layout may fit."""
+    """Error of a block 0 whose input is not in the layout of the tap; another layout may fit."""
 
 
 class Tap(AbstractContextManager["Tap"]):
-    """Hooks on the decoder blocks, and on what runs after the last one; removed on leaving.
+    """Hooks on the decoder blocks, and on the modules after the last one; a context manager that removes them.
 
-    `write(L, states, real)` is given each state h_L as soon as it is there, as a block may write into its input: the
-    flattened batch, and the rows of it to keep (None: all); `read(L)` gives back what was stored of this batch.
+    `write(L, states, real)` is called with each state h_L as soon as it exists, because a block may write into its
+    input. There `states` is the flattened batch, `real` the rows of it to keep (None keeps all). `read(L)` returns the
+    rows of this batch that were stored.
     """
 
     def __init__(
@@ -90,7 +92,7 @@ class Tap(AbstractContextManager["Tap"]):
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """The hooks let everything pass."""
+        """Ignore everything that runs inside."""
         self._paused = True
         try:
             yield
@@ -98,9 +100,10 @@ class Tap(AbstractContextManager["Tap"]):
             self._paused = False
 
     def begin(self, batch: Batch, witnesses: Int64[Tensor, " witnesses"]) -> None:
-        """Forget the last batch; states that follow belong to this one.
+        """Start a batch and forget the last one.
 
-        witnesses: rows of this batch whose updates are kept as the hooks see them, apart from what is stored.
+        `witnesses` are the rows of this batch whose updates are kept as the hooks see them, apart from the stored
+        states.
         """
         self._shape = (batch.ids.shape[0], batch.ids.shape[1])
         # Row numbers from the host: a boolean index would make every copy wait for the device.
@@ -113,20 +116,20 @@ class Tap(AbstractContextManager["Tap"]):
         self._after_last.clear()
 
     def end(self, batch: Batch, witnesses: Int64[Tensor, " witnesses"], last: Tensor) -> None:
-        """Check what this batch alone can show, and count the forward pass.
+        """End a batch: check what it alone can show, and count the forward pass.
 
-        last: the decoder's last_hidden_state. Raises CertificateError where a block did not run once.
+        `last` is the last_hidden_state of the decoder. Raises CertificateError where a block did not run exactly once.
         """
         require_fired_once(self.observed.firings, self.observed.passes + 1)
         final = self.final_norm(last)
-        # Subtracted here, all at once: in the hooks it would be three more kernels a block.
+        # Subtracted here, all at once: in the hooks it would take three more kernels per block.
         updates = _stacked(self._gave) - _stacked(self._given)
         if any(scale != 1.0 for scale in self._scales):
             updates = updates / torch.tensor(self._scales, device=updates.device)[:, None, None]
         self.observed.passed(final, Witnesses(batch.start + witnesses, updates))
 
     def rows(self, state: Tensor) -> Float[Tensor, "tokens hidden"]:
-        """The rows of real tokens, in the order of the stream."""
+        """Return the rows of real tokens, in the order of the stream."""
         flat = state.reshape(-1, state.shape[-1])
         return flat if self._real is None else self._real.of(flat)
 
@@ -135,7 +138,7 @@ class Tap(AbstractContextManager["Tap"]):
             return
         if layer != self._next:
             raise self._out_of_order(layer)
-        # The stream is a block's first argument, whatever its name.
+        # The stream is the first argument of a block, whatever its name.
         given = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()), None))
         state = self._state(given, layer, "input")
         if layer == 0:
@@ -148,10 +151,10 @@ class Tap(AbstractContextManager["Tap"]):
         self._given.append(self._witnessed(state))
 
     def _compare(self, layer: int, state: Tensor) -> None:
-        """The input is not the very tensor that the block before returned: compare the values. Seldom runs.
+        """Compare the input with the output of the block before, where they are not the same tensor. This seldom runs.
 
         RWKV halves stream and weights every few blocks, so that half precision does not overflow. A power of two loses
-        no digit, so it is divided out: all states are kept in the units of h_0.
+        no digit, so it is divided out: all states are stored in the units of h_0.
         """
         rows, stored = self.rows(state).float(), self.read(layer).to(state.device).float() * self._scale
         factor = _power_of_two(rows, stored)
@@ -216,7 +219,7 @@ class Tap(AbstractContextManager["Tap"]):
                 f"The residual stream of this architecture is not supported."
             )
         if self._hidden is None:
-            self._hidden = int(value.shape[-1])  # the config does not say; then the first state does
+            self._hidden = int(value.shape[-1])  # where the config does not say, the first state does
         state = self.layout.of_ids(value, *self._shape)
         if state is None or state.shape[-1] != self._hidden:
             kind = UnfamiliarShapeError if (layer, side) == (0, "input") else CaptureError
@@ -228,7 +231,7 @@ class Tap(AbstractContextManager["Tap"]):
         return state
 
     def final_norm(self, last: Tensor) -> FinalNorm:
-        """Apply the modules found after the last block to the stored h_N, and compare with last_hidden_state."""
+        """Apply the modules that ran after the last block to the stored h_N, and compare with last_hidden_state."""
         chain = self._final_chain(last) if tuple(last.shape[:2]) == self._shape else None
         if chain is None:
             return FinalNorm(None, float("inf"))
@@ -240,17 +243,18 @@ class Tap(AbstractContextManager["Tap"]):
         reference = self.rows(last).float()
         error = (state[0].float() - reference).abs().max() / reference.abs().max().clamp_min(1e-30)
         damaged = [
-            f"{name}.{own}"
+            f"{name}.{key}"
             for name, module in (modules if error.isnan() else [])
-            for own, parameter in module.named_parameters()
+            for key, parameter in module.named_parameters()
             if not parameter.is_meta and not parameter.isfinite().all()  # meta: offloaded, and brought by a hook
         ]
         return FinalNorm([name for name, _ in modules], float(error), tuple(damaged))
 
     def _final_chain(self, last: Tensor) -> tuple[list[tuple[str, nn.Module]], float] | None:
-        """The modules that lead from the last block's output, times a factor, to last_hidden_state, if there are any.
+        """Return the modules that lead from the last block's output, times a factor, to last_hidden_state, else None.
 
-        Sought from the end, so that of nested modules the outermost is found. Dropout and the like are left out.
+        They are sought from the end, so that of nested modules the outermost counts. Modules that change nothing, such
+        as dropout, are left out.
         """
         chain: list[tuple[str, nn.Module]] = []
         current, factor = last, self._times_output(last)
@@ -262,7 +266,7 @@ class Tap(AbstractContextManager["Tap"]):
         return None if factor is None else (chain, factor)
 
     def _times_output(self, state: Tensor) -> float | None:
-        """Which power of two times the last block's output a state is, or None."""
+        """Return the power of two by which a state is the output of the last block, or None if there is none."""
         assert self._output is not None
         for output in self._forms(self._output):
             if output.shape != state.shape:
@@ -275,13 +279,13 @@ class Tap(AbstractContextManager["Tap"]):
         return None
 
     def _forms(self, tensor: Tensor) -> list[Tensor]:
-        """The tensor, and the ids' own positions of it where the blocks' tensors lie in another way."""
-        own = None if self.layout is Layout.BATCH_TIME else self.layout.of_ids(tensor, *self._shape)
-        return [tensor] if own is None else [tensor, own]
+        """Return the tensor, and its positions of the ids where the layout is not (batch, time, hidden)."""
+        of_ids = None if self.layout is Layout.BATCH_TIME else self.layout.of_ids(tensor, *self._shape)
+        return [tensor] if of_ids is None else [tensor, of_ids]
 
 
 class _Rows:
-    """Row numbers, copied once to each device that asks."""
+    """Row numbers that are copied once to each device on which they are used."""
 
     def __init__(self, index: Int64[Tensor, " rows"]) -> None:
         self._index = {index.device: index}
@@ -296,27 +300,27 @@ class _Rows:
 
 
 def _outside_blocks(decoder: nn.Module, blocks: Sequence[nn.Module]) -> list[tuple[str, nn.Module]]:
-    """All modules below the decoder that are neither a block, nor inside one, nor hold one; with their names.
+    """Return all modules below the decoder that are neither a block, nor inside one, nor hold one, with their names.
 
-    Not by named_modules(): most modules are inside blocks, and walking those takes longer than all hooks.
+    named_modules() is not used: most modules are inside blocks, and walking those takes longer than all hooks.
     """
     holds: dict[nn.Module, bool] = dict.fromkeys(blocks, True)
-    found: list[tuple[str, nn.Module]] = []
+    outside: list[tuple[str, nn.Module]] = []
 
     def walk(module: nn.Module, path: str) -> bool:
         if module not in holds:
             below = [walk(child, f"{path}{name}.") for name, child in module.named_children()]
             holds[module] = any(below)
             if path and not holds[module]:
-                found.append((path.removesuffix("."), module))
+                outside.append((path.removesuffix("."), module))
         return holds[module]
 
     walk(decoder, "")
-    return found
+    return outside
 
 
 def _stacked(states: list[Tensor]) -> Float[Tensor, "blocks witnesses hidden"]:
-    """In float32, on the device of the first."""
+    """Stack states in float32, on the device of the first."""
     return torch.stack([state.to(states[0].device) for state in states]).float()
 
 
@@ -325,7 +329,7 @@ def _same(one: Tensor, other: Tensor) -> bool:
 
 
 def _power_of_two(one: Tensor, other: Tensor) -> float:
-    """The factor between two tensors, judged by the largest entry, where that is a power of two; else 1."""
+    """Return the factor between two tensors, judged by the largest entry, if it is a power of two; else 1."""
     at = other.abs().argmax()
     new, old = float(one.flatten()[at]), float(other.flatten()[at])
     ratio = new / old if old else 1.0

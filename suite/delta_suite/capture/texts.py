@@ -1,6 +1,6 @@
-"""Documents of the user's own: text files, folders, .jsonl, .parquet, and datasets of the Hugging Face hub.
+"""Documents that users bring: text files, folders, .jsonl, .parquet, and datasets of the Hugging Face hub.
 
-Everything is read lazily, so that the first documents of a large set are had without the rest of it.
+Everything is read lazily, so that the first documents of a large set can be read without the rest.
 """
 
 from __future__ import annotations
@@ -16,32 +16,34 @@ from delta_suite.errors import CalibrationError
 from delta_suite.paths import expand_user, is_directory, path_error, shorten
 
 HUB = "hf:"
-"""How a dataset of the hub begins: `hf:org/name[/config][:split[:column]]`."""
+"""Prefix of a dataset of the hub: `hf:org/name[/config][:split[:column]]`."""
 
 HUB_DOCUMENTS = 128
-"""Documents taken of a hub dataset where no number is asked for: it may have billions."""
+"""Number of documents taken from a hub dataset where none is given, as it may have billions."""
 
 COLUMN = "text"
+"""Key or column that holds the text of a document, unless another is named."""
 
 TEXT_SUFFIXES = (".txt", ".md")
-"""What is a document in a folder."""
+"""Endings of the files in a folder that are documents."""
 
 _FORMS = f"a text file, a .jsonl or .parquet file, a folder of {' or '.join(TEXT_SUFFIXES)} files, or {HUB}org/name"
 
 
 def read_texts(name: str, documents: int | None) -> tuple[str, ...]:
-    """The first `documents` texts of a source that are not blank, in its own order; all where `documents` is None.
+    """Return the first `documents` texts of a source that are not blank, in order; all of them if `documents` is None.
 
-    name: a path, or `hf:org/name[/config][:split[:column]]` (split `train` and column `text` unless said; a local
-    folder in place of org/name). Of `.jsonl` and `.parquet` the key or column is `text`. Files are UTF-8.
+    `name` is a path, or `hf:org/name[/config][:split[:column]]`, where org/name may also be a local folder, and split
+    and column are `train` and `text` unless given. In `.jsonl` and `.parquet` files the key or column is `text`. Files
+    are UTF-8.
 
-    Raises CalibrationError for what is not there, cannot be read, or holds no text.
+    Raises CalibrationError where the source does not exist, cannot be read, or holds no text.
     """
     texts = _hub(name) if name.startswith(HUB) else _path(expand_user(name))
-    found = tuple(islice((text for text in texts if text.strip()), documents))
-    if not found:
+    chosen = tuple(islice((text for text in texts if text.strip()), documents))
+    if not chosen:
         raise CalibrationError(f"calibration {name} holds no text. Put at least one document into it.")
-    return found
+    return chosen
 
 
 def _path(path: Path) -> Iterator[str]:
@@ -79,7 +81,7 @@ def _read(path: Path) -> str:
 
 
 def _decoded(content: bytes, path: Path, what: str) -> str:
-    """UTF-8, with or without a byte order mark. Raises CalibrationError for another encoding and for binary data."""
+    """Decode UTF-8, with or without a byte order mark. Raises CalibrationError for other encodings and binary data."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -94,7 +96,7 @@ def _decoded(content: bytes, path: Path, what: str) -> str:
 
 
 def _not_text(path: Path, what: str, why: str, encoding: str = "") -> CalibrationError:
-    """encoding: what the file may be in, where a conversion can help."""
+    """Return the error of a file that is not text; `encoding` is the one it may have, where a conversion can help."""
     cure = f" (iconv -f {encoding} -t UTF-8 converts)" if encoding else ""
     return CalibrationError(
         f"calibration file {path} cannot be read: {what} {why}. --calibration takes {_FORMS}, all of them UTF-8{cure}."
@@ -167,7 +169,7 @@ def _parquet(path: Path) -> Iterator[str]:
 
 
 def _hub(name: str) -> Iterator[str]:
-    """The texts of a dataset, streamed. No dataset's own code runs: `datasets` cannot run any from 4.0 on."""
+    """Stream the texts of a dataset. No code of the dataset runs: `datasets` cannot run any from 4.0 on."""
     dataset, config, split, column = _parts(name)
     if importlib.util.find_spec("datasets") is None:
         raise _without_extra(name, "datasets", "datasets")
@@ -203,7 +205,7 @@ def _hub(name: str) -> Iterator[str]:
 
 
 def _parts(name: str) -> tuple[str, str | None, str, str]:
-    """Dataset, config, split, column."""
+    """Split the name of a dataset into dataset, config, split and column."""
     dataset, split, column, *rest = [*name.removeprefix(HUB).split(":"), "", ""]
     if not dataset or any(rest):
         raise CalibrationError(
@@ -222,7 +224,7 @@ def _unloadable(name: str, dataset: str, error: Exception) -> CalibrationError:
         if not isinstance(cause, Exception) or cause in chain:
             break
         chain.append(cause)
-    # Offline mode and a lost network are told by many classes; a dataset that is not there by one.
+    # Many exception classes mean offline mode or a lost network; one means that the dataset does not exist.
     unreached = not is_directory(Path(dataset)) and any(
         isinstance(link, ConnectionError) or type(link).__name__ in {"ConnectError", "OfflineModeIsEnabled"}
         for link in chain
