@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from delta_suite.claims.observe import observe
-from delta_suite.models.registry import load_registry
+from delta_suite.models.models_file import load_registry
 from delta_suite.pipeline import Outcome, Settings, measure
 from delta_suite.records.cache import Cache
 

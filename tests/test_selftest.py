@@ -13,8 +13,10 @@ from delta_suite.cli import app
 from delta_suite.selftest import law_worlds as law
 from delta_suite.selftest import proof
 from delta_suite.selftest.documents import DOCUMENTS, SCALE, SPREAD
-from delta_suite.selftest.planted import SHARED, SHARED_COSINE, TOKENS, WORLDS, Claim, Truth, phased
-from delta_suite.selftest.proof import COVERAGE, Proof, Rate, SelftestError, coverage_of, selftest, wilson
+from delta_suite.selftest.planted import SHARED, SHARED_COSINE, TOKENS, Truth, phased
+from delta_suite.selftest.proof import SelftestError, coverage_of, selftest
+from delta_suite.selftest.report import COVERAGE, Proof, Rate, wilson
+from delta_suite.selftest.worlds import WORLDS, Claim
 from typer.testing import CliRunner
 
 

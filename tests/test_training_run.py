@@ -15,7 +15,7 @@ from delta_suite.regression.baseline import load_baseline
 from delta_suite.regression.comparison import Comparison, Status, compare_figures, first_changed_layer
 from delta_suite.regression.turns import compare_turns, direction_figures
 from delta_suite.regression.update import update_baseline
-from delta_suite.selftest.proof import wilson
+from delta_suite.selftest.report import wilson
 
 from tests.pytest_plugin.conftest import CLAIMS
 from tests.training import TRAINED_ON, damaged, passages, scale_output_projection, train, write_documents, zero_head

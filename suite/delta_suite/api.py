@@ -1,4 +1,4 @@
-"""What users hold: measure a model, ask for its figures, judge it, plot it, save it.
+"""Measure a model, ask for its figures, judge it, plot it and save it: the Python interface.
 
 import delta_suite as ds
 
@@ -19,8 +19,8 @@ from delta_suite.claims.judge import Judged, judge_all
 from delta_suite.claims.loader import load_hypotheses
 from delta_suite.claims.observe import Observation, Quantity, observe
 from delta_suite.metrics.registry import METRICS, PARTS
+from delta_suite.models.models_file import load_registry
 from delta_suite.models.phases import PhaseMap
-from delta_suite.models.registry import load_registry
 from delta_suite.models.spec import RANDOM_WEIGHTS
 from delta_suite.paths import bundled
 from delta_suite.pipeline import Settings, measure_view

@@ -64,7 +64,7 @@ class Settings:
     dtype: str | None = None
     """None for the dtype of the model's entry."""
     parts: frozenset[str] = frozenset(PARTS)
-    """What is measured: spectra always; boundaries and law where named."""
+    """The parts that are measured: spectra always; boundaries and law where named."""
     results: Path = RESULTS
     fresh_since: float | None = None
     """Cache entries written before this moment (seconds since the epoch) do not count."""
@@ -295,15 +295,7 @@ def _measure(run: _Run, entry: Assembled | None, *, with_spectra: bool, fit_law:
                 layers=captured.blocks,
                 hidden=captured.spectra["raw"][0].statistics.hidden,
             ),
-            calibration=CalibrationRecord(
-                name=run.calibration.name,
-                sha256=run.calibration.sha256,
-                documents=len(run.calibration.documents),
-                first=run.calibration.first,
-                tokens_per_document=run.calibration.tokens_per_document,
-                tokens=captured.tokens,
-                dropped=captured.dropped,
-            ),
+            calibration=_calibration_record(run.calibration, captured),
             sinks=_sink_record(captured.sinks),
             certificate=_certificate_record(captured.certificates),
             provenance=provenance,
@@ -318,6 +310,19 @@ def _measure(run: _Run, entry: Assembled | None, *, with_spectra: bool, fit_law:
         return entry
     record, arrays = with_law(entry.record, captured.law)
     return Assembled(record, {**entry.arrays, **arrays}, entry.directions)
+
+
+def _calibration_record(calibration: Calibration, captured: _Captured) -> CalibrationRecord:
+    """Return which texts were measured, and how many of their tokens."""
+    return CalibrationRecord(
+        name=calibration.name,
+        sha256=calibration.sha256,
+        documents=len(calibration.documents),
+        first=calibration.first,
+        tokens_per_document=calibration.tokens_per_document,
+        tokens=captured.tokens,
+        dropped=captured.dropped,
+    )
 
 
 def _capture(

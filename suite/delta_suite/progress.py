@@ -20,6 +20,7 @@ class _Silent:
 
 
 def no_progress(what: str, total: int, unit: str) -> AbstractContextManager[_Silent]:
+    """Show nothing."""
     return nullcontext(_Silent())
 
 

@@ -1,4 +1,4 @@
-"""Where a measurement came from: versions, hardware, the state of the code, seconds and memory."""
+"""Record where a measurement came from: versions, hardware, the state of the code, seconds and memory."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ def _config(which: str, device: torch.device) -> Any:
 
 def embedded_spec() -> Any:
     """The embedded model's entry, or the .gguf file that DELTA_BENCH_MODEL names."""
-    from delta_suite.models.registry import load_registry
+    from delta_suite.models.models_file import load_registry
 
     return load_registry().resolve(os.environ.get("DELTA_BENCH_MODEL", "smollm2-135m-q4"))
 

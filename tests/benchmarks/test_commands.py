@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from delta_suite.errors import SuiteError
-from delta_suite.models.registry import load_registry
+from delta_suite.models.models_file import load_registry
 from delta_suite.models.sources import locate
 
 from tests.benchmarks.measuring import seconds, timed

@@ -12,7 +12,7 @@ from delta_suite.claims.observe import observe
 from delta_suite.claims.schema import Expectation
 from delta_suite.records.view import RecordView
 from delta_suite.reduction.variants import VARIANTS
-from delta_suite.selftest.planted import DOCUMENTS
+from delta_suite.selftest.documents import DOCUMENTS
 from delta_suite.selftest.proof import measured
 
 LAYERS, LENGTH, HIDDEN = 4, 8, 24

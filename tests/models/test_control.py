@@ -15,7 +15,7 @@ from delta_suite.errors import UnknownModelError
 from delta_suite.models.control import control_fingerprint
 from delta_suite.models.fingerprint import fingerprint
 from delta_suite.models.loading import load
-from delta_suite.models.registry import load_registry
+from delta_suite.models.models_file import load_registry
 from delta_suite.models.sources import locate
 from delta_suite.models.spec import ModelSpec
 from delta_suite.pipeline import Settings, measure

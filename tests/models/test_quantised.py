@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from delta_suite.errors import CertificateError
-from delta_suite.models.registry import load_registry
+from delta_suite.models.models_file import load_registry
 from delta_suite.pipeline import Settings, measure
 from delta_suite.records.cache import Cache
 from delta_suite.records.view import RecordView

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from delta_suite.models import fingerprint as fingerprint_module
 from delta_suite.models.fingerprint import fingerprint
-from delta_suite.models.registry import load_registry
+from delta_suite.models.models_file import load_registry
 from delta_suite.models.sources import SOURCES, availability, locate, source_of
 from delta_suite.models.sources import package as package_module
 from delta_suite.models.spec import ModelSpec

@@ -235,7 +235,7 @@ _KINDS = {
     "tuple_type": "an array, [...]",
     "model_type": "a table",
 }
-"""What a value must be, by pydantic's name of the error."""
+"""The texts that say what a value must be, by pydantic's name of the error."""
 
 _PATTERN_RULES = {
     ID: "write it in small letters, digits and hyphens, beginning with a letter or digit",

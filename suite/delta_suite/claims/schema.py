@@ -1,4 +1,4 @@
-"""What a hypothesis file may say: the models that check it, and the JSON Schema that is generated from them.
+"""Describe what a hypothesis file may say: the models that check it, and the JSON Schema that is generated from them.
 
 A field's docstring is its description in the JSON Schema, and what the loader says when the key is missing.
 """
@@ -310,9 +310,9 @@ class Expectation(_Table):
         """The claim in one line, such as `intra_cosine over C >= 2 x intra_cosine over E`."""
         if self.over == "each":
             share = "each layer" if self.mostly == 1 else f"at least {_digits(100 * self.mostly)}% of the layers"
-            left = f"{self.metric} of {share} of {self.scope}"
+            side = f"{self.metric} of {share} of {self.scope}"
         else:
-            left = _side(self.metric, self.scope, self.over)
+            side = _side(self.metric, self.scope, self.over)
         if self.than is None:
             assert self.threshold is not None
             right = _digits(self.threshold)
@@ -324,7 +324,7 @@ class Expectation(_Table):
             if self.than.plus:
                 right += f" {'-' if self.than.plus < 0 else '+'} {_digits(abs(self.than.plus))}"
         variant = "" if self.variant == "raw" else f" ({self.variant})"
-        return f"{left} {self.op} {right}{variant}"
+        return f"{side} {self.op} {right}{variant}"
 
 
 class Hypothesis(_Table):
@@ -347,7 +347,7 @@ class Hypothesis(_Table):
     path: SkipJsonSchema[Path]
     """The file, as the loader was given it."""
     sha256: SkipJsonSchema[str]
-    """Of the file's bytes."""
+    """SHA-256 of the file's bytes."""
 
 
 def _other_side(than: Than, metric: str, scope: str, over: str) -> str:

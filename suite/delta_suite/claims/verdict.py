@@ -14,7 +14,7 @@ from delta_suite.metrics.intervals import detectable_effect
 
 
 class Verdict(Enum):
-    """What a measurement says of a claim; the value is the word that tables show."""
+    """The outcome of a claim for a measurement; the value is the word that tables show."""
 
     SUPPORTED = "PASS"
     REFUTED = "FAIL"

@@ -1,4 +1,4 @@
-"""What all commands share: the application, its options, and how errors are shown."""
+"""Hold what all commands share: the application, its options, and how errors are shown."""
 
 from __future__ import annotations
 

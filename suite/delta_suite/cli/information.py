@@ -16,7 +16,7 @@ from delta_suite.errors import SuiteError
 @app.command(epilog="Example: delta-suite models")
 def models(models_file: ModelsFile = None) -> None:
     """List the models that are known, which of them are on this machine, and why the others are not."""
-    from delta_suite.models.registry import load_registry
+    from delta_suite.models.models_file import load_registry
     from delta_suite.models.sources import availability
     from delta_suite.publish.table import Table
 
@@ -60,7 +60,7 @@ def schema() -> None:
 def doctor(models_file: ModelsFile = None) -> None:
     """Show versions, devices, cache, models, and what is missing."""
     from delta_suite.models.device import describe_devices
-    from delta_suite.models.registry import load_registry
+    from delta_suite.models.models_file import load_registry
     from delta_suite.models.sources import availability
     from delta_suite.provenance import LIBRARIES, library_version
     from delta_suite.records.cache import RECORD, cache_root

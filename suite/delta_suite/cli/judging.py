@@ -10,7 +10,7 @@ import typer
 from delta_suite.cli.common import FAILED, Hypotheses, ModelsFile, app, default_hypotheses, errors_as_text, keep_stamps
 
 if TYPE_CHECKING:
-    from delta_suite.models.registry import Registry
+    from delta_suite.models.models_file import Registry
     from delta_suite.records.view import RecordView
 
 
@@ -28,7 +28,7 @@ def judge(
     from delta_suite.claims.judge import judge_all
     from delta_suite.claims.loader import load_hypotheses, require_known_phases
     from delta_suite.claims.verdict import Verdict
-    from delta_suite.models.registry import load_registry
+    from delta_suite.models.models_file import load_registry
     from delta_suite.publish.explanation import explanation
     from delta_suite.publish.model_tables import model_line, phase_table
     from delta_suite.publish.rows import Row

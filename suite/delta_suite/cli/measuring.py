@@ -73,7 +73,7 @@ def measure(
     models_file: ModelsFile = None,
 ) -> None:
     """Measure models and write one record each; a model measured before comes from the cache."""
-    from delta_suite.models.registry import load_registry
+    from delta_suite.models.models_file import load_registry
     from delta_suite.pipeline import Settings
     from delta_suite.publish import model_tables
 
@@ -140,7 +140,7 @@ def compare(
 
 def _measured_or_stored(name: str, settings: Settings, models_file: Path | None) -> RecordView:
     """Return a stored record, or a model measured or taken from the cache."""
-    from delta_suite.models.registry import load_registry
+    from delta_suite.models.models_file import load_registry
     from delta_suite.records.store import load
 
     if name.endswith(".json"):
@@ -169,7 +169,7 @@ def trajectory(
     Exits with 1 where a checkpoint cannot be measured; the others are shown.
     """
     from delta_suite.claims.loader import load_hypotheses, require_known_phases
-    from delta_suite.models.registry import load_registry
+    from delta_suite.models.models_file import load_registry
     from delta_suite.pipeline import Settings
     from delta_suite.publish.site import RUNS, run_page_name
     from delta_suite.publish.trajectory import series

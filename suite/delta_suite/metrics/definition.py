@@ -1,4 +1,4 @@
-"""What a metric is: its name, formula, unit, range, scope and version, and the function that computes it."""
+"""Define a metric: its name, formula, unit, range, scope and version, and the function that computes it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 Scope = Literal["layer", "pair", "phase", "model"]
-"""What a metric is a number of; `model`: the whole model under its phase map."""
+"""The scope that a metric describes; `model`: the whole model under its phase map."""
 
 Source = Literal["tokens", "spectrum", "directions", "law", "boundaries"]
-"""What a metric is computed from."""
+"""The input that a metric is computed from."""
 
 Bias = Literal["halves", "groups", "none"]
 """How a metric's bias is estimated and removed: see `intervals.with_interval`."""
@@ -39,11 +39,11 @@ class Metric:
     high: float
     """The range that the formula allows; bounds that depend on the hidden size or the depth are infinite."""
     source: str
-    """Where the formula comes from."""
+    """The source of the formula."""
     version: int
     """Raised when the figures change for the same input."""
     per_layer: bool
-    """Whether a phase's value comes with one number per layer; always true of layer and pair metrics."""
+    """True where a phase's value comes with one number per layer; always true of layer and pair metrics."""
     compute: Callable[..., Any] = field(repr=False)
     adjacent: bool
     """Pair metrics: over a phase, only neighbouring layers count."""

@@ -26,7 +26,7 @@ class Products:
 
 @dataclass(frozen=True)
 class DirectionGram:
-    """What pair and phase metrics need of the directions of all layers, and the same without each group of documents.
+    """Hold what pair and phase metrics need of all layers' directions, also without each group of documents.
 
     `products` are large and are kept in the cache alone; everything else lies in the arrays beside a record.
     """
@@ -58,8 +58,8 @@ class DirectionGram:
         def rows(array: np.ndarray) -> np.ndarray:
             return array.reshape(layers * k, hidden).astype(np.float64)
 
-        def inner(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-            return np.asarray((left @ right.T).reshape(layers, k, layers, k))
+        def inner(rows_a: np.ndarray, rows_b: np.ndarray) -> np.ndarray:
+            return np.asarray((rows_a @ rows_b.T).reshape(layers, k, layers, k))
 
         whole = inner(rows(directions), rows(directions))
         if halves is None:

@@ -25,12 +25,12 @@ class Estimate(BaseModel):
     interval: tuple[float, float] | None = None
     """The interval at `intervals.CONFIDENCE`; absent where the calibration is one document."""
     interval_documents: tuple[float, float] | None = None
-    """The same with documents as the unit, where the unit of `interval` is another."""
+    """The interval with documents as the unit, where the unit of `interval` is another."""
     replicates: tuple[float, ...] | None = Field(default=None, exclude=True)
     """The value without each group of documents in turn: what the interval, and that of a difference, is taken from.
     Kept in the arrays beside a record, not in its JSON."""
     per_layer: dict[int, float | None] | None = None
-    """What each layer of a phase contributes to the phase's value."""
+    """The number that each layer of a phase contributes to the phase's value."""
     detail: dict[str, Any] | None = None
     """Figures that the value is read against, such as a noise edge."""
 

@@ -23,7 +23,7 @@ TOO_FEW_TOKENS = "fewer than two tokens enter"
 _DEFINED_WITHOUT_UPDATE = ("frobenius", "update_norm", "stream_norm", "relative_step", "block_influence")
 
 _Case = TypeVar("_Case", LayerStatistics, DirectionGram)
-"""What a figure is computed from: all documents, one half, or all but one group of them."""
+"""The part of the calibration that a figure is computed from: all documents, one half, or all but one group of them."""
 
 
 def layer_value(layer: LayerStatistics, metric: Metric) -> Estimate:

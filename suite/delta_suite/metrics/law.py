@@ -156,13 +156,13 @@ def jackknife(values: Float64[np.ndarray, "cases ..."]) -> tuple[np.ndarray, np.
 
 
 MEDIAN_DRAWS = 1000
-"""Of the layers' errors, each with its mirror image."""
+"""Draws of the layers' errors, each of which is used with its mirror image."""
 
 
 def median_deviations(
     values: Float64[np.ndarray, " layers"], replicates: Float64[np.ndarray, "groups layers"]
 ) -> Float64[np.ndarray, " groups"]:
-    """What leaving out each group does to the median over layers, so that its jackknife has the median's spread.
+    """Return how leaving out each group moves the median over layers, so that its jackknife has the median's spread.
 
     The medians of the replicates will not do: where layers tie they jump from one layer to another, and spread too
     little; and those of the one layer in the middle spread as that layer does, up to twice as much as the median of

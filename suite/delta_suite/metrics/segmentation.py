@@ -33,7 +33,7 @@ FEWEST_ORDERS = 20
 """With fewer orders of the segments the declared one cannot be among the best 5%, and is not ranked."""
 
 SEED = 20190612
-"""Of every random choice here, so that a stored record gives the same numbers again."""
+"""Seed of every random choice here, so that a stored record gives the same numbers again."""
 
 LARGEST_SHARE = 0.5
 """Segmentations of up to this share of the layers are formed when the number of segments is chosen."""
@@ -50,21 +50,21 @@ MOST_DIMENSIONS = 1e6
 
 @dataclass(frozen=True)
 class Boundaries:
-    """What the similarity of the layers says of a declared segmentation."""
+    """A comparison of a declared segmentation with the similarity of the layers."""
 
     layers: int
     declared: tuple[int, ...]
     detected: tuple[int, ...]
     """The segmentation of least cost with the declared number of segments."""
     chosen: tuple[int, ...] | None
-    """The same with a number of segments chosen by penalty; None with fewer than 8 layers."""
+    """The boundaries of a number of segments chosen by penalty; None with fewer than 8 layers."""
     recurrence: tuple[float, ...] | None
     """For each detected boundary, the share of the replicates that find it again within one layer."""
     replicates: int
     declared_cost: float
     detected_cost: float
     total_cost: float
-    """Of one segment over all layers."""
+    """Cost of one segment over all layers."""
     orders: int
     """Segmentations with the declared lengths, in any order, that were ranked; the declared one is among them."""
     cost_rank: float | None
@@ -78,7 +78,7 @@ class Boundaries:
     chance_agreement: float
     """The mean of the same over the segmentations of `others`: what detected boundaries would meet by chance."""
     p: float
-    """Of `detected_cost / total_cost` under smooth drift; at least 1 / (draws + 1)."""
+    """Quantile of `detected_cost / total_cost` under smooth drift; at least 1 / (draws + 1)."""
     draws: int
     drift_dimensions: float
     """Degrees of freedom of the drift: the smaller, the more irregular."""
@@ -123,7 +123,9 @@ def find_boundaries(
     recurrence = None
     if replicates is not None:
         again = [_best(_embedding(replicate), len(cuts)) for replicate in replicates]
-        recurrence = tuple(float(np.mean([_meets(boundary, own) for own in again])) for boundary in detected)
+        recurrence = tuple(
+            float(np.mean([_meets(boundary, boundaries) for boundaries in again])) for boundary in detected
+        )
     p, dimensions = against_smooth_drift(similarity, len(cuts), draws)
     return Boundaries(
         layers=layers,
@@ -328,6 +330,6 @@ def _matching_dimensions(factor: np.ndarray, departure: float, generator: np.ran
     """
     dimensions = 100.0
     for _ in range(5):
-        own = float(np.mean([_by_lag(_drift(factor, dimensions, generator))[1] for _ in range(PILOT)]))
-        dimensions = min(max(dimensions * own / max(departure, own / MOST_DIMENSIONS), 2.0), MOST_DIMENSIONS)
+        drawn = float(np.mean([_by_lag(_drift(factor, dimensions, generator))[1] for _ in range(PILOT)]))
+        dimensions = min(max(dimensions * drawn / max(departure, drawn / MOST_DIMENSIONS), 2.0), MOST_DIMENSIONS)
     return dimensions

@@ -31,7 +31,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 """Names that save_pretrained gives to whole weights, and to the index of weights in several files."""
 
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-"""The same two names for pickled weights."""
+"""The two names for pickled weights."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the terminal shows of a comparison: the text of a failure, the table of a run, two models side by side."""
+"""Show a comparison in the terminal: the text of a failure, the table of a run, two models side by side."""
 
 from __future__ import annotations
 
@@ -51,6 +51,7 @@ class BaselineRow:
     def of(
         cls, model: str, baseline: str, item: str, status: Status, comparisons: Sequence[Comparison], record: str
     ) -> BaselineRow:
+        """Return the row of one item from its comparisons."""
         worst = max(comparisons, key=lambda each: (each.fails, each.status is status, each.excess))
         layer = None if worst.layer is None else f"layer {worst.layer}"
         return cls(

@@ -42,6 +42,7 @@ class Tally:
 
     @classmethod
     def of(cls, hypothesis: str, rows: Sequence[Row]) -> Tally:
+        """Return the tally of one hypothesis from the rows of its claims."""
         deciding = [Verdict(row.verdict) for row in rows if row.severity == "fail"]
         words = [row.verdict for row in rows]
         return cls(
@@ -73,18 +74,22 @@ class Entry:
 
     @property
     def model(self) -> str:
+        """Return the model's name."""
         return self.view.model.name
 
     @property
     def dtype(self) -> str:
+        """Return the dtype that the model was run in."""
         return self.view.record.provenance.dtype
 
     @property
     def seconds(self) -> float:
+        """Return the seconds of all steps together."""
         return sum(self.view.record.provenance.seconds.values())
 
     @property
     def host_bytes(self) -> int:
+        """Return the peak memory of the process."""
         return self.view.record.provenance.peak_memory_bytes.get("host", 0)
 
     @property
@@ -95,12 +100,13 @@ class Entry:
 
     @property
     def source(self) -> str:
-        """Where the weights came from; of a directory only its name, as the rest exists on one machine alone."""
+        """The origin of the weights; of a directory only its name, as the rest exists on one machine alone."""
         kind, _, rest = self.view.model.source.partition(":")
         return f"{kind}:{Path(rest).name}" if Path(rest).is_absolute() else self.view.model.source
 
     @property
     def tallies(self) -> tuple[Tally, ...]:
+        """Return one tally for each hypothesis."""
         hypotheses = dict.fromkeys(row.hypothesis for row in self.rows)
         return tuple(Tally.of(name, [row for row in self.rows if row.hypothesis == name]) for name in hypotheses)
 
@@ -112,6 +118,7 @@ class Entry:
 
     @property
     def vacuous(self) -> int:
+        """Return the number of supported claims that are vacuous."""
         return sum(tally.vacuous for tally in self.tallies)
 
 
@@ -127,10 +134,12 @@ class Run:
 
     @property
     def rows(self) -> list[Row]:
+        """Return the rows of all checkpoints."""
         return [row for entry in self.entries.values() for row in entry.rows]
 
     @property
     def steps(self) -> dict[int, str]:
+        """Return the model names by step."""
         return {step: entry.model for step, entry in self.entries.items()}
 
     @property
@@ -153,15 +162,17 @@ class Group:
 
     @property
     def id(self) -> str:
+        """Return a short name that is unique among the groups."""
         return f"{self.calibration.sha256[:8]}-{self.metrics}-{self.schema}"
 
     @property
     def title(self) -> str:
+        """Return the heading of the table."""
         return f"Calibration {self.calibration.name}, metric set {self.metrics}"
 
     @property
     def described(self) -> str:
-        """What all entries of the table share, and what they do not."""
+        """Return what all entries of the table share, and what they do not."""
         documents = self.calibration.documents
         versions = sorted(set(self.metric_versions.values()))
         suites = sorted({entry.view.record.provenance.suite for entry in self.entries})
@@ -174,7 +185,7 @@ class Group:
 
     @property
     def changed(self) -> tuple[str, ...]:
-        """The same, one line a hypothesis and model."""
+        """Return `rows` summed up, one line a hypothesis and model."""
         return tuple(
             f"{self.label(entry)}: {name}, {how}" for entry in self.entries for name, how in entry.changed.items()
         )
@@ -226,7 +237,7 @@ class Board:
 
     @property
     def root(self) -> Path:
-        """What published paths are relative to: the folder that holds the results folder."""
+        """The folder that published paths are relative to: the folder that holds the results folder."""
         return _absolute(self.results).parent
 
     def claim_place(self, where: str) -> str:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 START, END = "<!-- delta-suite: start -->", "<!-- delta-suite: end -->"
-"""What stands between them is the suite's, and is replaced; the rest of a card is its author's, and stays."""
+"""The two lines around the suite's section, which is replaced; the rest of a card is its author's, and stays."""
 
 DATASET = "delta-suite-"
 """Before the calibration's name, as the type of the data set in `model-index`: how the suite knows its own results."""

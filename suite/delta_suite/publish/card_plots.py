@@ -21,7 +21,7 @@ ALTERNATIVES = {
     COSINES: "Heatmap of |cos| between the top directions of all pairs of layers",
     RANKS: "Effective rank, participation ratio and stable rank of each layer's update",
 }
-"""What each plot shows, for those who do not see it."""
+"""A description of each plot, for those who do not see it."""
 
 _SERIES = (
     ("effective_rank", BLUE, "circle", ""),
@@ -71,9 +71,9 @@ def _ranks(view: RecordView) -> str:
     x, y = Axis(-0.5, view.model.layers - 0.5, 70, 620), Axis(low, high, 290, 30, log=True)
     for index, (first, last) in enumerate(sorted(view.phases.values())):
         if index % 2 == 0:
-            left, right = x.at(first - 0.5), x.at(last + 0.5)
+            start, end = x.at(first - 0.5), x.at(last + 0.5)
             drawing.add(
-                "rect", x=left, y=y.end, width=right - left, height=y.start - y.end, fill=GREY, fill_opacity=0.15
+                "rect", x=start, y=y.end, width=end - start, height=y.start - y.end, fill=GREY, fill_opacity=0.15
             )
     for edge in detected_edges(view):
         drawing.line(x.at(edge), y.start, x.at(edge), y.end, VERMILION, 1.5, "5 3")
@@ -94,10 +94,10 @@ def _ranks(view: RecordView) -> str:
     _name_phases(drawing, view, x, y.end - 8)
     drawing.axes(x, y, "layer", "directions")
     for index, (metric, colour, shape, dash) in enumerate(_SERIES):
-        left = 90 + 180 * index
-        drawing.line(left, 352, left + 28, 352, colour, 2, dash)
-        drawing.marker(left + 14, 352, shape, colour)
-        drawing.text(left + 34, 356, metric.replace("_", " "), anchor="start")
+        start = 90 + 180 * index
+        drawing.line(start, 352, start + 28, 352, colour, 2, dash)
+        drawing.marker(start + 14, 352, shape, colour)
+        drawing.text(start + 34, 356, metric.replace("_", " "), anchor="start")
     if any(e.interval for each in series.values() for e in each):
         drawing.text(345, 374, f"bands: {PERCENT} intervals", size=11)
     return drawing.svg()

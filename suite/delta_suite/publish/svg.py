@@ -120,10 +120,10 @@ class Drawing:
         rows, columns = matrix.shape
         for row in range(rows):
             for column in range(columns):
-                left, right = x.at(column - 0.5), x.at(column + 0.5)
+                start, end = x.at(column - 0.5), x.at(column + 0.5)
                 top, bottom = sorted((y.at(row - 0.5), y.at(row + 0.5)))
                 colour = colour_of(float(matrix[row, column]))
-                self.add("rect", x=left, y=top, width=right - left + 0.3, height=bottom - top + 0.3, fill=colour)
+                self.add("rect", x=start, y=top, width=end - start + 0.3, height=bottom - top + 0.3, fill=colour)
 
     def colour_bar(self, x: float, top: float, bottom: float, title: str) -> None:
         """Add the scale of a heat map, 0 at the bottom and 1 at the top."""

@@ -47,7 +47,7 @@ class Regression:
     failed: set[str] = field(default_factory=set)
     """Models that an item could, or could not, be measured for."""
     messages: list[str] = field(default_factory=list)
-    """What was written at the end of the run, or why not."""
+    """A line on what was written at the end of the run, or why not."""
     _compared: dict[str, dict[str, list[Comparison]]] = field(default_factory=dict)
 
     @classmethod

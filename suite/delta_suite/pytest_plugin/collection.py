@@ -184,7 +184,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Put items of one model together, so that it is measured, used and let go before the next."""
     session = config.stash[SESSION]
     if session.needs_model and not session.specs:
-        from delta_suite.models.registry import load_registry
+        from delta_suite.models.models_file import load_registry
 
         try:
             known = ", ".join(load_registry(session.models_file).specs)

@@ -12,7 +12,7 @@ from delta_suite.pytest_plugin.options import OPTIONS, add_options
 from delta_suite.pytest_plugin.scope import INI_OPTION, about_hypotheses, unknown_options
 
 _TAKEN = ("already added", "already used", "conflicting option string")
-"""What pytest and argparse say of an option that is there twice, release by release."""
+"""The message of pytest and argparse about an option that is there twice, release by release."""
 
 HOOKS = ("session", "collection", "fixture", "reports", "scheduling")
 """The modules whose hooks and fixtures are registered in a run that is about hypotheses."""

@@ -1,4 +1,4 @@
-"""Whether a pytest run is about hypotheses: only then does the plugin add options, hooks and a fixture to it.
+"""Tell whether a pytest run is about hypotheses: only then does the plugin add options, hooks and a fixture to it.
 
 Decided from the command line before any conftest is loaded, and without importing anything heavy, as the entry point is
 imported in every pytest run of the environment.
@@ -18,7 +18,7 @@ INI_OPTION = "delta_suite"
 """`delta_suite = true` in the project's pytest settings turns the plugin on for every run."""
 
 PACKAGE_ARGUMENT = "delta_suite.hypotheses"
-"""What `pytest --pyargs` calls the claims that ship with delta-suite."""
+"""The name that `pytest --pyargs` has for the claims that ship with delta-suite."""
 
 FOLDER = "hypotheses"
 """Any .toml file in a folder of this name is taken for a hypothesis file, even one that is damaged."""
@@ -30,7 +30,7 @@ _MARKS = {
     ".toml": re.compile(rb"^\s*\[\[\s*expect\s*\]\]", re.MULTILINE),
     ".json": re.compile(rb"\"tolerances\"\s*:.*\"history\"\s*:", re.DOTALL),
 }
-"""What tells a hypothesis file and a baseline near their beginning, by suffix."""
+"""Patterns that tell a hypothesis file and a baseline near their beginning, by suffix."""
 
 
 def about_hypotheses(config: Any, arguments: list[str]) -> bool:

@@ -58,7 +58,7 @@ class KeptRecord:
     view: RecordView | None
     """None where it cannot be read any more."""
     notes: tuple[str, ...]
-    """What to say of it: that it cannot be read or written, or that a hypothesis file has changed."""
+    """A line about it: that it cannot be read or written, or that a hypothesis file has changed."""
 
 
 class Session:
@@ -91,7 +91,7 @@ class Session:
             self._resolve()
 
     def _resolve(self) -> None:
-        from delta_suite.models.registry import load_registry
+        from delta_suite.models.models_file import load_registry
 
         try:
             registry = load_registry(self.models_file)

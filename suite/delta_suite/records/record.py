@@ -36,7 +36,7 @@ class ModelRecord(RecordPart):
 
     name: str
     source: str
-    """Where the weights came from: `hub:...`, `package:...`, `directory:...`; `random-weights, ...` for a control."""
+    """The origin of the weights: `hub:...`, `package:...`, `directory:...`; `random-weights, ...` for a control."""
     revision: str | None = None
     """The hub commit, where there is one."""
     fingerprint: str
@@ -76,7 +76,7 @@ class CalibrationRecord(RecordPart):
 
 
 class ResamplingRecord(RecordPart):
-    """What intervals are formed over."""
+    """The units that intervals are formed over."""
 
     unit: Literal["document", "domain"] = "document"
     units: int
@@ -116,7 +116,7 @@ class SinkRecord(RecordPart):
 
 
 class StreamRecord(RecordPart):
-    """Where the residual stream was kept while it was analysed. The figures do not depend on it."""
+    """The memory that held the residual stream while it was analysed. The figures do not depend on it."""
 
     storage: Literal["device", "host", "disk"]
     """In the memory of the device; in pinned host memory beside a GPU; in a memory-mapped file."""
@@ -151,7 +151,7 @@ class Provenance(RecordPart):
     seconds: dict[str, float]
     """Wall time of each step."""
     peak_memory_bytes: dict[str, int]
-    """Of the process, and of each GPU used."""
+    """Peak of the process, and of each GPU used."""
     stream: StreamRecord | None = None
     """Absent where no model was run, and in records older than this field."""
     cache_key: str
@@ -220,7 +220,7 @@ class Record(RecordPart):
     calibration: CalibrationRecord
     resampling: ResamplingRecord
     parts: tuple[str, ...]
-    """What was measured: spectra, boundaries, law."""
+    """The parts that were measured: spectra, boundaries, law."""
     variants: dict[str, int]
     """The version of each variant that was measured."""
     sinks: SinkRecord

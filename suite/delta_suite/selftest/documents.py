@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from delta_suite.capture.stream import ResidualStream
 
 DOCUMENTS = 80
-"""Of one repeat."""
+"""Documents of one repeat."""
 
 SCALE, SPREAD = 0.3, 0.4
 """Documents differ in scale by 30%, and 14% of the variance inside a layer lies between documents."""
@@ -32,24 +32,26 @@ ValueOf = Callable[[str, Layers, tuple[float, ...]], float]
 
 
 class Population(ABC):
-    """What documents are drawn from.
+    """A population that documents are drawn from.
 
     Noise of token t of document j in layer L is s_j (z_t + SPREAD m_jL), z and m standard normal, s_j = exp(SCALE g_j):
     documents differ in scale (the same in all layers) and in mean, and tokens of one document are alike.
     """
 
     tokens: int
-    """Of each document."""
+    """Tokens of each document."""
     sink: Float64[np.ndarray, " hidden"] | None = None
     """The direction in which the first token of each document, and one more, are pushed in every layer."""
 
     @property
     @abstractmethod
-    def layers(self) -> int: ...
+    def layers(self) -> int:
+        """Return the number of layers."""
 
     @property
     @abstractmethod
-    def hidden(self) -> int: ...
+    def hidden(self) -> int:
+        """Return the number of hidden dimensions."""
 
     @abstractmethod
     def update(
@@ -63,7 +65,7 @@ class Population(ABC):
 
     @abstractmethod
     def truth(self, draw: np.random.Generator, documents: int) -> ValueOf:
-        """What every figure would be with unlimited text; `documents` are drawn for what has no closed form."""
+        """Return what every figure would be with unlimited text; `documents` are drawn for what has no closed form."""
 
     def states(
         self, draw: np.random.Generator, documents: int = DOCUMENTS
@@ -86,7 +88,7 @@ class Population(ABC):
         return out
 
     def stream(self, draw: np.random.Generator, documents: int = DOCUMENTS) -> ResidualStream:
-        """The same as the tap would keep it."""
+        """Return the documents as the tap would keep them."""
         import torch
 
         from delta_suite.capture.stream import ResidualStream

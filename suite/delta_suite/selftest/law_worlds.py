@@ -19,7 +19,7 @@ from jaxtyping import Float64
 from delta_suite.selftest.documents import Layers, Population, ValueOf, orthonormal, unit
 
 LAW_TOKENS = 48
-"""Of a document. 1,880 enter a fit of one fold, 59 for each of 32 dimensions; the law wants 10."""
+"""Tokens of a document. 1,880 enter a fit of one fold, 59 for each of 32 dimensions; the law wants 10."""
 
 HIDDEN, DEPTH = 32, 12
 LAW_C, LAW_E = (1, 5), (6, 10)
@@ -46,19 +46,23 @@ class Lawful(Population):
 
     @property
     def layers(self) -> int:
+        """Return the number of layers."""
         return len(self.maps)
 
     @property
     def hidden(self) -> int:
+        """Return the number of hidden dimensions."""
         return int(self.maps.shape[1])
 
     def update(self, layer: int, state: np.ndarray, noise: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """Return the update of one layer."""
         x = normalised(state)
         along = self.gammas[layer] * np.tanh(x @ self.readers[layer])
         mapped = x @ self.maps[layer].T + along[:, None] * self.directions[layer]
         return np.asarray(mapped + NOISE * scale * noise)
 
     def truth(self, draw: np.random.Generator, documents: int) -> ValueOf:
+        """Return the function that gives the true figures."""
         return LawTruth(self, draw, documents)
 
 
@@ -80,7 +84,7 @@ class LawTruth:
         rounds = -(-documents // AT_ONCE)
         drawn = min(documents, AT_ONCE)
         for _ in range(rounds):
-            states = [own.astype(np.float64) for own in population.states(draw, drawn)]
+            states = [state.astype(np.float64) for state in population.states(draw, drawn)]
             for layer in range(layers):
                 both = np.hstack([normalised(states[layer]), states[layer + 1] - states[layer]])
                 sums[layer] += both.sum(axis=0)
@@ -98,7 +102,7 @@ class LawTruth:
         figures = []
         for layer in phase:
             fits = [self._fitted(layer, phase, ridge) for ridge in ridges]
-            figures.append(_figures({name: float(np.mean([own[name] for own in fits])) for name in fits[0]})[metric])
+            figures.append(_figures({name: float(np.mean([fit[name] for fit in fits])) for name in fits[0]})[metric])
         return float(np.median(figures))
 
     def _fitted(self, layer: int, phase: range, ridge: float) -> dict[str, float]:
@@ -145,10 +149,10 @@ def _figures(r2: Mapping[str, float]) -> dict[str, float]:
 # --- populations -----------------------------------------------------------------------------------------------
 
 Gains = tuple[float, float]
-"""Of the layers of C, and of those of E. All others have a map of their own, as one ridge is chosen for all layers."""
+"""The gains of the layers of C, and of those of E. The other layers have maps of their own: one ridge serves all."""
 
 
-def _planted(draw: np.random.Generator, shared: Gains, own: Gains = (0, 0), gamma: Gains = (0, 0)) -> Lawful:
+def _planted(draw: np.random.Generator, shared: Gains, separate: Gains = (0, 0), gamma: Gains = (0, 0)) -> Lawful:
     def of_layers(gains: Gains, elsewhere: float = 0.0) -> np.ndarray:
         out = np.full(DEPTH, elsewhere)
         for (first, last), gain in zip((LAW_C, LAW_E), gains, strict=True):
@@ -156,7 +160,7 @@ def _planted(draw: np.random.Generator, shared: Gains, own: Gains = (0, 0), gamm
         return out
 
     common, *others = (_turn(draw) for _ in range(1 + DEPTH))
-    maps = np.multiply.outer(of_layers(shared), common) + of_layers(own, 1.0)[:, None, None] * np.stack(others)
+    maps = np.multiply.outer(of_layers(shared), common) + of_layers(separate, 1.0)[:, None, None] * np.stack(others)
     directions, readers = (unit(draw.standard_normal((DEPTH, HIDDEN))) for _ in range(2))
     return Lawful(maps, of_layers(gamma), directions, readers)
 
@@ -174,12 +178,12 @@ def law(draw: np.random.Generator) -> Lawful:
 
 def law_without_direction(draw: np.random.Generator) -> Lawful:
     """One map in C; in E less of it, and a map of each layer's own in place of a direction."""
-    return _planted(draw, shared=(1.0, 0.4), own=(0.0, 0.8))
+    return _planted(draw, shared=(1.0, 0.4), separate=(0.0, 0.8))
 
 
 def own_maps(draw: np.random.Generator) -> Lawful:
     """Every layer of C and of E has a map of its own: nothing is shared, and no residual has a direction."""
-    return _planted(draw, shared=(0.0, 0.0), own=(1.0, 1.0))
+    return _planted(draw, shared=(0.0, 0.0), separate=(1.0, 1.0))
 
 
 def exchanged(draw: np.random.Generator) -> Lawful:

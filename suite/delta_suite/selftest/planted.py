@@ -13,29 +13,20 @@ moment, which a model's spectra and directions estimate, is
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache, cached_property
-from itertools import chain
-from typing import Any, Literal
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from delta_suite.claims.gates import MIN_TOKENS_PER_DIMENSION
-from delta_suite.claims.loader import load_hypothesis
-from delta_suite.claims.schema import Expectation, Hypothesis
 from delta_suite.metrics.direction_gram import DirectionGram
 from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.estimators import phase_value
 from delta_suite.metrics.registry import METRICS
-from delta_suite.paths import bundled
 from delta_suite.reduction.statistics import TOP_K, LayerStatistics
 from delta_suite.selftest.documents import DOCUMENTS, SCALE, SPREAD, Layers, Population, ValueOf, orthonormal, unit
-from delta_suite.selftest.law_worlds import LAW_C, LAW_E, exchanged, law, law_without_direction, own_maps
 
 TOKENS = 12
-"""Of a document whose updates are planted by their spectra."""
+"""Tokens of a document whose updates are planted by their spectra."""
 
 NO_POPULATION_VALUE = ("reliability",)
 """Metrics that are about the two halves at hand: with unlimited text reliability is 1, whatever is planted."""
@@ -56,21 +47,25 @@ class Spectral(Population):
 
     @property
     def layers(self) -> int:
+        """Return the number of layers."""
         return len(self.spectra)
 
     @property
     def hidden(self) -> int:
+        """Return the number of hidden dimensions."""
         return int(self.spectra.shape[1])
 
     def update(self, layer: int, state: np.ndarray, noise: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """Return the update of one layer."""
         return np.asarray(scale * ((noise * np.sqrt(self.spectra[layer])) @ self.bases[layer] + self.means[layer]))
 
     def truth(self, draw: np.random.Generator, documents: int) -> ValueOf:
+        """Return the function that gives the true figures."""
         return Truth(self, draw, documents)
 
 
 class Truth:
-    """What every figure would be with unlimited text: the metric, put to the population's own second moments."""
+    """The values of figures with unlimited text: each metric, put to the population's own second moments."""
 
     def __init__(self, population: Spectral, draw: np.random.Generator, documents: int) -> None:
         """`documents` are drawn for averages over tokens, which have no closed form. No sinks may be planted."""
@@ -101,14 +96,14 @@ class Truth:
         self._gram = DirectionGram.of(both, (both, both))
 
     def __call__(self, metric: str, layers: Layers, ridges: tuple[float, ...] = ()) -> float:
-        """Over layers as a claim takes it: the mean of a layer metric."""
+        """Return the value over layers as a claim takes it: the mean of a layer metric."""
         definition, scope = METRICS[metric], range(layers[0], layers[1] + 1)
-        found = (
+        values = (
             [_value(definition.compute(self._layers[layer])) for layer in scope]
             if definition.scope == "layer"
             else [_value(phase_value(definition, self._gram, scope))]
         )
-        return float(np.mean(found))
+        return float(np.mean(values))
 
 
 def _value(estimate: Estimate) -> float:
@@ -127,8 +122,8 @@ def _averages(population: Spectral, draw: np.random.Generator, documents: int) -
     for _ in range(rounds):
         states = [torch.from_numpy(state) for state in population.states(draw, at_once)]
         for layer in range(population.layers):
-            own = token_quantities(states[layer], states[layer + 1] - states[layer]).numpy()
-            sums[:, layer] += own.mean(axis=0), (own**2).mean(axis=0)
+            quantities = token_quantities(states[layer], states[layer + 1] - states[layer]).numpy()
+            sums[:, layer] += quantities.mean(axis=0), (quantities**2).mean(axis=0)
     mean, square = sums / rounds
     sd = np.sqrt(np.maximum(square - mean**2, 0.0))
     return [
@@ -167,8 +162,8 @@ def phased(draw: np.random.Generator) -> Spectral:
     """C: layers 6-10 share a direction, |cos| about 0.8; all others, those of E among them, have one of their own."""
     hidden = 32
     directions = unit(draw.standard_normal((DEPTH, hidden)))
-    common, *own = orthonormal(draw, hidden, 1 + SHARED[1] - SHARED[0] + 1)
-    for layer, other in zip(range(SHARED[0], SHARED[1] + 1), own, strict=True):
+    common, *others = orthonormal(draw, hidden, 1 + SHARED[1] - SHARED[0] + 1)
+    for layer, other in zip(range(SHARED[0], SHARED[1] + 1), others, strict=True):
         directions[layer] = math.sqrt(SHARED_COSINE) * common + math.sqrt(1 - SHARED_COSINE) * other
     spectra = _spiked(DEPTH, hidden)
     bases = _around(draw, directions)
@@ -199,8 +194,8 @@ def sinks(draw: np.random.Generator) -> Spectral:
 def equal(draw: np.random.Generator) -> Spectral:
     """The directions of all pairs of layers have one and the same cosine, 0.5: no phase differs from another."""
     hidden = 32
-    common, *own = orthonormal(draw, hidden, DEPTH + 1)
-    return _without_means(draw, math.sqrt(0.5) * common + math.sqrt(0.5) * np.stack(own))
+    common, *others = orthonormal(draw, hidden, DEPTH + 1)
+    return _without_means(draw, math.sqrt(0.5) * common + math.sqrt(0.5) * np.stack(others))
 
 
 def independent(draw: np.random.Generator) -> Spectral:
@@ -219,8 +214,8 @@ def even_drift(draw: np.random.Generator) -> Spectral:
 def _in_segments(draw: np.random.Generator, lengths: Int64[np.ndarray, " segments"]) -> Spectral:
     hidden = 32
     centres = np.repeat(draw.standard_normal((len(lengths), hidden, hidden)), lengths, axis=0)
-    own = centres + 0.5 * draw.standard_normal(centres.shape)
-    bases = np.swapaxes(np.linalg.qr(own)[0], 1, 2)
+    factors = centres + 0.5 * draw.standard_normal(centres.shape)
+    bases = np.swapaxes(np.linalg.qr(factors)[0], 1, 2)
     return Spectral(_spiked(DEPTH, hidden), bases, np.zeros((DEPTH, hidden)))
 
 
@@ -234,7 +229,7 @@ def segments(draw: np.random.Generator) -> Spectral:
 
 
 def segments_elsewhere(draw: np.random.Generator) -> Spectral:
-    """The same, but the phases come in an order drawn anew, so that the declared boundaries are any others."""
+    """Return a population whose phases come in an order drawn anew, so that the declared boundaries are any others."""
     return _in_segments(draw, draw.permutation(SEGMENTS))
 
 
@@ -248,255 +243,3 @@ def uneven_drift(draw: np.random.Generator) -> Spectral:
 
 def _without_means(draw: np.random.Generator, directions: np.ndarray) -> Spectral:
     return Spectral(_spiked(*directions.shape), _around(draw, directions), np.zeros_like(directions))
-
-
-# --- what is claimed of them -----------------------------------------------------------------------------------
-
-Kind = Literal["false positives", "power"]
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One expectation, and whether supporting it is an error or right."""
-
-    kind: Kind
-    said: Expectation | tuple[str, str]
-    """Or the hypothesis file and the id of one that the suite itself states."""
-    bounded: bool = True
-    """Whether a rate of false positives fails the self-test; otherwise it is shown, and `note` says why."""
-    note: str = ""
-
-    @cached_property
-    def expectation(self) -> Expectation:
-        """Raises HypothesisFileError where the suite runs without its hypotheses/."""
-        if isinstance(self.said, Expectation):
-            return self.said
-        file, name = self.said
-        return next(own for own in _hypothesis(file).expect if own.id == name)
-
-
-@cache
-def _hypothesis(file: str) -> Hypothesis:
-    return load_hypothesis(bundled("hypotheses") / file)
-
-
-@dataclass(frozen=True)
-class World:
-    """A planted population, and what is looked at in it."""
-
-    plant: Callable[[np.random.Generator], Population]
-    claims: Sequence[Claim] = ()
-    anew: bool = False
-    """Whether each repeat draws a population of its own, where a claim is about chance over depth."""
-    covered: Mapping[str, Sequence[str]] | None = None
-    """Scope -> the metrics whose intervals are held against the truth."""
-    degenerate: str = ""
-    """Why its coverage is shown and not bounded, where the truth lies at the end of a figure's range."""
-    shown: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    """The same for single figures, by scope and metric."""
-    variants: Sequence[str] = ("raw",)
-    phases: Mapping[str, Layers] | None = None
-
-    @property
-    def says(self) -> str:
-        return " ".join((self.plant.__doc__ or "").split())
-
-    @property
-    def of_law(self) -> bool:
-        """Whether the update law is asked for."""
-        metrics = [*(claim.expectation.metric for claim in self.claims), *chain(*(self.covered or {}).values())]
-        return any(METRICS[metric].takes == "law" for metric in metrics)
-
-    @cached_property
-    def scopes(self) -> Mapping[str, Layers]:
-        return self.phases or {"C": SHARED, "E": SPECIAL}
-
-    def layers(self, scope: str) -> Layers:
-        if scope in self.scopes:
-            return self.scopes[scope]
-        layer = int(scope.removeprefix("layer:"))
-        return layer, layer
-
-
-def _claim(kind: Kind, metric: str, scope: str, op: str, bound: float | dict[str, Any], **more: Any) -> Claim:
-    own = {key: more.pop(key) for key in ("bounded", "note") if key in more}
-    other = {"than": bound} if isinstance(bound, dict) else {"threshold": bound}
-    said = Expectation.model_validate(
-        {"id": "planted", "metric": metric, "scope": scope, "op": op, "origin": "planted"} | other | more
-    )
-    return Claim(kind, said, **own)
-
-
-def _stated(kind: Kind, file: str, *names: str, **more: Any) -> list[Claim]:
-    """Claims of a hypothesis file of the suite."""
-    return [Claim(kind, (file, name), **more) for name in names]
-
-
-_LAW, _BOUNDARIES = "update_law.toml", "boundaries.toml"
-_SHARED_MAP = ("c-shares-its-map", "e-shares-less-than-c")
-_DIRECTION = ("e-residual-is-more-directed-than-c", "rank-one-closes-c", "rank-one-closes-e")
-_NO_DIRECTION = "c-residual-has-no-direction"
-_RANK, _NO_DRIFT = "declared-among-the-best", "no-smooth-drift"
-
-_WINDOW, _LAG, _RANDOM = {"null": "window"}, {"null": "lag"}, {"null": "random"}
-
-_OF_LAYERS = [name for name, own in METRICS.items() if own.scope == "layer" and name not in NO_POPULATION_VALUE]
-_OF_PAIRS = [name for name, own in METRICS.items() if own.scope in ("pair", "phase") and own.takes == "directions"]
-_OF_LAW = [name for name, own in METRICS.items() if own.takes == "law"]
-_OF_SPECTRA = [
-    *("effective_rank", "effective_rank_roy", "participation_ratio", "participation_ratio_unbiased"),
-    *("stable_rank", "top1_energy", "gamma"),
-]
-
-_REALISED = "true of the layers that were drawn, by chance over depth: documents cannot tell, only a rank can"
-
-_OVERFIT = (
-    "a layer's own map gains about as little on the shared one as it overfits, and deleting groups of documents "
-    "overstates how far the overfit varies: the interval is too wide"
-)
-_FLAT = "the residual is alike in all directions: its largest eigenvalue lies at the end of its range, as in noise"
-_UNSHARED = "nothing is shared: the truth is the end of the figure's range, 0, but for the chance likeness of the maps"
-
-_E_LIKE = [("intra_cosine", "<=", 0.3), ("block_effective_rank_fraction", ">=", 0.8)]
-_C_LIKE = [("intra_cosine", ">=", 0.5), ("intra_cosine_cross_fitted", ">=", 0.5), ("adjacent_cosine", ">=", 0.5)]
-
-WORLDS: Mapping[str, World] = {
-    "phases": World(
-        phased,
-        claims=[
-            *(_claim("power", metric, "C", op, bound) for metric, op, bound in _C_LIKE),
-            _claim("power", "intra_cosine", "C", ">=", {"scope": "E", "times": 2.0}),
-            _claim("power", "intra_cosine", "C", ">=", _WINDOW),
-            _claim("power", "intra_cosine", "C", ">", _LAG),
-            _claim("power", "intra_cosine", "C", ">=", _RANDOM),
-            *(_claim("power", metric, "E", op, bound) for metric, op, bound in _E_LIKE),
-            *(_claim("false positives", metric, "E", op, bound) for metric, op, bound in _C_LIKE),
-            *(_claim("false positives", metric, "C", op, bound) for metric, op, bound in _E_LIKE),
-            _claim("false positives", "intra_cosine", "E", ">=", {"scope": "C"}),
-            _claim("false positives", "intra_cosine", "E", ">=", _WINDOW),
-        ],
-        covered={"layer:8": _OF_LAYERS, "C": [*_OF_LAYERS, *_OF_PAIRS], "E": _OF_PAIRS},
-    ),
-    "wide": World(wide, covered={"layer:0": _OF_SPECTRA}),
-    "noise": World(
-        noise,
-        claims=[
-            *(_claim("false positives", metric, "E", op, bound) for metric, op, bound in _E_LIKE),
-            _claim("false positives", "intra_cosine", "C", "<=", {"scope": "E"}),
-            *(_claim("false positives", metric, "C", op, bound) for metric, op, bound in _C_LIKE),
-            *_stated("false positives", _LAW, *_SHARED_MAP, *_DIRECTION),
-        ],
-        covered={"layer:3": [*_OF_SPECTRA, "spectral_gap"]},
-        degenerate="all eigenvalues are equal: the truth is the end of the figure's range",
-        variants=("raw", "sink_free"),
-        phases={"C": (2, 5), "E": (6, 10)},
-    ),
-    "sinks": World(
-        sinks,
-        claims=[
-            _claim("false positives", metric, "C", op, bound, variant=variant)
-            for variant in ("raw", "sink_free")
-            for metric, op, bound in _C_LIKE
-        ],
-        variants=("raw", "sink_free"),
-        phases={"C": (2, 5), "E": (6, 10)},
-    ),
-    "even drift": World(
-        even_drift,
-        claims=[
-            _claim("false positives", "intra_cosine", "C", ">=", _WINDOW),
-            _claim("false positives", "intra_cosine", "C", ">", _LAG),
-            _claim("false positives", "intra_cosine", "C", ">", {"scope": "layers:0-4"}),
-            *_stated("false positives", _BOUNDARIES, _RANK, _NO_DRIFT),
-        ],
-        anew=True,
-    ),
-    "uneven drift": World(
-        uneven_drift,
-        claims=[
-            _claim("false positives", "intra_cosine", "C", ">=", _WINDOW),
-            _claim("false positives", "intra_cosine", "C", ">", _LAG, bounded=False, note=_REALISED),
-            *_stated("false positives", _BOUNDARIES, _RANK, _NO_DRIFT),
-        ],
-        anew=True,
-    ),
-    "equal layers": World(
-        equal,
-        claims=[
-            _claim("false positives", "intra_cosine", "C", ">=", _WINDOW),
-            _claim("false positives", "intra_cosine", "C", ">", _LAG),
-            _claim("false positives", "intra_cosine", "C", ">", {"scope": "E"}),
-            *_stated("false positives", _BOUNDARIES, _RANK, _NO_DRIFT),
-        ],
-        anew=True,
-    ),
-    "independent layers": World(
-        independent,
-        claims=[
-            _claim("false positives", "intra_cosine", "C", ">=", _WINDOW),
-            _claim("false positives", "intra_cosine", "C", ">=", _RANDOM),
-            _claim("false positives", "intra_cosine", "C", ">", _LAG, bounded=False, note=_REALISED),
-            _claim("false positives", "intra_cosine", "C", ">", {"scope": "E"}, bounded=False, note=_REALISED),
-            *_stated("false positives", _BOUNDARIES, _RANK, _NO_DRIFT),
-        ],
-        anew=True,
-    ),
-    "segments": World(segments, claims=_stated("power", _BOUNDARIES, _RANK, _NO_DRIFT), anew=True),
-    "segments elsewhere": World(
-        segments_elsewhere,
-        claims=[*_stated("false positives", _BOUNDARIES, _RANK), *_stated("power", _BOUNDARIES, _NO_DRIFT)],
-        anew=True,
-    ),
-    "law": World(
-        law,
-        claims=_stated("power", _LAW, *_SHARED_MAP, _NO_DIRECTION, *_DIRECTION),
-        covered=dict.fromkeys("CE", _OF_LAW),
-        shown=dict.fromkeys([("C", "sharing_index"), ("C", "rank_one_closure")], _OVERFIT),
-        variants=("sink_free",),
-        phases={"C": LAW_C, "E": LAW_E},
-    ),
-    "law without direction": World(
-        law_without_direction,
-        claims=[
-            *_stated("power", _LAW, *_SHARED_MAP, _NO_DIRECTION),
-            *_stated("false positives", _LAW, *_DIRECTION),
-        ],
-        # Own maps gain nothing on a map that all layers have, so that C has no closure.
-        covered={"C": [name for name in _OF_LAW if name != "rank_one_closure"], "E": _OF_LAW},
-        shown={("C", "sharing_index"): _OVERFIT, ("C", "residual_rank_one_share"): _FLAT},
-        variants=("sink_free",),
-        phases={"C": LAW_C, "E": LAW_E},
-    ),
-    "own maps": World(
-        own_maps,
-        claims=[
-            *_stated("power", _LAW, _NO_DIRECTION),
-            *_stated("false positives", _LAW, *_SHARED_MAP, *_DIRECTION),
-        ],
-        covered=dict.fromkeys("CE", _OF_LAW),
-        shown={
-            (scope, metric): why
-            for why, metrics in (
-                (_FLAT, ("residual_rank_one_share", "rank_one_closure")),
-                (_UNSHARED, ("sharing_index", "shared_r2")),
-            )
-            for metric in metrics
-            for scope in "CE"
-        },
-        variants=("sink_free",),
-        phases={"C": LAW_C, "E": LAW_E},
-    ),
-    "law exchanged": World(
-        exchanged,
-        claims=_stated("false positives", _LAW, *_SHARED_MAP, _NO_DIRECTION, "e-residual-is-more-directed-than-c"),
-        variants=("sink_free",),
-        phases={"C": LAW_C, "E": LAW_E},
-    ),
-}
-"""What the self-test runs, by name."""
-
-
-def gated(metric: str, population: Population) -> bool:
-    """Whether a claim on the metric would be inconclusive for want of tokens."""
-    needed = MIN_TOKENS_PER_DIMENSION.get(metric, 0.0) * population.hidden
-    return needed > DOCUMENTS * population.tokens

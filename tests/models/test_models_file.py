@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from delta_suite.errors import ModelsFileError, UnknownModelError
-from delta_suite.models import registry as registry_module
+from delta_suite.models import models_file as models_file_module
+from delta_suite.models.models_file import Registry, load_registry
 from delta_suite.models.phases import DEFAULT_64
-from delta_suite.models.registry import Registry, load_registry
 from delta_suite.models.spec import ModelSpec
 from delta_suite.paths import bundled
 
@@ -188,7 +188,7 @@ class TestResolve:
 class TestNoModelsFile:
     @pytest.fixture
     def registry(self, here: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
-        monkeypatch.setattr(registry_module, "bundled", lambda name: here / "package" / name)
+        monkeypatch.setattr(models_file_module, "bundled", lambda name: here / "package" / name)
         return load_registry()
 
     def test_the_registry_is_empty(self, registry: Registry) -> None:
