@@ -245,12 +245,15 @@ class GroupedRows(Groups):
         return rows.double().sub_(self._mean(groups)) if self.centre else rows
 
     def matrix(self, groups: Sequence[int]) -> Float64[Tensor, "n n"]:
+        """Return X X^T, X the rows of these groups as the variant takes them; n is their number of tokens."""
         return tokens_gram(self._rows_of(groups))
 
     def size(self, groups: Sequence[int]) -> int:
+        """Return the number of tokens of these groups."""
         return sum(self.tokens[g] for g in groups)
 
     def spectrum(self, groups: Sequence[int], eigen: Eigen, k: int) -> Spectrum:
+        """Return the spectrum of these groups, with k directions, from the eigenpairs of X X^T."""
         return spectrum_of_tokens_gram(eigen, self._rows_of(groups), k)
 
     def _removed(self, group: int, groups: Sequence[int]) -> Float64[Tensor, "removed hidden"]:
@@ -273,6 +276,7 @@ class GroupedRows(Groups):
     def removals(
         self, groups: Sequence[int], basis: Float64[Tensor, "r hidden"]
     ) -> tuple[Float64[Tensor, "groups r"], Float64[Tensor, "groups m m"]]:
+        """Return v_i^T E_g v_i and V E_g V^T for each group g, from the coordinates of its rows in the basis."""
         along = times_transposed(self._rows_of(groups), basis)
         slices = self._slices_within(groups)
         parts = [self._with_shift(along[part], g, groups) for g, part in zip(groups, slices, strict=True)]
@@ -280,12 +284,14 @@ class GroupedRows(Groups):
         return energies, torch.stack([part[:, :LEADING].T @ part[:, :LEADING] for part in parts])
 
     def times(self, groups: Sequence[int], vectors: Float64[Tensor, "hidden k"]) -> Float64[Tensor, "hidden k"]:
+        """Return X^T X, the second moment of `groups`, times vectors."""
         rows = self._rows_of(groups).double()
         return rows.T @ (rows @ vectors)
 
     def removed_times(
         self, group: int, groups: Sequence[int], vectors: Float64[Tensor, "hidden k"]
     ) -> Float64[Tensor, "hidden k"]:
+        """Return E_g = R^T R times vectors."""
         removed = self._removed(group, groups)
         return removed.T @ (removed @ vectors)
 
@@ -315,13 +321,16 @@ class GroupedMoments(Groups):
         return (traces - 2 * along + n * square)[:, None], overlaps + crossed + crossed.T + shifts
 
     def matrix(self, groups: Sequence[int]) -> Float64[Tensor, "n n"]:
+        """Return the Gram matrix X^T X of these groups; n is the hidden size."""
         total = self._by_group.total(groups)
         return total.centred_gram() if self.centre else total.gram.clone()
 
     def size(self, groups: Sequence[int]) -> int:
+        """Return the hidden size."""
         return int(self.totals.shape[1])
 
     def spectrum(self, groups: Sequence[int], eigen: Eigen, k: int) -> Spectrum:
+        """Return the spectrum of these groups, with k directions, from the eigenpairs of X^T X."""
         return spectrum_of_gram(eigen, sum(self.tokens[g] for g in groups), k)
 
     def _shift(self, group: int, groups: Sequence[int]) -> Float64[Tensor, " hidden"]:
@@ -335,6 +344,7 @@ class GroupedMoments(Groups):
     def removed_times(
         self, group: int, groups: Sequence[int], vectors: Float64[Tensor, "hidden k"]
     ) -> Float64[Tensor, "hidden k"]:
+        """Return E_g times vectors, without forming E_g where the variant is centred."""
         deleted = self._by_group.moments[group]
         out = deleted.gram @ vectors
         if not self.centre:
@@ -349,11 +359,13 @@ class GroupedMoments(Groups):
     def removals(
         self, groups: Sequence[int], basis: Float64[Tensor, "r hidden"]
     ) -> tuple[Float64[Tensor, "groups r"], Float64[Tensor, "groups m m"]]:
+        """Return v_i^T E_g v_i and V E_g V^T for each group g, from the product of E_g with the basis."""
         products = [self.removed_times(group, groups, basis.T) for group in groups]
         energies = torch.stack([(basis * product.T).sum(dim=1) for product in products])
         return energies, torch.stack([basis[:LEADING] @ product[:, :LEADING] for product in products])
 
     def times(self, groups: Sequence[int], vectors: Float64[Tensor, "hidden k"]) -> Float64[Tensor, "hidden k"]:
+        """Return X^T X, the second moment of `groups`, times vectors."""
         total = self._by_group.total(groups)
         product = total.gram @ vectors
         if self.centre:

@@ -1,4 +1,4 @@
-"""Decide where layers are reduced, and how many at once: devices, lanes of a GPU, the host's threads, and memory.
+"""Lanes in which layers are reduced, and how many run at once: devices, CUDA streams, host threads and memory.
 
 Nothing here changes a number, with one exception: where the moments of several shards do not fit memory in all groups
 of documents, `make_plan` keeps them in halves, and there are no intervals.
