@@ -23,7 +23,6 @@ from delta_suite.regression.comparison import (
     require_compared,
     worst,
 )
-from delta_suite.regression.turns import turns
 
 GROUPS = 10
 PER_GROUP = 4
@@ -104,8 +103,8 @@ def documents(seed: int, shift: float = 0.0) -> list[float]:
 
 
 def test_the_same_figures_are_the_same() -> None:
-    own = one(side(layer(mean_of(documents(0)))), side(layer(mean_of(documents(0)))))
-    assert (own.status, own.difference, own.fails) == (Status.SAME, 0.0, False)
+    comparison = one(side(layer(mean_of(documents(0)))), side(layer(mean_of(documents(0)))))
+    assert (comparison.status, comparison.difference, comparison.fails) == (Status.SAME, 0.0, False)
 
 
 def test_pairing_takes_the_noise_of_the_documents_away() -> None:
@@ -121,12 +120,12 @@ def test_pairing_takes_the_noise_of_the_documents_away() -> None:
 
 
 def test_a_pair_has_the_textbook_interval() -> None:
-    """Of a mean with groups of one document the jackknife is the paired t-test, exactly."""
+    """The jackknife of a mean with groups of one document is the paired t-test, exactly."""
     a, b = documents(0)[:GROUPS], documents(1)[:GROUPS]
-    own = one(side(layer(mean_of(a))), side(layer(mean_of(b))))
+    comparison = one(side(layer(mean_of(a))), side(layer(mean_of(b))))
     differences = np.array(b) - np.array(a)
     half = 2.2621571628 * differences.std(ddof=1) / math.sqrt(GROUPS)
-    assert own.interval_alone == pytest.approx((differences.mean() - half, differences.mean() + half))
+    assert comparison.interval_alone == pytest.approx((differences.mean() - half, differences.mean() + half))
 
 
 def test_rounding_is_no_drift_and_more_is_where_there_is_no_interval() -> None:
@@ -163,19 +162,19 @@ def test_a_stated_tolerance_is_the_one_that_counts() -> None:
 )
 def test_what_is_not_comparable_says_why(changes: dict[str, Any], telling: str) -> None:
     figures = {"C": {"intra_cosine": Estimate(value=0.5)}}
-    own = one(side(figures), side(figures, **changes))
-    assert own.status is Status.NOT_COMPARABLE
-    assert own.fails
-    assert telling in str(own.reason)
+    comparison = one(side(figures), side(figures, **changes))
+    assert comparison.status is Status.NOT_COMPARABLE
+    assert comparison.fails
+    assert telling in str(comparison.reason)
 
 
 def test_new_and_gone() -> None:
-    some, none = side(layer(Estimate(value=1.0))), side({})
+    present, missing = side(layer(Estimate(value=1.0))), side({})
     absent = side(layer(Estimate(value=None, reason="no update")))
-    assert one(none, some).status is Status.NEW
-    assert not one(none, some).fails
-    assert one(some, none).status is Status.GONE
-    gone = one(some, absent)
+    assert one(missing, present).status is Status.NEW
+    assert not one(missing, present).fails
+    assert one(present, missing).status is Status.GONE
+    gone = one(present, absent)
     assert (gone.status, gone.fails) == (Status.GONE, True)
     assert "no update" in str(gone.reason)
 
@@ -199,26 +198,14 @@ def test_an_unchanged_model_is_called_changed_in_at_most_five_of_a_hundred_runs(
             )
             for rows, changes in zip(draws, ({}, {"calibration__sha256": "b" * 64}), strict=True)
         )
-        alarms += any(own.fails for own in compare_figures(old, new, other_documents=True))
+        alarms += any(each.fails for each in compare_figures(old, new, other_documents=True))
     assert alarms <= 0.05 * runs
-
-
-def test_turns_are_angles() -> None:
-    eye = np.eye(16)[:8]
-    turned = eye.copy()
-    turned[0] = math.cos(math.radians(30)) * eye[0] + math.sin(math.radians(30)) * np.eye(16)[8]
-    found = turns(np.stack([eye, eye, eye, eye * 0]), np.stack([turned, -eye, eye[[1, 0, *range(2, 8)]], eye]))
-    assert found["direction_turn"][:3] == pytest.approx([30.0, 0.0, 90.0], abs=1e-5)
-    assert found["subspace_turn"][:3] == pytest.approx([30.0 / 8, 0.0, 0.0], abs=1e-5)
-    assert found["direction_turn"][3] is None
-    kept = turns(eye[None].astype(np.float16), turned[None])
-    assert kept["direction_turn"][0] == pytest.approx(30.0, abs=0.05)
 
 
 def test_the_first_changed_layer_and_the_worst_status() -> None:
     same = Comparison("layer:0", "gamma", "raw", Status.SAME, difference=0.0, tolerance=1.0)
     drifts = [
-        Comparison(f"layer:{own}", "gamma", "raw", Status.DRIFT, difference=2.0, tolerance=1.0) for own in (10, 9)
+        Comparison(f"layer:{index}", "gamma", "raw", Status.DRIFT, difference=2.0, tolerance=1.0) for index in (10, 9)
     ]
     allowed = Comparison("layer:1", "gamma", "raw", Status.DRIFT, difference=0.5, tolerance=1.0)
     assert first_changed_layer([same, allowed, *drifts]) == 9

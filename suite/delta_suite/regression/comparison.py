@@ -33,6 +33,9 @@ ROUNDING = 1e-5
 LAYERS = "layers"
 """The scope of items that hold a metric's comparisons of all layers."""
 
+MODEL = "model"
+"""The scope of a figure over all layers."""
+
 _NOT_COMPARED = ("device", "dtype", "variants", "layers_path", "blocks_path", "blocks_left_out")
 """Settings that name where and how a model ran, or are compared by themselves; the others decide the numbers."""
 
@@ -61,12 +64,10 @@ class Comparison:
     old: float | None = None
     new: float | None = None
     difference: float | None = None
-    interval: tuple[float, float] | None = None
-    """Interval of the difference, so wide that all intervals of a comparison hold together 95 times in 100."""
     interval_alone: tuple[float, float] | None = None
     """Interval of this difference alone, at the suite's confidence."""
     tolerance: float | None = None
-    """A larger difference fails."""
+    """A larger difference fails: the half width at which all intervals of a comparison hold together, or as stated."""
     stated: bool = False
     """True if the tolerance was stated, and is not taken from the interval."""
     reason: str | None = None
@@ -97,7 +98,7 @@ class Comparison:
 
 
 class UnknownVariantError(SuiteError):
-    """The variant asked for is not compared."""
+    """The variant asked for is not compared, or a record does not have it."""
 
 
 def require_compared(variant: str) -> None:
@@ -113,28 +114,42 @@ Place = tuple[str, str, str]
 """(variant, scope, metric)"""
 
 
-def figures(view: RecordView) -> dict[Place, Estimate]:
-    """Return every figure of a record that is compared, with its replicates: layers, then phases, then the model."""
-    estimates: dict[Place, Estimate] = {}
-    everything = range(view.model.layers)
-    whole = (everything[0], everything[-1])
+def figures(view: RecordView) -> list[Place]:
+    """Return the place of every figure of a record that is compared: layers, then phases, then the model.
+
+    The model's figures are boundaries, and what the stored cosines give over all layers where no phase spans them.
+    """
+    listed: list[Place] = []
     for variant in COMPARED_VARIANTS:
         if variant not in view.record.variants:
             continue
         for layer in view.layers:
-            for metric in layer.metrics[variant]:
-                estimates[variant, f"layer:{layer.layer}", metric] = view.layer(layer.layer, metric, variant)
+            listed += [(variant, f"layer:{layer.layer}", metric) for metric in layer.metrics[variant]]
         for name, scope in view.record.scopes.items():
-            layers = range(scope.layers[0], scope.layers[1] + 1)
-            for metric in scope.metrics[variant]:
-                estimates[variant, name, metric] = view.over(layers, metric, variant)
-        for metric, definition in METRICS.items():
-            if metric in NEEDS_PRODUCTS or definition.scope == "layer" or definition.takes == "law":
-                continue
-            of_cosines = definition.takes == "directions" and whole not in view.phases.values()
-            if of_cosines or (definition.takes == "boundaries" and definition.part in view.record.parts):
-                estimates[variant, "model", metric] = view.over(everything, metric, variant)
-    return estimates
+            listed += [(variant, name, metric) for metric in scope.metrics[variant]]
+        listed += [(variant, MODEL, metric) for metric in METRICS if _is_of_model(view, variant, metric)]
+    return listed
+
+
+def _is_of_model(view: RecordView, variant: str, metric: str) -> bool:
+    definition = METRICS[metric]
+    if definition.takes == "boundaries":
+        return definition.part in view.record.parts and metric in view.boundaries(variant).metrics
+    of_cosines = definition.takes == "directions" and definition.scope != "layer" and metric not in NEEDS_PRODUCTS
+    return of_cosines and (0, view.model.layers - 1) not in view.phases.values()
+
+
+def estimate_at(view: RecordView, place: Place) -> Estimate:
+    """Return the figure at a place of a record, with its replicates."""
+    variant, scope, metric = place
+    if scope.startswith("layer:"):
+        return view.layer(int(scope.removeprefix("layer:")), metric, variant)
+    if scope == MODEL:
+        return view.over(range(view.model.layers), metric, variant)
+    recorded = view.record.scopes[scope]
+    if metric not in METRICS:  # a baseline may be older than the removal of a metric
+        return recorded.metrics[variant][metric]
+    return view.over(range(recorded.layers[0], recorded.layers[1] + 1), metric, variant)
 
 
 # --- the comparison --------------------------------------------------------------------------------------------
@@ -153,12 +168,12 @@ def compare_figures(
     other_documents: the calibrations may differ, being samples of one source; the comparison is then unpaired.
     """
     refusal = obstacle(old, new, other_documents=other_documents)
-    sides = figures(old), figures(new)
-    places: dict[Place, tuple[bool, str]] = {}
-    for side in reversed(sides):
-        for variant, scope, metric in side:
-            places.setdefault((variant, scope, metric), (not scope.startswith("layer:"), metric))
-    pairs = [_pair(old, new, place, sides, refusal) for place in sorted(places, key=places.__getitem__)]
+    sides = [{place: estimate_at(view, place) for place in figures(view)} for view in (old, new)]
+    places = {place: (not place[1].startswith("layer:"), place[2]) for side in reversed(sides) for place in side}
+    pairs = [
+        _pair(old, new, place, (sides[0].get(place), sides[1].get(place)), refusal)
+        for place in sorted(places, key=places.__getitem__)
+    ]
     family = sum(pair.noise is not None for pair in pairs)
     return [_decided(pair, family, tolerances or {}) for pair in pairs]
 
@@ -201,13 +216,12 @@ def _pair(
     old: RecordView,
     new: RecordView,
     place: Place,
-    sides: tuple[Mapping[Place, Estimate], Mapping[Place, Estimate]],
+    estimates: tuple[Estimate | None, Estimate | None],
     refusal: str | None,
 ) -> _Pair:
     """Return the two values at a place, with the noise of their difference or the reason why there is none."""
-    variant, scope, metric = place
-    a, b = (side.get(place) for side in sides)
-    values = [estimate.value if estimate else None for estimate in (a, b)]
+    (variant, scope, metric), (a, b) = place, estimates
+    values = [estimate.value if estimate else None for estimate in estimates]
     comparison = Comparison(scope, metric, variant, Status.SAME, values[0], values[1])
 
     def undecided(status: Status, reason: str) -> _Pair:
@@ -241,13 +255,19 @@ def _mismatch(old: RecordView, new: RecordView, place: Place) -> str | None:
     if scope in old.phases.keys() | new.phases.keys() and old.phases.get(scope) != new.phases.get(scope):
         spans = [_span(view.phases.get(scope)) for view in (old, new)]
         return f"phase {scope} was {spans[0]} there and is {spans[1]} here"
-    for what, before, after in (
-        (metric, *(view.record.provenance.metric_versions.get(metric) for view in (old, new))),
-        (f"variant {variant}", *(view.record.variants.get(variant) for view in (old, new))),
-    ):
-        if before is not None and after is not None and before != after:
-            return f"{what} was version {before} there and is version {after} here"
-    return None
+    versions = [view.record.variants.get(variant) for view in (old, new)]
+    return metric_mismatch(old, new, metric) or _version_mismatch(f"variant {variant}", *versions)
+
+
+def metric_mismatch(old: RecordView, new: RecordView, metric: str) -> str | None:
+    """Return that two records hold different versions of a metric, or None where they do not."""
+    return _version_mismatch(metric, *(view.record.provenance.metric_versions.get(metric) for view in (old, new)))
+
+
+def _version_mismatch(what: str, before: int | None, after: int | None) -> str | None:
+    if before is None or after is None or before == after:
+        return None
+    return f"{what} was version {before} there and is version {after} here"
 
 
 def _span(layers: tuple[int, int] | None) -> str:
@@ -319,7 +339,6 @@ def _decided(pair: _Pair, family: int, tolerances: Mapping[str, float]) -> Compa
     return replace(
         comparison,
         status=Status.SAME if same else Status.DRIFT,
-        interval=(comparison.difference - width, comparison.difference + width),
         interval_alone=alone,
         tolerance=tolerance,
         stated=stated is not None,
