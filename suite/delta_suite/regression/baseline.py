@@ -2,14 +2,16 @@
 
 `results/baselines/<model>.json`, one file per model (or line of checkpoints of one training run): a record with the
 user's tolerances, expected failures, a history, and verdicts. Beside it `<model>.arrays.safetensors`, the record's
-arrays, and `<model>.safetensors`, its directions in float16. It names both by their SHA-256. The keys above `history`
-are the user's to edit.
+arrays, and `<model>.safetensors`: for each compared variant V the top-8 directions in float16 (`V.directions`; layers,
+8, hidden) and the degrees between those of the two document halves (`V.halves.METRIC`; layers). The JSON names both by
+their SHA-256. The keys above `history` are the user's to edit.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -24,14 +26,15 @@ from delta_suite.metrics.registry import METRICS
 from delta_suite.paths import not_a_file
 from delta_suite.records.arrays import ArrayFile, Arrays, unpack
 from delta_suite.records.format import from_json, to_json
-from delta_suite.records.record import Record
+from delta_suite.records.record import ModelRecord, Record
 from delta_suite.records.store import folder_name
 from delta_suite.records.view import RecordView
-from delta_suite.regression.comparison import Comparison, Status, compare_figures, obstacle
+from delta_suite.regression.comparison import LAYERS, MODEL, Comparison, Status, compare_figures, obstacle
 from delta_suite.regression.turns import TURNS, compare_turns
 
 SCHEMA = 2
-"""Version of the file's shape; a file of schema 1 is renewed by --baseline-update=all."""
+"""Version of the file's shape. Files of schema 1 held figures of their own in place of a record; they are not compared,
+and --baseline-update=all renews them."""
 
 FOLDER = "baselines"
 """The folder of baselines inside the results folder."""
@@ -102,12 +105,44 @@ class Baseline(UserKeys):
     """SHA-256 of the file of directions; absent where there is none."""
     record: Record
 
+    @property
+    def model(self) -> ModelRecord:
+        """The model that the baseline is about."""
+        return self.record.model
+
     def to_json(self) -> str:
         """Return the JSON: the head by key, then the record with one line per layer and variant."""
         content = self.model_dump(mode="json", by_alias=True, exclude={"record"})
         head = {"schema": content.pop("schema"), **content}
         text = json.dumps(head, indent=1, ensure_ascii=False).removesuffix("\n}")
         return f'{text},\n "record": {to_json(self.record)}}}\n'
+
+
+class OutdatedFigures(BaseModel):
+    """The figures of a baseline of schema 1, of which only the model is read."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    model: ModelRecord
+
+
+class OutdatedBaseline(UserKeys):
+    """A baseline of schema 1: what survives its renewal, and what tells how it is renewed."""
+
+    schema_version: Annotated[Literal[1], Field(alias="schema")]
+    verdicts: dict[str, VerdictEntry]
+    figures: OutdatedFigures
+
+    @property
+    def model(self) -> ModelRecord:
+        """The model that the baseline is about."""
+        return self.figures.model
+
+    def renewal(self, path: Path) -> str:
+        """Return the command that renews the baseline, without the options that the run needed besides."""
+        folders = sorted({str(Path(entry.file).parent) for entry in self.verdicts.values()}) or ["hypotheses"]
+        words = ["pytest", *folders, f"--model={self.model.name}", f"--baseline={path}", "--baseline-update=all"]
+        return f'{shlex.join(words)} --baseline-reason="schema {SCHEMA}"'
 
 
 @dataclass(frozen=True)
@@ -174,7 +209,12 @@ class BaselineFile:
 
 
 def baseline_path(given: Path | None, results: Path, model: str) -> Path:
-    """Return a `.json` file as given; a folder's `<model>.json`; without either `<results>/baselines/<model>.json`."""
+    """Return a `.json` file as given; a folder's `<model>.json`; without either `<results>/baselines/<model>.json`.
+
+    Example:
+        >>> baseline_path(None, Path("results"), "org/model").as_posix()
+        'results/baselines/org--model.json'
+    """
     if given is not None and given.suffix == ".json":
         return given
     return (results / FOLDER if given is None else given) / f"{folder_name(model)}.json"
@@ -215,41 +255,67 @@ def read_baseline_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def load_outdated(path: Path) -> OutdatedBaseline | None:
+    """Return what a baseline of schema 1 leaves to its renewal, or None for a baseline of another schema.
+
+    Raises BaselineError where there is no baseline, or where it is damaged.
+    """
+    return _outdated(path, read_baseline_json(path))
+
+
+def _outdated(path: Path, content: Mapping[str, Any]) -> OutdatedBaseline | None:
+    if content.get("schema") != 1:
+        return None
+    try:
+        return OutdatedBaseline.model_validate(content)
+    except ValidationError as error:
+        raise _not_a_baseline(path, _listed(error), schema=1) from None
+
+
 def load_baseline(path: Path) -> BaselineFile:
     """Return the baseline in a file, with its arrays and directions.
 
     Raises BaselineError where there is none, where it or a file beside it is damaged, or where it is of schema 1.
     """
-    written = read_baseline_json(path)
-    if written.get("schema") == 1:
+    content = read_baseline_json(path)
+    if (outdated := _outdated(path, content)) is not None:
         raise BaselineError(
             f"{path} is a baseline of schema 1, whose figures cannot be compared with those of today.\n"
-            f"  Renew it from the checkpoint that it is about; its tolerances, xfails and history stay: "
-            f'--baseline-update=all --baseline-reason="schema 2"'
+            f"  Renew it from the checkpoint that it is about, {outdated.model.name}, with the options of your other "
+            f"runs; its tolerances, xfails, other_documents and history stay:\n"
+            f"  {outdated.renewal(path)}"
         )
     try:
-        record, _ = from_json(json.dumps(written.get("record")), path)
-        content = Baseline.model_validate({**written, "record": record})
+        record, _ = from_json(json.dumps(content.get("record")), path)
+        baseline = Baseline.model_validate({**content, "record": record})
     except RecordError as error:
         raise _not_a_baseline(path, f"\n  at record: {error}") from None
     except ValidationError as error:
-        listed = "".join(
-            f"\n  at {'.'.join(str(part) for part in detail['loc']) or 'the whole file'}: {detail['msg']}"
-            for detail in error.errors()[:5]
-        )
-        raise _not_a_baseline(path, listed) from None
+        raise _not_a_baseline(path, _listed(error)) from None
     beside = arrays_path(path)
     try:
         arrays = ArrayFile(beside, record.arrays.sha256 if record.arrays else None)
         _ = arrays.content  # damaged arrays are an error before anything runs
     except RecordError as error:
-        raise BaselineError(f"{error}.\n  Take it from version control again, together with {path}.") from None
-    return BaselineFile(path, content, RecordView(record, arrays), _directions(path, content))
+        raise BaselineError(
+            f"{str(error).removesuffix('.')}.\n"
+            f"  Take it from version control again, together with {path}, or remove both, and write them anew: "
+            f'--baseline-update --baseline-reason "..."'
+        ) from None
+    return BaselineFile(path, baseline, RecordView(record, arrays), _directions(path, baseline))
 
 
-def _not_a_baseline(path: Path, listed: str) -> BaselineError:
+def _listed(error: ValidationError) -> str:
+    """Return a line for each of the first errors, with the key that it is about."""
+    return "".join(
+        f"\n  at {'.'.join(str(part) for part in detail['loc']) or 'the whole file'}: {detail['msg']}"
+        for detail in error.errors()[:5]
+    )
+
+
+def _not_a_baseline(path: Path, listed: str, *, schema: int = SCHEMA) -> BaselineError:
     return BaselineError(
-        f"{path} is not a baseline of schema {SCHEMA}:{listed}\n"
+        f"{path} is not a baseline of schema {schema}:{listed}\n"
         f"  Correct it, take it from version control again, or remove it, with its history, tolerances and xfails, "
         f'and write it anew: --baseline-update --baseline-reason "..."'
     )
@@ -260,15 +326,15 @@ def _directions(path: Path, content: Baseline) -> dict[str, np.ndarray]:
     beside = directions_path(path)
     if not beside.exists():
         return {}
-    model = content.record.model
+    model = content.model
     try:
         packed = beside.read_bytes()
         if content.directions_sha256 not in {None, hashlib.sha256(packed).hexdigest()}:
             raise ValueError("its SHA-256 is another")
         arrays = unpack(packed, beside.name)
         for name, array in arrays.items():
-            shape = (len(array), array.shape[-1] if array.ndim == 3 else model.hidden)
-            if shape != (model.layers, model.hidden):
+            expected = (model.layers, array.shape[1], model.hidden) if array.ndim == 3 else (model.layers,)
+            if array.shape != expected:
                 raise ValueError(f"{name} is {array.shape}, of a model of {model.layers} layers x {model.hidden}")
     except (OSError, ValueError, RecordError) as error:
         raise BaselineError(
@@ -282,7 +348,7 @@ def _directions(path: Path, content: Baseline) -> dict[str, np.ndarray]:
 def unknown_keys(file: BaselineFile) -> list[str]:
     """Return stated tolerances that nothing has: a misspelt one would silently do nothing."""
     metrics = METRICS.keys() | TURNS.keys()
-    scopes = {"layers", "model", *file.view.phases}
+    scopes = {LAYERS, MODEL, *file.view.phases}
     return [
         key
         for key in file.content.tolerances

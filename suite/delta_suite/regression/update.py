@@ -12,7 +12,7 @@ import numpy as np
 
 from delta_suite.errors import BaselineError
 from delta_suite.records.arrays import Arrays, pack
-from delta_suite.records.record import ArrayReference, LayerRecord, Record, ScopeRecord
+from delta_suite.records.record import ArrayReference, ModelRecord
 from delta_suite.records.view import RecordView
 from delta_suite.records.writing import write_together
 from delta_suite.regression.baseline import (
@@ -24,9 +24,10 @@ from delta_suite.regression.baseline import (
     arrays_path,
     directions_path,
     load_baseline,
-    read_baseline_json,
+    load_outdated,
 )
-from delta_suite.regression.comparison import COMPARED_VARIANTS, obstacle
+from delta_suite.regression.comparison import figures, obstacle
+from delta_suite.regression.merging import merged, missing_figures
 from delta_suite.regression.turns import direction_figures
 
 
@@ -40,159 +41,89 @@ def update_baseline(
 ) -> str:
     """Write what is new of a record, or all of it with a reason that is kept; return a line that says what was written.
 
-    New are figures and verdicts that the file lacks; where it does not exist all are. The user's keys stay.
+    New are figures, phases and verdicts that the file lacks; where it does not exist all are. The user's keys stay.
 
-    Raises BaselineError where the file is about a model of another shape, where the new figures could not stand beside
-    the old ones (another calibration or dtype), or where a reason is missing.
+    Raises BaselineError where the file is damaged or is about a model of another shape, where the new figures could not
+    stand beside the old ones (another calibration or dtype), or where a reason is missing; RecordError where the
+    record's arrays are gone or a file cannot be written.
     """
-    source = f"{view.model.name} {view.model.fingerprint[:12]}"
-    today = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    directions = direction_figures(view)
-    if not path.exists():
-        change = Change(date=today, action="created", reason=reason or "first baseline", source=source)
-        content = Baseline(history=(change,), verdicts=dict(verdicts), record=view.record)
-        _write(path, content, view.content(), directions)
-        return f"{path}: created from {source}, {_size(view.record)} figures and {len(verdicts)} verdicts"
-    if overwrite:
-        return _overwrite(path, view, verdicts, directions, reason.strip(), source, today)
-    file = load_baseline(path)
-    _refuse_another_shape(path, file.content.record, view.record)
-    return _add(file, view, verdicts, directions, Change(date=today, action="added", reason=reason, source=source))
-
-
-def _overwrite(
-    path: Path,
-    view: RecordView,
-    verdicts: Mapping[str, VerdictEntry],
-    directions: Arrays,
-    reason: str,
-    source: str,
-    today: str,
-) -> str:
-    """Replace the record and the verdicts of a baseline of any schema; the user's keys and the history stay."""
-    written = read_baseline_json(path)
-    if written.get("schema") == 1:
-        kept = UserKeys.model_validate(written)
-        before = str(written.get("figures", {}).get("model", {}).get("fingerprint", "")) or None
-    else:
-        file = load_baseline(path)
-        _refuse_another_shape(path, file.content.record, view.record)
-        kept, before = file.content, file.content.record.model.fingerprint
-    if not reason:
-        raise BaselineError(f'{path} is overwritten only with a reason: --baseline-reason "why it is void"')
-    change = Change(date=today, action="overwritten", reason=reason, source=source, before=before)
-    content = Baseline(
-        tolerances=kept.tolerances,
-        xfail=kept.xfail,
-        other_documents=kept.other_documents,
-        history=(*kept.history, change),
-        verdicts=dict(verdicts),
-        record=view.record,
+    change = Change(
+        date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        action="created",
+        reason=reason.strip(),
+        source=f"{view.model.name} {view.model.fingerprint[:12]}",
     )
-    _write(path, content, view.content(), directions)
-    return f"{path}: overwritten from {source}, {_size(view.record)} figures and {len(verdicts)} verdicts"
+    if not path.exists():
+        change = change.model_copy(update={"reason": change.reason or "first baseline"})
+        return _replace(path, UserKeys(), change, view, verdicts)
+    if not overwrite:
+        file = load_baseline(path)
+        _refuse_another_shape(path, file.content.model, view.model)
+        return _add(file, view, verdicts, change.model_copy(update={"action": "added"}))
+    before = load_outdated(path) or load_baseline(path).content
+    _refuse_another_shape(path, before.model, view.model)
+    if not change.reason:
+        raise BaselineError(f'{path} is overwritten only with a reason: --baseline-reason "why it is void"')
+    change = change.model_copy(update={"action": "overwritten", "before": before.model.fingerprint})
+    return _replace(path, before, change, view, verdicts)
 
 
-def _refuse_another_shape(path: Path, old: Record, new: Record) -> None:
-    shapes = [(record.model.architecture, record.model.layers, record.model.hidden) for record in (old, new)]
+def _refuse_another_shape(path: Path, old: ModelRecord, new: ModelRecord) -> None:
+    shapes = [(model.architecture, model.layers, model.hidden) for model in (old, new)]
     if shapes[0] != shapes[1]:
         raise BaselineError(
-            f"{path} is about another model, {old.model.name} ({_shape(old)}), and {new.model.name} "
-            f"is {_shape(new)}: it is left as it was. Give {new.model.name} a file of its own with --baseline=PATH."
+            f"{path} is about another model, {old.name} ({_shape(old)}), and {new.name} "
+            f"is {_shape(new)}: it is left as it was. Give {new.name} a file of its own with --baseline=PATH."
         )
 
 
-def _add(
-    file: BaselineFile,
-    view: RecordView,
-    verdicts: Mapping[str, VerdictEntry],
-    directions: Arrays,
-    change: Change,
-) -> str:
-    """Add figures and verdicts that the baseline lacks."""
-    old, new = file.content.record, view.record
-    arrays = dict(file.view.content())
-    merged, added = _merged(old, new, arrays, view.content())
+def _replace(path: Path, keys: UserKeys, change: Change, view: RecordView, verdicts: Mapping[str, VerdictEntry]) -> str:
+    """Write the whole baseline anew, with the user's keys and the history."""
+    content = Baseline(
+        tolerances=keys.tolerances,
+        xfail=keys.xfail,
+        other_documents=keys.other_documents,
+        history=(*keys.history, change),
+        verdicts=dict(verdicts),
+        record=view.record,
+    )
+    _write(path, content, view.content(), direction_figures(view))
+    size = len(figures(view))
+    return f"{path}: {change.action} from {change.source}, {size} figures and {len(verdicts)} verdicts"
+
+
+def _add(file: BaselineFile, view: RecordView, verdicts: Mapping[str, VerdictEntry], change: Change) -> str:
+    """Add figures, phases, verdicts and directions that the baseline lacks."""
+    missing = missing_figures(file.view, view)
     new_verdicts = {name: entry for name, entry in verdicts.items() if name not in file.content.verdicts}
-    new_directions = None if file.directions else directions or None
-    if not added and not new_verdicts and not new_directions:
+    new_directions = None if file.directions else direction_figures(view) or None
+    if not missing and not new_verdicts and not new_directions:
         return f"{file.path}: nothing new, left as it was"
     if refusal := obstacle(file.view, view):
         raise BaselineError(
             f"{file.path}: what is new cannot stand beside the old figures: {refusal}.\n"
             f'  Overwrite the whole file: --baseline-update=all --baseline-reason "..."'
         )
-    before = old.model.fingerprint
-    if (added or new_directions) and new.model.fingerprint != before:
+    before = file.content.record.model.fingerprint
+    if (missing or new_directions) and view.model.fingerprint != before:
         change = change.model_copy(update={"before": before})
-    entries = sorted({name.partition("/")[2] for name in added}) + sorted(new_verdicts)
+    entries = sorted({f"{scope}/{metric}" for _, scope, metric in missing}) + sorted(new_verdicts)
     entries += ["directions"] if new_directions else []
     change = change.model_copy(update={"entries": tuple(entries), "reason": change.reason or "what was new"})
+    record, arrays = merged(file.view, view, missing)
     content = file.content.model_copy(
         update={
             "history": (*file.content.history, change),
             "verdicts": file.content.verdicts | new_verdicts,
-            "record": merged,
+            "record": record,
         }
     )
     _write(file.path, content, arrays, new_directions)
     return f"{file.path}: added {names(entries)}"
 
 
-def _merged(old: Record, new: Record, arrays: dict[str, np.ndarray], fresh: Arrays) -> tuple[Record, list[str]]:
-    """Return the old record with the figures that it lacks, and their names; their arrays are put into `arrays`."""
-    added: list[str] = []
-
-    def lacking(variant: str, scope: str, metrics: Mapping[str, Any], others: Mapping[str, Any]) -> dict[str, Any]:
-        missing = {
-            name: estimate
-            for name, estimate in others.items()
-            if name not in metrics or (metrics[name].value is None and estimate.value is not None)
-        }
-        added.extend(f"{variant}/{scope}/{name}" for name in missing)
-        return {**metrics, **missing}
-
-    layers: list[LayerRecord] = []
-    for before, after in zip(old.layers, new.layers, strict=True):
-        metrics = {
-            variant: lacking(variant, f"layer:{before.layer}", before.metrics.get(variant, {}), after.metrics[variant])
-            for variant in after.metrics
-            if variant in COMPARED_VARIANTS or variant not in before.metrics
-        }
-        layers.append(before.model_copy(update={"metrics": {**before.metrics, **metrics}}))
-    scopes: dict[str, ScopeRecord] = dict(old.scopes)
-    for name, scope in new.scopes.items():
-        held = scopes.get(name)
-        if held is None or held.layers != scope.layers:
-            continue  # a phase of the same name over other layers is not new but not comparable
-        metrics = {
-            variant: lacking(variant, name, held.metrics.get(variant, {}), scope.metrics[variant])
-            for variant in scope.metrics
-        }
-        scopes[name] = held.model_copy(update={"metrics": {**held.metrics, **metrics}})
-    update: dict[str, Any] = {"layers": tuple(layers), "scopes": scopes}
-    for part in new.parts:
-        if part not in old.parts:
-            added.append(f"-/{part}")
-            update["parts"] = (*update.get("parts", old.parts), part)
-            update |= {"law": new.law} if part == "law" else {}
-            update |= {"boundaries": new.boundaries} if part == "boundaries" else {}
-    for name, array in fresh.items():
-        arrays.setdefault(name, array)
-    provenance = old.provenance.model_copy(
-        update={"metric_versions": new.provenance.metric_versions | old.provenance.metric_versions}
-    )
-    return old.model_copy(update=update | {"provenance": provenance}), added
-
-
-def _shape(record: Record) -> str:
-    return f"{record.model.architecture}, {record.model.layers} layers x {record.model.hidden}"
-
-
-def _size(record: Record) -> int:
-    """Return the number of figures of a record."""
-    held = [*(layer.metrics for layer in record.layers), *(scope.metrics for scope in record.scopes.values())]
-    return sum(len(metrics) for variants in held for metrics in variants.values())
+def _shape(model: ModelRecord) -> str:
+    return f"{model.architecture}, {model.layers} layers x {model.hidden}"
 
 
 def _write(path: Path, content: Baseline, arrays: Arrays, directions: Arrays | None) -> None:
