@@ -1,4 +1,4 @@
-"""Show a comparison in the terminal: the text of a failure, the table of a run, two models side by side."""
+"""What the terminal shows of a comparison: the text of a failure, the table of a run, two models side by side."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from delta_suite.regression.baseline import BaselineFile
 from delta_suite.regression.comparison import (
     Comparison,
     Status,
+    UnknownVariantError,
     compare_figures,
     compare_pairs,
     first_changed_layer,
+    metric_mismatch,
     require_compared,
 )
 from delta_suite.regression.turns import TURNS, compare_turns, direction_figures
@@ -51,7 +53,7 @@ class BaselineRow:
     def of(
         cls, model: str, baseline: str, item: str, status: Status, comparisons: Sequence[Comparison], record: str
     ) -> BaselineRow:
-        """Return the row of one item from its comparisons."""
+        """Return the row of an item, with the figures of the comparison that is furthest beyond its tolerance."""
         worst = max(comparisons, key=lambda each: (each.fails, each.status is status, each.excess))
         layer = None if worst.layer is None else f"layer {worst.layer}"
         return cls(
@@ -206,9 +208,14 @@ def side_by_side(
     """Return every metric over every phase that both have, and how far directions turned where the shapes agree.
 
     Layer metrics are means over the phase. `*` marks a difference whose interval leaves out 0 when all of them are to
-    hold at once. Raises UnknownVariantError for a variant that is not compared.
+    hold at once. Metrics that the records hold in different versions are named, and not shown.
+
+    Raises UnknownVariantError for a variant that is not compared, or that one of the records does not have.
     """
     require_compared(variant)
+    for view in (before, now):
+        if problem := view.variant_problem(variant):
+            raise UnknownVariantError(f"{view.model.name}: {problem}")
     calibrations = before.record.calibration, now.record.calibration
     paired = calibrations[0].sha256 == calibrations[1].sha256
     if not paired and not other_documents:
@@ -217,12 +224,14 @@ def side_by_side(
             f"not comparable: the calibrations are {names}. Measure both on one, or say --other-documents where they "
             f"are samples of the same source."
         )
+    mismatches = {metric: reason for metric in METRICS if (reason := metric_mismatch(before, now, metric))}
     pairs = [
         (phase, metric, (a, b))
         for phase in now.phases
         if phase in before.phases
         for metric in METRICS
-        if (a := phase_estimate(before, metric, phase, variant)) is not None
+        if metric not in mismatches
+        and (a := phase_estimate(before, metric, phase, variant)) is not None
         and (b := phase_estimate(now, metric, phase, variant)) is not None
         and a.value is not None
         and b.value is not None
@@ -240,6 +249,8 @@ def side_by_side(
             parts.append(_marked_table(comparable, "layer"))
     elif layers:
         parts.append("the models differ in shape, so their layers are not compared")
+    if mismatches:
+        parts.append("not comparable:\n" + "\n".join(f"  {reason}" for reason in mismatches.values()))
     how = "paired by document" if paired else "unpaired: other documents"
     return "\n\n".join([*parts, f"intervals: {PERCENT}, {how}; * all of them considered at once"])
 
