@@ -1,4 +1,4 @@
-"""What the terminal shows of a comparison: side by side, the text of a failure, the tables of a run."""
+"""Terminal tables of comparisons: side by side, the text of a failure, the tables of a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the terminal shows of a comparison: the text of a failure, the table of a run, two models side by side."""
+"""Terminal tables of comparisons: the text of a failure, the table of a run, two models side by side."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class Change(BaseModel):
     before: str | None = None
     """Fingerprint of the weights that the file was about before."""
     entries: tuple[str, ...] = ()
-    """The keys that were added; empty where all was created or overwritten."""
+    """The names of what was added; empty where all was created or overwritten."""
 
 
 class UserKeys(BaseModel):
