@@ -11,7 +11,7 @@ from delta_suite.claims.loader import load_hypothesis
 from delta_suite.claims.verdict import Verdict
 from delta_suite.cli import app
 from delta_suite.selftest import law_worlds as law
-from delta_suite.selftest import proof
+from delta_suite.selftest import report
 from delta_suite.selftest.documents import DOCUMENTS, SCALE, SPREAD
 from delta_suite.selftest.planted import SHARED, SHARED_COSINE, TOKENS, Truth, phased
 from delta_suite.selftest.proof import SelftestError, coverage_of, selftest
@@ -173,7 +173,7 @@ def test_command_writes_the_table_and_fails_where_a_bound_does(tmp_path: Path, m
     assert f"`delta-suite selftest --repeats 3 --processes 1 --only wide --out {out}`" in page
     assert "| wide      | effective_rank over layer:0" in page
     assert "Every bound holds." in page
-    monkeypatch.setattr(proof, "COVERAGE", (0.0, 0.05))
+    monkeypatch.setattr(report, "COVERAGE", (0.0, 0.05))
     result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 1
     assert "the 95% interval of effective_rank over layer:0 holds the truth in" in result.stderr

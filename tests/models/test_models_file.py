@@ -296,12 +296,12 @@ def test_nothing_heavy_is_imported(checkpoint: Path) -> None:
     """Collection, listings and runs from the cache import these modules, so they must not import torch."""
     code = f"""
 import sys
-from delta_suite.models import device, loading, phases, registry
+from delta_suite.models import device, loading, models_file, phases
 from delta_suite.models.fingerprint import fingerprint
 from delta_suite.models.sources import availability, locate
-spec = registry.load_registry().resolve({str(checkpoint)!r})
+spec = models_file.load_registry().resolve({str(checkpoint)!r})
 fingerprint(locate(spec))
-availability(registry.load_registry().resolve("smollm2-135m-q4"))
+availability(models_file.load_registry().resolve("smollm2-135m-q4"))
 device.resolve_device("auto", spec)
 print([name for name in ("torch", "transformers", "huggingface_hub", "numpy") if name in sys.modules])
 """
