@@ -27,7 +27,7 @@ lint: .venv/installed
 
 # The documentation, in site/. Warnings are errors, and no page may ask for anything from a network.
 docs: .venv/installed
-	$(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 .venv/installed: pyproject.toml constraints.txt Makefile
 	$(PYTHON) -m venv .venv

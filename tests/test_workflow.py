@@ -1,4 +1,4 @@
-"""The GitHub Actions workflow of the README: what GitHub would refuse, and every command of it, run as it would be."""
+"""The GitHub Actions workflow of the documentation: GitHub would take it, and every command of it runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.tiny import make_tiny
 from tests.training import damaged, scale_output_projection
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text("utf-8")
+PAGE = (ROOT / "docs" / "regression.md").read_text("utf-8")
 
 INPUT = re.compile(r"\$\{\{ inputs\.(\w+) \}\}")
 
@@ -35,22 +35,22 @@ ACTIONS = {
 
 
 def fenced(language: str, after: str) -> str:
-    """The first block of this language behind a text of the README."""
-    found = re.search(rf"{re.escape(after)}.*?\n```{language}\n(.*?)```", README, re.DOTALL)
-    assert found is not None, f"the README has no {language or 'plain'} block behind {after!r}"
-    return found[1]
+    """Return the first block of this language behind a text of the page."""
+    block = re.search(rf"{re.escape(after)}.*?\n```{language}\n(.*?)```", PAGE, re.DOTALL)
+    assert block is not None, f"docs/regression.md has no {language or 'plain'} block behind {after!r}"
+    return block[1]
 
 
 @pytest.fixture(scope="module")
 def workflow() -> dict[Any, Any]:
-    found: dict[Any, Any] = yaml.safe_load(fenced("yaml", ".github/workflows/checkpoint.yml"))
-    return found
+    content: dict[Any, Any] = yaml.safe_load(fenced("yaml", ".github/workflows/checkpoint.yml"))
+    return content
 
 
 @pytest.fixture(scope="module")
 def job(workflow: dict[Any, Any]) -> dict[str, Any]:
-    (found,) = workflow["jobs"].values()
-    return dict(found)
+    (only_job,) = workflow["jobs"].values()
+    return dict(only_job)
 
 
 def test_github_would_take_it(workflow: dict[Any, Any], job: dict[str, Any]) -> None:
@@ -58,9 +58,9 @@ def test_github_would_take_it(workflow: dict[Any, Any], job: dict[str, Any]) -> 
     (trigger,) = workflow[True]
     assert trigger == "workflow_dispatch"
     inputs = workflow[True][trigger]["inputs"]
-    for name, own in inputs.items():
-        assert set(own) <= INPUT_KEYS, name
-        assert isinstance(own["required"], bool)
+    for name, definition in inputs.items():
+        assert set(definition) <= INPUT_KEYS, name
+        assert isinstance(definition["required"], bool)
     assert set(job) <= JOB_KEYS
     assert job["runs-on"] == ["self-hosted", "gpu"]
     for step in job["steps"]:
@@ -77,7 +77,7 @@ def test_github_would_take_it(workflow: dict[Any, Any], job: dict[str, Any]) -> 
     assert written.count("${{") == len(inputs)  # no other context is asked for
     conditions = [step["if"] for step in job["steps"] if "if" in step]
     assert set(conditions) == {"always()"}
-    assert "if" in job["steps"][-1]  # what was found is kept also where the comparison fails
+    assert "if" in job["steps"][-1]  # the results are kept also where the comparison fails
 
 
 @dataclass(frozen=True)
@@ -104,12 +104,12 @@ class Runner:
 
         After a step that failed only those with `if: always()` run.
         """
-        filled = {name: INPUT.sub(lambda own: inputs[own[1]], text) for name, text in job["env"].items()}
+        filled = {name: INPUT.sub(lambda match: inputs[match[1]], text) for name, text in job["env"].items()}
         here = Runner(self.checkout, self.environment | filled)
         done: list[subprocess.CompletedProcess[str]] = []
         uploaded: list[Path] = []
         for step in job["steps"]:
-            if any(own.returncode for own in done) and step.get("if") != "always()":
+            if any(step_done.returncode for step_done in done) and step.get("if") != "always()":
                 continue
             if "upload-artifact" in step.get("uses", ""):
                 uploaded = [self.checkout / line for line in step["with"]["path"].split()]
@@ -120,7 +120,7 @@ class Runner:
 
 @pytest.fixture(scope="module")
 def runner(tmp_path_factory: pytest.TempPathFactory) -> Runner:
-    """A repository with hypotheses and a baseline, made by the README's own command, and three checkpoints."""
+    """A repository with hypotheses and a baseline, written by the command of the same page, and three checkpoints."""
     root = tmp_path_factory.mktemp("runner")
     checkout = root / "checkout"
     shutil.copytree(ROOT / "hypotheses", checkout / "hypotheses")
@@ -137,28 +137,28 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Runner:
     here = Runner(checkout, environment)
     once = fenced("", "A training team keeps one baseline for a run").splitlines()[1]
     assert once.endswith("--baseline-update")
-    made = here.bash(once)
-    assert (checkout / "results" / "baselines" / "big.json").is_file(), made.stdout + made.stderr
+    run = here.bash(once)
+    assert (checkout / "results" / "baselines" / "big.json").is_file(), run.stdout + run.stderr
     return here
 
 
 def cases(runner: Runner) -> dict[str, bool]:
     """The comparisons that JUnit reports, and whether each failed."""
-    found = ET.parse(runner.checkout / "junit.xml").iter("testcase")
-    return {str(case.get("name")): case.find("failure") is not None for case in found}
+    reported = ET.parse(runner.checkout / "junit.xml").iter("testcase")
+    return {str(case.get("name")): case.find("failure") is not None for case in reported}
 
 
 def test_every_command_runs_and_leaves_what_is_uploaded(runner: Runner, job: dict[str, Any]) -> None:
     done, uploaded = runner.start(job, run="runs/big", checkpoint="checkpoint-8000")
     assert [step.returncode for step in done] == [0, 0], "".join(step.stdout + step.stderr for step in done)
     assert len(done) == sum("run" in step for step in job["steps"]) - 1
-    found = cases(runner)
-    assert len(found) > 100
-    assert "layers/effective_rank[runs--big--checkpoint-8000]" in found
-    assert not any(found.values())
+    compared = cases(runner)
+    assert len(compared) > 100
+    assert "layers/effective_rank[runs--big--checkpoint-8000]" in compared
+    assert not any(compared.values())
     assert len(uploaded) == 3
     for path in uploaded:
-        assert path.is_file() or any(own.is_file() for own in path.rglob("*")), path
+        assert path.is_file() or any(file.is_file() for file in path.rglob("*")), path
     assert "checkpoint-12000" in (runner.checkout / "page" / "index.html").read_text("utf-8")
 
 
