@@ -11,7 +11,7 @@ from delta_suite.claims.loader import load_hypothesis
 from delta_suite.claims.verdict import Verdict
 from delta_suite.cli import app
 from delta_suite.selftest import law_worlds as law
-from delta_suite.selftest import report
+from delta_suite.selftest import proof, report
 from delta_suite.selftest.documents import DOCUMENTS, SCALE, SPREAD
 from delta_suite.selftest.planted import SHARED, SHARED_COSINE, TOKENS, Truth, phased
 from delta_suite.selftest.proof import SelftestError, coverage_of, selftest
@@ -48,7 +48,7 @@ def test_narrow_and_endless_intervals_are_caught_by_the_tables_own_check() -> No
     draw = np.random.default_rng(0)
     means = draw.standard_normal(400)
 
-    def row(half: float) -> proof.Coverage:
+    def row(half: float) -> report.Coverage:
         return coverage_of([(m - half, m + half) for m in means], [0.0] * 400, world="w", metric="gamma", scope="C")
 
     assert row(1.96).violation is None
