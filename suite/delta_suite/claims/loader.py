@@ -1,6 +1,6 @@
-"""Hypothesis files: TOML in, frozen models out, and every error of every file at once, each with its line.
+"""Load hypothesis files: TOML in, frozen models out, and every error of every file at once, each with its line.
 
-An error reads `path:line: what is wrong, and what to do`. `schema.py` has the models, and what a file may say.
+An error reads `path:line: what is wrong, and what to do`. `schema.py` has the models and their rules.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def load_hypothesis(path: Path) -> Hypothesis:
     """Return the hypothesis in one file.
 
     Raises:
-        HypothesisFileError: the file cannot be read or is wrong; the message has a line for every error.
+        HypothesisFileError: the file cannot be read or is wrong; the message has one line for each error.
     """
     return _all_or_errors([_read(path)], [])[0]
 
@@ -48,8 +48,8 @@ def load_hypotheses(paths: Iterable[Path]) -> list[Hypothesis]:
     A file that is named twice is read once; a subfolder is read when it is named.
 
     Raises:
-        HypothesisFileError: a file cannot be read or is wrong, a folder has none, or two files have the same id; the
-            message has a line for every error of every file.
+        HypothesisFileError: a file cannot be read or is wrong, a folder has no files, or two files have the same id;
+            the message has one line for each error of each file.
     """
     files: dict[Path, _File] = {}
     errors: list[str] = []
@@ -65,12 +65,12 @@ def load_hypotheses(paths: Iterable[Path]) -> list[Hypothesis]:
 
 
 def require_known_phases(hypotheses: Iterable[Hypothesis], known: Iterable[str]) -> None:
-    """Refuse claims over a phase that no model has, which would be not measured, and pass, for ever.
+    """Refuse claims over a phase that no model has: they would never be measured, and so never fail.
 
-    known: the phases of all models that there are, as what one model lacks another may have.
+    known: the phases of all models, as another model may have a phase that this one lacks.
 
     Raises:
-        HypothesisFileError: the message has a line for every such phase.
+        HypothesisFileError: a phase is unknown; the message has one line for each.
     """
     phases = dict.fromkeys(known)
     errors = [
@@ -90,17 +90,17 @@ def require_known_phases(hypotheses: Iterable[Hypothesis], known: Iterable[str])
 
 @dataclass
 class _File:
-    """A file as far as it could be read, and what is wrong with it."""
+    """A file as far as it could be read, and its errors."""
 
     path: Path
     table: dict[str, Any] = field(default_factory=dict)
     lines: dict[Loc, int] = field(default_factory=dict)
     hypothesis: Hypothesis | None = None
     errors: list[tuple[int, str]] = field(default_factory=list)
-    """Line and text; line 0 where the error is the file's as a whole."""
+    """Line and text; line 0 for an error of the file as a whole."""
 
     def line(self, loc: Loc) -> int:
-        """The line of a value or, where the file has no such value, of the table that lacks it."""
+        """Return the line of a value or, where the file has no such value, of the table that lacks it."""
         while loc and loc not in self.lines:
             loc = loc[:-1]
         return self.lines[loc] if loc else 1
@@ -114,7 +114,7 @@ class _File:
 
 
 def _one_line(text: str) -> str:
-    """A file's strings may hold line ends and terminal codes; an error that quotes them does not."""
+    """Escape line ends and terminal codes, which the strings of a file may hold."""
     return "".join(x if x.isprintable() else x.encode("unicode_escape").decode() for x in text)
 
 
@@ -168,7 +168,7 @@ def _read(path: Path) -> _File:
 
 
 def _syntax_error(message: str, text: str) -> tuple[int, str]:
-    """Line and text. tomllib gives the place in its message alone: "... (at line 3, column 5)"."""
+    """Return line and text of a syntax error. tomllib puts the place into its message: "... (at line 3, column 5)"."""
     what, _, place = message.partition(" (at ")
     numbers = re.match(r"line (\d+), column (\d+)", place)
     line, column = (int(numbers[1]), f", column {numbers[2]}") if numbers else (text.rstrip().count("\n") + 1, "")
@@ -176,7 +176,7 @@ def _syntax_error(message: str, text: str) -> tuple[int, str]:
 
 
 def _checked_ids(file: _File) -> dict[str, Any]:
-    """The file's table with the line of each claim. Notes keys that are not a file's to give, and ids given twice."""
+    """Return the file's table with the line of each claim; note keys of the loader, and ids that are given twice."""
     document = _without_loader_fields(file, (), file.table)
     claims = document.get("expect")
     if not isinstance(claims, list):
@@ -213,10 +213,10 @@ def _compare_ids(files: Iterable[_File]) -> None:
             file.wrong(("id",), f"hypothesis id '{name}' is that of {place} too: rename one of them")
 
 
-# --- what an error says ----------------------------------------------------------------------------------------
+# --- texts of errors ------------------------------------------------------------------------------------------
 
 _MODELS: dict[str, type[BaseModel]] = {"expect": Expectation, "": Hypothesis, "than": Than, "xfail": Xfail}
-"""By the name of the table, "" for the top of the file; where a misplaced key belongs is looked up in this order."""
+"""The model of each table by its name, "" for the top of the file. A misplaced key is looked up in this order."""
 
 _TITLES = {"": "the head of the file", "expect": "[[expect]]", "than": "than", "xfail": "[[expect.xfail]]"}
 
@@ -235,7 +235,7 @@ _KINDS = {
     "tuple_type": "an array, [...]",
     "model_type": "a table",
 }
-"""The texts that say what a value must be, by pydantic's name of the error."""
+"""The expected type of a value, by pydantic's name of the error."""
 
 _PATTERN_RULES = {
     ID: "write it in small letters, digits and hyphens, beginning with a letter or digit",
@@ -246,7 +246,7 @@ _PATTERN_RULES = {
 
 
 def _explain_all(errors: list[ErrorDetails]) -> list[tuple[Loc, str]]:
-    """Place and text of each error, without those that only follow from another, as a misspelt key is missing too."""
+    """Return place and text of each error, without those that follow from another: a misspelt key is missing, too."""
     meant = {
         (*error["loc"][:-1], near)
         for error in errors
@@ -278,7 +278,7 @@ def _explain(error: ErrorDetails) -> str:
             info = next(i for n, i in _MODELS[_table(loc)].model_fields.items() if key in (n, i.alias))
             return f"missing key '{key}' in {_TITLES[_table(loc)]}: add it ({info.description})"
         case "literal_error":
-            options = _words(_MODELS[_table(loc)].model_fields[name].annotation)
+            options = get_args(_MODELS[_table(loc)].model_fields[name].annotation)
             if isinstance(given, str):
                 return unknown(name, given, options)
             return f"{name} must be one of {', '.join(options)}, not {_describe(given)}"
@@ -299,16 +299,8 @@ def _explain(error: ErrorDetails) -> str:
             return error["msg"]
 
 
-def _words(annotation: object) -> tuple[str, ...]:
-    """Return the words of a Literal, also of one that is optional."""
-    words: list[str] = []
-    for argument in get_args(annotation):
-        words += [argument] if isinstance(argument, str) else _words(argument)
-    return tuple(words)
-
-
 def _table(loc: Loc) -> str:
-    """The name of the table that holds a key, "" for the top of the file."""
+    """Return the name of the table that holds a key, "" for the top of the file."""
     return next((part for part in reversed(loc[:-1]) if isinstance(part, str)), "")
 
 

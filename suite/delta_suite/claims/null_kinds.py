@@ -17,6 +17,7 @@ from delta_suite.errors import RecordError
 from delta_suite.metrics import nulls
 from delta_suite.metrics.estimate import Estimate, absent
 from delta_suite.metrics.intervals import combine
+from delta_suite.metrics.registry import METRICS
 from delta_suite.records.view import RecordView
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class Requirement:
     reference: Observation | None = None
     """The figure of a scope that the estimate is formed from."""
     p: float | None = None
-    """The p of a null's rank."""
+    """The p-value of the observed value's rank in a null."""
     undecidable: str | None = None
     """Why no value, however large, could show the claim."""
 
@@ -43,12 +44,15 @@ class Null:
     """One kind of comparison with what chance or the architecture alone would give."""
 
     name: str
-    allows: frozenset[str]
-    """The keys of `than` that go with it: scope, metric, times, plus, quantile."""
+    description: str
+    """What the JSON Schema says of it."""
     words: str
     """Its words in the text of a claim; {share} is the quantile in percent."""
+    allows: frozenset[str]
+    """The keys of `than` that go with it: scope, metric, times, plus, quantile."""
     bound: Callable[[Expectation, Than, RecordView, RecordView | None, Observation], Requirement]
-    """Returns the other side for a claim, its `than`, the record, the record of the control, and the observed side."""
+    """Function of a claim, its `than`, the record, the record of the control and the observed side that returns the
+    other side."""
 
     @property
     def by_rank(self) -> bool:
@@ -61,11 +65,16 @@ def requirement(
 ) -> Requirement:
     """Return what the observed side is compared with; its estimate says why where there is nothing.
 
+    A threshold is always there. Everything else needs the arrays beside the record: replicates of both sides for the
+    interval of a difference, directions for a null.
+
     control: the same architecture with random weights, or None where it was not measured.
     """
     than = expectation.than
     if than is None:
         return Requirement(Estimate(value=expectation.threshold))
+    if problem := _arrays_problem(view):
+        return Requirement(absent(problem))
     if than.null is None:
         return _scope(expectation, than, view)
     if observed.value is None or observed.layers is None:
@@ -73,16 +82,19 @@ def requirement(
     return NULLS[than.null].bound(expectation, than, view, control, observed)
 
 
+def _arrays_problem(view: RecordView) -> str | None:
+    """Return why the arrays beside the record cannot be read, or None if they can."""
+    try:
+        view.content()
+    except RecordError as error:
+        return str(error)
+    return None
+
+
 def _scope(expectation: Expectation, than: Than, view: RecordView) -> Requirement:
     """Return a figure over another scope, times a factor and plus a number."""
-    over = "mean" if expectation.over == "each" else expectation.over
     metric, scope = than.metric or expectation.metric, than.scope or expectation.scope
-    reference = observe(view, metric, scope, expectation.variant, over)
-    if reference.interval is not None and reference.estimate.replicates is None:
-        try:
-            view.content()
-        except RecordError as error:  # a difference needs the replicates of both sides
-            return Requirement(absent(str(error)), reference)
+    reference = observe(view, metric, scope, expectation.variant, expectation.aggregate)
     return Requirement(combine(than.required, reference.estimate), reference)
 
 
@@ -90,7 +102,10 @@ def _random_weights(
     expectation: Expectation, than: Than, view: RecordView, control: RecordView | None, observed: Observation
 ) -> Requirement:
     """Return the figure of the same architecture with random weights."""
-    return Requirement(absent(NO_CONTROL)) if control is None else _scope(expectation, than, control)
+    problem = NO_CONTROL if control is None else _arrays_problem(control)
+    if control is None or problem:
+        return Requirement(absent(problem or NO_CONTROL))
+    return _scope(expectation, than, control)
 
 
 def _layers(observed: Observation) -> range:
@@ -104,9 +119,14 @@ def _window(
     """Return the bound of a rank among all runs of as many layers."""
     layers = _layers(observed)
     assert observed.value is not None
-    over = "mean" if expectation.over == "each" else expectation.over
+    metric, variant = expectation.metric, expectation.variant
+    if METRICS[metric].takes == "directions" and METRICS[metric].scope != "layer":
+        try:  # a record may hold its phases' figures and no cosines, and phases alone are not all windows
+            view.gram(variant)
+        except RecordError as error:
+            return Requirement(absent(str(error)))
     runs = [run for run in nulls.windows(view.model.layers, len(layers)) if run != layers]
-    estimates = [over_layers(view, run, expectation.metric, expectation.variant, over)[0] for run in runs]
+    estimates = [over_layers(view, run, metric, variant, expectation.aggregate)[0] for run in runs]
     others = [estimate for estimate in estimates if estimate.value is not None]
     if not others:
         reasons = [estimate.reason for estimate in estimates if estimate.reason]
@@ -147,15 +167,33 @@ def _random(
     return Requirement(Estimate(value=bound), p=p)
 
 
-_SCALED = frozenset({"times", "plus"})
+_SCALED, _BY_RANK = frozenset({"times", "plus"}), frozenset({"quantile"})
 
 NULLS: Mapping[str, Null] = {
     null.name: null
     for null in (
-        Null("window", frozenset({"quantile"}), "{share} of windows of as many layers", _window),
-        Null("lag", _SCALED, "pairs outside at the same distances", _lag),
-        Null("random", frozenset({"quantile"}), "{share} of random directions", _random),
-        Null("random-weights", _SCALED | {"scope", "metric"}, "random weights", _random_weights),
+        Null(
+            "window",
+            "the rank among all windows of as many layers",
+            "{share} of windows of as many layers",
+            _BY_RANK,
+            _window,
+        ),
+        Null("lag", "pairs outside at the same distances", "pairs outside at the same distances", _SCALED, _lag),
+        Null(
+            "random",
+            "random directions with the covariance of the updates",
+            "{share} of random directions",
+            _BY_RANK,
+            _random,
+        ),
+        Null(
+            "random-weights",
+            "the same architecture with random weights",
+            "random weights",
+            _SCALED | {"scope", "metric"},
+            _random_weights,
+        ),
     )
 }
 """Every null by the name that a hypothesis file gives it."""

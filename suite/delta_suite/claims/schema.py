@@ -1,4 +1,4 @@
-"""Describe what a hypothesis file may say: the models that check it, and the JSON Schema that is generated from them.
+"""Hypothesis files as models: the keys, types and rules of each table, and the JSON Schema generated from them.
 
 A field's docstring is its description in the JSON Schema, and what the loader says when the key is missing.
 """
@@ -30,6 +30,9 @@ _TAKEN_MARKERS = (
 )
 """Markers that pytest acts on (a tag `skip` would skip the claim), the hypothesis library's, and the words of `-m`."""
 
+_BY_RANK = " or ".join(f'null = "{null.name}"' for null in NULLS.values() if null.by_rank)
+"""The nulls that a quantile goes with, in words."""
+
 _OPERATOR_SLIPS = {"=>": ">=", "=<": "<=", "≥": ">=", "≤": "<="}
 
 _MEANS_BY_DEFINITION = (
@@ -44,38 +47,52 @@ _MEANS_BY_DEFINITION = (
 
 
 def nearest(word: str, known: Collection[str]) -> str | None:
-    """The known word that was probably meant."""
+    """Return the known word that was probably meant, or None if none is close.
+
+    Example:
+        >>> nearest("treshold", ["threshold", "than"]), nearest("=>", [">=", "<="]), nearest("zzz", ["than"])
+        ('threshold', '>=', None)
+    """
     return _OPERATOR_SLIPS.get(word) or next(iter(difflib.get_close_matches(word.lower(), known, n=1)), None)
 
 
 def unknown(what: str, word: str, known: Collection[str]) -> str:
-    """The message for a word that is none of the known ones: it offers the nearest of them, or all."""
+    """Return the message for a word that is none of the known ones: it offers the nearest of them, or all.
+
+    Example:
+        >>> unknown("metric", "gama", ["gamma", "alignment"])
+        "unknown metric 'gama': did you mean 'gamma'?"
+    """
     near = nearest(word, known)
     return f"unknown {what} '{word}': " + (f"did you mean '{near}'?" if near else f"use one of {', '.join(known)}")
 
 
 def _refuse(why: str, at: str = "", kind: Literal["refused", "no_requirement"] = "refused") -> NoReturn:
-    """Raise a validation error whose text is ours; `at` names a key inside the value, for its line."""
+    """Raise a validation error with this text; `at` names the key inside the value whose line is reported."""
     raise PydanticCustomError(kind, "{why}", {"why": why, "at": at})
 
 
 # --- words -----------------------------------------------------------------------------------------------------
 
 
-def _known_metric(name: str) -> str:
-    if name not in METRICS:
-        _refuse(unknown("metric", name, METRICS))
-    return name
+def _one_of(what: str, known: Collection[str]) -> AfterValidator:
+    """Return the check that a word is in a registry."""
+
+    def checked(word: str) -> str:
+        if word not in known:
+            _refuse(unknown(what, word, known))
+        return word
+
+    return AfterValidator(checked)
 
 
-def _known_variant(name: str) -> str:
-    if name not in VARIANTS:
-        _refuse(unknown("variant", name, VARIANTS))
-    return name
+def _listed(known: Collection[str]) -> Any:
+    """Return the words of a registry for the JSON Schema."""
+    return Field(json_schema_extra={"enum": list(known)})
 
 
 def _layer_range(scope: str) -> tuple[int, int] | None:
-    """First and last layer of `layer:3` or `layers:8-15`; None for a phase and for `model`."""
+    """Return the first and last layer of `layer:3` or `layers:8-15`; None for a phase and for `model`."""
     _, _, numbers = scope.partition(":")
     if not numbers:
         return None
@@ -115,13 +132,9 @@ _Tag = Annotated[
     Field(pattern=TAG, json_schema_extra={"not": {"enum": list(_TAKEN_MARKERS)}}),
     AfterValidator(_free_marker),
 ]
-# The registries are read when the schema is asked for, so that it always lists what there is.
-_Metric = Annotated[
-    str, Field(json_schema_extra=lambda schema: schema.update(enum=list(METRICS))), AfterValidator(_known_metric)
-]
-_Variant = Annotated[
-    str, Field(json_schema_extra=lambda schema: schema.update(enum=list(VARIANTS))), AfterValidator(_known_variant)
-]
+_Metric = Annotated[str, _listed(METRICS), _one_of("metric", METRICS)]
+_Variant = Annotated[str, _listed(VARIANTS), _one_of("variant", VARIANTS)]
+_Null = Annotated[str, _listed(NULLS), _one_of("null", NULLS)]
 _SchemaVersion = Annotated[int, Field(json_schema_extra={"enum": [1]}), AfterValidator(_readable_schema)]
 
 
@@ -168,11 +181,18 @@ class Than(_Table):
 
     scope: _Scope | None = None
     """what to compare with: a phase, layer:3, layers:8-15 or model"""
-    null: Literal["window", "lag", "random", "random-weights"] | None = None
-    """what to compare with instead of a scope: all windows of as many layers, pairs outside at the same distances,
-    random directions with the covariance of the updates, or the same architecture with random weights"""
-    quantile: float = Field(default=0.95, gt=0.5, lt=1, allow_inf_nan=False)
-    """with null = "window" or "random": the share of the null that must lie on the other side of the measured value"""
+    null: _Null | None = Field(
+        default=None,
+        description="what to compare with instead of a scope: "
+        + "; ".join(f"{null.name}, {null.description}" for null in NULLS.values()),
+    )
+    quantile: float = Field(
+        default=0.95,
+        gt=0.5,
+        lt=1,
+        allow_inf_nan=False,
+        description=f"with {_BY_RANK}: the share of the null that must lie on the other side of the measured value",
+    )
     times: float = Field(default=1.0, gt=0, allow_inf_nan=False)
     """the factor before the other side"""
     plus: float = Field(default=0.0, allow_inf_nan=False)
@@ -186,8 +206,7 @@ class Than(_Table):
             _refuse('than names no other side: add scope = "E", or null = "window"')
         if self.null is None:
             if "quantile" in self.model_fields_set:
-                by_rank = " or ".join(f'null = "{null.name}"' for null in NULLS.values() if null.by_rank)
-                _refuse(f"quantile goes with {by_rank}: remove it", at="quantile")
+                _refuse(f"quantile goes with {_BY_RANK}: remove it", at="quantile")
             return self
         for key in ("scope", "quantile", "times", "plus", "metric"):
             if key in self.model_fields_set and key not in NULLS[self.null].allows:
@@ -195,7 +214,7 @@ class Than(_Table):
         return self
 
     def required(self, other: float) -> float:
-        """Return what the other side's value asks of the observed one."""
+        """Return times * other + plus, which the observed value is compared with."""
         return self.times * other + self.plus
 
 
@@ -239,7 +258,7 @@ class Expectation(_Table):
     xfail: Annotated[tuple[Xfail, ...], Field(strict=False)] = ()
     """models on which the claim is known not to hold"""
     line: SkipJsonSchema[int] = 0
-    """Line of the claim's table in its file, filled by the loader; 0 for a claim made in Python."""
+    """Line of the claim's table in its file, filled in by the loader; 0 for a claim built in Python."""
 
     @field_validator("scope")
     @classmethod
@@ -296,6 +315,11 @@ class Expectation(_Table):
         return self.op in {">=", ">"}
 
     @property
+    def aggregate(self) -> str:
+        """How layers become one number where one is needed: `over`, and the mean where that is "each"."""
+        return "mean" if self.over == "each" else self.over
+
+    @property
     def metrics(self) -> tuple[str, ...]:
         """The metrics that the claim names, on either side."""
         return tuple(dict.fromkeys([self.metric, *([self.than.metric] if self.than and self.than.metric else [])]))
@@ -307,24 +331,29 @@ class Expectation(_Table):
         return tuple(scope for scope in scopes if scope is not None and scope != "model" and ":" not in scope)
 
     def claim(self) -> str:
-        """The claim in one line, such as `intra_cosine over C >= 2 x intra_cosine over E`."""
+        """Return the claim in one line, such as `intra_cosine over C >= 2 x intra_cosine over E`."""
         if self.over == "each":
             share = "each layer" if self.mostly == 1 else f"at least {_digits(100 * self.mostly)}% of the layers"
-            side = f"{self.metric} of {share} of {self.scope}"
+            observed = f"{self.metric} of {share} of {self.scope}"
         else:
-            side = _side(self.metric, self.scope, self.over)
+            observed = _side(self.metric, self.scope, self.over)
+        variant = "" if self.variant == "raw" else f" ({self.variant})"
+        return f"{observed} {self.op} {self._required()}{variant}"
+
+    def _required(self) -> str:
+        """Return what the claim compares with, in words."""
         if self.than is None:
             assert self.threshold is not None
-            right = _digits(self.threshold)
-        else:
-            times = "" if self.than.times == 1 else f"{_digits(self.than.times)} x "
-            over = "mean" if self.over == "each" else self.over
-            other = self.than.scope or self.scope
-            right = times + _other_side(self.than, self.metric, other, over)
-            if self.than.plus:
-                right += f" {'-' if self.than.plus < 0 else '+'} {_digits(abs(self.than.plus))}"
-        variant = "" if self.variant == "raw" else f" ({self.variant})"
-        return f"{side} {self.op} {right}{variant}"
+            return _digits(self.threshold)
+        than = self.than
+        times = "" if than.times == 1 else f"{_digits(than.times)} x "
+        plus = f" {'-' if than.plus < 0 else '+'} {_digits(abs(than.plus))}" if than.plus else ""
+        side = _side(than.metric or self.metric, than.scope or self.scope, self.aggregate)
+        if than.null is None:
+            return f"{times}{side}{plus}"
+        null = NULLS[than.null]
+        words = null.words.format(share=f"{_digits(100 * than.quantile)}%")
+        return f"{times}{side} with {words}{plus}" if "scope" in null.allows else f"{times}{words}{plus}"
 
 
 class Hypothesis(_Table):
@@ -350,17 +379,8 @@ class Hypothesis(_Table):
     """SHA-256 of the file's bytes."""
 
 
-def _other_side(than: Than, metric: str, scope: str, over: str) -> str:
-    """Return the other side of a comparison in words."""
-    side = _side(than.metric or metric, scope, over)
-    if than.null is None:
-        return side
-    null = NULLS[than.null]
-    words = null.words.format(share=f"{_digits(100 * than.quantile)}%")
-    return f"{side} with {words}" if "scope" in null.allows else words
-
-
 def _side(metric: str, scope: str, over: str) -> str:
+    """Return one side of a comparison in words, such as `mean gamma over C`."""
     one_number = _is_one_layer(scope) or not METRICS[metric].per_layer
     if METRICS[metric].takes == "law" and over == "mean":
         over = "median"  # the value of a metric of the law is the median of its layers
@@ -369,7 +389,8 @@ def _side(metric: str, scope: str, over: str) -> str:
 
 
 def _digits(x: float) -> str:
-    return f"{x:.15g}"  # all the digits that were written, and 2 rather than 2.0
+    """Return all the digits that were written, and 2 rather than 2.0."""
+    return f"{x:.15g}"
 
 
 # --- JSON Schema -----------------------------------------------------------------------------------------------
@@ -378,13 +399,14 @@ def _digits(x: float) -> str:
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of a hypothesis file, in Draft 4, which is what the taplo editor server reads.
 
-    It knows the keys, types and words of each table. Rules between keys are the loader's, which says what to do.
+    It knows the keys, types and words of each table. Rules between keys are checked by the loader, which says what to
+    do about a violation.
     """
     return {"$schema": "http://json-schema.org/draft-04/schema#", **_draft4(Hypothesis.model_json_schema())}
 
 
 def _draft4(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Draft 4 of pydantic's 2020-12, without its titles, and without null, which TOML has not."""
+    """Return pydantic's 2020-12 schema as Draft 4, without titles, and without null, which TOML does not have."""
     draft: dict[str, Any] = {}
     for keyword, value in schema.items():
         match keyword:
