@@ -1,4 +1,4 @@
-"""Gates: what must be true of a measurement before a verdict may be drawn from it. A closed gate: inconclusive."""
+"""Gates: conditions on a measurement under which a verdict may be drawn from it. A closed gate: inconclusive."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from delta_suite.metrics.registry import METRICS
 from delta_suite.records.view import RecordView
 
 MIN_DOCUMENTS = 50
-"""Documents are the unit of resampling; intervals of spectra want 50-100 of them (SCIENCE)."""
+"""Documents are the unit of resampling; intervals of spectra need 50-100 of them."""
 
 RELIABLE = 0.9
-"""Split-half |cos| below which a layer has no direction to speak of (SCIENCE)."""
+"""Split-half |cos| below which a layer's direction is noise."""
 
 MOSTLY = 0.8
-"""Share of a scope's layers that must have a direction (SCIENCE)."""
+"""Share of a scope's layers that must have a direction."""
 
 SINK_ENERGY = 0.5
-"""Share of a layer's energy in sinks from which the raw spectrum is theirs, and not the text's."""
+"""Share of a layer's energy in sinks from which the raw spectrum describes the sinks, and not the text."""
 
 ROUNDING_ENERGY = 0.5
-"""Share of a layer's energy that is rounding, from which its spectrum is that of the dtype."""
+"""Share of a layer's energy in rounding from which the spectrum describes the dtype, and not the model."""
 
 MIN_TOKENS_PER_DIMENSION: Mapping[str, float] = {
     "effective_rank": 2.0,
@@ -34,16 +34,16 @@ MIN_TOKENS_PER_DIMENSION: Mapping[str, float] = {
     "stable_rank": 1.0,
     "effective_rank_roy": 10.0,
 }
-"""n / d below which the halves do not tell the bias of a rank: in simulated streams at n/d = 1.9 the entropy rank was
-still covered (0.93) and Roy's was not (0.41), which was at n/d = 10 (0.97)."""
+"""Tokens per dimension, n/d, below which the halves do not show the bias of a rank. In simulated streams the interval
+of the entropy rank covered 0.93 at n/d = 1.9; that of Roy's rank covered 0.41 there, and 0.97 at n/d = 10."""
 
 _ABOUT_GATES = ("reliability", "spectral_gap", "intra_cosine_disattenuated")
-"""Metrics that tell how far directions can be trusted are not held to these gates."""
+"""Metrics that tell how far directions can be trusted, and are not held to the gates on directions."""
 
 
 @dataclass(frozen=True)
 class Gate:
-    """A gate that stays closed, and why."""
+    """A gate that stays closed, with the reason."""
 
     name: str
     says: str

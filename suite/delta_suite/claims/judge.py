@@ -1,20 +1,32 @@
-"""Claims meet records: one claim on one record, and many claims on many records."""
+"""Judge claims on records: one claim on one record, or many claims on many records."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from delta_suite.claims.gates import Gate, failed_gates
 from delta_suite.claims.null_kinds import Requirement, requirement
 from delta_suite.claims.observe import Observation, observe
 from delta_suite.claims.schema import Expectation, Hypothesis
-from delta_suite.claims.verdict import Judgement, Verdict
+from delta_suite.claims.verdict import NO_DISTANCE, Judgement, Verdict
 from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.intervals import PERCENT, combine, detectable_effect, p_value
 from delta_suite.metrics.registry import METRICS, parts_of
 from delta_suite.records.view import RecordView
+
+
+@dataclass(frozen=True)
+class _Decision:
+    """The verdict on a claim whose two sides are measured."""
+
+    verdict: Verdict
+    reason: str | None = None
+    gates: tuple[Gate, ...] = ()
+    distance: Estimate = NO_DISTANCE
+    p: float | None = None
+    holding: float | None = None
+    """The share of layers that hold, where the claim is made of each layer."""
 
 
 def judge(
@@ -25,64 +37,70 @@ def judge(
     Supported where the interval lies inside the claim, refuted where it lies wholly outside, else inconclusive; a gate
     that stays closed makes any verdict inconclusive. NaN never passes: every comparison must hold to support.
 
+    A record without the arrays beside it is judged where its figures suffice, which is a comparison with a threshold;
+    anything else is not measured, and the reason names the file.
+
     control: the same architecture with random weights. A claim that is supported there too is marked vacuous.
     """
     observation = observe(view, expectation.metric, expectation.scope, expectation.variant, expectation.over)
     other_side = requirement(expectation, view, control, observation)
-    verdict: dict[str, Any]
+    observed, required = observation.estimate.best, other_side.estimate.best
+    vacuous = False
     if observation.value is None:
-        verdict = {"verdict": Verdict.NOT_MEASURED, "reason": observation.reason}
+        decision = _Decision(Verdict.NOT_MEASURED, observation.reason)
     elif other_side.estimate.value is None:
-        verdict = {"verdict": Verdict.NOT_MEASURED, "reason": f"the other side: {other_side.estimate.reason}"}
+        decision = _Decision(Verdict.NOT_MEASURED, f"the other side: {other_side.estimate.reason}")
+    elif expectation.over == "each":
+        decision = _decide_layers(expectation, observation, other_side, view)
+        observed, required = decision.holding, expectation.mostly
     else:
-        gates = failed_gates(expectation, observation, other_side.reference, view)
-        decide = _decide_layers if expectation.over == "each" else _decide
-        verdict = decide(expectation, observation, other_side, gates)
-        if verdict["verdict"] is Verdict.SUPPORTED and control is not None and expectation.over != "each":
-            verdict["vacuous"] = judge(hypothesis, expectation, control).verdict is Verdict.SUPPORTED
-    observed = verdict.pop("observed", observation.estimate.best)
-    required = verdict.pop("required", other_side.estimate.best)
+        decision = _decide(expectation, observation, other_side, view)
+        if decision.verdict is Verdict.SUPPORTED and control is not None:
+            vacuous = judge(hypothesis, expectation, control).verdict is Verdict.SUPPORTED
     sign = 1 if expectation.rising or expectation.over == "each" else -1
     margin = None if observed is None or required is None else sign * (observed - required)
     return Judgement(
         hypothesis,
         expectation,
         view.model.name,
+        decision.verdict,
         observed=observed,
         required=required,
         margin=margin,
+        reason=decision.reason,
         observation=observation,
         reference=other_side.reference,
-        **verdict,
+        gates=decision.gates,
+        distance=decision.distance,
+        p=decision.p,
+        vacuous=vacuous,
     )
 
 
-def _decide(
-    expectation: Expectation, observation: Observation, other_side: Requirement, gates: tuple[Gate, ...]
-) -> dict[str, Any]:
+def _decide(expectation: Expectation, observation: Observation, other_side: Requirement, view: RecordView) -> _Decision:
     """Return the verdict on one figure, with its margin and p."""
     distance = _distance(expectation, observation.estimate, other_side.estimate)
     p = None
     if distance.replicates is not None and distance.corrected is not None:
         p = p_value(distance.corrected, distance.replicates)
         p = max(p, other_side.p) if other_side.p is not None else p
+    gates = failed_gates(expectation, observation, other_side.reference, view)
     if other_side.undecidable:
         gates = (*gates, Gate("null", other_side.undecidable))
-    outcome: dict[str, Any] = {"distance": distance, "p": p, "gates": gates}
     if gates:
-        return outcome | {"verdict": Verdict.INCONCLUSIVE, "reason": _listed(gates)}
+        return _Decision(Verdict.INCONCLUSIVE, _listed(gates), gates, distance, p)
     verdict = _verdict(distance, expectation)
     reason = None
     if verdict is Verdict.INCONCLUSIVE:
         reason = f"the {PERCENT} interval of the margin holds 0"
         if distance.replicates is not None:
             reason += f"; these documents show a margin of {detectable_effect(distance.replicates):.3g} or more"
-    return outcome | {"verdict": verdict, "reason": reason}
+    return _Decision(verdict, reason, distance=distance, p=p)
 
 
 def _decide_layers(
-    expectation: Expectation, observation: Observation, other_side: Requirement, gates: tuple[Gate, ...]
-) -> dict[str, Any]:
+    expectation: Expectation, observation: Observation, other_side: Requirement, view: RecordView
+) -> _Decision:
     """Return the verdict on a claim that must hold layer by layer."""
     verdicts = [
         _verdict(_distance(expectation, estimate, other_side.estimate), expectation)
@@ -90,15 +108,15 @@ def _decide_layers(
     ]
     holding = sum(verdict is Verdict.SUPPORTED for verdict in verdicts) / len(verdicts)
     not_refuted = sum(verdict is not Verdict.REFUTED for verdict in verdicts) / len(verdicts)
-    outcome: dict[str, Any] = {"observed": holding, "required": expectation.mostly, "gates": gates, "reason": None}
+    gates = failed_gates(expectation, observation, other_side.reference, view)
     if gates:
-        return outcome | {"verdict": Verdict.INCONCLUSIVE, "reason": _listed(gates)}
+        return _Decision(Verdict.INCONCLUSIVE, _listed(gates), gates, holding=holding)
     if holding >= expectation.mostly:
-        return outcome | {"verdict": Verdict.SUPPORTED}
+        return _Decision(Verdict.SUPPORTED, holding=holding)
     if not_refuted < expectation.mostly:
-        return outcome | {"verdict": Verdict.REFUTED}
+        return _Decision(Verdict.REFUTED, holding=holding)
     reason = f"{not_refuted - holding:.0%} of the layers' intervals reach over the threshold"
-    return outcome | {"verdict": Verdict.INCONCLUSIVE, "reason": reason}
+    return _Decision(Verdict.INCONCLUSIVE, reason, holding=holding)
 
 
 def _distance(expectation: Expectation, observed: Estimate, required: Estimate) -> Estimate:
@@ -138,25 +156,25 @@ def _listed(gates: Sequence[Gate]) -> str:
 
 @dataclass(frozen=True)
 class Judged:
-    """One claim on one record, and the same claim under every other variant."""
+    """One claim judged on one record, and under every variant of it."""
 
     view: RecordView
     judgement: Judgement
     variants: Mapping[str, Judgement]
-    """A verdict that flips between variants rests on the choice of rows."""
+    """The judgement under each variant of the record; a verdict that flips rests on the choice of rows."""
 
     @property
     def where(self) -> str:
-        """The place of the claim: file and line."""
+        """File and line of the claim, as `path:line`."""
         return f"{self.judgement.hypothesis.path}:{self.judgement.expectation.line}"
 
 
 def judge_all(
     hypotheses: Iterable[Hypothesis], views: Iterable[tuple[RecordView, RecordView | None]]
 ) -> Iterator[Judged]:
-    """Judge every claim on every record, record by record.
+    """Judge every claim on every record, record by record, and yield them in that order.
 
-    views: each record with its control, the same architecture with random weights, or None.
+    views: each record with its control, which is the same architecture with random weights, or None.
     """
     hypotheses = list(hypotheses)
     for view, control in views:
@@ -168,14 +186,15 @@ def judge_all(
 def judge_claim(
     hypothesis: Hypothesis, expectation: Expectation, view: RecordView, control: RecordView | None = None
 ) -> Judged:
-    """Judge one claim on one record, under its variant and under every other."""
+    """Judge one claim on one record, under its variant and under every other one that the record has."""
     variants = {
-        variant: judge(hypothesis, expectation.model_copy(update={"variant": variant}), view)
+        variant: judge(hypothesis, expectation.model_copy(update={"variant": variant}), view, control)
         for variant in view.variants
     }
-    return Judged(view, judge(hypothesis, expectation, view, control), variants)
+    judgement = variants.get(expectation.variant) or judge(hypothesis, expectation, view, control)
+    return Judged(view, judgement, variants)
 
 
 def parts_of_claims(hypotheses: Iterable[Hypothesis]) -> frozenset[str]:
-    """Return the parts of a measurement that the claims of these hypotheses need."""
+    """Return the parts of a measurement that the claims of these hypotheses need, on either side."""
     return parts_of([metric for hypothesis in hypotheses for claim in hypothesis.expect for metric in claim.metrics])

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from delta_suite.errors import SuiteError
+from delta_suite.errors import RecordError, SuiteError
 from delta_suite.metrics.estimate import Estimate, absent
 from delta_suite.metrics.intervals import combine
 from delta_suite.metrics.registry import METRICS
@@ -47,7 +47,7 @@ class Observation:
 
     @property
     def value(self) -> float | None:
-        """The figure as measured."""
+        """The value as measured, with its bias."""
         return self.estimate.value
 
     @property
@@ -62,7 +62,7 @@ class Observation:
 
     @property
     def per_layer(self) -> Mapping[int, float | None]:
-        """The value of each layer, or its share in the phase's."""
+        """The value of each layer, or its share in the value of the phase."""
         values = {layer: estimate.value for layer, estimate in self.each.items()}
         return values or self.estimate.per_layer or {}
 
@@ -110,6 +110,7 @@ class Quantity(float):
 
 
 def _checked(name: str) -> Callable[..., object]:
+    """Return the operation of float that raises NotMeasuredError where there is no number."""
     operation = getattr(float, name)
 
     def checked(self: Quantity, *others: object) -> object:
@@ -134,10 +135,12 @@ def observe(
     """Observe a metric over a scope: a phase of the record, `layers:8-15`, `layer:3`, or `model`.
 
     A layer metric over several layers is aggregated by `over` (mean, median, min, max; with `each` the value is the
-    mean, and each layer is decided by itself). So is a phase metric's per-layer part, but for the mean, which is the
-    metric's own value.
+    mean, and each layer is decided by itself). So are the layers' shares in a phase metric, but for the mean: that is
+    the value of the metric itself. A metric of the law is the median of its layers already.
 
-    Raises ValueError for a metric, a variant or an aggregate that does not exist.
+    Raises:
+        ValueError: no metric, variant or aggregate has this name. A variant that this record lacks, or that meant
+            something else when it was measured, is no error: the estimate is absent, with the reason.
     """
     for kind, word, known in (
         ("metric", metric, METRICS),
@@ -163,7 +166,11 @@ def observe(
 def over_layers(
     view: RecordView, layers: Sequence[int], metric: str, variant: str, over: str
 ) -> tuple[Estimate, Mapping[int, Estimate]]:
-    """Return the estimate over these layers, and those of each layer where the metric is one of layers."""
+    """Return the estimate over these layers, and those of each layer where the metric is one of layers.
+
+    Without the arrays beside the record several layers have no common interval. A value without it is given only for
+    `each`, where every layer is decided by its own interval.
+    """
     aggregate = AGGREGATES["mean" if over == "each" else over]
     definition = METRICS[metric]
     if definition.scope == "layer" or (definition.scope == "pair" and len(layers) == 1):
@@ -171,13 +178,16 @@ def over_layers(
         missing = [f"layer {layer}: {estimate.reason}" for layer, estimate in each.items() if estimate.value is None]
         if missing:
             return absent("; ".join(missing)), each
-        if problem := _replicates_gone(view, each.values()):
-            return (next(iter(each.values())) if len(each) == 1 else absent(problem)), each
+        if len(each) == 1:
+            return each[layers[0]], each
+        if over != "each" and (problem := _replicates_gone(view, each.values())):
+            return absent(problem), each
         whole = combine(lambda *values: aggregate(values), *each.values(), low=definition.low, high=definition.high)
         return whole, each
     estimate = view.over(layers, metric, variant)
     per_layer = estimate.per_layer or {}
-    if estimate.value is not None and over in {"median", "min", "max"} and definition.takes != "law":
+    value_is = "median" if definition.takes == "law" else "mean"
+    if estimate.value is not None and over not in {"mean", "each", value_is}:
         values = [value for value in per_layer.values() if value is not None]
         # There are no replicates of single layers' shares, so their median has no interval.
         estimate = (
@@ -194,15 +204,15 @@ def _replicates_gone(view: RecordView, estimates: Iterable[Estimate]) -> str | N
         return None
     try:
         view.content()
-    except SuiteError as error:
+    except RecordError as error:
         return str(error)
     return None
 
 
 def scope_layers(view: RecordView, scope: str) -> range | str:
-    """Return the layers of a scope, or why the model has none.
+    """Return the layers of a scope, or the reason why the model has none.
 
-    Raises nothing: an unknown phase is a reason, as another model may have it.
+    An unknown phase is no error, as another model may have it.
     """
     layers = view.model.layers
     if scope == "model":

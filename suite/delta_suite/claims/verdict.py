@@ -1,9 +1,9 @@
-"""Verdicts: what a measurement says of a claim, and what that rests on."""
+"""Verdicts on claims, and the figures that they rest on."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
 
 from delta_suite.claims.gates import Gate
@@ -14,7 +14,7 @@ from delta_suite.metrics.intervals import detectable_effect
 
 
 class Verdict(Enum):
-    """The outcome of a claim for a measurement; the value is the word that tables show."""
+    """The outcome of judging a claim on a record; the value is the word that tables show."""
 
     SUPPORTED = "PASS"
     REFUTED = "FAIL"
@@ -22,9 +22,13 @@ class Verdict(Enum):
     NOT_MEASURED = "NOT MEASURED"
 
 
+NO_DISTANCE = absent("not measured")
+"""The margin of a claim that has none."""
+
+
 @dataclass(frozen=True)
 class Judgement:
-    """The verdict on one expectation for one model, and what it rests on."""
+    """The verdict on one expectation for one model, and the figures that it rests on."""
 
     hypothesis: Hypothesis
     expectation: Expectation
@@ -41,8 +45,8 @@ class Judgement:
     reference: Observation | None
     """The figure that `than` compared with, where that is a figure of a scope."""
     gates: tuple[Gate, ...] = ()
-    """The gates that did not let a verdict pass."""
-    distance: Estimate = field(default_factory=lambda: absent("not measured"))
+    """The gates that stayed closed."""
+    distance: Estimate = NO_DISTANCE
     """The margin with its interval: the claim holds where it is above 0."""
     p: float | None = None
     """One-sided p of the claim being false; with a null, the larger of the interval's and the null's."""
