@@ -45,7 +45,7 @@ class Null:
 
     name: str
     description: str
-    """What the JSON Schema says of it."""
+    """Its description in the JSON Schema of hypothesis files."""
     words: str
     """Its words in the text of a claim; {share} is the quantile in percent."""
     allows: frozenset[str]
