@@ -1,6 +1,7 @@
-"""What holds of any residual stream, as plain tests on the `measurement` fixture, beside the declarative files.
+"""Plain tests on the `measurement` fixture of properties that every residual stream has.
 
-Use this form where a claim is not one metric against one number.
+Write a plain test where a claim is not one metric against one number; all other claims belong in a TOML file.
+The docstring is the claim that tables show.
 """
 
 
