@@ -66,7 +66,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def test_it_learns(run: Run) -> None:
     losses = [json.loads((run.folder / f"checkpoint-{step}" / "loss.json").read_text())["loss"] for step in STEPS]
-    assert losses[0] > losses[1] > losses[2]
+    assert losses[0] > losses[2]  # each is of one batch: another processor orders the middle one otherwise
     assert losses[2] < 4.5  # ln 512 = 6.2 is the loss of a model that knows nothing
 
 
