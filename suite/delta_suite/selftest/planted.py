@@ -229,7 +229,7 @@ def segments(draw: np.random.Generator) -> Spectral:
 
 
 def segments_elsewhere(draw: np.random.Generator) -> Spectral:
-    """Return a population whose phases come in an order drawn anew, so that the declared boundaries are any others."""
+    """Segments in an order drawn anew, so that the declared boundaries are any others."""
     return _in_segments(draw, draw.permutation(SEGMENTS))
 
 
