@@ -14,10 +14,10 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from delta_suite.capture.calibration import DEFAULT_CALIBRATION
 from delta_suite.claims.judge import Judged, judge_all
 from delta_suite.claims.loader import load_hypotheses
 from delta_suite.claims.observe import Observation, Quantity, observe
+from delta_suite.command_line import DEFAULT_CALIBRATION
 from delta_suite.metrics.registry import METRICS, PARTS
 from delta_suite.models.models_file import load_registry
 from delta_suite.models.phases import PhaseMap

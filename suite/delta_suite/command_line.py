@@ -1,4 +1,4 @@
-"""Option texts and checks that both front doors, `delta-suite` and pytest, share."""
+"""Option texts, defaults and checks that both front doors, `delta-suite` and pytest, share."""
 
 from __future__ import annotations
 
@@ -11,6 +11,15 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 DTYPES: tuple[str, ...] = get_args(Dtype)
 """The values of `Dtype`."""
+
+DEFAULT_CALIBRATION = "core"
+"""Calibration set of a measurement that names none."""
+
+DEFAULT_DEVICE = "auto"
+"""Device of a measurement that names none: "auto" chooses the best one of the machine."""
+
+DEFAULT_RESULTS = "results"
+"""Folder of records if none is named."""
 
 HELP = {
     "model": "a name from models.toml, name@revision, a directory, a .gguf file, or a hub id; with @random-weights "

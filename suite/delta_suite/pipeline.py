@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from delta_suite.capture.calibration import DEFAULT_CALIBRATION, MAX_TOKENS, Calibration, load_calibration, tokenize
+from delta_suite.capture.calibration import MAX_TOKENS, Calibration, load_calibration, tokenize
+from delta_suite.command_line import DEFAULT_CALIBRATION
 from delta_suite.engine import local
 from delta_suite.errors import RecordError
 from delta_suite.metrics.registry import METRICS, PARTS

@@ -25,8 +25,6 @@ CORE_TOKENS = 128
 """Number of tokens of each document of `core` that run. Its documents have at least 220 under every tokenizer that was
 tried (data/DATASHEET.md), so each document and each domain has the same number of rows."""
 
-DEFAULT_CALIBRATION = "core"
-
 BUNDLED = ("core", "seed")
 """Names of the calibration sets in the package."""
 

@@ -12,8 +12,14 @@ import typer
 from typer.core import TyperGroup
 
 import delta_suite
-from delta_suite.capture.calibration import DEFAULT_CALIBRATION
-from delta_suite.command_line import EMPTY_VALUE, HELP, empty_options
+from delta_suite.command_line import (
+    DEFAULT_CALIBRATION,
+    DEFAULT_DEVICE,
+    DEFAULT_RESULTS,
+    EMPTY_VALUE,
+    HELP,
+    empty_options,
+)
 from delta_suite.errors import SuiteError
 from delta_suite.paths import bundled
 
@@ -85,7 +91,7 @@ Repository = Annotated[
         help="Where the files are to be seen, such as https://github.com/me/it/blob/main (default: relative links).",
     ),
 ]
-DEFAULTS = {"calibration": DEFAULT_CALIBRATION, "device": "auto", "results": Path("results")}
+DEFAULTS = {"calibration": DEFAULT_CALIBRATION, "device": DEFAULT_DEVICE, "results": Path(DEFAULT_RESULTS)}
 """The defaults of the options above."""
 
 

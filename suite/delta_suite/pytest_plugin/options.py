@@ -6,9 +6,7 @@ from typing import Any
 
 import pytest
 
-from delta_suite.command_line import DTYPES, HELP
-
-DEFAULT_CALIBRATION = "core"
+from delta_suite.command_line import DEFAULT_CALIBRATION, DEFAULT_DEVICE, DEFAULT_RESULTS, DTYPES, HELP
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "--model": {
@@ -25,9 +23,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": f"{HELP['calibration']} (default: {DEFAULT_CALIBRATION})",
     },
     "--documents": {"type": int, "metavar": "N", "help": HELP["documents"]},
-    "--device": {"default": "auto", "help": f"{HELP['device']} (default: auto)"},
+    "--device": {"default": DEFAULT_DEVICE, "help": f"{HELP['device']} (default: {DEFAULT_DEVICE})"},
     "--dtype": {"choices": list(DTYPES), "help": HELP["dtype"]},
-    "--results-dir": {"default": "results", "metavar": "PATH", "help": f"{HELP['results-dir']} (default: results)"},
+    "--results-dir": {
+        "default": DEFAULT_RESULTS,
+        "metavar": "PATH",
+        "help": f"{HELP['results-dir']} (default: {DEFAULT_RESULTS})",
+    },
     "--variant": {
         "metavar": "NAME",
         "help": "judge every claim under this variant, and show it (default: as each claim says; tables show raw)",
@@ -56,14 +58,29 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "the baseline's calibration is another sample of the same source: compare unpaired",
     },
 }
-"""Every option with what argparse needs of it."""
+"""Every option with its settings for argparse."""
 
-WORDS = ("--model", "--models-file", "--calibration", "--device", "--results-dir", "--baseline")
+NOT_EMPTY = ("--model", "--models-file", "--calibration", "--device", "--results-dir", "--baseline")
 """Options that take any word, but no empty one."""
 
 
+def takes_value(name: str) -> bool:
+    """Return True if an option needs a value, which may be the next word of the command line.
+
+    Example:
+        >>> takes_value("--model"), takes_value("--fresh"), takes_value("--baseline")
+        (True, False, False)
+    """
+    settings = OPTIONS[name]
+    return settings.get("action") != "store_true" and settings.get("nargs") != "?"
+
+
 def add_options(parser: pytest.Parser) -> None:
-    """Add every option to pytest's command line. Raises ValueError where one is taken already."""
+    """Add every option to pytest's command line.
+
+    Raises:
+        ValueError: an option is taken already (before pytest 9, the parser raises argparse.ArgumentError later).
+    """
     group = parser.getgroup("delta-suite", "depth structure of language models")
     for name, settings in OPTIONS.items():
         group.addoption(name, **settings)

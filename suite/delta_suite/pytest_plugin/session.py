@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from delta_suite.command_line import EMPTY_VALUE, empty_options
+from delta_suite.command_line import DEFAULT_CALIBRATION, EMPTY_VALUE, empty_options
 from delta_suite.errors import SuiteError
 from delta_suite.pytest_plugin.baseline_items import REGRESSION, Regression
-from delta_suite.pytest_plugin.options import DEFAULT_CALIBRATION, WORDS
+from delta_suite.pytest_plugin.options import NOT_EMPTY
 
 if TYPE_CHECKING:
     from delta_suite.claims.schema import Hypothesis
@@ -32,7 +32,7 @@ STARTED = "delta_suite_started"
 def pytest_configure(config: pytest.Config) -> None:
     """Resolve the models of the run, and its baselines."""
     for option in empty_options(str(word) for word in config.invocation_params.args):
-        if option in WORDS:
+        if option in NOT_EMPTY:
             raise pytest.UsageError(f"{option} {EMPTY_VALUE}")
     variant = config.getoption("variant")
     if variant is not None:
