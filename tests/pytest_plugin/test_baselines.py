@@ -55,9 +55,9 @@ def test_an_unchanged_model_is_the_same(project: pytest.Pytester, baseline: Path
     assert result.ret == 0
     result.stdout.fnmatch_lines(["*- baselines -*", "tiny *results/baselines/tiny.json * -"])
     cases = {case.get("name"): case for case in ET.parse(project.path / "junit.xml").iter("testcase")}
-    own = {p.get("name"): p.get("value") for p in cases["C/intra_cosine[tiny]"].iter("property")}
-    assert own["status"] == "same"
-    assert own["baseline"] == "results/baselines/tiny.json"
+    properties = {p.get("name"): p.get("value") for p in cases["C/intra_cosine[tiny]"].iter("property")}
+    assert properties["status"] == "same"
+    assert properties["baseline"] == "results/baselines/tiny.json"
     assert {"record[tiny]", "layers/gamma[tiny]", "layers/direction_turn[tiny]", "model/intra_cosine[tiny]"} <= set(
         cases
     )
@@ -68,6 +68,12 @@ def test_items_are_chosen_by_name_and_by_node(project: pytest.Pytester, baseline
     assert project.runpytest(*RUN, "--baseline", "-k", "C/intra_cosine[").parseoutcomes()["passed"] == 1
     node = "results/baselines/tiny.json::C/intra_cosine[tiny]"
     project.runpytest(node, *RUN[1:], "--baseline").assert_outcomes(passed=1)
+
+
+def test_a_baseline_that_an_option_names_is_enough(project: pytest.Pytester, baseline: Path) -> None:
+    result = project.runpytest(*RUN[1:], f"--baseline={baseline}", "--collect-only", "-q")
+    result.stdout.fnmatch_lines(["results/baselines/tiny.json::C/intra_cosine[[]tiny[]]"])
+    assert result.ret == 0
 
 
 def test_a_changed_figure_fails_with_its_layer(project: pytest.Pytester, baseline: Path) -> None:
@@ -213,7 +219,7 @@ def test_a_full_disk_leaves_all_files_as_they_were(
     [
         (lambda arrays: b"garbage", "*Error while deserializing: *"),
         (lambda arrays: pack(arrays)[:-100], "*Error while deserializing: *"),
-        (lambda arrays: pack({name: own[:3] for name, own in arrays.items()}), "*(3*of a model of 12 layers x 48*"),
+        (lambda arrays: pack({name: array[:3] for name, array in arrays.items()}), "*(3*of a model of 12 layers x 48*"),
     ],
 )
 def test_damaged_directions_are_one_error_before_anything_runs(

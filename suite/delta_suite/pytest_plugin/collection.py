@@ -11,7 +11,8 @@ import pytest
 
 from delta_suite.errors import SuiteError
 from delta_suite.paths import not_a_file
-from delta_suite.pytest_plugin.baseline_items import REGRESSION, BaselineItem, BaselineNode
+from delta_suite.pytest_plugin.baseline_items import BaselineItem, BaselineNode
+from delta_suite.pytest_plugin.baseline_session import REGRESSION
 from delta_suite.pytest_plugin.scope import holds_hypotheses
 from delta_suite.pytest_plugin.session import SESSION
 

@@ -15,7 +15,7 @@ import pytest
 
 from delta_suite.command_line import DEFAULT_CALIBRATION, EMPTY_VALUE, empty_options
 from delta_suite.errors import SuiteError
-from delta_suite.pytest_plugin.baseline_items import REGRESSION, Regression
+from delta_suite.pytest_plugin.baseline_session import REGRESSION, Regression
 from delta_suite.pytest_plugin.options import NOT_EMPTY
 
 if TYPE_CHECKING:

@@ -1,0 +1,264 @@
+"""The baselines of a run: located by the options, asked by the items, and written at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from delta_suite.errors import BaselineError, SuiteError
+
+if TYPE_CHECKING:
+    from delta_suite.claims.schema import Hypothesis
+    from delta_suite.models.spec import ModelSpec
+    from delta_suite.pipeline import Outcome
+    from delta_suite.records.view import RecordView
+    from delta_suite.regression.baseline import BaselineFile, VerdictEntry
+    from delta_suite.regression.comparison import Comparison
+
+
+@dataclass
+class Regression:
+    """The baselines of a run: read at its start, compared with during it, and updated at its end."""
+
+    config: pytest.Config
+    specs: Sequence[ModelSpec]
+    outcome: Callable[[ModelSpec], Outcome]
+    """Function that measures a model; raises its SuiteError if it cannot be measured."""
+    control: Callable[[ModelSpec], RecordView | None]
+    """Function that returns the record of the same architecture with random weights, or None."""
+    reproduce: Callable[[str, str], str]
+    """Function that returns the command that runs a node id for a model again."""
+    paths: dict[str, Path] = field(default_factory=dict)
+    """Path of the baseline of each model, by its name."""
+    files: dict[Path, BaselineFile] = field(default_factory=dict)
+    """Baselines that exist, by path."""
+    hypotheses: dict[str, Path] = field(default_factory=dict)
+    """Hypothesis files that were collected, by id."""
+    measured: set[str] = field(default_factory=set)
+    """Names of models that at least one item was measured for."""
+    failed: set[str] = field(default_factory=set)
+    """Names of models that at least one item could not be measured for."""
+    messages: list[str] = field(default_factory=list)
+    """Lines to print about what was written at the end of the run."""
+    _compared: dict[str, dict[str, list[Comparison]]] = field(default_factory=dict)
+
+    @classmethod
+    def create(
+        cls,
+        config: pytest.Config,
+        specs: Sequence[ModelSpec],
+        outcome: Callable[[ModelSpec], Outcome],
+        control: Callable[[ModelSpec], RecordView | None],
+        reproduce: Callable[[str, str], str],
+    ) -> Regression | None:
+        """Return the baselines of a run, or None if no option asks for one.
+
+        Raises:
+            pytest.UsageError: options do not go together, or a baseline is missing or damaged.
+        """
+        option = config.getoption
+        if option("baseline") is None and option("baseline_update") is None:
+            if option("baseline_reason"):
+                raise pytest.UsageError("--baseline-reason is for --baseline-update=all")
+            return None
+        regression = cls(config, specs, outcome, control, reproduce)
+        regression._resolve()
+        return regression
+
+    @property
+    def parts(self) -> set[str]:
+        """Parts of a measurement that the baselines hold, or will hold once they are written."""
+        from delta_suite.metrics.registry import PARTS
+
+        held = {part for file in self.files.values() for part in file.content.record.parts}
+        return held | (set(PARTS) if self.update else set())
+
+    @property
+    def update(self) -> str | None:
+        """Value of --baseline-update: "new" or "all" if baselines are written, else None."""
+        mode: str | None = self.config.getoption("baseline_update")
+        return mode
+
+    @property
+    def other_documents(self) -> bool:
+        """True if a calibration other than the baseline's counts as another sample of the same source."""
+        return bool(self.config.getoption("baseline_other_documents"))
+
+    def _resolve(self) -> None:
+        from delta_suite.regression.baseline import (
+            baseline_path,
+            load_baseline,
+            read_baseline_json,
+            refuse_shared,
+            unknown_keys,
+        )
+
+        option = self.config.getoption
+        if not self.specs:
+            raise pytest.UsageError("--baseline compares models: name one with --model=NAME")
+        if self.update == "all" and not option("baseline_reason").strip():
+            raise pytest.UsageError(
+                '--baseline-update=all overwrites what was agreed on: say why with --baseline-reason "..."; '
+                "it is kept in the file"
+            )
+        given = Path(option("baseline")) if option("baseline") else None
+        if given is not None and given.suffix != ".json" and _holds_tests(given):
+            raise pytest.UsageError(
+                f"--baseline {given}: that folder holds tests, not baselines. Write --baseline=PATH, "
+                f"or --baseline after the folder of tests."
+            )
+        results = Path(option("results_dir"))
+        try:
+            for spec in self.specs:
+                path = self.paths[spec.name] = baseline_path(given, results, spec.name)
+                if path in self.files or (self.update and not path.exists()):
+                    continue
+                if self.update == "all" and read_baseline_json(path).get("schema") == 1:
+                    continue  # it is renewed, and holds nothing to compare with
+                self.files[path] = load_baseline(path)
+                if wrong := unknown_keys(self.files[path]):
+                    raise BaselineError(f"{path}: tolerances for what does not exist: {', '.join(wrong)}")
+            if self.update:
+                refuse_shared(self.paths)
+        except SuiteError as error:
+            raise pytest.UsageError(str(error)) from None
+        named = {Path(str(argument).split("::")[0]).resolve() for argument in self.config.args}
+        self.config.args.extend(str(path) for path in self.files if path.resolve() not in named)
+
+    def file(self, path: Path) -> BaselineFile | None:
+        """Return the baseline at a path, or None if no baseline of the run lies there."""
+        return next((file for file in self.files.values() if file.path.resolve() == path.resolve()), None)
+
+    def models(self, baseline: BaselineFile) -> list[ModelSpec]:
+        """Return the models that are compared with a baseline."""
+        return [spec for spec in self.specs if self.paths[spec.name] == baseline.path]
+
+    def compared(self, spec: ModelSpec, baseline: BaselineFile) -> dict[str, list[Comparison]]:
+        """Return all comparisons of a model by the name of the item; they are computed once."""
+        from delta_suite.regression.comparison import by_item
+        from delta_suite.regression.turns import direction_figures
+
+        if spec.name not in self._compared:
+            view = self.outcome(spec).view
+            comparisons = baseline.compare(view, direction_figures(view), other_documents=self.other_documents)
+            self._compared[spec.name] = by_item(comparisons)
+        return self._compared[spec.name]
+
+    def known_hypotheses(self, verdicts: Iterable[VerdictEntry]) -> dict[str, Hypothesis]:
+        """Return hypotheses by id: all collected ones, and those of files that a baseline names."""
+        from delta_suite.claims.loader import load_hypothesis
+
+        root = self.config.rootpath
+        paths = dict.fromkeys(self.hypotheses.values())
+        paths |= dict.fromkeys(root / entry.file for entry in verdicts if (root / entry.file).is_file())
+        loaded = [load_hypothesis(path) for path in paths]
+        return {hypothesis.id: hypothesis for hypothesis in loaded}
+
+    def verdict(self, hypothesis: Hypothesis, expectation: str, spec: ModelSpec) -> VerdictEntry | None:
+        """Judge a claim as its file states it, regardless of --variant; None if the file states no such claim."""
+        from delta_suite.claims.judge import judge
+        from delta_suite.regression.baseline import VerdictEntry
+
+        stated = next((claim for claim in hypothesis.expect if claim.id == expectation), None)
+        if stated is None:
+            return None
+        judged = judge(hypothesis, stated, self.outcome(spec).view, self.control(spec))
+        claim = f"{stated.claim()}, {stated.variant}"
+        return VerdictEntry(
+            verdict=judged.verdict.value, observed=judged.observed, claim=claim, file=self._relative(hypothesis.path)
+        )
+
+    def _relative(self, path: Path) -> str:
+        path, root = path.resolve(), self.config.rootpath.resolve()
+        return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+
+    # --- reports, which may come from xdist workers, and the end of the run
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Note which models were measured, and in which files claims are stated."""
+        for row in (getattr(report, name, None) for name in ("delta_suite", "delta_suite_baseline")):
+            if row is None:
+                continue
+            self.measured.add(row["model"])
+            where = self.config.rootpath / str(row.get("where", "")).rpartition(":")[0]
+            if where.suffix == ".toml" and row.get("hypothesis"):
+                self.hypotheses.setdefault(row["hypothesis"], where)
+        if report.failed and report.when == "setup":
+            self.failed |= {spec.name for spec in self.specs if f"[{spec.name}]" in report.nodeid}
+
+    def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
+        """Write the baselines; xdist workers write none."""
+        if self.update is None or hasattr(self.config, "workerinput") or self.config.option.collectonly:
+            return
+        finished = {pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED}
+        if exitstatus not in finished:
+            self.messages.append("the run did not end as it should: no baseline was written")
+        elif not self._write():
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
+        """Print the table of baselines, the changes, and what was written."""
+        from delta_suite.publish.baseline_tables import BaselineRow, changes_table, run_table
+
+        reports = [report for group in terminalreporter.stats.values() for report in group]
+        items = [report.delta_suite_baseline for report in reports if hasattr(report, "delta_suite_baseline")]
+        order = [spec.name for spec in self.specs]  # workers report as they finish
+        rows = sorted((BaselineRow(**row) for row in items), key=lambda row: order.index(row.model))
+        if rows or self.messages:
+            terminalreporter.section("baselines", sep="-")
+        if rows:
+            terminalreporter.write_line(run_table(rows))
+        if any(row.fails for row in rows):
+            terminalreporter.write_line("")
+            terminalreporter.write_line(changes_table(rows))
+        for line in self.messages:
+            terminalreporter.write_line(line)
+
+    def _write(self) -> bool:
+        """Update the baselines of the models that were measured; return True if none failed."""
+        from delta_suite.regression.update import update_baseline
+
+        complete = True
+        for spec in self.specs:
+            path = self.paths[spec.name]
+            if spec.name in self.failed - self.measured:
+                self.messages.append(f"{path}: not written, {spec.name} could not be measured")
+                complete = False
+                continue
+            try:
+                self.messages.append(
+                    update_baseline(
+                        path,
+                        self.outcome(spec).view,
+                        self._verdicts(spec),
+                        overwrite=self.update == "all",
+                        reason=self.config.getoption("baseline_reason"),
+                    )
+                )
+            except SuiteError as error:
+                self.messages.append(f"not written: {error}")
+                complete = False
+        return complete
+
+    def _verdicts(self, spec: ModelSpec) -> dict[str, VerdictEntry]:
+        old = self.files.get(self.paths[spec.name])
+        entries = {}
+        for hypothesis in self.known_hypotheses(old.content.verdicts.values() if old else ()).values():
+            for expectation in hypothesis.expect:
+                entry = self.verdict(hypothesis, expectation.id, spec)
+                if entry is not None:
+                    entries[f"{hypothesis.id}/{expectation.id}"] = entry
+        return entries
+
+
+def _holds_tests(folder: Path) -> bool:
+    return folder.is_dir() and any(any(folder.glob(pattern)) for pattern in ("test_*.py", "*.toml"))
+
+
+REGRESSION: pytest.StashKey[Regression] = pytest.StashKey()
+"""Key of the baselines in the stash of the config; absent in a run without baselines."""
