@@ -1,4 +1,4 @@
-"""The `measurement` fixture of plain tests, and how an assert on its numbers explains itself."""
+"""The `measurement` fixture of plain tests, and the explanation of a failed assert on its numbers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _MIRRORED = {">=": "<=", "<=": ">=", ">": "<", "<": ">"}
 
 @pytest.fixture(scope="session")
 def measurement(request: pytest.FixtureRequest) -> Measurement:
-    """The measurement of each --model in turn, taken once per run."""
+    """Return the measurement of each --model in turn; a model is measured once in a run."""
     from delta_suite.api import Measurement
 
     outcome = request.config.stash[SESSION].outcome_or_error(request.param)
@@ -25,7 +25,7 @@ def measurement(request: pytest.FixtureRequest) -> Measurement:
 
 
 def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
-    """Explain a comparison of observed numbers: both values, and those of each layer."""
+    """Explain a failed comparison with an observed number: both values, and the values of each layer."""
     observing = modules.get("delta_suite.claims.observe")  # not imported yet: then neither side is a Quantity
     if observing is None:
         return None

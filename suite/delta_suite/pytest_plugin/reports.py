@@ -1,4 +1,4 @@
-"""Reports: the row of each verdict, the words for outcomes, and the tables at the end of a run."""
+"""Reports: rows of verdicts, words for outcomes, the header, and the tables at the end of a run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Attach the row of a verdict to its report, as plain values that pass between processes."""
+    """Attach the row of a verdict to its report, as plain values that xdist can send between processes."""
     report = yield
     spec = spec_of(item)
     if spec is None or not (call.when == "call" or report.failed):
@@ -54,7 +54,7 @@ def _function_row(
     spec: ModelSpec,
     session: Session,
 ) -> Row | None:
-    """Return a plain test's row; a number that does not exist makes it not measured, neither passed nor failed."""
+    """Return the row of a plain test; a test that uses a number that does not exist is not measured."""
     from delta_suite.claims.observe import NotMeasuredError
     from delta_suite.claims.verdict import Verdict
     from delta_suite.publish.rows import Row
@@ -85,7 +85,7 @@ def _function_row(
 
 
 def pytest_report_teststatus(report: pytest.CollectReport | pytest.TestReport) -> Any:
-    """Return category, letter and word of verdicts that neither pass nor fail."""
+    """Return the category, letter and word for a verdict that neither passes nor fails."""
     if not report.skipped or hasattr(report, "wasxfail"):
         return None
     if (compared := getattr(report, "delta_suite_baseline", None)) is not None:
@@ -101,7 +101,7 @@ def pytest_report_teststatus(report: pytest.CollectReport | pytest.TestReport) -
 
 
 def pytest_report_header(config: pytest.Config) -> list[str] | None:
-    """Return the models of the run and how they are measured."""
+    """Return lines with the models of the run and the settings of their measurement."""
     session = config.stash[SESSION]
     if not session.specs:
         return None
@@ -121,7 +121,7 @@ def pytest_report_header(config: pytest.Config) -> list[str] | None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Show the tables of the models, and the verdicts."""
+    """Print the tables of the models and of the verdicts."""
     session = config.stash[SESSION]
     for note in session.notes:
         terminalreporter.write_line(f"delta-suite: {note}")
@@ -142,7 +142,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 def _show_models(terminal: pytest.TerminalReporter, session: Session) -> None:
-    """Show the phases of each model, and with -v its layers and boundaries."""
+    """Print the phases of each model, and with -v its layers and boundaries."""
     from delta_suite.publish import model_tables
 
     variant = session.config.getoption("variant") or "raw"
@@ -155,16 +155,16 @@ def _show_models(terminal: pytest.TerminalReporter, session: Session) -> None:
             terminal.write_line(note)
         if kept.view is None:
             continue
-        shown = [model_tables.phase_table(kept.view, variant)]
+        tables = [model_tables.phase_table(kept.view, variant)]
         if session.config.get_verbosity() > 0:
-            shown += [model_tables.layer_table(kept.view, variant), model_tables.boundary_table(kept.view, variant)]
-        for table in shown:
+            tables += [model_tables.layer_table(kept.view, variant), model_tables.boundary_table(kept.view, variant)]
+        for table in tables:
             terminal.write_line("")
             terminal.write_line(table)
 
 
 def _show_verdicts(terminal: pytest.TerminalReporter, rows: list[Row], *, several: bool) -> None:
-    """Show the grid of verdicts with its marks, in how many models claims hold, and every variant."""
+    """Print the grid of verdicts, the number of models in which each claim holds, and the verdicts by variant."""
     from delta_suite.publish import verdict_tables
     from delta_suite.publish.rows import FLIPS, VACUOUS
 
@@ -183,7 +183,7 @@ def _show_verdicts(terminal: pytest.TerminalReporter, rows: list[Row], *, severa
 
 
 def _show_runs(terminal: pytest.TerminalReporter, session: Session, rows: list[Row]) -> None:
-    """Show verdicts and metrics against the step for each training run among the models."""
+    """Print verdicts and metrics by step for each training run among the models."""
     from delta_suite.metrics.registry import METRICS
     from delta_suite.publish import trajectory
 

@@ -1,4 +1,4 @@
-"""pytest-xdist: items of one model go to one worker."""
+"""Scheduling under pytest-xdist: the items of one model go to one worker."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ def pytest_configure_node(node: Any) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Return a scheduler that keeps the items of a model together, where the user has not chosen another."""
+    """Return a scheduler that keeps the items of a model together, unless the user chose one with --dist."""
     names = sorted((spec.name for spec in config.stash[SESSION].specs), key=len, reverse=True)
     if not names or config.getoption("dist") != "load":
         return None
     from xdist.scheduler import LoadScopeScheduling
 
     class ByModel(LoadScopeScheduling):  # type: ignore[misc]
-        """`--dist loadgroup` stops grouping on pytest 9.2; a scope per model does not."""
+        """Scheduler with one scope per model; `--dist loadgroup` stops grouping on pytest 9.2."""
 
         def _split_scope(self, nodeid: str) -> str:
             bracket = nodeid.partition("[")[2]
