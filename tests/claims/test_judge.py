@@ -225,10 +225,10 @@ def test_claims_against_random_weights_are_judged_so_under_every_variant(view: R
 
 
 def test_a_run_measures_the_parts_that_its_claims_name_on_either_side() -> None:
-    assert parts_of_claims([hypothesis(expectation(threshold=1))]) == {"spectra"}
-    assert parts_of_claims([hypothesis(expectation(metric="sharing_index", threshold=1))]) == {"spectra", "law"}
+    assert parts_of_claims([expectation(threshold=1)]) == {"spectra"}
+    assert parts_of_claims([expectation(metric="sharing_index", threshold=1)]) == {"spectra", "law"}
     other = expectation(metric="gamma", scope="model", than={"scope": "model", "metric": "boundary_p"})
-    assert parts_of_claims([hypothesis(expectation(threshold=1)), hypothesis(other)]) == {"spectra", "boundaries"}
+    assert parts_of_claims([expectation(threshold=1), other]) == {"spectra", "boundaries"}
 
 
 @pytest.mark.parametrize(

@@ -195,6 +195,6 @@ def judge_claim(
     return Judged(view, judgement, variants)
 
 
-def parts_of_claims(hypotheses: Iterable[Hypothesis]) -> frozenset[str]:
-    """Return the parts of a measurement that the claims of these hypotheses need, on either side."""
-    return parts_of([metric for hypothesis in hypotheses for claim in hypothesis.expect for metric in claim.metrics])
+def parts_of_claims(claims: Iterable[Expectation]) -> frozenset[str]:
+    """Return the parts of a measurement that claims need for the metrics on either side."""
+    return parts_of([metric for claim in claims for metric in claim.metrics])

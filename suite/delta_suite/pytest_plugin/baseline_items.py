@@ -105,7 +105,7 @@ class BaselineItem(pytest.Item):
         return claim if kind == VERDICT else None
 
     @property
-    def claim(self) -> Expectation | None:
+    def expectation(self) -> Expectation | None:
         """The claim itself; None for a figure, and for a claim that no file states any more."""
         hypothesis, _, claim = (self.verdict or "").partition("/")
         stated = self.hypotheses[hypothesis].expect if hypothesis in self.hypotheses else ()

@@ -1,4 +1,4 @@
-"""Collection: hypothesis files become items, one per (expectation, model); verdicts become outcomes."""
+"""Collection: a hypothesis file becomes one item for each claim and model; a verdict becomes the outcome of an item."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from delta_suite.errors import SuiteError
-from delta_suite.paths import not_a_file
+from delta_suite.paths import is_directory, not_a_file
 from delta_suite.pytest_plugin.baseline_items import BaselineItem, BaselineNode
 from delta_suite.pytest_plugin.baseline_session import REGRESSION
-from delta_suite.pytest_plugin.scope import holds_hypotheses
+from delta_suite.pytest_plugin.scope import holds_hypotheses, toml_files
 from delta_suite.pytest_plugin.session import SESSION
 
 if TYPE_CHECKING:
@@ -25,35 +25,40 @@ if TYPE_CHECKING:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection(session: pytest.Session) -> None:
-    """Refuse what is called .toml in a named folder and is no file: pytest itself would pass over it in silence."""
-    for argument in session.config.args:
-        folder = Path(str(argument).split("::")[0])
-        if not holds_hypotheses(folder) or not folder.is_dir():
+    """Raise UsageError for a .toml in a named folder that cannot be read as a file; pytest would ignore it silently."""
+    for folder in _named_paths(session.config):
+        if not is_directory(folder) or not holds_hypotheses(folder):
             continue
-        for path in sorted(folder.glob("*.toml")):
+        for path in toml_files(folder):
             if problem := not_a_file(path):
                 raise pytest.UsageError(f"{path}: {problem}")
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
-    """Collect baselines of the run, and .toml files that are named or lie directly in a named folder."""
+    """Collect the baselines of the run, and .toml files that are named or lie directly in a named folder."""
     regression = parent.config.stash.get(REGRESSION, None)
     if regression is not None and regression.file(file_path) is not None:
         return BaselineNode.from_parent(parent, path=file_path)
     if file_path.suffix != ".toml":
         return None
-    named = {Path(str(argument).split("::")[0]).absolute() for argument in parent.config.args}
-    if file_path.absolute() in named:
+    named = {path.resolve() for path in _named_paths(parent.config)}
+    folder = file_path.parent
+    in_named_folder = folder.resolve() in named and holds_hypotheses(folder) and file_path in toml_files(folder)
+    if in_named_folder or file_path.resolve() in named:
         return HypothesisFile.from_parent(parent, path=file_path)
-    folder = file_path.absolute().parent
-    return HypothesisFile.from_parent(parent, path=file_path) if folder in named and holds_hypotheses(folder) else None
+    return None
+
+
+def _named_paths(config: pytest.Config) -> list[Path]:
+    """Return the files and folders that the run collects from, without node ids."""
+    return [Path(argument.split("::")[0]) for argument in config.args]
 
 
 class HypothesisFile(pytest.File):
-    """One TOML file of expectations."""
+    """A hypothesis file as a node of the collection."""
 
     def collect(self) -> Iterable[pytest.Item]:
-        """Yield one item for each expectation and model."""
+        """Yield one item for each pair of a claim and a model."""
         from delta_suite.claims.loader import load_hypothesis, require_known_phases
 
         session = self.config.stash[SESSION]
@@ -69,7 +74,6 @@ class HypothesisFile(pytest.File):
             raise self.CollectError(
                 f"{self.path}: the id {hypothesis.id!r} is taken by {first}; give each file its own"
             )
-        session.collected(hypothesis)
         for tag in hypothesis.tags:
             self.config.addinivalue_line("markers", f"{tag}: tag of hypothesis {hypothesis.id}")
         for expectation in hypothesis.expect:
@@ -84,7 +88,7 @@ class HypothesisFile(pytest.File):
 
 
 class ExpectationRefutedError(Exception):
-    """The failure of an expectation; it carries the judgement to the report."""
+    """Failure of a claim; carries the judgement to the report."""
 
     def __init__(self, judged: Judged) -> None:
         super().__init__(judged.judgement.expectation.claim())
@@ -92,7 +96,7 @@ class ExpectationRefutedError(Exception):
 
 
 class ExpectationItem(pytest.Item):
-    """One expectation for one model."""
+    """One claim on one model."""
 
     def __init__(self, *, hypothesis: Hypothesis, expectation: Expectation, spec: ModelSpec, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -107,11 +111,11 @@ class ExpectationItem(pytest.Item):
                 self.add_marker(pytest.mark.xfail(reason=xfail.reason))
 
     def setup(self) -> None:
-        """Measure the model, or take it from the cache."""
+        """Measure the model, unless this run or the cache already has it."""
         self.config.stash[SESSION].outcome_or_error(self.spec)
 
     def runtest(self) -> None:
-        """Judge the claim, and fail, skip or pass by the verdict."""
+        """Judge the claim, and fail, skip or pass according to the verdict."""
         from delta_suite.claims.judge import judge_claim
         from delta_suite.claims.verdict import Verdict
 
@@ -119,7 +123,9 @@ class ExpectationItem(pytest.Item):
         view = session.outcome(self.spec).view
         self.judged = judged = judge_claim(self.hypothesis, self.expectation, view, session.control(self.spec))
         judgement = judged.judgement
-        self.user_properties += [(key, value) for key, value in self._shown(judgement).items() if value is not None]
+        self.user_properties += [
+            (key, value) for key, value in self._properties(judgement).items() if value is not None
+        ]
         if judgement.verdict is Verdict.SUPPORTED:
             return
         if judgement.verdict is Verdict.REFUTED and self.expectation.severity == "fail":
@@ -128,8 +134,8 @@ class ExpectationItem(pytest.Item):
             raise ExpectationRefutedError(judged)
         pytest.skip(f"{judgement.verdict.value.lower()}: {judgement.reason or self._explain(judged)}")
 
-    def _shown(self, judgement: Judgement) -> dict[str, Any]:
-        """Return what a JUnit report says of the verdict."""
+    def _properties(self, judgement: Judgement) -> dict[str, Any]:
+        """Return the properties of the item in a JUnit report."""
         return {
             "hypothesis": self.hypothesis.id,
             "hypothesis_sha256": self.hypothesis.sha256,
@@ -148,7 +154,7 @@ class ExpectationItem(pytest.Item):
         }
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        """Return the explanation of a refuted claim in place of a traceback."""
+        """Return the explanation of a refuted claim instead of a traceback."""
         if isinstance(excinfo.value, ExpectationRefutedError):
             return self._explain(excinfo.value.judged)
         return super().repr_failure(excinfo, style)
@@ -160,19 +166,19 @@ class ExpectationItem(pytest.Item):
 
     @property
     def where(self) -> str:
-        """file:line of the claim"""
+        """File and line of the claim, as `file:line`."""
         path = self.path
         if path.is_relative_to(self.config.rootpath):
             path = path.relative_to(self.config.rootpath)
         return f"{path}:{self.expectation.line}"
 
     def reportinfo(self) -> tuple[Path, int, str]:
-        """Return file, line and name for the report."""
+        """Return the file, line and name of the item."""
         return self.path, self.expectation.line - 1, self.name
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a plain test that takes the `measurement` fixture once for each model."""
+    """Run a test with the `measurement` fixture once for each model."""
     if "measurement" in metafunc.fixturenames:
         session = metafunc.config.stash[SESSION]
         session.needs_model = True
@@ -182,25 +188,41 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Put items of one model together, so that it is measured, used and let go before the next."""
+    """Sort items by model, so that each model is measured, used and released before the next one."""
     session = config.stash[SESSION]
     if session.needs_model and not session.specs:
         from delta_suite.models.models_file import load_registry
 
         try:
-            known = ", ".join(load_registry(session.models_file).specs)
+            names = ", ".join(load_registry(session.models_file).specs)
         except SuiteError as error:
             raise pytest.UsageError(str(error)) from None
         raise pytest.UsageError(
             f"no model given. Name one with --model=NAME: a directory, a hub id (org/name), "
-            f"or one of models.toml: {known}"
+            f"or one of models.toml: {names}"
         )
     order = {spec.name: index for index, spec in enumerate(session.specs)}
     items.sort(key=lambda item: order.get(spec.name, -1) if (spec := spec_of(item)) else -1)
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Choose the parts of a measurement that the items need which -k, -m and node ids selected.
+
+    A plain test may ask for any metric, so a run with one measures every part.
+    """
+    with_model = [item for item in session.items if spec_of(item) is not None]
+    if not with_model:
+        return
+    from delta_suite.claims.judge import parts_of_claims
+    from delta_suite.metrics.registry import PARTS
+
+    claims = [item.expectation for item in with_model if isinstance(item, ExpectationItem | BaselineItem)]
+    parts = parts_of_claims(claim for claim in claims if claim is not None)
+    session.config.stash[SESSION].parts.update(parts if len(claims) == len(with_model) else PARTS)
+
+
 def spec_of(item: pytest.Item) -> ModelSpec | None:
-    """Return the model that an item is about."""
+    """Return the model of an item; None for an item without one."""
     if isinstance(item, ExpectationItem | BaselineItem):
         return item.spec
     callspec = getattr(item, "callspec", None)

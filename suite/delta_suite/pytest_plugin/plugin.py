@@ -1,74 +1,94 @@
-"""The entry point of pytest: it decides whether a run is about hypotheses, and is silent where it is not."""
+"""Entry point of the plugin: it joins runs that are about hypotheses, and adds nothing to any other."""
 
 from __future__ import annotations
 
+import argparse
+import inspect
 import re
+import shlex
 from collections.abc import Generator
-from types import TracebackType
+from pathlib import Path
 
 import pytest
 
 from delta_suite.pytest_plugin.options import OPTIONS, add_options
-from delta_suite.pytest_plugin.scope import INI_OPTION, about_hypotheses, unknown_options
+from delta_suite.pytest_plugin.scope import (
+    INI_OPTION,
+    about_hypotheses,
+    collected_paths,
+    holds_hypotheses,
+    split_options,
+    without_hypotheses,
+)
 
-_TAKEN = ("already added", "already used", "conflicting option string")
-"""The message of pytest and argparse about an option that is there twice, release by release."""
+MODULES = ("session", "collection", "fixture", "reports", "scheduling")
+"""Modules whose hooks and fixtures are registered in a run that is about hypotheses."""
 
-HOOKS = ("session", "collection", "fixture", "reports", "scheduling")
-"""The modules whose hooks and fixtures are registered in a run that is about hypotheses."""
+_DECLARED_TWICE = ("already added", "already used", "conflicting option string")
+"""Phrases with which pytest and argparse report an option that is declared twice, in one release or another."""
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_load_initial_conftests(
     early_config: pytest.Config, parser: pytest.Parser, args: list[str]
 ) -> Generator[None, None, None]:
-    """Add options and hooks before conftests are loaded, and explain what does not fit together afterwards."""
-    active = about_hypotheses(early_config, args)
-    if active:
-        parser.addini(INI_OPTION, "run the plugin of delta-suite in every run", type="bool", default=False)
-        add_options(parser)
-        for name in HOOKS:
-            early_config.pluginmanager.import_plugin(f"delta_suite.pytest_plugin.{name}")
+    """Add options and hooks before conftests are loaded, and explain afterwards what does not fit together."""
+    active = about_hypotheses(early_config, parser, args)
     try:
+        if active:
+            add_options(parser)
+            for name in MODULES:
+                early_config.pluginmanager.import_plugin(f"delta_suite.pytest_plugin.{name}")
         yield
-    except Exception as error:
-        if active and (taken := _taken_option(error)) is not None:
-            option, place = taken
-            raise pytest.UsageError(
-                f"{option} is an option of delta-suite and of {place}, too: rename that one, "
-                f"or run its tests without hypothesis files"
-            ) from None
+        if active:
+            parser.parse_known_args(args)  # pytest 8 sees only here that an option is declared twice
+    except (ValueError, argparse.ArgumentError) as error:
+        if active and (conflict := _conflict(str(error), early_config.pluginmanager)):
+            raise pytest.UsageError(conflict) from None
         raise
     if not active:
-        unknown = parser.parse_known_and_unknown_args(args)[1]
-        if names := unknown_options(unknown, list(OPTIONS)):
-            raise pytest.UsageError(
-                f"{', '.join(names)}: an option of delta-suite, which runs where hypothesis files are named, such as "
-                f"pytest hypotheses/ {names[0]}=...; or set {INI_OPTION} = true in the pytest settings"
-            )
+        _refuse_options(early_config, parser, args)
 
 
-def _taken_option(error: BaseException) -> tuple[str, str] | None:
-    """Return the option of ours that a conftest adds as well, and the conftest's path."""
-    chain: list[BaseException] = []
-    current: BaseException | None = error
-    while current is not None and current not in chain:
-        chain.append(current)
-        current = getattr(current, "cause", None) or current.__cause__ or current.__context__
-    for link in chain:
-        text, place = str(link), _conftest(link.__traceback__)
-        if place is not None and any(words in text for words in _TAKEN):
-            option = next((name for name in re.findall(r"--[a-z-]+", text) if name in OPTIONS), None)
-            if option is not None:
-                return option, place
-    return None
+def _conflict(error: str, plugins: pytest.PytestPluginManager) -> str | None:
+    """Return the message for an option of delta-suite that a conftest or another plugin declares as well."""
+    option = next((name for name in re.findall(r"--[a-z-]+", error) if name in OPTIONS), None)
+    if option is None or not any(phrase in error for phrase in _DECLARED_TWICE):
+        return None
+    declaration = re.compile(rf"['\"]{option}['\"]")
+    files = sorted(
+        str(plugin.__file__)
+        for plugin in plugins.get_plugins()
+        if inspect.ismodule(plugin) and hasattr(plugin, "pytest_addoption") and declaration.search(_source(plugin))
+    )
+    return (
+        f"{option} is an option of delta-suite, and of {files[0] if files else 'another plugin'}: rename that one, "
+        "or name no hypothesis files in the runs that need it"
+    )
 
 
-def _conftest(trace: TracebackType | None) -> str | None:
-    """Return the innermost conftest.py of a traceback."""
-    path = None
-    while trace is not None:
-        name = trace.tb_frame.f_code.co_filename
-        path = name if name.endswith("conftest.py") else path
-        trace = trace.tb_next
-    return path
+def _source(module: object) -> str:
+    try:
+        return inspect.getsource(module)  # type: ignore[arg-type]
+    except (OSError, TypeError):
+        return ""
+
+
+def _refuse_options(config: pytest.Config, parser: pytest.Parser, words: list[str]) -> None:
+    """Raise UsageError with the cure if the command line has options of delta-suite that nothing else declares."""
+    options, _ = split_options(words)
+    if not options:
+        return
+    unknown = {word.partition("=")[0] for word in parser.parse_known_and_unknown_args(words)[1]}
+    options = [option for option in options if option[0].partition("=")[0] in unknown]
+    if not options:
+        return
+    names = list(dict.fromkeys(option[0].partition("=")[0] for option in options))
+    folder = "." if holds_hypotheses(Path()) else "hypotheses/"
+    example = shlex.join(["pytest", folder, *(word for option in options for word in option)])
+    reasons = [without_hypotheses(path) for path in collected_paths(config, parser, words)]
+    raise pytest.UsageError(
+        f"{', '.join(names)} {'is an option' if len(names) == 1 else 'are options'} of delta-suite, which runs where "
+        f"hypothesis files are named: {example}; or set {INI_OPTION} = true in the pytest settings"
+        f"{f' ({reasons[0]})' if reasons else ''}"
+    )

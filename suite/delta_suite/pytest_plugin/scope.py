@@ -1,91 +1,143 @@
-"""Tell whether a pytest run is about hypotheses: only then does the plugin add options, hooks and a fixture to it.
+"""Decide from the command line if a pytest run is about hypotheses. To every other run the plugin adds nothing.
 
-Decided from the command line before any conftest is loaded, and without importing anything heavy, as the entry point is
-imported in every pytest run of the environment.
+The decision falls before any conftest is loaded. The module imports nothing heavy, as the entry point is imported in
+every pytest run of the environment.
 """
 
 from __future__ import annotations
 
+import glob
 import re
-import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
-from delta_suite.paths import bundled, path_error
+import pytest
+
+from delta_suite.paths import bundled, is_directory, not_a_file, path_error, shorten
+from delta_suite.pytest_plugin.options import OPTIONS, takes_value
 
 INI_OPTION = "delta_suite"
-"""`delta_suite = true` in the project's pytest settings turns the plugin on for every run."""
+"""Name of the ini option: `delta_suite = true` turns the plugin on for every run of a project."""
 
 PACKAGE_ARGUMENT = "delta_suite.hypotheses"
-"""The name that `pytest --pyargs` has for the claims that ship with delta-suite."""
+"""Name under which `pytest --pyargs` runs the claims that ship with delta-suite."""
 
-FOLDER = "hypotheses"
-"""Any .toml file in a folder of this name is taken for a hypothesis file, even one that is damaged."""
+OTHER_FILES = frozenset({"pyproject.toml", "models.toml", "pytest.toml", ".pytest.toml"})
+"""Names of .toml files that are never hypothesis files, though they may lie beside them."""
 
 LONGEST_LOOK = 1 << 16
-"""Bytes of a file that are read to see whether it is a hypothesis file."""
+"""Bytes of a file that are read to see if it is a hypothesis file."""
 
-_MARKS = {
-    ".toml": re.compile(rb"^\s*\[\[\s*expect\s*\]\]", re.MULTILINE),
-    ".json": re.compile(rb"\"tolerances\"\s*:.*\"history\"\s*:", re.DOTALL),
+_SIGNS = {
+    ".toml": (re.compile(rb"^\s*\[\[\s*expect\s*\]\]", re.MULTILINE),),
+    ".json": (re.compile(rb'"tolerances"\s*:'), re.compile(rb'"history"\s*:')),
 }
-"""Patterns that tell a hypothesis file and a baseline near their beginning, by suffix."""
+"""Patterns near the beginning of every hypothesis file (.toml) and every baseline (.json)."""
+
+_INI_LINE = re.compile(rf"^\s*{INI_OPTION}\s*=".encode(), re.MULTILINE)
 
 
-def about_hypotheses(config: Any, arguments: list[str]) -> bool:
-    """Return True if a run with these arguments is about hypotheses.
+def about_hypotheses(config: pytest.Config, parser: pytest.Parser, words: list[str]) -> bool:
+    """Return True if the run with this command line is about hypotheses.
 
-    `delta_suite.hypotheses` among the arguments is replaced by its path, in place.
+    After `--pyargs`, the argument `delta_suite.hypotheses` is replaced in place by the path of the claims that ship.
+    The ini option is declared if it is mentioned or the run is about hypotheses: pytest warns of an option that is
+    mentioned and not declared, and lists every declared one in its help.
     """
-    for index, argument in enumerate(arguments):
-        if argument == PACKAGE_ARGUMENT:
-            arguments[index] = str(bundled("hypotheses"))
-    if _turned_on(config.inicfg.get(INI_OPTION)):
+    if parser.parse_known_args(words).pyargs:
+        words[:] = [str(bundled("hypotheses")) if word == PACKAGE_ARGUMENT else word for word in words]
+    by_path = any(holds_hypotheses(path) for path in collected_paths(config, parser, words))
+    mentioned = _mentions_ini_option(config.inipath, words)
+    if by_path or mentioned:
+        parser.addini(INI_OPTION, "run the plugin of delta-suite in every run", type="bool", default=False)
+    return by_path or (mentioned and _ini_option(config))
+
+
+def _mentions_ini_option(settings: Path | None, words: Iterable[str]) -> bool:
+    """Return True if the settings file or the command line, as in `-o delta_suite=true`, gives the ini option."""
+    if any(f"{INI_OPTION}=" in word for word in words):
         return True
-    named = [Path(argument.split("::")[0]) for argument in arguments if not argument.startswith("-")]
-    paths = [path for path in named if path_error(path) is None]
-    if not paths:  # pytest then takes the testpaths of its settings
-        paths = [config.rootpath / path for path in config.getini("testpaths")]
-    return any(holds_hypotheses(path) for path in paths)
+    return settings is not None and not_a_file(settings) is None and bool(_INI_LINE.search(settings.read_bytes()))
 
 
-def _turned_on(setting: Any) -> bool:
-    value = getattr(setting, "value", setting)
-    return str(value).strip().lower() in {"true", "1", "yes", "on"}
+def _ini_option(config: pytest.Config) -> bool:
+    try:
+        return bool(config.getini(INI_OPTION))
+    except (TypeError, ValueError, pytest.UsageError) as error:
+        raise pytest.UsageError(f"the ini option {INI_OPTION} is true or false: {error}") from None
+
+
+def split_options(words: Iterable[str]) -> tuple[list[list[str]], list[str]]:
+    """Return the plugin's options of a command line, each with its value, and all other words.
+
+    A word after `--baseline` or `--baseline-update`, which work without a value, stays among the others: it may be a
+    path.
+
+    Example:
+        >>> split_options(["claims/", "--model", "a", "--model=b", "-v"])
+        ([['--model', 'a'], ['--model=b']], ['claims/', '-v'])
+    """
+    options, others = [], []
+    remaining = iter(words)
+    for word in remaining:
+        name, equals, _ = word.partition("=")
+        if name not in OPTIONS:
+            others.append(word)
+        elif equals or not takes_value(name):
+            options.append([word])
+        else:
+            options.append([word, *islice(remaining, 1)])
+    return options, others
+
+
+def collected_paths(config: pytest.Config, parser: pytest.Parser, words: Iterable[str]) -> list[Path]:
+    """Return the paths that a command line names, else those of `testpaths`, found as pytest finds them.
+
+    A run without any collects from the current folder, which does not count: hypothesis files in the top folder of a
+    project run when they are named.
+    """
+    options, others = split_options(words)
+    named = [word.split("::")[0] for word in parser.parse_known_args(others).file_or_dir]
+    named += [option[0].partition("=")[2] for option in options if option[0].startswith("--baseline=")]
+    if not named and config.invocation_params.dir == config.rootpath:
+        for pattern in config.getini("testpaths"):
+            named += sorted(glob.iglob(pattern, recursive=True))  # noqa: PTH207 - Path.glob takes no absolute pattern
+    return [Path(path) for path in named]
 
 
 def holds_hypotheses(path: Path) -> bool:
-    """Return True for a hypothesis file or a baseline, and for a folder that holds a hypothesis file directly."""
-    if path_error(path) is not None:
-        return False
-    return any(is_hypothesis_file(file) for file in sorted(path.glob("*.toml"))) if path.is_dir() else _looks_like(path)
+    """Return True for a hypothesis file, a folder that holds one directly, a test file beside one, and a baseline."""
+    if is_directory(path):
+        return any(_has_signs(file) for file in toml_files(path))
+    if path.suffix == ".py" and path_error(path) is None:
+        return holds_hypotheses(path.parent)
+    return _has_signs(path)
 
 
-def is_hypothesis_file(path: Path) -> bool:
-    """Return True if a .toml file makes claims, or lies in a folder called hypotheses."""
-    return path.suffix == ".toml" and (path.parent.name == FOLDER or _looks_like(path))
+def toml_files(folder: Path) -> list[Path]:
+    """Return the .toml files directly in a folder, in sorted order, without those that are never hypothesis files."""
+    return sorted(path for path in folder.glob("*.toml") if path.name not in OTHER_FILES)
 
 
-def _looks_like(path: Path) -> bool:
+def _has_signs(path: Path) -> bool:
     """Return True if a regular file is a hypothesis file or a baseline by what stands near its beginning."""
-    if path.suffix not in _MARKS:
+    if path.suffix not in _SIGNS or not_a_file(path) is not None:
         return False
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            return False
         with path.open("rb") as file:
-            return _MARKS[path.suffix].search(file.read(LONGEST_LOOK)) is not None
+            beginning = file.read(LONGEST_LOOK)
     except OSError:
         return False
+    return all(sign.search(beginning) for sign in _SIGNS[path.suffix])
 
 
-def unknown_options(unknown: Iterable[str], options: Sequence[str]) -> list[str]:
-    """Return the options of the plugin among the arguments that no plugin or conftest knows.
+def without_hypotheses(path: Path) -> str:
+    """Return why a path makes no run about hypotheses.
 
     Example:
-        >>> unknown_options(["--model=x", "--other"], ["--model"])
-        ['--model']
+        >>> without_hypotheses(Path("no/such/file.toml"))
+        'no/such/file.toml: No such file or directory'
     """
-    names = (argument.partition("=")[0] for argument in unknown if argument.startswith("--"))
-    return list(dict.fromkeys(name for name in names if name in options))
+    problem = path_error(path) or (None if path.is_dir() else not_a_file(path))
+    return f"{shorten(path)}: {problem or 'no [[expect]] there'}"

@@ -1,4 +1,4 @@
-"""The models of a run, and what became of each: measured once, however many items ask."""
+"""The session: the models of a run, each measured once however many items ask, and the verdicts on them."""
 
 from __future__ import annotations
 
@@ -19,14 +19,13 @@ from delta_suite.pytest_plugin.baseline_session import REGRESSION, Regression
 from delta_suite.pytest_plugin.options import NOT_EMPTY
 
 if TYPE_CHECKING:
-    from delta_suite.claims.schema import Hypothesis
     from delta_suite.models.spec import ModelSpec
     from delta_suite.pipeline import Outcome, Settings
     from delta_suite.publish.rows import Row
     from delta_suite.records.view import RecordView
 
 STARTED = "delta_suite_started"
-"""The key under which a worker is told when the run started."""
+"""Key of an xdist worker's input that holds the time at which the run started."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -52,41 +51,42 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @dataclass(frozen=True)
 class KeptRecord:
-    """A model's record as it lies in the results folder at the end of the run."""
+    """The record of a model in the results folder, read again at the end of the run."""
 
     path: Path
     view: RecordView | None
-    """None where it cannot be read any more."""
+    """None if the record cannot be read any more."""
     notes: tuple[str, ...]
-    """A line about it: that it cannot be read or written, or that a hypothesis file has changed."""
+    """Lines to print: that it cannot be read or written, or that a hypothesis file has changed."""
 
 
 class Session:
-    """The models of a run with their outcomes, failures too, and the verdicts as they come in."""
+    """The models of a run, the outcome of measuring each, and the rows of all verdicts."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
         self.hypotheses: dict[str, Path] = {}
-        """The hypothesis files collected so far, by id."""
+        """Hypothesis files that were collected, by id."""
         self.parts: set[str] = {"spectra"}
-        """The parts of a measurement that the collected claims need."""
+        """Parts of a measurement that the items of the run need."""
         self.needs_model = False
+        """True once an item was collected that needs a model, whichever models are named."""
         self._outcomes: dict[str, Outcome | Exception] = {}
         worker = getattr(config, "workerinput", None)
         self.started: float = worker[STARTED] if worker else time.time()
         self.specs: list[ModelSpec] = []
         self.phases: tuple[str, ...] = ()
-        """The phases that any model has, of this run or not."""
+        """Names of the phases of all models of the models file, measured in this run or not."""
         self.arguments: dict[str, str] = {}
-        """What a model was called on the command line: a directory's name in tables is not its path."""
+        """Word of the command line that named each model; tables show a folder's name, which is not its path."""
         self.unavailable: list[str] = []
-        """The models of --all-models whose weights are not here."""
+        """Names of the models of --all-models whose weights are not on this machine."""
         self.judged: list[dict[str, Any]] = []
-        """The rows of all verdicts, from the reports, which may come from workers."""
+        """Rows of all verdicts, taken from the reports, which may come from xdist workers."""
         self.kept: dict[str, KeptRecord] = {}
-        """By model, once the run is over."""
+        """Records of the models that were judged, filled at the end of the run."""
         self.notes: dict[str, None] = {}
-        """Messages to print about how measurements were obtained, in order; from the reports, too."""
+        """Messages to print about how measurements were obtained, in order and each once."""
         if config.getoption("model") or config.getoption("all_models"):
             self._resolve()
 
@@ -119,13 +119,13 @@ class Session:
 
     @property
     def models_file(self) -> Path | None:
-        """The models file that was named, or None."""
+        """Path of --models-file, or None."""
         given = self.config.getoption("models_file")
         return Path(given) if given else None
 
     @property
     def settings(self) -> Settings:
-        """How the models of the run are measured."""
+        """Settings with which the models of the run are measured."""
         from delta_suite.pipeline import Settings
 
         option = self.config.getoption
@@ -140,49 +140,47 @@ class Session:
             fresh_since=self.started if option("fresh") else None,
         )
 
-    def collected(self, hypothesis: Hypothesis) -> None:
-        """Note what the claims of a hypothesis need."""
-        from delta_suite.claims.judge import parts_of_claims
-
-        self.needs_model = True
-        self.parts |= parts_of_claims([hypothesis])
-
     def outcome(self, spec: ModelSpec) -> Outcome:
-        """Return the model's measurement. Raises the same error each time where it cannot be measured: tried once."""
+        """Measure a model once, and return the outcome on every call.
+
+        Raises:
+            Exception: the model cannot be measured; every call raises the error of the first one.
+        """
         if spec.name not in self._outcomes:
             from delta_suite.pipeline import measure_all
             from delta_suite.progress import bars
 
             with self._terminal():
-                ((_, outcome),) = measure_all([spec], self.settings, bars())
-            self._outcomes[spec.name] = outcome
-            if not isinstance(outcome, Exception) and outcome.note is not None:
-                self.notes[outcome.note] = None
-        known = self._outcomes[spec.name]
-        if isinstance(known, Exception):
-            raise known
-        return known
+                ((_, measured),) = measure_all([spec], self.settings, bars())
+            self._outcomes[spec.name] = measured
+            if not isinstance(measured, Exception) and measured.note is not None:
+                self.notes[measured.note] = None
+        outcome = self._outcomes[spec.name]
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
 
     def control(self, spec: ModelSpec) -> RecordView | None:
-        """Return the same architecture with random weights, or None where it was omitted or cannot be measured.
+        """Return the record of the same architecture with random weights, or None without one.
 
-        The verdicts on the model do not depend on it, so its failure is a warning, once.
+        There is none with --no-control, for a control, and if it cannot be measured. The verdicts on the model do not
+        depend on it, so that is one warning and no error.
         """
         if self.config.getoption("no_control") or spec.random_weights:
             return None
         control = spec.control()
-        known = control.name in self._outcomes
+        tried_before = control.name in self._outcomes
         try:
             return self.outcome(control).view
         except Exception as error:  # whatever hinders initialising or measuring it
-            if not known:
+            if not tried_before:
                 warnings.warn(
                     f"{control.name} cannot be measured, so no claim is marked vacuous: {error}", stacklevel=2
                 )
             return None
 
     def outcome_or_error(self, spec: ModelSpec) -> Outcome:
-        """Return the measurement inside a test: without one the test is an error with its message, no traceback."""
+        """Return the outcome within a test; if the model cannot be measured, end the test with the message alone."""
         try:
             return self.outcome(spec)
         except SuiteError as error:
@@ -191,7 +189,7 @@ class Session:
 
     @contextmanager
     def _terminal(self) -> Iterator[None]:
-        """Let progress through pytest's capture, on a line to itself."""
+        """Suspend pytest's capture, so that progress reaches the terminal."""
         reporter = self.config.pluginmanager.getplugin("terminalreporter")
         capture = self.config.pluginmanager.getplugin("capturemanager")
         if reporter is None or capture is None:  # an xdist worker has no terminal
@@ -201,7 +199,7 @@ class Session:
             yield
 
     def reproduce(self, nodeid: str, model: str) -> str:
-        """Return the command that shows one verdict again."""
+        """Return the command that runs one item for one model again."""
         words = ["pytest", nodeid, f"--model={self.arguments.get(model, model)}"]
         for option in ("calibration", "documents", "device", "dtype", "variant"):
             value, flag = self.config.getoption(option), f"--{option}"
@@ -215,7 +213,7 @@ class Session:
                 words.append("--no-control")
         return shlex.join(words)
 
-    # --- what the reports bring, also from workers
+    # --- reports, which may come from xdist workers
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Gather notes and verdicts from the reports."""
@@ -224,22 +222,22 @@ class Session:
             self.judged.append(row)
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        """Keep what judged each record; a record that is gone or damaged by now must not pass for a success."""
+        """Write which hypothesis files judged each record; a record that is gone or damaged fails the run."""
         if not self.judged or hasattr(self.config, "workerinput"):
             return
         from delta_suite.publish.rows import Row
 
-        whole = True
+        complete = True
         for spec in self.specs:
             rows = [Row(**row) for row in self.judged if row["model"] == spec.name and row["record"]]
             if rows:
                 self.kept[spec.name], written = self._keep(rows)
-                whole = whole and written
-        if not whole and exitstatus == pytest.ExitCode.OK:
+                complete = complete and written
+        if not complete and exitstatus == pytest.ExitCode.OK:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def _keep(self, rows: Sequence[Row]) -> tuple[KeptRecord, bool]:
-        """Return the record that these rows were judged from, and whether it could be read and its stamps written."""
+        """Read the record of these rows and stamp it; return it, and True if both succeeded."""
         from delta_suite.publish.rows import changed_lines, stamps_of
         from delta_suite.records.store import load, stamp, stamps
 
@@ -255,3 +253,4 @@ class Session:
 
 
 SESSION: pytest.StashKey[Session] = pytest.StashKey()
+"""Key of the session in the stash of the config."""
