@@ -13,7 +13,7 @@ from delta_suite.metrics.segmentation import Boundaries, find_boundaries, segmen
 
 
 def boundaries_under(gram: DirectionGram, phases: Mapping[str, tuple[int, int]]) -> Boundaries | str:
-    """Return the boundaries of a model under a phase map, or the reason why there are none."""
+    """Return the boundaries of a model under a phase map, first and last layer by phase, or why there are none."""
     layers = gram.layers
     if missing := gram.without_direction(range(layers)):
         return f"the update of layer {missing[0]} is zero, so it has no direction"
@@ -44,6 +44,7 @@ def boundary_metrics(boundaries: Boundaries | str) -> dict[str, Estimate]:
     source="kernel cost of S: Arlot, Celisse & Harchaoui 2019",
 )
 def boundary_cost_rank(boundaries: Boundaries) -> Estimate:
+    """Return the rank of the declared order of segments among all orders; absent with fewer than 20 of them."""
     if boundaries.cost_rank is None:
         return absent(
             f"the phases' lengths have {boundaries.orders} order{'s' if boundaries.orders != 1 else ''}, "
@@ -68,6 +69,7 @@ def boundary_cost_rank(boundaries: Boundaries) -> Estimate:
     source="kernel change points of S: Arlot, Celisse & Harchaoui 2019",
 )
 def boundary_agreement(boundaries: Boundaries) -> Estimate:
+    """Return the share of the declared boundaries that the data's boundaries meet within one layer."""
     detail = {
         "by_chance": boundaries.chance_agreement,
         "declared": list(boundaries.declared),
@@ -85,6 +87,7 @@ def boundary_agreement(boundaries: Boundaries) -> Estimate:
     source="999 Gaussian drifts with the mean of S by lag, as uneven as S",
 )
 def boundary_p(boundaries: Boundaries) -> Estimate:
+    """Return the p-value of phases against a smooth drift over depth."""
     detail = {
         "draws": boundaries.draws,
         "least": 1 / (boundaries.draws + 1),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 Scope = Literal["layer", "pair", "phase", "model"]
-"""The scope that a metric describes; `model`: the whole model under its phase map."""
+"""The scope that a metric describes; `model` is the whole model under its phase map."""
 
 Source = Literal["tokens", "spectrum", "directions", "law", "boundaries"]
 """The input that a metric is computed from."""
@@ -28,25 +28,26 @@ PART_OF: dict[Source, str] = {
 
 @dataclass(frozen=True)
 class Metric:
-    """One row of the reference table, and the function behind it."""
+    """A metric: one row of the reference table, and the function that computes it."""
 
     name: str
     scope: Scope
     takes: Source
     formula: str
     unit: str
+    """The unit; "1" for a number without one."""
     low: float
     high: float
     """The range that the formula allows; bounds that depend on the hidden size or the depth are infinite."""
     source: str
     """The source of the formula."""
     version: int
-    """Raised when the figures change for the same input."""
+    """The version, which is raised when the numbers change for the same input."""
     per_layer: bool
     """True where a phase's value comes with one number per layer; always true of layer and pair metrics."""
     compute: Callable[..., Any] = field(repr=False)
     adjacent: bool
-    """Pair metrics: over a phase, only neighbouring layers count."""
+    """True for a pair metric that takes neighbouring layers only."""
     bias: Bias
 
     @property
@@ -75,7 +76,7 @@ def metric(
     adjacent: bool = False,
     bias: Bias = "halves",
 ) -> Callable[[_Function], _Function]:
-    """Register the decorated function as the metric of its name, and return it unchanged."""
+    """Return a decorator that registers a function as the metric of its name, and returns it unchanged."""
 
     def register(function: _Function) -> _Function:
         name = function.__name__

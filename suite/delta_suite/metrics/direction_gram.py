@@ -1,4 +1,4 @@
-"""Inner products between the leading directions of all layers: what every pair and phase metric is computed from."""
+"""Inner products between the leading directions of all layers, the input of every pair and phase metric."""
 
 from __future__ import annotations
 
@@ -26,9 +26,14 @@ class Products:
 
 @dataclass(frozen=True)
 class DirectionGram:
-    """Hold what pair and phase metrics need of all layers' directions, also without each group of documents.
+    """The inner products of all layers' directions that pair and phase metrics need, with replicates.
 
-    `products` are large and are kept in the cache alone; everything else lies in the arrays beside a record.
+    `products` are large and are kept in the cache alone; everything else is in the arrays beside a record.
+
+    Example:
+        >>> gram = DirectionGram.of(np.eye(4)[:2, None])  # two layers, one direction each, four dimensions
+        >>> gram.cosines.tolist(), gram.overlaps.tolist()
+        ([[1.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [0.0, 1.0]])
     """
 
     hidden: int
@@ -39,16 +44,16 @@ class DirectionGram:
     angles: Float64[np.ndarray, "layers layers"] | None = None
     """Mean of the k principal angles between the top-k subspaces, in radians."""
     halves: tuple[DirectionGram, DirectionGram] | None = None
-    """The cosines between directions fitted on half a of the documents, and on half b."""
+    """The grams of half a and of half b of the documents, which hold cosines alone."""
     cross: Float64[np.ndarray, "layers layers"] | None = None
-    """|v_L^a . v_M^b|, averaged over which half is which."""
+    """|v_L^a . v_M^b|, averaged with the halves exchanged."""
     cross_overlaps: Float64[np.ndarray, "layers layers"] | None = None
-    """The overlaps between subspaces fitted on different halves, averaged likewise."""
+    """Overlaps of subspaces fitted on different halves, averaged in the same way."""
     products: Products | None = None
     replicates: tuple[DirectionGram, ...] = ()
-    """The gram without each group of documents in turn."""
+    """The grams without each group of documents in turn."""
     random: Float32[np.ndarray, "draws layers layers"] | None = None
-    """Cosines of directions drawn at random, each layer's with the covariance of its updates."""
+    """Cosines of directions drawn at random with the covariance of each layer's updates."""
 
     @classmethod
     def of(cls, directions: np.ndarray, halves: tuple[np.ndarray, np.ndarray] | None = None) -> DirectionGram:
@@ -94,9 +99,9 @@ class DirectionGram:
 
     @property
     def similarity(self) -> Float64[np.ndarray, "layers layers"]:
-        """The subspace overlaps, between document halves where there are any, so that shared tokens add nothing.
+        """The subspace overlaps, between document halves where there are halves, so that shared tokens add nothing.
 
-        Raises ValueError where the gram has cosines alone.
+        Raises ValueError if the gram holds cosines alone.
         """
         similarity = self.overlaps if self.cross_overlaps is None else self.cross_overlaps
         if similarity is None:

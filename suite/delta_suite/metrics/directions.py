@@ -21,9 +21,10 @@ DISATTENUATION_FLOOR = 0.6
 """A cosine is corrected for attenuation only where both reliabilities exceed this: below, the correction is noise."""
 
 HALF_WITHOUT_UPDATE = "one half of the documents leaves layer {} without an update, so it has no direction there"
+"""The reason of a metric that compares document halves, with the number of the layer."""
 
 PRODUCTS_NEEDED = "the inner products of all 8 directions are not at hand"
-"""The reason of a metric of subspaces where only the cosines of the top directions are stored."""
+"""The reason of an absent subspace metric: a record stores the cosines of the top directions alone."""
 
 NEEDS_PRODUCTS = ("capture_fraction", "capture_fraction_held_out", "shared_fraction")
 """Metrics of the stacked top-8 directions of a phase; a record keeps their replicates for its own phases."""
@@ -38,6 +39,7 @@ NEEDS_PRODUCTS = ("capture_fraction", "capture_fraction_held_out", "shared_fract
     bias="none",
 )
 def reliability(gram: DirectionGram, layer: int) -> Estimate:
+    """Return how well the two halves of the documents agree on a layer's direction; absent with one document."""
     if gram.cross is None:
         return absent(ONE_DOCUMENT)
     if gram.without_half([layer]):
@@ -52,6 +54,7 @@ def reliability(gram: DirectionGram, layer: int) -> Estimate:
     "pair", "|v_L . v_{L+1}|", takes="directions", high=1.0, adjacent=True, source="reference script: top1_cos_adjacent"
 )
 def adjacent_cosine(gram: DirectionGram, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the absolute cosine of the directions of each pair of layers, one per pair."""
     return np.asarray(np.minimum(1.0, np.abs(gram.cosines[first, second])))
 
 
@@ -65,6 +68,7 @@ def adjacent_cosine(gram: DirectionGram, first: np.ndarray, second: np.ndarray) 
     bias="none",
 )
 def subspace_overlap(gram: DirectionGram, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the overlap of the top-8 subspaces of each pair of layers, one per pair."""
     assert gram.overlaps is not None
     return np.asarray(gram.overlaps[first, second])
 
@@ -80,6 +84,7 @@ def subspace_overlap(gram: DirectionGram, first: np.ndarray, second: np.ndarray)
     bias="none",
 )
 def principal_angle(gram: DirectionGram, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Return the mean principal angle of the top-8 subspaces of each pair of layers, one per pair."""
     assert gram.angles is not None
     return np.asarray(gram.angles[first, second])
 
@@ -95,6 +100,13 @@ def principal_angle(gram: DirectionGram, first: np.ndarray, second: np.ndarray) 
     source="reference script",
 )
 def intra_cosine(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
+    """Return the mean absolute cosine of the directions of two layers of the phase.
+
+    Example:
+        >>> gram = DirectionGram(hidden=2, cosines=np.array([[1.0, -0.6], [-0.6, 1.0]]))
+        >>> intra_cosine(gram, [0, 1]).value
+        0.6
+    """
     if len(layers) == 1:
         return Estimate(value=1.0, per_layer={layers[0]: 1.0})  # the reference's convention
     cosines = np.minimum(np.abs(gram.cosines[np.ix_(layers, layers)]), 1.0)
@@ -113,6 +125,7 @@ def intra_cosine(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
     bias="groups",
 )
 def intra_cosine_cross_fitted(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
+    """Return the mean absolute cosine between layers that are fitted on different halves of the documents."""
     if gram.cross is None:
         return absent(ONE_DOCUMENT)
     products = gram.cross[np.ix_(layers, layers)]
@@ -133,6 +146,7 @@ def intra_cosine_cross_fitted(gram: DirectionGram, layers: Sequence[int]) -> Est
     bias="none",
 )
 def intra_cosine_disattenuated(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
+    """Return the cross-fitted cosine corrected for the layers' reliabilities; it may exceed 1 by chance."""
     if gram.cross is None:
         return absent(ONE_DOCUMENT)
     products = gram.cross[np.ix_(layers, layers)]
@@ -151,6 +165,7 @@ def intra_cosine_disattenuated(gram: DirectionGram, layers: Sequence[int]) -> Es
     "phase", "mean of |v_L . v_M|, L in the phase, M outside", takes="directions", high=1.0, source="reference script"
 )
 def cross_cosine(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
+    """Return the mean absolute cosine between layers of the phase and layers outside it."""
     inside = set(layers)
     others = [layer for layer in range(gram.layers) if layer not in inside]
     if not others:
@@ -171,6 +186,13 @@ def cross_cosine(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
     source="reference script, docstring: rank of the block",
 )
 def block_effective_rank(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
+    """Return the effective rank of the stacked directions: the number of directions that the phase uses.
+
+    Example:
+        >>> gram = DirectionGram(hidden=4, cosines=np.eye(3))
+        >>> round(block_effective_rank(gram, [0, 1, 2]).value, 6)
+        3.0
+    """
     squared_singular_values = np.linalg.eigvalsh(gram.cosines[np.ix_(layers, layers)])
     return Estimate(value=spectral_entropy_rank(np.maximum(squared_singular_values, 0.0)))
 
@@ -181,23 +203,24 @@ def block_effective_rank(gram: DirectionGram, layers: Sequence[int]) -> Estimate
     takes="directions",
     high=1.0,
     per_layer=False,
-    source="the same, over the layers' number",
+    source="block_effective_rank over the number of layers",
 )
 def block_effective_rank_fraction(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
+    """Return the effective rank of the stacked directions over the number of layers."""
     rank = block_effective_rank(gram, layers).value
     assert rank is not None
     return Estimate(value=min(1.0, rank / len(layers)))
 
 
 def _captured(basis: np.ndarray, products: np.ndarray) -> np.ndarray:
-    """Squared projections of unit vectors on the top-k right singular directions of a stack of rows.
+    """Return the squared lengths of unit vectors inside the top-k right singular directions of a stack of rows.
 
-    basis: inner products of the rows R = U S V^T with each other; products: of each row with each vector, one column
-    a vector v. The projection of v on V_i is (U_i . R v) / S_i.
+    With rows R = U S V^T, `basis` is R R^T, and `products` is R v with one column for each vector v. The projection of
+    v on V_i is (U_i . R v) / S_i.
     """
     from scipy.linalg import eigh
 
-    # The top k alone take half the time of all, and there is one such problem per layer, half and group of documents.
+    # Solving for the top k alone takes half the time, and there is one problem per layer, half and group of documents.
     size = len(basis)
     values, vectors = eigh(basis, subset_by_index=(max(0, size - TOP_K), size - 1), check_finite=False)
     present = values > size * np.finfo(np.float64).eps * values[-1]
@@ -215,6 +238,7 @@ def _captured(basis: np.ndarray, products: np.ndarray) -> np.ndarray:
     bias="none",
 )
 def capture_fraction(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
+    """Return the mean squared length of a layer's direction inside the 8 directions that the phase shares best."""
     if len(layers) == 1:
         return absent("one layer spans its own basis")
     if gram.products is None:
@@ -226,13 +250,14 @@ def capture_fraction(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
 
 @metric(
     "phase",
-    "the same with B from the other layers of the phase, fitted on the other half of the documents",
+    "capture_fraction with B from the other layers of the phase, fitted on the other half of the documents",
     takes="directions",
     high=1.0,
     source="capture_fraction, cross-fitted over layers and documents",
     bias="none",
 )
 def capture_fraction_held_out(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
+    """Return the capture fraction with the basis from other layers and from the other half of the documents."""
     if len(layers) == 1:
         return absent("no other layer in the phase to form a basis from")
     if gram.halves is None:
@@ -262,6 +287,7 @@ def capture_fraction_held_out(gram: DirectionGram, layers: Sequence[int]) -> Est
     bias="none",
 )
 def shared_fraction(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
+    """Return the mean squared length of the most shared direction inside the layers' top-8 subspaces, 0 to 1."""
     if gram.products is None:
         return absent(PRODUCTS_NEEDED)
     values = np.linalg.eigvalsh(_stack(gram.products.whole, layers, layers) / len(layers))[::-1][:TOP_K]
@@ -271,10 +297,11 @@ def shared_fraction(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
 
 
 def _stack(gram: np.ndarray, rows: Sequence[int], columns: Sequence[int]) -> np.ndarray:
-    """The (len(rows) k) x (len(columns) k) matrix of inner products of two sets of layers' directions."""
+    """Return the inner products of two sets of layers' directions, (len(rows) k, len(columns) k)."""
     k = gram.shape[1]
     return np.asarray(gram[rows][:, :, columns].reshape(len(rows) * k, len(columns) * k))
 
 
 def _by_layer(layers: Sequence[int], values: np.ndarray) -> dict[int, float | None]:
+    """Return the values by layer."""
     return {layer: float(value) for layer, value in zip(layers, values, strict=True)}

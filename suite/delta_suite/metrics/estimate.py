@@ -11,7 +11,7 @@ ONE_DOCUMENT = "needs two halves of documents; the calibration is one document"
 
 
 class Estimate(BaseModel):
-    """One number of a record. `value` is null only with a `reason`; NaN and infinity never get here."""
+    """One number of a record. `value` is null only with a `reason`; NaN and infinity are refused."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False, extra="forbid")
 
@@ -19,7 +19,7 @@ class Estimate(BaseModel):
     sd: float | None = None
     """Standard deviation over tokens (divisor n), where the value is a mean over tokens."""
     reason: str | None = None
-    """Why there is no value."""
+    """The reason why there is no value."""
     corrected: float | None = None
     """The value less its estimated bias: the centre of the interval."""
     interval: tuple[float, float] | None = None
@@ -27,8 +27,10 @@ class Estimate(BaseModel):
     interval_documents: tuple[float, float] | None = None
     """The interval with documents as the unit, where the unit of `interval` is another."""
     replicates: tuple[float, ...] | None = Field(default=None, exclude=True)
-    """The value without each group of documents in turn: what the interval, and that of a difference, is taken from.
-    Kept in the arrays beside a record, not in its JSON."""
+    """The values without each group of documents in turn, from which intervals are computed.
+
+    They are kept in the arrays beside a record, not in its JSON.
+    """
     per_layer: dict[int, float | None] | None = None
     """The number that each layer of a phase contributes to the phase's value."""
     detail: dict[str, Any] | None = None
@@ -36,7 +38,12 @@ class Estimate(BaseModel):
 
     @property
     def best(self) -> float | None:
-        """The value without its bias where that is known, which is what a claim is judged on."""
+        """The value without its bias where that is known, on which claims are judged.
+
+        Example:
+            >>> Estimate(value=2.0, corrected=1.9).best
+            1.9
+        """
         return self.value if self.corrected is None else self.corrected
 
     @model_serializer(mode="wrap")

@@ -18,7 +18,10 @@ from delta_suite.metrics.registry import METRICS
 from delta_suite.reduction.statistics import LayerStatistics
 
 NO_UPDATE = "the update is zero on every token that enters"
+"""The reason of a metric that a zero update leaves undefined."""
+
 TOO_FEW_TOKENS = "fewer than two tokens enter"
+"""The reason of every metric of a layer with fewer than two tokens."""
 
 _DEFINED_WITHOUT_UPDATE = ("frobenius", "update_norm", "stream_norm", "relative_step", "block_influence")
 
@@ -43,10 +46,10 @@ def layer_metrics(
     *,
     averages: bool = True,
 ) -> dict[str, Estimate]:
-    """Return every metric that a layer's statistics give.
+    """Return every metric of a layer that takes tokens or its spectrum, by name.
 
-    halves, replicates: the statistics of each half of the documents, and without each group of them. averages: whether
-    averages over tokens are among them.
+    `halves` are the statistics of each half of the documents, which remove biases; `replicates` those without each
+    group of documents, which give intervals. `averages` includes the metrics that average over tokens.
     """
     return {
         name: _resampled(metric, partial(layer_value, metric=metric), layer, halves, replicates)
@@ -115,7 +118,7 @@ def phase_value(metric: Metric, gram: DirectionGram, layers: Sequence[int]) -> E
 def _from_directions(
     metric: Metric, gram: DirectionGram, layers: Sequence[int], compute: Callable[[DirectionGram], Estimate]
 ) -> Estimate:
-    """Return the figure with its interval, or why it is absent where a direction does not exist."""
+    """Return the figure with its interval; absent where a layer among these has no direction."""
 
     def estimate(gram: DirectionGram) -> Estimate:
         missing = gram.without_direction(layers)
@@ -139,14 +142,23 @@ def _libraries() -> ThreadpoolController:
 
 
 def one_thread() -> AbstractContextManager[object]:
-    """Limit numpy and scipy to one thread inside: their matrices here have tens of rows, and more threads take longer,
-    several times as long on a machine of many cores. Entered around many figures, as entering takes as long as one."""
+    """Return a context that limits numpy and scipy to one thread.
+
+    Matrices here have tens of rows, for which more threads take longer: several times as long on a machine of many
+    cores. Enter it around many figures, because entering takes as long as computing one.
+    """
     limited: AbstractContextManager[object] = _libraries().limit(limits=1, user_api="blas")
     return limited
 
 
 def pairs_of(metric: Metric, layers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first and the second layer of each pair that a pair metric takes inside a set of layers."""
+    """Return the first and the second layer of each pair that a pair metric takes inside a set of layers.
+
+    Example:
+        >>> first, second = pairs_of(METRICS["adjacent_cosine"], [4, 5, 6])
+        >>> first.tolist(), second.tolist()
+        ([4, 5], [5, 6])
+    """
     index = np.asarray(layers)
     first, second = _pairs(len(index), metric.adjacent)
     return index[first], index[second]
@@ -154,6 +166,7 @@ def pairs_of(metric: Metric, layers: Sequence[int]) -> tuple[np.ndarray, np.ndar
 
 @lru_cache
 def _pairs(count: int, adjacent: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return the positions of both members of each pair among `count` layers."""
     first, second = np.triu_indices(count, k=1)
     if adjacent:
         next_to = second == first + 1

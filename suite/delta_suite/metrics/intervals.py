@@ -1,16 +1,17 @@
 """Intervals of everything that is measured, with documents as the unit.
 
-An estimate comes with its value without each of G groups of documents in turn (its replicates), and with its bias, read
-from the two halves of the documents: a bias that goes as 1/n doubles where the tokens halve, so 2 x whole - mean of
-halves is free of it (Quenouille 1949, with two groups). The spread of the replicates is the delete-a-group jackknife's
-(Kott 2001), with G - 1 degrees of freedom.
+The replicates of an estimate are its values without each of G groups of documents in turn. Their spread gives its
+standard error, by the delete-a-group jackknife (Kott 2001), with G - 1 degrees of freedom. Its bias is read from the
+two halves of the documents: a bias that falls as 1/n doubles where the tokens halve, so 2 x whole - mean of halves is
+free of it (Quenouille 1949, with two groups).
 
-Figures of sets of k = 8 directions are left as they are: where the 8th and 9th singular values are close, what halves
-find differs by which directions they take, and no longer as 1/n. On planted truth (30, 80 and 300 documents) the
-correction made their spread half as large again, took off no bias, and brought the coverage down to 0.88-0.95 where
-without it 0.91-0.98 are covered. Percentile bootstraps of an effective rank cover 0-11% where 95% is claimed,
-as each resample is biased anew; what this form covers, figure by figure, is in
-results/selftest.md.
+Figures of sets of k = 8 directions are not corrected. Where the 8th and 9th singular values are close, the halves
+differ in which directions they choose, and that bias does not fall as 1/n. On planted truth (30, 80 and 300 documents)
+the correction made the spread of these figures half as large again, removed no bias, and lowered their coverage from
+0.91-0.98 to 0.88-0.95.
+
+Percentile bootstraps of an effective rank cover 0-11% where 95% is claimed, because each resample adds a bias.
+results/selftest.md lists the coverage of this form, figure by figure.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ CONFIDENCE = 0.95
 """The level of every interval of the suite; every quantile, and every percentage in a text, follows from it."""
 
 PERCENT = f"{CONFIDENCE:.0%}"
-"""The level in words."""
+"""The level as texts write it."""
 
 POWER = 0.8
-"""The chance with which a minimum detectable effect is detected."""
+"""The probability of detecting an effect of the minimum detectable size."""
 
 
 @lru_cache
@@ -43,20 +44,25 @@ def t_quantile(probability: float, degrees: int) -> float:
         >>> round(t_quantile(0.975, 9), 3)
         2.262
     """
-    from scipy.special import stdtrit  # a fifth of a second, which a run without intervals need not take
+    from scipy.special import stdtrit  # takes a fifth of a second, and a run without intervals need not spend it
 
     return float(stdtrit(degrees, probability))
 
 
 def critical_t(groups: int) -> float:
-    """Return how many standard errors from G groups an interval at CONFIDENCE reaches to either side."""
+    """Return the number of standard errors that an interval at CONFIDENCE reaches to either side, with G groups.
+
+    Example:
+        >>> round(critical_t(10), 3)
+        2.262
+    """
     return t_quantile((1 + CONFIDENCE) / 2, groups - 1)
 
 
 def standard_errors(replicates: Float64[np.ndarray, "groups ..."]) -> Float64[np.ndarray, "..."]:
-    """Return the delete-a-group jackknife's standard errors: sqrt((G - 1) / G * sum (r_g - mean r)^2).
+    """Return the standard errors of figures, sqrt((G - 1) / G * sum (r_g - mean r)^2), from replicates r.
 
-    Groups lie along the first axis (Kott 2001).
+    Groups lie along the first axis. Source: the delete-a-group jackknife, Kott 2001.
     """
     groups = len(replicates)
     return np.asarray(np.sqrt((groups - 1) / groups * ((replicates - replicates.mean(axis=0)) ** 2).sum(axis=0)))
@@ -70,7 +76,7 @@ def standard_error(replicates: Sequence[float]) -> float:
 def interval(
     centre: float, replicates: Sequence[float], low: float = -math.inf, high: float = math.inf
 ) -> tuple[float, float]:
-    """Return centre +- t standard errors, cut to the range that the quantity can have."""
+    """Return centre +- critical_t standard errors, cut to the range from `low` to `high` of the quantity."""
     half = critical_t(len(replicates)) * standard_error(replicates)
     return min(high, max(low, centre - half)), max(low, min(high, centre + half))
 
@@ -83,12 +89,12 @@ def with_interval(
     high: float = math.inf,
     bias: Bias = "halves",
 ) -> Estimate:
-    """Return an estimate with its bias removed and its interval; unchanged where some replicate has no value.
+    """Return an estimate with its bias removed and its interval; unchanged where a replicate or half has no value.
 
-    bias: "halves" reads it from `halves`, the figure of each half of the documents. "groups" reads it from the
-    replicates, for a figure that sets one half against the other: m - 1 times what deleting one of the m groups of a
-    half changes on average, added over both halves (the jackknife of two samples, Arvesen 1969). "none" removes
-    nothing.
+    `bias` says how the bias is estimated. "halves" takes it from `halves`, the figure of each half of the documents.
+    "groups" takes it from the replicates, for a figure that compares one half with the other: m - 1 times the mean
+    change from deleting one of the m groups of a half, added over both halves (the jackknife of two samples, Arvesen
+    1969). "none" removes nothing.
     """
     values = [replicate.value for replicate in replicates]
     half_values = [half.value for half in halves if half.value is not None]
@@ -119,8 +125,12 @@ def combine(
 ) -> Estimate:
     """Return function(values) of estimates measured on the same documents, with its interval where all have one.
 
-    The function is applied to the values, to the corrected values, and to each replicate in turn, so what the estimates
-    have in common cancels in a difference.
+    The function is applied to the values, to the corrected values, and to each replicate in turn, so errors that the
+    estimates share cancel in a difference. Where an estimate has no value, that estimate is returned.
+
+    Example:
+        >>> combine(lambda a, b: a - b, Estimate(value=0.75), Estimate(value=0.5)).value
+        0.25
     """
     values = [estimate.value for estimate in estimates]
     if any(value is None for value in values):
@@ -140,13 +150,13 @@ def combine(
 
 
 def detectable_effect(replicates: Sequence[float]) -> float:
-    """Return the smallest distance from a threshold that these documents show, at CONFIDENCE and with POWER."""
+    """Return the smallest distance from a threshold that is detected with probability POWER, at CONFIDENCE."""
     groups = len(replicates)
     return (critical_t(groups) + t_quantile(POWER, groups - 1)) * standard_error(replicates)
 
 
 def p_value(distance: float, replicates: Sequence[float]) -> float:
-    """Return the one-sided p of a distance of at most 0, from the replicates of the distance."""
+    """Return the one-sided p-value of the hypothesis that a distance is at most 0, from its replicates (t test)."""
     from scipy.special import stdtr
 
     error = standard_error(replicates)
@@ -156,7 +166,7 @@ def p_value(distance: float, replicates: Sequence[float]) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return the adjusted p of several hypotheses, in their order (Holm 1979).
+    """Return the adjusted p-values of several hypotheses, in the order given (Holm 1979).
 
     Example:
         >>> holm([0.01, 0.04])
@@ -172,5 +182,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def partial_conjunction(p_values: Sequence[float], holding: int) -> float:
-    """Return the p of "it holds in at least r of M models": (M - r + 1) p_(r) (Benjamini & Heller 2008)."""
+    """Return the p-value of "it holds in at least `holding` of M models", (M - r + 1) p_(r) with r = `holding`.
+
+    p_(r) is the r-th smallest p-value. Source: Benjamini & Heller 2008.
+
+    Example:
+        >>> partial_conjunction([0.01, 0.5, 0.02], holding=2)
+        0.04
+    """
     return min(1.0, (len(p_values) - holding + 1) * sorted(p_values)[holding - 1])

@@ -1,4 +1,4 @@
-"""Metrics of the update law over a phase, from the held-out scores that `reduction.law_fit` leaves."""
+"""Metrics of the update law over a phase, from the held-out scores that `reduction.law_fit` returns."""
 
 from __future__ import annotations
 
@@ -15,14 +15,17 @@ from delta_suite.metrics.intervals import PERCENT, critical_t, interval, standar
 from delta_suite.reduction.law_scores import Law
 
 ONE_LAYER = "one layer has no others to share a map with"
-"""Why a phase of one layer has no shared map."""
+"""The reason why a phase of one layer has no shared map."""
 
 NOTHING_TO_PREDICT = "the update of layer {} is the same on all tokens, or zero, so there is nothing to predict"
-"""Why a layer has no R^2."""
+"""The reason why a layer has no R^2, with its number."""
 
 
 def phase_law(law: Law, name: str) -> PhaseLaw:
-    """Return the part of one phase. Raises KeyError for a phase that the law was not fitted over."""
+    """Return the law over the layers of one phase.
+
+    Raises KeyError for a phase that the law was not fitted over.
+    """
     first, last = law.phases[name]
     layers = slice(first, last + 1)
     return PhaseLaw(
@@ -42,7 +45,10 @@ def phase_law(law: Law, name: str) -> PhaseLaw:
 
 
 def law_estimates(law: Law, phase: str) -> dict[str, Estimate]:
-    """Return every metric of the law over one phase: the medians of its layers, with what each layer has."""
+    """Return every metric of the law over one phase by name: medians over its layers, with the value of each layer.
+
+    Where the law was not measured, every metric is absent with the reason.
+    """
     metrics = [definition for definition in DEFINED.values() if definition.takes == "law"]
     if law.reason is not None:
         return {definition.name: absent(f"the update law was not measured: {law.reason}") for definition in metrics}
@@ -51,40 +57,44 @@ def law_estimates(law: Law, phase: str) -> dict[str, Estimate]:
 
 
 def transfer_intervals(law: Law) -> tuple[np.ndarray, np.ndarray]:
-    """Return the lower and upper ends of the 95% intervals of the transfer matrix, (layers, layers) each."""
+    """Return the lower and upper ends of the intervals of the transfer matrix, (layers, layers) each."""
     _, low, high = jackknife(law.transfer)
     return low, high
 
 
 @dataclass(frozen=True)
 class PhaseLaw:
-    """The law over the layers of one phase; the first axis of arrays as in `Law`."""
+    """The law over the layers of one phase; the axis `cases` is that of `Law`."""
 
     layers: Sequence[int]
     r2: Mapping[str, Float64[np.ndarray, "cases layers"]]
+    """Held-out R^2 by rung."""
     share: Float64[np.ndarray, "cases layers"]
+    """Share of the residual's energy along its leading direction."""
     transfer: Float64[np.ndarray, "cases layers layers"]
+    """R^2 on one layer (second axis) of the map of another (third axis)."""
     detail: Mapping[str, object] = field(default_factory=dict)
+    """Settings of the fit, which stand beside every estimate."""
 
     @property
     def reason(self) -> str | None:
-        """Why maps of these layers have no R^2."""
+        """The reason why maps of these layers have no R^2; None where they have one."""
         without = np.isnan(self.r2["own"]).any(axis=0)
         return NOTHING_TO_PREDICT.format(self.layers[int(without.argmax())]) if without.any() else None
 
     def median(self, values: Float64[np.ndarray, "cases layers"]) -> Estimate:
-        """Median over layers of a figure that each layer has; absent where one has none."""
+        """Return the median over layers of a figure that each layer has; absent where a layer has none."""
         if np.isnan(values).any():
             return absent(self.reason or ONE_LAYER)
         per_layer = dict(zip(self.layers, values[0].tolist(), strict=True))
         return self._estimate(values[0], jackknife(values)[0], values[1:], per_layer, {})
 
     def rung(self, name: str) -> Estimate:
-        """Median over layers of a rung's R^2."""
+        """Return the median over layers of a rung's R^2. Raises KeyError for an unknown rung."""
         return self.median(self.r2[name])
 
     def transferred(self) -> Estimate:
-        """Median over L of the mean over M != L of R^2 of T_M on layer L."""
+        """Return the median over L of the mean over M != L of the R^2 of T_M on layer L."""
         count = len(self.layers)
         if count == 1:
             return absent("one layer has no others to take a map from")
@@ -92,7 +102,7 @@ class PhaseLaw:
         return self.median(others / (count - 1))
 
     def ratio(self, upper: str, lower: str) -> Estimate:
-        """Median over layers of [R^2(upper) - R^2(lower)] / [R^2(own) - R^2(lower)].
+        """Return the median over layers of [R^2(upper) - R^2(lower)] / [R^2(own) - R^2(lower)].
 
         A layer whose denominator is not clearly above 0 has no ratio; where most have none, the phase has none.
         """
@@ -107,8 +117,9 @@ class PhaseLaw:
             return absent(f"the {PERCENT} interval of {what} holds 0 in {missing} of {len(self.layers)} layers")
         part, room = (self.r2[upper] - self.r2[lower])[:, defined], room[:, defined]
         ratios = part[0] / room[0]
-        # Where the room is small, own maps fitted to noise take much of it away, and the bias of the ratio is of a
-        # higher order than the jackknife corrects. That of its parts is not; and the delta method gives its replicates.
+        # Maps of single layers fit some noise. Where the denominator is small they take much of it away, and the bias
+        # of the ratio is of a higher order than the jackknife corrects. The bias of numerator and denominator is not,
+        # so these are corrected one by one, and the delta method gives the replicates of their ratio.
         best_part, best_room = jackknife(part)[0], jackknife(room)[0]
         corrected = best_part / best_room
         part_changes, room_changes = (values[1:] - values[1:].mean(axis=0) for values in (part, room))
@@ -125,7 +136,7 @@ class PhaseLaw:
         per_layer: Mapping[int, float | None],
         more: Mapping[str, object],
     ) -> Estimate:
-        """The median of the layers' values."""
+        """Return the estimate of the median over layers, its interval taken from the median's replicates."""
         value, best = float(np.median(values)), float(np.median(corrected))
         medians = (value + median_deviations(corrected, replicates)).tolist()
         return Estimate(
@@ -139,14 +150,16 @@ class PhaseLaw:
 
 
 _WORDS = {"scaled": "c_L h", "shared": "shared map"}
+"""Rungs as a reason names them."""
 
 
 def jackknife(values: Float64[np.ndarray, "cases ..."]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Delete-a-group jackknife over groups of documents: bias-corrected value and the ends of its 95% interval.
+    """Return bias-corrected values and the lower and upper ends of their intervals, by the delete-a-group jackknife.
 
-    values[0] is of all documents, values[1 + g] without group g, which leaves the training of its own fold and the test
-    of the other: a bias b/n in the n tokens of training is b/n in one of the two and (b/n) (G/2) / (G/2 - 1) in the
-    other, so the replicates have 1/(G - 2) more of it than the whole.
+    values[0] is measured on all documents, values[1 + g] without group g of the G groups. Deleting a group shrinks the
+    training set of the fold that it belongs to, and the test set of the other fold. A bias of b/n for n training tokens
+    stays b/n in one fold and becomes (b/n) (G/2) / (G/2 - 1) in the other, so on average the replicates have
+    1 / (G - 2) more bias than the whole.
     """
     whole, replicates = values[0], values[1:]
     groups = len(replicates)
@@ -156,20 +169,21 @@ def jackknife(values: Float64[np.ndarray, "cases ..."]) -> tuple[np.ndarray, np.
 
 
 MEDIAN_DRAWS = 1000
-"""Draws of the layers' errors, each of which is used with its mirror image."""
+"""Draws of the layers' errors; each is used together with its negative."""
 
 
 def median_deviations(
     values: Float64[np.ndarray, " layers"], replicates: Float64[np.ndarray, "groups layers"]
 ) -> Float64[np.ndarray, " groups"]:
-    """Return how leaving out each group moves the median over layers, so that its jackknife has the median's spread.
+    """Return how deleting each group moves the median over layers, scaled to the median's standard error.
 
-    The medians of the replicates will not do: where layers tie they jump from one layer to another, and spread too
-    little; and those of the one layer in the middle spread as that layer does, up to twice as much as the median of
-    many. So errors e with the jackknife's covariance are drawn. The share of the draws of values + e in which a layer
-    is in the middle is the derivative of their mean median by that layer (Efron 2014, "Estimation and accuracy after
-    model selection", section 4), which gives the replicates; and these are stretched to the spread of the drawn
-    medians, as the median is rougher than its mean.
+    Taking the median of each replicate fails: where layers tie, it jumps between layers and spreads too little. Taking
+    the replicates of the one middle layer fails, too: they spread up to twice as much as the median of many layers.
+
+    So errors e with the jackknife's covariance are drawn. The share of draws of values + e in which a layer is in the
+    middle is the derivative of the mean median by that layer's value (Efron 2014, "Estimation and accuracy after model
+    selection", section 4); these shares weigh the layers' deviations. The result is stretched to the spread of the
+    drawn medians, because the median is rougher than its mean.
     """
     groups, layers = replicates.shape
     deviations = replicates - replicates.mean(axis=0)
@@ -197,6 +211,7 @@ _LAW = "the update law, held out over documents: see reduction/law_fit.py"
     source=_LAW,
 )
 def sharing_index(law: PhaseLaw) -> Estimate:
+    """Return the share of the gain of a layer's map over the scaled state that a shared map reaches."""
     return law.ratio("shared", "scaled")
 
 
@@ -210,6 +225,7 @@ def sharing_index(law: PhaseLaw) -> Estimate:
     source=_LAW,
 )
 def shared_r2(law: PhaseLaw) -> Estimate:
+    """Return the held-out R^2 of the map fitted on the phase's other layers."""
     return law.rung("shared")
 
 
@@ -223,6 +239,7 @@ def shared_r2(law: PhaseLaw) -> Estimate:
     source=_LAW,
 )
 def own_r2(law: PhaseLaw) -> Estimate:
+    """Return the held-out R^2 of the map fitted on the layer itself."""
     return law.rung("own")
 
 
@@ -235,6 +252,7 @@ def own_r2(law: PhaseLaw) -> Estimate:
     source=_LAW,
 )
 def residual_rank_one_share(law: PhaseLaw) -> Estimate:
+    """Return the share of the residual's held-out energy that lies along its leading direction."""
     return law.median(law.share)
 
 
@@ -247,6 +265,7 @@ def residual_rank_one_share(law: PhaseLaw) -> Estimate:
     source=_LAW,
 )
 def rank_one_closure(law: PhaseLaw) -> Estimate:
+    """Return the share of the gap between the shared map and the layer's map that one direction closes."""
     return law.ratio("rank_one", "shared")
 
 
@@ -260,4 +279,5 @@ def rank_one_closure(law: PhaseLaw) -> Estimate:
     source=_LAW,
 )
 def transfer_r2(law: PhaseLaw) -> Estimate:
+    """Return the held-out R^2 of maps taken from single other layers, averaged over those layers."""
     return law.transferred()

@@ -19,23 +19,31 @@ ENTROPY_FLOOR = 1e-12
 
 
 def spectral_entropy_rank(weights: Float64[np.ndarray, " rank"]) -> float:
-    """exp(-sum p ln p) of non-negative weights scaled to sum 1; shares up to 1e-12 are left out."""
+    """Return exp(-sum p ln p) of non-negative weights scaled to sum 1; shares up to 1e-12 are left out.
+
+    Example:
+        >>> round(spectral_entropy_rank(np.array([2.0, 2.0, 2.0])), 6)
+        3.0
+    """
     p = weights / weights.sum()
     p = p[p > ENTROPY_FLOOR]
     return float(np.exp(-(p * np.log(p)).sum()))
 
 
 def _top_energy(layer: LayerStatistics, count: int) -> Estimate:
+    """Return the share of the energy in the top `count` directions."""
     return Estimate(value=min(1.0, float(layer.energies[:count].sum())))
 
 
 def _average(layer: LayerStatistics, quantity: str) -> Estimate:
+    """Return the mean of a quantity over tokens, with its standard deviation."""
     mean, sd = layer.averages[quantity]
     return Estimate(value=mean, sd=sd)
 
 
 @metric("layer", "sigma_1", takes="spectrum", unit="stream units", source="reference script: top_singvals[0]")
 def gamma(layer: LayerStatistics) -> Estimate:
+    """Return the top singular value of the update."""
     return Estimate(value=math.sqrt(layer.eigenvalues[0]))
 
 
@@ -48,6 +56,7 @@ def gamma(layer: LayerStatistics) -> Estimate:
     source="reference script: eff_rank",
 )
 def effective_rank(layer: LayerStatistics) -> Estimate:
+    """Return the exponential of the spectral entropy: the number of directions that the energy is spread over."""
     return Estimate(value=spectral_entropy_rank(layer.eigenvalues))
 
 
@@ -60,6 +69,7 @@ def effective_rank(layer: LayerStatistics) -> Estimate:
     source="Roy & Vetterli 2007, The effective rank",
 )
 def effective_rank_roy(layer: LayerStatistics) -> Estimate:
+    """Return the effective rank of Roy and Vetterli, which weighs singular values, not energies."""
     return Estimate(value=spectral_entropy_rank(np.sqrt(layer.eigenvalues)))
 
 
@@ -67,6 +77,7 @@ def effective_rank_roy(layer: LayerStatistics) -> Estimate:
     "layer", "1 / sum p_i^2", takes="spectrum", unit="directions", low=1.0, source="participation ratio of the energies"
 )
 def participation_ratio(layer: LayerStatistics) -> Estimate:
+    """Return the participation ratio of the energies: 1 for one direction, d for d equal ones."""
     return Estimate(value=float(1.0 / (layer.energies**2).sum()))
 
 
@@ -80,6 +91,7 @@ def participation_ratio(layer: LayerStatistics) -> Estimate:
     bias="none",
 )
 def participation_ratio_unbiased(layer: LayerStatistics) -> Estimate:
+    """Return the participation ratio from pairs of different groups of documents; absent with one document."""
     if layer.between is None:
         return absent(ONE_DOCUMENT)
     traces, squares = layer.between
@@ -97,23 +109,27 @@ def participation_ratio_unbiased(layer: LayerStatistics) -> Estimate:
     source="Rudelson & Vershynin 2007",
 )
 def stable_rank(layer: LayerStatistics) -> Estimate:
-    if layer.eigenvalues[0] == 0.0:  # without the group of documents that holds all of the leading direction
+    """Return the energy of the update over that of its top direction."""
+    if layer.eigenvalues[0] == 0.0:  # one group of documents held all of the leading direction, and is deleted
         return absent("nothing is left of the leading direction")
     return Estimate(value=float(1.0 / layer.energies[0]))
 
 
 @metric("layer", "p_1", takes="spectrum", high=1.0, source="reference script: top1_frac")
 def top1_energy(layer: LayerStatistics) -> Estimate:
+    """Return the share of the energy in the top direction."""
     return _top_energy(layer, 1)
 
 
 @metric("layer", "p_1 + p_2 + p_3", takes="spectrum", high=1.0, source="reference script: top3_frac")
 def top3_energy(layer: LayerStatistics) -> Estimate:
+    """Return the share of the energy in the top 3 directions."""
     return _top_energy(layer, 3)
 
 
 @metric("layer", "p_1 + ... + p_10", takes="spectrum", high=1.0, source="reference script: top10_frac")
 def top10_energy(layer: LayerStatistics) -> Estimate:
+    """Return the share of the energy in the top 10 directions."""
     return _top_energy(layer, 10)
 
 
@@ -125,6 +141,7 @@ def top10_energy(layer: LayerStatistics) -> Estimate:
     source="Davis & Kahan 1970: the gap bounds how far v_L can turn",
 )
 def spectral_gap(layer: LayerStatistics) -> Estimate:
+    """Return the ratio of the first two singular values; absent for an update of rank one."""
     if len(layer.eigenvalues) < 2 or layer.eigenvalues[1] == 0.0:
         return absent("the update has rank one, so there is no second singular value")
     return Estimate(value=math.sqrt(layer.eigenvalues[0] / layer.eigenvalues[1]))
@@ -132,6 +149,7 @@ def spectral_gap(layer: LayerStatistics) -> Estimate:
 
 @metric("layer", "||delta||_F", takes="spectrum", unit="stream units", source="reference script: frob")
 def frobenius(layer: LayerStatistics) -> Estimate:
+    """Return the Frobenius norm of the update."""
     return Estimate(value=math.sqrt(layer.eigenvalues.sum()))
 
 
@@ -143,6 +161,7 @@ def frobenius(layer: LayerStatistics) -> Estimate:
     source="reference script: token_norm",
 )
 def update_norm(layer: LayerStatistics) -> Estimate:
+    """Return the mean length of a token's update."""
     return _average(layer, "update_norm")
 
 
@@ -150,11 +169,13 @@ def update_norm(layer: LayerStatistics) -> Estimate:
     "layer", "mean (sd) over tokens of ||h_L||", takes="tokens", unit="stream units", source="reference script: h_norm"
 )
 def stream_norm(layer: LayerStatistics) -> Estimate:
+    """Return the mean length of a token's state before the block."""
     return _average(layer, "stream_norm")
 
 
 @metric("layer", "mean (sd) over tokens of ||delta|| / ||h_L||", takes="tokens", source="reference script: rel_step")
 def relative_step(layer: LayerStatistics) -> Estimate:
+    """Return the mean ratio of the update's length to the state's."""
     return _average(layer, "relative_step")
 
 
@@ -167,6 +188,7 @@ def relative_step(layer: LayerStatistics) -> Estimate:
     source="reference script: cos_delta_h",
 )
 def alignment(layer: LayerStatistics) -> Estimate:
+    """Return the mean cosine of the update and the state: positive where a block lengthens the state."""
     return _average(layer, "alignment")
 
 
@@ -178,6 +200,7 @@ def alignment(layer: LayerStatistics) -> Estimate:
     source="reference script: parallel_frac",
 )
 def parallel_fraction(layer: LayerStatistics) -> Estimate:
+    """Return the mean absolute cosine of the update and the state."""
     return _average(layer, "parallel_fraction")
 
 
@@ -189,6 +212,7 @@ def parallel_fraction(layer: LayerStatistics) -> Estimate:
     source="ShortGPT, arXiv 2403.03853",
 )
 def block_influence(layer: LayerStatistics) -> Estimate:
+    """Return one minus the mean cosine of the state before and after the block."""
     return _average(layer, "block_influence")
 
 
@@ -200,6 +224,7 @@ def block_influence(layer: LayerStatistics) -> Estimate:
     source="Gromov et al., arXiv 2403.17887",
 )
 def angular_distance(layer: LayerStatistics) -> Estimate:
+    """Return the mean angle between the state before and after the block, as a share of half a turn."""
     return _average(layer, "angular_distance")
 
 
@@ -211,12 +236,22 @@ def angular_distance(layer: LayerStatistics) -> Estimate:
     version=2,
 )
 def rounding_share(layer: LayerStatistics) -> Estimate:
-    """The share of the update's energy that is rounding: a state's last bit is off by eps / sqrt(24) of it, rms."""
+    """Return the share of the update's energy that is rounding error.
+
+    Rounding moves a state by eps / sqrt(24) of its length, as a root mean square.
+    """
     mean, sd = layer.averages["stream_norm"]
     update = layer.eigenvalues.sum() / layer.tokens
     return Estimate(value=float(layer.epsilon**2 / 24 * (mean**2 + sd**2) / update))
 
 
-@metric("layer", "n ||mean delta||^2 / ||delta||_F^2", takes="spectrum", high=1.0, source="what `centred` takes away")
+@metric(
+    "layer",
+    "n ||mean delta||^2 / ||delta||_F^2",
+    takes="spectrum",
+    high=1.0,
+    source="the share of energy that centring removes",
+)
 def mean_energy(layer: LayerStatistics) -> Estimate:
+    """Return the share of the energy that the mean update holds, which centring removes."""
     return Estimate(value=min(1.0, layer.mean_energy))

@@ -1,11 +1,11 @@
 """Comparisons for a figure over a phase, taken from the same model: windows, matched lags, random directions.
 
-A free permutation of layers is no null: any smooth drift over depth beats it. What holds is the rank of the phase among
-all windows of as many layers (false-positive rate 0-0.05 on planted drifts, `delta-suite selftest`).
+A free permutation of layers is no null, because any smooth drift over depth beats it. The rank of the phase among all
+windows of as many layers is a valid test: its false-positive rate on planted drifts is 0-0.05 (`delta-suite selftest`).
 
-Pairs outside the phase at the same distances are a contrast, not a test of a phase: documents cannot tell what chance
-made of the layers, and where a drift is uneven the contrast differs from zero in half of all models. So a claim against
-"lag" is to stand beside one against "window".
+Pairs outside the phase at the same distances are a contrast, not a test of a phase. Resampling documents does not show
+how layers vary by chance, and where a drift is uneven the contrast differs from zero in half of all models. So a claim
+against "lag" belongs beside one against "window".
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ FROM_TOP_DIRECTIONS = (
     "block_effective_rank",
     "block_effective_rank_fraction",
 )
-"""Metrics made of the v_L alone: a random direction can stand in for each."""
+"""Metrics computed from the top directions v_L alone, for which random directions can be substituted."""
 
 OVER_PAIRS = ("intra_cosine", "intra_cosine_cross_fitted", "subspace_overlap", "principal_angle")
-"""Metrics that are a mean over pairs of layers, so that pairs elsewhere can be matched by their distance."""
+"""Metrics that are a mean over pairs of layers, so that pairs outside the phase can be matched by distance."""
 
 
 def windows(total: int, length: int) -> list[range]:
@@ -44,15 +44,19 @@ def windows(total: int, length: int) -> list[range]:
 
 
 def allowed_above(windows: int, quantile: float) -> int:
-    """Return how many of the other windows may be as extreme, for the phase's rank among all to have p <= 1 - quantile.
+    """Return the number of other windows that may be as extreme as the phase for its rank to have p <= 1 - quantile.
 
-    Negative where even the most extreme window of so few has a larger p.
+    The result is negative where there are too few windows for any rank to reach that p.
+
+    Example:
+        >>> allowed_above(40, 0.95), allowed_above(10, 0.95)
+        (1, -1)
     """
     return int((1.0 - quantile) * windows + 1e-9) - 1
 
 
 def extreme(estimates: Sequence[Estimate], allowed: int, *, high: bool) -> Estimate:
-    """Return the bound to pass: the value that exactly `allowed` of these lie beyond, at the high or the low end."""
+    """Return the value that exactly `allowed` of the estimates lie beyond, at the high or the low end."""
 
     def bound(*values: float) -> float:
         return sorted(values, reverse=high)[allowed]
@@ -61,15 +65,21 @@ def extreme(estimates: Sequence[Estimate], allowed: int, *, high: bool) -> Estim
 
 
 def rank_p(value: float, others: Sequence[float], *, high: bool) -> float:
-    """Return (1 + how many others are at least as extreme) / (how many there are in all)."""
+    """Return the p-value of a rank: (1 + number of others at least as extreme) / (1 + number of others).
+
+    Example:
+        >>> rank_p(0.9, [0.1, 0.5, 0.95], high=True)
+        0.5
+    """
     beyond = sum(other >= value if high else other <= value for other in others)
     return (1 + beyond) / (1 + len(others))
 
 
 def lag_matched(gram: DirectionGram, name: str, layers: Sequence[int]) -> Estimate:
-    """Return the metric over pairs that do not both lie in the phase, at the distances of the pairs that do.
+    """Return the metric over pairs of layers outside the phase, at the distances of the pairs inside it.
 
-    Each distance weighs as it does inside the phase; distances at which every pair lies inside are left out.
+    A pair is outside unless both its layers lie in the phase. Each distance has the weight that it has inside the
+    phase; distances without a pair outside are left out. Absent for a metric that is no mean over pairs.
     """
     if name not in OVER_PAIRS:
         return absent(f"{name} is no mean over pairs of layers; lags can be matched for {', '.join(OVER_PAIRS)}")
@@ -92,7 +102,10 @@ def lag_matched(gram: DirectionGram, name: str, layers: Sequence[int]) -> Estima
 
 
 def random_directions(gram: DirectionGram, name: str, layers: Sequence[int]) -> list[float] | str:
-    """Return the metric with each v_L drawn at random with the covariance of its updates, once per draw; or why not."""
+    """Return the metric of random directions, one value per draw, or the reason why there are none.
+
+    Each v_L is drawn at random with the covariance of its layer's updates.
+    """
     if name not in FROM_TOP_DIRECTIONS:
         return f"{name} is not made of the v_L alone; random directions stand in for {', '.join(FROM_TOP_DIRECTIONS)}"
     if gram.random is None:

@@ -1,7 +1,7 @@
 """Every metric of the suite by name. Each kind has a file of its own; a new metric is one function in one of them.
 
-No torch here: metrics read what the reduction has left in numpy, so that a stored record can be judged again, under any
-phase map, without a model.
+No torch here: metrics read numpy arrays that the reduction has computed, so that a stored record can be judged again,
+under any phase map, without a model.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Phase boundaries detected in the layers' similarity, and what the declared ones are worth beside them.
+"""Detect phase boundaries in the similarity of layers, and compare declared boundaries with them.
 
 The similarity S[L, M] = ||U_L U_M^T||_F^2 / k is the inner product of two projectors, tr(P_L P_M) / k: a kernel between
 layers. Kernel change-point detection (Arlot, Celisse & Harchaoui 2019) cuts the depth into segments of small scatter
@@ -27,25 +27,25 @@ DRAWS = 999
 """Draws of the smooth-drift null: its p-value cannot go below 1 / (DRAWS + 1) = 0.001."""
 
 SEGMENTATIONS = 10_000
-"""At most so many segmentations are ranked: all where there are no more, else the declared one and a seeded sample."""
+"""The most segmentations that are ranked; of more, the declared one and a seeded sample are ranked."""
 
 FEWEST_ORDERS = 20
-"""With fewer orders of the segments the declared one cannot be among the best 5%, and is not ranked."""
+"""The fewest orders of segments that are ranked: among fewer, the declared order cannot be in the best 5%."""
 
 SEED = 20190612
-"""Seed of every random choice here, so that a stored record gives the same numbers again."""
+"""Seed of every random choice here, so that a stored record always gives the same numbers."""
 
 LARGEST_SHARE = 0.5
-"""Segmentations of up to this share of the layers are formed when the number of segments is chosen."""
+"""The number of segments is chosen from 1 up to this share of the number of layers."""
 
 SLOPE_FROM = 0.6
-"""The penalty's slope is fitted from this share of them on (Arlot, Celisse & Harchaoui 2019, section 6)."""
+"""The penalty's slope is fitted from this share of the largest number of segments on (Arlot et al. 2019, section 6)."""
 
 PILOT = 40
-"""Draws that one step of matching the null's irregularity takes."""
+"""Draws in each step of matching the null's irregularity to the data's."""
 
 MOST_DIMENSIONS = 1e6
-"""Above, a draw is the mean kernel itself to three digits."""
+"""The most degrees of freedom of a drift: with more, a draw equals the mean kernel to three digits."""
 
 
 @dataclass(frozen=True)
@@ -59,33 +59,40 @@ class Boundaries:
     chosen: tuple[int, ...] | None
     """The boundaries of a number of segments chosen by penalty; None with fewer than 8 layers."""
     recurrence: tuple[float, ...] | None
-    """For each detected boundary, the share of the replicates that find it again within one layer."""
+    """For each detected boundary, the share of replicates with a boundary within one layer of it."""
     replicates: int
+    """Number of replicates."""
     declared_cost: float
     detected_cost: float
     total_cost: float
     """Cost of one segment over all layers."""
     orders: int
-    """Segmentations with the declared lengths, in any order, that were ranked; the declared one is among them."""
+    """Number of segmentations ranked that have the declared lengths in any order, the declared one included."""
     cost_rank: float | None
-    """Share of these whose cost is no larger than the declared one's; None with fewer than 20 orders."""
+    """Share of these orders whose cost is at most the declared one's; None with fewer than 20 orders."""
     others: int
-    """Segmentations with the declared number of segments that were ranked, the declared one among them."""
+    """Number of segmentations ranked that have the declared number of segments, the declared one included."""
     cost_rank_any_lengths: float
-    """Share of these whose cost is no larger than the declared one's."""
+    """Share of these segmentations whose cost is at most the declared one's."""
     agreement: float
-    """Share of the declared boundaries that a detected one meets within one layer."""
+    """Share of the declared boundaries with a detected one within one layer."""
     chance_agreement: float
-    """The mean of the same over the segmentations of `others`: what detected boundaries would meet by chance."""
+    """Mean agreement over the segmentations of `others`: the agreement expected by chance."""
     p: float
-    """Quantile of `detected_cost / total_cost` under smooth drift; at least 1 / (draws + 1)."""
+    """The p-value of `detected_cost / total_cost` under smooth drift; at least 1 / (draws + 1)."""
     draws: int
+    """Number of draws of smooth drift."""
     drift_dimensions: float
-    """Degrees of freedom of the drift: the smaller, the more irregular."""
+    """Degrees of freedom of the drift; fewer make it more irregular."""
 
 
 def segments_of(phases: Mapping[str, tuple[int, int]], layers: int) -> tuple[int, ...]:
-    """The boundaries of a phase map; a run of layers that belongs to no phase is a segment of its own."""
+    """Return the boundaries of a phase map. A run of layers outside every phase forms a segment, too.
+
+    Example:
+        >>> segments_of({"C": (2, 7), "E": (8, 10)}, layers=12)
+        (2, 8, 11)
+    """
     starts = {first for first, _ in phases.values()} | {last + 1 for _, last in phases.values()}
     return tuple(sorted(starts - {0, layers}))
 
@@ -98,14 +105,19 @@ def find_boundaries(
 ) -> Boundaries:
     """Detect boundaries in a similarity matrix, rank the declared ones, and test the structure against smooth drift.
 
-    similarity: symmetric; its negative eigenvalues, which cross-fitting leaves, count as 0. replicates: the same
-    measured without each group of documents in turn.
+    `similarity` is symmetric. Comparing document halves can give it negative eigenvalues, which count as 0.
+    `replicates` are the similarity without each group of documents in turn; `draws` is the number of drifts drawn.
 
     The number of segments is chosen by the least cost + 2 C D (2 ln(N / D) + 5) over D = 1 .. N / 2 segments, where C
     is the slope of the least cost against that shape over the largest 40% of D (the shape: Lebarbier 2005; twice the
     slope: Birgé & Massart 2007).
 
     Raises ValueError unless there are 2 to N - 1 declared segments, with boundaries from 1 to N - 1, ascending.
+
+    Example:
+        >>> similarity = np.kron(np.eye(2), np.ones((3, 3)))  # layers 0-2 are alike, and layers 3-5
+        >>> find_boundaries(similarity, declared=(2,), draws=1).detected
+        (3,)
     """
     layers = len(similarity)
     cuts = tuple(int(boundary) for boundary in declared)
@@ -152,25 +164,25 @@ def find_boundaries(
 # --- segmentations ---------------------------------------------------------------------------------------------
 
 _ROUNDING = 1e-9
-"""Costs closer than this share of the whole are the same."""
+"""Costs that differ by less than this share of the total are equal."""
 
 
 def _embedding(similarity: np.ndarray) -> np.ndarray:
-    """One row per layer, whose inner products are the nearest positive semidefinite matrix."""
+    """Return one row per layer, whose inner products are the nearest positive semidefinite matrix."""
     values, vectors = np.linalg.eigh((similarity + similarity.T) / 2)
     return np.asarray(vectors * np.sqrt(np.maximum(values, 0.0)))
 
 
 def _best(embedding: np.ndarray, boundaries: int) -> tuple[int, ...]:
-    """The segmentation of least cost with so many boundaries."""
-    import ruptures  # a second, as it takes scipy.stats with it, and only a claim about boundaries needs it
+    """Return the segmentation of least cost with this number of boundaries."""
+    import ruptures  # takes a second, because it imports scipy.stats, and only claims about boundaries need it
 
     search = ruptures.KernelCPD(kernel="linear", min_size=1).fit(embedding)
     return tuple(search.predict(n_bkps=boundaries)[:-1])
 
 
 def _cost(embedding: np.ndarray, boundaries: Sequence[int]) -> float:
-    """The cost of one segmentation: squared distances from the segments' means."""
+    """Return the cost of one segmentation: the squared distances of layers from their segment's mean."""
     first = np.array([0, *boundaries])
     lengths = np.diff([*first, len(embedding)])
     sums = np.add.reduceat(embedding, first, axis=0)
@@ -180,7 +192,7 @@ def _cost(embedding: np.ndarray, boundaries: Sequence[int]) -> float:
 def _costs(
     gram: Float64[np.ndarray, "layers layers"], boundaries: Int64[np.ndarray, "segmentations boundaries"]
 ) -> Float64[np.ndarray, " segmentations"]:
-    """The cost of each segmentation, one in a row."""
+    """Return the cost of each segmentation, given one per row."""
     layers = len(gram)
     sums = np.zeros((layers + 1, layers + 1))
     sums[1:, 1:] = gram.cumsum(axis=0).cumsum(axis=1)
@@ -191,28 +203,30 @@ def _costs(
 
 
 def _best_share(embedding: np.ndarray, boundaries: int) -> float:
-    """The least cost with so many boundaries over that of one segment; 1 where all layers are alike."""
+    """Return the least cost with this number of boundaries over that of one segment; 1 where all layers are equal."""
     total = _cost(embedding, ())
     alike = total <= _ROUNDING * (embedding**2).sum()
     return 1.0 if alike else _cost(embedding, _best(embedding, boundaries)) / total
 
 
 def _rank(gram: np.ndarray, segmentations: np.ndarray, cost: float) -> float:
+    """Return the share of segmentations whose cost is at most `cost`."""
     return float((_costs(gram, segmentations) <= cost + _ROUNDING * np.trace(gram)).mean())
 
 
 def _meets(boundary: int, others: Sequence[int]) -> bool:
+    """Return True if one of the others lies within NEAR layers of the boundary."""
     return any(abs(boundary - other) <= NEAR for other in others)
 
 
 def _agreements(declared: Sequence[int], segmentations: np.ndarray) -> np.ndarray:
-    """For each segmentation the share of the declared boundaries that it meets."""
+    """Return for each segmentation the share of the declared boundaries that it meets."""
     near = np.abs(segmentations[:, None, :] - np.array(declared)[None, :, None]) <= NEAR
     return np.asarray(near.any(axis=2).mean(axis=1))
 
 
 def _same_lengths(declared: tuple[int, ...], layers: int, generator: np.random.Generator) -> np.ndarray:
-    """Segmentations with the declared lengths in any order: all, or the declared one and a sample."""
+    """Return the segmentations with the declared lengths in any order: all, or the declared one and a sample."""
     lengths = [end - first for first, end in pairwise((0, *declared, layers))]
     orders = math.factorial(len(lengths))
     for length in set(lengths):
@@ -226,7 +240,7 @@ def _same_lengths(declared: tuple[int, ...], layers: int, generator: np.random.G
 
 
 def _orders(lengths: list[int]) -> Iterator[list[int]]:
-    """Every distinct order."""
+    """Yield every distinct order of the lengths."""
     if not lengths:
         yield []
     for length in set(lengths):
@@ -237,7 +251,7 @@ def _orders(lengths: list[int]) -> Iterator[list[int]]:
 
 
 def _same_number(declared: tuple[int, ...], layers: int, generator: np.random.Generator) -> np.ndarray:
-    """Segmentations with the declared number of segments: all, or the declared one and a sample, each as likely."""
+    """Return the segmentations with the declared number of segments: all, or the declared one and a uniform sample."""
     if math.comb(layers - 1, len(declared)) <= SEGMENTATIONS:
         return np.array(list(combinations(range(1, layers), len(declared))))
     keys = generator.random((SEGMENTATIONS - 1, layers - 1))
@@ -246,7 +260,7 @@ def _same_number(declared: tuple[int, ...], layers: int, generator: np.random.Ge
 
 
 def _chosen(embedding: np.ndarray) -> tuple[int, ...] | None:
-    """The segmentation of least penalised cost, see `find_boundaries`."""
+    """Return the segmentation of least penalised cost (see `find_boundaries`); None with fewer than 8 layers."""
     layers = len(embedding)
     most = int(layers * LARGEST_SHARE)
     if most < 4:
@@ -259,7 +273,7 @@ def _chosen(embedding: np.ndarray) -> tuple[int, ...] | None:
     slope = -np.polyfit(shape[large], costs[large], 1)[0]
     penalised = costs + 2.0 * max(0.0, float(slope)) * shape
     equal = penalised.min() + _ROUNDING * (embedding**2).sum()
-    best = int(np.argmax(penalised <= equal))  # the fewest segments
+    best = int(np.argmax(penalised <= equal))  # the fewest segments of equal cost
     return path[best]
 
 
@@ -269,21 +283,24 @@ def _chosen(embedding: np.ndarray) -> tuple[int, ...] | None:
 def against_smooth_drift(
     similarity: Float64[np.ndarray, "layers layers"], boundaries: int, draws: int = DRAWS
 ) -> tuple[float, float]:
-    """p-value of the least cost with so many boundaries, over that of one segment; and the drift's dimensions.
+    """Return the p-value of the data's phases against smooth drift, and the degrees of freedom of that drift.
 
-    p = (1 + draws of a drift without phases whose share is no larger) / (draws + 1), so never below 1 / (draws + 1).
+    The statistic is the least cost with this number of boundaries over the cost of one segment. With it,
+    p = (1 + number of drifts whose statistic is at most the data's) / (draws + 1), so p >= 1 / (draws + 1).
 
-    A drift is a direction y_L that is a Gaussian process over depth, and its similarity that of the projectors on it,
-    (y_L . y_M)^2. Its kernel depends on |L - M| alone, so that this is the mean over each diagonal of the data's
-    similarity; both are scaled to the norms of the data's layers. In many dimensions such a drift is even (each step
-    turns it as far as any other), in few it is uneven, so the dimensions are chosen for it to depart from its own
-    diagonals' means as far as the data do. Even steps alone would call every uneven drift a phase; matched so, the
-    null spends the data's own unevenness on steps in no order, and phases must be sharper than that.
+    A drift is a unit vector y_L that follows a Gaussian process over depth; its similarity is (y_L . y_M)^2, scaled to
+    the norms of the data's layers. The kernel depends on |L - M| alone, and is chosen so that the drift's similarity
+    has the mean of the data's at each distance.
+
+    With many degrees of freedom such a drift is even: every step turns it equally far. With few it is uneven. They are
+    chosen so that the drift's similarity departs from its mean at each distance as far as the data's does. A null of
+    even steps would call every uneven drift a phase; under this null, phases must be sharper than unevenness in random
+    places.
     """
     generator = np.random.default_rng(SEED)
     embedding = _embedding(similarity)
     observed = _best_share(embedding, boundaries)
-    if observed == 1.0:  # all layers are alike: no cut gains anything
+    if observed == 1.0:  # all layers are equal, so no boundary reduces the cost
         return 1.0, MOST_DIMENSIONS
     norms = np.linalg.norm(embedding, axis=1)
     unit = embedding / np.maximum(norms, np.finfo(np.float64).tiny)[:, None]
@@ -300,22 +317,22 @@ def against_smooth_drift(
 
 
 _JITTER = 1e-12
-"""Share of the trace that lets a singular Gram be factored; far below what costs are compared to."""
+"""Share of the trace added to the diagonal, so that a singular Gram can be factored; far below _ROUNDING."""
 
 
 def _by_lag(correlation: np.ndarray) -> tuple[np.ndarray, float]:
-    """The mean over each diagonal, as a matrix, and the mean squared departure from it."""
+    """Return the matrix of the means over each diagonal, and the mean squared departure from it."""
     lags = np.abs(np.subtract.outer(np.arange(len(correlation)), np.arange(len(correlation))))
     means = np.bincount(lags.ravel(), correlation.ravel()) / np.bincount(lags.ravel())
     return means[lags], float(((correlation - means[lags]) ** 2).mean())
 
 
 def _drift(factor: np.ndarray, dimensions: float, generator: np.random.Generator) -> np.ndarray:
-    """(y_L . y_M)^2 of unit vectors y, one a layer: a Gaussian process with the kernel factor factor^T."""
+    """Draw (y_L . y_M)^2 of unit vectors y_L that follow a Gaussian process with the kernel factor factor^T."""
     layers = len(factor)
     if dimensions < layers:
         noise = generator.standard_normal((layers, round(dimensions)))
-    else:  # only inner products count, and Bartlett's triangle has those of any number of columns
+    else:  # Bartlett's triangle has the inner products of this many columns, and nothing else is needed
         noise = np.tril(generator.standard_normal((layers, layers)), k=-1)
         np.fill_diagonal(noise, np.sqrt(generator.chisquare(dimensions - np.arange(layers))))
     rows = factor @ noise
@@ -324,9 +341,9 @@ def _drift(factor: np.ndarray, dimensions: float, generator: np.random.Generator
 
 
 def _matching_dimensions(factor: np.ndarray, departure: float, generator: np.random.Generator) -> float:
-    """The degrees of freedom at which drifts depart from their diagonals' means as far as the data do; 2 to 10^6.
+    """Return the degrees of freedom, 2 to 10^6, at which drifts depart from their diagonal means as far as the data do.
 
-    The departure is a variance, so it falls as one over the dimensions, nearly: a few steps of that rule settle it.
+    The departure is a variance, so it falls nearly as one over the degrees of freedom; five steps of that rule suffice.
     """
     dimensions = 100.0
     for _ in range(5):
