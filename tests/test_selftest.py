@@ -1,4 +1,4 @@
-"""The suite's own proof, in a short form: its long form's table is results/selftest.md."""
+"""The self-test in a short form; results/selftest.md is the table of its long form."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from delta_suite.claims.loader import load_hypothesis
 from delta_suite.claims.verdict import Verdict
 from delta_suite.cli import app
 from delta_suite.selftest import law_worlds as law
-from delta_suite.selftest import proof, report
+from delta_suite.selftest import report
 from delta_suite.selftest.documents import DOCUMENTS, SCALE, SPREAD
 from delta_suite.selftest.planted import SHARED, SHARED_COSINE, TOKENS, Truth, phased
-from delta_suite.selftest.proof import SelftestError, coverage_of, selftest
-from delta_suite.selftest.report import COVERAGE, Proof, Rate, wilson
+from delta_suite.selftest.proof import SelftestError, Task, coverage_of, run_task, selftest
+from delta_suite.selftest.report import COVERAGE, Coverage, Proof, Rate, wilson
 from delta_suite.selftest.worlds import WORLDS, Claim
 from typer.testing import CliRunner
 
@@ -30,25 +30,24 @@ def test_intervals_of_spectra_cover_the_truth(wide: Proof) -> None:
     for row in wide.coverage:
         assert row.repeats == 16, row
         if row.bounded:
-            assert row.covered >= 11, row  # of intervals that cover 0.92, one in 1,000 draws has fewer
+            assert row.covered >= 11, row  # intervals that cover 0.92 have fewer in one of 1,000 draws
     gated = {row.metric for row in wide.coverage if not row.bounded}
     assert gated == {"effective_rank_roy"}
     assert not wide.rates
 
 
 def test_figures_do_not_depend_on_how_many_repeats_are_made_at_once(wide: Proof) -> None:
-    first = selftest(2, only="wide", truth_documents=50)
-    task = proof._Task("wide", range(1, 2))
-    assert proof._run(task)[0]["intervals"].keys() == {(row.scope, row.metric) for row in first.coverage}
-    again = proof._run(proof._Task("wide", range(0, 2)))[1]
-    assert again == proof._run(task)[0]
+    (alone,) = run_task(Task("wide", range(1, 2)))
+    assert alone.intervals.keys() == {(row.scope, row.metric) for row in wide.coverage}
+    first, second = run_task(Task("wide", range(2)))
+    assert second == alone != first
 
 
 def test_narrow_and_endless_intervals_are_caught_by_the_tables_own_check() -> None:
     draw = np.random.default_rng(0)
     means = draw.standard_normal(400)
 
-    def row(half: float) -> report.Coverage:
+    def row(half: float) -> Coverage:
         return coverage_of([(m - half, m + half) for m in means], [0.0] * 400, world="w", metric="gamma", scope="C")
 
     assert row(1.96).violation is None
@@ -65,14 +64,14 @@ def test_narrow_and_endless_intervals_are_caught_by_the_tables_own_check() -> No
 
 
 def test_false_positives_are_bounded_and_power_is_not() -> None:
-    claim = next(own for own in WORLDS["noise"].claims)
+    claim = WORLDS["noise"].claims[0]
 
     def row(supported: int, claim: Claim = claim) -> Rate:
         return Rate("noise", claim, {Verdict.SUPPORTED: supported, Verdict.INCONCLUSIVE: 1000 - supported})
 
     assert row(75).violation is None  # 0.075 of 1000 may be 0.07
     assert row(100).violation is not None
-    power = next(own for own in WORLDS["phases"].claims if own.kind == "power")
+    power = next(claim for claim in WORLDS["phases"].claims if claim.kind == "power")
     assert row(100, power).violation is None
 
 
@@ -80,7 +79,7 @@ def test_binomial_range() -> None:
     assert wilson(950, 1000) == pytest.approx((0.9346, 0.9619), abs=1e-3)
     assert wilson(0, 10)[0] == 0.0
     assert wilson(10, 10)[1] == pytest.approx(1.0)
-    # The rule: with 1000 repeats a coverage may lie so far outside the bounds.
+    # The counts of 1000 repeats that the rule accepts.
     passing = [
         hits for hits in range(1001) if wilson(hits, 1000)[1] >= COVERAGE[0] and wilson(hits, 1000)[0] <= COVERAGE[1]
     ]
@@ -90,7 +89,7 @@ def test_binomial_range() -> None:
 def test_truth_is_what_was_planted() -> None:
     population = phased(np.random.default_rng(3))
     truth = Truth(population, np.random.default_rng(4), 1)
-    # Means turn the planted directions a little.
+    # Means turn the planted directions slightly.
     assert truth("intra_cosine", SHARED) == pytest.approx(SHARED_COSINE, abs=0.1)
     many = 4000
     states = population.states(np.random.default_rng(5), many)
@@ -105,7 +104,7 @@ def test_truth_is_what_was_planted() -> None:
 
 
 def test_truth_of_the_law_is_what_was_planted() -> None:
-    """Where nothing but turns and noise is planted, every figure has a closed form."""
+    """Every figure has a closed form where only rotations and noise are planted."""
     noise = law.NOISE**2 * (1 + SPREAD**2) * math.exp(2 * SCALE**2)
     flat = pytest.approx(1 / law.HIDDEN, rel=0.1)  # the largest of 32 equal eigenvalues, in a sample
     one = law.law_without_direction(np.random.default_rng(6)).truth(np.random.default_rng(7), 2000)
@@ -127,9 +126,9 @@ def test_every_claim_of_the_law_and_of_boundaries_is_planted_both_ways() -> None
     stated: dict[tuple[str, str], set[str]] = {}
     for world in WORLDS.values():
         for claim in world.claims:
-            if isinstance(claim.said, tuple):
-                stated.setdefault(claim.said, set()).add(claim.kind)
-                assert claim.expectation.id == claim.said[1]
+            if isinstance(claim.statement, tuple):
+                stated.setdefault(claim.statement, set()).add(claim.kind)
+                assert claim.expectation.id == claim.statement[1]
     for file in ("update_law.toml", "boundaries.toml"):
         for expectation in load_hypothesis(Path(__file__).parent.parent / "hypotheses" / file).expect:
             assert stated.pop((file, expectation.id)) == {"power", "false positives"}
@@ -137,30 +136,30 @@ def test_every_claim_of_the_law_and_of_boundaries_is_planted_both_ways() -> None
 
 
 @pytest.mark.parametrize("name", ["law", "law without direction", "own maps", "law exchanged"])
-def test_the_law_is_found_where_it_is_planted_and_nowhere_else(name: str) -> None:
-    found = selftest(1, only=name, truth_documents=100)
-    supported = {row.claim.expectation.id: row.supported for row in found.rates if row.claim.kind == "power"}
+def test_the_law_is_supported_where_it_is_planted_and_nowhere_else(name: str) -> None:
+    result = selftest(1, only=name, truth_documents=100)
+    supported = {row.claim.expectation.id: row.supported for row in result.rates if row.claim.kind == "power"}
     supported.pop("c-residual-has-no-direction", None)  # 0.08 of at most 0.10 is not shown by every draw
     assert set(supported.values()) <= {1}
-    assert all(row.supported == 0 for row in found.rates if row.claim.kind == "false positives")
-    assert all(row.repeats == 1 for row in found.coverage if (row.scope, row.metric) not in WORLDS[name].shown)
+    assert all(row.supported == 0 for row in result.rates if row.claim.kind == "false positives")
+    assert all(row.repeats == 1 for row in result.coverage if (row.scope, row.metric) not in WORLDS[name].shown)
 
 
 def test_planted_boundaries_are_found() -> None:
-    found = selftest(1, only="segments")
-    assert [row.supported for row in found.rates] == [1, 1]
+    result = selftest(1, only="segments")
+    assert [row.supported for row in result.rates] == [1, 1]
 
 
 @pytest.mark.parametrize("name", ["noise", "sinks"])
 def test_nothing_is_supported_where_there_is_nothing(name: str) -> None:
-    found = selftest(2, only=name, truth_documents=20)
-    assert {row.claim.kind for row in found.rates} == {"false positives"}
-    assert [row.supported for row in found.rates] == [0] * len(WORLDS[name].claims)
+    result = selftest(2, only=name, truth_documents=20)
+    assert {row.claim.kind for row in result.rates} == {"false positives"}
+    assert [row.supported for row in result.rates] == [0] * len(WORLDS[name].claims)
 
 
 def test_planted_phases_are_found() -> None:
-    found = selftest(1, only="phases", truth_documents=20)
-    for row in found.rates:
+    result = selftest(1, only="phases", truth_documents=20)
+    for row in result.rates:
         assert row.supported == (row.claim.kind == "power"), row.claim.expectation.claim()
 
 
@@ -180,7 +179,7 @@ def test_command_writes_the_table_and_fails_where_a_bound_does(tmp_path: Path, m
     assert "## Bounds that do not hold" in out.read_text()
 
 
-def test_what_is_not_planted_is_refused() -> None:
+def test_unknown_populations_and_counts_below_one_are_refused() -> None:
     with pytest.raises(SelftestError, match="did you mean 'noise'"):
         selftest(1, only="nois")
     with pytest.raises(SelftestError, match="both must be 1 or more"):

@@ -1,4 +1,4 @@
-"""Documents of a planted population: how alike their tokens are, and the stream that the tap would keep of them."""
+"""Draw documents from a planted population, as the residual stream that the tap would record of them."""
 
 from __future__ import annotations
 
@@ -13,35 +13,36 @@ if TYPE_CHECKING:
     from delta_suite.capture.stream import ResidualStream
 
 DOCUMENTS = 80
-"""Documents of one repeat."""
+"""Number of documents in one repeat."""
 
 SCALE, SPREAD = 0.3, 0.4
-"""Documents differ in scale by 30%, and 14% of the variance inside a layer lies between documents."""
+"""Spread of the log scale of documents (30%), and of document means (14% of a layer's variance)."""
 
 START = 3.0
-"""Standard deviation of the entries of h_0, so that one update is a tenth to a fifth of the stream."""
+"""Standard deviation of the entries of h_0; one update is then a tenth to a fifth of the stream."""
 
 SINK = 40.0
-"""Length of a sink's update, in each layer, where ordinary ones have about 6."""
+"""Length of a sink's update in each layer; ordinary updates have a length of about 6."""
 
 Layers = tuple[int, int]
-"""First and last."""
+"""The first and last layer of a scope."""
 
 ValueOf = Callable[[str, Layers, tuple[float, ...]], float]
-"""A metric's true value over layers; of the law's for maps with these ridges, which no other figure has."""
+"""Function of a metric, layers and ridges that returns the true value; only metrics of the law depend on the ridges."""
 
 
 class Population(ABC):
     """A population that documents are drawn from.
 
-    Noise of token t of document j in layer L is s_j (z_t + SPREAD m_jL), z and m standard normal, s_j = exp(SCALE g_j):
-    documents differ in scale (the same in all layers) and in mean, and tokens of one document are alike.
+    The noise of token t of document j in layer L is s_j (z_t + SPREAD m_jL) with s_j = exp(SCALE g_j), where z, m and g
+    are standard normal. So documents differ in scale (the same in all layers) and in mean, and tokens of one document
+    are alike.
     """
 
     tokens: int
-    """Tokens of each document."""
+    """Number of tokens in each document."""
     sink: Float64[np.ndarray, " hidden"] | None = None
-    """The direction in which the first token of each document, and one more, are pushed in every layer."""
+    """The direction in which every layer pushes two tokens of each document, the first and one more."""
 
     @property
     @abstractmethod
@@ -61,16 +62,16 @@ class Population(ABC):
         noise: Float64[np.ndarray, "tokens hidden"],
         scale: Float64[np.ndarray, "tokens 1"],
     ) -> Float64[np.ndarray, "tokens hidden"]:
-        """delta of a layer. `noise` is z + SPREAD m, before the documents' `scale`."""
+        """Return the update of a layer. `noise` is z + SPREAD m, not yet multiplied by the documents' `scale`."""
 
     @abstractmethod
     def truth(self, draw: np.random.Generator, documents: int) -> ValueOf:
-        """Return what every figure would be with unlimited text; `documents` are drawn for what has no closed form."""
+        """Return the function that gives true values; `documents` are drawn for those without a closed form."""
 
     def states(
         self, draw: np.random.Generator, documents: int = DOCUMENTS
     ) -> list[Float32[np.ndarray, "tokens hidden"]]:
-        """h_0 .. h_N of new documents."""
+        """Return the states h_0 .. h_N of new documents."""
         document = np.arange(documents * self.tokens) // self.tokens
         shape = (len(document), self.hidden)
         scale = np.exp(SCALE * draw.standard_normal(documents))[document, None]
@@ -88,7 +89,7 @@ class Population(ABC):
         return out
 
     def stream(self, draw: np.random.Generator, documents: int = DOCUMENTS) -> ResidualStream:
-        """Return the documents as the tap would keep them."""
+        """Return new documents as the residual stream that the tap would record."""
         import torch
 
         from delta_suite.capture.stream import ResidualStream
@@ -104,10 +105,10 @@ class Population(ABC):
 
 
 def unit(vectors: Float64[np.ndarray, "... hidden"]) -> Float64[np.ndarray, "... hidden"]:
-    """Rows of length 1."""
+    """Return the vectors scaled to length 1."""
     return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True))
 
 
 def orthonormal(draw: np.random.Generator, hidden: int, count: int | None = None) -> Float64[np.ndarray, "rows hidden"]:
-    """Random orthonormal rows; as many as dimensions, where no count is given."""
+    """Return `count` random orthonormal rows; by default as many as there are dimensions."""
     return np.asarray(np.linalg.qr(draw.standard_normal((hidden, count or hidden)))[0].T)

@@ -1,11 +1,11 @@
-"""Populations that obey the update law, or a part of it, and what its figures are with unlimited text.
+"""Populations that obey the update law, or a part of it, and the true values of its metrics.
 
     delta_L = M_L x + gamma_L v_L tanh(w_L . x) + NOISE s_j (z + SPREAD m_jL),    x = h_L / rms(h_L)
 
-M_L is a multiple of one J where the map is shared, and of one of the layer's own where it is not. J^T = -J, J J^T = 1:
-h + c J h is h turned, and stretched alike in all directions. So without gamma x stays isotropic in every layer, no
-residual has a direction, and M = c J has the R^2 c^2 / (c^2 + NOISE^2 (1 + SPREAD^2) E[s^2]). A layer's v_L and w_L are
-random unit vectors.
+Where the map is shared, M_L is a multiple of one matrix J; where it is not, each layer has a J to itself. With J^T = -J
+and J J^T = 1, h + c J h is h rotated, and stretched equally in all directions. So with gamma = 0, x stays isotropic in
+every layer, no residual has a direction, and M = c J has the R^2 c^2 / (c^2 + NOISE^2 (1 + SPREAD^2) E[s^2]). The v_L
+and w_L of each layer are random unit vectors.
 """
 
 from __future__ import annotations
@@ -19,29 +19,32 @@ from jaxtyping import Float64
 from delta_suite.selftest.documents import Layers, Population, ValueOf, orthonormal, unit
 
 LAW_TOKENS = 48
-"""Tokens of a document. 1,880 enter a fit of one fold, 59 for each of 32 dimensions; the law wants 10."""
+"""Number of tokens in a document. 1,880 enter the fit of one fold, 59 per dimension; the law needs 10."""
 
 HIDDEN, DEPTH = 32, 12
+"""Width of the stream, and number of layers."""
+
 LAW_C, LAW_E = (1, 5), (6, 10)
+"""The first and last layer of phases C and E."""
 
 NOISE = 0.7
-"""Standard deviation of an entry before documents differ; with that its energy is 22, where a map of gain 1 has 32."""
+"""Standard deviation of the noise entries before documents' scale. Noise then has energy 22, a map of gain 1 has 32."""
 
 AT_ONCE = 500
-"""Documents drawn at a time for the truth."""
+"""Number of documents drawn at a time for the true values."""
 
 
 @dataclass(frozen=True)
 class Lawful(Population):
-    """Updates that are a map of the state, one direction, and noise."""
+    """A population whose updates are a map of the state, plus one direction, plus noise."""
 
     maps: Float64[np.ndarray, "layers hidden hidden"]
-    """M."""
+    """M_L."""
     gammas: Float64[np.ndarray, " layers"]
     directions: Float64[np.ndarray, "layers hidden"]
-    """v."""
+    """v_L."""
     readers: Float64[np.ndarray, "layers hidden"]
-    """w."""
+    """w_L."""
     tokens: int = LAW_TOKENS
 
     @property
@@ -62,20 +65,20 @@ class Lawful(Population):
         return np.asarray(mapped + NOISE * scale * noise)
 
     def truth(self, draw: np.random.Generator, documents: int) -> ValueOf:
-        """Return the function that gives the true figures."""
+        """Return the function that gives true values."""
         return LawTruth(self, draw, documents)
 
 
 def normalised(state: Float64[np.ndarray, "tokens hidden"]) -> Float64[np.ndarray, "tokens hidden"]:
-    """h / rms(h)."""
+    """Return h / rms(h) of every token."""
     return np.asarray(state / np.sqrt((state**2).mean(axis=1, keepdims=True)))
 
 
 class LawTruth:
-    """The law's figures from the covariances of x and delta, by their definitions, with the ridge of a measurement.
+    """True values of the law's metrics, from their definitions and the covariances of x and delta.
 
-    tanh leaves the covariances without a closed form: they are those of a large sample. v is the top eigenvector of the
-    residual itself, not one that some documents gave.
+    The covariances have no closed form because of tanh, so a large sample gives them. Maps have the ridge of a
+    measurement, and v is the top eigenvector of the true residual.
     """
 
     def __init__(self, population: Lawful, draw: np.random.Generator, documents: int) -> None:
@@ -97,7 +100,7 @@ class LawTruth:
         self._D = covariance[:, hidden:, hidden:]
 
     def __call__(self, metric: str, layers: Layers, ridges: tuple[float, ...]) -> float:
-        """The median of the layers' figures. R^2 and shares are the mean over maps fitted with each of the ridges."""
+        """Return the median of a metric over layers; R^2 and shares are averaged over maps fitted with each ridge."""
         phase = range(layers[0], layers[1] + 1)
         figures = []
         for layer in phase:
@@ -106,7 +109,7 @@ class LawTruth:
         return float(np.median(figures))
 
     def _fitted(self, layer: int, phase: range, ridge: float) -> dict[str, float]:
-        """R^2 of every rung, the mean R^2 of the maps of the others, and the share of the residual along v."""
+        """Return R^2 of every rung, the mean R^2 of other layers' maps, and the share of the residual along v."""
         A, B, D = self._A[layer], self._B[layer], self._D[layer]
         others = [other for other in phase if other != layer]
 
@@ -135,7 +138,7 @@ class LawTruth:
 
 
 def _figures(r2: Mapping[str, float]) -> dict[str, float]:
-    """The metrics of one layer."""
+    """Return the metrics of one layer by name."""
     return {
         "own_r2": r2["own"],
         "shared_r2": r2["shared"],
@@ -149,10 +152,12 @@ def _figures(r2: Mapping[str, float]) -> dict[str, float]:
 # --- populations -----------------------------------------------------------------------------------------------
 
 Gains = tuple[float, float]
-"""The gains of the layers of C, and of those of E. The other layers have maps of their own: one ridge serves all."""
+"""Gains of the layers of C and of E. All other layers have separate maps of gain 1, so that one ridge suits all."""
 
 
 def _planted(draw: np.random.Generator, shared: Gains, separate: Gains = (0, 0), gamma: Gains = (0, 0)) -> Lawful:
+    """Return a population with these gains of the shared map, of separate maps, and of the directions."""
+
     def of_layers(gains: Gains, elsewhere: float = 0.0) -> np.ndarray:
         out = np.full(DEPTH, elsewhere)
         for (first, last), gain in zip((LAW_C, LAW_E), gains, strict=True):
@@ -166,26 +171,26 @@ def _planted(draw: np.random.Generator, shared: Gains, separate: Gains = (0, 0),
 
 
 def _turn(draw: np.random.Generator) -> np.ndarray:
-    """J, at random."""
+    """Return a random J."""
     basis = orthonormal(draw, HIDDEN)
     return np.asarray(basis.T @ np.kron(np.array([[0, -1], [1, 0]]), np.eye(HIDDEN // 2)) @ basis)
 
 
 def law(draw: np.random.Generator) -> Lawful:
-    """The law as claimed: in C one map and a weak v_L, in E less of the same map and a strong v_L."""
+    """Return a population that obeys the law as claimed of C and E."""
     return _planted(draw, shared=(1.0, 0.4), gamma=(1.8, 5.5))
 
 
 def law_without_direction(draw: np.random.Generator) -> Lawful:
-    """One map in C; in E less of it, and a map of each layer's own in place of a direction."""
+    """Return a population with a shared map and no direction."""
     return _planted(draw, shared=(1.0, 0.4), separate=(0.0, 0.8))
 
 
 def own_maps(draw: np.random.Generator) -> Lawful:
-    """Every layer of C and of E has a map of its own: nothing is shared, and no residual has a direction."""
+    """Return a population in which each layer has a separate map."""
     return _planted(draw, shared=(0.0, 0.0), separate=(1.0, 1.0))
 
 
 def exchanged(draw: np.random.Generator) -> Lawful:
-    """The law with what is claimed of C in E, and what is claimed of E in C."""
+    """Return a population that obeys the law with C and E exchanged."""
     return _planted(draw, shared=(0.4, 1.0), gamma=(5.5, 1.8))

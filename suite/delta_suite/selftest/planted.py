@@ -1,11 +1,11 @@
-"""Populations of updates whose truth is known, the documents drawn from them, and what is claimed of each.
+"""Populations with planted spectra and directions, and the true values of their metrics.
 
 The update of token t of document j in layer L is
 
     delta = s_j (diag(sqrt(lambda_L)) (z_t + SPREAD m_jL) Q_L + mu_L),    z, m standard normal, s_j = exp(SCALE g_j)
 
-so documents differ in scale (the same in all layers) and in mean, and tokens of one document are alike. Its second
-moment, which a model's spectra and directions estimate, is
+so documents differ in scale (the same in all layers) and in mean, and tokens of one document are alike. Spectra and
+directions estimate the second moment of delta,
 
     S_L = E[s^2] ((1 + SPREAD^2) Q_L^T diag(lambda_L) Q_L + mu_L mu_L^T).
 """
@@ -26,22 +26,22 @@ from delta_suite.reduction.statistics import TOP_K, LayerStatistics
 from delta_suite.selftest.documents import DOCUMENTS, SCALE, SPREAD, Layers, Population, ValueOf, orthonormal, unit
 
 TOKENS = 12
-"""Tokens of a document whose updates are planted by their spectra."""
+"""Number of tokens in a document of these populations."""
 
 NO_POPULATION_VALUE = ("reliability",)
-"""Metrics that are about the two halves at hand: with unlimited text reliability is 1, whatever is planted."""
+"""Metrics of the document halves themselves: with unlimited text reliability is 1, whatever is planted."""
 
 
 @dataclass(frozen=True)
 class Spectral(Population):
-    """Updates that do not depend on the state."""
+    """A population whose updates do not depend on the state."""
 
     spectra: Float64[np.ndarray, "layers hidden"]
-    """lambda."""
+    """lambda_L."""
     bases: Float64[np.ndarray, "layers hidden hidden"]
-    """Q: orthonormal rows."""
+    """Q_L, with orthonormal rows."""
     means: Float64[np.ndarray, "layers hidden"]
-    """mu."""
+    """mu_L."""
     sink: Float64[np.ndarray, " hidden"] | None = None
     tokens: int = TOKENS
 
@@ -60,16 +60,16 @@ class Spectral(Population):
         return np.asarray(scale * ((noise * np.sqrt(self.spectra[layer])) @ self.bases[layer] + self.means[layer]))
 
     def truth(self, draw: np.random.Generator, documents: int) -> ValueOf:
-        """Return the function that gives the true figures."""
+        """Return the function that gives true values."""
         return Truth(self, draw, documents)
 
 
 class Truth:
-    """The values of figures with unlimited text: each metric, put to the population's own second moments."""
+    """True values of metrics: each metric computed from the second moments of the population."""
 
     def __init__(self, population: Spectral, draw: np.random.Generator, documents: int) -> None:
-        """`documents` are drawn for averages over tokens, which have no closed form. No sinks may be planted."""
-        assert population.sink is None
+        """Compute the second moments, and draw `documents` for averages over tokens, which have no closed form."""
+        assert population.sink is None, "the second moments leave out sinks"
         tokens = DOCUMENTS * TOKENS
         averages = _averages(population, draw, documents)
         self._layers, directions = [], []
@@ -96,7 +96,7 @@ class Truth:
         self._gram = DirectionGram.of(both, (both, both))
 
     def __call__(self, metric: str, layers: Layers, ridges: tuple[float, ...] = ()) -> float:
-        """Return the value over layers as a claim takes it: the mean of a layer metric."""
+        """Return a metric over layers as a claim takes it: a layer metric is averaged."""
         definition, scope = METRICS[metric], range(layers[0], layers[1] + 1)
         values = (
             [_value(definition.compute(self._layers[layer])) for layer in scope]
@@ -112,6 +112,7 @@ def _value(estimate: Estimate) -> float:
 
 
 def _averages(population: Spectral, draw: np.random.Generator, documents: int) -> list[dict[str, tuple[float, float]]]:
+    """Return for each layer the mean and standard deviation over tokens of every token quantity."""
     import torch
 
     from delta_suite.reduction.moments import TOKEN_QUANTITIES, token_quantities
@@ -136,30 +137,31 @@ def _averages(population: Spectral, draw: np.random.Generator, documents: int) -
 
 
 def _around(draw: np.random.Generator, directions: Float64[np.ndarray, "layers hidden"]) -> np.ndarray:
-    """One basis per layer: the given direction first, all others at random."""
+    """Return one basis per layer, whose first row is the given direction and whose other rows are random."""
     hidden = directions.shape[1]
     bases = []
     for direction in directions:
         others = np.column_stack([direction, draw.standard_normal((hidden, hidden - 1))])
         basis = np.linalg.qr(others)[0].T
-        basis[0] = direction  # up to the sign that QR chooses
+        basis[0] = direction  # QR may have changed its sign
         bases.append(basis)
     return np.stack(bases)
 
 
 def _spiked(layers: int, hidden: int, top: float = 4.0) -> np.ndarray:
-    """top, 1/2, 1/3, 1/4, ...: sigma_1 / sigma_2 = 2.8, as clear as the gap of a layer that has a direction."""
+    """Return the spectra top, 1/2, 1/3, 1/4, ...; sigma_1 / sigma_2 is 2.8, as in layers with a clear direction."""
     return np.tile(np.concatenate([[top], 1.0 / np.arange(2, hidden + 1)]), (layers, 1))
 
 
 SHARED, SPECIAL, DEPTH = (6, 10), (14, 21), 24
-"""C, E, and the number of layers. 24 layers have 20 windows of 5: with fewer no rank reaches p = 0.05."""
+"""First and last layer of C and of E, and the number of layers: with fewer than 20 windows no rank reaches p = 0.05."""
 
 SHARED_COSINE = 0.8
+"""Cosine between the directions of two layers of C in `phased`."""
 
 
 def phased(draw: np.random.Generator) -> Spectral:
-    """C: layers 6-10 share a direction, |cos| about 0.8; all others, those of E among them, have one of their own."""
+    """Return a population in which the layers of C share a direction, and those of E do not."""
     hidden = 32
     directions = unit(draw.standard_normal((DEPTH, hidden)))
     common, *others = orthonormal(draw, hidden, 1 + SHARED[1] - SHARED[0] + 1)
@@ -172,14 +174,14 @@ def phased(draw: np.random.Generator) -> Spectral:
 
 
 def wide(draw: np.random.Generator) -> Spectral:
-    """Few tokens for many dimensions, n / d = 5, and a slowly falling spectrum, i^-1."""
+    """Return a population of one layer with many dimensions for its tokens."""
     hidden = 192
     mean = 0.2 * draw.standard_normal(hidden) / math.sqrt(hidden)
     return Spectral(1.0 / np.arange(1, hidden + 1)[None], orthonormal(draw, hidden)[None], mean[None])
 
 
 def noise(draw: np.random.Generator, sink: bool = False) -> Spectral:
-    """Isotropic: no layer has a direction."""
+    """Return an isotropic population, with sinks if `sink` is true."""
     layers, hidden = 12, 32
     bases = np.stack([np.eye(hidden)] * layers)
     direction = unit(draw.standard_normal(hidden)) if sink else None
@@ -187,24 +189,24 @@ def noise(draw: np.random.Generator, sink: bool = False) -> Spectral:
 
 
 def sinks(draw: np.random.Generator) -> Spectral:
-    """Isotropic, and two tokens of each document whose states and updates are massive, along one direction."""
+    """Return an isotropic population with sinks."""
     return noise(draw, sink=True)
 
 
 def equal(draw: np.random.Generator) -> Spectral:
-    """The directions of all pairs of layers have one and the same cosine, 0.5: no phase differs from another."""
+    """Return a population in which the directions of every two layers have the cosine 0.5."""
     hidden = 32
     common, *others = orthonormal(draw, hidden, DEPTH + 1)
     return _without_means(draw, math.sqrt(0.5) * common + math.sqrt(0.5) * np.stack(others))
 
 
 def independent(draw: np.random.Generator) -> Spectral:
-    """Every layer's direction is drawn on its own: some phase is more alike than another, by chance only."""
+    """Return a population in which the directions of layers are independent."""
     return _without_means(draw, unit(draw.standard_normal((DEPTH, 32))))
 
 
 def even_drift(draw: np.random.Generator) -> Spectral:
-    """Directions turn steadily over depth: the cosine of two layers depends on their distance alone."""
+    """Return a population whose directions turn steadily over depth."""
     hidden, depth = 32, np.arange(DEPTH)[:, None]
     parts, speeds = np.sqrt([0.6, 0.25, 0.15]), np.array([0.06, 0.15, 0.35])
     path = np.hstack([parts * np.cos(speeds * depth), parts * np.sin(speeds * depth)])
@@ -212,6 +214,7 @@ def even_drift(draw: np.random.Generator) -> Spectral:
 
 
 def _in_segments(draw: np.random.Generator, lengths: Int64[np.ndarray, " segments"]) -> Spectral:
+    """Return a population whose layers scatter around one set of directions per segment."""
     hidden = 32
     centres = np.repeat(draw.standard_normal((len(lengths), hidden, hidden)), lengths, axis=0)
     factors = centres + 0.5 * draw.standard_normal(centres.shape)
@@ -220,21 +223,21 @@ def _in_segments(draw: np.random.Generator, lengths: Int64[np.ndarray, " segment
 
 
 SEGMENTS = np.diff([0, SHARED[0], SHARED[1] + 1, SPECIAL[0], SPECIAL[1] + 1, DEPTH])
-"""Lengths of the declared phases, and of the runs of layers between them."""
+"""Lengths of the declared phases and of the runs of layers between them, in order."""
 
 
 def segments(draw: np.random.Generator) -> Spectral:
-    """Layers of a declared phase have nearly the same directions; those of two phases have unrelated ones."""
+    """Return a population with the declared phases."""
     return _in_segments(draw, SEGMENTS)
 
 
 def segments_elsewhere(draw: np.random.Generator) -> Spectral:
-    """Segments in an order drawn anew, so that the declared boundaries are any others."""
+    """Return a population with the declared phases in random order."""
     return _in_segments(draw, draw.permutation(SEGMENTS))
 
 
 def uneven_drift(draw: np.random.Generator) -> Spectral:
-    """Directions turn smoothly, now faster and now slower: a Gaussian process over depth in six dimensions."""
+    """Return a population whose directions turn at a changing speed."""
     hidden, depth = 32, np.arange(DEPTH)
     kernel = np.exp(-((depth[:, None] - depth) ** 2) / (2 * 6.0**2))
     path = np.linalg.cholesky(kernel + 1e-9 * np.eye(DEPTH)) @ draw.standard_normal((DEPTH, 6))
@@ -242,4 +245,5 @@ def uneven_drift(draw: np.random.Generator) -> Spectral:
 
 
 def _without_means(draw: np.random.Generator, directions: np.ndarray) -> Spectral:
+    """Return a population with these directions and updates of mean zero."""
     return Spectral(_spiked(*directions.shape), _around(draw, directions), np.zeros_like(directions))

@@ -1,8 +1,7 @@
-"""Draw, measure and judge planted populations many times, count, and hold the counts against the bounds.
+"""Draw, measure and judge planted populations many times, and count how often intervals and verdicts are right.
 
-A repeat is one draw of documents: through the reduction, the metrics, the intervals and the judge that a model's
-residual stream goes through. Repeats are independent and seeded one by one, so neither the number of processes nor the
-order changes a figure.
+A repeat draws documents once, and puts them through the reduction, metrics, intervals and judge that measure a model.
+Every repeat has a seed of its own, so neither their order nor the number of processes changes a figure.
 """
 
 from __future__ import annotations
@@ -42,43 +41,59 @@ from delta_suite.selftest.worlds import WORLDS, World, gated
 from delta_suite.version import __version__
 
 SEED = 20261124
-"""Seed of every draw here, so that the table can be made again."""
+"""Seed of every draw here, so that the table can be reproduced."""
 
 AT_ONCE = 4
-"""Repeats that one task of a process makes."""
+"""Number of repeats in one task of a process."""
 
 TRUTH_DOCUMENTS = 20_000
-"""Drawn for averages over tokens: 250 times a repeat's, so that their error is a sixteenth of a repeat's."""
+"""Documents drawn for true averages over tokens: 250 times a repeat's, so the error is a sixteenth of a repeat's."""
 
-Outcomes = dict[str, Any]
-"""One repeat: (scope, metric) -> interval, or None; the ridges of the law's maps; number of the claim -> verdict."""
+Interval = tuple[float, float]
 
 
 class SelftestError(SuiteError):
-    """No such planted population, or no repeats to make."""
+    """An unknown planted population, or fewer than one repeat or process."""
 
 
 # --- one repeat ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class _Task:
+class Task:
+    """Consecutive repeats of one planted population, by number."""
+
     world: str
     repeats: range
 
 
+@dataclass(frozen=True)
+class Repeat:
+    """Result of one repeat."""
+
+    intervals: Mapping[tuple[str, str], Interval | None]
+    """Intervals by scope and metric; None where the figure had none."""
+    ridges: tuple[float, ...]
+    """Ridges of the law's maps; empty where the law was not measured."""
+    verdicts: Sequence[Verdict]
+    """Verdicts of the population's claims, in order."""
+
+
 def _generator(world: str, *key: int) -> np.random.Generator:
+    """Return the generator of one draw from a planted population."""
     return np.random.default_rng(np.random.SeedSequence(SEED, spawn_key=(list(WORLDS).index(world), *key)))
 
 
 _PLANTED, _REPEAT, _TRUTH = 0, 1, 2
+"""Keys of the generators of populations, of repeats, and of true values."""
 
 
-def _run(task: _Task) -> list[Outcomes]:
+def run_task(task: Task) -> list[Repeat]:
+    """Run the repeats of a task, in order."""
     world = WORLDS[task.world]
     out = []
     for repeat in task.repeats:
-        population = world.plant(_generator(task.world, _PLANTED, *([repeat] if world.anew else [])))
+        population = world.plant(_generator(task.world, _PLANTED, *([repeat] if world.redrawn else [])))
         view = measured(population.stream(_generator(task.world, _REPEAT, repeat)), world)
         intervals = {
             (scope, metric): observe(view, metric, scope, world.variants[0]).interval
@@ -86,12 +101,12 @@ def _run(task: _Task) -> list[Outcomes]:
             for metric in metrics
         }
         verdicts = [judge(_hypothesis(claim.expectation), claim.expectation, view).verdict for claim in world.claims]
-        out.append({"intervals": intervals, "ridges": _ridges(view), "verdicts": verdicts})
+        out.append(Repeat(intervals, _ridges(view), verdicts))
     return out
 
 
 def _ridges(view: RecordView) -> tuple[float, ...]:
-    """Return the ridges of the law's maps, where it was measured."""
+    """Return the ridges of the law's maps; empty where the law was not measured."""
     scopes = view.record.scopes.values() if view.record.law else ()
     details = (
         estimate.detail for scope in scopes for estimate in scope.metrics["sink_free"].values() if estimate.detail
@@ -100,7 +115,10 @@ def _ridges(view: RecordView) -> tuple[float, ...]:
 
 
 def measured(stream: Any, world: World) -> RecordView:
-    """Return what the pipeline makes of a stream, without a model: its certificate has nothing to certify."""
+    """Return the record view of a stream, measured as the pipeline measures a model's.
+
+    There is no model, so its certificate certifies nothing, and nothing is written to disk.
+    """
     import torch
 
     from delta_suite.capture.sinks import SINK_RATIO
@@ -117,10 +135,10 @@ def measured(stream: Any, world: World) -> RecordView:
             variants=[VARIANTS[name] for name in world.variants],
             on_sinks=sinks.append,
         )
-        law = measure_law(stream, world.scopes, sinks=sinks[-1]) if world.of_law else None
+        law = measure_law(stream, world.scopes, sinks=sinks[-1]) if world.needs_law else None
     entry = assemble(
         spectra,
-        dict(world.scopes) if law else {},  # the claims form the figures that they need
+        dict(world.scopes) if law else {},  # claims compute the figures that they need from the view
         model=ModelRecord(
             name="planted",
             source="planted",
@@ -165,11 +183,9 @@ def measured(stream: Any, world: World) -> RecordView:
 
 
 def _hypothesis(expectation: Expectation) -> Hypothesis:
-    said = {"schema": 1, "id": "planted", "title": "planted", "version": 1, "rationale": "planted"}
-    return Hypothesis.model_validate(said | {"expect": [expectation], "path": Path("planted"), "sha256": ""})
-
-
-# --- the table -------------------------------------------------------------------------------------------------
+    """Return a hypothesis that holds one expectation, as the judge takes it."""
+    header = {"schema": 1, "id": "planted", "title": "planted", "version": 1, "rationale": "planted"}
+    return Hypothesis.model_validate(header | {"expect": [expectation], "path": Path("planted"), "sha256": ""})
 
 
 # --- all repeats -----------------------------------------------------------------------------------------------
@@ -184,7 +200,11 @@ def selftest(
     truth_documents: int = TRUTH_DOCUMENTS,
     origin: Mapping[str, str] | None = None,
 ) -> Proof:
-    """Run every planted population, or one, so many times. Raises SelftestError."""
+    """Run every planted population, or the one named `only`, this number of times.
+
+    `truth_documents` are drawn for true values without a closed form; `origin` is kept in the result. Raises
+    SelftestError for an unknown population, and unless `repeats` and `processes` are 1 or more.
+    """
     if only is not None and only not in WORLDS:
         near = nearest(only, WORLDS)
         raise SelftestError(
@@ -196,15 +216,15 @@ def selftest(
     started = time.perf_counter()
     names = [only] if only else list(WORLDS)
     tasks = [
-        _Task(name, range(first, min(first + AT_ONCE, repeats)))
+        Task(name, range(first, min(first + AT_ONCE, repeats)))
         for name in names
         for first in range(0, repeats, AT_ONCE)
     ]
-    by_world: dict[str, list[Outcomes]] = {name: [] for name in names}
+    by_world: dict[str, list[Repeat]] = {name: [] for name in names}
     with progress("selftest", repeats * len(names), "repeat") as bar, _mapper(processes) as run:
-        for task, outcomes in zip(tasks, run(tasks), strict=True):
-            by_world[task.world] += outcomes
-            bar.update(len(outcomes))
+        for task, results in zip(tasks, run(tasks), strict=True):
+            by_world[task.world] += results
+            bar.update(len(results))
     coverage = [row for name in names for row in _coverage(name, by_world[name], truth_documents)]
     rates = [row for name in names for row in _rates(name, by_world[name])]
     return Proof(repeats, coverage, rates, names, time.perf_counter() - started, processes, origin or {})
@@ -212,17 +232,17 @@ def selftest(
 
 @contextmanager
 def _mapper(processes: int) -> Iterator[Any]:
-    """map over tasks: here, or in processes that are started afresh, with one thread each."""
+    """Yield a function that runs tasks and yields their results: here, or in new processes with one thread each."""
     if processes == 1:
-        yield lambda tasks: map(_run, tasks)
+        yield lambda tasks: map(run_task, tasks)
         return
-    # Read by the numeric libraries when they are loaded, which is before any code of ours runs in the process.
+    # Numeric libraries read these when they are loaded, which is before any code of the suite runs in the process.
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     before = {name: os.environ.get(name) for name in threads}
     os.environ.update(threads)
     try:
         with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
-            yield lambda tasks: pool.map(_run, tasks)
+            yield lambda tasks: pool.map(run_task, tasks)
     finally:
         for name, value in before.items():
             if value is None:
@@ -231,7 +251,8 @@ def _mapper(processes: int) -> Iterator[Any]:
                 os.environ[name] = value
 
 
-def _coverage(name: str, outcomes: Sequence[Outcomes], truth_documents: int) -> Iterator[Coverage]:
+def _coverage(name: str, repeats: Sequence[Repeat], truth_documents: int) -> Iterator[Coverage]:
+    """Yield the coverage of every figure of a planted population that is compared with its true value."""
     world = WORLDS[name]
     if not world.covered:
         return
@@ -239,10 +260,10 @@ def _coverage(name: str, outcomes: Sequence[Outcomes], truth_documents: int) -> 
     truth = cache(population.truth(_generator(name, _TRUTH), truth_documents))
     for scope, metrics in world.covered.items():
         for metric in metrics:
-            intervals = [(outcome["intervals"][scope, metric], outcome["ridges"]) for outcome in outcomes]
+            intervals = [(repeat.intervals[scope, metric], repeat.ridges) for repeat in repeats]
             note = world.shown.get((scope, metric), world.degenerate)
             if gated(metric, population):
-                note = note or "too few tokens a dimension: the gate n/d is shut"
+                note = note or "too few tokens per dimension, so the gate n/d makes claims inconclusive"
             yield coverage_of(
                 [interval for interval, _ in intervals if interval is not None],
                 [truth(metric, world.layers(scope), ridges) for interval, ridges in intervals if interval is not None],
@@ -255,8 +276,8 @@ def _coverage(name: str, outcomes: Sequence[Outcomes], truth_documents: int) -> 
             )
 
 
-def coverage_of(intervals: Sequence[tuple[float, float]], truths: Sequence[float], **row: Any) -> Coverage:
-    """Count intervals that hold the truth, up to rounding, and those that lie below and above it."""
+def coverage_of(intervals: Sequence[Interval], truths: Sequence[float], **row: Any) -> Coverage:
+    """Count the intervals that hold their true values, up to rounding, and those that lie below and above."""
     below = above = 0
     for (low, high), truth in zip(intervals, truths, strict=True):
         slack = 1e-9 * abs(truth)
@@ -266,14 +287,15 @@ def coverage_of(intervals: Sequence[tuple[float, float]], truths: Sequence[float
     return Coverage(truth=truth, covered=len(intervals) - below - above, below=below, above=above, **row)
 
 
-def _rates(name: str, outcomes: Sequence[Outcomes]) -> Iterator[Rate]:
+def _rates(name: str, repeats: Sequence[Repeat]) -> Iterator[Rate]:
+    """Yield the rate of every claim on a planted population."""
     for number, claim in enumerate(WORLDS[name].claims):
-        verdicts = [outcome["verdicts"][number] for outcome in outcomes]
+        verdicts = [repeat.verdicts[number] for repeat in repeats]
         yield Rate(name, claim, {verdict: verdicts.count(verdict) for verdict in Verdict})
 
 
 def origin(command: str) -> dict[str, str]:
-    """Return how a table was produced, for those who keep it."""
+    """Return how a table was produced: command, date, versions, seed and hardware."""
     versions = [f"{name} {library_version(name)}" for name in ("numpy", "torch", "pydantic")]
     return {
         "command": command,

@@ -1,4 +1,4 @@
-"""Hold what the self-test counted: coverage, rates of verdicts, the bounds they break, and the page of it."""
+"""Report the self-test: coverage of intervals, rates of verdicts, the bounds that they violate, and the page."""
 
 from __future__ import annotations
 
@@ -8,22 +8,30 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from delta_suite.claims.verdict import Verdict
-from delta_suite.metrics.intervals import CONFIDENCE
+from delta_suite.metrics.intervals import CONFIDENCE, PERCENT
 from delta_suite.selftest.documents import DOCUMENTS
 from delta_suite.selftest.law_worlds import LAW_TOKENS
 from delta_suite.selftest.planted import TOKENS
 from delta_suite.selftest.worlds import WORLDS, Claim
 
 COVERAGE = (0.92, 0.98)
-"""The shares of repeats that a 95% interval may cover."""
+"""The smallest and the largest coverage that an interval at CONFIDENCE may have."""
 
 FALSE_POSITIVES = 0.07
 """The largest rate of false positives that is allowed."""
 
 
 def wilson(hits: int, of: int) -> tuple[float, float]:
-    """Return the 95% range of a rate that was seen `hits` times in `of` (Wilson 1927)."""
-    z = 1.959964
+    """Return the interval at CONFIDENCE of a rate of which `hits` in `of` were seen (the score interval, Wilson 1927).
+
+    Example:
+        >>> low, high = wilson(19, 20)
+        >>> round(low, 3), round(high, 3)
+        (0.764, 0.991)
+    """
+    from scipy.special import ndtri
+
+    z = float(ndtri((1 + CONFIDENCE) / 2))
     rate, spread = hits / of, z**2 / of
     centre = (rate + spread / 2) / (1 + spread)
     half = z * math.sqrt(rate * (1 - rate) / of + spread / of / 4) / (1 + spread)
@@ -32,20 +40,24 @@ def wilson(hits: int, of: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Coverage:
-    """How often the interval of one figure held its true value."""
+    """Coverage of one figure: how many repeats have an interval that holds the true value."""
 
     world: str
     metric: str
     scope: str
     truth: float
     covered: int
+    """Number of intervals that hold the truth."""
     below: int
-    """Intervals that lie wholly below the truth: errors of a claim `<=` whose threshold is the truth."""
+    """Number of intervals wholly below the truth: errors of a claim `<=` whose threshold is the truth."""
     above: int
+    """Number of intervals wholly above the truth: errors of a claim `>=` whose threshold is the truth."""
     without: int = 0
-    """Repeats in which the figure had no interval."""
+    """Number of repeats in which the figure had no interval."""
     bounded: bool = True
+    """True where coverage outside COVERAGE fails the self-test."""
     note: str = ""
+    """The reason why the coverage is not bounded."""
 
     @property
     def repeats(self) -> int:
@@ -68,7 +80,7 @@ class Coverage:
         if high >= COVERAGE[0] and low <= COVERAGE[1]:
             return None
         return (
-            f"{self.world}: the {CONFIDENCE:.0%} interval of {self.name} holds the truth in "
+            f"{self.world}: the {PERCENT} interval of {self.name} holds the truth in "
             f"{self.covered / self.repeats:.3f} of {self.repeats} repeats (binomial range {low:.3f} to {high:.3f}), "
             f"outside {COVERAGE[0]} to {COVERAGE[1]}"
         )
@@ -76,7 +88,7 @@ class Coverage:
 
 @dataclass(frozen=True)
 class Rate:
-    """How often one claim was supported, rightly (power) or wrongly (false positives)."""
+    """Rate at which one claim was supported, correctly (power) or wrongly (false positives)."""
 
     world: str
     claim: Claim
@@ -108,7 +120,7 @@ class Rate:
 
 @dataclass(frozen=True)
 class Proof:
-    """Everything that was counted, and how."""
+    """Result of the self-test."""
 
     repeats: int
     coverage: Sequence[Coverage]
@@ -117,11 +129,11 @@ class Proof:
     seconds: float
     processes: int
     origin: Mapping[str, str] = field(default_factory=dict)
-    """Command, date, versions, hardware."""
+    """Command, date, versions, seed and hardware, by name; `markdown` needs the first two."""
 
     @cached_property
     def violations(self) -> list[str]:
-        """One line for each bound that does not hold."""
+        """Return one line for each bound that is violated."""
         rows: Iterable[Coverage | Rate] = [*self.coverage, *self.rates]
         return [line for row in rows if (line := row.violation) is not None]
 
@@ -134,14 +146,14 @@ class Proof:
 
         out = {}
         if self.coverage:
-            out[f"Coverage of {CONFIDENCE:.0%} intervals"] = table(
-                ["planted", "figure", "true value", "coverage", "binomial 95%", "below", "above", "none", "bound"],
+            out[f"Coverage of {PERCENT} intervals"] = table(
+                ["planted", "figure", "true value", "coverage", _BINOMIAL, "below", "above", "none", "bound"],
                 [_coverage_row(row) for row in self.coverage],
             )
         for kind in ("false positives", "power"):
             chosen = [row for row in self.rates if row.claim.kind == kind]
             if chosen:
-                headers = ["planted", "claim", "supported", "binomial 95%", "refuted", "inconclusive", "bound"]
+                headers = ["planted", "claim", "supported", _BINOMIAL, "refuted", "inconclusive", "bound"]
                 out[kind.capitalize()] = table(headers, [_rate_row(row) for row in chosen])
         return out
 
@@ -154,12 +166,12 @@ class Proof:
             "",
             *(f"- {name}: {value}" for name, value in self.origin.items() if name not in ("command", "date")),
             "",
-            f"{self.repeats} repeats. Each draws {DOCUMENTS} documents of {TOKENS} tokens, {LAW_TOKENS} where the law "
-            "is planted, from every population, reduces them, takes every interval and judges every claim, by the code "
-            "that a model's residual stream goes through. True values of the law are those of maps with the ridge that "
-            "was chosen; where it differs between repeats, the table has the mean.",
+            f"{self.repeats} repeats. Each draws {DOCUMENTS} documents of {TOKENS} tokens ({LAW_TOKENS} where the law "
+            "is planted) from every population, reduces them, computes every interval and judges every claim, with the "
+            "code that measures a model. True values of the law are those of maps with the ridge that a repeat chose; "
+            "where ridges differ between repeats, the table shows the mean.",
             "",
-            *(f"- {name}: {WORLDS[name].says}" for name in self.worlds),
+            *(f"- {name}: {WORLDS[name].description}" for name in self.worlds),
             "",
             RULE,
             "",
@@ -175,23 +187,30 @@ class Proof:
 
 
 RULE = (
-    f"A bound is violated where the binomial 95% range (Wilson) of a coverage does not meet [{COVERAGE[0]}, "
-    f"{COVERAGE[1]}], or that of a rate of false positives lies above {FALSE_POSITIVES}. `below` and `above` are "
-    f"intervals wholly below and above the truth, the errors of a claim whose threshold is the truth; `none` are "
-    f"repeats in which the figure had no interval, which coverage leaves out. A claim that is not measured counts as "
-    f"inconclusive."
+    f"A bound is violated if the binomial {PERCENT} interval (Wilson) of a coverage lies wholly outside "
+    f"[{COVERAGE[0]}, {COVERAGE[1]}], or that of a rate of false positives lies wholly above {FALSE_POSITIVES}. "
+    f"`below` and `above` are the shares of intervals wholly below and above the truth, the errors of a claim whose "
+    f"threshold is the truth; `none` is the number of repeats in which the figure had no interval, which coverage "
+    f"leaves out. A claim that is not measured counts as inconclusive."
 )
+"""The rule of the table, in words."""
+
+_BINOMIAL = f"binomial {PERCENT}"
+"""Heading of the columns of Wilson's intervals."""
 
 
 def _share(count: int, of: int) -> str:
+    """Return count / of as a cell of the table."""
     return f"{count / of:.3f}" if of else "-"
 
 
 def _range(count: int, of: int) -> str:
+    """Return the Wilson interval of count / of as a cell of the table."""
     return "{:.3f} - {:.3f}".format(*wilson(count, of)) if of else "-"
 
 
 def _bound(row: Coverage | Rate, bounded: bool) -> str:
+    """Return the state of a row's bound as a cell of the table."""
     return "shown" if not bounded else "VIOLATED" if row.violation else "holds"
 
 

@@ -1,4 +1,4 @@
-"""The cases of the self-test: what is claimed of each planted population, and which intervals are held against it."""
+"""The cases of the self-test: planted populations, the claims judged on each, and the intervals compared with truth."""
 
 from __future__ import annotations
 
@@ -34,25 +34,27 @@ from delta_suite.selftest.planted import (
 )
 
 Kind = Literal["false positives", "power"]
+"""The rate that supported verdicts of a claim count towards: errors, or correct findings."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """One expectation, and whether supporting it is an error or right."""
+    """One expectation, and whether it is an error to support it."""
 
     kind: Kind
-    said: Expectation | tuple[str, str]
-    """Or the hypothesis file and the id of one that the suite itself states."""
+    statement: Expectation | tuple[str, str]
+    """The expectation, or the hypothesis file and the id of one that comes with the suite."""
     bounded: bool = True
-    """True where a rate of false positives fails the self-test; otherwise it is shown, and `note` says why."""
+    """True where a high rate of false positives fails the self-test; otherwise the rate is shown, for reason `note`."""
     note: str = ""
+    """The reason why the rate is not bounded."""
 
     @cached_property
     def expectation(self) -> Expectation:
-        """Return the claim; raises HypothesisFileError where the suite runs without its hypotheses."""
-        if isinstance(self.said, Expectation):
-            return self.said
-        file, name = self.said
+        """Return the expectation. Raises HypothesisFileError where the suite's hypotheses are not installed."""
+        if isinstance(self.statement, Expectation):
+            return self.statement
+        file, name = self.statement
         return next(claim for claim in _hypothesis(file).expect if claim.id == name)
 
 
@@ -63,39 +65,39 @@ def _hypothesis(file: str) -> Hypothesis:
 
 @dataclass(frozen=True)
 class World:
-    """A planted population, and what is looked at in it."""
+    """A planted population, with the claims and intervals that are tested on it."""
 
     plant: Callable[[np.random.Generator], Population]
+    """The function that draws the population."""
+    description: str
+    """The population in words, for the table."""
     claims: Sequence[Claim] = ()
-    anew: bool = False
-    """True where each repeat draws a population of its own, where a claim is about chance over depth."""
+    redrawn: bool = False
+    """True where each repeat draws another population, because its claims are about chance over depth."""
     covered: Mapping[str, Sequence[str]] | None = None
-    """Scope -> the metrics whose intervals are held against the truth."""
+    """The metrics whose intervals are compared with the truth, by scope."""
     degenerate: str = ""
-    """Why its coverage is shown and not bounded, where the truth lies at the end of a figure's range."""
+    """The reason why no coverage is bounded here; empty where it is."""
     shown: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    """Tolerances of single figures, by scope and metric."""
+    """Single figures whose coverage is shown and not bounded, by scope and metric, with the reason."""
     variants: Sequence[str] = ("raw",)
+    """The variants that are reduced; intervals are those of the first."""
     phases: Mapping[str, Layers] | None = None
+    """The phase map, if not that of `scopes`."""
 
     @property
-    def says(self) -> str:
-        """Return the description of the population."""
-        return " ".join((self.plant.__doc__ or "").split())
-
-    @property
-    def of_law(self) -> bool:
-        """Return True where the update law is asked for."""
+    def needs_law(self) -> bool:
+        """Return True if a claim or an interval is about the update law."""
         metrics = [*(claim.expectation.metric for claim in self.claims), *chain(*(self.covered or {}).values())]
         return any(METRICS[metric].takes == "law" for metric in metrics)
 
     @cached_property
     def scopes(self) -> Mapping[str, Layers]:
-        """Return the phases by name."""
+        """Return the first and last layer of each phase by name."""
         return self.phases or {"C": SHARED, "E": SPECIAL}
 
     def layers(self, scope: str) -> Layers:
-        """Return the first and last layer of a phase, or of `layer:N`."""
+        """Return the first and last layer of a scope, which is a phase or `layer:N`."""
         if scope in self.scopes:
             return self.scopes[scope]
         layer = int(scope.removeprefix("layer:"))
@@ -103,12 +105,13 @@ class World:
 
 
 def _claim(kind: Kind, metric: str, scope: str, op: str, bound: float | dict[str, Any], **more: Any) -> Claim:
+    """Return a claim that is stated here, against a threshold or something to compare with."""
     options = {key: more.pop(key) for key in ("bounded", "note") if key in more}
     other = {"than": bound} if isinstance(bound, dict) else {"threshold": bound}
-    said = Expectation.model_validate(
+    expectation = Expectation.model_validate(
         {"id": "planted", "metric": metric, "scope": scope, "op": op, "origin": "planted"} | other | more
     )
-    return Claim(kind, said, **options)
+    return Claim(kind, expectation, **options)
 
 
 def _stated(kind: Kind, file: str, *names: str, **more: Any) -> list[Claim]:
@@ -134,14 +137,14 @@ _OF_SPECTRA = [
     *("stable_rank", "top1_energy", "gamma"),
 ]
 
-_REALISED = "true of the layers that were drawn, by chance over depth: documents cannot tell, only a rank can"
+_REALISED = "true of the drawn layers by chance over depth, which resampling documents cannot show and a rank can"
 
 _OVERFIT = (
     "a layer's own map gains about as little on the shared one as it overfits, and deleting groups of documents "
-    "overstates how far the overfit varies: the interval is too wide"
+    "overstates how much the overfit varies, so the interval is too wide"
 )
-_FLAT = "the residual is alike in all directions: its largest eigenvalue lies at the end of its range, as in noise"
-_UNSHARED = "nothing is shared: the truth is the end of the figure's range, 0, but for the chance likeness of the maps"
+_FLAT = "the residual is equal in all directions, so its largest eigenvalue lies at the end of its range, as in noise"
+_UNSHARED = "nothing is shared, so the truth lies at the end of the range, 0, except for chance similarity of the maps"
 
 _E_LIKE = [("intra_cosine", "<=", 0.3), ("block_effective_rank_fraction", ">=", 0.8)]
 _C_LIKE = [("intra_cosine", ">=", 0.5), ("intra_cosine_cross_fitted", ">=", 0.5), ("adjacent_cosine", ">=", 0.5)]
@@ -149,6 +152,7 @@ _C_LIKE = [("intra_cosine", ">=", 0.5), ("intra_cosine_cross_fitted", ">=", 0.5)
 WORLDS: Mapping[str, World] = {
     "phases": World(
         phased,
+        "layers 6-10, phase C, share a direction with |cos| about 0.8; every other layer has an unrelated direction",
         claims=[
             *(_claim("power", metric, "C", op, bound) for metric, op, bound in _C_LIKE),
             _claim("power", "intra_cosine", "C", ">=", {"scope": "E", "times": 2.0}),
@@ -163,9 +167,14 @@ WORLDS: Mapping[str, World] = {
         ],
         covered={"layer:8": _OF_LAYERS, "C": [*_OF_LAYERS, *_OF_PAIRS], "E": _OF_PAIRS},
     ),
-    "wide": World(wide, covered={"layer:0": _OF_SPECTRA}),
+    "wide": World(
+        wide,
+        "few tokens for many dimensions, n / d = 5, and a slowly falling spectrum, i^-1",
+        covered={"layer:0": _OF_SPECTRA},
+    ),
     "noise": World(
         noise,
+        "isotropic updates, so no layer has a direction",
         claims=[
             *(_claim("false positives", metric, "E", op, bound) for metric, op, bound in _E_LIKE),
             _claim("false positives", "intra_cosine", "C", "<=", {"scope": "E"}),
@@ -173,12 +182,13 @@ WORLDS: Mapping[str, World] = {
             *_stated("false positives", _LAW, *_SHARED_MAP, *_DIRECTION),
         ],
         covered={"layer:3": [*_OF_SPECTRA, "spectral_gap"]},
-        degenerate="all eigenvalues are equal: the truth is the end of the figure's range",
+        degenerate="all eigenvalues are equal, so the truth lies at the end of the range",
         variants=("raw", "sink_free"),
         phases={"C": (2, 5), "E": (6, 10)},
     ),
     "sinks": World(
         sinks,
+        "isotropic updates, and two tokens in each document with massive states and updates along one direction",
         claims=[
             _claim("false positives", metric, "C", op, bound, variant=variant)
             for variant in ("raw", "sink_free")
@@ -189,35 +199,39 @@ WORLDS: Mapping[str, World] = {
     ),
     "even drift": World(
         even_drift,
+        "directions turn steadily over depth, so the cosine of two layers depends on their distance alone",
         claims=[
             _claim("false positives", "intra_cosine", "C", ">=", _WINDOW),
             _claim("false positives", "intra_cosine", "C", ">", _LAG),
             _claim("false positives", "intra_cosine", "C", ">", {"scope": "layers:0-4"}),
             *_stated("false positives", _BOUNDARIES, _RANK, _NO_DRIFT),
         ],
-        anew=True,
+        redrawn=True,
     ),
     "uneven drift": World(
         uneven_drift,
+        "directions turn smoothly at a changing speed, as a Gaussian process over depth in six dimensions",
         claims=[
             _claim("false positives", "intra_cosine", "C", ">=", _WINDOW),
             _claim("false positives", "intra_cosine", "C", ">", _LAG, bounded=False, note=_REALISED),
             *_stated("false positives", _BOUNDARIES, _RANK, _NO_DRIFT),
         ],
-        anew=True,
+        redrawn=True,
     ),
     "equal layers": World(
         equal,
+        "the directions of every two layers have the cosine 0.5, so no phase differs from another",
         claims=[
             _claim("false positives", "intra_cosine", "C", ">=", _WINDOW),
             _claim("false positives", "intra_cosine", "C", ">", _LAG),
             _claim("false positives", "intra_cosine", "C", ">", {"scope": "E"}),
             *_stated("false positives", _BOUNDARIES, _RANK, _NO_DRIFT),
         ],
-        anew=True,
+        redrawn=True,
     ),
     "independent layers": World(
         independent,
+        "the directions of layers are independent, so phases differ by chance alone",
         claims=[
             _claim("false positives", "intra_cosine", "C", ">=", _WINDOW),
             _claim("false positives", "intra_cosine", "C", ">=", _RANDOM),
@@ -225,16 +239,23 @@ WORLDS: Mapping[str, World] = {
             _claim("false positives", "intra_cosine", "C", ">", {"scope": "E"}, bounded=False, note=_REALISED),
             *_stated("false positives", _BOUNDARIES, _RANK, _NO_DRIFT),
         ],
-        anew=True,
+        redrawn=True,
     ),
-    "segments": World(segments, claims=_stated("power", _BOUNDARIES, _RANK, _NO_DRIFT), anew=True),
+    "segments": World(
+        segments,
+        "layers of one declared phase have nearly the same directions; those of two phases have unrelated ones",
+        claims=_stated("power", _BOUNDARIES, _RANK, _NO_DRIFT),
+        redrawn=True,
+    ),
     "segments elsewhere": World(
         segments_elsewhere,
+        "segments with the phases in random order, so that the declared boundaries are not those planted",
         claims=[*_stated("false positives", _BOUNDARIES, _RANK), *_stated("power", _BOUNDARIES, _NO_DRIFT)],
-        anew=True,
+        redrawn=True,
     ),
     "law": World(
         law,
+        "the law as claimed: in C one map and a weak v_L, in E less of the same map and a strong v_L",
         claims=_stated("power", _LAW, *_SHARED_MAP, _NO_DIRECTION, *_DIRECTION),
         covered=dict.fromkeys("CE", _OF_LAW),
         shown=dict.fromkeys([("C", "sharing_index"), ("C", "rank_one_closure")], _OVERFIT),
@@ -243,11 +264,12 @@ WORLDS: Mapping[str, World] = {
     ),
     "law without direction": World(
         law_without_direction,
+        "one map in C; in E less of it, and a separate map for each layer in place of a direction",
         claims=[
             *_stated("power", _LAW, *_SHARED_MAP, _NO_DIRECTION),
             *_stated("false positives", _LAW, *_DIRECTION),
         ],
-        # Own maps gain nothing on a map that all layers have, so that C has no closure.
+        # A layer's map gains nothing over a map that all layers have, so that C has no closure.
         covered={"C": [name for name in _OF_LAW if name != "rank_one_closure"], "E": _OF_LAW},
         shown={("C", "sharing_index"): _OVERFIT, ("C", "residual_rank_one_share"): _FLAT},
         variants=("sink_free",),
@@ -255,6 +277,7 @@ WORLDS: Mapping[str, World] = {
     ),
     "own maps": World(
         own_maps,
+        "each layer of C and of E has a separate map, so nothing is shared, and no residual has a direction",
         claims=[
             *_stated("power", _LAW, _NO_DIRECTION),
             *_stated("false positives", _LAW, *_SHARED_MAP, *_DIRECTION),
@@ -274,6 +297,7 @@ WORLDS: Mapping[str, World] = {
     ),
     "law exchanged": World(
         exchanged,
+        "the law with what is claimed of C in E, and what is claimed of E in C",
         claims=_stated("false positives", _LAW, *_SHARED_MAP, _NO_DIRECTION, "e-residual-is-more-directed-than-c"),
         variants=("sink_free",),
         phases={"C": LAW_C, "E": LAW_E},
@@ -283,6 +307,6 @@ WORLDS: Mapping[str, World] = {
 
 
 def gated(metric: str, population: Population) -> bool:
-    """Return True where a claim on the metric would be inconclusive for want of tokens."""
+    """Return True if a claim on the metric would be inconclusive because it has too few tokens per dimension."""
     needed = MIN_TOKENS_PER_DIMENSION.get(metric, 0.0) * population.hidden
     return needed > DOCUMENTS * population.tokens
