@@ -1,6 +1,6 @@
-"""The reference script's arithmetic, written out plainly and apart from the suite: numpy, full SVDs, no Gram matrix.
+"""The reference script's arithmetic, written plainly and apart from the suite: numpy, full SVDs, no Gram matrix.
 
-Takes the states of one stream, the last one raw, and gives every figure that the reference prints, under its own names.
+It takes the states of one stream, the last one raw, and returns every figure that the reference prints.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def entropy_rank(p: np.ndarray) -> float:
 
 
 def layer_figures(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
-    """before, after: (tokens, hidden) in float32, the first token already dropped."""
+    """Return the figures of one layer from its states (tokens, hidden) in float32, without the first token."""
     delta = (after.astype(np.float32) - before.astype(np.float32)).astype(np.float64)
     h, nxt = before.astype(np.float64), before.astype(np.float64) + delta
     step, norm = np.linalg.norm(delta, axis=1), np.linalg.norm(h, axis=1)
@@ -55,8 +55,8 @@ def layer_figures(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
 
 
 def phase_figures(directions: list[np.ndarray], phase: list[int]) -> dict[str, float]:
-    """directions: per layer (8, hidden)."""
-    v = [own[0] for own in directions]
+    """Return the figures of a phase from the directions of every layer, (8, hidden) each."""
+    v = [rows[0] for rows in directions]
     others = [layer for layer in range(len(v)) if layer not in phase]
     figures: dict[str, float] = {}
     if len(phase) > 1:
@@ -82,11 +82,11 @@ def phase_figures(directions: list[np.ndarray], phase: list[int]) -> dict[str, f
 
 
 def held_out_capture(a: list[np.ndarray], b: list[np.ndarray], phase: list[int]) -> float:
-    """a, b: per layer (8, hidden), fitted on the two document halves."""
+    """Return the held-out capture of a phase from the directions of both document halves, (8, hidden) per layer."""
 
-    def captured(own: list[np.ndarray], other: list[np.ndarray], layer: int) -> float:
+    def captured(half: list[np.ndarray], other: list[np.ndarray], layer: int) -> float:
         stack = np.concatenate([other[m] for m in phase if m != layer])
         basis = np.linalg.svd(stack, full_matrices=False)[2][:8]
-        return float(((basis @ own[layer][0]) ** 2).sum())
+        return float(((basis @ half[layer][0]) ** 2).sum())
 
     return float(np.mean([(captured(a, b, layer) + captured(b, a, layer)) / 2 for layer in phase]))

@@ -1,4 +1,4 @@
-"""The whole pipeline on a tiny checkpoint against transformers' own states and the plainly written reference."""
+"""The whole pipeline on a tiny checkpoint against the states of transformers and the plainly written reference."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.reference import layer_figures, phase_figures
 
 
 def reference_states(directory: Path) -> list[np.ndarray]:
-    """h_0 .. h_N as the reference takes them, but the last one raw: the model runs with its final norm taken out."""
+    """Return h_0 .. h_N as the reference takes them; the last one is raw, because the final norm is removed."""
     tokenizer = AutoTokenizer.from_pretrained(directory)
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").eval()
     model.model.norm = torch.nn.Identity()
@@ -38,7 +38,7 @@ def test_every_figure_of_the_reference_on_a_tiny_model(tiny: Path, tmp_path: Pat
         for name, estimate in measured.layers[layer].metrics["raw"].items():
             if name in expected:
                 assert estimate.value == pytest.approx(expected[name], rel=1e-4, abs=1e-6), (layer, name)
-    directions = [own["directions"] for own in figures]
+    directions = [layer["directions"] for layer in figures]
     assert set(measured.record.scopes) == {"A", "C", "D", "E"}
     for phase, scope in measured.record.scopes.items():
         expected = phase_figures(directions, list(range(scope.layers[0], scope.layers[1] + 1)))

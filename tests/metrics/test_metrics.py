@@ -1,4 +1,4 @@
-"""The core against the plainly written reference, and the properties that each metric must have."""
+"""Metrics against the plainly written reference, and the properties that each metric must have."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SIZES = [(40, 64), (200, 64), (64, 64), (20, 96)]
 
 
 def stream(tokens: int, hidden: int, layers: int = 6, seed: int = 0, documents: int = 1) -> ResidualStream:
-    """States whose updates share a direction, have a decaying spectrum, and a few outlier rows."""
+    """Return states whose updates share a direction, and have a decaying spectrum and two outlier rows."""
     generator = torch.Generator().manual_seed(seed)
 
     def random(*shape: int) -> torch.Tensor:
@@ -48,9 +48,9 @@ def stream(tokens: int, hidden: int, layers: int = 6, seed: int = 0, documents: 
     return ResidualStream(states, document, torch.arange(tokens), torch.ones(tokens, dtype=torch.bool), "device")
 
 
-def reduced(own: ResidualStream) -> list[LayerSpectra]:
-    documents = int(own.document.max()) + 1
-    return reduce_stream([own], layers=own.layers, tokens=len(own.document), documents=documents)["raw"]
+def reduced(residual: ResidualStream) -> list[LayerSpectra]:
+    documents = int(residual.document.max()) + 1
+    return reduce_stream([residual], layers=residual.layers, tokens=len(residual.document), documents=documents)["raw"]
 
 
 def gram_of(layers: list[LayerSpectra]) -> DirectionGram:
@@ -59,24 +59,24 @@ def gram_of(layers: list[LayerSpectra]) -> DirectionGram:
 
 @pytest.mark.parametrize("name", OVER_PAIRS)
 def test_a_layer_without_a_direction_is_no_part_of_the_lag_null(name: str) -> None:
-    own = stream(60, 16, documents=12)
-    states = [*own.states[:5], own.states[4], *(state - own.delta(4) for state in own.states[6:])]
-    still = ResidualStream(states, own.document, own.position, own.kept, "device")
+    residual = stream(60, 16, documents=12)
+    states = [*residual.states[:5], residual.states[4], *(state - residual.delta(4) for state in residual.states[6:])]
+    still = ResidualStream(states, residual.document, residual.position, residual.kept, "device")
     gram = gram_of(reduced(still))
     assert gram.without_direction(range(6)) == [4]
-    found = lag_matched(gram, name, [0, 1])
+    matched = lag_matched(gram, name, [0, 1])
     pairs = [(1, 2), (2, 3)]  # at distance 1, neither in the phase nor with layer 4
     expected = np.mean([phase_value(METRICS[name], gram, pair).value for pair in pairs])
-    assert found.value == pytest.approx(expected)
+    assert matched.value == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("tokens", "hidden"), SIZES)
 def test_layer_metrics_equal_the_reference(tokens: int, hidden: int) -> None:
-    own = stream(tokens, hidden)
-    for layer, spectra in enumerate(reduced(own)):
-        expected = layer_figures(own.states[layer].numpy(), own.states[layer + 1].numpy())
+    residual = stream(tokens, hidden)
+    for layer, spectra in enumerate(reduced(residual)):
+        expected = layer_figures(residual.states[layer].numpy(), residual.states[layer + 1].numpy())
         for name, estimate in layer_metrics(spectra.statistics).items():
-            if name == "participation_ratio_unbiased":  # wants documents; against matrices in test_replicates.py
+            if name == "participation_ratio_unbiased":  # needs documents; compared with matrices in tests/reduction
                 assert estimate.reason == ONE_DOCUMENT
                 continue
             assert estimate.value == pytest.approx(expected[name], rel=1e-6), (layer, name)
@@ -89,12 +89,13 @@ def test_layer_metrics_equal_the_reference(tokens: int, hidden: int) -> None:
 @pytest.mark.parametrize(("tokens", "hidden"), SIZES)
 @pytest.mark.parametrize("phase", [[0, 1, 2], [3], [2, 3, 4, 5], [0, 1, 2, 3, 4, 5]])
 def test_phase_metrics_equal_the_reference(tokens: int, hidden: int, phase: list[int]) -> None:
-    own = stream(tokens, hidden)
+    residual = stream(tokens, hidden)
     directions = [
-        layer_figures(own.states[layer].numpy(), own.states[layer + 1].numpy())["directions"] for layer in range(6)
+        layer_figures(residual.states[layer].numpy(), residual.states[layer + 1].numpy())["directions"]
+        for layer in range(6)
     ]
     expected = phase_figures(directions, phase)
-    got = phase_metrics(gram_of(reduced(own)), phase)
+    got = phase_metrics(gram_of(reduced(residual)), phase)
     assert len(expected) >= 5
     for name, estimate in got.items():
         if name in expected:
@@ -118,18 +119,18 @@ def test_every_metric_of_the_registry_is_computed() -> None:
 
 @pytest.mark.parametrize(("tokens", "hidden"), SIZES)
 def test_held_out_capture_equals_the_reference(tokens: int, hidden: int) -> None:
-    own = stream(tokens, hidden, documents=5)
-    in_a = own.document % 2 == 0
+    residual = stream(tokens, hidden, documents=5)
+    in_a = residual.document % 2 == 0
     halves = [
         [
-            layer_figures(own.states[layer][rows].numpy(), own.states[layer + 1][rows].numpy())["directions"]
+            layer_figures(residual.states[layer][rows].numpy(), residual.states[layer + 1][rows].numpy())["directions"]
             for layer in range(6)
         ]
         for rows in (in_a, ~in_a)
     ]
     if min(int(in_a.sum()), int((~in_a).sum())) < 8:
-        pytest.skip("the reference wants eight directions per half")
-    got = phase_metrics(gram_of(reduced(own)), [1, 2, 3])["capture_fraction_held_out"]
+        pytest.skip("the reference needs eight directions per half")
+    got = phase_metrics(gram_of(reduced(residual)), [1, 2, 3])["capture_fraction_held_out"]
     assert got.value == pytest.approx(held_out_capture(*halves, [1, 2, 3]), rel=1e-6)
 
 
@@ -144,8 +145,8 @@ def test_one_document_has_no_held_out_capture() -> None:
 def test_values_lie_in_their_range_and_ranks_are_ordered(seed: int, tokens: int, hidden: int) -> None:
     layers = reduced(stream(tokens, hidden, layers=3, seed=seed, documents=2))
     gram = gram_of(layers)
-    for own in layers:
-        values = layer_metrics(own.statistics)
+    for layer in layers:
+        values = layer_metrics(layer.statistics)
         for name, estimate in (values | phase_metrics(gram, [0, 1, 2])).items():
             metric = METRICS[name]
             if estimate.value is not None:
@@ -163,12 +164,16 @@ def test_values_lie_in_their_range_and_ranks_are_ordered(seed: int, tokens: int,
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 1000), factor=st.floats(0.01, 100))
 def test_rotation_changes_nothing_and_scale_only_what_has_units(seed: int, factor: float) -> None:
-    own = stream(50, 24, layers=3, seed=seed)
+    residual = stream(50, 24, layers=3, seed=seed)
     rotation = torch.linalg.qr(torch.randn(24, 24, generator=torch.Generator().manual_seed(seed + 1)))[0]
     turned = ResidualStream(
-        [(state @ rotation) * factor for state in own.states], own.document, own.position, own.kept, "device"
+        [(state @ rotation) * factor for state in residual.states],
+        residual.document,
+        residual.position,
+        residual.kept,
+        "device",
     )
-    before, after = reduced(own), reduced(turned)
+    before, after = reduced(residual), reduced(turned)
     for one, two in zip(before, after, strict=True):
         for name, estimate in layer_metrics(one.statistics).items():
             scale = factor if METRICS[name].unit == "stream units" else 1.0
@@ -180,7 +185,7 @@ def test_rotation_changes_nothing_and_scale_only_what_has_units(seed: int, facto
 
 
 def test_block_influence_identity() -> None:
-    """1 - (1 + sc) / sqrt(1 + 2sc + s^2), and no cancellation where the step is a millionth of the stream."""
+    """The formula is 1 - (1 + sc) / sqrt(1 + 2sc + s^2), without cancellation where the step is 1e-6 of the stream."""
     generator = torch.Generator().manual_seed(3)
     before = torch.randn(30, 16, generator=generator, dtype=torch.float64)
     direction = torch.randn(30, 16, generator=generator, dtype=torch.float64)
@@ -191,7 +196,7 @@ def test_block_influence_identity() -> None:
         quantities = token_quantities(before.float(), update)
         get = {name: quantities[:, index] for index, name in enumerate(TOKEN_QUANTITIES)}
         s, c = get["relative_step"], get["alignment"]
-        # the same quantity by the half-angle form 2 sin^2(angle / 2), computed in Python's own floats
+        # the same quantity by the half-angle form 2 sin^2(angle / 2), computed in Python floats
         expected = [
             1 - (1 + a * b) / math.sqrt(1 + 2 * a * b + a * a) for a, b in zip(s.tolist(), c.tolist(), strict=True)
         ]
@@ -199,13 +204,13 @@ def test_block_influence_identity() -> None:
         assert torch.allclose(1 - get["block_influence"], torch.cos(get["angular_distance"] * torch.pi), atol=1e-12)
 
 
-def test_a_zero_update_has_reasons_not_numbers() -> None:
-    own = stream(30, 16, layers=3)
+def test_a_zero_update_gives_reasons_in_place_of_values() -> None:
+    residual = stream(30, 16, layers=3)
     still = ResidualStream(
-        [own.states[0], own.states[0].clone(), own.states[2], own.states[3]],
-        own.document,
-        own.position,
-        own.kept,
+        [residual.states[0], residual.states[0].clone(), residual.states[2], residual.states[3]],
+        residual.document,
+        residual.position,
+        residual.kept,
         "device",
     )
     layers = reduced(still)
@@ -221,7 +226,7 @@ def test_a_zero_update_has_reasons_not_numbers() -> None:
 
 
 def test_planted_subspaces_are_told_apart() -> None:
-    """Layers that share a direction, and layers with one each: the two pictures that phases C and E claim."""
+    """Layers that share a direction, as claimed of C, and layers with one each, as claimed of E."""
     generator = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(64, 8, generator=generator))[0].T
 
