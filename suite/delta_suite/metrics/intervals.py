@@ -59,7 +59,7 @@ def critical_t(groups: int) -> float:
     return t_quantile((1 + CONFIDENCE) / 2, groups - 1)
 
 
-def standard_errors(replicates: Float64[np.ndarray, "groups ..."]) -> Float64[np.ndarray, "..."]:
+def standard_errors(replicates: Float64[np.ndarray, "groups ..."]) -> Float64[np.ndarray, " ..."]:
     """Return the standard errors of figures, sqrt((G - 1) / G * sum (r_g - mean r)^2), from replicates r.
 
     Groups lie along the first axis. Source: the delete-a-group jackknife, Kott 2001.
