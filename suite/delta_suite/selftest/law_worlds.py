@@ -82,6 +82,7 @@ class LawTruth:
     """
 
     def __init__(self, population: Lawful, draw: np.random.Generator, documents: int) -> None:
+        """Compute the covariances from a draw of documents, in rounds of at most AT_ONCE."""
         layers, hidden = population.layers, population.hidden
         sums, squares = np.zeros((layers, 2 * hidden)), np.zeros((layers, 2 * hidden, 2 * hidden))
         rounds = -(-documents // AT_ONCE)

@@ -107,6 +107,7 @@ class Truth:
 
 
 def _value(estimate: Estimate) -> float:
+    """Return the value of an estimate, which exists for every planted population."""
     assert estimate.value is not None, estimate.reason
     return estimate.value
 

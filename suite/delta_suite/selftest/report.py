@@ -215,6 +215,7 @@ def _bound(row: Coverage | Rate, bounded: bool) -> str:
 
 
 def _coverage_row(row: Coverage) -> list[str]:
+    """Return the cells of one row of the table of coverage."""
     return [
         row.world,
         row.name,
@@ -229,6 +230,7 @@ def _coverage_row(row: Coverage) -> list[str]:
 
 
 def _rate_row(row: Rate) -> list[str]:
+    """Return the cells of one row of a table of claims."""
     refuted = row.verdicts.get(Verdict.REFUTED, 0)
     return [
         row.world,

@@ -60,6 +60,7 @@ class Claim:
 
 @cache
 def _hypothesis(file: str) -> Hypothesis:
+    """Return a hypothesis of the suite by its file name."""
     return load_hypothesis(bundled("hypotheses") / file)
 
 
