@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.intervals import PERCENT
 from delta_suite.publish.plots import BLUE, GREEN, ORANGE, VERMILION, detected_edges, estimates, phase_edges
-from delta_suite.publish.svg import GREY, Axis, Drawing
+from delta_suite.publish.svg import Axis, Drawing
 from delta_suite.records.view import RecordView
 
 VARIANT = "raw"
@@ -22,6 +20,9 @@ ALTERNATIVES = {
     RANKS: "Effective rank, participation ratio and stable rank of each layer's update",
 }
 """A description of each plot, for those who do not see it."""
+
+DASH = "6 4"
+"""The pattern of detected boundaries."""
 
 _SERIES = (
     ("effective_rank", BLUE, "circle", ""),
@@ -41,42 +42,39 @@ def card_plots(view: RecordView) -> dict[str, str]:
 
 
 def _cosines(view: RecordView, cosines: np.ndarray) -> str:
-    drawing = Drawing(520, 450, f"{view.model.name}: |cos| between layers", ALTERNATIVES[COSINES])
+    drawing = Drawing(520, 470, f"{view.model.name}: |cos| between layers", ALTERNATIVES[COSINES])
     layers = view.model.layers
-    x, y = Axis(-0.5, layers - 0.5, 60, 400), Axis(-0.5, layers - 0.5, 30, 370)
+    x, y = Axis(-0.5, layers - 0.5, 60, 410, whole=True), Axis(-0.5, layers - 0.5, 30, 380, whole=True)
     drawing.heat_map(cosines, x, y)
-    for edges, outline, colour, dash in (
-        (phase_edges(view), 2.5, "#ffffff", ""),
-        (detected_edges(view), 3.0, VERMILION, "5 3"),
-    ):
+    detected = detected_edges(view)
+    for edges, colour, width, dash in ((phase_edges(view), "#ffffff", 1.2, ""), (detected, VERMILION, 2.0, DASH)):
         for edge in edges:
             for ends in ((x.at(edge), y.start, x.at(edge), y.end), (x.start, y.at(edge), x.end, y.at(edge))):
-                drawing.line(*ends, "#000000", outline)
-                drawing.line(*ends, colour, 1.2, dash)
+                drawing.line(*ends, "#000000", width + 1.6, dash)  # an outline, to show on every colour
+                drawing.line(*ends, colour, width, dash)
     _name_phases(drawing, view, x, y.start - 8)
-    for value in x.ticks():
-        drawing.text(x.at(value), y.end + 18, f"{value:g}")
-        drawing.text(x.start - 8, y.at(value) + 4, f"{value:g}", anchor="end")
-    drawing.text((x.start + x.end) / 2, y.end + 38, "layer", size=13)
-    drawing.text(x.start - 38, (y.start + y.end) / 2, "layer", size=13, turn=True)
-    drawing.colour_bar(420, y.start, y.end, "|cos| of the top directions")
+    drawing.axes(x, y, "layer", "layer")
+    drawing.colour_bar(432, y.start, y.end, "|cos| of the top directions")
+    lines = ["white: declared phases", *(["dashed: detected boundaries"] if detected else [])]
+    if np.isnan(cosines).any():
+        lines.append("blank: no direction")
+    drawing.text((x.start + x.end) / 2, 452, "; ".join(lines), size=11)
     return drawing.svg()
 
 
 def _ranks(view: RecordView) -> str:
-    drawing = Drawing(640, 380, f"{view.model.name}: ranks over depth", ALTERNATIVES[RANKS])
+    drawing = Drawing(640, 390, f"{view.model.name}: ranks over depth", ALTERNATIVES[RANKS])
     series = {metric: estimates(view, VARIANT, metric) for metric, *_ in _SERIES}
     values = [value for each in series.values() for value in _values(each) if value > 0]
     low, high = (min(values) / 1.15, max(values) * 1.15) if values else (1.0, 10.0)
-    x, y = Axis(-0.5, view.model.layers - 0.5, 70, 620), Axis(low, high, 290, 30, log=True)
-    for index, (first, last) in enumerate(sorted(view.phases.values())):
-        if index % 2 == 0:
-            start, end = x.at(first - 0.5), x.at(last + 0.5)
-            drawing.add(
-                "rect", x=start, y=y.end, width=end - start, height=y.start - y.end, fill=GREY, fill_opacity=0.15
-            )
-    for edge in detected_edges(view):
-        drawing.line(x.at(edge), y.start, x.at(edge), y.end, VERMILION, 1.5, "5 3")
+    x, y = Axis(-0.5, view.model.layers - 0.5, 70, 620, whole=True), Axis(low, high, 290, 30, log=True)
+    for first, last in sorted(view.phases.values())[::2]:
+        start, end = x.at(first - 0.5), x.at(last + 0.5)
+        height = y.start - y.end
+        drawing.add("rect", x=start, y=y.end, width=end - start, height=height, fill="#808080", fill_opacity=0.16)
+    detected = detected_edges(view)
+    for edge in detected:
+        drawing.line(x.at(edge), y.start, x.at(edge), y.end, VERMILION, 1.5, DASH)
     for metric, colour, _, _ in _SERIES:
         ends = [(layer, e.interval) for layer, e in enumerate(series[metric]) if e.interval and e.interval[0] > 0]
         if len(ends) == view.model.layers:
@@ -94,19 +92,21 @@ def _ranks(view: RecordView) -> str:
     _name_phases(drawing, view, x, y.end - 8)
     drawing.axes(x, y, "layer", "directions")
     for index, (metric, colour, shape, dash) in enumerate(_SERIES):
-        start = 90 + 180 * index
+        start = 110.0 + 170 * index
         drawing.line(start, 352, start + 28, 352, colour, 2, dash)
         drawing.marker(start + 14, 352, shape, colour)
-        drawing.text(start + 34, 356, metric.replace("_", " "), anchor="start")
+        drawing.text(start + 36, 356, metric.replace("_", " "), anchor="start")
+    lines = ["shaded: every second phase", *(["dashed: detected boundaries"] if detected else [])]
     if any(e.interval for each in series.values() for e in each):
-        drawing.text(345, 374, f"bands: {PERCENT} intervals", size=11)
+        lines.append(f"bands: {PERCENT} intervals")
+    drawing.text((x.start + x.end) / 2, 378, "; ".join(lines), size=11)
     return drawing.svg()
 
 
 def _values(series: list[Estimate]) -> list[float]:
     """Return every value and every end of an interval."""
     ends = [end for estimate in series if estimate.interval for end in estimate.interval]
-    return [*ends, *(e.value for e in series if e.value is not None and not math.isnan(e.value))]
+    return [*ends, *(e.value for e in series if e.value is not None)]
 
 
 def _name_phases(drawing: Drawing, view: RecordView, x: Axis, height: float) -> None:

@@ -1,7 +1,7 @@
 """Small static plots as SVG: the model card's, and any page's that must do without a script.
 
 The same values give the same bytes. Text is drawn in the reader's sans-serif font; every plot has a title and a
-description for those who do not see it.
+description for those who do not see it, and follows the reader's light or dark scheme.
 """
 
 from __future__ import annotations
@@ -13,19 +13,24 @@ from html import escape
 
 import numpy as np
 
-GREY, INK, PAPER = "#808080", "#222222", "#ffffff"
-
 CIVIDIS = (
     *((0, 34, 78), (18, 53, 112), (59, 73, 108), (87, 93, 109), (112, 113, 115), (138, 134, 120)),
     *((165, 156, 116), (195, 179, 105), (225, 204, 85), (254, 232, 56)),
 )
 """Ten steps of the colour scale, even in lightness for every kind of sight (Nuñez et al. 2018)."""
 
-MISSING = "#bbbbbb"
-"""The colour of a value that does not exist."""
+LEVELS = 64
+"""Colours of a heat map: more cannot be told apart, and cells of one colour share a path."""
+
+STYLE = (
+    ".plot-paper{fill:#fff}.plot-ink{fill:#1a1a1a}.plot-axis{stroke:#1a1a1a}"
+    "@media(prefers-color-scheme:dark){"
+    ".plot-paper{fill:#15171a}.plot-ink{fill:#e9eaec}.plot-axis{stroke:#e9eaec}}"
+)
+"""Ground, text and axes, in the colours of the site."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Axis:
     """A range of values laid out over a range of pixels."""
 
@@ -34,20 +39,35 @@ class Axis:
     start: float
     end: float
     log: bool = False
+    whole: bool = False
+    """True where only whole numbers are labelled, as of layers."""
 
     def at(self, value: float) -> float:
-        """Return the pixel of a value."""
+        """Return the pixel of a value.
+
+        Example:
+            >>> Axis(1, 100, 0, 300, log=True).at(10)
+            150.0
+        """
         low, high, value = (math.log10(x) if self.log else x for x in (self.low, self.high, value))
         return self.start + (value - low) / ((high - low) or 1.0) * (self.end - self.start)
 
     def ticks(self) -> list[float]:
-        """Return round values to label: powers of ten with 2 and 5 between them, or about six even steps."""
+        """Return round values to label: powers of ten, with 2 and 5 between few of them, or four to eight even steps.
+
+        Example:
+            >>> Axis(-0.5, 29.5, 0, 300, whole=True).ticks()
+            [0.0, 5.0, 10.0, 15.0, 20.0, 25.0]
+        """
+        values: list[float] = []
         if self.log:
             powers = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            values = [step * 10.0**power for power in powers for step in ((1, 2, 5) if len(powers) <= 4 else (1,))]
-        else:
-            step = 10.0 ** math.floor(math.log10((self.high - self.low) / 2 or 1.0))
-            step = next(step * factor for factor in (0.5, 1, 2, 5, 10) if (self.high - self.low) / (step * factor) <= 8)
+            values = [factor * 10.0**power for power in powers for factor in ((1, 2, 5) if len(powers) <= 4 else (1,))]
+            values = [value for value in values if self.low <= value <= self.high]
+        if len(values) < 2:
+            power = 10.0 ** math.floor(math.log10((self.high - self.low) / 2 or 1.0))
+            step = next(power * factor for factor in (0.5, 1, 2, 5, 10) if (self.high - self.low) <= 8 * power * factor)
+            step = max(step, 1.0) if self.whole else step
             values = [step * index for index in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
         return [value for value in values if self.low <= value <= self.high]
 
@@ -63,8 +83,9 @@ class Drawing:
     parts: list[str] = field(default_factory=list)
 
     def add(self, name: str, text: str = "", **attributes: object) -> None:
-        """Add an element; underscores in attribute names stand for hyphens, and numbers get two decimals."""
-        shown = " ".join(f'{key.replace("_", "-")}="{escape(_text(value))}"' for key, value in attributes.items())
+        """Add an element; `_` in attribute names stands for `-`, `css` for `class`, and numbers get two decimals."""
+        names = {key: "class" if key == "css" else key.replace("_", "-") for key in attributes}
+        shown = " ".join(f'{names[key]}="{escape(_text(value))}"' for key, value in attributes.items())
         self.parts.append(f"<{name} {shown}>{escape(text)}</{name}>" if text else f"<{name} {shown}/>")
 
     def text(
@@ -72,7 +93,7 @@ class Drawing:
     ) -> None:
         """Add words at a place, turned upwards where asked."""
         turned = {"transform": f"rotate(-90 {_text(x)} {_text(y)})"} if turn else {}
-        self.add("text", words, x=x, y=y, text_anchor=anchor, font_size=size, fill=INK, **turned)
+        self.add("text", words, x=x, y=y, text_anchor=anchor, font_size=size, css="plot-ink", **turned)
 
     def line(self, x1: float, y1: float, x2: float, y2: float, colour: str, width: float = 1.0, dash: str = "") -> None:
         """Add a straight line."""
@@ -84,15 +105,15 @@ class Drawing:
         commands, pen_up = [], True
         for point in points:
             if point is not None:
-                commands.append(f"{'M' if pen_up else 'L'}{point[0]:.2f} {point[1]:.2f}")
+                commands.append(f"{'M' if pen_up else 'L'}{_text(point[0])} {_text(point[1])}")
             pen_up = point is None
         dashed = {"stroke_dasharray": dash} if dash else {}
         self.add("path", d=" ".join(commands), fill="none", stroke=colour, stroke_width=2, **dashed)
 
     def band(self, upper: Sequence[tuple[float, float]], lower: Sequence[tuple[float, float]], colour: str) -> None:
         """Fill the area between two lines of equal length."""
-        points = " ".join(f"{x:.2f},{y:.2f}" for x, y in [*upper, *reversed(lower)])
-        self.add("polygon", points=points, fill=colour, fill_opacity=0.25)
+        points = " ".join(f"{_text(x)},{_text(y)}" for x, y in [*upper, *reversed(lower)])
+        self.add("polygon", points=points, fill=colour, fill_opacity=0.3)
 
     def marker(self, x: float, y: float, shape: str, colour: str) -> None:
         """Add a circle, a square or a diamond."""
@@ -103,38 +124,41 @@ class Drawing:
             self.add("rect", x=x - 2.8, y=y - 2.8, width=5.6, height=5.6, fill=colour, **turn)
 
     def axes(self, x: Axis, y: Axis, x_title: str, y_title: str) -> None:
-        """Add both axes with ticks, labels and titles; x runs along the bottom, y along the left."""
+        """Add both axes with ticks, labels and titles: x at the lower end of y, y at the left end of x."""
+        bottom = max(y.start, y.end)
         for value in x.ticks():
-            self.line(x.at(value), y.start, x.at(value), y.start + 5, INK)
-            self.text(x.at(value), y.start + 18, f"{value:g}")
+            self.add("line", x1=x.at(value), y1=bottom, x2=x.at(value), y2=bottom + 5, css="plot-axis")
+            self.text(x.at(value), bottom + 18, f"{value:g}")
         for value in y.ticks():
-            self.line(x.start - 5, y.at(value), x.start, y.at(value), INK)
+            self.add("line", x1=x.start - 5, y1=y.at(value), x2=x.start, y2=y.at(value), css="plot-axis")
             self.text(x.start - 8, y.at(value) + 4, f"{value:g}", anchor="end")
-        self.line(x.start, y.start, x.end, y.start, INK)
-        self.line(x.start, y.start, x.start, y.end, INK)
-        self.text((x.start + x.end) / 2, y.start + 36, x_title, size=13)
+        self.add("line", x1=x.start, y1=bottom, x2=x.end, y2=bottom, css="plot-axis")
+        self.add("line", x1=x.start, y1=min(y.start, y.end), x2=x.start, y2=bottom, css="plot-axis")
+        self.text((x.start + x.end) / 2, bottom + 36, x_title, size=13)
         self.text(x.start - 42, (y.start + y.end) / 2, y_title, size=13, turn=True)
 
     def heat_map(self, matrix: np.ndarray, x: Axis, y: Axis) -> None:
-        """Add a matrix of values from 0 to 1 as squares of colour; NaN is grey."""
-        rows, columns = matrix.shape
-        for row in range(rows):
-            for column in range(columns):
-                start, end = x.at(column - 0.5), x.at(column + 0.5)
-                top, bottom = sorted((y.at(row - 0.5), y.at(row + 0.5)))
-                colour = colour_of(float(matrix[row, column]))
-                self.add("rect", x=start, y=top, width=end - start + 0.3, height=bottom - top + 0.3, fill=colour)
+        """Add a matrix of values from 0 to 1 as squares of colour, row 0 at -0.5 to 0.5 of y; NaN stays blank."""
+        cells: dict[int, list[str]] = {}
+        for row, column in np.ndindex(matrix.shape):
+            value = float(matrix[row, column])
+            if not math.isnan(value):
+                level = round(min(max(value, 0.0), 1.0) * (LEVELS - 1))
+                cells.setdefault(level, []).append(f"M{column} {row}h1v1h-1z")
+        width, height = x.at(1) - x.at(0), y.at(1) - y.at(0)
+        place = f"translate({_text(x.at(-0.5))} {_text(y.at(-0.5))}) scale({width:.4f} {height:.4f})"
+        self.parts.append(f'<g transform="{place}" shape-rendering="crispEdges">')
+        for level, squares in sorted(cells.items()):
+            self.add("path", d="".join(squares), fill=colour_of(level / (LEVELS - 1)))
+        self.parts.append("</g>")
 
     def colour_bar(self, x: float, top: float, bottom: float, title: str) -> None:
         """Add the scale of a heat map, 0 at the bottom and 1 at the top."""
-        steps = 50
-        for step in range(steps):
-            height = (bottom - top) / steps
-            y = bottom - (step + 1) * height
-            self.add("rect", x=x, y=y, width=14, height=height + 0.3, fill=colour_of((step + 0.5) / steps))
+        levels = np.linspace(0, 1, LEVELS)[:, None]
+        self.heat_map(levels, Axis(-0.5, 0.5, x, x + 14), Axis(-0.5, LEVELS - 0.5, bottom, top))
         for value in (0.0, 0.5, 1.0):
             self.text(x + 20, bottom - value * (bottom - top) + 4, f"{value:g}", anchor="start")
-        self.text(x + 52, (top + bottom) / 2, title, size=13, turn=True)
+        self.text(x + 56, (top + bottom) / 2, title, size=13, turn=True)
 
     def svg(self) -> str:
         """Return the file."""
@@ -143,20 +167,18 @@ class Drawing:
             f'role="img" font-family="system-ui, Helvetica, Arial, sans-serif">'
         )
         words = f"<title>{escape(self.title)}</title>\n<desc>{escape(self.description)}</desc>"
-        paper = f'<rect width="100%" height="100%" fill="{PAPER}"/>'
-        return "\n".join([head, words, paper, *self.parts, "</svg>"]) + "\n"
+        paper = '<rect width="100%" height="100%" class="plot-paper"/>'
+        return "\n".join([head, words, f"<style>{STYLE}</style>", paper, *self.parts, "</svg>"]) + "\n"
 
 
 def colour_of(value: float) -> str:
-    """Return the colour of a value from 0 to 1, grey for NaN.
+    """Return the colour of a value from 0 to 1.
 
     Example:
-        >>> colour_of(0.0), colour_of(float("nan"))
-        ('#00224e', '#bbbbbb')
+        >>> colour_of(0.0), colour_of(1.0)
+        ('#00224e', '#fee838')
     """
-    if math.isnan(value):
-        return MISSING
-    place = min(max(value, 0.0), 1.0) * (len(CIVIDIS) - 1)
+    place = value * (len(CIVIDIS) - 1)
     index = min(int(place), len(CIVIDIS) - 2)
     low, high, share = CIVIDIS[index], CIVIDIS[index + 1], place - index
     return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in zip(low, high, strict=True))
