@@ -1,4 +1,4 @@
-"""Records -> the leaderboard's content: which records count, grouped by what may be compared, and judged."""
+"""The content of the leaderboard: the records that count, grouped by what may be compared, and judged."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from delta_suite.claims.judge import judge_all
@@ -69,7 +69,7 @@ class Entry:
 
     @property
     def changed(self) -> dict[str, str]:
-        """By hypothesis, how its file has changed since a run last judged this record by it."""
+        """Return for each hypothesis how its file has changed since a run last judged this record by it."""
         return changed_files(self.judged_by, stamps_of(self.rows))
 
     @property
@@ -94,13 +94,13 @@ class Entry:
 
     @property
     def gpu_bytes(self) -> int:
-        """Over all GPUs that were used."""
+        """Return the peak memory of all GPUs that were used."""
         peaks = self.view.record.provenance.peak_memory_bytes
         return sum(size for name, size in peaks.items() if name != "host")
 
     @property
     def source(self) -> str:
-        """The origin of the weights; of a directory only its name, as the rest exists on one machine alone."""
+        """Return the origin of the weights; of a directory only its name, as its path exists on one machine alone."""
         kind, _, rest = self.view.model.source.partition(":")
         return f"{kind}:{Path(rest).name}" if Path(rest).is_absolute() else self.view.model.source
 
@@ -112,7 +112,7 @@ class Entry:
 
     @property
     def worst(self) -> Row | None:
-        """The claim furthest outside, or else nearest to its bound, by margin relative to what was required."""
+        """Return the claim furthest outside, or else nearest to its bound, by margin relative to what was required."""
         measured = [row for row in self.rows if row.margin is not None]
         return min(measured, key=relative_margin, default=None)
 
@@ -144,7 +144,7 @@ class Run:
 
     @property
     def views(self) -> dict[int, RecordView]:
-        """The records by step."""
+        """Return the records by step."""
         return {step: entry.view for step, entry in self.entries.items()}
 
 
@@ -185,14 +185,14 @@ class Group:
 
     @property
     def changed(self) -> tuple[str, ...]:
-        """Return `rows` summed up, one line a hypothesis and model."""
+        """Return how hypothesis files have changed since they last judged the entries, one line a model and file."""
         return tuple(
             f"{self.label(entry)}: {name}, {how}" for entry in self.entries for name, how in entry.changed.items()
         )
 
     @property
     def runs(self) -> tuple[Run, ...]:
-        """The training runs among the entries."""
+        """Return the training runs among the entries."""
         runs = []
         for dtype in sorted({entry.dtype for entry in self.entries}):
             entries = {entry.model: entry for entry in self.entries if entry.dtype == dtype}
@@ -201,7 +201,7 @@ class Group:
         return tuple(sorted(runs, key=lambda run: (run.name, run.dtype)))
 
     def label(self, entry: Entry) -> str:
-        """The model's name, with the dtype where the table has it in several."""
+        """Return the model's name, with the dtype where the table has it in several."""
         twice = sum(other.model == entry.model for other in self.entries) > 1
         return f"{entry.model} ({entry.dtype})" if twice else entry.model
 
@@ -237,20 +237,20 @@ class Board:
 
     @property
     def root(self) -> Path:
-        """The folder that published paths are relative to: the folder that holds the results folder."""
+        """Return the folder that published paths are relative to: the one that holds the results folder."""
         return _absolute(self.results).parent
 
     def claim_place(self, where: str) -> str:
-        """`hypotheses/phase_c.toml:14`, whatever the folder that the command ran in."""
+        """Return a claim's place as `hypotheses/phase_c.toml:14`, whatever the folder that the command ran in."""
         file, _, line = where.rpartition(":")
         path = _absolute(Path(file))
         shown = path.relative_to(self.root) if path.is_relative_to(self.root) else Path(path.parent.name, path.name)
         return f"{shown.as_posix()}:{line}"
 
     def claim_link(self, where: str, folder: str) -> str | None:
-        """To the claim's file and line, from a page in this folder of the results.
+        """Return the link to a claim's file and line, from a page in this folder of the results.
 
-        None for a file that lies outside the folder that holds the results: no link to it works elsewhere.
+        It is None for a file that lies outside the folder that holds the results: no link to it works elsewhere.
         """
         file, _, line = where.rpartition(":")
         path = _absolute(Path(file))
@@ -259,7 +259,7 @@ class Board:
         return f"{self._link(path, folder)}#L{line}"
 
     def record_link(self, record: str, folder: str) -> str:
-        """To the raw record, from a page in this folder of the results."""
+        """Return the link to the raw record, from a page in this folder of the results."""
         return self._link(_absolute(self.results) / record, folder)
 
     def _link(self, path: Path, folder: str) -> str:
@@ -269,7 +269,7 @@ class Board:
 
     @property
     def runs(self) -> dict[str, list[tuple[Group, Run]]]:
-        """All training runs, by name."""
+        """Return all training runs, by name."""
         by_name: dict[str, list[tuple[Group, Run]]] = {}
         for group in self.groups:
             for run in group.runs:
@@ -278,7 +278,7 @@ class Board:
 
     @property
     def models(self) -> dict[str, list[tuple[Group, Entry]]]:
-        """All that counts, by model."""
+        """Return all entries, by model."""
         by_name: dict[str, list[tuple[Group, Entry]]] = {}
         for group in self.groups:
             for entry in group.entries:
@@ -303,33 +303,23 @@ def build(
             f"{runs} is not a folder. Records lie in results/runs/<model>/: `delta-suite measure NAME` writes one, "
             f"and --results-dir names another results folder."
         )
-    read: list[tuple[Path, str, RecordView]] = []
+    read: list[_Stored] = []
     broken: list[Broken] = []
+    root = _absolute(results)
     for path in sorted(runs.glob("*/*.json")) if records is None else records:
-        inside = _absolute(path).is_relative_to(_absolute(results))
-        record = _absolute(path).relative_to(_absolute(results)).as_posix() if inside else path.name
+        place = _absolute(path)
+        record = place.relative_to(root).as_posix() if place.is_relative_to(root) else path.name
         try:
-            read.append((path, record, load(path)))
+            read.append(_Stored(path, record, load(path)))
         except RecordError as error:
             broken.append(Broken(record, " ".join(str(error).replace(str(path), record).split())))
-
-    by_key: dict[tuple[str, ...], list[tuple[Path, str, RecordView]]] = {}
-    for item in read:
-        view = item[2]
-        by_key.setdefault((*_group_key(view), view.model.name, view.record.provenance.dtype), []).append(item)
+    newest, superseded = _newest(read)
     groups: dict[tuple[str, ...], list[Entry]] = {}
-    superseded: list[Superseded] = []
-    newest_by_key = {key: max(items, key=_age)[2] for key, items in by_key.items()}
-    for key, items in sorted(by_key.items()):
-        # A folder's name can hold another stamp than the record, so the record's time decides, and then its name.
-        items.sort(key=_age)
-        path, newest, view = items[-1]
-        control = newest_by_key.get((*key[:-2], f"{key[-2]}@{RANDOM_WEIGHTS}", key[-1]))
-        rows = tuple(Row.of(judged, newest) for judged in judge_all(hypotheses, [(view, control)]))
-        groups.setdefault(key[:-2], []).append(Entry(view, newest, rows, _stamps(path)))
-        superseded += [
-            Superseded(record, old.model.name, old.record.provenance.created, newest) for _, record, old in items[:-1]
-        ]
+    for (group, name, dtype), stored in newest.items():
+        control = newest.get((group, f"{name}@{RANDOM_WEIGHTS}", dtype))
+        judged = judge_all(hypotheses, [(stored.view, None if control is None else control.view)])
+        rows = tuple(Row.of(each, stored.record) for each in judged)
+        groups.setdefault(group, []).append(Entry(stored.view, stored.record, rows, _stamps(stored.path)))
     return Board(
         results,
         repository,
@@ -338,6 +328,39 @@ def build(
         tuple(sorted(superseded, key=lambda item: item.record)),
         tuple(broken),
     )
+
+
+class _Stored(NamedTuple):
+    """One record that was read."""
+
+    path: Path
+    record: str
+    """Path relative to the results folder."""
+    view: RecordView
+
+    @property
+    def created(self) -> str:
+        return self.view.record.provenance.created
+
+
+_Key = tuple[tuple[str, ...], str, str]
+"""A table's key, the model's name and the dtype. Of records with the same key, the newest counts."""
+
+
+def _newest(read: Iterable[_Stored]) -> tuple[dict[_Key, _Stored], list[Superseded]]:
+    """Return the records that count, and those that they replace."""
+    by_key: dict[_Key, list[_Stored]] = {}
+    for stored in read:
+        key = (_group_key(stored.view), stored.view.model.name, stored.view.record.provenance.dtype)
+        by_key.setdefault(key, []).append(stored)
+    newest: dict[_Key, _Stored] = {}
+    superseded: list[Superseded] = []
+    for key, candidates in sorted(by_key.items()):
+        # A folder's name can hold another stamp than the record, so the record's time decides, and then its name.
+        *older, newest[key] = sorted(candidates, key=lambda stored: (stored.created, stored.record))
+        replaced_by = newest[key].record
+        superseded += [Superseded(old.record, old.view.model.name, old.created, replaced_by) for old in older]
+    return newest, superseded
 
 
 def _absolute(path: Path) -> Path:
@@ -372,8 +395,3 @@ def _group(entries: Iterable[Entry]) -> Group:
     metrics, settings = _reading(view)
     versions = record.provenance.metric_versions
     return Group(record.calibration, metrics, versions, settings, record.schema_version, ordered)
-
-
-def _age(item: tuple[Path, str, RecordView]) -> tuple[str, str]:
-    _, record, view = item
-    return view.record.provenance.created, record
