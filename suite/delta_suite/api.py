@@ -31,6 +31,7 @@ from delta_suite.records.view import RecordView
 
 if TYPE_CHECKING:
     from delta_suite.publish.rows import Row
+    from delta_suite.publish.table import Table
 
 
 def measure(
@@ -186,25 +187,22 @@ class Rows(list[dict[str, Any]]):
 
         return pandas.DataFrame(list(self))
 
-    def _texts(self) -> list[list[str]]:
-        from delta_suite.publish.rows import number
+    def _table(self) -> Table:
+        from delta_suite.publish.table import Table
+        from delta_suite.publish.wording import number
 
-        return [
+        texts = (
             [number(value) if isinstance(value, float) or value is None else str(value) for value in row.values()]
             for row in self
-        ]
+        )
+        return Table.of(list(self[0]) if self else (), texts)
 
     def __repr__(self) -> str:
         """Return the rows as a table of text."""
-        from delta_suite.publish.table import Table
-
-        return Table.of(list(self[0]), self._texts()).text() if self else "no rows"
+        return self._table().text() if self else "no rows"
 
     def _repr_html_(self) -> str:
-        head = "".join(f"<th>{escape(name)}</th>" for name in (self[0] if self else ()))
-        lines = ("".join(f"<td>{escape(text)}</td>" for text in texts) for texts in self._texts())
-        body = "".join(f"<tr>{line}</tr>" for line in lines)
-        return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+        return self._table().html()
 
 
 class Verdicts(list[Judged]):

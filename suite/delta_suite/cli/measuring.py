@@ -171,7 +171,7 @@ def trajectory(
     from delta_suite.claims.loader import load_hypotheses, require_known_phases
     from delta_suite.models.models_file import load_registry
     from delta_suite.pipeline import Settings
-    from delta_suite.publish.site import RUNS, run_page_name
+    from delta_suite.publish.pages import RUNS, run_page_name
     from delta_suite.publish.trajectory import series
 
     with errors_as_text():

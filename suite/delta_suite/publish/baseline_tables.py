@@ -8,9 +8,9 @@ from typing import Any
 
 from delta_suite.metrics.intervals import PERCENT
 from delta_suite.metrics.registry import METRICS
-from delta_suite.publish.rows import number
-from delta_suite.publish.table import NONE, Table
+from delta_suite.publish.table import Table
 from delta_suite.publish.trajectory import phase_estimate
+from delta_suite.publish.wording import NONE, number
 from delta_suite.records.view import RecordView
 from delta_suite.regression.baseline import BaselineFile
 from delta_suite.regression.comparison import (

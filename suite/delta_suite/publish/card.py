@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from delta_suite.errors import RecordError
 from delta_suite.metrics.intervals import PERCENT
 from delta_suite.publish.board import Board, Entry, Group
+from delta_suite.publish.board_tables import VERDICT_COLUMNS, memory_text, tally_cell, verdict_cells
 from delta_suite.publish.card_plots import ALTERNATIVES, card_plots
-from delta_suite.publish.rows import VACUOUS, interval_text, margin_text, number
-from delta_suite.publish.table import Cell, Line, Table
-from delta_suite.publish.wording import LEGEND, SYMBOLS, memory_text, tally_text
+from delta_suite.publish.plots import why_no_arrays
+from delta_suite.publish.table import Cell, Table, escape_markdown
+from delta_suite.publish.wording import LEGEND
 from delta_suite.records.writing import write_atomically
 
 if TYPE_CHECKING:
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 
 START, END = "<!-- delta-suite: start -->", "<!-- delta-suite: end -->"
 """The two lines around the suite's section, which is replaced; the rest of a card is its author's, and stays."""
+
+INTERVAL = f"interval_{PERCENT.removesuffix('%')}"
+"""The key of an interval in the `args` of a result."""
 
 DATASET = "delta-suite-"
 """Before the calibration's name, as the type of the data set in `model-index`: how the suite knows its own results."""
@@ -89,7 +93,7 @@ def eval_results(group: Group, entry: Entry) -> list[EvalResult]:
             continue
         arguments: dict[str, Any] = {"verdict": row.word, "required": row.required, "margin": row.margin}
         if row.interval is not None:
-            arguments["interval_95"] = list(row.interval)
+            arguments[INTERVAL] = list(row.interval)
         if row.vacuous:
             arguments["vacuous"] = True
         if row.gates:
@@ -118,20 +122,12 @@ def section_text(board: Board, group: Group, entry: Entry, images: list[str]) ->
     lines = []
     for row in entry.rows:
         link = board.claim_link(row.where, "") if board.repository else None
-        escaped = (VACUOUS if row.vacuous else "") + (" \\*" if row.flips else "")
-        texts = [
-            f"`{row.claim}`",
-            f"{SYMBOLS[row.word]} {row.word}{escaped}",
-            number(row.observed),
-            interval_text(row.interval),
-            number(row.required),
-            margin_text(row),
-        ]
-        lines.append(Line((Cell(f"{row.hypothesis}/{row.expectation}", link=link), *(Cell(text) for text in texts))))
-    head = ("claim", "stated", "verdict", "observed", f"{PERCENT} interval", "required", "margin")
+        lines.append(
+            [Cell(f"{row.hypothesis}/{row.expectation}", link=link), Cell(row.claim, code=True), *verdict_cells(row)]
+        )
     published = board.repository is not None and entry.record.startswith("runs/")
     written = f"[{entry.record}]({board.record_link(entry.record, '')})" if published else f"`{entry.record}`"
-    hypotheses = "\n".join(f"- {tally.hypothesis}: {tally_text(tally)}" for tally in entry.tallies)
+    hypotheses = "\n".join(f"- {tally.hypothesis}: {tally_cell(tally).shown}" for tally in entry.tallies)
     return "\n\n".join(
         [
             "## Depth structure, measured by delta-suite",
@@ -140,8 +136,15 @@ def section_text(board: Board, group: Group, entry: Entry, images: list[str]) ->
             f"{provenance.device}, {entry.seconds:.1f} s, {memory_text(entry)}; measured {provenance.created}; weights "
             f"SHA-256 `{record.model.fingerprint[:12]}`; record {written}.",
             hypotheses,
-            Table(head, tuple(lines)).markdown(),
-            LEGEND.replace("`*`", "\\*").replace("`°`", "°"),
-            *(f"![{ALTERNATIVES[name]}]({name})" for name in images),
+            Table.of(["claim", "stated", *VERDICT_COLUMNS], lines).markdown(),
+            escape_markdown(LEGEND),
+            *(_image(entry, name, images) for name in ALTERNATIVES),
         ]
     )
+
+
+def _image(entry: Entry, name: str, images: list[str]) -> str:
+    """Return the Markdown of a plot, or why it is not drawn."""
+    if name in images:
+        return f"![{ALTERNATIVES[name]}]({name})"
+    return escape_markdown(f"{ALTERNATIVES[name]}: not drawn, {why_no_arrays(entry.view, 'cosines')}.")

@@ -6,15 +6,7 @@ from delta_suite.claims.judge import Judged
 from delta_suite.claims.observe import Observation
 from delta_suite.claims.verdict import Judgement, Verdict
 from delta_suite.metrics.intervals import CONFIDENCE, PERCENT, POWER
-from delta_suite.publish.rows import interval_text, number, verdict_text
-
-OUTCOMES = {
-    Verdict.SUPPORTED: "supported",
-    Verdict.REFUTED: "refuted",
-    Verdict.INCONCLUSIVE: "inconclusive",
-    Verdict.NOT_MEASURED: "not measured",
-}
-"""Each verdict as a participle."""
+from delta_suite.publish.wording import MARKS, OUTCOMES, VACUOUS, interval_text, number, verdict_text
 
 
 def explanation(judged: Judged, where: str, reproduce: str) -> str:
@@ -25,7 +17,7 @@ def explanation(judged: Judged, where: str, reproduce: str) -> str:
     judgement = judged.judgement
     expectation, observation = judgement.expectation, judgement.observation
     lines = [
-        f"{judgement.hypothesis.id}/{expectation.id} is {OUTCOMES[judgement.verdict]} for {judgement.model}",
+        f"{judgement.hypothesis.id}/{expectation.id} is {OUTCOMES[judgement.verdict.value]} for {judgement.model}",
         f"  claim      {expectation.claim()}",
         *_observed_lines(judgement),
     ]
@@ -35,7 +27,7 @@ def explanation(judged: Judged, where: str, reproduce: str) -> str:
     if judgement.reason:
         lines.append(f"  reason     {judgement.reason}")
     if judgement.vacuous:
-        lines.append("  vacuous    the same architecture with random weights supports this claim, too")
+        lines.append(f"  {VACUOUS}          {MARKS[VACUOUS]}")
     lines.append(f"  over       {_scope(observation)}, variant {observation.variant}")
     lines += _per_layer(observation, expectation.op)
     variants = [

@@ -11,21 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from delta_suite.errors import RecordError
-from delta_suite.publish.board import Board, Entry, Group
+from delta_suite.publish.board import Board, Entry
+from delta_suite.publish.board_tables import claims_by_model, models_table
+from delta_suite.publish.pages import RUNS, SITE, run_link
 from delta_suite.publish.rows import Row, relative_margin
 from delta_suite.publish.run_page import run_files
-from delta_suite.publish.site import RUNS, SITE, page_link, run_link, site_files
-from delta_suite.publish.table import Cell, Line, Table
-from delta_suite.publish.wording import (
-    CHANGED,
-    LEGEND,
-    NEVER_MIXED,
-    NO_SCORE,
-    cell_text,
-    memory_text,
-    tally_text,
-    worst_text,
-)
+from delta_suite.publish.site import site_files
+from delta_suite.publish.table import Cell, escape_markdown
+from delta_suite.publish.wording import CHANGED, LEGEND, NEVER_MIXED, NO_SCORE
 from delta_suite.records.writing import write_together
 
 
@@ -192,7 +185,7 @@ def markdown(board: Board) -> str:
     parts = [
         "# Leaderboard",
         f"Built by `delta-suite leaderboard` from the records in `runs/` alone. {NO_SCORE}",
-        LEGEND,
+        escape_markdown(LEGEND),
     ]
     if len(board.groups) > 1:
         parts.append(f"**{NEVER_MIXED}**")
@@ -201,58 +194,25 @@ def markdown(board: Board) -> str:
     for group in board.groups:
         parts += [f"## {group.title}", group.described]
         if group.changed:
-            parts += [f"**{CHANGED}**", "\n".join(f"- {_plain(line)}" for line in group.changed)]
-        parts.append(_summary(group))
+            parts += [f"**{CHANGED}**", "\n".join(f"- {escape_markdown(line)}" for line in group.changed)]
+        parts.append(models_table(board, group, "").markdown())
         parts += [
-            f"Over training: [{_plain(run.name)}]({SITE}/{run_link(run.name)}), {len(run.entries)} checkpoints."
+            f"Over training: {Cell(run.name, link=f'{SITE}/{run_link(run.name)}').markdown}, "
+            f"{len(run.entries)} checkpoints."
             for run in group.runs
         ]
-        parts.append(_claims(board, group))
+        parts.append(claims_by_model(board, group, "").markdown())
     if board.superseded:
         lines = [f"- {_record(board, item.record)}, replaced by {_record(board, item.by)}" for item in board.superseded]
         parts += ["## Superseded records", "A newer record of the same model, calibration, dtype and versions counts."]
         parts.append("\n".join(lines))
     if board.broken:
-        parts += ["## Records that cannot be read", "\n".join(f"- {_plain(item.why)}" for item in board.broken)]
+        parts += [
+            "## Records that cannot be read",
+            "\n".join(f"- {escape_markdown(item.why)}" for item in board.broken),
+        ]
     return "\n\n".join(parts) + "\n"
 
 
-def _summary(group: Group) -> str:
-    hypotheses = [tally.hypothesis for tally in group.entries[0].tallies]
-    head = ["model", *hypotheses, "worst margin", "vacuous", "seconds", "peak memory", "measured as"]
-    lines = []
-    for entry in group.entries:
-        provenance = entry.view.record.provenance
-        texts = [
-            *(tally_text(tally) for tally in entry.tallies),
-            worst_text(entry),
-            str(entry.vacuous),
-            f"{entry.seconds:.1f}",
-            memory_text(entry),
-            f"{provenance.dtype} on {provenance.device}, {provenance.created[:10]}",
-        ]
-        model = Cell(_plain(group.label(entry)), link=f"{SITE}/{page_link(entry.model)}")
-        lines.append(Line((model, *(Cell(text) for text in texts))))
-    return Table(tuple(head), tuple(lines)).markdown()
-
-
-def _claims(board: Board, group: Group) -> str:
-    head = ["claim", "stated", *(_plain(group.label(entry)) for entry in group.entries)]
-    lines = []
-    for rows in zip(*(entry.rows for entry in group.entries), strict=True):
-        first = rows[0]
-        claim = Cell(f"{first.hypothesis}/{first.expectation}", link=board.claim_link(first.where, ""))
-        cells = [Cell(cell_text(row).replace("*", "\\*")) for row in rows]
-        lines.append(Line((claim, Cell(f"`{first.claim}`"), *cells)))
-    return Table(tuple(head), tuple(lines)).markdown()
-
-
 def _record(board: Board, record: str) -> str:
-    return f"[{_plain(record)}]({board.record_link(record, '')})"
-
-
-def _plain(text: str) -> str:
-    """Return text in which the signs of Markdown and HTML are escaped."""
-    for sign in "\\`*_[]<>|#":
-        text = text.replace(sign, f"\\{sign}")
-    return text
+    return Cell(record, link=board.record_link(record, "")).markdown

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from delta_suite.metrics.registry import METRICS
 from delta_suite.metrics.segmentation import NEAR
-from delta_suite.publish.rows import number
-from delta_suite.publish.table import NONE, Table
+from delta_suite.publish.table import Cell, Table
+from delta_suite.publish.wording import NONE, number
 from delta_suite.records.record import BoundarySearch, StreamRecord
 from delta_suite.records.view import RecordView
 
@@ -34,26 +34,35 @@ LAYER_COLUMNS = {
 
 def phase_table(view: RecordView, variant: str = "raw") -> str:
     """Return N, intra, cross, block rank and capture of each phase."""
+    return phases(view, variant).text()
+
+
+def phases(view: RecordView, variant: str = "raw") -> Table:
+    """Return the table of phases."""
     lines = []
     for name, (first, last) in view.phases.items():
-        estimates = [view.over(range(first, last + 1), metric, variant) for metric in PHASE_COLUMNS]
-        values = [NONE if estimate.value is None else f"{estimate.value:.4f}" for estimate in estimates]
-        lines.append([name, f"{first}-{last}", str(last - first + 1), *values])
-    return Table.of(["phase", "layers", "N", *PHASE_COLUMNS.values()], lines, align="lrrrrrr").text()
+        values = [view.over(range(first, last + 1), metric, variant).value for metric in PHASE_COLUMNS]
+        texts = [NONE if value is None else f"{value:.4f}" for value in values]
+        count = last - first + 1
+        cells = [Cell(name, name), Cell(f"{first}-{last}", first), Cell(str(count), count)]
+        lines.append([*cells, *map(Cell, texts, values)])
+    return Table.of(["phase", "layers", "N", *PHASE_COLUMNS.values()], lines, align="lrrrrrr")
 
 
 def layer_table(view: RecordView, variant: str = "raw") -> str:
     """Return the metrics of each layer that fit a terminal."""
-    lines = [
-        [
-            str(layer.layer),
-            layer.phase,
-            *(number(view.layer(layer.layer, metric, variant).value) for metric in LAYER_COLUMNS),
-        ]
-        for layer in view.layers
-    ]
+    return layers(view, variant).text()
+
+
+def layers(view: RecordView, variant: str = "raw") -> Table:
+    """Return the table of layers."""
+    lines = []
+    for layer in view.layers:
+        values = [view.layer(layer.layer, metric, variant).value for metric in LAYER_COLUMNS]
+        cells = [Cell(str(layer.layer), layer.layer), Cell(layer.phase, layer.phase)]
+        lines.append([*cells, *map(Cell, map(number, values), values)])
     align = "rl" + "r" * len(LAYER_COLUMNS)
-    return Table.of(["layer", "phase", *LAYER_COLUMNS.values()], lines, align=align).text()
+    return Table.of(["layer", "phase", *LAYER_COLUMNS.values()], lines, align=align)
 
 
 def boundary_table(view: RecordView, variant: str = "raw") -> str:
@@ -82,7 +91,7 @@ def boundary_table(view: RecordView, variant: str = "raw") -> str:
     if boundaries.search is not None:
         summary += _search_lines(boundaries.search, rank)
     table = Table.of(["detected at", "declared at", "detected again"], lines).text()
-    return f"{table}\n\n{Table.of(['', ''], summary).plain()}"
+    return f"{table}\n\n{Table.of(['', ''], summary).text(head=False)}"
 
 
 def _search_lines(search: BoundarySearch, rank: float | None) -> list[list[str]]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from delta_suite.errors import RecordError
 from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.intervals import PERCENT
 from delta_suite.metrics.registry import METRICS
-from delta_suite.publish.rows import number
+from delta_suite.publish.wording import number
 from delta_suite.records.view import RecordView
 
 Figure = dict[str, Any]
@@ -35,8 +36,6 @@ SHARES = 64
 
 TRANSPARENT = "rgba(0, 0, 0, 0)"
 
-NO_ARRAYS = "the arrays beside the record are gone, and the plot is drawn from them"
-
 
 @dataclass(frozen=True)
 class Plot:
@@ -53,10 +52,18 @@ class Plot:
 def plots(view: RecordView, variant: str) -> tuple[Plot, ...]:
     """Return the plots of a record in one variant. Those that need arrays which are gone say so."""
     drawn = [_cosines(view, variant), _spectrum(view, variant), _ranks(view, variant), _steps(view, variant)]
-    transfer = view.transfer()
-    if transfer is not None:
-        drawn.append(_transfer(view, transfer))
+    if view.record.law is not None:
+        drawn.append(_transfer(view))
     return tuple(drawn)
+
+
+def why_no_arrays(view: RecordView, content: str) -> str:
+    """Return why a record has no arrays of this content: the file that is gone, or a record that never had them."""
+    try:
+        view.content()
+    except RecordError as error:
+        return str(error)
+    return f"the record holds no {content}; measure it again: delta-suite measure {view.model.name}"
 
 
 def _rows(matrix: np.ndarray, digits: int = 4) -> list[list[float | None]]:
@@ -169,7 +176,7 @@ def _cosines(view: RecordView, variant: str) -> Plot:
     title = "Do the layers share a direction?"
     cosines = view.cosines(variant)
     if cosines is None:
-        return Plot("cosines", title, caption, True, None, NO_ARRAYS)
+        return Plot("cosines", title, caption, True, None, why_no_arrays(view, "cosines"))
     heatmap = {
         **{"type": "heatmap", "z": _rows(cosines), "zmin": 0, "zmax": 1, "colorscale": SCALE},
         "colorbar": {"title": {"text": "|cos|"}, "thickness": 12},
@@ -192,7 +199,7 @@ def _spectrum(view: RecordView, variant: str) -> Plot:
     )
     energies = view.energies(variant)
     if energies is None:
-        return Plot("spectrum", title, caption, False, None, NO_ARRAYS)
+        return Plot("spectrum", title, caption, False, None, why_no_arrays(view, "spectra"))
     shares = energies[:, :SHARES]
     count = shares.shape[1]
     logs = _rows(np.log10(np.where(shares > 0, shares, np.nan)).T)
@@ -250,7 +257,15 @@ def _steps(view: RecordView, variant: str) -> Plot:
     return Plot("steps", "The size of the steps", caption, False, {"data": upper + lower, "layout": layout})
 
 
-def _transfer(view: RecordView, transfer: np.ndarray) -> Plot:
+def _transfer(view: RecordView) -> Plot:
+    title = "Does one layer's map serve another?"
+    caption = (
+        "Held-out R² of the linear map fitted on one layer, when it predicts the update of another. At -1 the scale "
+        "ends: worse than that looks the same. It does not depend on the variant."
+    )
+    transfer = view.transfer()
+    if transfer is None:
+        return Plot("transfer", title, caption, True, None, _why_no_transfer(view))
     heatmap = {
         **{"type": "heatmap", "z": _rows(transfer, 3), "zmin": -1, "zmax": 1, "colorscale": SCALE},
         "colorbar": {"title": {"text": "R²"}, "thickness": 12},
@@ -262,11 +277,16 @@ def _transfer(view: RecordView, transfer: np.ndarray) -> Plot:
         "shapes": _grid_lines(view, None),
         "annotations": _phase_names(view),
     }
-    caption = (
-        "Held-out R² of the linear map fitted on one layer, when it predicts the update of another. At -1 the scale "
-        "ends: worse than that looks the same. It does not depend on the variant."
-    )
-    return Plot("transfer", "Does one layer's map serve another?", caption, True, {"data": [heatmap], "layout": layout})
+    return Plot("transfer", title, caption, True, {"data": [heatmap], "layout": layout})
+
+
+def _why_no_transfer(view: RecordView) -> str:
+    """Return why the law could not be fitted, or else why its matrix is not at hand."""
+    law = [name for name, metric in METRICS.items() if metric.takes == "law"]
+    figures = [view.over(range(first, last + 1), name, "raw") for first, last in view.phases.values() for name in law]
+    if figures and all(figure.value is None for figure in figures):
+        return str(figures[0].reason)
+    return why_no_arrays(view, "transfer matrix")
 
 
 # --- lines -----------------------------------------------------------------------------------------------------
@@ -331,12 +351,3 @@ def _about_intervals(view: RecordView, variant: str, metrics: Sequence[str]) -> 
             f"Bands: {PERCENT} intervals over documents, around the bias-corrected value, so the line can leave them."
         )
     return "This record holds no intervals for them."
-
-
-def layer_values(view: RecordView, variant: str, metrics: Sequence[str]) -> list[tuple[int, str, list[str]]]:
-    """Return the numbers behind the plots, for a table: layer, phase and each metric in words."""
-    columns: Mapping[str, list[Estimate]] = {m: estimates(view, variant, m) for m in metrics}
-    return [
-        (layer.layer, layer.phase, [number(columns[metric][layer.layer].value) for metric in metrics])
-        for layer in view.layers
-    ]

@@ -1,4 +1,4 @@
-"""Verdicts as rows of plain values, and how numbers, margins and marks are written everywhere."""
+"""Verdicts as rows of plain values, with their margins and marks."""
 
 from __future__ import annotations
 
@@ -8,17 +8,8 @@ from typing import Any
 
 from delta_suite.claims.judge import Judged
 from delta_suite.claims.verdict import Verdict
-from delta_suite.publish.table import NONE
+from delta_suite.publish.wording import FLIPS, MARKS, NONE, VACUOUS, WARN
 from delta_suite.records.store import JudgedBy
-
-FLIPS = " *"
-"""Marks a verdict that another variant reverses."""
-
-VACUOUS = " °"
-"""Marks a supported claim that random weights support, too."""
-
-WARN = "WARN"
-"""The word for a refuted claim that only warns."""
 
 
 @dataclass(frozen=True)
@@ -131,31 +122,7 @@ def changed_lines(before: Mapping[str, JudgedBy], now: Mapping[str, JudgedBy]) -
     return [f"{name} has changed since this record was last judged: {how}" for name, how in changed.items()]
 
 
-# --- numbers ---------------------------------------------------------------------------------------------------
-
-
-def number(value: float | None, digits: int = 4) -> str:
-    """Return a number with about `digits` significant figures, never in a form that hides its size.
-
-    Example:
-        >>> number(0.48214), number(17408.3), number(None)
-        ('0.4821', '17408', '-')
-    """
-    if value is None:
-        return NONE
-    if value == 0 or 1e-3 <= abs(value) < 10**digits:
-        return f"{value:#.{digits}g}".rstrip(".")
-    return f"{value:.{digits - 1}g}" if abs(value) < 1e-3 else f"{value:.0f}" if abs(value) < 1e7 else f"{value:.3g}"
-
-
-def interval_text(interval: tuple[float, float] | None) -> str:
-    """Return an interval as `[0.350, 0.410]`."""
-    return NONE if interval is None else f"[{number(interval[0], 3)}, {number(interval[1], 3)}]"
-
-
-def verdict_text(word: str, observed: float | None) -> str:
-    """Return a verdict with the observed value."""
-    return word if observed is None else f"{word} {number(observed, 3)}"
+# --- margins and marks ---------------------------------------------------------------------------------------
 
 
 def relative_margin(row: Row) -> float:
@@ -174,5 +141,15 @@ def margin_text(row: Row) -> str:
 
 
 def marks(row: Row) -> str:
-    """Return the marks of a verdict."""
-    return (FLIPS if row.flips else "") + (VACUOUS if row.vacuous else "")
+    """Return the marks of a verdict, each after a space."""
+    return "".join(f" {mark}" for mark in _marks(row))
+
+
+def mark_lines(rows: Iterable[Row]) -> list[str]:
+    """Return the meaning of each mark that these verdicts have, one line each."""
+    present = {mark for row in rows for mark in _marks(row)}
+    return [f"{mark} {meaning}" for mark, meaning in MARKS.items() if mark in present]
+
+
+def _marks(row: Row) -> list[str]:
+    return [*([FLIPS] if row.flips else []), *([VACUOUS] if row.vacuous else [])]

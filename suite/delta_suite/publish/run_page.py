@@ -6,20 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from delta_suite.publish.board import Board, Entry, Group, Run
+from delta_suite.publish.board_tables import record_cell
 from delta_suite.publish.model_tables import PHASE_COLUMNS
-from delta_suite.publish.rows import VACUOUS, Row, number, verdict_text
-from delta_suite.publish.site import (
-    RUNS,
-    SITE,
-    asset,
-    figures_json,
-    page_link,
-    run_page_name,
-    template,
-)
-from delta_suite.publish.table import Cell, Line, Table
+from delta_suite.publish.pages import RUNS, SITE, page_link, run_page_name
+from delta_suite.publish.table import Cell, Table
+from delta_suite.publish.templates import asset, figures_json, template
 from delta_suite.publish.trajectory import figures, phase_estimate, verdict_changes
-from delta_suite.publish.wording import NEVER_MIXED, SYMBOLS
+from delta_suite.publish.verdict_tables import verdict_cell
+from delta_suite.publish.wording import NEVER_MIXED, number
 
 INLINED = {"style": "site.css", "plotly": "plotly-cartesian.min.js", "script": "site.js"}
 """Assets that stand in the page itself where it is one file."""
@@ -81,24 +75,19 @@ def _section(board: Board | None, group: Group | None, run: Run) -> dict[str, An
     }
 
 
-def _head(first: str, run: Run) -> tuple[str, ...]:
-    return first, *(f"step {step}" for step in run.entries)
+def _head(first: str, run: Run) -> list[str]:
+    return [first, *(f"step {step}" for step in run.entries)]
 
 
 def _verdicts(board: Board | None, run: Run, identity: str) -> Table:
     lines = []
     for claims in zip(*(entry.rows for entry in run.entries.values()), strict=True):
-        first: Row = claims[0]
+        first = claims[0]
         name = f"{first.hypothesis}/{first.expectation}"
         link = board.claim_link(first.where, f"{SITE}/{RUNS}") if board else None
-        lines.append(Line((Cell(name, name, link, title=first.claim), *(_verdict(row) for row in claims))))
-    head = _head("claim", run)
-    return Table(head, tuple(lines), id=f"verdicts-{identity}", caption="Verdicts over training")
-
-
-def _verdict(row: Row) -> Cell:
-    text = verdict_text(row.word, row.observed)
-    return Cell(f"{SYMBOLS[row.word]} {text}{VACUOUS if row.vacuous else ''}", text, verdict=row.word)
+        cells = [verdict_cell(row, interval=False) for row in claims]
+        lines.append([Cell(name, name, link, title=first.claim), *cells])
+    return Table.of(_head("claim", run), lines, id=f"verdicts-{identity}", caption="Verdicts over training")
 
 
 def _phases(run: Run, identity: str) -> Table:
@@ -110,9 +99,9 @@ def _phases(run: Run, identity: str) -> Table:
             values = [None if estimate is None else estimate.value for estimate in estimates]
             if any(value is not None for value in values):
                 name = f"{title}, {phase}"
-                lines.append(Line((Cell(name, name), *(Cell(number(value), value) for value in values))))
+                lines.append([Cell(name, name), *(Cell(number(value), value) for value in values)])
     head = _head("metric, phase", run)
-    return Table(head, tuple(lines), id=f"phases-{identity}", caption="Phases over training, variant raw")
+    return Table.of(head, lines, id=f"phases-{identity}", caption="Phases over training, variant raw")
 
 
 def _checkpoints(board: Board | None, run: Run, identity: str) -> Table:
@@ -120,17 +109,15 @@ def _checkpoints(board: Board | None, run: Run, identity: str) -> Table:
     for step, entry in run.entries.items():
         provenance = entry.view.record.provenance
         page = f"../{page_link(entry.model)}" if board else None
-        record = board.record_link(entry.record, f"{SITE}/{RUNS}") if board else None
+        record = record_cell(board, entry, f"{SITE}/{RUNS}") if board else Cell(entry.record, entry.record)
         lines.append(
-            Line(
-                (
-                    Cell(str(step), step),
-                    Cell(entry.model, step, page),
-                    Cell(entry.view.model.fingerprint[:12]),
-                    Cell(f"{provenance.created[:10]}, {entry.dtype} on {provenance.device}", provenance.created),
-                    Cell("JSON" if record else entry.record, entry.record, record, title=entry.record),
-                )
-            )
+            [
+                Cell(str(step), step),
+                Cell(entry.model, step, page),
+                Cell(entry.view.model.fingerprint[:12]),
+                Cell(f"{provenance.created[:10]}, {entry.dtype} on {provenance.device}", provenance.created),
+                record,
+            ]
         )
-    head = ("step", "model", "SHA-256 of the weights", "measured", "record")
-    return Table(head, tuple(lines), id=f"checkpoints-{identity}", caption="Checkpoints")
+    head = ["step", "model", "SHA-256 of the weights", "measured", "record"]
+    return Table.of(head, lines, id=f"checkpoints-{identity}", caption="Checkpoints")

@@ -2,78 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Mapping
-from functools import cache
-from importlib import resources
-from typing import TYPE_CHECKING, Any
-from urllib.parse import quote
+from dataclasses import replace
+from typing import Any
 
 from delta_suite.claims.schema import Expectation, Hypothesis
 from delta_suite.claims.verdict import Verdict
-from delta_suite.metrics.intervals import PERCENT
 from delta_suite.publish.board import Board, Entry, Group
-from delta_suite.publish.model_tables import LAYER_COLUMNS, PHASE_COLUMNS, stream_text
-from delta_suite.publish.plots import Plot, layer_values, plots
-from delta_suite.publish.rows import FLIPS, VACUOUS, WARN, interval_text, margin_text, number, relative_margin
-from delta_suite.publish.table import NONE, Cell, Line, Table
-from delta_suite.publish.wording import (
-    CHANGED,
-    LEGEND,
-    NEVER_MIXED,
-    NO_SCORE,
-    SYMBOLS,
-    memory_text,
-    tally_text,
-    worst_text,
-)
-from delta_suite.records.store import folder_name
-from delta_suite.records.view import RecordView
-
-if TYPE_CHECKING:
-    from jinja2 import Environment, Template
-
-SITE = "site"
-"""The site's folder in the results folder."""
-
-RUNS = "trajectories"
-"""The folder of the pages of training runs in the site."""
+from delta_suite.publish.board_tables import claim_by_claim, models_table
+from delta_suite.publish.model_tables import layers, phases, stream_text
+from delta_suite.publish.pages import SITE, page_name, run_link
+from delta_suite.publish.plots import Plot, plots
+from delta_suite.publish.rows import Row, margin_text, mark_lines
+from delta_suite.publish.table import Cell, Table
+from delta_suite.publish.templates import asset, figures_json, template
+from delta_suite.publish.verdict_tables import variant_cells
+from delta_suite.publish.wording import NEVER_MIXED, NO_SCORE, NONE, SYMBOLS, WARN, interval_text, number
 
 SHIPPED = ("site.css", "site.js", "plotly-cartesian.min.js", "plotly-LICENSE.txt")
 """Copied as they are. The bundle is plotly.js without maps, 3D and WebGL: a third of the whole, and no function is made
 from text in it, so that the page's content policy can forbid that."""
-
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
-    "base-uri 'none'; form-action 'none'"
-)
-"""Content-Security-Policy. Nothing may be fetched but the site's own scripts, styles and images, and nothing may be
-sent. Styles may stand in the page because plotly.js writes them there; a style fetches only what img-src allows."""
-
-
-def page_name(model: str) -> str:
-    """Return the file of a model's page in `models/`. A name that another could share gets a part of its hash."""
-    folder = folder_name(model)
-    safe = "".join(sign if sign.isalnum() or sign in "-_.@" else "-" for sign in folder)
-    if safe == model.replace("/", "--") and "--" not in model:
-        return f"{safe}.html"
-    return f"{safe}-{hashlib.sha256(model.encode()).hexdigest()[:8]}.html"
-
-
-def page_link(model: str) -> str:
-    """Return the link from the site's folder."""
-    return f"models/{quote(page_name(model))}"
-
-
-def run_page_name(run: str) -> str:
-    """Return the file of a training run's page in `trajectories/`."""
-    return page_name(run.removesuffix("*").rstrip("-_@"))
-
-
-def run_link(run: str) -> str:
-    """Return the link from the site's folder."""
-    return f"{RUNS}/{quote(run_page_name(run))}"
 
 
 def site_files(board: Board) -> dict[str, bytes]:
@@ -83,38 +30,6 @@ def site_files(board: Board) -> dict[str, bytes]:
     for model, entries in board.models.items():
         files[f"models/{page_name(model)}"] = _model(board, model, entries).encode()
     return {f"{SITE}/{name}": content for name, content in files.items()}
-
-
-def asset(name: str) -> bytes:
-    """Return a file of the package's `assets/`."""
-    return resources.files("delta_suite.publish").joinpath("assets", name).read_bytes()
-
-
-@cache
-def _environment() -> Environment:
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FunctionLoader(lambda name: asset(name).decode()),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.globals.update(policy=POLICY, symbols=SYMBOLS, changed_note=CHANGED, legend=LEGEND.replace("`", ""))
-    return environment
-
-
-def template(name: str) -> Template:
-    """Return a page's template, which knows the signs of verdicts, their legend and the content policy."""
-    return _environment().get_template(name)
-
-
-def figures_json(figures: Mapping[str, Any]) -> str:
-    """Return figures as JSON for a script element, in which "</" and "<!" would mean something, so "<" is escaped."""
-    text = json.dumps(figures, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.replace("<", "\\u003c")
 
 
 # --- all models ------------------------------------------------------------------------------------------------
@@ -129,7 +44,8 @@ def _index(board: Board) -> str:
         groups=[
             {
                 **{"id": group.id, "title": group.title, "described": group.described},
-                **{"changed": group.changed, "tables": _group(board, group)},
+                **{"changed": group.changed},
+                "tables": [models_table(board, group, SITE), claim_by_claim(board, group, SITE)],
                 "runs": [(Cell(run.name, link=run_link(run.name)), len(run.entries)) for run in group.runs],
             }
             for group in board.groups
@@ -139,87 +55,6 @@ def _index(board: Board) -> str:
         ],
         broken=[item.why for item in board.broken],
     )
-
-
-def _group(board: Board, group: Group) -> tuple[Table, Table]:
-    hypotheses = [tally.hypothesis for tally in group.entries[0].tallies]
-    head = (
-        *("model", *hypotheses, "worst margin", "vacuous", "seconds", "peak memory", "layers x hidden"),
-        *("measured", "record"),
-    )
-    models = Table(head, tuple(_summary(board, group)), id=f"models-{group.id}", caption="Models and hypotheses")
-    claims = Table(
-        (
-            "model",
-            "claim",
-            "verdict",
-            "observed",
-            f"{PERCENT} interval",
-            "required",
-            "margin",
-            "other variants",
-            "marks",
-            "record",
-        ),
-        tuple(line for entry in group.entries for line in _claims(board, group, entry)),
-        id=f"claims-{group.id}",
-        caption="Claim by claim",
-    )
-    return models, claims
-
-
-def _summary(board: Board, group: Group) -> Iterable[Line]:
-    for entry in group.entries:
-        record, worst = entry.view.record, entry.worst
-        provenance = record.provenance
-        # Sorted by the verdict, and by the counts only within it: there is no score.
-        tallies = [
-            Cell(tally_text(tally), f"{_rank(tally.verdict)} {tally_text(tally)}", verdict=tally.verdict)
-            for tally in entry.tallies
-        ]
-        yield Line(
-            (
-                Cell(group.label(entry), group.label(entry), f"{page_link(entry.model)}#{group.id}-{entry.dtype}"),
-                *tallies,
-                Cell(worst_text(entry), None if worst is None else relative_margin(worst)),
-                Cell(str(entry.vacuous), entry.vacuous),
-                Cell(f"{entry.seconds:.1f}", entry.seconds),
-                Cell(memory_text(entry), entry.host_bytes + entry.gpu_bytes),
-                Cell(f"{record.model.layers} x {record.model.hidden}", record.model.layers),
-                Cell(f"{provenance.created[:10]}, {entry.dtype} on {provenance.device}", provenance.created),
-                Cell("JSON", entry.record, board.record_link(entry.record, SITE), title=entry.record),
-            ),
-            tuple(tally.verdict for tally in entry.tallies if tally.verdict),
-        )
-
-
-def _rank(verdict: str | None) -> int:
-    return list(SYMBOLS).index(verdict) if verdict else len(SYMBOLS)
-
-
-def _claims(board: Board, group: Group, entry: Entry) -> Iterable[Line]:
-    for row in entry.rows:
-        word = row.word
-        others = ", ".join(f"{name} {verdict}" for name, (verdict, _) in row.variants.items() if verdict != row.verdict)
-        marks = [*([f"vacuous{VACUOUS}"] if row.vacuous else []), *row.gates]
-        name = f"{row.hypothesis}/{row.expectation}"
-        yield Line(
-            (
-                Cell(group.label(entry), group.label(entry), f"{page_link(entry.model)}#{group.id}-{entry.dtype}"),
-                Cell(
-                    f"{name}: {row.claim}", name, board.claim_link(row.where, SITE), title=board.claim_place(row.where)
-                ),
-                Cell(f"{SYMBOLS[word]} {word}", word, verdict=word),
-                Cell(number(row.observed), row.observed),
-                Cell(interval_text(row.interval), None if row.interval is None else row.interval[0]),
-                Cell(number(row.required), row.required),
-                Cell(margin_text(row), None if row.margin is None else relative_margin(row)),
-                Cell(f"{others}{FLIPS}" if others else "all agree" if row.variants else NONE, others),
-                Cell("; ".join(marks) or row.reason or NONE, "; ".join(marks)),
-                Cell("JSON", entry.record, board.record_link(entry.record, SITE), title=entry.record),
-            ),
-            (word,),
-        )
 
 
 # --- one model -------------------------------------------------------------------------------------------------
@@ -252,33 +87,16 @@ def _measurement(board: Board, group: Group, entry: Entry) -> dict[str, Any]:
         "facts": _facts(board, group, entry),
         "changed": tuple(f"{name}, {how}" for name, how in entry.changed.items()),
         "verdicts": [_verdict(board, row, entry) for row in entry.rows],
-        "multiverse": _multiverse(entry, variants, identity),
+        "multiverse": _multiverse(entry, identity),
         "variants": variants,
         "plots": figures["raw"],
         "boundaries": _boundaries(entry),
-        "phases": Table(
-            ("phase", "layers", "N", *PHASE_COLUMNS.values()),
-            tuple(_phases(view)),
-            id=f"phases-{identity}",
-            caption="Phases",
-        ),
-        "layers": Table(
-            ("layer", "phase", *LAYER_COLUMNS.values()),
-            tuple(
-                Line((Cell(str(layer), layer), Cell(phase, phase), *(Cell(x, _float(x)) for x in values)))
-                for layer, phase, values in layer_values(view, "raw", list(LAYER_COLUMNS))
-            ),
-            id=f"layers-{identity}",
-            caption="Every layer, variant raw",
-        ),
+        "phases": replace(phases(view), id=f"phases-{identity}", caption="Phases"),
+        "layers": replace(layers(view), id=f"layers-{identity}", caption="Every layer, variant raw"),
         "figures": {
             variant: {plot.name: plot.figure for plot in drawn if plot.figure} for variant, drawn in figures.items()
         },
     }
-
-
-def _float(text: str) -> float | None:
-    return None if text == NONE else float(text)
 
 
 def _facts(board: Board, group: Group, entry: Entry) -> list[tuple[str, Cell]]:
@@ -319,25 +137,17 @@ def _facts(board: Board, group: Group, entry: Entry) -> list[tuple[str, Cell]]:
     ]
 
 
-def _verdict(board: Board, row: Any, entry: Entry) -> dict[str, Any]:
+def _verdict(board: Board, row: Row, entry: Entry) -> dict[str, Any]:
     hypothesis, expectation = _stated(board, row.hypothesis, row.expectation)
-    word = row.word
     return {
         "name": f"{row.hypothesis}/{row.expectation}",
         "claim": row.claim,
-        "word": word,
+        "word": row.word,
         "observed": number(row.observed),
         "interval": interval_text(row.interval),
         "required": number(row.required),
         "margin": margin_text(row),
-        "marks": "; ".join(
-            [
-                *([f"vacuous{VACUOUS}: the claim also holds where there is nothing to find"] if row.vacuous else []),
-                *row.gates,
-                *([row.reason] if row.reason else []),
-                *([f"{FLIPS.strip()} another variant gives another verdict"] if row.flips else []),
-            ]
-        ),
+        "marks": "; ".join([*row.gates, *([row.reason] if row.reason else []), *mark_lines([row])]),
         "title": hypothesis.title,
         "rationale": " ".join((expectation.rationale or hypothesis.rationale).split()),
         "origin": " ".join(expectation.origin.split()),
@@ -351,37 +161,14 @@ def _stated(board: Board, hypothesis: str, expectation: str) -> tuple[Hypothesis
     return stated, next(claim for claim in stated.expect if claim.id == expectation)
 
 
-def _multiverse(entry: Entry, variants: list[str], identity: str) -> Table:
-    lines = []
+def _multiverse(entry: Entry, identity: str) -> Table:
+    variants = entry.view.variants
+    lines: list[list[Cell]] = []
     for row in entry.rows:
-        cells = []
-        for variant in variants:
-            verdict, observed = row.variants.get(variant, (NONE, None))
-            mark = f"{SYMBOLS.get(verdict, '')} {verdict}".strip()
-            cells.append(
-                Cell(f"{mark} {number(observed, 3)}" if observed is not None else mark, observed, verdict=verdict)
-            )
         flips = "flips" if row.flips else "agrees"
-        lines.append(Line((Cell(f"{row.hypothesis}/{row.expectation}"), *cells, Cell(flips, flips))))
-    return Table(
-        ("claim", *variants, ""),
-        tuple(lines),
-        id=f"multiverse-{identity}",
-        caption="The multiverse: each claim under every variant",
-    )
-
-
-def _phases(view: RecordView) -> Iterable[Line]:
-    for name, (first, last) in view.phases.items():
-        estimates = [view.over(range(first, last + 1), metric, "raw") for metric in PHASE_COLUMNS]
-        yield Line(
-            (
-                Cell(name, name),
-                Cell(f"{first}-{last}", first),
-                Cell(str(last - first + 1), last - first + 1),
-                *(Cell(number(estimate.value), estimate.value) for estimate in estimates),
-            )
-        )
+        lines.append([Cell(f"{row.hypothesis}/{row.expectation}"), *variant_cells(row, variants), Cell(flips, flips)])
+    caption = "The multiverse: each claim under every variant"
+    return Table.of(["claim", *variants, "agreement"], lines, id=f"multiverse-{identity}", caption=caption)
 
 
 def _boundaries(entry: Entry) -> str | None:

@@ -7,34 +7,50 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
-NONE = "-"
-"""Shown where a number does not exist."""
+from delta_suite.publish.wording import SYMBOLS
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A table's cell: text, what it sorts by (None: last), a link, and a verdict's word where it is one."""
+    """A cell of a table. Only `text` shows in a terminal; Markdown and HTML add the link and the verdict's symbol."""
 
     text: str
     value: float | str | None = None
+    """The value to sort by; None comes last."""
     link: str | None = None
     verdict: str | None = None
+    """The verdict that the text begins with."""
     title: str | None = None
+    """Further words for a reader who rests on the cell."""
+    code: bool = False
+    """True for text that Markdown sets as code."""
 
     @property
     def sort(self) -> str:
-        """The sort key as text, for the page's script."""
+        """The value to sort by as text, for the page's script."""
         return "" if self.value is None else repr(self.value) if isinstance(self.value, float) else str(self.value)
 
     @property
+    def shown(self) -> str:
+        """The text, after the symbol of its verdict."""
+        return f"{SYMBOLS[self.verdict]} {self.text}" if self.verdict in SYMBOLS else self.text
+
+    @property
     def markdown(self) -> str:
-        """The text as Markdown, with its link."""
-        return f"[{self.text}]({self.link})" if self.link else self.text
+        """The cell as Markdown.
+
+        Example:
+            >>> Cell("a|b", link="a.html").markdown, Cell("gamma > 1", code=True).markdown, Cell("PASS *").markdown
+            ('[a\\\\|b](a.html)', '`gamma > 1`', 'PASS \\\\*')
+        """
+        plain = not self.code or "`" in self.text
+        text = escape_markdown(self.shown) if plain else "`" + self.text.replace("|", "\\|") + "`"
+        return f"[{text}]({self.link})" if self.link else text
 
 
 @dataclass(frozen=True)
 class Line:
-    """A table's row, and the verdicts by which a page shows or hides it."""
+    """A row of a table, and the verdicts by which a page shows or hides it."""
 
     cells: tuple[Cell, ...]
     verdicts: tuple[str, ...] = ()
@@ -42,7 +58,10 @@ class Line:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with a heading for each column; on a page its columns sort, and the first cell of a row is its header."""
+    """A table with a heading for each column.
+
+    On a page of the site, where it needs `id` and `caption`, its columns sort. The first cell of a row is its heading.
+    """
 
     head: tuple[str, ...]
     lines: tuple[Line, ...]
@@ -57,12 +76,14 @@ class Table:
     def of(
         cls,
         head: Sequence[str],
-        rows: Iterable[Sequence[str]],
+        rows: Iterable[Sequence[str | Cell]],
         *,
         align: str = "",
         widths: Sequence[int | None] = (),
+        id: str = "",
+        caption: str = "",
     ) -> Table:
-        """Return a table of plain texts.
+        """Return a table of rows, whose cells may be plain texts.
 
         Example:
             >>> print(Table.of(["phase", "N"], [["A", "4"]], align="lr").text())
@@ -70,31 +91,55 @@ class Table:
             -------  ---
             A          4
         """
-        lines = tuple(Line(tuple(Cell(text) for text in row)) for row in rows)
-        return cls(tuple(head), lines, align, tuple(widths))
+        lines = (Line(tuple(cell if isinstance(cell, Cell) else Cell(cell) for cell in row)) for row in rows)
+        return cls(tuple(head), tuple(lines), align, tuple(widths), id, caption)
 
-    def text(self) -> str:
-        """Return the table for a terminal."""
-        return self._tabulated([[cell.text for cell in line.cells] for line in self.lines], "simple")
-
-    def plain(self) -> str:
-        """Return the rows for a terminal, without heading and rules."""
+    def text(self, *, head: bool = True) -> str:
+        """Return the table for a terminal, or without `head` only its columns of text."""
         rows = [[cell.text for cell in line.cells] for line in self.lines]
-        return tabulate(rows, tablefmt="plain", disable_numparse=True)
-
-    def markdown(self) -> str:
-        """Return the table as GitHub's Markdown, with its links."""
-        rows = [self.head, ["---"] * len(self.head), *([cell.markdown for cell in line.cells] for line in self.lines)]
-        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-    def _tabulated(self, rows: list[list[str]], style: str) -> str:
+        if not head:
+            return tabulate(rows, tablefmt="plain", disable_numparse=True)
         sides = {"r": "right", "l": "left"}
-        columns = [sides[side] for side in self.align.ljust(len(self.head), "l")]
         return tabulate(
             rows,
             headers=self.head,
-            tablefmt=style,
+            tablefmt="simple",
             disable_numparse=True,
-            colalign=columns if rows else None,
+            colalign=[sides[side] for side in self.align.ljust(len(self.head), "l")] if rows else None,
             maxcolwidths=list(self.widths) if self.widths else None,
         )
+
+    def markdown(self) -> str:
+        """Return the table as GitHub's Markdown.
+
+        Columns are not padded: a longer cell would rewrite every line of a published file, and tabulate's padding
+        differs between machines with and without the package wcwidth.
+
+        Example:
+            >>> print(Table.of(["claim", "verdict"], [["a", Cell("PASS", verdict="PASS")]]).markdown())
+            | claim | verdict |
+            | --- | --- |
+            | a | ✓ PASS |
+        """
+        head = [escape_markdown(name) for name in self.head]
+        rows = [head, ["---"] * len(head), *([cell.markdown for cell in line.cells] for line in self.lines)]
+        return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+    def html(self) -> str:
+        """Return the table as HTML, for a notebook; pages of the site render it themselves, with more around it."""
+        from delta_suite.publish.templates import template
+
+        return str(template("table.html.j2").module.plain(self))  # type: ignore[attr-defined]
+
+
+def escape_markdown(text: str) -> str:
+    r"""Return text that Markdown shows as it is: no emphasis, link, table cell or HTML begins in it.
+
+    Example:
+        >>> print(escape_markdown("max_tokens [0.1, 0.2] * [x](y)"))
+        max\_tokens [0.1, 0.2] \* [x]\(y)
+    """
+    for sign in "\\`*_<>|#":
+        text = text.replace(sign, f"\\{sign}")
+    # Brackets alone are plain, as those of intervals are; a link or the definition of one needs what follows them.
+    return text.replace("](", "]\\(").replace("]:", "]\\:").replace("][", "]\\[")

@@ -12,8 +12,9 @@ from delta_suite.metrics.registry import METRICS
 from delta_suite.models.spec import ModelSpec
 from delta_suite.publish.model_tables import PHASE_COLUMNS
 from delta_suite.publish.plots import BLUE, GREEN, ORANGE, VERMILION, Figure
-from delta_suite.publish.rows import Row, number, verdict_text
-from delta_suite.publish.table import NONE, Table
+from delta_suite.publish.rows import Row
+from delta_suite.publish.table import Table
+from delta_suite.publish.wording import NONE, number, verdict_text
 from delta_suite.records.record import ModelRecord
 from delta_suite.records.view import RecordView
 

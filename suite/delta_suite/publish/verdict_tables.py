@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 
 from delta_suite.claims.verdict import Verdict, combine_verdicts
 from delta_suite.metrics.intervals import holm, partial_conjunction
-from delta_suite.publish.rows import Row, interval_text, margin_text, marks, number, relative_margin, verdict_text
-from delta_suite.publish.table import NONE, Table
+from delta_suite.publish.rows import Row, margin_text, marks, relative_margin
+from delta_suite.publish.table import Cell, Table
+from delta_suite.publish.wording import NONE, interval_text, number, verdict_text
 
 INTERVALS_UP_TO = 2
 """Models beside each other whose intervals still fit into the grid of verdicts."""
@@ -20,7 +21,7 @@ def verdict_grid(rows: Sequence[Row]) -> str:
     """Return hypotheses and their expectations by models."""
     models = list(dict.fromkeys(row.model for row in rows))
     adjusted = {model: holm_by_hypothesis([row for row in rows if row.model == model]) for model in models}
-    lines: list[list[str]] = []
+    lines: list[list[str | Cell]] = []
     for hypothesis in dict.fromkeys(row.hypothesis for row in rows):
         claims = [row for row in rows if row.hypothesis == hypothesis]
         overall = []
@@ -30,16 +31,20 @@ def verdict_grid(rows: Sequence[Row]) -> str:
         lines.append([hypothesis, "", *overall])
         for expectation in dict.fromkeys(row.expectation for row in claims):
             with_interval = len(models) <= INTERVALS_UP_TO
-            cells = {row.model: _cell(row, with_interval) for row in claims if row.expectation == expectation}
+            cells = {
+                row.model: verdict_cell(row, interval=with_interval) for row in claims if row.expectation == expectation
+            }
             claim = next(row.claim for row in claims if row.expectation == expectation)
             lines.append([f". {expectation}", claim, *(cells.get(model, NONE) for model in models)])
     widths = (None, CLAIM_WIDTH, *[None] * len(models))
     return Table.of(["hypothesis", "claim", *models], lines, widths=widths).text()
 
 
-def _cell(row: Row, with_interval: bool) -> str:
-    interval = f" {interval_text(row.interval)}" if with_interval and row.interval is not None else ""
-    return verdict_text(row.word, row.observed) + interval + marks(row)
+def verdict_cell(row: Row, *, interval: bool = True) -> Cell:
+    """Return verdict, value and marks of one claim for one model, with the interval where it is asked for."""
+    shown = f" {interval_text(row.interval)}" if interval and row.interval is not None else ""
+    text = verdict_text(row.word, row.observed) + shown + marks(row)
+    return Cell(text, text, verdict=row.word, title=row.claim)
 
 
 def holm_by_hypothesis(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
@@ -90,13 +95,22 @@ def variant_table(rows: Sequence[Row]) -> str:
         [
             row.model,
             f"{row.hypothesis}/{row.expectation}",
-            *(verdict_text(*row.variants[name]) if name in row.variants else NONE for name in variants),
+            *variant_cells(row, variants),
             "flips" if row.flips else "",
         ]
         for row in rows
         if row.variants
     ]
     return Table.of(["model", "expectation", *variants, ""], lines).text()
+
+
+def variant_cells(row: Row, variants: Iterable[str]) -> list[Cell]:
+    """Return the verdict of one claim under each of these variants."""
+    cells = []
+    for name in variants:
+        verdict, observed = row.variants.get(name, (NONE, None))
+        cells.append(Cell(verdict_text(verdict, observed), observed, verdict=verdict))
+    return cells
 
 
 def failure_table(rows: Iterable[Row]) -> str:

@@ -1,11 +1,14 @@
-"""How verdicts, margins and costs are put into words: the same in Markdown, on the page and on a model card."""
+"""The words, marks and numbers of everything that is shown: in a terminal, in Markdown, on a page, on a model card."""
 
 from __future__ import annotations
 
 from delta_suite.claims.verdict import Verdict
-from delta_suite.publish.board import Entry, Tally
-from delta_suite.publish.rows import WARN, Row, interval_text, margin_text, marks, verdict_text
-from delta_suite.publish.table import NONE
+
+NONE = "-"
+"""Shown where a number does not exist."""
+
+WARN = "WARN"
+"""The word for a refuted claim that only warns."""
 
 SYMBOLS = {
     Verdict.SUPPORTED.value: "✓",
@@ -16,52 +19,65 @@ SYMBOLS = {
 }
 """Beside each verdict's word, so that neither colour nor language is needed to tell them apart."""
 
+OUTCOMES = {
+    Verdict.SUPPORTED.value: "supported",
+    Verdict.REFUTED.value: "refuted",
+    Verdict.INCONCLUSIVE.value: "inconclusive",
+    Verdict.NOT_MEASURED.value: "not measured",
+}
+"""Each verdict as a participle."""
+
+FLIPS, VACUOUS = "*", "°"
+"""Marks beside a verdict: another variant reverses it; a model with random weights has it, too."""
+
+MARKS = {
+    FLIPS: "another variant gives another verdict",
+    VACUOUS: "vacuous: random weights of the same architecture support the claim, too",
+}
+"""The meaning of each mark."""
+
+LEGEND = (
+    "✓ PASS: supported. ✗ FAIL: refuted. ! WARN: refuted, but the claim only warns. ? INCONCLUSIVE: the measurement "
+    "cannot decide. – NOT MEASURED: the number does not exist for this model. "
+    + " ".join(f"{mark} {meaning}." for mark, meaning in MARKS.items())
+)
+"""How to read a verdict."""
 
 NO_SCORE = (
     "There is no average score, and models stand in the order of their names. A verdict is that of one claim for one "
     "model; a hypothesis holds when all of its claims hold, but for those that only warn."
 )
+
 NEVER_MIXED = (
     "Models in different tables were measured under different calibrations, metric versions or settings. Their numbers "
     "are not comparable, and no table mixes them."
 )
+
 CHANGED = (
     "A hypothesis file has changed since a run last judged the record. The verdicts here are by the file as it is now; "
     "delta-suite judge RECORD takes note of it."
 )
-LEGEND = (
-    "✓ PASS: supported. ✗ FAIL: refuted. ! WARN: refuted, but the claim only warns. ? INCONCLUSIVE: the measurement "
-    "cannot decide. – NOT MEASURED: the number does not exist for this model. `*`: another variant gives another "
-    "verdict. `°`: vacuous, the claim also holds where there is nothing to find."
-)
 
 
-def tally_text(tally: Tally) -> str:
-    """Return `✗ FAIL (1 supported, 4 refuted)`, without what is 0."""
-    counts = {
-        "supported": tally.supported,
-        "refuted": tally.refuted,
-        "inconclusive": tally.inconclusive,
-        "not measured": tally.not_measured,
-        "of the supported vacuous": tally.vacuous,
-    }
-    shown = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
-    return f"{SYMBOLS[tally.verdict]} {tally.verdict} ({shown})" if tally.verdict else f"{NONE} ({shown})"
+def number(value: float | None, digits: int = 4) -> str:
+    """Return a number with about `digits` significant figures, never in a form that hides its size.
+
+    Example:
+        >>> number(0.48214), number(17408.3), number(None)
+        ('0.4821', '17408', '-')
+    """
+    if value is None:
+        return NONE
+    if value == 0 or 1e-3 <= abs(value) < 10**digits:
+        return f"{value:#.{digits}g}".rstrip(".")
+    return f"{value:.{digits - 1}g}" if abs(value) < 1e-3 else f"{value:.0f}" if abs(value) < 1e7 else f"{value:.3g}"
 
 
-def cell_text(row: Row) -> str:
-    """Return verdict, value, interval and marks of one claim for one model."""
-    interval = "" if row.interval is None else f" {interval_text(row.interval)}"
-    return f"{SYMBOLS[row.word]} {verdict_text(row.word, row.observed)}{interval}{marks(row)}"
+def interval_text(interval: tuple[float, float] | None) -> str:
+    """Return an interval as `[0.350, 0.410]`."""
+    return NONE if interval is None else f"[{number(interval[0], 3)}, {number(interval[1], 3)}]"
 
 
-def worst_text(entry: Entry) -> str:
-    """Return the worst margin and the claim that it belongs to."""
-    worst = entry.worst
-    return NONE if worst is None else f"{margin_text(worst)} {worst.hypothesis}/{worst.expectation}"
-
-
-def memory_text(entry: Entry) -> str:
-    """Return the peak memory of the process, and of the GPUs where there were any."""
-    gpu = f", {entry.gpu_bytes / 1e9:.1f} GB GPU" if entry.gpu_bytes else ""
-    return f"{entry.host_bytes / 1e9:.1f} GB host{gpu}"
+def verdict_text(word: str, observed: float | None) -> str:
+    """Return a verdict with the observed value."""
+    return word if observed is None else f"{word} {number(observed, 3)}"

@@ -166,14 +166,12 @@ def _show_models(terminal: pytest.TerminalReporter, session: Session) -> None:
 def _show_verdicts(terminal: pytest.TerminalReporter, rows: list[Row], *, several: bool) -> None:
     """Print the grid of verdicts, the number of models in which each claim holds, and the verdicts by variant."""
     from delta_suite.publish import verdict_tables
-    from delta_suite.publish.rows import FLIPS, VACUOUS
+    from delta_suite.publish.rows import mark_lines
 
     terminal.section("verdicts", sep="-")
     terminal.write_line(verdict_tables.verdict_grid(rows))
-    if any(row.flips for row in rows):
-        terminal.write_line(f"{FLIPS.strip()} another variant gives another verdict")
-    if any(row.vacuous for row in rows):
-        terminal.write_line(f"{VACUOUS.strip()} vacuous: random weights of the same architecture support it, too")
+    for line in mark_lines(rows):
+        terminal.write_line(line)
     if several and (table := verdict_tables.in_several_models(rows)):
         terminal.section("in how many models", sep="-")
         terminal.write_line(table)
