@@ -100,6 +100,10 @@ def with_calibration(name: str, sha256: str) -> Change:
     return lambda record: record["calibration"].update(name=name, sha256=sha256)
 
 
+def with_source(source: str) -> Change:
+    return lambda record: record["model"].update(source=source)
+
+
 def created(moment: str) -> Change:
     return lambda record: record["provenance"].update(created=moment)
 
@@ -127,6 +131,11 @@ def checkpoint(step: int) -> Change:
                     metrics["intra_cosine"].update(value=value, interval=[0.8 * value, 1.1 * value])
 
     return change
+
+
+def trained(step: int) -> Change:
+    """Make a record a checkpoint with intervals."""
+    return lambda record: (with_intervals(record), checkpoint(step)(record))
 
 
 def turned(board: Board) -> Board:

@@ -31,10 +31,10 @@ def test_verdicts_are_those_of_the_judge(place: Place) -> None:
     assert [(row.hypothesis, row.expectation, row.verdict) for row in entry.rows] == expected
     tallies = {tally.hypothesis: tally for tally in entry.tallies}
     for name, tally in tallies.items():
-        own = [verdict for hypothesis, _, verdict in expected if hypothesis == name]
-        assert tally.supported == own.count("PASS")
-        assert tally.refuted == own.count("FAIL")
-        assert tally.supported + tally.refuted + tally.inconclusive + tally.not_measured == len(own)
+        verdicts = [verdict for hypothesis, _, verdict in expected if hypothesis == name]
+        assert tally.supported == verdicts.count("PASS")
+        assert tally.refuted == verdicts.count("FAIL")
+        assert tally.supported + tally.refuted + tally.inconclusive + tally.not_measured == len(verdicts)
 
 
 @pytest.mark.parametrize(

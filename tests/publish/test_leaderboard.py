@@ -1,4 +1,4 @@
-"""What is published: the same bytes from the same records, stale when it should be, and with nothing left out."""
+"""Published files: the same bytes from the same records, stale when it should be, and with nothing left out."""
 
 from __future__ import annotations
 
@@ -17,11 +17,19 @@ from delta_suite.claims.loader import load_hypotheses
 from delta_suite.cli import app
 from delta_suite.publish.board import Board
 from delta_suite.publish.leaderboard import files, stale, write
-from delta_suite.publish.site import page_name
+from delta_suite.publish.pages import page_name
 from delta_suite.records.store import stamps_path
 from typer.testing import CliRunner, Result
 
-from tests.publish.conftest import Place, checkpoint, make_place, with_boundaries, with_calibration, with_intervals
+from tests.publish.conftest import (
+    Place,
+    checkpoint,
+    make_place,
+    with_boundaries,
+    with_calibration,
+    with_intervals,
+    with_source,
+)
 
 
 def run(*arguments: object) -> Result:
@@ -154,8 +162,8 @@ def read_json(place: Place) -> dict[str, Any]:
     def refuse(constant: str) -> float:
         raise AssertionError(constant)
 
-    found: dict[str, Any] = json.loads((place.results / "leaderboard.json").read_text("utf-8"), parse_constant=refuse)
-    return found
+    content: dict[str, Any] = json.loads((place.results / "leaderboard.json").read_text("utf-8"), parse_constant=refuse)
+    return content
 
 
 def test_csv_json_and_markdown_say_the_same(place: Place) -> None:
@@ -169,7 +177,7 @@ def test_csv_json_and_markdown_say_the_same(place: Place) -> None:
         for model in group["models"]
         for verdict in model["verdicts"]
     ]
-    claims = sum(len(own.expect) for own in load_hypotheses([place.root / "hypotheses"]))
+    claims = sum(len(hypothesis.expect) for hypothesis in load_hypotheses([place.root / "hypotheses"]))
     assert len(rows) == len(listed) == 3 * claims
     markdown = (place.results / "leaderboard.md").read_text("utf-8")
     for row, (group, model, verdict) in zip(rows, listed, strict=True):
@@ -198,7 +206,7 @@ def test_csv_json_and_markdown_say_the_same(place: Place) -> None:
 def test_a_hypothesis_file_that_has_changed_since_is_seen_in_every_form(place: Place) -> None:
     """Until a run judges the record again; other records and other hypotheses are not marked."""
     loaded = load_hypotheses([place.root / "hypotheses"])
-    now = {own.id: {"version": own.version, "sha256": own.sha256} for own in loaded}
+    now = {each.id: {"version": each.version, "sha256": each.sha256} for each in loaded}
     earlier = now | {"phase-c": {"version": 1, "sha256": "0" * 64}}
     path = place.add("old")
     for record, stamps in ((path, earlier), (place.add("same"), now)):
@@ -218,7 +226,7 @@ def test_a_hypothesis_file_that_has_changed_since_is_seen_in_every_form(place: P
     assert "since a run last judged" not in content["site/models/unjudged.html"]
     rows = list(csv.DictReader(io.StringIO(content["leaderboard.csv"])))
     assert {(row["model"], row["hypothesis"]) for row in rows if row["changed"] == "1"} == {("old", "phase-c")}
-    assert {row["hypothesis_sha256"] for row in rows} == {own["sha256"] for own in now.values()}
+    assert {row["hypothesis_sha256"] for row in rows} == {stamp["sha256"] for stamp in now.values()}
 
     judged = run("judge", path, "--hypotheses", place.root / "hypotheses")
     assert "phase-c has changed since this record was last judged: version 1" in judged.output
@@ -231,7 +239,7 @@ def test_checkpoints_of_a_run_have_a_page_of_their_own(place: Place) -> None:
     """In the order of the steps, and linked from wherever the models are."""
     for step in (1000, 5, 50):
         place.add(f"big--checkpoint-{step}", change=checkpoint(step))
-    place.add("big--checkpoint-50@random-weights", change=lambda own: own["model"].update(source="random-weights, x"))
+    place.add("big--checkpoint-50@random-weights", change=with_source("random-weights, x"))
     place.add("llama-3")
     board = place.board()
     (name,) = board.runs

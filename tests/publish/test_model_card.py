@@ -10,7 +10,7 @@ import yaml
 from delta_suite.cli import app
 from delta_suite.errors import RecordError
 from delta_suite.publish.card import END, START, eval_results, newest, write_card
-from delta_suite.publish.card_plots import COSINES, card_plots
+from delta_suite.publish.card_plots import COSINES, RANKS, card_plots
 from delta_suite.records.store import load
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from typer.testing import CliRunner, Result
@@ -36,10 +36,10 @@ def test_the_metadata_reads_back_as_it_was_meant(place: Place, tmp_path: Path) -
     assert isinstance(card.data, ModelCardData)
     assert card.data.model_name == "tiny"
     assert card.data.eval_results == eval_results(group, entry)
-    assert [own.metric_value for own in card.data.eval_results] == [
+    assert [result.metric_value for result in card.data.eval_results] == [
         row.observed for row in entry.rows if row.observed is not None
     ]
-    assert {own.dataset_revision for own in card.data.eval_results} == {group.calibration.sha256}
+    assert {result.dataset_revision for result in card.data.eval_results} == {group.calibration.sha256}
     front = (tmp_path / "README.md").read_text("utf-8").split("---\n")[1]
     first = yaml.safe_load(front)["model-index"][0]["results"][0]["metrics"][0]
     assert first["args"]["verdict"] == next(row for row in entry.rows if row.observed is not None).verdict
@@ -54,6 +54,14 @@ def test_the_section_has_the_table_and_both_plots(place: Place, tmp_path: Path) 
         assert f"]({image})" in text
         root = ET.fromstring((tmp_path / image).read_text("utf-8"))
         assert root.tag.endswith("svg")
+
+
+def test_a_card_without_arrays_names_the_file_that_its_heat_map_needs(place: Place, tmp_path: Path) -> None:
+    path = place.add(arrays=None)
+    text = write(place, tmp_path).content
+    assert f"not drawn, its arrays, {path.with_suffix('.safetensors').name}, are not beside the record of tiny" in text
+    assert not (tmp_path / COSINES).exists()
+    assert f"]({RANKS})" in text
 
 
 def test_an_authors_card_keeps_all_that_is_not_the_suites(place: Place, tmp_path: Path) -> None:
@@ -105,7 +113,7 @@ def test_the_newest_record_of_a_model_is_taken_or_the_one_named(place: Place, mo
     old = place.add(file="old")
     place.add(
         file="new",
-        change=lambda own: (with_calibration("core", "e" * 64)(own), created("2026-12-01T00:00:00Z")(own)),
+        change=lambda record: (with_calibration("core", "e" * 64)(record), created("2026-12-01T00:00:00Z")(record)),
     )
     result = run("card", "--model", "tiny")
     assert result.exit_code == 0, result.output

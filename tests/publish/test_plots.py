@@ -17,7 +17,8 @@ from delta_suite.records.store import load
 from delta_suite.records.view import RecordView
 from plotly.offline import get_plotlyjs_version
 
-from tests.publish.conftest import Place, checkpoint, turned, with_boundaries, with_intervals, with_transfer
+from tests.planted_records import planted_view, without_arrays
+from tests.publish.conftest import Place, trained, turned, with_boundaries, with_intervals, with_transfer
 
 
 @pytest.fixture
@@ -45,7 +46,10 @@ def test_plotly_accepts_every_figure_of_every_variant(record: Callable[..., Reco
 
 def test_plotly_accepts_the_figures_of_a_training_run(place: Place) -> None:
     for step in (0, 10):
-        place.add(f"big--checkpoint-{step}", change=lambda own, step=step: (with_intervals(own), checkpoint(step)(own)))
+        place.add(
+            f"big--checkpoint-{step}",
+            change=trained(step),
+        )
     (run,) = turned(place.board()).groups[0].runs
     drawn = figures(run.views, run.rows, "raw")
     for figure in drawn.values():
@@ -84,7 +88,7 @@ def without_boundaries(record: dict[str, Any]) -> None:
     record["boundaries"] = {}
 
 
-def test_declared_and_found_boundaries_are_drawn_apart(record: Callable[..., RecordView]) -> None:
+def test_declared_and_detected_boundaries_are_drawn_apart(record: Callable[..., RecordView]) -> None:
     measurement = record(with_boundaries)
     plot = plots(measurement, "raw")[0]
     assert plot.figure is not None
@@ -102,9 +106,9 @@ def test_intervals_are_drawn_where_the_record_has_them(record: Callable[..., Rec
     ranks = next(plot for plot in plots(measurement, "raw") if plot.name == "ranks")
     assert ranks.figure is not None
     low, high, line = ranks.figure["data"][:3]
-    own = [layer.metrics["raw"]["effective_rank"] for layer in measurement.layers]
-    assert list(zip(low["y"], high["y"], strict=True)) == [e.interval for e in own]
-    assert line["y"] == [e.value for e in own]
+    recorded = [layer.metrics["raw"]["effective_rank"] for layer in measurement.layers]
+    assert list(zip(low["y"], high["y"], strict=True)) == [e.interval for e in recorded]
+    assert line["y"] == [e.value for e in recorded]
     assert "95%" in line["hovertext"][0]
     assert high["fill"] == "tonexty"
     without = next(plot for plot in plots(record(), "raw") if plot.name == "ranks")
@@ -127,9 +131,27 @@ def test_the_spectrum_is_in_powers_of_ten(record: Callable[..., RecordView]) -> 
 def test_without_arrays_a_plot_says_why_it_is_not_there(record: Callable[..., RecordView]) -> None:
     drawn = {plot.name: plot for plot in plots(record(arrays=None), "raw")}
     assert drawn["cosines"].figure is None
-    assert "the arrays beside the record are gone" in str(drawn["spectrum"].reason)
+    for name in ("cosines", "spectrum"):
+        assert str(drawn[name].reason).startswith("its arrays, 20261124T100000Z-00000000.safetensors, are not beside")
     assert drawn["ranks"].figure is not None
-    assert "transfer" not in drawn
+
+
+def test_a_law_that_could_not_be_fitted_says_why(record: Callable[..., RecordView]) -> None:
+    drawn = {plot.name: plot for plot in plots(record(), "raw")}
+    assert drawn["transfer"].figure is None
+    assert drawn["transfer"].reason == record().over(range(2), "transfer_r2", "raw").reason
+    unmeasured = record(lambda content: content.update(law=None))
+    assert "transfer" not in {plot.name for plot in plots(unmeasured, "raw")}
+
+
+def test_a_law_without_its_matrix_names_the_file() -> None:
+    view = planted_view(parts=("spectra", "law"), variants=("raw", "sink_free"))
+    fitted, gone = (
+        {plot.name: plot for plot in plots(each, "raw")}["transfer"] for each in (view, without_arrays(view))
+    )
+    assert fitted.figure is not None
+    assert gone.figure is None
+    assert "gone.safetensors" in str(gone.reason)
 
 
 def test_a_row_of_the_transfer_matrix_is_the_layer_that_is_predicted(record: Callable[..., RecordView]) -> None:
@@ -158,7 +180,7 @@ def test_a_layer_without_an_update_is_a_gap(record: Callable[..., RecordView]) -
             if name.endswith(".eigenvalues"):
                 array[4] = 0.0
 
-    for plot in plots(record(still, arrays=without_energy), "raw"):
+    for plot in plots(record(still, lambda content: content.update(law=None), arrays=without_energy), "raw"):
         assert plot.figure is not None
         plotly.graph_objects.Figure(plot.figure)
         if plot.name == "ranks":

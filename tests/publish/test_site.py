@@ -19,12 +19,20 @@ from delta_suite.publish.leaderboard import files, write
 from delta_suite.publish.run_page import standalone
 
 from tests.publish.browser import CHROMIUM
-from tests.publish.conftest import checkpoint, make_place, turned, with_boundaries, with_calibration, with_intervals
+from tests.publish.conftest import (
+    make_place,
+    trained,
+    turned,
+    with_boundaries,
+    with_calibration,
+    with_intervals,
+    with_transfer,
+)
 from tests.publish.test_leaderboard import marked
 
 LONG = "organisation/a-model-of-a-very-long-name-instruct-2507-checkpoint-143000"
 
-CLAIMS = sum(len(own.expect) for own in load_hypotheses([bundled("hypotheses")]))
+CLAIMS = sum(len(hypothesis.expect) for hypothesis in load_hypotheses([bundled("hypotheses")]))
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make test-site")
 pytestmark = [
@@ -33,13 +41,18 @@ pytestmark = [
 ]
 
 
+def slow(record: dict[str, Any]) -> None:
+    record["provenance"]["seconds"].update(load=900.0)
+    with_intervals(record)
+
+
 @pytest.fixture(scope="module")
 def site(measured: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = make_place(tmp_path_factory.mktemp("site") / "repository", measured)
-    place.add("zeta", change=lambda own: (own["provenance"]["seconds"].update(load=900.0), with_intervals(own)))
+    place.add("zeta", change=slow)
     place.add("alpha", change=with_boundaries)
-    place.add("alpha", file="core", change=with_calibration("core", "e" * 64))
-    place.add(LONG, change=lambda own: own["provenance"]["seconds"].update(load=12.0))
+    place.add("alpha", file="core", change=with_calibration("core", "e" * 64), arrays=with_transfer)
+    place.add(LONG, change=lambda record: record["provenance"]["seconds"].update(load=12.0))
     board = marked(place.board())
     write(place.results, files(board))
     return place.results / "site"
@@ -50,7 +63,7 @@ def run_site(measured: dict[str, Any], tmp_path_factory: pytest.TempPathFactory)
     """Of a training run of three checkpoints."""
     place = make_place(tmp_path_factory.mktemp("run") / "repository", measured)
     for step in (0, 10, 100):
-        place.add(f"big--checkpoint-{step}", change=lambda own, step=step: (with_intervals(own), checkpoint(step)(own)))
+        place.add(f"big--checkpoint-{step}", change=trained(step))
     write(place.results, files(turned(place.board())))
     return place.results / "site"
 
@@ -86,8 +99,8 @@ def opened(browser: Any, site: Path, page: str, **options: Any) -> Iterator[Any]
 
 
 def column(tab: Any, table: str, index: int) -> list[str]:
-    found: list[str] = tab.locator(f"#{table} tbody tr:not([hidden]) > :nth-child({index + 1})").all_inner_texts()
-    return [text.strip() for text in found]
+    texts: list[str] = tab.locator(f"#{table} tbody tr:not([hidden]) > :nth-child({index + 1})").all_inner_texts()
+    return [text.strip() for text in texts]
 
 
 def summary_table(tab: Any) -> str:
@@ -143,8 +156,8 @@ def test_rows_are_filtered_by_text_and_by_verdict(browser: Any, site: Path) -> N
         tab.keyboard.press("Space")
         assert visible.count() == 0
         tab.locator("input[value='INCONCLUSIVE']").check()
-        own = [" ".join(row.locator(".verdict").all_inner_texts()) for row in rows.all()]  # not the other variants'
-        assert visible.count() == sum("INCONCLUSIVE" in words for words in own) > 0
+        shown = [" ".join(row.locator(".verdict").all_inner_texts()) for row in rows.all()]  # not the other variants'
+        assert visible.count() == sum("INCONCLUSIVE" in words for words in shown) > 0
 
 
 def test_every_plot_is_drawn_and_follows_the_variant(browser: Any, site: Path) -> None:

@@ -116,7 +116,9 @@ def _search_lines(search: BoundarySearch, rank: float | None) -> list[list[str]]
             "by penalty",
             "too few layers"
             if chosen is None
-            else f"{len(chosen) + 1} segments{', from ' if chosen else ''}{', '.join(map(str, chosen))}",
+            else f"{len(chosen) + 1} segments, from {', '.join(map(str, chosen))}"
+            if chosen
+            else "1 segment",
         ],
     ]
 

@@ -114,7 +114,7 @@ STYLES = (
     *((BLUE, "circle", "solid"), (ORANGE, "square", "dash"), (GREEN, "diamond", "dot"), (VERMILION, "x", "dashdot")),
     *(("#56B4E9", "triangle-up", "longdash"), ("#CC79A7", "star", "longdashdot")),
 )
-"""Colour, marker and dash of the phases, in their order; of a seventh and later ones from the first again."""
+"""Colour, marker and dash of the phases, in their order; a seventh phase takes the first style again."""
 
 
 def figures(views: Mapping[int, RecordView], rows: Sequence[Row], variant: str) -> dict[str, Figure]:

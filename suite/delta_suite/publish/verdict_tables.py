@@ -44,7 +44,7 @@ def verdict_cell(row: Row, *, interval: bool = True) -> Cell:
     """Return verdict, value and marks of one claim for one model, with the interval where it is asked for."""
     shown = f" {interval_text(row.interval)}" if interval and row.interval is not None else ""
     text = verdict_text(row.word, row.observed) + shown + marks(row)
-    return Cell(text, text, verdict=row.word, title=row.claim)
+    return Cell(text, text, verdict=row.word)
 
 
 def holm_by_hypothesis(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
