@@ -50,9 +50,9 @@ def view_of_stream(
 ) -> RecordView:
     """Return a view, with arrays and directions, of the record of a stream of 80 documents."""
     if "law" in parts:
-        world = World(phased, variants=variants, phases=phases, covered=dict.fromkeys(phases, ("sharing_index",)))
+        world = World(phased, "planted", variants=variants, phases=phases, covered=dict.fromkeys(phases, ("sharing_index",)))
     else:  # `measured` forms figures of phases with the law alone; `under` forms them here
-        world = World(phased, variants=variants, phases={"replaced below": (0, 0)})
+        world = World(phased, "planted", variants=variants, phases={"replaced below": (0, 0)})
     view = measured(stream, world).under(phases, name=name)
     if "boundaries" in parts:
         view = RecordView(with_boundaries(view.record, view.full_gram), view.arrays, view.directions)
