@@ -50,7 +50,8 @@ def view_of_stream(
 ) -> RecordView:
     """Return a view, with arrays and directions, of the record of a stream of 80 documents."""
     if "law" in parts:
-        world = World(phased, "planted", variants=variants, phases=phases, covered=dict.fromkeys(phases, ("sharing_index",)))
+        covered = dict.fromkeys(phases, ("sharing_index",))
+        world = World(phased, "planted", variants=variants, phases=phases, covered=covered)
     else:  # `measured` forms figures of phases with the law alone; `under` forms them here
         world = World(phased, "planted", variants=variants, phases={"replaced below": (0, 0)})
     view = measured(stream, world).under(phases, name=name)
