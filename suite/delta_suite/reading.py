@@ -1,0 +1,197 @@
+"""The one way to read a file that a user may have written, damaged or replaced: within bounds, or one clear reason.
+
+A FIFO or a device never ends, a file system may hang, and a file of a few gigabytes fills the memory before anything
+can be said of it. Every reader of the package goes through `read_bytes` or one of the functions made of it.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import stat
+import time
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from delta_suite.errors import SuiteError
+from delta_suite.paths import shorten
+
+TEXT_LIMIT = 64 << 20
+"""Most bytes of a text that is read whole: a record of 126 layers has 2 MB, a tokenizer.json of 256,000 words 35 MB."""
+
+ARRAYS_LIMIT = 1 << 30
+"""Most bytes of a file of arrays that is read whole; those beside a record of 64 layers of 5,120 have 8 MB."""
+
+SECONDS = 60.0
+"""Longest time to read one file; at 1 GiB a disk of 20 MB/s needs 54 s."""
+
+_CHUNK = 1 << 20
+
+
+class UnreadableFileError(SuiteError):
+    """Error for a file that cannot be read; `why` says it in a few words, for callers that word their own message."""
+
+    def __init__(self, path: Path, why: str) -> None:
+        """Make the error from the file and the reason."""
+        super().__init__(path, why)
+        self.path, self.why = path, why
+
+    def __str__(self) -> str:
+        """Return the file and the reason in one line."""
+        return f"{shorten(self.path)} cannot be read: {self.why}."
+
+
+def read_bytes(path: Path, limit: int = TEXT_LIMIT) -> bytes:
+    """Return the content of a regular file.
+
+    limit: the most bytes that are read; a larger file is refused before its content is.
+
+    Raises:
+        UnreadableFileError: the path is missing, no regular file, too large, too slow, or not accessible.
+
+    Example:
+        >>> read_bytes(Path("/dev/zero"))
+        Traceback (most recent call last):
+        ...
+        delta_suite.reading.UnreadableFileError: /dev/zero cannot be read: not a regular file.
+    """
+    started = time.monotonic()
+    try:
+        # O_NONBLOCK: opening a FIFO would wait for a writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:  # ValueError: a null byte in the name
+        raise UnreadableFileError(path, system_reason(error)) from None
+    content = bytearray()
+    try:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise UnreadableFileError(path, "a folder, not a file")
+        if not stat.S_ISREG(status.st_mode):
+            raise UnreadableFileError(path, "not a regular file")
+        size = status.st_size
+        while size <= limit and (chunk := os.read(descriptor, _CHUNK)):
+            content += chunk
+            size = max(size, len(content))
+            if time.monotonic() - started > SECONDS:
+                raise UnreadableFileError(path, f"reading it took more than {SECONDS:.0f} seconds")
+    except OSError as error:
+        raise UnreadableFileError(path, system_reason(error)) from None
+    finally:
+        os.close(descriptor)
+    if size > limit:
+        raise UnreadableFileError(path, f"it has {size:,} bytes, and at most {limit:,} are read")
+    return bytes(content)
+
+
+def read_text(path: Path, limit: int = TEXT_LIMIT) -> str:
+    """Return the content of a UTF-8 file, without a byte order mark.
+
+    Raises UnreadableFileError where `read_bytes` does, and for other encodings and binary data.
+    """
+    return decode(read_bytes(path, limit), path)
+
+
+def decode(content: bytes, path: Path) -> str:
+    r"""Return bytes as text; a byte order mark of UTF-8 is left out.
+
+    Raises UnreadableFileError for other encodings and binary data, with line and cure.
+
+    Example:
+        >>> decode(b"\xef\xbb\xbfid = 1", Path("x.toml"))
+        'id = 1'
+    """
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        if content.startswith((b"\xff\xfe", b"\xfe\xff")):
+            why = "it is UTF-16, and UTF-8 is read: iconv -f UTF-16 -t UTF-8 converts"
+        elif b"\0" in content:
+            why = "it is binary data, not text"
+        else:
+            line = content.count(b"\n", 0, error.start) + 1
+            why = f"byte 0x{content[error.start]:02x} in line {line} is not UTF-8: save the file in that encoding"
+        raise UnreadableFileError(path, why) from None
+    if "\0" in text:
+        raise UnreadableFileError(path, "it is binary data, not text")
+    return text
+
+
+def read_json(path: Path, limit: int = TEXT_LIMIT) -> Any:
+    """Return the content of a JSON file, in which every number is finite.
+
+    Raises UnreadableFileError where `read_text` does, and for text that is not JSON, nested too deeply, or holds NaN,
+    Infinity, or a number outside what a float can hold.
+    """
+    return parse_json(read_text(path, limit), path)
+
+
+def parse_json(text: str, path: Path) -> Any:
+    """Return a JSON text as Python objects. Raises UnreadableFileError as `read_json` does.
+
+    Example:
+        >>> parse_json('{"value": 1e999}', Path("x.json"))
+        Traceback (most recent call last):
+        ...
+        delta_suite.reading.UnreadableFileError: x.json cannot be read: not JSON: the number 1e999 is out of bounds.
+    """
+    return _parsed(
+        lambda: json.loads(text, parse_float=_finite, parse_int=_whole, parse_constant=_no_constant), path, "JSON"
+    )
+
+
+def read_toml(path: Path, limit: int = TEXT_LIMIT) -> dict[str, Any]:
+    """Return the content of a TOML file. Raises UnreadableFileError where `read_text` and `parse_toml` do."""
+    return parse_toml(read_text(path, limit), path)
+
+
+def parse_toml(text: str, path: Path) -> dict[str, Any]:
+    """Return a TOML text as a dictionary.
+
+    Raises UnreadableFileError for text that is not TOML, is nested too deeply, or has a number out of bounds.
+    """
+    return _parsed(lambda: tomllib.loads(text), path, "TOML")  # type: ignore[no-any-return]
+
+
+def _parsed(parse: Callable[[], Any], path: Path, form: str) -> Any:
+    try:
+        return parse()
+    except RecursionError:
+        raise UnreadableFileError(path, f"not {form}: it is nested too deeply") from None
+    except ValueError as error:
+        raise UnreadableFileError(path, f"not {form}: {str(error).removesuffix('.')}") from None
+
+
+def _finite(written: str) -> float:
+    value = float(written)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {shorten(written)} is out of bounds")
+    return value
+
+
+def _whole(written: str) -> int:
+    # Python converts at most 4,300 digits, and its message for more does not show the number.
+    if len(written) > 300:
+        raise ValueError(f"the number {written[:20]}... of {len(written)} digits is out of bounds")
+    return int(written)
+
+
+def _no_constant(written: str) -> float:
+    raise ValueError(f"{written} is no number")
+
+
+def system_reason(error: Exception) -> str:
+    """Return the system's words for an error of opening or reading.
+
+    Example:
+        >>> system_reason(FileNotFoundError(2, "No such file or directory", "x"))
+        'No such file or directory'
+    """
+    if isinstance(error, OSError):
+        if error.errno == errno.ENXIO:
+            return "not a regular file"  # a socket
+        return error.strerror or str(error)
+    return str(error)
