@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from delta_suite.regression.comparison import Comparison
 
 
-@dataclass
+@dataclass(eq=False)  # pytest before 9.2 puts its plugins into a set
 class Regression:
     """The baselines of a run: read at its start, compared with during it, and updated at its end."""
 
