@@ -128,8 +128,16 @@ def python_api() -> str:
     return "\n\n".join(f"::: {homes[name]}.{name}" for name in names)
 
 
+def checkpoint_workflow() -> str:
+    """Return the workflow for checkpoints as a block of code."""
+    from delta_suite.sharing.starting import WORKFLOW, starter_files
+
+    return f"```yaml\n{starter_files()[WORKFLOW].decode()}```"
+
+
 GENERATED: Mapping[str, Callable[[], str]] = {
-    function.__name__: function for function in (metrics, variants, commands, pytest_options, python_api)
+    function.__name__: function
+    for function in (metrics, variants, commands, pytest_options, python_api, checkpoint_workflow)
 }
 
 

@@ -36,7 +36,7 @@ def record(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     "command",
     [
         *("measure", "compare", "trajectory", "judge", "leaderboard", "card"),
-        *("models", "metrics", "schema", "selftest", "doctor"),
+        *("models", "hypotheses", "metrics", "schema", "selftest", "doctor", "init", "export"),
     ],
 )
 def test_every_command_has_help_with_an_example(command: str) -> None:
@@ -191,6 +191,45 @@ def test_metrics_lists_all(tmp_path: Path) -> None:
     listed = json.loads(run("metrics", "--json").output)
     assert [row["name"] for row in listed] == list(METRICS)
     assert all(name in table for name in METRICS)
+
+
+def test_hypotheses_lists_each_claim_with_its_threshold_and_origin(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shipped = run("hypotheses")
+    assert shipped.exit_code == 0, shipped.output
+    assert "phase-c: Phase C: one broad shared subspace\n" in shipped.output
+    claims = tmp_path / "hypotheses"
+    claims.mkdir()
+    (claims / "x.toml").write_text(
+        'schema=1\nid="x"\ntitle="t"\nversion=3\nrationale="r"\n'
+        '[[expect]]\nid="low"\nmetric="gamma"\nscope="C"\nop="<="\nthreshold=1.5\nseverity="warn"\norigin="a guess"\n'
+    )
+    listed = run("hypotheses")
+    assert listed.output == (
+        "x: t\n  version 3, hypotheses/x.toml\n"
+        "  low (line 6): mean gamma over C <= 1.5; a refutation only warns\n      origin: a guess\n\n"
+        "1 claim in 1 hypothesis file, without an error\n"
+    )
+    assert run("hypotheses", claims / "x.toml", "--check").output == "1 claim in 1 hypothesis file, without an error\n"
+
+
+@pytest.mark.parametrize("options", [(), ("--check",)])
+def test_hypotheses_shows_every_error_of_every_file(tmp_path: Path, options: tuple[str, ...]) -> None:
+    head = 'schema=1\nid="x"\ntitle="t"\nversion=1\nrationale="r"\n'
+    (tmp_path / "a.toml").write_text(f'{head}[[expect]]\nid="low"\nmetric="gama"\nscope="C"\nop="<="\norigin="o"\n')
+    (tmp_path / "b.toml").symlink_to("nowhere")
+    result = run("hypotheses", tmp_path, *options)
+    assert result.exit_code == 1
+    assert not result.stdout
+    assert re.search(r"a.toml:8: unknown metric 'gama'", result.stderr)
+    assert re.search(r"b.toml: cannot be read: No such file", result.stderr)
+    (tmp_path / "b.toml").unlink()
+    (tmp_path / "a.toml").write_text(
+        f'{head}[[expect]]\nid="low"\nmetric="gamma"\nscope="Q"\nop="<="\nthreshold=1\norigin="o"\n'
+    )
+    assert re.search(r"a.toml:6: \[\[expect\]\] low: unknown phase 'Q'", run("hypotheses", tmp_path, *options).stderr)
 
 
 def test_models_tells_what_is_here_and_why_not(tiny: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The GitHub Actions workflow of the documentation: GitHub would take it, and every command of it runs."""
+"""The GitHub Actions workflow that `init` writes: GitHub would take it, and every command of it runs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 import yaml
+from delta_suite.sharing.starting import WORKFLOW, starter_files
 
 from tests.tiny import make_tiny
 from tests.training import damaged, scale_output_projection
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "regression.md").read_text("utf-8")
+WRITTEN = starter_files()[WORKFLOW].decode()
 
 INPUT = re.compile(r"\$\{\{ inputs\.(\w+) \}\}")
 
@@ -34,16 +36,16 @@ ACTIONS = {
 """The actions that the workflow may use, at the version whose inputs these are: from each action's action.yml."""
 
 
-def fenced(language: str, after: str) -> str:
-    """Return the first block of this language behind a text of the page."""
-    block = re.search(rf"{re.escape(after)}.*?\n```{language}\n(.*?)```", PAGE, re.DOTALL)
-    assert block is not None, f"docs/regression.md has no {language or 'plain'} block behind {after!r}"
+def fenced(after: str) -> str:
+    """Return the first block behind a text of the page."""
+    block = re.search(rf"{re.escape(after)}.*?\n```\n(.*?)```", PAGE, re.DOTALL)
+    assert block is not None, f"docs/regression.md has no block behind {after!r}"
     return block[1]
 
 
 @pytest.fixture(scope="module")
 def workflow() -> dict[Any, Any]:
-    content: dict[Any, Any] = yaml.safe_load(fenced("yaml", ".github/workflows/checkpoint.yml"))
+    content: dict[Any, Any] = yaml.safe_load(WRITTEN)
     return content
 
 
@@ -72,9 +74,8 @@ def test_github_would_take_it(workflow: dict[Any, Any], job: dict[str, Any]) -> 
             assert "with" not in step, step
     version = next(step for step in job["steps"] if "setup-python" in step.get("uses", ""))["with"]["python-version"]
     assert isinstance(version, str)  # 3.10 without quotes is 3.1
-    written = fenced("yaml", ".github/workflows/checkpoint.yml")
-    assert set(INPUT.findall(written)) == set(inputs)
-    assert written.count("${{") == len(inputs)  # no other context is asked for
+    assert set(INPUT.findall(WRITTEN)) == set(inputs)
+    assert WRITTEN.count("${{") == len(inputs)  # no other context is asked for
     conditions = [step["if"] for step in job["steps"] if "if" in step]
     assert set(conditions) == {"always()"}
     assert "if" in job["steps"][-1]  # the results are kept also where the comparison fails
@@ -135,7 +136,7 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Runner:
         "TOKENIZERS_PARALLELISM": "false",
     }
     here = Runner(checkout, environment)
-    once = fenced("", "A training team keeps one baseline for a run").splitlines()[1]
+    once = fenced("A training team keeps one baseline for a run").splitlines()[1]
     assert once.endswith("--baseline-update")
     run = here.bash(once)
     assert (checkout / "results" / "baselines" / "big.json").is_file(), run.stdout + run.stderr

@@ -26,6 +26,7 @@ from delta_suite.paths import bundled
 from delta_suite.pipeline import Settings, measure_view
 from delta_suite.records import store
 from delta_suite.records.cache import Cache, cache_root
+from delta_suite.records.figures import COLUMNS, Figure, figures
 from delta_suite.records.record import Record
 from delta_suite.records.view import RecordView
 
@@ -66,10 +67,9 @@ def load(path: str | Path) -> Measurement:
 def load_results(folder: str | Path = "results") -> Results:
     """Return the measurements of all records of a results folder, the oldest of a model first.
 
-    Raises RecordError for a record that is damaged.
+    Raises RecordError where it holds no records, and for a record that is damaged.
     """
-    paths = sorted((Path(folder) / store.RUNS).glob("*/*.json"))
-    return Results(load(path) for path in paths)
+    return Results(load(path) for path in store.record_paths(Path(folder)))
 
 
 class Measurement:
@@ -162,6 +162,10 @@ class Measurement:
         self.path, self.view = store.save(Path(results), self.view, Cache(cache_root()))
         return self.path
 
+    def to_frame(self) -> Any:
+        """Return all figures as a pandas DataFrame, one row each. Raises ImportError where pandas is not installed."""
+        return Results([self]).to_frame()
+
     def __repr__(self) -> str:
         """Return what was measured, and the table of phases."""
         from delta_suite.publish.model_tables import model_line, phase_table
@@ -241,28 +245,18 @@ class Results(list[Measurement]):
     def __init__(self, measurements: Iterable[Measurement]) -> None:
         super().__init__(measurements)
 
-    def rows(self, variant: str = "raw") -> Iterator[dict[str, Any]]:
-        """Yield one row for each model, layer or phase, and metric, with value and interval."""
+    def rows(self) -> Iterator[Figure]:
+        """Yield a row for each figure, as `delta-suite export` writes them: see `records.figures.COLUMNS`."""
         for measurement in self:
-            view = measurement.view
-            scopes = [(f"layer:{layer.layer}", layer.metrics.get(variant, {})) for layer in view.layers]
-            scopes += [(name, scope.metrics.get(variant, {})) for name, scope in view.record.scopes.items()]
-            for scope, metrics in scopes:
-                for metric, estimate in metrics.items():
-                    low, high = estimate.interval or (None, None)
-                    yield {
-                        "model": measurement.name,
-                        "scope": scope,
-                        "metric": metric,
-                        "variant": variant,
-                        "value": estimate.value,
-                        "low": low,
-                        "high": high,
-                    }
+            yield from figures(measurement.view, measurement.path)
 
-    def to_frame(self, variant: str = "raw") -> Any:
-        """Return all figures as a pandas DataFrame. Raises ImportError where pandas is not installed."""
-        return Rows(self.rows(variant)).to_frame()
+    def to_frame(self) -> Any:
+        """Return all figures as a pandas DataFrame, one row each. Raises ImportError where pandas is not installed."""
+        import pandas
+
+        frame = pandas.DataFrame(list(self.rows()), columns=list(COLUMNS))
+        kinds = {int: "Int64", float: "float64"}  # Int64 has room for an absent layer
+        return frame.astype({name: kinds[kind] for name, kind in COLUMNS.items() if kind in kinds})
 
     def __repr__(self) -> str:
         """Return one line a measurement."""

@@ -1,15 +1,16 @@
-"""Commands that tell what there is: models, metrics, schema, doctor."""
+"""Commands that tell what there is: models, hypotheses, metrics, schema, doctor."""
 
 from __future__ import annotations
 
 import json
 import platform
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import delta_suite
-from delta_suite.cli.common import ModelsFile, app, errors_as_text, fail
+from delta_suite.cli.common import ModelsFile, app, default_hypotheses, errors_as_text, fail
 from delta_suite.errors import SuiteError
 
 
@@ -30,6 +31,35 @@ def models(models_file: ModelsFile = None) -> None:
     typer.echo(
         f"\n{len(lines)} models in {registry.path}. A directory or a hub id (org/name) can be given to --model, too."
     )
+
+
+@app.command(epilog="Example: delta-suite hypotheses claims/ --check")
+def hypotheses(
+    paths: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[PATHS]...", help="Files or folders (default: ./hypotheses, else those of delta-suite)."
+        ),
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only validate; show one line.")] = False,
+    models_file: ModelsFile = None,
+) -> None:
+    """List claims with their thresholds and where these come from, without a model. Exits with 1 where a file is wrong.
+
+    Every error of every file is shown with its line. A phase that no model of models.toml has is an error, too.
+    """
+    from delta_suite.claims.loader import load_hypotheses, require_known_phases
+    from delta_suite.models.models_file import load_registry
+    from delta_suite.publish.claim_list import claim_list
+
+    with errors_as_text():
+        claims = load_hypotheses(paths or [default_hypotheses()])
+        require_known_phases(claims, load_registry(models_file).phases)
+    if not check:
+        typer.echo(f"{claim_list(claims)}\n")
+    counts = ((sum(len(hypothesis.expect) for hypothesis in claims), "claim"), (len(claims), "hypothesis file"))
+    told = (f"{count} {what}{'' if count == 1 else 's'}" for count, what in counts)
+    typer.echo(f"{' in '.join(told)}, without an error")
 
 
 @app.command(epilog="Example: delta-suite metrics")

@@ -19,7 +19,7 @@ from delta_suite.models.spec import RANDOM_WEIGHTS, natural_key
 from delta_suite.publish.rows import Row, changed_files, relative_margin, stamps_of
 from delta_suite.publish.trajectory import series
 from delta_suite.records.record import CalibrationRecord
-from delta_suite.records.store import JudgedBy, load, stamps
+from delta_suite.records.store import JudgedBy, load, record_paths, stamps
 from delta_suite.records.view import RecordView
 
 GROUPING_SETTINGS = ("max_tokens", "top_k", "drop_first_token")
@@ -297,16 +297,10 @@ def build(
     The newest record of a model, calibration, dtype and set of metric versions counts. Nothing but the records and the
     hypotheses is read: no model, no cache, no clock. Raises RecordError where there is no folder of records.
     """
-    runs = results / "runs"
-    if records is None and not runs.is_dir():
-        raise RecordError(
-            f"{runs} is not a folder. Records lie in results/runs/<model>/: `delta-suite measure NAME` writes one, "
-            f"and --results-dir names another results folder."
-        )
     read: list[_Stored] = []
     broken: list[Broken] = []
     root = _absolute(results)
-    for path in sorted(runs.glob("*/*.json")) if records is None else records:
+    for path in record_paths(results) if records is None else records:
         place = _absolute(path)
         record = place.relative_to(root).as_posix() if place.is_relative_to(root) else path.name
         try:

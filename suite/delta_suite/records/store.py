@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from delta_suite.errors import RecordError
-from delta_suite.paths import not_a_file
+from delta_suite.paths import is_directory, not_a_file, shorten
 from delta_suite.records.arrays import ArrayFile, pack
 from delta_suite.records.cache import Cache
 from delta_suite.records.format import from_json, to_json
@@ -108,6 +108,17 @@ def load(path: Path, cache: Cache | None = None) -> RecordView:
         arrays = ArrayFile(path.parent / record.arrays.file, record.arrays.sha256)
     directions = None if cache is None else cache.directions(record.provenance.cache_key)
     return RecordView(record, arrays, directions)
+
+
+def record_paths(results: Path) -> list[Path]:
+    """Return the records of a results folder, by model, the oldest first. Raises RecordError if it holds no `runs`."""
+    runs = results / RUNS
+    if not is_directory(runs):
+        raise RecordError(
+            f"{shorten(runs)} is not a folder. Records lie in results/runs/<model>/: `delta-suite measure NAME` writes "
+            f"one. Or name another results folder."
+        )
+    return sorted(runs.glob("*/*.json"))
 
 
 def newest(results: Path, model: str, calibration: str) -> RecordView | None:
