@@ -34,6 +34,7 @@ from delta_suite.records.record import (
     IdentityRecord,
     ModelRecord,
     Provenance,
+    Record,
     SinkRecord,
     StreamRecord,
 )
@@ -44,6 +45,7 @@ from delta_suite.reduction.variants import VARIANTS
 from delta_suite.version import __version__
 
 if TYPE_CHECKING:
+    from delta_suite.capture.calibration import TokenSequences
     from delta_suite.capture.certificate import Certificate
     from delta_suite.capture.sinks import Sinks
     from delta_suite.capture.stream import ResidualStream, Storage
@@ -125,7 +127,7 @@ class Measured:
 
 def measure_view(spec: ModelSpec, settings: Settings, progress: Progress = no_progress) -> Measured:
     """Measure one model, or take it from the cache, without writing a record. Raises as `measure` does."""
-    run = _prepare(spec, settings)
+    run = prepare(spec, settings)
     note, not_kept = None, None
     with settings.cache.lock(run.key):
         try:
@@ -145,7 +147,7 @@ def measure_view(spec: ModelSpec, settings: Settings, progress: Progress = no_pr
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
     """Everything about a measurement that is known before the model is loaded."""
 
     spec: ModelSpec
@@ -171,11 +173,14 @@ class _Run:
         )
 
 
-def _prepare(spec: ModelSpec, settings: Settings) -> _Run:
-    """Locate the model and everything it is measured with, without loading it."""
+def prepare(spec: ModelSpec, settings: Settings, *, download: bool = True) -> Run:
+    """Locate the model and everything it is measured with, without loading it.
+
+    download: fetch the files of a hub model that are not here.
+    """
     calibration = load_calibration(settings.calibration, settings.documents)
     device = resolve_device(settings.device, spec)
-    files = locate(spec)
+    files = locate(spec, download=download)
     weights = control_fingerprint(files) if spec.random_weights else fingerprint(files, settings.cache.memo)
     revision = None if spec.random_weights else files.revision or spec.revision  # a control belongs to no commit
     dtype = spec.dtype if settings.dtype is None else settings.dtype
@@ -188,7 +193,7 @@ def _prepare(spec: ModelSpec, settings: Settings) -> _Run:
         "variants": {variant.name: variant.version for variant in VARIANTS.values()},
         "drop_first_token": calibration.drop_first_token,
     }
-    return _Run(spec, files, calibration, device, dtype, weights, revision, settings.cache, choices)
+    return Run(spec, files, calibration, device, dtype, weights, revision, settings.cache, choices)
 
 
 def metric_versions() -> dict[str, int]:
@@ -196,7 +201,7 @@ def metric_versions() -> dict[str, int]:
     return {name: metric.version for name, metric in METRICS.items()}
 
 
-def _view(run: _Run, entry: Assembled) -> RecordView:
+def _view(run: Run, entry: Assembled) -> RecordView:
     """Return a view of an entry as the cache holds it."""
     folder = run.cache.entry(run.key)
     return RecordView(
@@ -206,18 +211,24 @@ def _view(run: _Run, entry: Assembled) -> RecordView:
     )
 
 
-def _complete(run: _Run, entry: Assembled | None, parts: frozenset[str], progress: Progress) -> Assembled:
+def missing_parts(run: Run, record: Record | None, parts: frozenset[str]) -> frozenset[str]:
+    """Return those of the parts that a record in the cache lacks; all where there is none."""
+    if record is None:
+        return parts
+    law_fits = record.law is not None and dict(record.law.phases) == phase_map(record.model.layers, run.spec.phases)
+    return parts - (frozenset(record.parts) - ({"law"} if not law_fits else set()))
+
+
+def _complete(run: Run, entry: Assembled | None, parts: frozenset[str], progress: Progress) -> Assembled:
     """Return the entry with all parts: the one given where it has them, else one with what was missing measured."""
-    if entry is not None:
-        phases = phase_map(entry.record.model.layers, run.spec.phases)
-        law_fits = entry.record.law is not None and dict(entry.record.law.phases) == phases
-        if "law" in parts and not law_fits:
-            placed = _view(run, entry).under(phases)
-            entry = Assembled(placed.record, placed.content(), entry.directions)
-            entry = _measure(run, entry, with_spectra=False, fit_law=True, progress=progress)
-    else:
+    missing = missing_parts(run, None if entry is None else entry.record, parts)
+    if entry is None:
         entry = _measure(run, None, with_spectra=True, fit_law="law" in parts, progress=progress)
-    if "boundaries" in parts and "boundaries" not in entry.record.parts:
+    elif "law" in missing:
+        placed = _view(run, entry).under(phase_map(entry.record.model.layers, run.spec.phases))
+        entry = Assembled(placed.record, placed.content(), entry.directions)
+        entry = _measure(run, entry, with_spectra=False, fit_law=True, progress=progress)
+    if "boundaries" in missing:
         record = with_boundaries(entry.record, _view(run, entry).gram)
         entry = Assembled(record, entry.arrays, entry.directions)
     return entry
@@ -238,7 +249,17 @@ class _Captured:
     law: Law | str = LAW_IN_SHARDS
 
 
-def _measure(run: _Run, entry: Assembled | None, *, with_spectra: bool, fit_law: bool, progress: Progress) -> Assembled:
+def token_sequences(run: Run, model: Any, decoder: Any, tokenizer: Any) -> TokenSequences:
+    """Return the token sequences of the calibration under a model's tokenizer, vocabulary and context."""
+    return tokenize(
+        run.calibration,
+        tokenizer,
+        model.get_input_embeddings().weight.shape[0],
+        getattr(decoder.config, "max_position_embeddings", None),
+    )
+
+
+def _measure(run: Run, entry: Assembled | None, *, with_spectra: bool, fit_law: bool, progress: Progress) -> Assembled:
     """Load, tokenize, capture and reduce; assemble a new entry, or complete the one given with the law."""
     import torch
 
@@ -253,12 +274,7 @@ def _measure(run: _Run, entry: Assembled | None, *, with_spectra: bool, fit_law:
         model: Any = loaded.model
         devices = [torch.device(name) for name in loaded.devices]
         decoder = find_decoder(model, run.spec.layers_path)
-        sequences = tokenize(
-            run.calibration,
-            loaded.tokenizer,
-            model.get_input_embeddings().weight.shape[0],
-            getattr(decoder.config, "max_position_embeddings", None),
-        )
+        sequences = token_sequences(run, model, decoder, loaded.tokenizer)
     phases = phase_map(len(decoder.blocks), run.spec.phases)
     captured = _capture(
         run, model, decoder, sequences, devices, clock, phases, with_spectra=with_spectra, fit_law=fit_law,
@@ -327,7 +343,7 @@ def _calibration_record(calibration: Calibration, captured: _Captured) -> Calibr
 
 
 def _capture(
-    run: _Run,
+    run: Run,
     model: Any,
     decoder: Any,
     sequences: Any,

@@ -123,7 +123,7 @@ def tokens_that_fit(model: Any, decoder: Decoder, device: torch.device) -> int:
     """Return the padded tokens of the first batch: an estimate of how many fit in memory beside the stream."""
     sizes = (getattr(module, "out_features", None) for block in decoder.blocks for module in block.modules())
     widest = max((size for size in sizes if isinstance(size, int)), default=0)
-    token = COPIES_PER_TOKEN * max(widest, _hidden(model, decoder)) * int(model.dtype.itemsize)
+    token = COPIES_PER_TOKEN * max(widest, hidden_size(model, decoder)) * int(model.dtype.itemsize)
     return max(1, min(TOKENS_PER_BATCH[device.type], Memory.free(device, 1 - MEMORY_SHARE).device // token))
 
 
@@ -190,11 +190,17 @@ def _witnesses(batch: Batch, tokens: int) -> Int64[Tensor, " witnesses"]:
     return torch.linspace(0, batch.tokens - 1, share).round().long()
 
 
+def stream_bytes(model: Any, decoder: Decoder, tokens: int) -> int:
+    """Return the bytes of the residual stream of this many tokens; no weights are read, so a model may lack them."""
+    return tokens * _bytes_per_token(model, decoder)
+
+
 def _bytes_per_token(model: Any, decoder: Decoder) -> int:
-    return (len(decoder.blocks) + 1) * _hidden(model, decoder) * int(model.dtype.itemsize)
+    return (len(decoder.blocks) + 1) * hidden_size(model, decoder) * int(model.dtype.itemsize)
 
 
-def _hidden(model: Any, decoder: Decoder) -> int:
+def hidden_size(model: Any, decoder: Decoder) -> int:
+    """Return the width of the residual stream."""
     return int(decoder.hidden or model.get_input_embeddings().weight.shape[-1])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +25,7 @@ from delta_suite.cli.common import (
     fail,
     keep_stamps,
     measured,
+    tell,
 )
 from delta_suite.command_line import HELP
 from delta_suite.errors import SuiteError
@@ -70,6 +72,9 @@ def measure(
         typer.Option("--parts", help="What to measure, with commas: spectra, boundaries, law; or all (the default)."),
     ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="Show the table of layers, too.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what would run, what is cached, memory and time, and refusals.")
+    ] = False,
     models_file: ModelsFile = None,
 ) -> None:
     """Measure models and write one record each; a model measured before comes from the cache."""
@@ -90,6 +95,18 @@ def measure(
         registry = load_registry(models_file)
         specs = [spec for name in models for spec in registry.resolve_all(name)]
     failed = False
+    if dry_run:
+        from delta_suite.dry_run import forecast
+        from delta_suite.engine import local
+
+        for spec, forecasted in local.run(specs, partial(forecast, settings=settings)):
+            if isinstance(forecasted, Exception):
+                tell(spec.name, forecasted)
+                failed = True
+                continue
+            for line in forecasted.lines():
+                typer.echo(line)
+        specs = []
     for _, outcome in measured(specs, settings):
         if outcome is None:
             failed = True

@@ -28,6 +28,10 @@ _UNREADABLE = (OSError, ValueError, ImportError, KeyError, IndexError, TypeError
 """Errors that transformers raises for files it cannot make sense of."""
 
 
+class SkeletonError(SuiteError):
+    """Error for an architecture that cannot be built without its weights, which says nothing about building it with."""
+
+
 @dataclass(frozen=True)
 class LoadedModel:
     """A model ready for a forward pass: in evaluation mode, without gradients, on its device."""
@@ -113,6 +117,30 @@ def load(
         attention=str(model.config._attn_implementation),
         seconds=time.perf_counter() - started,
     )
+
+
+def skeleton(spec: ModelSpec, files: ModelFiles, dtype: str = "auto") -> tuple[Any, str | None]:
+    """Return the model of the config without its weights, and how these are quantised, if they are.
+
+    It is on torch's meta device and takes no memory. dtype: as for `load`; "auto" is here what the config names.
+
+    Raises:
+        ModelUnavailableError: the model cannot be loaded, as far as its config shows.
+        SkeletonError: transformers builds the architecture with its weights alone.
+    """
+    import torch
+
+    config = _config(spec, files)
+    auto_class = _auto_class(config, spec)
+    quantised = _quantisation(config, spec)
+    dtype = spec.dtype if dtype == "auto" else dtype
+    chosen = (getattr(config, "dtype", None) or torch.float32) if dtype == "auto" else getattr(torch, dtype)
+    code = {"trust_remote_code": True} if spec.trust_remote_code else {}
+    try:
+        with _errors_only(), torch.device("meta"):
+            return auto_class.from_config(config, dtype=chosen, **code), quantised
+    except Exception as error:  # code of an architecture that nobody wrote for this device
+        raise SkeletonError(_brief(error)) from error
 
 
 def _build(

@@ -79,6 +79,14 @@ class Cache:
 
         Raises RecordError for a damaged entry, which is removed: the next time there is none.
         """
+        try:
+            return self.read(key, newer_than)
+        except RecordError as error:
+            shutil.rmtree(self.entry(key), ignore_errors=True)
+            raise RecordError(f"{error}, and is removed") from None
+
+    def read(self, key: str, newer_than: float | None = None) -> Assembled | None:
+        """Return the entry as `get` does, and leave it as it is also where it is damaged, so that no lock is needed."""
         folder = self.entry(key)
         path = folder / RECORD
         if not path.exists() or (newer_than is not None and path.stat().st_mtime < newer_than):
@@ -87,8 +95,7 @@ class Cache:
             record, _ = from_json(path.read_text("utf-8"), path)
             arrays, directions = (unpack((folder / name).read_bytes(), folder / name) for name in (ARRAYS, DIRECTIONS))
         except (RecordError, OSError, UnicodeDecodeError):
-            shutil.rmtree(folder, ignore_errors=True)
-            raise RecordError(f"the cache entry {folder} was damaged, and is removed") from None
+            raise RecordError(f"the cache entry {folder} was damaged") from None
         return Assembled(record, arrays, directions)
 
     def put(self, key: str, entry: Assembled) -> None:

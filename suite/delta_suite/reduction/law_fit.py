@@ -51,6 +51,7 @@ from delta_suite.reduction.law_sums import (
     Form,
     Sums,
     fold_bases,
+    law_bytes,
     place_for,
     sum_groups,
     walk_rows,
@@ -72,6 +73,27 @@ BLOCK, TOLERANCE, MOST_STEPS = 8, 1e-5, 500
 """Subspace iteration for v_L: number of directions, the residual ||Rv - r v|| / r at which it ends, and the most steps.
 The error of the held-out energy along v_L is of first order in that residual: at 1e-3 shares were off by 1e-4, now by
 1e-6."""
+
+
+def components(tokens: int, hidden: int) -> int:
+    """Return how many dimensions a fold of this many tokens can be fitted in.
+
+    Example:
+        >>> components(8_000, 576), components(8_000, 2_048)
+        (576, 800)
+    """
+    return hidden if tokens >= TOKENS_PER_DIMENSION * hidden else tokens // TOKENS_PER_DIMENSION
+
+
+def expected_law_bytes(layers: int, hidden: int, tokens: int, documents: int) -> int | None:
+    """Return the bytes of the law's sums and algebra, or None where there are too few documents or tokens for a law.
+
+    Two folds of half the tokens each are assumed, and no sinks.
+    """
+    k = components(tokens // 2, hidden)
+    if documents < GROUPS or k < min(FEWEST_COMPONENTS, hidden):
+        return None
+    return sum(law_bytes(layers, k, 1 if k == hidden else 2))
 
 
 def measure_law(
@@ -100,7 +122,7 @@ def measure_law(
     tokens = min(fold.stop - fold.start for fold in folds)
     documents = len(set(stream.document.cpu()[entering].tolist()))
     hidden = stream.hidden
-    k = hidden if tokens >= TOKENS_PER_DIMENSION * hidden else tokens // TOKENS_PER_DIMENSION
+    k = components(tokens, hidden)
 
     def unmeasured(reason: str) -> Law:
         return Law.absent(reason, phases, form=form, tokens=len(rows), documents=documents, hidden=hidden)

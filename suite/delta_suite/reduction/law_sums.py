@@ -219,13 +219,18 @@ def _empty(groups: int, layers: int, k: int, hidden: int, device: torch.device) 
     return Sums(**{name: torch.zeros(groups, *s, dtype=torch.float64, device=device) for name, s in shapes.items()})
 
 
+def law_bytes(layers: int, k: int, bases: int) -> tuple[int, int]:
+    """Return the bytes of the sums of all groups, and of the algebra of one fit beside them."""
+    matrix = layers * k * k * 8
+    return 3 * GROUPS * bases * matrix, 45 * matrix
+
+
 def place_for(layers: int, k: int, bases: int, device: torch.device) -> tuple[torch.device, str | None]:
     """Return where the sums of all groups are stored, and None, or the reason if they do not fit anywhere.
 
     It is the device if they fit there beside the algebra of one fit, else the host.
     """
-    matrix = layers * k * k * 8
-    sums, algebra = 3 * GROUPS * bases * matrix, 45 * matrix
+    sums, algebra = law_bytes(layers, k, bases)
     memory = Memory.free(device)
     if sums + algebra <= memory.device:
         return device, None
