@@ -24,7 +24,7 @@ ABOUT_AS_MANY = 0.01
 
 @dataclass(frozen=True)
 class Size:
-    """What a model and its calibration come to, from the config's shape and the tokenizer."""
+    """Size of a measurement, from the config's shape and the tokenizer."""
 
     described: str
     """Architecture, layers, width, tokens."""
@@ -43,30 +43,30 @@ class Like:
 
     path: Path
     seconds: dict[str, float]
-    """Those of the steps that would run."""
+    """Seconds of each step that would run."""
     peak: dict[str, int]
     """Peak memory of the process and of each GPU, in bytes."""
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a measurement of one model would do."""
+    """Forecast of the measurement of one model."""
 
     spec: ModelSpec
     absent: str | None = None
-    """What would be downloaded; nothing else is known before."""
+    """Message about a model that has to be downloaded; nothing else is known before."""
     where: str = ""
     """Dtype and device, and the memory of all devices of its kind."""
     missing: tuple[str, ...] = ()
     """The parts that would be measured."""
     note: str | None = None
-    """What is wrong with the cache's entry, or with the forecast."""
+    """Message about a damaged entry of the cache, or about a forecast that is not complete."""
     size: Size | None = None
     like: Like | None = None
 
     @property
     def runs(self) -> str:
-        """What would run, in words."""
+        """The parts that would run, in words."""
         if not self.missing:
             return "nothing: every part is in the cache"
         cached = "nothing of it" if "spectra" in self.missing else "the rest"

@@ -136,6 +136,20 @@ def test_the_cure_says_why_the_named_path_is_not_enough(project: pytest.Pytester
     assert line.endswith("(hypotheses: no [[expect]] there)")
 
 
+@pytest.mark.parametrize(
+    ("kind", "why"), [("dangling", "No such file or directory"), ("fifo", "cannot be read: not a regular file")]
+)
+def test_the_cure_names_a_file_that_cannot_be_read(project: pytest.Pytester, kind: str, why: str) -> None:
+    path = project.path / "hypotheses" / "claims.toml"
+    path.unlink()
+    if kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("nowhere.toml")
+    line = usage_error(project.runpytest_subprocess("hypotheses/", "--model=tiny", timeout=60))
+    assert line.endswith(f"(hypotheses/claims.toml: {why})")
+
+
 def test_the_cure_names_the_current_folder_if_it_holds_hypotheses(project: pytest.Pytester) -> None:
     (project.path / "hypotheses" / "claims.toml").rename(project.path / "claims.toml")
     assert "pytest . --model=tiny;" in usage_error(project.runpytest_subprocess("--model=tiny"))
@@ -172,12 +186,13 @@ def test_help_of_a_run_about_hypotheses_has_the_options(project: pytest.Pytester
     result.stdout.fnmatch_lines(["depth structure of language models:", "*--model=NAME *", "*delta_suite (bool)*"])
 
 
-@pytest.mark.parametrize("workers", [(), ("-n", "2")])
-def test_a_folder_of_any_name_is_collected(project: pytest.Pytester, workers: tuple[str, ...]) -> None:
+@pytest.mark.parametrize(("name", "workers"), [("claims", ()), ("claims", ("-n", "2")), ("build", ()), (".mine", ())])
+def test_a_folder_of_any_name_is_collected(project: pytest.Pytester, name: str, workers: tuple[str, ...]) -> None:
+    """Also one of a name that pytest passes over when it is not named, such as build."""
     if workers:
         pytest.importorskip("xdist")
-    (project.path / "hypotheses").rename(project.path / "claims")
-    result = project.runpytest_subprocess("claims/", *OPTIONS, *workers)
+    (project.path / "hypotheses").rename(project.path / name)
+    result = project.runpytest_subprocess(f"{name}/", *OPTIONS, *workers)
     assert result.parseoutcomes() == {"passed": 1, "failed": 1, "not": 1}  # measured: two words
 
 

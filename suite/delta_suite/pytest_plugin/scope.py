@@ -139,5 +139,6 @@ def without_hypotheses(path: Path) -> str:
         >>> without_hypotheses(Path("no/such/file.toml"))
         'no/such/file.toml: No such file or directory'
     """
-    problem = path_error(path) or (None if path.is_dir() else not_a_file(path))
-    return f"{shorten(path)}: {problem or 'no [[expect]] there'}"
+    files = toml_files(path) if is_directory(path) else [path]
+    problems = (f"{shorten(file)}: {path_error(file) or problem}" for file in files if (problem := not_a_file(file)))
+    return next(problems, f"{shorten(path)}: no [[expect]] there")
