@@ -122,7 +122,7 @@ def measured(specs: Iterable[ModelSpec], settings: Settings) -> Iterator[tuple[M
 
     for spec, outcome in measure_all(specs, settings, bars()):
         if isinstance(outcome, Exception):
-            tell(spec.name, outcome)
+            _tell(spec.name, outcome)
             yield spec, None
             continue
         if outcome.note is not None:
@@ -130,7 +130,7 @@ def measured(specs: Iterable[ModelSpec], settings: Settings) -> Iterator[tuple[M
         yield spec, outcome
 
 
-def tell(name: str, error: Exception) -> None:
+def _tell(name: str, error: Exception) -> None:
     """Show why a model cannot be measured; an error that was not foreseen with its traceback."""
     if isinstance(error, SuiteError):
         say(f"{name} cannot be measured: {error}")

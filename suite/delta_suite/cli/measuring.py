@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,7 +24,7 @@ from delta_suite.cli.common import (
     fail,
     keep_stamps,
     measured,
-    tell,
+    say,
 )
 from delta_suite.command_line import HELP
 from delta_suite.errors import SuiteError
@@ -97,15 +96,14 @@ def measure(
     failed = False
     if dry_run:
         from delta_suite.dry_run import forecast
-        from delta_suite.engine import local
 
-        for spec, forecasted in local.run(specs, partial(forecast, settings=settings)):
-            if isinstance(forecasted, Exception):
-                tell(spec.name, forecasted)
+        for spec in specs:
+            try:
+                for line in forecast(spec, settings).lines():
+                    typer.echo(line)
+            except SuiteError as error:
+                say(f"{spec.name} cannot be measured: {error}")
                 failed = True
-                continue
-            for line in forecasted.lines():
-                typer.echo(line)
         specs = []
     for _, outcome in measured(specs, settings):
         if outcome is None:
