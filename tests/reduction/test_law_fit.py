@@ -13,9 +13,9 @@ from delta_suite.metrics.intervals import standard_errors
 from delta_suite.metrics.law import PhaseLaw, jackknife, law_estimates, median_deviations, transfer_intervals
 from delta_suite.metrics.registry import METRICS
 from delta_suite.reduction import law_fit as update_law
-from delta_suite.reduction.law_fit import measure_law
+from delta_suite.reduction.law_fit import expected_law_bytes, measure_law
 from delta_suite.reduction.law_scores import RUNGS, Law
-from delta_suite.reduction.law_sums import fold_bases, sum_groups, walk_rows
+from delta_suite.reduction.law_sums import GROUPS, _empty, fold_bases, law_bytes, sum_groups, walk_rows
 
 from tests.metrics.test_metrics import gram_of, reduced
 from tests.metrics.test_metrics import stream as any_stream
@@ -432,3 +432,17 @@ def test_intervals_of_a_median_cover(common: float, apart: float) -> None:
         assert interval is not None
         covered.append(interval[0] <= layers[3] <= interval[1])
     assert 0.92 <= np.mean(covered) <= 0.98
+
+
+@pytest.mark.parametrize(("tokens", "documents"), [(2_000, 9), (16 * 2 * 10 - 2, 80)])
+def test_no_bytes_are_expected_where_no_law_can_be_fitted(tokens: int, documents: int) -> None:
+    assert expected_law_bytes(4, 32, tokens, documents) is None
+    assert expected_law_bytes(4, 32, 2_000, 10) is not None
+
+
+@pytest.mark.parametrize(("tokens", "k", "bases"), [(640, 32, 1), (400, 20, 2)])
+def test_the_expected_bytes_are_those_of_the_matrices_that_are_summed(tokens: int, k: int, bases: int) -> None:
+    sums = _empty(GROUPS, 4, k, 32, torch.device("cpu"))
+    matrices = bases * sum(matrix.nbytes for matrix in (sums.A, sums.B, sums.D))
+    assert law_bytes(4, k, bases)[0] == matrices
+    assert expected_law_bytes(4, 32, tokens, 80) == sum(law_bytes(4, k, bases))
