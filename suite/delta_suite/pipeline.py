@@ -81,8 +81,8 @@ class Outcome:
     view: RecordView
     path: Path
     cached: bool
-    note: str | None = None
-    """A line for the user about how the measurement came about."""
+    notes: tuple[str, ...] = ()
+    """Lines for the user about how the measurement came about."""
 
 
 def measure_all(
@@ -109,7 +109,7 @@ def measure(spec: ModelSpec, settings: Settings, progress: Progress = no_progres
     path, view = save(settings.results, measured.view, settings.cache)
     if measured.not_kept is not None:
         raise RecordError(f"{measured.not_kept} The record is written: {path}.")
-    return Outcome(view, path, measured.cached, measured.note)
+    return Outcome(view, path, measured.cached, measured.notes)
 
 
 @dataclass(frozen=True)
@@ -119,8 +119,8 @@ class Measured:
     view: RecordView
     cached: bool
     """True if the cache had all of it."""
-    note: str | None = None
-    """A line for the user about how the measurement came about."""
+    notes: tuple[str, ...] = ()
+    """Lines for the user about how the measurement came about."""
     not_kept: RecordError | None = None
     """Why the cache does not hold it."""
 
@@ -128,12 +128,13 @@ class Measured:
 def measure_view(spec: ModelSpec, settings: Settings, progress: Progress = no_progress) -> Measured:
     """Measure one model, or take it from the cache, without writing a record. Raises as `measure` does."""
     run = prepare(spec, settings)
-    note, not_kept = None, None
+    notes, not_kept = [f"{spec.name}: {note}" for note in run.files.notes], None
     with settings.cache.lock(run.key):
         try:
             entry = settings.cache.get(run.key, settings.fresh_since)
         except RecordError as error:
-            entry, note = None, f"{error}; {spec.name} was measured again"
+            entry = None
+            notes.append(f"{error}; {spec.name} was measured again")
         complete = _complete(run, entry, settings.parts, progress)
         if complete is not entry:
             try:
@@ -143,7 +144,7 @@ def measure_view(spec: ModelSpec, settings: Settings, progress: Progress = no_pr
     # Names and phases are the user's, not the measurement's: they are put on each time, without a model.
     phases = phase_map(complete.record.model.layers, spec.phases)
     view = _view(run, complete).under(phases, name=spec.name, source=spec.source, revision=run.revision)
-    return Measured(view, complete is entry, note, not_kept)
+    return Measured(view, complete is entry, tuple(notes), not_kept)
 
 
 @dataclass(frozen=True)
@@ -251,11 +252,13 @@ class _Captured:
 
 def token_sequences(run: Run, model: Any, decoder: Any, tokenizer: Any) -> TokenSequences:
     """Return the token sequences of the calibration under a model's tokenizer, vocabulary and context."""
+    from delta_suite.models.blocks import context_length
+
     return tokenize(
         run.calibration,
         tokenizer,
         model.get_input_embeddings().weight.shape[0],
-        getattr(decoder.config, "max_position_embeddings", None),
+        context_length(decoder.config),
     )
 
 

@@ -125,8 +125,8 @@ def measured(specs: Iterable[ModelSpec], settings: Settings) -> Iterator[tuple[M
             _tell(spec.name, outcome)
             yield spec, None
             continue
-        if outcome.note is not None:
-            say(outcome.note)
+        for note in outcome.notes:
+            say(note)
         yield spec, outcome
 
 

@@ -87,6 +87,20 @@ def find_decoder(model: Any, layers_path: str | None = None) -> Decoder:
     return Decoder(module, blocks, layers_path, config, encoder, left_out, last_parts)
 
 
+def context_length(config: Any) -> int | None:
+    """Return how many tokens a decoder reads with the same rotary frequencies; None if its config does not say.
+
+    LongRoPE has two sets of frequencies, and takes the second for all tokens once a sequence is longer than the context
+    of the first training, so that a token would depend on what comes behind it.
+    """
+    rope = getattr(config, "rope_parameters", None)
+    first = rope.get("original_max_position_embeddings") if isinstance(rope, dict) else None
+    length: int | None = getattr(config, "max_position_embeddings", None)
+    if isinstance(first, int) and rope is not None and rope.get("rope_type") == "longrope":
+        return min(first, length or first)
+    return length
+
+
 def _blocks(model: Any) -> tuple[str, tuple[nn.Module, ...], tuple[nn.Module, ...]]:
     """Return the path of the list of blocks, its modules, and the last module of each block if that is another one."""
     from transformers.modeling_layers import GradientCheckpointingLayer

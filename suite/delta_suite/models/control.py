@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from delta_suite.models.device import SHARDED
 from delta_suite.models.files import INDEX, PICKLES, ModelFiles
+from delta_suite.models.gguf_header import gguf_architecture
 from delta_suite.models.spec import CONTROL_SEED
-from delta_suite.models.weights import gguf_architecture
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel

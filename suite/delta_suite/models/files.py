@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import json
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from delta_suite.errors import IncompleteError, UnavailableError
+from delta_suite.paths import shorten
+from delta_suite.reading import UnreadableFileError, read_json
 
 if TYPE_CHECKING:
     from delta_suite.models.spec import ModelSpec
@@ -33,6 +36,27 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 """The two names for pickled weights."""
 
+ADAPTER = "adapter_config.json"
+"""File that peft writes beside the weights of an adapter."""
+
+SPLIT_GGUF = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+"""End of the name of a part of a GGUF file."""
+
+RANK_SHARD = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
+"""Names of what each rank of a distributed run saved; transformers would read them in place of the weights."""
+
+LONGEST_NAME = 200
+"""Most bytes of a file's name in an index; file systems take 255."""
+
+CONVERTERS = {
+    r"pytorch_model_fsdp.*|.+\.distcp": "FSDP: accelerate merge-weights {0} OUT joins the shards",
+    r"global_step\d+|zero_to_fp32\.py|mp_rank_\d+_model_states\.pt": (
+        "DeepSpeed: python zero_to_fp32.py {0} OUT --safe_serialization, with the script beside them, joins the shards"
+    ),
+    RANK_SHARD.pattern: "a distributed run: save_pretrained after gathering the model on one rank joins the shards",
+}
+"""Names of shards that training writes, and what makes a checkpoint of them."""
+
 
 @dataclass(frozen=True)
 class ModelFiles:
@@ -48,6 +72,8 @@ class ModelFiles:
     """config.json, the tokenizer, and the model's code if it is trusted; empty for GGUF."""
     revision: str | None = None
     """Commit of the hub repository; None for models from elsewhere."""
+    notes: tuple[str, ...] = ()
+    """Lines for the user about what lies there and is not measured, or not as it asks to be."""
 
 
 def is_tokenizer_file(name: str) -> bool:
@@ -74,7 +100,7 @@ def model_files(spec: ModelSpec, directory: Path, revision: str | None = None) -
         return ModelFiles(directory, gguf, (_gguf(spec, directory, gguf),), (), revision)
     config = _config(spec, directory)
     weights = () if spec.random_weights else _weights(spec, directory, config)
-    return ModelFiles(directory, None, weights, _others(spec, directory), revision)
+    return ModelFiles(directory, None, weights, _others(spec, directory), revision, _notes(spec, directory, config))
 
 
 def pickles_only(spec: ModelSpec, where: str, weights: list[str]) -> UnavailableError:
@@ -90,17 +116,77 @@ def pickles_only(spec: ModelSpec, where: str, weights: list[str]) -> Unavailable
     )
 
 
+def nested(content: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the keys of a config and of the configs inside it, dotted, with their values.
+
+    Example:
+        >>> list(nested({"dtype": "auto", "text_config": {"layers": 2}}))
+        [('dtype', 'auto'), ('text_config.layers', 2)]
+    """
+    for key, value in content.items():
+        if isinstance(value, dict):
+            yield from nested(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _notes(spec: ModelSpec, directory: Path, config: dict[str, Any]) -> tuple[str, ...]:
+    """Return what the user should know of a folder that can be measured."""
+    notes = []
+    if (directory / ADAPTER).is_file():
+        notes.append(
+            f"the adapter in {directory} ({ADAPTER}) is not measured, the model beside it is; merge it "
+            "(merge_and_unload of peft) and pass what that saves to measure both"
+        )
+    values = dict(nested(config))
+    code = sorted({str(value) for key, value in values.items() if key.startswith("auto_map.")})
+    if code and not spec.trust_remote_code:
+        notes.append(
+            f"config.json names code of its own ({shorten(', '.join(code))}), which is not trusted and does not run; "
+            "the model is the one of transformers"
+        )
+    if any(value in ("longrope", "su") for key, value in values.items() if key.endswith(("rope_type", ".type"))):
+        first = next(
+            (value for key, value in values.items() if key.endswith("original_max_position_embeddings")), "its"
+        )
+        notes.append(
+            f"LongRoPE has other frequencies beyond its original context, so that documents run in pieces of at most "
+            f"{first} tokens"
+        )
+    for key, value in values.items():
+        if key.rpartition(".")[2] in ("_attn_implementation", "attn_implementation", "_experts_implementation"):
+            if value not in (None, "eager", "sdpa"):
+                notes.append(f"config.json asks for {key} = {shorten(str(value))}, which is set aside")
+        elif key.rpartition(".")[2] in ("dtype", "torch_dtype") and value in ("float64", "double"):
+            notes.append(f"config.json says {key} = {value}; the widest dtype that is measured in is float32")
+    return tuple(notes)
+
+
 def _gguf(spec: ModelSpec, directory: Path, name: str) -> Path:
-    if not (directory / name).is_file():
+    path = directory / name
+    if not path.is_file():
         ggufs = ", ".join(sorted(path.name for path in directory.glob("*.gguf"))) or "none"
         raise IncompleteError(spec.name, f"{directory} has no file {name}", f"GGUF files there: {ggufs}.")
-    return directory / name
+    if part := SPLIT_GGUF.search(name):
+        raise _split(spec, path, int(part[1]), int(part[2]))
+    return path
+
+
+def _split(spec: ModelSpec, path: Path, number: int, count: int) -> UnavailableError:
+    """Return the error for a GGUF file that is a part of a model; transformers reads single files."""
+    first = SPLIT_GGUF.sub(rf"-00001-of-{count:05}.gguf", path.name)
+    whole = SPLIT_GGUF.sub(".gguf", path.name)
+    return UnavailableError(
+        spec.name,
+        f"{path.name} is part {number} of {count} of a split GGUF file",
+        f"Join them: llama-gguf-split --merge {path.parent / first} {path.parent / whole}, and pass that file.",
+    )
 
 
 def _only_gguf(spec: ModelSpec, directory: Path) -> str:
     """Return the only GGUF file of a directory without config.json."""
     ggufs = sorted(path.name for path in directory.glob("*.gguf"))
-    if len(ggufs) == 1:
+    if len(ggufs) == 1 or (ggufs and all(SPLIT_GGUF.search(name) for name in ggufs)):
         return ggufs[0]
     if ggufs:
         raise UnavailableError(
@@ -109,19 +195,30 @@ def _only_gguf(spec: ModelSpec, directory: Path) -> str:
             f"Pass the file: {', '.join(str(directory / name) for name in ggufs[:6])}.",
         )
     do = "Pass a directory written by save_pretrained, or one with a .gguf file."
-    if (directory / "adapter_config.json").is_file():
+    if (directory / ADAPTER).is_file():
         do = "It holds an adapter: merge it into its base model (merge_and_unload) and pass what that saves."
+    elif shards := _converter(directory):
+        do = f"It holds {shards}; pass that."
     elif below := sorted(path.parent.name for path in directory.glob("*/config.json")):
         do = f"Directories below it have one: {', '.join(str(directory / name) for name in below[:6])}."
     raise IncompleteError(spec.name, f"{directory} has no config.json", do)
 
 
+def _converter(directory: Path) -> str | None:
+    """Return which shards of a training run a directory holds, and what joins them; None if it holds none."""
+    for name in sorted(path.name for path in directory.iterdir()):
+        for pattern, cure in CONVERTERS.items():
+            if re.fullmatch(pattern, name):
+                return f"{name}, shards of " + cure.format(directory / name if "fsdp" in name else directory)
+    return None
+
+
 def _config(spec: ModelSpec, directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UnavailableError(spec.name, f"{path} cannot be read ({error})", "Save or download it again.") from error
+        config = read_json(path)
+    except UnreadableFileError as error:
+        raise UnavailableError(spec.name, str(error).removesuffix("."), "Save or download it again.") from error
     if not isinstance(config, dict):
         raise UnavailableError(spec.name, f"{path} is not a JSON object", "Save or download it again.")
     return config
@@ -129,42 +226,74 @@ def _config(spec: ModelSpec, directory: Path) -> dict[str, Any]:
 
 def _weights(spec: ModelSpec, directory: Path, config: dict[str, Any]) -> tuple[Path, ...]:
     """Return the weights that transformers would load from here, in its order of preference."""
-    named = config.get("transformers_weights")
-    names = [named] if isinstance(named, str) else [SINGLE, INDEX]
+    names = [SINGLE, INDEX]
+    if (named := config.get("transformers_weights")) is not None:
+        if not _is_inside(named) or not named.endswith((".safetensors", ".safetensors.index.json")):
+            raise UnavailableError(
+                spec.name,
+                f"{directory / 'config.json'} says transformers_weights = {shorten(repr(named))}, which is no "
+                ".safetensors file in that folder",
+                "Remove the key, or name such a file.",
+            )
+        names = [named]
+    present = sorted(path.name for path in directory.iterdir())
+    if any(RANK_SHARD.fullmatch(name) for name in present):
+        raise UnavailableError(spec.name, f"{directory} holds {_converter(directory)}", "Pass what that saves.")
     if spec.allow_pickle and not any((directory / name).is_file() for name in names):
         names = list(PICKLES)
     for name in names:
         if (directory / name).is_file():
             return _shards(spec, directory, name) if name.endswith(".index.json") else (directory / name,)
-    pickles = sorted(path.name for path in directory.glob("pytorch_model*.bin"))
+    pickles = [name for name in present if re.fullmatch(r"pytorch_model.*\.bin", name)]
     if pickles and not spec.allow_pickle:
         raise pickles_only(spec, str(directory), pickles)
     suffixes = (".safetensors", ".bin", ".pt", ".gguf")
-    similar = sorted(path.name for path in directory.iterdir() if path.suffix in suffixes)
+    similar = [name for name in present if name.endswith(suffixes)]
+    do = "Pass a directory written by save_pretrained, or a .gguf file."
+    if ADAPTER in present:
+        do = "It holds an adapter: merge it into its base model (merge_and_unload of peft) and pass what that saves."
+    elif shards := _converter(directory):
+        do = f"It holds {shards}; pass that."
     raise IncompleteError(
         spec.name,
         f"{directory} has a config.json but no weights ({' or '.join(names)})",
-        f"Similar files there: {', '.join(similar[:6]) or 'none'}. "
-        "Pass a directory written by save_pretrained, or a .gguf file.",
+        f"Similar files there: {', '.join(similar[:6]) or 'none'}. {do}",
     )
 
 
+def _is_inside(name: object) -> bool:
+    """Return True for the name of a file that lies in the model's folder, or in one below it."""
+    if not isinstance(name, str) or not 0 < len(name.encode(errors="replace")) < LONGEST_NAME or "\0" in name:
+        return False
+    path = Path(name)
+    return not path.is_absolute() and ".." not in path.parts
+
+
 def _shards(spec: ModelSpec, directory: Path, index: str) -> tuple[Path, ...]:
+    path = directory / index
     try:
-        content = json.loads((directory / index).read_text(encoding="utf-8"))
+        content = read_json(path)
         names = sorted(set(content["weight_map"].values()))
-    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+    except (UnreadableFileError, KeyError, AttributeError, TypeError) as error:
+        why = error.why if isinstance(error, UnreadableFileError) else repr(error)
         raise UnavailableError(
-            spec.name, f"{directory / index} has no weight_map that can be read ({error!r})", "Copy it again."
+            spec.name, f"{path} has no weight_map that can be read ({why})", "Copy it again."
         ) from error
+    suffix = ".bin" if index in PICKLES else ".safetensors"
+    if outside := [name for name in names if not _is_inside(name) or not name.endswith(suffix)]:
+        raise UnavailableError(
+            spec.name,
+            f"{path} names {shorten(repr(outside[0]))}, which is no {suffix} file in that folder",
+            "Safetensors weights are read from such files alone. Save the model again: save_pretrained writes them.",
+        )
     if not isinstance(content.get("metadata"), dict):
         raise UnavailableError(
             spec.name,
-            f"{directory / index} has no table `metadata`, which transformers reads",
+            f"{path} has no table `metadata`, which transformers reads",
             'Add "metadata": {} to it, or save the model again: save_pretrained writes it.',
         )
     missing = [name for name in names if not (directory / name).is_file()]
-    if missing:
+    if missing or not names:
         shown = ", ".join(missing[:4]) + (", ..." if len(missing) > 4 else "")
         raise IncompleteError(
             spec.name,

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import atexit
-import json
+import importlib.util
 import logging
-import re
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,17 +14,24 @@ from typing import TYPE_CHECKING, Any
 
 from delta_suite.command_line import DTYPES
 from delta_suite.errors import DeviceError, SuiteError, UnavailableError
+from delta_suite.models.completeness import check_complete, unread_names
 from delta_suite.models.control import initialise
 from delta_suite.models.device import SHARDED
 from delta_suite.models.files import ModelFiles
+from delta_suite.models.gguf_check import check_gguf
+from delta_suite.models.model_config import auto_class, brief, newer_transformers, quantisation_method, read_config
 from delta_suite.models.spec import ModelSpec
+from delta_suite.models.weights import stored_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
-_UNREADABLE = (OSError, ValueError, ImportError, KeyError, IndexError, TypeError, AttributeError)
-"""Errors that transformers raises for files it cannot make sense of."""
+SENTENCEPIECE = (".model", ".spm")
+"""Suffixes of the vocabularies that the package sentencepiece reads."""
+
+NO_ADAPTER = {"subfolder": ".no-adapter"}
+"""Where transformers is to look for an adapter: it would load one that lies beside the weights if peft is installed."""
 
 
 class SkeletonError(SuiteError):
@@ -62,16 +68,15 @@ def load_tokenizer(spec: ModelSpec, files: ModelFiles) -> PreTrainedTokenizerBas
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             files.directory, gguf_file=files.gguf, local_files_only=True, trust_remote_code=spec.trust_remote_code
         )
-    except Exception as error:
-        # The tokenizers library raises a bare Exception for a damaged file; any other type not listed above is a bug.
-        if type(error) is not Exception and not isinstance(error, _UNREADABLE):
-            raise
+    except Exception as error:  # transformers and tokenizers raise anything for a file that they cannot make sense of
+        do = "Save the one it was trained with there: tokenizer.save_pretrained(DIRECTORY)."
+        pieces = [path.name for path in files.others if path.suffix in SENTENCEPIECE]
+        if files.gguf is not None:
+            do = newer_transformers()
+        elif pieces and importlib.util.find_spec("sentencepiece") is None:
+            do = f"{pieces[0]} is read by the package sentencepiece: pip install sentencepiece."
         raise UnavailableError(
-            spec.name,
-            f"its tokenizer cannot be built from {files.directory} ({_brief(error)})",
-            "Save the one it was trained with there: tokenizer.save_pretrained(DIRECTORY)."
-            if files.gguf is None
-            else _newer_transformers(),
+            spec.name, f"its tokenizer cannot be built from {files.directory} ({brief(error)})", do
         ) from error
     return tokenizer
 
@@ -101,13 +106,22 @@ def load(
     if dtype not in DTYPES:
         raise SuiteError(f"dtype {dtype!r} is unknown: it is {', '.join(DTYPES)}.")
     started = time.perf_counter()
-    config = _config(spec, files)
-    auto_class = _auto_class(config, spec)
-    quantised = _quantisation(config, spec)
+    config = read_config(spec, files)
+    builder = auto_class(config, spec)
+    quantised = quantisation_method(config, spec)
+    wanted = spec.dtype if dtype == "auto" else dtype
+    if quantised == "fp8" and wanted == "float32" and not spec.random_weights:
+        raise UnavailableError(
+            spec.name,
+            "its weights are quantised (fp8), and the kernels for them compute in bfloat16, not in float32",
+            "Leave --dtype (or `dtype` of its entry) out, or pass the unquantised model.",
+        )
     tokenizer = load_tokenizer(spec, files)
-    with _explained(spec, files, device, quantised):
-        model, report = _build(spec, files, auto_class, config, device=device, dtype=dtype, attention=attention)
-    _check_complete(spec, files, model, report)
+    with _explained(spec, files, device, quantised), _without_kernels(), unread_names() as unread:
+        model, report = _build(spec, files, builder, config, device=device, dtype=wanted, attention=attention)
+    check_complete(spec, files, model, report, unread)
+    if files.gguf is not None:
+        check_gguf(spec, files, model, unread)
     model.eval().requires_grad_(False)
     return LoadedModel(
         model=model,
@@ -130,23 +144,23 @@ def skeleton(spec: ModelSpec, files: ModelFiles, dtype: str = "auto") -> tuple[A
     """
     import torch
 
-    config = _config(spec, files)
-    auto_class = _auto_class(config, spec)
-    quantised = _quantisation(config, spec)
+    config = read_config(spec, files)
+    builder = auto_class(config, spec)
+    quantised = quantisation_method(config, spec)
     dtype = spec.dtype if dtype == "auto" else dtype
     chosen = (getattr(config, "dtype", None) or torch.float32) if dtype == "auto" else getattr(torch, dtype)
     code = {"trust_remote_code": True} if spec.trust_remote_code else {}
     try:
         with _errors_only(), torch.device("meta"):
-            return auto_class.from_config(config, dtype=chosen, **code), quantised
+            return builder.from_config(config, dtype=chosen, **code), quantised
     except Exception as error:  # code of an architecture that nobody wrote for this device
-        raise SkeletonError(_brief(error)) from error
+        raise SkeletonError(brief(error)) from error
 
 
 def _build(
     spec: ModelSpec,
     files: ModelFiles,
-    auto_class: Any,
+    builder: Any,
     config: PreTrainedConfig,
     *,
     device: str,
@@ -156,19 +170,20 @@ def _build(
     """Return the model, and the report of transformers on tensors that did not fit; a control has none."""
     import torch
 
-    dtype = spec.dtype if dtype == "auto" else dtype
     torch_dtype = None if dtype == "auto" else getattr(torch, dtype)
+    if torch_dtype is None and _too_wide_or_narrow(config, files):
+        torch_dtype = torch.float32
     kernel: dict[str, Any] = {"attn_implementation": attention} if attention is not None else {}
     # Weights that fit neither GPUs nor host memory are read from disk layer by layer.
     offload_folder = _offload_folder() if device == SHARDED else None
     if spec.random_weights:
         code = {"trust_remote_code": True} if spec.trust_remote_code else {}
         model: Any = initialise(
-            auto_class, config, device=device, dtype=torch_dtype, offload_folder=offload_folder, **kernel, **code
+            builder, config, device=device, dtype=torch_dtype, offload_folder=offload_folder, **kernel, **code
         )
         return model, {}
-    # _check_complete reports tensors of another shape, together with those that are missing.
-    options: dict[str, Any] = {"ignore_mismatched_sizes": True, **kernel}
+    # check_complete reports tensors of another shape, together with those that are missing.
+    options: dict[str, Any] = {"ignore_mismatched_sizes": True, "adapter_kwargs": NO_ADAPTER, **kernel}
     if device == SHARDED:
         options |= {"device_map": "auto", "offload_folder": offload_folder}
     elif device != "cpu":
@@ -179,7 +194,7 @@ def _build(
     elif not spec.allow_pickle:
         options["use_safetensors"] = True
     with _errors_only():
-        model, report = auto_class.from_pretrained(
+        model, report = builder.from_pretrained(
             files.directory,
             config=config,
             dtype=torch_dtype or "auto",
@@ -198,32 +213,63 @@ def _explained(spec: ModelSpec, files: ModelFiles, device: str, quantised: str |
     quantised: the method by which the weights are quantised, if they are.
     """
     import torch
-    from safetensors import SafetensorError
 
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise DeviceError(
-            f"{spec.name}: the memory of {device} ran out while it was loaded ({_brief(error)}).\n"
+            f"{spec.name}: the memory of {device} ran out while it was loaded ({brief(error)}).\n"
             "  Use a larger device, --dtype bfloat16, or a smaller model."
         ) from error
-    except (*_UNREADABLE, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # the code of other libraries, run on files that may hold anything
+        if "allocate memory" in str(error) or "not enough memory" in str(error):
+            raise DeviceError(
+                f"{spec.name}: the memory of {device} does not hold it as its config describes it ({brief(error)}).\n"
+                "  Check the sizes in the config, or use a larger device, or a smaller model."
+            ) from error
         if device.startswith("cuda") and "CUDA" in str(error):
             raise DeviceError(
-                f"{spec.name}: {device} failed while the model was loaded ({_brief(error)}).\n"
+                f"{spec.name}: {device} failed while the model was loaded ({brief(error)}).\n"
                 "  Is the GPU free and working (nvidia-smi), and is this torch built for it? --device cpu does without."
             ) from error
         if quantised:
             raise UnavailableError(
                 spec.name,
-                f"its weights are quantised ({quantised}), and transformers could not load them here ({_brief(error)})",
+                f"its weights are quantised ({quantised}), and transformers could not load them here ({brief(error)})",
                 "Install the package that is named, on a device that it supports, or pass the unquantised model.",
             ) from error
         raise UnavailableError(
             spec.name,
-            f"transformers could not load it from {files.directory} ({_brief(error)})",
-            f"Check that the weights belong to the config and are complete. {_newer_transformers()}",
+            f"transformers could not load it from {files.directory} ({brief(error)})",
+            f"Check that the weights belong to the config and are complete. {newer_transformers()}",
         ) from error
+
+
+def _too_wide_or_narrow(config: PreTrainedConfig, files: ModelFiles) -> bool:
+    """Return True if config or weights name float64, or float8 without a quantisation that unpacks it.
+
+    The capture computes in float32 at most.
+    """
+    import torch
+
+    if config.dtype is not None:
+        return bool(config.dtype == torch.float64)
+    if getattr(config, "quantization_config", None) is not None:
+        return False
+    return any(tensor.dtype.startswith(("F64", "F8")) for tensor in stored_tensors(files.weights).values())
+
+
+@contextmanager
+def _without_kernels() -> Iterator[None]:
+    """Keep architectures from fetching compiled kernels from the hub, as they do if the package `kernels` is there."""
+    from transformers.integrations import hub_kernels
+
+    before = getattr(hub_kernels, "_kernels_enabled", False)
+    hub_kernels._kernels_enabled = False
+    try:
+        yield
+    finally:
+        hub_kernels._kernels_enabled = before
 
 
 @contextmanager
@@ -255,122 +301,6 @@ def _offload_folder() -> str:
     return folder.name
 
 
-def _config(spec: ModelSpec, files: ModelFiles) -> PreTrainedConfig:
-    """Return the model's config, which must be of a type that transformers knows."""
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
-
-    if files.gguf is None:
-        _check_model_type(spec, json.loads((files.directory / "config.json").read_text(encoding="utf-8")))
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(
-            files.directory,
-            local_files_only=True,
-            trust_remote_code=spec.trust_remote_code,
-            **({"gguf_file": files.gguf} if files.gguf is not None else {}),
-        )
-    except (*_UNREADABLE, StrictDataclassError) as error:
-        raise UnavailableError(
-            spec.name,
-            f"{_transformers()} cannot read the config of {files.directory / (files.gguf or 'config.json')} "
-            f"({_brief(error)})",
-            f"Check that the file is whole. {_newer_transformers()}",
-        ) from error
-    return config
-
-
-def _check_model_type(spec: ModelSpec, config: dict[str, Any]) -> None:
-    """Refuse a type of model that transformers does not know; its message for it has many lines."""
-    from transformers import CONFIG_MAPPING
-
-    kind = config.get("model_type")
-    if kind in CONFIG_MAPPING or (spec.trust_remote_code and "auto_map" in config):
-        return
-    described = f"the config of {spec.name} " + (f"says model_type {kind!r}" if kind else "has no model_type")
-    if "auto_map" in config:
-        raise UnavailableError(
-            spec.name,
-            f"{described}, whose code is not in transformers but comes with the model",
-            "Read that code, and if you trust it set trust_remote_code = true in an entry of models.toml.",
-        )
-    unknown = f"{described}, which {_transformers()} does not know" if kind else described
-    raise UnavailableError(spec.name, unknown, _newer_transformers() if kind else "Save it with save_pretrained.")
-
-
-AUTO_CLASSES = (
-    ("AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING"),
-    ("AutoModelForSeq2SeqLM", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING"),
-    ("AutoModelForImageTextToText", "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING"),
-    ("AutoModelForMultimodalLM", "MODEL_FOR_MULTIMODAL_LM_MAPPING"),  # sound and video, too; not in 5.0
-)
-"""Auto classes that build a model with a text decoder, and the mapping of configs each knows, in order of choice."""
-
-
-def _auto_class(config: PreTrainedConfig, spec: ModelSpec) -> Any:
-    """Return the auto class that builds the model.
-
-    Raises:
-        UnavailableError: the model has no causal text decoder.
-    """
-    import transformers
-
-    kind = f"the config of {spec.name} says model_type {config.model_type!r}"
-    do = (
-        "delta-suite measures causal language models: decoders, encoder-decoders, and the text decoders of multimodal "
-        "models. Choose one of those."
-    )
-    architectures = config.architectures or []
-    fitting: dict[str, tuple[str, ...]] = {}
-    for name, mapping in AUTO_CLASSES:
-        known = getattr(transformers, mapping, {})
-        if type(config) in known:
-            classes = known[type(config)]
-            fitting[name] = tuple(kind.__name__ for kind in (classes if isinstance(classes, tuple) else (classes,)))
-    named = [name for name, classes in fitting.items() if set(classes) & set(architectures)]
-    if getattr(config, "is_encoder_decoder", False) and "AutoModelForSeq2SeqLM" in fitting and not named:
-        named = ["AutoModelForSeq2SeqLM"]
-    chosen = next(iter(named or fitting), None)
-    if chosen is None:
-        if spec.trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
-            return transformers.AutoModelForCausalLM
-        raise UnavailableError(spec.name, f"{kind}, which is not a causal language model", do)
-    # BERT and its relatives can be built as decoders; a checkpoint trained with bidirectional attention must not be.
-    bidirectional = type(config) in transformers.MODEL_FOR_MASKED_LM_MAPPING and not (
-        getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False)
-    )
-    if bidirectional and architectures and not named:
-        raise UnavailableError(spec.name, f"{kind} and {architectures[0]}, an encoder", do)
-    return getattr(transformers, chosen)
-
-
-def _quantisation(config: PreTrainedConfig, spec: ModelSpec) -> str | None:
-    """Return the method by which the config says the weights are quantised, such as "gptq"; None if it names none.
-
-    Raises:
-        UnavailableError: transformers does not know the method. It would warn, and take the packed numbers for the
-            weights themselves.
-    """
-    from transformers.quantizers.auto import AutoHfQuantizer
-
-    quantisation: Any = getattr(config, "quantization_config", None)
-    if quantisation is None:
-        return None
-    is_dict = isinstance(quantisation, dict)
-    method = quantisation.get("quant_method") if is_dict else getattr(quantisation, "quant_method", None)
-    named = str(getattr(method, "value", method) or "in a way that the config does not name")
-    try:
-        known = not is_dict or AutoHfQuantizer.supports_quant_method(quantisation)  # type: ignore[no-untyped-call]
-    except ValueError:  # no method is named
-        known = False
-    if not known:
-        raise UnavailableError(
-            spec.name,
-            f"its weights are quantised ({named}), in a way that {_transformers()} does not know",
-            f"Pass the unquantised model. {_newer_transformers()}",
-        )
-    return named
-
-
 def _plain_weights() -> dict[str, Any]:
     """Return options that unpack GGUF weights at load, whichever kernels are installed.
 
@@ -380,62 +310,3 @@ def _plain_weights() -> dict[str, Any]:
 
     gguf_config = getattr(transformers, "GgufConfig", None)
     return {} if gguf_config is None else {"quantization_config": gguf_config(dequantize=True)}
-
-
-def _check_complete(spec: ModelSpec, files: ModelFiles, model: PreTrainedModel, report: dict[str, Any]) -> None:
-    """Refuse a model with random numbers in place of weights, or without layers; transformers only prints a warning.
-
-    The output head may be missing: a checkpoint of the bare decoder has none, and the residual stream ends before it.
-    """
-    head = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    head_ids = {id(parameter) for parameter in head.parameters()} if head is not None else set()
-    optional = {name for name, parameter in model.named_parameters(remove_duplicate=False) if id(parameter) in head_ids}
-    missing = sorted(set(report.get("missing_keys", ())) - optional)
-    mismatched = sorted(_shapes(key) for key in report.get("mismatched_keys", ()))
-    if wrong := missing or mismatched:
-        raise UnavailableError(
-            spec.name,
-            f"{files.directory} lacks {len(wrong)} of the tensors that {type(model).__name__} is made of"
-            f"{'' if missing else ' (or has them in another shape)'}, such as {wrong[0]}",
-            "They would be random numbers. Check that the weights belong to the config and were saved completely.",
-        )
-    known = {_any_layer(name) for name in model.state_dict()}
-    unused = sorted(name for name in report.get("unexpected_keys", ()) if _any_layer(name) in known)
-    if unused:
-        raise UnavailableError(
-            spec.name,
-            f"{files.directory} has {len(unused)} tensors of layers that its config leaves out, such as {unused[0]}",
-            "A part of the model would be measured as if it were all. Correct the number of layers in config.json.",
-        )
-
-
-def _shapes(key: Any) -> str:
-    """Return a tensor of another shape for a message: its name, and both shapes if transformers reports them."""
-    if not isinstance(key, tuple):
-        return str(key)
-    name, *shapes = key
-    return f"{name}: {' there, '.join(str(tuple(shape)) for shape in shapes)} by the config" if shapes else str(name)
-
-
-def _any_layer(name: str) -> str:
-    """Return the name of a tensor with a star in place of each number."""
-    return re.sub(r"\b\d+\b", "*", name)
-
-
-def _brief(error: BaseException) -> str:
-    """Return the type and the first line of another library's error, and the second line if the first announces it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
-    return f"{type(error).__name__}: {text[:300].removesuffix('.')}"
-
-
-def _transformers() -> str:
-    import transformers
-
-    return f"transformers {transformers.__version__}"
-
-
-def _newer_transformers() -> str:
-    return f"A newer transformers than {_transformers().split()[1]} may know it: pip install --upgrade transformers."

