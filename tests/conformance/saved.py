@@ -18,10 +18,11 @@ from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-import delta_suite.models.loading as loading
 import torch
 import transformers
-from delta_suite.errors import SuiteError
+from delta_suite.errors import CaptureError, SuiteError
+from delta_suite.models import loading
+from delta_suite.models.blocks import find_decoder
 from delta_suite.models.files import ModelFiles
 from delta_suite.models.spec import ModelSpec
 from safetensors.torch import load_file, save_file
@@ -66,8 +67,11 @@ def examine(architecture: Architecture, folder: Path) -> list[tuple[str, str]]:
         save_file({k: v for k, v in tensors.items() if k != name}, folder / "model.safetensors", {"format": "pt"})
         told = outcome(folder)
         trials.append(("without embedding", "" if "such as" in told and "lacks" in told else told))
-    inside = [k for k, v in tensors.items() if ".1." in k and v.ndim == 2 and k.endswith(".weight") and "vis" not in k]
-    if inside:
+    try:
+        block = f"{find_decoder(model).path}.1."
+    except CaptureError:
+        return trials
+    if inside := [k for k in tensors if k.startswith(block) and k.endswith(".weight")]:
         extra = inside[-1] + "_scale"
         save_file({**tensors, extra: torch.rand(3)}, folder / "model.safetensors", {"format": "pt"})
         told = outcome(folder)
@@ -92,7 +96,9 @@ def main(only: Iterable[str]) -> int:
                 count[f"{trial}: {'wrong' if wrong else 'right'}"] += 1
                 if wrong:
                     print(f"{architecture.model_type} ({architecture.class_name}), {trial}: {wrong}", flush=True)
-    print(f"{dict(sorted(count.items()))}; transformers {transformers.__version__}, {time.perf_counter() - started:.0f} s")
+    print(
+        f"{dict(sorted(count.items()))}; transformers {transformers.__version__}, {time.perf_counter() - started:.0f} s"
+    )
     return int(any(key.endswith("wrong") and not key.startswith("not built") for key in count))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,9 +106,10 @@ def settle_gguf_config(files: ModelFiles, config: Any) -> None:
         config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads
 
 
-def check_gguf(spec: ModelSpec, files: ModelFiles, model: Any, unread: Iterable[str]) -> None:
+def check_gguf(spec: ModelSpec, files: ModelFiles, model: Any, read: set[str], unread: Iterable[str]) -> None:
     """Refuse a file that says more than the model built from it, after applying its rotary frequencies to the model.
 
+    read: names of tensors that `names_read` collected.
     unread: names of tensors that went nowhere, as far as transformers' loader tells them.
 
     Raises:
@@ -116,7 +118,7 @@ def check_gguf(spec: ModelSpec, files: ModelFiles, model: Any, unread: Iterable[
     assert files.gguf is not None
     keys = GgufKeys.of(files.directory / files.gguf)
     if not spec.random_weights:
-        _check_tensors(spec, keys, model, unread)
+        _check_tensors(spec, keys, read, unread)
     config = model.config.get_text_config()
     if keys.architecture != "mamba":
         for group in REQUIRED:
@@ -160,36 +162,41 @@ def _equal(value: Any, built: Any) -> bool:
     return bool(value == built) or (value in (0, False) and built is None)
 
 
-def _check_tensors(spec: ModelSpec, keys: GgufKeys, model: Any, unread: Iterable[str]) -> None:
+@contextmanager
+def names_read() -> Iterator[set[str]]:
+    """Yield a set that receives the names of the tensors that transformers reads from GGUF files while it loads.
+
+    It stays empty for architectures of the newer loader, which reads every tensor and reports what went nowhere.
+    """
+    from transformers import modeling_gguf_pytorch_utils as loader
+
+    names: set[str] = set()
+    read = loader.get_gguf_hf_weights_map
+
+    def record(*arguments: Any, **options: Any) -> Any:
+        mapping = read(*arguments, **options)
+        names.update(mapping)
+        return mapping
+
+    loader.get_gguf_hf_weights_map = record
+    try:
+        yield names
+    finally:
+        loader.get_gguf_hf_weights_map = read
+
+
+def _check_tensors(spec: ModelSpec, keys: GgufKeys, read: set[str], unread: Iterable[str]) -> None:
     """Refuse tensors that the loader has no place for."""
-    read = _names_read(keys, model)
     # Frequencies are applied, and the head is behind the stream.
-    names = [name for name in keys.tensors if name != "rope_freqs.weight" and not name.startswith("output.")]
-    if read is None:  # the newer loader reports what went nowhere
-        dropped = sorted(set(unread) - {"rope_freqs.weight", "lm_head.weight", "lm_head.bias"})
-        dropped = [name for name in dropped if not name.startswith("mtp.")]
+    names = {name for name in keys.tensors if name != "rope_freqs.weight" and not name.startswith("output.")}
+    if read:
+        dropped = {name for name in names if not {name, name.removesuffix(".weight")} & read}
     else:
-        dropped = sorted(name for name in names if not {name, name.removesuffix(".weight")} & read)
+        dropped = {name for name in unread if name != "rope_freqs.weight" and not name.startswith(("lm_head.", "mtp."))}
     if dropped:
         raise keys.refusal(
-            spec,
-            f"has {len(dropped)} tensors that the model built by transformers lacks, such as {dropped[0]}",
+            spec, f"has {len(dropped)} tensors that the model built by transformers lacks, such as {min(dropped)}"
         )
-
-
-def _names_read(keys: GgufKeys, model: Any) -> set[str] | None:
-    """Return the names of the tensors that transformers reads; None where it reads all, and reports the rest."""
-    from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
-
-    try:
-        from transformers.integrations.gguf.utils import is_gguf_arch_supported
-    except ImportError:
-        pass
-    else:
-        if is_gguf_arch_supported(keys.architecture):
-            return None
-    kind: Any = TENSOR_PROCESSORS.get(keys.architecture, TensorProcessor)
-    return set(get_gguf_hf_weights_map(model, kind(config=model.config.to_dict())))
 
 
 def _frequencies(model: Any) -> Iterator[tuple[str, Any, torch.Tensor]]:

@@ -18,7 +18,7 @@ from delta_suite.models.completeness import check_complete, unread_names
 from delta_suite.models.control import initialise
 from delta_suite.models.device import SHARDED
 from delta_suite.models.files import ModelFiles
-from delta_suite.models.gguf_check import check_gguf
+from delta_suite.models.gguf_check import check_gguf, names_read
 from delta_suite.models.model_config import auto_class, brief, newer_transformers, quantisation_method, read_config
 from delta_suite.models.spec import ModelSpec
 from delta_suite.models.weights import stored_tensors
@@ -117,11 +117,11 @@ def load(
             "Leave --dtype (or `dtype` of its entry) out, or pass the unquantised model.",
         )
     tokenizer = load_tokenizer(spec, files)
-    with _explained(spec, files, device, quantised), _without_kernels(), unread_names() as unread:
+    with _explained(spec, files, device, quantised), _without_kernels(), unread_names() as unread, names_read() as read:
         model, report = _build(spec, files, builder, config, device=device, dtype=wanted, attention=attention)
     check_complete(spec, files, model, report, unread)
     if files.gguf is not None:
-        check_gguf(spec, files, model, unread)
+        check_gguf(spec, files, model, read, unread)
     model.eval().requires_grad_(False)
     return LoadedModel(
         model=model,

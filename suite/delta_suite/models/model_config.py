@@ -22,8 +22,8 @@ LAYERS = re.compile(r"(\w*_)?n?(num_)?(hidden_|decoder_|encoder_)?(layers?|block
 """Keys that count layers."""
 
 SIZES = re.compile(
-    LAYERS.pattern + r"|(\w*_)?((vocab|hidden|intermediate|ffn_hidden|embedding)_size|head_dim|d_model|d_ff|d_kv"
-    r"|d_inner|n_embd|n_inner|n_head|heads|ffn_dim|embed_dim|num_(local_)?experts|n_routed_experts"
+    LAYERS.pattern + r"|(decoder_|encoder_|text_|moe_|num_|n_|attention\.)?((vocab|hidden|intermediate|embedding)_size"
+    r"|head_dim|d_model|d_ff|d_kv|n_embd|n_inner|head|heads|attention_heads|key_value_heads|ffn_dim|(local_|routed_)?experts"
     r"|embedding_length|feed_forward_length|head_count|head_count_kv|key_length|expert_count)"
 )
 """Keys of sizes and counts; each shows in the shape of a tensor."""
@@ -32,7 +32,7 @@ POSITIONS = re.compile(r"(\w*_)?(position_embeddings|n_positions|n_ctx|context_l
 """Keys of lengths; tables of sines and masks can have that many rows."""
 
 AT_LEAST_ONE = re.compile(
-    r"(decoder_|encoder_)?(vocab_size|hidden_size|d_model|n_embd|intermediate_size|d_ff|d_kv|head_dim|n_head|n_layer"
+    r"(decoder_|encoder_)?(vocab_size|hidden_size|d_model|n_embd|intermediate_size|d_ff|n_head|n_layer"
     r"|num_layers|num_hidden_layers|num_attention_heads|num_key_value_heads|num_heads|layers|attention_heads"
     r"|max_position_embeddings|n_positions)"
 )
