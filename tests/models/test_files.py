@@ -224,3 +224,111 @@ def test_model_files_are_values(checkpoint: Path) -> None:
     files = locate(spec_of(checkpoint))
     assert files == ModelFiles(files.directory, None, files.weights, files.others)
     assert hash(files)
+
+
+class TestOutside:
+    """Weights are .safetensors files inside the folder, whoever names them."""
+
+    @pytest.mark.parametrize(
+        "name",
+        [
+            "pytorch_model.bin",
+            "../x.safetensors",
+            "/etc/x.safetensors",
+            "a/../../x.safetensors",
+            "x\0.safetensors",
+            "x" * 300 + ".safetensors",
+            "",
+            5,
+            None,
+            ["x.safetensors"],
+        ],
+    )
+    def test_what_an_index_may_not_name(self, checkpoint: Path, name: object) -> None:
+        shard(checkpoint, ["model-00001-of-00001.safetensors"])
+        (checkpoint / "pytorch_model.bin").write_bytes(b"x")
+        index = {"metadata": {}, "weight_map": {"a": "model-00001-of-00001.safetensors", "b": name}}
+        (checkpoint / "model.safetensors.index.json").write_text(json.dumps(index))
+        message = problem(spec_of(checkpoint))
+        assert "model.safetensors.index.json" in message
+        assert "is no .safetensors file in that folder" in message or "has no weight_map that can be read" in message
+
+    def test_a_pickle_in_the_index_of_pickles_is_read_if_allowed(self, checkpoint: Path) -> None:
+        (checkpoint / "model.safetensors").rename(checkpoint / "part.bin")
+        index = {"metadata": {}, "weight_map": {"a": "part.bin"}}
+        (checkpoint / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+        assert [path.name for path in locate(spec_of(checkpoint, allow_pickle=True)).weights] == ["part.bin"]
+
+    @pytest.mark.parametrize("name", ["adapter_model.bin", "../x.safetensors", "x.pt", 5, ["a"], True])
+    def test_what_a_config_may_not_name(self, checkpoint: Path, name: object) -> None:
+        (checkpoint / "config.json").write_text(json.dumps({"transformers_weights": name}))
+        message = problem(spec_of(checkpoint))
+        assert "config.json says transformers_weights = " in message
+        assert "which is no .safetensors file in that folder" in message
+
+
+class TestShardsOfTraining:
+    @pytest.mark.parametrize(
+        ("name", "cure"),
+        [
+            ("pytorch_model_fsdp_0/__0_0.distcp", "accelerate merge-weights"),
+            ("__0_0.distcp", "accelerate merge-weights"),
+            ("global_step8/mp_rank_00_model_states.pt", "zero_to_fp32.py"),
+            ("zero_to_fp32.py", "zero_to_fp32.py"),
+        ],
+    )
+    @pytest.mark.parametrize("config", [True, False])
+    def test_the_converter_is_named(self, checkpoint: Path, name: str, cure: str, config: bool) -> None:
+        (checkpoint / "model.safetensors").unlink()
+        (checkpoint / name).parent.mkdir(exist_ok=True)
+        (checkpoint / name).write_bytes(b"x")
+        if not config:
+            (checkpoint / "config.json").unlink()
+        message = problem(spec_of(checkpoint))
+        assert f"It holds {name.split('/', maxsplit=1)[0]}, shards of" in message
+        assert cure in message
+
+    def test_shards_that_would_stand_in_for_the_weights(self, checkpoint: Path) -> None:
+        """transformers reads them first, beside a whole model.safetensors."""
+        shutil.copy(checkpoint / "model.safetensors", checkpoint / "shard-00000-model-00001-of-00001.safetensors")
+        assert "holds shard-00000-model-00001-of-00001.safetensors, shards of" in problem(spec_of(checkpoint))
+
+
+class TestNotes:
+    def test_none_of_an_ordinary_checkpoint(self, checkpoint: Path) -> None:
+        assert locate(spec_of(checkpoint)).notes == ()
+
+    def test_an_adapter_beside_the_weights(self, checkpoint: Path) -> None:
+        (checkpoint / "adapter_config.json").write_text("{}")
+        (note,) = locate(spec_of(checkpoint)).notes
+        assert "(adapter_config.json) is not measured, the model beside it is; merge it (merge_and_unload" in note
+
+    def test_an_adapter_without_weights(self, checkpoint: Path) -> None:
+        (checkpoint / "adapter_config.json").write_text("{}")
+        (checkpoint / "model.safetensors").rename(checkpoint / "adapter_model.safetensors")
+        assert "It holds an adapter: merge it into its base model (merge_and_unload" in problem(spec_of(checkpoint))
+
+    @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+    def test_code_that_is_not_trusted(self, checkpoint: Path, name: str) -> None:
+        content = json.loads((checkpoint / name).read_text()) | {"auto_map": {"AutoModel": "modeling_x.X"}}
+        (checkpoint / name).write_text(json.dumps(content))
+        (note,) = locate(spec_of(checkpoint)).notes
+        assert f"{name} names code of its own (modeling_x.X), which is not trusted and does not run" in note
+        assert locate(spec_of(checkpoint, trust_remote_code=True)).notes == ()
+
+    @pytest.mark.parametrize(
+        ("changes", "expected"),
+        [
+            ({"_attn_implementation": "flash_attention_2"}, "asks for _attn_implementation = flash_attention_2"),
+            ({"text_config": {"attn_implementation": "a/b"}}, "asks for text_config.attn_implementation = a/b"),
+            ({"torch_dtype": "float64"}, "says torch_dtype = float64; the widest dtype"),
+            (
+                {"rope_scaling": {"type": "longrope"}, "original_max_position_embeddings": 64},
+                "documents run in pieces of at most 64 tokens",
+            ),
+        ],
+    )
+    def test_what_a_config_asks_for_in_vain(self, checkpoint: Path, changes: dict[str, object], expected: str) -> None:
+        (checkpoint / "config.json").write_text(json.dumps({"model_type": "llama", **changes}))
+        (note,) = locate(spec_of(checkpoint)).notes
+        assert expected in note

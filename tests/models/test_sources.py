@@ -49,6 +49,16 @@ class TestPackage:
         assert "carries_weights" not in sys.modules
         assert availability(spec) == (True, f"in {tmp_path / 'site/carries_weights'}")
 
+    def test_a_package_inside_another_is_not_imported_either(self, spec: ModelSpec, tmp_path: Path) -> None:
+        """Looking for it through importlib would import the outer one."""
+        inner = tmp_path / "site/carries_weights/inner"
+        inner.mkdir()
+        gguf(inner / "m.gguf")
+        assert locate(spec.model_copy(update={"package": "carries_weights.inner"})).directory == inner
+        assert "carries_weights" not in sys.modules
+        for package in ("carries_weights.absent", "carries_weights..inner", "carries_weights/inner", ".", "/etc"):
+            assert package in problem(spec.model_copy(update={"package": package}))
+
     def test_a_file_that_the_package_lacks(self, spec: ModelSpec) -> None:
         message = problem(spec.model_copy(update={"gguf": "n.gguf"}))
         assert "the Python package carries_weights is installed" in message

@@ -139,12 +139,13 @@ def _notes(spec: ModelSpec, directory: Path, config: dict[str, Any]) -> tuple[st
             "(merge_and_unload of peft) and pass what that saves to measure both"
         )
     values = dict(nested(config))
-    code = sorted({str(value) for key, value in values.items() if key.startswith("auto_map.")})
-    if code and not spec.trust_remote_code:
-        notes.append(
-            f"config.json names code of its own ({shorten(', '.join(code))}), which is not trusted and does not run; "
-            "the model is the one of transformers"
-        )
+    for name, keys in (("config.json", values), ("tokenizer_config.json", _tokenizer_config(directory))):
+        code = sorted({str(value) for key, value in keys.items() if key.startswith("auto_map")})
+        if code and not spec.trust_remote_code:
+            notes.append(
+                f"{name} names code of its own ({shorten(', '.join(code))}), which is not trusted and does not run; "
+                "what transformers has for it does"
+            )
     if any(value in ("longrope", "su") for key, value in values.items() if key.endswith(("rope_type", ".type"))):
         first = next(
             (value for key, value in values.items() if key.endswith("original_max_position_embeddings")), "its"
@@ -162,12 +163,21 @@ def _notes(spec: ModelSpec, directory: Path, config: dict[str, Any]) -> tuple[st
     return tuple(notes)
 
 
+def _tokenizer_config(directory: Path) -> dict[str, Any]:
+    """Return the values of tokenizer_config.json by their dotted keys; none if it cannot be read."""
+    try:
+        content = read_json(directory / "tokenizer_config.json")
+    except UnreadableFileError:
+        return {}
+    return dict(nested(content)) if isinstance(content, dict) else {}
+
+
 def _gguf(spec: ModelSpec, directory: Path, name: str) -> Path:
     path = directory / name
     if not path.is_file():
         ggufs = ", ".join(sorted(path.name for path in directory.glob("*.gguf"))) or "none"
         raise IncompleteError(spec.name, f"{directory} has no file {name}", f"GGUF files there: {ggufs}.")
-    if part := SPLIT_GGUF.search(name):
+    if (part := SPLIT_GGUF.search(name)) and int(part[2]) > 1:
         raise _split(spec, path, int(part[1]), int(part[2]))
     return path
 

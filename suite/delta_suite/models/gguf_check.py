@@ -95,6 +95,14 @@ class GgufKeys:
         )
 
 
+def check_required(spec: ModelSpec, path: Path) -> None:
+    """Refuse a GGUF file without the keys that have no default."""
+    keys = GgufKeys.of(path)
+    for group in REQUIRED:
+        if keys.values and not set(group) & set(keys.values):
+            raise keys.refusal(spec, f"has no key {keys.architecture}.{group[0]}")
+
+
 def settle_gguf_config(files: ModelFiles, config: Any) -> None:
     """Give the config what transformers leaves out of it, and what no tensor shows."""
     assert files.gguf is not None
@@ -120,10 +128,6 @@ def check_gguf(spec: ModelSpec, files: ModelFiles, model: Any, read: set[str], u
     if not spec.random_weights:
         _check_tensors(spec, keys, read, unread)
     config = model.config.get_text_config()
-    if keys.architecture != "mamba":
-        for group in REQUIRED:
-            if not set(group) & set(keys.values):
-                raise keys.refusal(spec, f"has no key {keys.architecture}.{group[0]}")
     for key, value in keys.values.items():
         if WITHOUT_EFFECT.fullmatch(key) or ROTARY.fullmatch(key):
             continue

@@ -31,7 +31,7 @@ SENTENCEPIECE = (".model", ".spm")
 """Suffixes of the vocabularies that the package sentencepiece reads."""
 
 NO_ADAPTER = {"subfolder": ".no-adapter"}
-"""Where transformers is to look for an adapter: it would load one that lies beside the weights if peft is installed."""
+"""Place for transformers to look for an adapter: it would load one beside the weights if peft is installed."""
 
 
 class SkeletonError(SuiteError):

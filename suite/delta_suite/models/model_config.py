@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from delta_suite.errors import SuiteError, UnavailableError
 from delta_suite.models.files import ModelFiles, nested
-from delta_suite.models.gguf_check import settle_gguf_config
+from delta_suite.models.gguf_check import check_required, settle_gguf_config
 from delta_suite.models.gguf_header import gguf_content
 from delta_suite.models.spec import ModelSpec
 from delta_suite.models.weights import stored_tensors
+from delta_suite.paths import shorten
 from delta_suite.reading import read_json
 
 if TYPE_CHECKING:
@@ -72,6 +73,13 @@ def read_config(spec: ModelSpec, files: ModelFiles) -> PreTrainedConfig:
         _check_dtypes(spec, where, content)
     else:
         content = gguf_content(where)[0]
+        if isinstance(count := content.get("split.count"), int) and count > 1:
+            raise UnavailableError(
+                spec.name,
+                f"{where} is part {content.get('split.no', 0) + 1} of {count} of a split GGUF file",
+                "Join them: llama-gguf-split --merge FIRST_PART WHOLE.gguf, and pass that file.",
+            )
+        check_required(spec, where)
     _check_sizes(spec, files, where, content)
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
@@ -134,19 +142,21 @@ def _check_dtypes(spec: ModelSpec, where: Path, content: dict[str, Any]) -> None
 def _check_sizes(spec: ModelSpec, files: ModelFiles, where: Path, content: dict[str, Any]) -> None:
     """Refuse sizes and counts that cannot be those of the weights, before memory is asked for."""
     if files.gguf is not None:
-        shapes = list(gguf_content(where)[1].values())
+        shapes = gguf_content(where)[1]
+        blocks = len({match[1] for name in shapes if (match := re.search(r"blk\.(\d+)\.", name))})
     else:
-        shapes = [tensor.shape for tensor in stored_tensors(files.weights).values()]
+        shapes = {name: tensor.shape for name, tensor in stored_tensors(files.weights).items()}
+        blocks = len(shapes)  # their names differ from one architecture to the next, but a block has a tensor at least
     layers, size = MOST_LAYERS, MOST
     if shapes and not spec.random_weights:
-        # A layer has a tensor at least, and a size is a dimension of one.
-        layers, size = len(shapes), min(MOST, SLACK * max(max(shape, default=1) for shape in shapes))
+        # A size is a dimension of a tensor.
+        layers, size = blocks, min(MOST, SLACK * max(max(shape, default=1) for shape in shapes.values()))
     for key, value in _numbers(content):
         name = key.rpartition(".")[2]
         if AT_LEAST_ONE.fullmatch(name) and (isinstance(value, bool) or value < 1):
             raise _impossible(spec, where, key, value, "where a whole number above 0 belongs")
         if LAYERS.fullmatch(name) and value > layers:
-            there = f"where the weights have {layers} tensors" if shapes else f"and at most {layers} are built"
+            there = f"and the weights have no tensors for more than {layers}" if shapes else f"and {layers} is the most"
             raise _impossible(spec, where, key, value, there)
         if (SIZES.fullmatch(name) and value > size) or (POSITIONS.fullmatch(name) and value > MOST):
             raise _impossible(spec, where, key, value, "which is more than these weights can have")
@@ -205,6 +215,12 @@ def auto_class(config: PreTrainedConfig, spec: ModelSpec) -> Any:
         "models. Choose one of those."
     )
     architectures = config.architectures or []
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise UnavailableError(
+            spec.name,
+            f"the config of {spec.name} says architectures = {shorten(repr(architectures))}, which is no list of names",
+            "Write the class that was trained, or remove the key.",
+        )
     fitting: dict[str, tuple[str, ...]] = {}
     for name, mapping in AUTO_CLASSES:
         known = getattr(transformers, mapping, {})
