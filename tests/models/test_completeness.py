@@ -188,6 +188,7 @@ class TestValues:
             ("num_attention_heads", 10**6),
             ("max_position_embeddings", 10**12),
             ("intermediate_size", 10**7),
+            ("num_labels", 10**9),
         ],
     )
     def test_impossible(self, llama: Path, key: str, value: int) -> None:

@@ -60,9 +60,11 @@ def unread_names() -> Iterator[set[str]]:
     names: set[str] = set()
     adjust = PreTrainedModel._adjust_missing_and_unexpected_keys
 
-    def record(model: Any, report: Any, *rest: Any) -> Any:
-        names.update(report.unexpected_keys)
-        return adjust(model, report, *rest)
+    def record(model: Any, *reports: Any) -> Any:
+        names.update(
+            getattr(reports[-1], "unexpected_keys", reports[-1])
+        )  # transformers 5.0 passes the names themselves
+        return adjust(model, *reports)
 
     PreTrainedModel._adjust_missing_and_unexpected_keys = record  # type: ignore[method-assign, assignment]
     try:

@@ -30,9 +30,6 @@ if TYPE_CHECKING:
 SENTENCEPIECE = (".model", ".spm")
 """Suffixes of the vocabularies that the package sentencepiece reads."""
 
-NO_ADAPTER = {"subfolder": ".no-adapter"}
-"""Place for transformers to look for an adapter: it would load one beside the weights if peft is installed."""
-
 
 class SkeletonError(SuiteError):
     """Error for an architecture that cannot be built without its weights, which says nothing about building it with."""
@@ -117,7 +114,7 @@ def load(
             "Leave --dtype (or `dtype` of its entry) out, or pass the unquantised model.",
         )
     tokenizer = load_tokenizer(spec, files)
-    with _explained(spec, files, device, quantised), _without_kernels(), unread_names() as unread, names_read() as read:
+    with _explained(spec, files, device, quantised), _weights_alone(), unread_names() as unread, names_read() as read:
         model, report = _build(spec, files, builder, config, device=device, dtype=wanted, attention=attention)
     check_complete(spec, files, model, report, unread)
     if files.gguf is not None:
@@ -183,7 +180,7 @@ def _build(
         )
         return model, {}
     # check_complete reports tensors of another shape, together with those that are missing.
-    options: dict[str, Any] = {"ignore_mismatched_sizes": True, "adapter_kwargs": NO_ADAPTER, **kernel}
+    options: dict[str, Any] = {"ignore_mismatched_sizes": True, **kernel}
     if device == SHARDED:
         options |= {"device_map": "auto", "offload_folder": offload_folder}
     elif device != "cpu":
@@ -260,16 +257,28 @@ def _too_wide_or_narrow(config: PreTrainedConfig, files: ModelFiles) -> bool:
 
 
 @contextmanager
-def _without_kernels() -> Iterator[None]:
-    """Keep architectures from fetching compiled kernels from the hub, as they do if the package `kernels` is there."""
-    from transformers.integrations import hub_kernels
+def _weights_alone() -> Iterator[None]:
+    """Keep transformers from what it does by itself where a package is installed.
 
-    before = getattr(hub_kernels, "_kernels_enabled", False)
-    hub_kernels._kernels_enabled = False
+    With `kernels` some architectures fetch compiled code from the hub and run it; with `peft` an adapter that lies
+    beside the weights is loaded into them.
+    """
+    from transformers.integrations import hub_kernels, peft
+    from transformers.models.auto import auto_factory
+
+    switches: list[tuple[Any, str, Any]] = [
+        (hub_kernels, "_kernels_enabled", False),
+        (peft, "is_peft_available", lambda: False),
+        (auto_factory, "is_peft_available", lambda: False),
+    ]
+    before = [getattr(module, name, None) for module, name, _ in switches]
+    for module, name, value in switches:
+        setattr(module, name, value)
     try:
         yield
     finally:
-        hub_kernels._kernels_enabled = before
+        for (module, name, _), value in zip(switches, before, strict=True):
+            setattr(module, name, value)
 
 
 @contextmanager

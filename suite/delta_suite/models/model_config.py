@@ -29,8 +29,10 @@ SIZES = re.compile(
 )
 """Keys of sizes and counts; each shows in the shape of a tensor."""
 
-POSITIONS = re.compile(r"(\w*_)?(position_embeddings|n_positions|n_ctx|context_length|max_seq_len|seq_length)")
-"""Keys of lengths; tables of sines and masks can have that many rows."""
+LENGTHS = re.compile(
+    r"(\w*_)?(position_embeddings|n_positions|n_ctx|context_length|max_seq_len|seq_length|num_labels|num_buckets)"
+)
+"""Keys of lengths of which tables are made: sines, masks, names of labels."""
 
 AT_LEAST_ONE = re.compile(
     r"(decoder_|encoder_)?(vocab_size|hidden_size|d_model|n_embd|intermediate_size|d_ff|n_head|n_layer"
@@ -44,6 +46,9 @@ MOST_LAYERS = 4096
 
 MOST = 1 << 24
 """Largest size, count or length; contexts of ten million tokens and vocabularies of a million have been published."""
+
+MOST_LABELS = 1 << 17
+"""Most labels of a classifier; the config of any model makes a name for each of them."""
 
 SLACK = 16
 """How many times the largest dimension of a stored tensor a size may be; packed weights are up to 16 times shorter."""
@@ -158,7 +163,8 @@ def _check_sizes(spec: ModelSpec, files: ModelFiles, where: Path, content: dict[
         if LAYERS.fullmatch(name) and value > layers:
             there = f"and the weights have no tensors for more than {layers}" if shapes else f"and {layers} is the most"
             raise _impossible(spec, where, key, value, there)
-        if (SIZES.fullmatch(name) and value > size) or (POSITIONS.fullmatch(name) and value > MOST):
+        most = MOST_LABELS if name == "num_labels" else MOST
+        if (SIZES.fullmatch(name) and value > size) or (LENGTHS.fullmatch(name) and value > most):
             raise _impossible(spec, where, key, value, "which is more than these weights can have")
 
 
