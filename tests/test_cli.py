@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -59,6 +60,18 @@ def test_measure_writes_a_record_and_shows_the_phases(tiny: Path, tmp_path: Path
     assert "block rank" in result.output
     assert "influence" in result.output
     assert re.search(r"^p +0\.\d{3} against smooth drift", result.output, re.MULTILINE)
+
+
+def test_the_user_is_told_of_an_adapter_also_of_one_that_came_later(
+    tiny: Path, tmp_path: Path, own_cache: Path
+) -> None:
+    model = shutil.copytree(tiny, tmp_path / "model")
+    options = ("--results-dir", tmp_path / "results", "--device", "cpu", "--calibration", "seed")
+    assert "adapter" not in run("measure", model, *options).output
+    (model / "adapter_config.json").write_text("{}")
+    output = run("measure", model, *options).output
+    assert "model: the adapter in" in output
+    assert "is not measured, the model beside it is" in output
 
 
 def test_a_damaged_cache_entry_is_one_line(tiny: Path, tmp_path: Path, own_cache: Path) -> None:

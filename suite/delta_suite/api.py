@@ -9,6 +9,7 @@ m.judge("hypotheses/")
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -56,7 +57,10 @@ def measure(
         calibration=calibration, documents=documents, device=device, dtype=dtype, parts=frozenset(parts)
     )
     spec = load_registry().resolve(model)
-    return Measurement(measure_view(spec, settings).view)
+    measured = measure_view(spec, settings)
+    for note in measured.notes:
+        warnings.warn(note, stacklevel=2)
+    return Measurement(measured.view)
 
 
 def load(path: str | Path) -> Measurement:

@@ -68,10 +68,12 @@ def examine(architecture: Architecture, folder: Path) -> list[tuple[str, str]]:
         told = outcome(folder)
         trials.append(("without embedding", "" if "such as" in told and "lacks" in told else told))
     try:
-        block = f"{find_decoder(model).path}.1."
+        block = f"{find_decoder(model).path}.1."  # older checkpoints of multimodal models have other names before it
+        inner = f".{block.split('.')[-3]}.1."
     except CaptureError:
         return trials
-    if inside := [k for k in tensors if k.startswith(block) and k.endswith(".weight")]:
+    text = [k for k in tensors if k.startswith(block) or ("language_model" in k and inner in k)]
+    if inside := [k for k in text if k.endswith(".weight")]:
         extra = inside[-1] + "_scale"
         save_file({**tensors, extra: torch.rand(3)}, folder / "model.safetensors", {"format": "pt"})
         told = outcome(folder)

@@ -105,6 +105,16 @@ class TestUnread:
         rewrite(llama, lambda old: old | {name: small, f"{name}_scale": torch.tensor([0.02])})
         assert "up_proj.weight_scale" in problem(llama)
 
+    def test_packed_weights_without_a_quantisation_config(self, llama: Path) -> None:
+        name = "model.layers.0.mlp.up_proj.weight"
+        rewrite(llama, lambda old: old | {name: (old[name] * 100).to(torch.int8)})
+        assert f"has 1 weights as I8, such as {name}" in problem(llama)
+
+    def test_two_tensors_for_one_place(self, llama: Path) -> None:
+        name = "layers.0.mlp.up_proj.weight"
+        rewrite(llama, lambda old: old | {name: old[f"model.{name}"] + 1})
+        assert f"two tensors for one place: model.{name} and {name}" in problem(llama)
+
     def test_an_adapter_in_the_weights(self, llama: Path) -> None:
         message = problem(with_more(llama, model__layers__0__self_attn__q_proj__lora_A__weight=torch.rand(4, 48)))
         assert "1 tensors of an adapter that is not merged, such as model.layers.0.self_attn.q_proj.lora_A" in message

@@ -42,6 +42,9 @@ PACKING = re.compile(
 )
 """Names of what quantised weights carry beside them; the quantiser knows which of them it needs."""
 
+WHOLE = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL")
+"""Dtypes in which quantised weights are packed, as safetensors names them."""
+
 BESIDE_TEXT = re.compile(r"(^|[._])(mtp|nextn|vision|visual|image|img|audio|video|speech|talker|projector)", re.I)
 """Names of parts that text does not go through."""
 
@@ -147,6 +150,7 @@ def _check_unread(spec: ModelSpec, files: ModelFiles, model: Any, unread: list[s
         return
     stored = stored_tensors(files.weights)
     quantised = getattr(model.config, "quantization_config", None) is not None
+    _check_stored(spec, files, model, stored, quantised=quantised)
     layers: list[str] = []
     matters: list[str] = []
     for name in unread:
@@ -168,6 +172,28 @@ def _check_unread(spec: ModelSpec, files: ModelFiles, model: Any, unread: list[s
             f"describes it, such as {matters[0]}",
             "Without them another model would be measured. Correct config.json (model_type, attention_bias, mlp_bias, "
             "quantization_config and the like), or save the model anew.",
+        )
+
+
+def _check_stored(
+    spec: ModelSpec, files: ModelFiles, model: Any, stored: Mapping[str, StoredTensor], *, quantised: bool
+) -> None:
+    """Refuse two tensors for one place, and packed weights without a config that says how to unpack them."""
+    base = f"{model.base_model_prefix}."
+    if twice := [name for name in stored if name.startswith(base) and name.removeprefix(base) in stored]:
+        raise UnavailableError(
+            spec.name,
+            f"{files.directory} has two tensors for one place: {twice[0]} and {twice[0].removeprefix(base)}",
+            "Which one is meant cannot be told. Save the model again.",
+        )
+    state = {} if quantised else model.state_dict()
+    whole = [name for name, tensor in stored.items() if tensor.dtype in WHOLE and name in state]
+    if packed := [name for name in whole if state[name].is_floating_point()]:
+        raise UnavailableError(
+            spec.name,
+            f"{files.directory} has {len(packed)} weights as {stored[packed[0]].dtype}, such as {packed[0]}, and "
+            "config.json has no quantization_config that says how to unpack them",
+            "Add it, or pass the unquantised model.",
         )
 
 
