@@ -199,6 +199,7 @@ class TestValues:
             ("max_position_embeddings", 10**12),
             ("intermediate_size", 10**7),
             ("num_labels", 10**9),
+            ("head_dim", -12),
         ],
     )
     def test_impossible(self, llama: Path, key: str, value: int) -> None:

@@ -160,6 +160,8 @@ def _check_sizes(spec: ModelSpec, files: ModelFiles, where: Path, content: dict[
         name = key.rpartition(".")[2]
         if AT_LEAST_ONE.fullmatch(name) and (isinstance(value, bool) or value < 1):
             raise _impossible(spec, where, key, value, "where a whole number above 0 belongs")
+        if SIZES.fullmatch(name) and value < 0:
+            raise _impossible(spec, where, key, value, "and no size is negative")
         if LAYERS.fullmatch(name) and value > layers:
             there = f"and the weights have no tensors for more than {layers}" if shapes else f"and {layers} is the most"
             raise _impossible(spec, where, key, value, there)
