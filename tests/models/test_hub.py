@@ -41,14 +41,24 @@ def test_needed_files_are_downloaded_once_and_no_others(published: Hub, checkpoi
     assert not published.asked
     files = locate(SPEC)
     assert {path.name for path in files.directory.iterdir()} == {
-        "config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"
-    }  # fmt: skip
+        *("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors", "generation_config.json")
+    }
     assert files.revision == published.commit("acme/tiny")
     assert fingerprint(files) == fingerprint(locate(ModelSpec(name="x", path=checkpoint)))
     published.asked.clear()
     assert locate(SPEC) == files
     assert availability(SPEC)[0]
     assert published.asked == []
+
+
+def test_all_files_that_a_tokenizer_reads_are_downloaded(published: Hub, checkpoint: Path) -> None:
+    for name in ("source.spm", "bpe.codes", "chat_template.jinja", "additional_chat_templates/tools.jinja"):
+        (checkpoint / name).parent.mkdir(exist_ok=True)
+        (checkpoint / name).write_text(name)
+        published.repositories["acme/tiny"][name] = name.encode()
+    files = locate(SPEC)
+    assert (files.directory / "additional_chat_templates" / "tools.jinja").is_file()
+    assert fingerprint(files) == fingerprint(locate(ModelSpec(name="x", path=checkpoint)))
 
 
 def test_code_of_the_model_is_downloaded_only_if_trusted(published: Hub) -> None:

@@ -41,7 +41,7 @@ def control_fingerprint(files: ModelFiles) -> str:
         if path.name == "config.json":
             config = {key: value for key, value in json.loads(content).items() if key not in _VOLATILE}
             content = json.dumps(config, sort_keys=True).encode()
-        total.update(f"{path.name}\0{hashlib.sha256(content).hexdigest()}\n".encode())
+        total.update(f"{files.relative(path)}\0{hashlib.sha256(content).hexdigest()}\n".encode())
     return total.hexdigest()
 
 

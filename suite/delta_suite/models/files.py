@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,25 +11,32 @@ from typing import TYPE_CHECKING, Any
 
 from delta_suite.errors import IncompleteError, UnavailableError
 from delta_suite.paths import shorten
-from delta_suite.reading import UnreadableFileError, read_json
+from delta_suite.reading import UnreadableFileError, read_bytes, read_json
 
 if TYPE_CHECKING:
     from delta_suite.models.spec import ModelSpec
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "vocab.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tekken.json",
+TOKENIZER_FILES = frozenset(
+    {
+        *("added_tokens.json", "bpe.codes", "byte_maps.json", "dict.txt", "emoji.json", "entity_vocab.json"),
+        *("merges.txt", "normalizer.json", "prophetnet.tokenizer", "sentencepiece.bpe.model", "sentencepiece.model"),
+        *("source.spm", "special_tokens_map.json", "spiece.model", "spm.model", "spm_char.model", "target.spm"),
+        *("target_vocab.json", "tekken.json", "tiktoken.model", "tokenizer.json", "tokenizer.model"),
+        *("tokenizer_config.json", "vocab-src.json", "vocab-tgt.json", "vocab.json", "vocab.txt"),
+        *("word_pronunciation.json", "word_shape.json"),
+    }
 )
-"""Files that the tokenizers of transformers read (their VOCAB_FILES_NAMES), besides `*.tiktoken`."""
+"""Files that the tokenizers of transformers read: the values of VOCAB_FILES_NAMES of all classes, and those that every
+tokenizer reads. A test compares them with the transformers that is installed."""
+
+CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
+"""Files with a tokenizer's chat template, and the folder of further ones (`*.jinja`)."""
+
+_VERSIONED = re.compile(r"tokenizer\.model.*|tokenizer\.\d.*\.json")
+"""Names of a tokenizer for one of several versions: those of Mistral, and `fast_tokenizer_files` of transformers."""
+
+GENERATION_CONFIG = "generation_config.json"
+"""The settings for generating, in which the token may stand that a decoder reads first."""
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 """Names that save_pretrained gives to whole weights, and to the index of weights in several files."""
@@ -69,21 +77,25 @@ class ModelFiles:
     weights: tuple[Path, ...]
     """Weight files; empty for a control, unless its config is inside a GGUF file."""
     others: tuple[Path, ...]
-    """config.json, the tokenizer, and the model's code if it is trusted; empty for GGUF."""
+    """Everything else that decides what is measured, such as config.json and the tokenizer; empty for GGUF."""
     revision: str | None = None
     """Commit of the hub repository; None for models from elsewhere."""
     notes: tuple[str, ...] = ()
     """Lines for the user about what lies there and is not measured, or not as it asks to be."""
+
+    def relative(self, path: Path) -> str:
+        """Return the path of one of the files below the directory, with `/`."""
+        return path.relative_to(self.directory).as_posix()
 
 
 def is_tokenizer_file(name: str) -> bool:
     """Return True if a file of this name is part of a tokenizer.
 
     Example:
-        >>> is_tokenizer_file("vocab.json"), is_tokenizer_file("config.json")
-        (True, False)
+        >>> is_tokenizer_file("vocab.json"), is_tokenizer_file("tokenizer.model.v3"), is_tokenizer_file("config.json")
+        (True, True, False)
     """
-    return name in TOKENIZER_FILES or name.endswith(".tiktoken")
+    return name in TOKENIZER_FILES or name.endswith(".tiktoken") or _VERSIONED.fullmatch(name) is not None
 
 
 def model_files(spec: ModelSpec, directory: Path, revision: str | None = None) -> ModelFiles:
@@ -100,7 +112,8 @@ def model_files(spec: ModelSpec, directory: Path, revision: str | None = None) -
         return ModelFiles(directory, gguf, (_gguf(spec, directory, gguf),), (), revision)
     config = _config(spec, directory)
     weights = () if spec.random_weights else _weights(spec, directory, config)
-    return ModelFiles(directory, None, weights, _others(spec, directory), revision, _notes(spec, directory, config))
+    others, notes = _others(spec, directory, config, weights), _notes(spec, directory, config)
+    return ModelFiles(directory, None, weights, others, revision, notes)
 
 
 def pickles_only(spec: ModelSpec, where: str, weights: list[str]) -> UnavailableError:
@@ -313,8 +326,8 @@ def _shards(spec: ModelSpec, directory: Path, index: str) -> tuple[Path, ...]:
     return tuple(directory / name for name in names)
 
 
-def _others(spec: ModelSpec, directory: Path) -> tuple[Path, ...]:
-    """Return config.json, the tokenizer's files, the index of the weights, and trusted code."""
+def _others(spec: ModelSpec, directory: Path, config: dict[str, Any], weights: tuple[Path, ...]) -> tuple[Path, ...]:
+    """Return config.json, the tokenizer's files, the index of the weights, trusted code, and what these name."""
     names = {path.name for path in directory.iterdir() if path.is_file()}
     tokenizer = {name for name in names if is_tokenizer_file(name)}
     if not tokenizer - {"special_tokens_map.json", "added_tokens.json"}:
@@ -323,7 +336,18 @@ def _others(spec: ModelSpec, directory: Path) -> tuple[Path, ...]:
             f"{directory} has no tokenizer (tokenizer.json, tokenizer.model, vocab.json or the like)",
             "Save the one it was trained with beside the weights: tokenizer.save_pretrained(DIRECTORY).",
         )
-    needed = tokenizer | {"config.json"} | ({INDEX, *PICKLES[1:]} & names)
-    if spec.trust_remote_code:
-        needed |= {name for name in names if name.endswith(".py")}
-    return tuple(directory / name for name in sorted(needed))
+    needed = tokenizer | {"config.json"} | ({INDEX, *PICKLES[1:], *CHAT_TEMPLATES} & names)
+    needed |= {name for name in names if spec.trust_remote_code and name.endswith(".py")}
+    # Code reads files of any name, and a config can name one for each version of transformers.
+    readers = [name for name in needed if name.endswith(".py") or name in ("config.json", "tokenizer_config.json")]
+    text = b"".join(read_bytes(directory / name) for name in readers)
+    others = names - {SINGLE, *PICKLES, *(path.name for path in weights)}
+    needed |= {name for name in others if re.search(rb"[\"']%b[\"']" % re.escape(os.fsencode(name)), text)}
+    if GENERATION_CONFIG in names and _says_what_is_read_first(directory / GENERATION_CONFIG, config):
+        needed.add(GENERATION_CONFIG)
+    return *(directory / name for name in sorted(needed)), *sorted((directory / CHAT_TEMPLATES[-1]).glob("*.jinja"))
+
+
+def _says_what_is_read_first(generation_config: Path, config: dict[str, Any]) -> bool:
+    """Return True if a decoder's first token may stand in the file, as that of an encoder-decoder does."""
+    return bool(config.get("is_encoder_decoder")) or b"decoder_start_token_id" in read_bytes(generation_config)

@@ -52,8 +52,8 @@ class Cache:
 
     @property
     def memo(self) -> Path:
-        """The content hashes of weight files already read. Raises RecordError where the cache cannot be written."""
-        return self._folder() / "fingerprints.json"
+        """The folder of the content hashes of weight files already read."""
+        return self.root / "fingerprints"
 
     @contextmanager
     def lock(self, key: str) -> Iterator[None]:

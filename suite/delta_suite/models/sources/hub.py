@@ -15,7 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from delta_suite.errors import IncompleteError, UnavailableError
-from delta_suite.models.files import INDEX, PICKLES, SINGLE, ModelFiles, is_tokenizer_file, pickles_only
+from delta_suite.models.files import (
+    CHAT_TEMPLATES,
+    GENERATION_CONFIG,
+    INDEX,
+    PICKLES,
+    SINGLE,
+    ModelFiles,
+    is_tokenizer_file,
+    pickles_only,
+)
 from delta_suite.models.sources.base import Source
 
 if TYPE_CHECKING:
@@ -157,7 +166,8 @@ def _needed_files(spec: ModelSpec, names: list[str]) -> list[str]:
             + ("safetensors weights" if no_weights else "config.json"),
             _advice(top),
         )
-    others = [name for name in top if name == "config.json" or is_tokenizer_file(name)]
+    others = [name for name in top if name in ("config.json", GENERATION_CONFIG) or is_tokenizer_file(name)]
+    others += [name for name in names if name.split("/")[0] in CHAT_TEMPLATES]
     code = [name for name in top if name.endswith(".py")] if spec.trust_remote_code else []
     return [*others, *code, *weights]
 
