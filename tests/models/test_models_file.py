@@ -185,6 +185,97 @@ class TestResolve:
             registry.resolve(argument)
 
 
+class TestBrackets:
+    def test_a_folder_with_brackets_is_found(self, registry: Registry, here: Path) -> None:
+        for name in ("run[1]/step-5", "run[1]/step-10", "run1/step-7", "dir[ab]"):
+            (here / name).mkdir(parents=True)
+        (here / "dir[ab]" / "m[1].gguf").touch()
+
+        def paths(argument: str) -> list[str]:
+            return [spec.argument for spec in registry.resolve_all(argument)]
+
+        assert paths("run[1]/step-*") == ["run[1]/step-5", "run[1]/step-10"]
+        assert paths(f"{here}/run[1]/step-?") == [f"{here}/run[1]/step-5"]
+        assert paths("run[1]/step-5@random-weights") == ["run[1]/step-5@random-weights"]
+        assert paths("dir[ab]") == ["dir[ab]"]
+        assert paths("dir[ab]/m[1].gguf") == ["dir[ab]/m[1].gguf"]
+        assert paths("run[[]1]/step-[5]") == ["run[1]/step-5"]
+        assert paths("run[12]/step-*") == ["run1/step-7"]
+        assert paths("*/step-*0") == ["run[1]/step-10"]
+
+    def test_a_home_folder_too(self, registry: Registry, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", str(here))
+        (here / "dir[1]").mkdir()
+        assert [spec.path for spec in registry.resolve_all("~/dir[1]")] == [here / "dir[1]"]
+
+    def test_a_folder_whose_name_has_an_at_sign(self, registry: Registry, here: Path) -> None:
+        (here / "a/run@x/step-1").mkdir(parents=True)
+        assert [spec.name for spec in registry.resolve_all("a/run@x/step-*")] == ["a--run@x--step-1"]
+
+    def test_the_refusal_tells_of_the_bracket(self, registry: Registry, here: Path) -> None:
+        with pytest.raises(UnknownModelError, match=r"nothing matches .* write \[\[\] for the bracket itself"):
+            registry.resolve_all("dir[1]")
+
+
+class TestToldApart:
+    """Equal names mean equal models within a run."""
+
+    @staticmethod
+    def names(registry: Registry, *arguments: object) -> list[str]:
+        return [
+            spec.name
+            for spec in registry.told_apart([spec for word in arguments for spec in registry.resolve_all(str(word))])
+        ]
+
+    @pytest.fixture
+    def two(self, here: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+        for folder in ("a/run/step-5", "a/run/step-6", "b/run/step-5", "b/run/step-7", "work"):
+            (here / folder).mkdir(parents=True)
+        monkeypatch.chdir(here / "work")
+        return here / "a" / "run", here / "b" / "run"
+
+    def test_names_are_made_long_enough(self, registry: Registry, two: tuple[Path, Path]) -> None:
+        one, other = two
+        assert self.names(registry, one / "step-5") == ["run--step-5"]
+        assert self.names(registry, one / "step-5", other / "step-5") == ["a--run--step-5", "b--run--step-5"]
+        controls = self.names(registry, f"{one}/step-5@random-weights", f"{other}/step-5@random-weights")
+        assert controls == ["a--run--step-5@random-weights", "b--run--step-5@random-weights"]
+
+    def test_checkpoints_of_two_runs_are_no_run(self, registry: Registry, two: tuple[Path, Path]) -> None:
+        one, other = two
+        assert self.names(registry, one / "step-6", other / "step-7") == ["a--run--step-6", "b--run--step-7"]
+        assert self.names(registry, f"{one}/step-*") == ["run--step-5", "run--step-6"]
+
+    def test_one_place_is_one_model(self, registry: Registry, two: tuple[Path, Path]) -> None:
+        one, _ = two
+        (one.parent / "latest").symlink_to(one / "step-5")
+        arguments = (one / "step-5", "../a/run/step-5", one.parent / "latest", f"{one}/step-*")
+        assert self.names(registry, *arguments) == [*["run--step-5"] * 4, "run--step-6"]
+
+    def test_names_of_a_file_stay(self, two: tuple[Path, Path]) -> None:
+        one, other = two
+        file = Path("models.toml")
+        file.write_text(f'[models."run--step-5"]\npath = "{other / "step-5"}"\n[models."x-1"]\npath = "{one}"\n'
+                        f'[models."x-2"]\npath = "{other}"\n')  # fmt: skip
+        registry = load_registry(file)
+        assert self.names(registry, "run--step-5", one / "step-5") == ["run--step-5", "a--run--step-5"]
+        assert self.names(registry, "x-1", "x-2") == ["x-1", "x-2"]
+
+    @pytest.mark.parametrize(
+        ("first", "second"),
+        [("run[1]", "run(1)"), ("run[1]/step-1", "run(1)/step-2"), ("x", "x.gguf"), ("o/n@a/b", "o/n@a--b")],
+    )
+    def test_names_that_stay_alike_are_refused(self, registry: Registry, here: Path, first: str, second: str) -> None:
+        for name in (first, second):
+            if name.endswith(".gguf"):
+                (here / name).touch()
+            elif "@" not in name:
+                (here / name).mkdir(parents=True)
+        with pytest.raises(UnknownModelError, match="two models, and their names do not tell them apart") as caught:
+            self.names(registry, first, second)
+        assert all(name.rpartition("@")[2] in str(caught.value) for name in (first, second))
+
+
 class TestNoModelsFile:
     @pytest.fixture
     def registry(self, here: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:

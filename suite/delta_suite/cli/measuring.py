@@ -92,7 +92,7 @@ def measure(
             fresh_since=time.time() if fresh else None,
         )
         registry = load_registry(models_file)
-        specs = [spec for name in models for spec in registry.resolve_all(name)]
+        specs = registry.told_apart([spec for name in models for spec in registry.resolve_all(name)])
     failed = False
     if dry_run:
         from delta_suite.dry_run import forecast
@@ -192,7 +192,7 @@ def trajectory(
     with errors_as_text():
         settings = Settings(calibration=calibration, documents=documents, device=device, dtype=dtype, results=results)
         registry = load_registry(models_file)
-        specs = registry.resolve_all(pattern)
+        specs = registry.told_apart(registry.resolve_all(pattern))
         runs = series(specs)
         if len(runs) != 1:
             fail(

@@ -9,7 +9,7 @@ import difflib
 import glob
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -98,25 +98,68 @@ class Registry:
         """Return the models that an argument with or without wildcards means, in the order of their steps.
 
         `name@step*` means the matching `checkpoints` of the entry, `runs/tiny/checkpoint-*` the matching directories
-        and GGUF files.
+        and GGUF files. A folder that is there under the very name that is written, brackets and all, is that folder.
 
         Raises:
             UnknownModelError: nothing matches, or an argument without wildcards means no model.
         """
         has_wildcard = any(sign in argument for sign in "*?[")
-        if not has_wildcard or argument in self.specs or path_error(Path(argument)) is None:
+        if not has_wildcard or argument in self.specs or path_error(expand_user(argument)) is None:
             return [self.resolve(argument)]
         if argument.endswith(f"@{RANDOM_WEIGHTS}"):
             return [spec.control() for spec in self.resolve_all(argument.removesuffix(f"@{RANDOM_WEIGHTS}"))]
         base, at, pattern = argument.partition("@")
         if at and base in self.specs:
             return self._matching_checkpoints(self.specs[base], argument, pattern)
-        if at and HUB_ID.fullmatch(base):
+        paths = list(_matching(Path(), expand_user(argument).parts))
+        if at and not paths and HUB_ID.fullmatch(base):
             raise UnknownModelError(
                 f"--model {argument}: the hub is not asked which revisions there are. Make {base} an entry of "
                 f"{self.path or MODELS_FILE} with `checkpoints`, or name each revision."
             )
-        return _matching_paths(argument)
+        return _models_of_paths(argument, paths)
+
+    def told_apart(self, specs: Sequence[ModelSpec]) -> list[ModelSpec]:
+        """Return the models of one run, in the same order, so that equal names mean equal models.
+
+        Models that paths name get longer names where two would share one, or would look like checkpoints of one
+        training run: of `/a/run/step-5` and `/b/run/step-5` these are a--run--step-5 and b--run--step-5.
+
+        Raises:
+            UnknownModelError: two models share a name that cannot be made longer.
+        """
+        named, more = list(specs), [0] * len(specs)
+        while groups := self._clashing(named):
+            changed = False
+            for index in (index for group in groups for index in group if self._is_named_by_path(specs[index])):
+                more[index] += 1
+                longer = _name_of_spec(specs[index], more[index])
+                changed = changed or longer != named[index].name
+                named[index] = specs[index].model_copy(update={"name": longer})
+            if not changed:
+                first, second = (named[group[0]] for group in groups[:2])
+                raise UnknownModelError(
+                    f"{_place(first)} and {_place(second)} are two models, and their names do not tell them apart "
+                    f"({', '.join(dict.fromkeys([first.name, second.name]))}). Measure one at a time, or give one an "
+                    f"entry with a name of its own in {self.path or MODELS_FILE}."
+                )
+        return named
+
+    def _clashing(self, specs: Sequence[ModelSpec]) -> list[list[int]]:
+        """Return the positions of models that share a name, or a training run's in two folders, grouped by model."""
+        sharing: dict[str, dict[str, list[int]]] = {}
+        for index, spec in enumerate(specs):
+            path = None if spec.path is None else expand_user(spec.path).resolve()
+            same = repr(spec.model_copy(update={"path": path}))
+            sharing.setdefault(spec.name, {}).setdefault(same, []).append(index)
+            if path is not None and spec.series is not None and self._is_named_by_path(spec):
+                sharing.setdefault(spec.series[0], {}).setdefault(str(path.parent), []).append(index)
+        return next((list(models.values()) for models in sharing.values() if len(models) > 1), [])
+
+    def _is_named_by_path(self, spec: ModelSpec) -> bool:
+        """Return True for a model that a path names, and not an entry of the file."""
+        entry = self.specs.get(spec.name.removesuffix(f"@{RANDOM_WEIGHTS}"))
+        return spec.path is not None and (entry is None or entry.path != spec.path)
 
     def _matching_checkpoints(self, spec: ModelSpec, argument: str, pattern: str) -> list[ModelSpec]:
         revisions = [revision for revision in spec.checkpoints if fnmatchcase(revision, pattern)]
@@ -280,18 +323,29 @@ def _spec_of_path(argument: str, path: Path) -> ModelSpec:
         raise UnknownModelError(
             f"--model {argument} is a file. Pass the directory that holds config.json and the weights, or a .gguf file."
         )
-    return ModelSpec(name=_name_of_path(path if path.is_dir() else path.with_suffix("")), **entry)
+    spec = ModelSpec(name="model", **entry)
+    return spec.model_copy(update={"name": _name_of_spec(spec)})
 
 
-def _matching_paths(argument: str) -> list[ModelSpec]:
-    written = str(expand_user(argument))
-    paths = [Path(path) for path in glob.glob(written)]  # noqa: PTH207  (absolute and relative alike)
+def _matching(folder: Path, parts: Sequence[str]) -> Iterator[Path]:
+    """Yield the paths below a folder that match a pattern, part by part."""
+    if not parts:
+        yield folder
+        return
+    as_written = path_error(folder / parts[0]) is None
+    for name in [parts[0]] if as_written else glob.glob(parts[0], root_dir=folder):  # noqa: PTH207  (no hidden files)
+        yield from _matching(folder / name, parts[1:])
+
+
+def _models_of_paths(argument: str, paths: list[Path]) -> list[ModelSpec]:
+    """Return the models among the paths that match an argument, in the order of their steps."""
     models = [path for path in paths if _entry_for_path(path) is not None]
     if not models:
         reason = f"{len(paths)} matches, but no directory or .gguf file" if paths else "nothing matches"
+        bracket = " A bracket stands for one of the signs in it; write [[] for the bracket itself."
         raise UnknownModelError(
             f"--model {shorten(argument)}: {reason} (looked from {Path.cwd()}). Quote the pattern, so that the "
-            f"shell leaves it as it is, and check the folder's name."
+            f"shell leaves it as it is, and check the folder's name.{bracket if '[' in argument else ''}"
         )
     return [_spec_of_path(str(path), path) for path in sorted(models, key=lambda path: natural_key(str(path)))]
 
@@ -325,12 +379,22 @@ def _no_such_path(argument: str, path: Path) -> str:
     )
 
 
-def _name_of_path(path: Path) -> str:
-    """Return a name for a path that is one path component, and tells runA/final from runB/final.
+def _name_of_spec(spec: ModelSpec, more: int = 0) -> str:
+    """Return a name for the model of a path that is one path component, and tells runA/final from runB/final.
 
     Below the working directory it is made of the whole path, elsewhere of the last two parts, joined by "--".
+
+    more: how many more parents it is made of.
     """
+    assert spec.path is not None, f"{spec.name} has no path"
+    path = spec.path if spec.gguf is None else (spec.path / spec.gguf).with_suffix("")
     absolute, here = path.resolve(), Path.cwd().resolve()
     below = absolute != here and absolute.is_relative_to(here)
-    parts = absolute.relative_to(here).parts if below else absolute.parts[1:][-2:]
-    return re.sub(r"[^\w.+@-]", "_", "--".join(parts)).lstrip(".-") or "model"
+    usual = len(absolute.relative_to(here).parts) if below else 2
+    name = re.sub(r"[^\w.+@-]", "_", "--".join(absolute.parts[1:][-usual - more :])).lstrip(".-") or "model"
+    return f"{name}@{RANDOM_WEIGHTS}" if spec.random_weights else name
+
+
+def _place(spec: ModelSpec) -> str:
+    """Return what a user knows a model by."""
+    return spec.argument if spec.path is not None else f"{spec.source} at {spec.revision or 'main'}"

@@ -27,7 +27,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         """Scheduler with one scope per model; `--dist loadgroup` stops grouping on pytest 9.2."""
 
         def _split_scope(self, nodeid: str) -> str:
-            bracket = nodeid.partition("[")[2]
+            bracket = nodeid.rpartition("::")[2].partition("[")[2]  # a folder's name may have one, too
             return next((name for name in names if name in bracket), nodeid.split("::", maxsplit=1)[0])
 
     return ByModel(config, log)

@@ -71,7 +71,8 @@ class Session:
         """Parts of a measurement that the items of the run need."""
         self.needs_model = False
         """True once an item was collected that needs a model, whichever models are named."""
-        self._outcomes: dict[str, Outcome | Exception] = {}
+        self._outcomes: dict[tuple[str, bool], Outcome | Exception] = {}
+        """By name, and whether it is a control: a folder may be named like the control of another."""
         worker = getattr(config, "workerinput", None)
         self.started: float = worker[STARTED] if worker else time.time()
         self.specs: list[ModelSpec] = []
@@ -79,6 +80,8 @@ class Session:
         """Names of the phases of all models of the models file, measured in this run or not."""
         self.arguments: dict[str, str] = {}
         """Word of the command line that named each model; tables show a folder's name, which is not its path."""
+        self.names_alone: dict[str, str] = {}
+        """Name that each model has in a run of its own; beside another one of that name it is longer."""
         self.unavailable: list[str] = []
         """Names of the models of --all-models whose weights are not on this machine."""
         self.judged: list[dict[str, Any]] = []
@@ -96,26 +99,28 @@ class Session:
         try:
             registry = load_registry(self.models_file)
             self.phases = registry.phases
-            specs = []
+            words, specs = [], []
             for argument in self.config.getoption("model"):
                 matches = registry.resolve_all(argument)
                 specs += matches
-                self.arguments |= {spec.name: argument if len(matches) == 1 else spec.argument for spec in matches}
+                words += [argument] if len(matches) == 1 else [spec.argument for spec in matches]
+            if self.config.getoption("all_models"):
+                from delta_suite.models.sources import availability
+
+                for spec in registry.specs.values():
+                    if availability(spec)[0]:
+                        specs.append(spec)
+                        words.append(spec.name)
+                    else:
+                        self.unavailable.append(spec.name)
+            named = registry.told_apart(specs)
         except SuiteError as error:
             raise pytest.UsageError(str(error)) from None
-        if self.config.getoption("all_models"):
-            from delta_suite.models.sources import availability
-
-            for spec in registry.specs.values():
-                if availability(spec)[0]:
-                    specs.append(spec)
-                else:
-                    self.unavailable.append(spec.name)
-            if not specs:
-                raise pytest.UsageError(
-                    f"--all-models: none of {registry.path} is on this machine; see delta-suite models"
-                )
-        self.specs = list({spec.name: spec for spec in specs}.values())
+        if not named:
+            raise pytest.UsageError(f"--all-models: none of {registry.path} is on this machine; see delta-suite models")
+        self.arguments = {spec.name: word for spec, word in zip(named, words, strict=True)}
+        self.names_alone = {spec.name: before.name for spec, before in zip(named, specs, strict=True)}
+        self.specs = list({spec.name: spec for spec in named}.values())
 
     @property
     def models_file(self) -> Path | None:
@@ -146,16 +151,17 @@ class Session:
         Raises:
             Exception: the model cannot be measured; every call raises the error of the first one.
         """
-        if spec.name not in self._outcomes:
+        key = (spec.name, spec.random_weights)
+        if key not in self._outcomes:
             from delta_suite.pipeline import measure_all
             from delta_suite.progress import bars
 
             with self._terminal():
                 ((_, measured),) = measure_all([spec], self.settings, bars())
-            self._outcomes[spec.name] = measured
+            self._outcomes[key] = measured
             if not isinstance(measured, Exception):
                 self.notes |= dict.fromkeys(measured.notes)
-        outcome = self._outcomes[spec.name]
+        outcome = self._outcomes[key]
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
@@ -169,7 +175,7 @@ class Session:
         if self.config.getoption("no_control") or spec.random_weights:
             return None
         control = spec.control()
-        tried_before = control.name in self._outcomes
+        tried_before = (control.name, True) in self._outcomes
         try:
             return self.outcome(control).view
         except Exception as error:  # whatever hinders initialising or measuring it
@@ -200,7 +206,9 @@ class Session:
 
     def reproduce(self, nodeid: str, model: str) -> str:
         """Return the command that runs one item for one model again."""
-        words = ["pytest", nodeid, f"--model={self.arguments.get(model, model)}"]
+        place, separator, item = nodeid.rpartition("::")
+        alone = place + separator + item.replace(model, self.names_alone.get(model, model))
+        words = ["pytest", alone, f"--model={self.arguments.get(model, model)}"]
         for option in ("calibration", "documents", "device", "dtype", "variant"):
             value, flag = self.config.getoption(option), f"--{option}"
             if value not in (None, "auto", DEFAULT_CALIBRATION):
