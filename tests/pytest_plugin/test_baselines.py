@@ -330,6 +330,83 @@ def test_workers_compare_and_one_process_writes(
     assert sorted(log.read_text().split()) == ["other", "tiny"]
 
 
+# --- an update of a selection ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def other(tmp_path_factory: pytest.TempPathFactory, measured: Path) -> Path:
+    """Another model of the tiny one's shape, measured into the same cache."""
+    folder = make_tiny(tmp_path_factory.mktemp("other") / "other", seed=7)
+    settings = Settings(results=measured / "results", device="cpu", cache=Cache(measured))
+    measure(ModelSpec(name="other", path=folder), settings)
+    return folder
+
+
+UPDATE = ("--device=cpu", "--no-control", "-p", "no:cacheprovider", "--baseline-update=all", "--baseline-reason=meant")
+NODE = "hypotheses/claims.toml::claims/holds"
+
+
+@pytest.mark.parametrize(
+    ("options", "figures", "verdicts"),
+    [
+        (["hypotheses/", "-k", "C/intra_cosine["], {"C/intra_cosine"}, set()),
+        (["hypotheses/", "-k", "C/intra_cosine[", "-n", "2"], {"C/intra_cosine"}, set()),
+        (["hypotheses/", "-m", "tiny-claims"], set(), {"claims/holds", "claims/fails", "claims/no-such-phase"}),
+        ([f"{NODE}[other]"], set(), {"claims/holds"}),
+        (["{baseline}::D/intra_cosine[other]", f"{NODE}[other]"], {"D/intra_cosine"}, {"claims/holds"}),
+        (["hypotheses/", "-m", "baseline", "--deselect={baseline}::layers/gamma[other]"], None, None),
+        (["hypotheses/", "-k", "nothing-of-this-name"], set(), set()),
+    ],
+    ids=["-k", "-n", "-m", "node of a claim", "nodes", "--deselect", "nothing"],
+)
+def test_an_update_touches_only_what_was_selected(
+    project: pytest.Pytester,
+    baseline: Path,
+    other: Path,
+    options: list[str],
+    figures: set[str] | None,
+    verdicts: set[str] | None,
+) -> None:
+    with (project.path / "models.toml").open("a") as file:
+        file.write(f"[models.other]\npath = {str(other)!r}\n")
+    old = "former"
+    content = json.loads(baseline.read_text())
+    for entry in content["verdicts"].values():
+        entry["claim"] = old
+    edit(baseline, **content)
+    words = [word.format(baseline="results/baselines/tiny.json") for word in options]
+    run = project.runpytest_subprocess if "-n" in options else project.runpytest
+    result = run(*words, *UPDATE, "--model=other", f"--baseline={baseline}", "-q")
+    after = json.loads(baseline.read_text())
+    changed = {
+        f"{scope}/{metric}"
+        for scope, held in content["record"]["scopes"].items()
+        for metric, estimate in held["metrics"]["raw"].items()
+        if estimate != after["record"]["scopes"][scope]["metrics"]["raw"][metric]
+    }
+    layers = [[layer["metrics"]["raw"]["gamma"] for layer in side["record"]["layers"]] for side in (content, after)]
+    assert layers[0] == layers[1]
+    judged = {name for name, entry in after["verdicts"].items() if entry["claim"] != old}
+    if figures is None:  # all but one: what follows from the whole record cannot be taken without it
+        result.stdout.fnmatch_lines(["not written: *model/* cannot be overwritten alone*"])
+        assert after == content
+        return
+    assert (changed, judged) == (figures, verdicts)
+    told = "stayed as they were" if changed or judged else "nothing of * was selected, so nothing was written"
+    result.stdout.fnmatch_lines([f"*tiny.json: *{told}"])
+    assert len(after["history"]) == 1 + bool(changed or judged)
+
+
+def test_a_first_baseline_has_the_verdicts_that_were_selected(project: pytest.Pytester) -> None:
+    path = project.path / "results" / "baselines" / "tiny.json"
+    result = project.runpytest(*RUN, "--baseline-update", "-q", "-k", "nothing-of-this-name")
+    result.stdout.fnmatch_lines(["*tiny.json: nothing of tiny was selected, so nothing was written"])
+    assert not path.exists()
+    result = project.runpytest(*RUN, "--baseline-update", "-q", "-k", "holds")
+    result.stdout.fnmatch_lines(["*tiny.json: created *figures and 1 verdicts; what was not selected stayed*"])
+    assert set(json.loads(path.read_text())["verdicts"]) == {"claims/holds"}
+
+
 def test_comparing_imports_no_torch(project: pytest.Pytester, baseline: Path) -> None:
     project.makeconftest(
         "import sys\n"

@@ -27,7 +27,8 @@ from delta_suite.regression.baseline import (
     refuse_shared,
     unknown_keys,
 )
-from delta_suite.regression.comparison import Comparison, Status, by_item, estimate_at, worst
+from delta_suite.regression.comparison import Comparison, Status, by_item, estimate_at, figures, item_of, worst
+from delta_suite.regression.items import RECORD, TURN_ITEMS, item_names
 from delta_suite.regression.turns import direction_figures
 from delta_suite.regression.update import update_baseline
 
@@ -329,7 +330,7 @@ def test_added_figures_have_the_replicates_of_the_record_that_they_come_from(pat
     without(path, "raw", "intra_cosine")
     later = planted(spread=0.7, turn=20.0, seed=5, fingerprint="e" * 64)
     line = update_baseline(path, later, {"claims/two": PASSED})
-    assert line.endswith("and 1 more")
+    assert line.endswith("added A/intra_cosine, C/intra_cosine, layers/stream_norm, claims/two")
     file = load_baseline(path)
     for place in (("raw", "layer:1", "stream_norm"), ("raw", "A", "intra_cosine"), ("raw", "C", "intra_cosine")):
         assert estimate_at(file.view, place).value == pytest.approx(estimate_at(later, place).value)
@@ -338,7 +339,7 @@ def test_added_figures_have_the_replicates_of_the_record_that_they_come_from(pat
     assert estimate_at(file.view, untouched).replicates == pytest.approx(estimate_at(planted(), untouched).replicates)
     change = file.content.history[-1]
     assert (change.action, change.before) == ("added", "f" * 64)
-    assert {"layer:1/stream_norm", "A/intra_cosine", "claims/two"} <= set(change.entries)
+    assert change.entries == ("A/intra_cosine", "C/intra_cosine", "layers/stream_norm", "claims/two")
     assert update_baseline(path, later, {}).endswith("nothing new, left as it was")
 
 
@@ -349,7 +350,7 @@ def test_a_figure_that_had_no_value_is_added_and_the_other_layers_keep_their_rep
 
     edit(path, change)
     later = planted(spread=0.7)
-    assert update_baseline(path, later, {}).endswith("added layer:1/stream_norm")
+    assert update_baseline(path, later, {}).endswith("added layers/stream_norm")
     view = load_baseline(path).view
     for layer, expected in ((0, planted()), (1, later)):
         place = ("raw", f"layer:{layer}", "stream_norm")
@@ -415,3 +416,89 @@ def test_a_metric_that_this_version_does_not_have_any_more_is_gone(path: Path) -
     edit(path, change)
     items = by_item(compared(load_baseline(path), planted()))
     assert worst(items["C/a_removed_metric"]) is worst(items["layers/another_one"]) is Status.GONE
+
+
+# --- what a run selected ---------------------------------------------------------------------------------------
+
+
+def accept(path: Path, view: RecordView, *selected: str, **verdicts: VerdictEntry) -> str:
+    claims = {f"claims/{name}": entry for name, entry in verdicts.items()}
+    return update_baseline(path, view, claims, overwrite=True, reason="meant", selected=selected)
+
+
+def test_only_what_was_selected_is_overwritten(path: Path) -> None:
+    old, later = load_baseline(path), planted(shift=9.0, spread=0.7, turn=40.0, seed=5, fingerprint="e" * 64)
+    directions = directions_path(path).read_bytes()
+    line = accept(path, later, "layers/stream_norm", "C/intra_cosine")
+    assert line.endswith("overwritten from m eeeeeeeeeeee: C/intra_cosine, layers/stream_norm")
+    file = load_baseline(path)
+    taken = 0
+    for place in figures(planted()):
+        selected = item_of(place) in {"layers/stream_norm", "C/intra_cosine"}
+        expected, found = estimate_at((later if selected else old.view), place), estimate_at(file.view, place)
+        assert found.value == pytest.approx(expected.value), place
+        assert found.replicates == pytest.approx(expected.replicates), place
+        taken += selected
+    assert taken == 2 * (LAYERS + 1)
+    assert file.content.verdicts == {"claims/one": PASSED}
+    assert directions_path(path).read_bytes() == directions
+    change = file.content.history[-1]
+    assert (change.action, change.reason, change.before) == ("overwritten", "meant", "f" * 64)
+    assert {"layers/stream_norm", "C/intra_cosine"}.isdisjoint(changed_items(file, later))
+    assert "layers/direction_turn" in changed_items(file, later)
+
+
+def test_verdicts_and_directions_are_selected_by_name(path: Path) -> None:
+    update_baseline(path, planted(), {"claims/two": PASSED})
+    later = planted(turn=40.0)
+    accept(path, later, "verdict/claims/one", one=FAILED)
+    assert load_baseline(path).content.verdicts == {"claims/one": FAILED, "claims/two": PASSED}
+    accept(path, later, "verdict/claims/two")  # the claim is gone
+    assert load_baseline(path).content.verdicts == {"claims/one": FAILED}
+    assert "layers/direction_turn" in changed_items(load_baseline(path), later)
+    accept(path, later, *TURN_ITEMS)
+    assert set(TURN_ITEMS).isdisjoint(changed_items(load_baseline(path), later))
+
+
+@pytest.mark.parametrize(
+    ("selected", "options"),
+    [
+        (["layers/direction_turn"], {"turn": 40.0}),
+        (["C/a_removed_metric"], {}),
+        (["A/intra_cosine"], {"phases": {"A": (0, 0), "C": (2, 3)}}),
+        ([RECORD], {"phases": {"A": (0, 0), "C": (2, 3)}}),
+    ],
+)
+def test_what_cannot_be_overwritten_alone_is_refused(path: Path, selected: list[str], options: dict[str, Any]) -> None:
+    removed = {"a_removed_metric": {"value": 1.0}}
+    edit(path, lambda content: content["record"]["scopes"]["C"]["metrics"]["raw"].update(removed))
+    before = bytes_of(path.parent)
+    with pytest.raises(BaselineError, match=rf"{selected[0]} cannot be overwritten alone"):
+        accept(path, planted(**options), *selected)
+    with pytest.raises(BaselineError, match=r"stand beside the old figures: the calibration is another"):
+        accept(path, planted(calibration="b" * 64), *selected)
+    assert bytes_of(path.parent) == before
+
+
+def test_only_what_was_selected_is_added(path: Path) -> None:
+    without(path, "raw", "stream_norm")
+    without(path, "raw", "intra_cosine")
+    directions_path(path).unlink()
+    claims = {"claims/two": PASSED}
+    line = update_baseline(path, planted(), claims, selected=["C/intra_cosine", "verdict/claims/two"])
+    assert line.endswith("added C/intra_cosine, claims/two")
+    assert not directions_path(path).exists()
+    assert update_baseline(path, planted(), {}, selected=TURN_ITEMS).endswith("added directions")
+    assert {"A/intra_cosine", "layers/stream_norm"} <= changed_items(load_baseline(path), planted())
+
+
+def test_a_baseline_of_schema_1_is_not_renewed_in_part(path: Path) -> None:
+    schema_1(path)
+    with pytest.raises(BaselineError, match="renewed as a whole"):
+        accept(path, planted(), "C/intra_cosine")
+
+
+def test_all_names_of_items(path: Path) -> None:
+    file = load_baseline(path)
+    expected = {RECORD, *TURN_ITEMS, *by_item(compared(file, planted())), "verdict/claims/one"}
+    assert expected <= set(item_names(file.view, file.content.verdicts))

@@ -21,17 +21,12 @@ if TYPE_CHECKING:
     from delta_suite.regression.baseline import BaselineFile
     from delta_suite.regression.comparison import Comparison, Status
 
-RECORD = "record"
-"""Name of the item that checks if the two records can be compared at all."""
-
 
 class BaselineNode(pytest.File):
     """A baseline file as a node of the collection."""
 
     def collect(self) -> Iterable[pytest.Item]:
         """Yield an item for each pair of a figure or verdict and a model."""
-        from delta_suite.regression.baseline import VERDICT
-
         regression = self.config.stash[REGRESSION]
         baseline = regression.file(self.path)
         assert baseline is not None
@@ -39,33 +34,12 @@ class BaselineNode(pytest.File):
             hypotheses = regression.known_hypotheses(baseline.content.verdicts.values())
         except SuiteError as error:
             raise self.CollectError(str(error)) from None
-        stated = [f"{name}/{claim.id}" for name, hypothesis in hypotheses.items() for claim in hypothesis.expect]
-        claims = dict.fromkeys([*stated, *baseline.content.verdicts])
-        names = [RECORD, *_figures(baseline.view), *(f"{VERDICT}/{claim}" for claim in claims)]
+        names = regression.item_names(baseline, hypotheses)
         for spec in regression.models(baseline):
             for name in names:
                 yield BaselineItem.from_parent(
                     self, name=f"{name}[{spec.name}]", item=name, spec=spec, baseline=baseline, hypotheses=hypotheses
                 )
-
-
-def _figures(view: RecordView) -> list[str]:
-    """Return the names of items: figures of the baseline, and every metric of this suite over the same scopes."""
-    from delta_suite.metrics.registry import METRICS
-    from delta_suite.regression.comparison import LAYERS, figures
-    from delta_suite.regression.turns import TURNS
-
-    by_scope: dict[str, dict[str, None]] = {}
-    for _, scope, metric in figures(view):
-        by_scope.setdefault(scope, {})[metric] = None
-    phases = [scope for scope in by_scope if not scope.startswith("layer:")]
-    by_layer = {name: None for name, metric in METRICS.items() if metric.scope in {"layer", "pair"}}
-    by_layer |= {metric: None for scope in by_scope.keys() - set(phases) for metric in sorted(by_scope[scope])}
-    names = [f"{LAYERS}/{metric}" for metric in (*by_layer, *TURNS)]
-    by_phase = {name: None for name, metric in METRICS.items() if metric.scope in {"pair", "phase"}}
-    for scope in phases:
-        names += [f"{scope}/{metric}" for metric in ({} if scope == "model" else by_phase) | by_scope[scope]]
-    return names
 
 
 class ChangedError(Exception):
@@ -139,6 +113,7 @@ class BaselineItem(pytest.Item):
     ) -> list[Comparison]:
         """Return the comparisons of this item."""
         from delta_suite.regression.comparison import Comparison, Status, obstacle
+        from delta_suite.regression.items import RECORD
 
         if self.item == RECORD:
             other = self.baseline.content.other_documents or regression.other_documents

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -38,8 +38,8 @@ class Regression:
     """Baselines that exist, by path."""
     hypotheses: dict[str, Path] = field(default_factory=dict)
     """Hypothesis files that were collected, by id."""
-    measured: set[str] = field(default_factory=set)
-    """Names of models that at least one item was measured for."""
+    selected: dict[str, set[str]] = field(default_factory=dict)
+    """Names of the baseline's items that the run selected, by model; a claim that was judged selects its verdict."""
     failed: set[str] = field(default_factory=set)
     """Names of models that at least one item could not be measured for."""
     messages: list[str] = field(default_factory=list)
@@ -126,6 +126,8 @@ class Regression:
                 refuse_shared(self.paths)
         except SuiteError as error:
             raise pytest.UsageError(str(error)) from None
+        if self.update and any("::" in str(argument) for argument in self.config.args):
+            return  # what is named is what is updated
         named = {Path(str(argument).split("::")[0]).resolve() for argument in self.config.args}
         self.config.args.extend(str(path) for path in self.files if path.resolve() not in named)
 
@@ -158,6 +160,13 @@ class Regression:
         loaded = [load_hypothesis(path) for path in paths]
         return {hypothesis.id: hypothesis for hypothesis in loaded}
 
+    def item_names(self, baseline: BaselineFile, hypotheses: Mapping[str, Hypothesis]) -> list[str]:
+        """Return the names of all items of a baseline, of the claims that are stated and of those that were."""
+        from delta_suite.regression.items import item_names
+
+        stated = [f"{name}/{claim.id}" for name, hypothesis in hypotheses.items() for claim in hypothesis.expect]
+        return item_names(baseline.view, dict.fromkeys([*stated, *baseline.content.verdicts]))
+
     def verdict(self, hypothesis: Hypothesis, expectation: str, spec: ModelSpec) -> VerdictEntry | None:
         """Judge a claim as its file states it, regardless of --variant; None if the file states no such claim."""
         from delta_suite.claims.judge import judge
@@ -179,13 +188,14 @@ class Regression:
     # --- reports, which may come from xdist workers, and the end of the run
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """Note which models were measured, and in which files claims are stated."""
-        for row in (getattr(report, name, None) for name in ("delta_suite", "delta_suite_baseline")):
-            if row is None:
-                continue
-            self.measured.add(row["model"])
-            where = self.config.rootpath / str(row.get("where", "")).rpartition(":")[0]
-            if where.suffix == ".toml" and row.get("hypothesis"):
+        """Note which items were selected, and in which files claims are stated."""
+        if (row := getattr(report, "delta_suite_baseline", None)) is not None:
+            self.selected.setdefault(row["model"], set()).add(row["item"])
+        if (row := getattr(report, "delta_suite", None)) is not None:
+            selected = self.selected.setdefault(row["model"], set())
+            where = self.config.rootpath / str(row["where"]).rpartition(":")[0]
+            if where.suffix == ".toml":
+                selected.add(f"verdict/{row['hypothesis']}/{row['expectation']}")
                 self.hypotheses.setdefault(row["hypothesis"], where)
         if report.failed and report.when == "setup":
             self.failed |= {spec.name for spec in self.specs if f"[{spec.name}]" in report.nodeid}
@@ -221,39 +231,59 @@ class Regression:
 
     def _write(self) -> bool:
         """Update the baselines of the models that were measured; return True if none failed."""
-        from delta_suite.regression.update import update_baseline
-
         complete = True
         for spec in self.specs:
             path = self.paths[spec.name]
-            if spec.name in self.failed - self.measured:
+            if spec.name in self.failed and spec.name not in self.selected:
                 self.messages.append(f"{path}: not written, {spec.name} could not be measured")
                 complete = False
                 continue
             try:
-                self.messages.append(
-                    update_baseline(
-                        path,
-                        self.outcome(spec).view,
-                        self._verdicts(spec),
-                        overwrite=self.update == "all",
-                        reason=self.config.getoption("baseline_reason"),
-                    )
-                )
+                self.messages.append(self._updated(spec, path))
             except SuiteError as error:
                 self.messages.append(f"not written: {error}")
                 complete = False
         return complete
 
-    def _verdicts(self, spec: ModelSpec) -> dict[str, VerdictEntry]:
-        old = self.files.get(self.paths[spec.name])
-        entries = {}
-        for hypothesis in self.known_hypotheses(old.content.verdicts.values() if old else ()).values():
-            for expectation in hypothesis.expect:
-                entry = self.verdict(hypothesis, expectation.id, spec)
-                if entry is not None:
-                    entries[f"{hypothesis.id}/{expectation.id}"] = entry
-        return entries
+    def _updated(self, spec: ModelSpec, path: Path) -> str:
+        """Write what the run selected of one model into its baseline; return a line that says what was written."""
+        from delta_suite.regression.baseline import VERDICT
+        from delta_suite.regression.update import update_baseline
+
+        file, selected = self.files.get(path), self.selected.get(spec.name, set())
+        hypotheses = self.known_hypotheses(file.content.verdicts.values() if file else ())
+        if file is None:
+            is_selection = self._selects()
+            others = set()
+        else:
+            others = set(self.item_names(file, hypotheses)) - selected
+            is_selection = bool(others)
+        if is_selection and not selected:
+            return f"{path}: nothing of {spec.name} was selected, so nothing was written"
+        verdicts = {
+            f"{name}/{claim.id}": entry
+            for name, hypothesis in hypotheses.items()
+            for claim in hypothesis.expect
+            if (not is_selection or f"{VERDICT}/{name}/{claim.id}" in selected)
+            and (entry := self.verdict(hypothesis, claim.id, spec)) is not None
+        }
+        line = update_baseline(
+            path,
+            self.outcome(spec).view,
+            verdicts,
+            overwrite=self.update == "all",
+            reason=self.config.getoption("baseline_reason"),
+            selected=selected if is_selection else None,
+        )
+        left = f"{len(others)} items that were" if others else "what was"
+        return line + (f"; {left} not selected stayed as they were" if is_selection else "")
+
+    def _selects(self) -> bool:
+        """Return True if the command line selects some of what is collected."""
+        options = ("keyword", "markexpr", "deselect", "lf", "stepwise")
+        return any(self.config.getoption(name, None) for name in options) or any(
+            "::" in str(argument) for argument in self.config.args
+        )
 
 
 def _holds_tests(folder: Path) -> bool:

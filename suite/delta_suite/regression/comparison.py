@@ -75,7 +75,7 @@ class Comparison:
     @property
     def item(self) -> str:
         """The item that this belongs to: all layers of a metric share one."""
-        return f"{LAYERS if self.layer is not None else self.scope}/{self.metric}"
+        return item_of((self.variant, self.scope, self.metric))
 
     @property
     def layer(self) -> int | None:
@@ -95,6 +95,17 @@ class Comparison:
         if self.difference is None:
             return math.inf if self.fails else 0.0
         return abs(self.difference) / self.tolerance if self.tolerance else math.inf
+
+
+def item_of(place: Place) -> str:
+    """Return the name of the item that a figure belongs to.
+
+    Example:
+        >>> item_of(("raw", "layer:3", "gamma")), item_of(("raw", "C", "intra_cosine"))
+        ('layers/gamma', 'C/intra_cosine')
+    """
+    _, scope, metric = place
+    return f"{LAYERS if scope.startswith('layer:') else scope}/{metric}"
 
 
 class UnknownVariantError(SuiteError):

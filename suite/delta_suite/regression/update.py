@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 
 from delta_suite.errors import BaselineError
-from delta_suite.records.arrays import Arrays, pack
+from delta_suite.records.arrays import ArrayFile, Arrays, pack
 from delta_suite.records.record import ArrayReference, ModelRecord
 from delta_suite.records.view import RecordView
 from delta_suite.records.writing import write_together
 from delta_suite.regression.baseline import (
+    VERDICT,
     Baseline,
     BaselineFile,
     Change,
+    OutdatedBaseline,
     UserKeys,
     VerdictEntry,
     arrays_path,
@@ -26,7 +28,8 @@ from delta_suite.regression.baseline import (
     load_baseline,
     load_outdated,
 )
-from delta_suite.regression.comparison import figures, obstacle
+from delta_suite.regression.comparison import MODEL, Place, by_item, figures, item_of, obstacle
+from delta_suite.regression.items import RECORD, TURN_ITEMS
 from delta_suite.regression.merging import merged, missing_figures
 from delta_suite.regression.turns import direction_figures
 
@@ -38,10 +41,14 @@ def update_baseline(
     *,
     overwrite: bool = False,
     reason: str = "",
+    selected: Collection[str] | None = None,
 ) -> str:
     """Write what is new of a record, or all of it with a reason that is kept; return a line that says what was written.
 
     New are figures, phases and verdicts that the file lacks; where it does not exist all are. The user's keys stay.
+
+    selected: names of the items that may be written (`item_names`); None for all. Of a file that does not exist these
+        are the verdicts, as its figures belong together.
 
     Raises BaselineError where the file is damaged or is about a model of another shape, where the new figures could not
     stand beside the old ones (another calibration or dtype), or where a reason is missing; RecordError where the
@@ -56,16 +63,21 @@ def update_baseline(
     if not path.exists():
         change = change.model_copy(update={"reason": change.reason or "first baseline"})
         return _replace(path, UserKeys(), change, view, verdicts)
-    if not overwrite:
+    before: OutdatedBaseline | Baseline | None = load_outdated(path) if overwrite else None
+    if before is None:
         file = load_baseline(path)
-        _refuse_another_shape(path, file.content.model, view.model)
-        return _add(file, view, verdicts, change.model_copy(update={"action": "added"}))
-    before = load_outdated(path) or load_baseline(path).content
+        before = file.content
+    elif selected is not None:
+        raise BaselineError(f"{path} is of schema 1, and is renewed as a whole: run without a selection.")
     _refuse_another_shape(path, before.model, view.model)
+    if not overwrite:
+        return _add(file, view, verdicts, change.model_copy(update={"action": "added"}), selected)
     if not change.reason:
         raise BaselineError(f'{path} is overwritten only with a reason: --baseline-reason "why it is void"')
-    change = change.model_copy(update={"action": "overwritten", "before": before.model.fingerprint})
-    return _replace(path, before, change, view, verdicts)
+    change = change.model_copy(update={"action": "overwritten"})
+    if selected is not None:
+        return _overwrite(file, view, verdicts, change, selected)
+    return _replace(path, before, change.model_copy(update={"before": before.model.fingerprint}), view, verdicts)
 
 
 def _refuse_another_shape(path: Path, old: ModelRecord, new: ModelRecord) -> None:
@@ -92,34 +104,92 @@ def _replace(path: Path, keys: UserKeys, change: Change, view: RecordView, verdi
     return f"{path}: {change.action} from {change.source}, {size} figures and {len(verdicts)} verdicts"
 
 
-def _add(file: BaselineFile, view: RecordView, verdicts: Mapping[str, VerdictEntry], change: Change) -> str:
-    """Add figures, phases, verdicts and directions that the baseline lacks."""
-    missing = missing_figures(file.view, view)
+def _add(
+    file: BaselineFile,
+    view: RecordView,
+    verdicts: Mapping[str, VerdictEntry],
+    change: Change,
+    selected: Collection[str] | None,
+) -> str:
+    """Add figures, phases, verdicts and directions that the baseline lacks, or those of them that were selected."""
+    missing = [place for place in missing_figures(file.view, view) if selected is None or item_of(place) in selected]
     new_verdicts = {name: entry for name, entry in verdicts.items() if name not in file.content.verdicts}
-    new_directions = None if file.directions else direction_figures(view) or None
+    turning = not file.directions and (selected is None or not set(TURN_ITEMS).isdisjoint(selected))
+    new_directions = direction_figures(view) or None if turning else None
     if not missing and not new_verdicts and not new_directions:
         return f"{file.path}: nothing new, left as it was"
+    change = change.model_copy(update={"reason": change.reason or "what was new"})
+    entries = [*sorted({item_of(place) for place in missing}), *sorted(new_verdicts)]
+    changed = _merged(file, view, missing, file.content.verdicts | new_verdicts, new_directions, change, entries)
+    _write(file.path, changed.content, changed.view.content(), new_directions)
+    return f"{file.path}: added {names(changed.content.history[-1].entries)}"
+
+
+def _overwrite(
+    file: BaselineFile,
+    view: RecordView,
+    verdicts: Mapping[str, VerdictEntry],
+    change: Change,
+    selected: Collection[str],
+) -> str:
+    """Overwrite the figures, verdicts and directions that were selected, and leave the others as they were.
+
+    Raises BaselineError where one of them would not be the same afterwards, as it follows from others that were not
+    selected.
+    """
+    places = [
+        (variant, scope, metric)
+        for variant, scope, metric in figures(view)
+        if item_of((variant, scope, metric)) in selected
+        and scope != MODEL
+        and file.view.phases.get(scope) in (None, view.phases.get(scope))
+    ]
+    others = {name: entry for name, entry in file.content.verdicts.items() if f"{VERDICT}/{name}" not in selected}
+    directions = direction_figures(view)
+    new_directions = directions or None if set(TURN_ITEMS) <= set(selected) else None
+    entries = [
+        *sorted({item_of(place) for place in places}),
+        *sorted({*file.content.verdicts, *verdicts} - set(others)),
+    ]
+    changed = _merged(file, view, places, others | dict(verdicts), new_directions, change, entries)
+    compared = by_item(changed.compare(view, directions))
+    apart = [name for name in sorted(selected) if any(each.fails for each in compared.get(name, ()))]
+    if RECORD in selected and changed.view.phases != view.phases:
+        apart.append(RECORD)
+    if apart:
+        raise BaselineError(
+            f"{file.path}: {names(apart)} cannot be overwritten alone, as the whole record decides it: it is left as "
+            f"it was. Run without a selection to overwrite all, or select {' and '.join(TURN_ITEMS)} together."
+        )
+    _write(file.path, changed.content, changed.view.content(), new_directions)
+    return f"{file.path}: overwritten from {change.source}: {names(changed.content.history[-1].entries) or 'nothing'}"
+
+
+def _merged(
+    file: BaselineFile,
+    view: RecordView,
+    places: Sequence[Place],
+    verdicts: dict[str, VerdictEntry],
+    directions: Arrays | None,
+    change: Change,
+    entries: list[str],
+) -> BaselineFile:
+    """Return the baseline with a later record's figures at some places, with these verdicts, and a new change."""
     if refusal := obstacle(file.view, view):
         raise BaselineError(
             f"{file.path}: what is new cannot stand beside the old figures: {refusal}.\n"
             f'  Overwrite the whole file: --baseline-update=all --baseline-reason "..."'
         )
     before = file.content.record.model.fingerprint
-    if (missing or new_directions) and view.model.fingerprint != before:
+    if (places or directions) and view.model.fingerprint != before:
         change = change.model_copy(update={"before": before})
-    entries = sorted({f"{scope}/{metric}" for _, scope, metric in missing}) + sorted(new_verdicts)
-    entries += ["directions"] if new_directions else []
-    change = change.model_copy(update={"entries": tuple(entries), "reason": change.reason or "what was new"})
-    record, arrays = merged(file.view, view, missing)
+    change = change.model_copy(update={"entries": (*entries, *(["directions"] if directions else []))})
+    record, arrays = merged(file.view, view, places)
     content = file.content.model_copy(
-        update={
-            "history": (*file.content.history, change),
-            "verdicts": file.content.verdicts | new_verdicts,
-            "record": record,
-        }
+        update={"history": (*file.content.history, change), "verdicts": verdicts, "record": record}
     )
-    _write(file.path, content, arrays, new_directions)
-    return f"{file.path}: added {names(entries)}"
+    merged_view = RecordView(record, ArrayFile(arrays_path(file.path), content=arrays))
+    return BaselineFile(file.path, content, merged_view, file.directions if directions is None else directions)
 
 
 def _shape(model: ModelRecord) -> str:
