@@ -22,7 +22,6 @@ from delta_suite.command_line import DEFAULT_CALIBRATION
 from delta_suite.metrics.registry import METRICS, PARTS
 from delta_suite.models.models_file import load_registry
 from delta_suite.models.phases import PhaseMap
-from delta_suite.models.spec import RANDOM_WEIGHTS
 from delta_suite.paths import bundled
 from delta_suite.pipeline import Settings, measure_view
 from delta_suite.records import store
@@ -138,9 +137,7 @@ class Measurement:
         paths = [given] if isinstance(given, str | Path) else list(given)
         control = None
         if self.path is not None and self.path.resolve().parent.parent.name == store.RUNS:
-            results = self.path.resolve().parents[2]
-            calibration = self.record.calibration.sha256
-            control = store.newest(results, f"{self.name}@{RANDOM_WEIGHTS}", calibration)
+            control = store.newest_control(self.path.resolve().parents[2], self.view)
         claims = load_hypotheses([Path(path) for path in paths])
         return Verdicts(judge_all(claims, [(self.view, control)]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from delta_suite.errors import CaptureError
 
 from tests.pytest_plugin.conftest import CLAIMS
+from tests.tiny import make_tiny
 
 RUN = ("hypotheses/", "--device=cpu", "--no-control", "-p", "no:cacheprovider")
 
@@ -75,6 +77,32 @@ def test_a_directory_is_measured_and_named_in_the_command(project: pytest.Pytest
     result = project.runpytest(*RUN, f"--model={tiny}", "-k", "fails")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines([f"  reproduce  pytest *--model={tiny} --device=cpu"])
+
+
+@pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "workers"])
+def test_two_models_of_one_derived_name_are_both_measured(
+    project: pytest.Pytester, tiny: Path, tmp_path: Path, workers: tuple[str, ...]
+) -> None:
+    """Also in the tables and the JUnit report; the command that reproduces a failure names the model as it is alone."""
+    if workers:
+        pytest.importorskip("xdist")
+    models = [tmp_path / letter / "run" / "step-5" for letter in "ab"]
+    for seed, folder in enumerate(models):
+        make_tiny(folder, layers=6, seed=seed) if seed else shutil.copytree(tiny, folder)
+    arguments = [f"--model={folder}" for folder in models]
+    run = project.runpytest_subprocess if workers else project.runpytest
+    result = run("hypotheses/", *arguments, "--device=cpu", "--no-control", "--junit-xml=junit.xml", *workers)
+    names = ["a--run--step-5", "b--run--step-5"]
+    result.stdout.fnmatch_lines(["hypothesis *claim *a--run--step-5 *b--run--step-5"])
+    cases = [case.get("name") for case in ET.parse(project.path / "junit.xml").iter("testcase")]
+    assert {f"claims/holds[{name}]" for name in names} <= set(cases)
+    records = [json.loads(path.read_text())["model"] for path in (project.path / "results").glob("runs/*/*.json")]
+    assert sorted(record["name"] for record in records) == names
+    assert len({record["fingerprint"] for record in records}) == 2
+    (line, *_) = (line for line in result.outlines if "reproduce" in line and "/b/run" in line)
+    words = shlex.split(line.split("reproduce", 1)[1])[1:]
+    assert words[0].endswith("claims/fails[run--step-5]")
+    project.runpytest(*words).assert_outcomes(failed=1)
 
 
 def test_strict_verdicts_fail_what_is_not_measured(project: pytest.Pytester) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,12 +44,15 @@ def judge(
         require_known_phases(claims, [*registry.phases, *(phase for view in views for phase in view.phases)])
         rows: list[Row] = []
         texts: list[str] = []
+        names = [view.model.name for view in views]
         for path, stored in zip(records, views, strict=True):
             view = _under_declared_phases(path, stored, registry)
             typer.echo(model_line(view))
             typer.echo(f"\n{phase_table(view)}\n")
             judgements = list(judge_all(claims, [(view, _control(path, view))]))
-            rows_of_record = [Row.of(judged, str(path)) for judged in judgements]
+            name = view.model.name
+            label = name if names.count(name) == 1 else f"{name} ({path.stem})"  # each record has a column of its own
+            rows_of_record = [replace(Row.of(judged, str(path)), model=label) for judged in judgements]
             keep_stamps(path, view, rows_of_record)
             rows += rows_of_record
             command = f"delta-suite judge --explain {path}"
@@ -73,11 +77,8 @@ def _under_declared_phases(path: Path, view: RecordView, registry: Registry) -> 
 
 
 def _control(path: Path, view: RecordView) -> RecordView | None:
-    """Return the newest record of the same architecture with random weights in the results folder of a record."""
-    from delta_suite.models.spec import RANDOM_WEIGHTS
-    from delta_suite.records.store import RUNS, newest
+    """Return the newest record of the model's control in the results folder of a record."""
+    from delta_suite.records.store import RUNS, newest_control
 
     runs = path.resolve().parent.parent
-    if runs.name != RUNS:
-        return None
-    return newest(runs.parent, f"{view.model.name}@{RANDOM_WEIGHTS}", view.record.calibration.sha256)
+    return newest_control(runs.parent, view) if runs.name == RUNS else None

@@ -226,18 +226,17 @@ def _show_run(
 ) -> None:
     """Judge the checkpoints of a run, show its tables, and write its page."""
     from delta_suite.claims.judge import judge_all
-    from delta_suite.models.spec import RANDOM_WEIGHTS
     from delta_suite.publish import trajectory as tables
     from delta_suite.publish.board import Entry
     from delta_suite.publish.rows import Row
     from delta_suite.publish.run_page import standalone
-    from delta_suite.records.store import newest
+    from delta_suite.records.store import newest_control
     from delta_suite.records.writing import write_atomically
 
     entries = {}
     for step, outcome in outcomes.items():
         view = outcome.view
-        control = newest(results, f"{view.model.name}@{RANDOM_WEIGHTS}", view.record.calibration.sha256)
+        control = newest_control(results, view)
         rows = tuple(Row.of(judged, str(outcome.path)) for judged in judge_all(claims, [(view, control)]))
         keep_stamps(outcome.path, view, rows)
         entries[step] = Entry(view, str(outcome.path), rows)

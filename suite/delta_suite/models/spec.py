@@ -97,7 +97,7 @@ class ModelSpec(BaseModel):
         For a control it is the place of its config, such as "random-weights, seed 0, as hub:...".
         """
         place = source_of(self).describe(self)
-        return f"{RANDOM_WEIGHTS}, seed {CONTROL_SEED}, as {place}" if self.random_weights else place
+        return control_source(place) if self.random_weights else place
 
     @field_validator("phases")
     @classmethod
@@ -122,6 +122,11 @@ class ModelSpec(BaseModel):
         if self.random_weights:
             return self
         return self.model_copy(update={"name": f"{self.name}@{RANDOM_WEIGHTS}", "random_weights": True})
+
+
+def control_source(place: str) -> str:
+    """Return the source of the control of a model from this place."""
+    return f"{RANDOM_WEIGHTS}, seed {CONTROL_SEED}, as {place}"
 
 
 def series_of(name: str, checkpoint: str | None) -> tuple[str, int] | None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -15,10 +15,10 @@ from delta_suite.claims.judge import judge_all
 from delta_suite.claims.schema import Hypothesis
 from delta_suite.claims.verdict import Verdict, combine_verdicts
 from delta_suite.errors import RecordError
-from delta_suite.models.spec import RANDOM_WEIGHTS, natural_key
+from delta_suite.models.spec import control_source, natural_key
+from delta_suite.publish.labels import labels_of, shown_source
 from delta_suite.publish.rows import Row, changed_files, relative_margin, stamps_of
-from delta_suite.publish.trajectory import series
-from delta_suite.records.record import CalibrationRecord
+from delta_suite.records.record import CalibrationRecord, Identity
 from delta_suite.records.store import JudgedBy, load, record_paths, stamps
 from delta_suite.records.view import RecordView
 
@@ -66,6 +66,8 @@ class Entry:
     rows: tuple[Row, ...]
     judged_by: Mapping[str, JudgedBy] = field(default_factory=dict)
     """The hypothesis files that a run last judged this record by."""
+    label: str = ""
+    """The model's name with what tells it from another model of that name; empty where there is none."""
 
     @property
     def changed(self) -> dict[str, str]:
@@ -74,8 +76,8 @@ class Entry:
 
     @property
     def model(self) -> str:
-        """Return the model's name."""
-        return self.view.model.name
+        """Return the model's name, or what it is told apart by."""
+        return self.label or self.view.model.name
 
     @property
     def dtype(self) -> str:
@@ -101,8 +103,7 @@ class Entry:
     @property
     def source(self) -> str:
         """Return the origin of the weights; of a directory only its name, as its path exists on one machine alone."""
-        kind, _, rest = self.view.model.source.partition(":")
-        return f"{kind}:{Path(rest).name}" if Path(rest).is_absolute() else self.view.model.source
+        return shown_source(self.view.model.source)
 
     @property
     def tallies(self) -> tuple[Tally, ...]:
@@ -192,13 +193,17 @@ class Group:
 
     @property
     def runs(self) -> tuple[Run, ...]:
-        """Return the training runs among the entries."""
-        runs = []
-        for dtype in sorted({entry.dtype for entry in self.entries}):
-            entries = {entry.model: entry for entry in self.entries if entry.dtype == dtype}
-            for name, steps in series(entry.view.model for entry in entries.values()).items():
-                runs.append(Run(name, dtype, {step: entries[model] for step, model in steps.items()}))
-        return tuple(sorted(runs, key=lambda run: (run.name, run.dtype)))
+        """Return the training runs among the entries. Where two models are one step, it is not known which is of it."""
+        runs: dict[tuple[str, str], dict[int, list[Entry]]] = {}
+        for entry in self.entries:
+            if entry.view.model.series is not None:
+                name, step = entry.view.model.series
+                runs.setdefault((name, entry.dtype), {}).setdefault(step, []).append(entry)
+        return tuple(
+            Run(name, dtype, {step: entries[0] for step, entries in sorted(steps.items())})
+            for (name, dtype), steps in sorted(runs.items())
+            if len(steps) > 1 and all(len(entries) == 1 for entries in steps.values())
+        )
 
     def label(self, entry: Entry) -> str:
         """Return the model's name, with the dtype where the table has it in several."""
@@ -208,7 +213,10 @@ class Group:
 
 @dataclass(frozen=True)
 class Superseded:
-    """A record that a newer one of the same model, calibration, dtype and versions replaces."""
+    """A record that a newer one of the same model, calibration, dtype and versions replaces.
+
+    Models are the same if source, revision and fingerprint are.
+    """
 
     record: str
     model: str
@@ -307,13 +315,22 @@ def build(
             read.append(_Stored(path, record, load(path)))
         except RecordError as error:
             broken.append(Broken(record, " ".join(str(error).replace(str(path), record).split())))
-    newest, superseded = _newest(read)
+    labels = labels_of(stored.view.model for stored in read)
+    newest, superseded = _newest(read, labels)
+    by_source: dict[tuple[object, ...], list[RecordView]] = {}
+    for stored in sorted(newest.values(), key=lambda stored: stored.created, reverse=True):
+        by_source.setdefault((*_comparable(stored.view), stored.view.model.source), []).append(stored.view)
     groups: dict[tuple[str, ...], list[Entry]] = {}
-    for (group, name, dtype), stored in newest.items():
-        control = newest.get((group, f"{name}@{RANDOM_WEIGHTS}", dtype))
-        judged = judge_all(hypotheses, [(stored.view, None if control is None else control.view)])
-        rows = tuple(Row.of(each, stored.record) for each in judged)
-        groups.setdefault(group, []).append(Entry(stored.view, stored.record, rows, _stamps(stored.path)))
+    for stored in newest.values():
+        view = stored.view
+        candidates = by_source.get((*_comparable(view), control_source(view.model.source)), ())
+        control = next((other for other in candidates if other.model.is_control_of(view.model)), None)
+        label = labels[view.model.name, view.model.identity]
+        rows = tuple(
+            replace(Row.of(each, stored.record), model=label) for each in judge_all(hypotheses, [(view, control)])
+        )
+        entry = Entry(view, stored.record, rows, _stamps(stored.path), label)
+        groups.setdefault(_group_key(view), []).append(entry)
     return Board(
         results,
         repository,
@@ -337,23 +354,31 @@ class _Stored(NamedTuple):
         return self.view.record.provenance.created
 
 
-_Key = tuple[tuple[str, ...], str, str]
-"""A table's key, the model's name and the dtype. Of records with the same key, the newest counts."""
+_Key = tuple[tuple[str, ...], str, str, Identity]
+"""A table's key, the model's name, the dtype and the model's identity. Of records of one key, the newest counts."""
 
 
-def _newest(read: Iterable[_Stored]) -> tuple[dict[_Key, _Stored], list[Superseded]]:
+def _comparable(view: RecordView) -> tuple[object, ...]:
+    """Return what a model and its control must have in common."""
+    return _group_key(view), view.record.provenance.dtype
+
+
+def _newest(
+    read: Iterable[_Stored], labels: Mapping[tuple[str, Identity], str]
+) -> tuple[dict[_Key, _Stored], list[Superseded]]:
     """Return the records that count, and those that they replace."""
     by_key: dict[_Key, list[_Stored]] = {}
     for stored in read:
-        key = (_group_key(stored.view), stored.view.model.name, stored.view.record.provenance.dtype)
-        by_key.setdefault(key, []).append(stored)
+        model, dtype = stored.view.model, stored.view.record.provenance.dtype
+        by_key.setdefault((_group_key(stored.view), model.name, dtype, model.identity), []).append(stored)
     newest: dict[_Key, _Stored] = {}
     superseded: list[Superseded] = []
     for key, candidates in sorted(by_key.items()):
         # A folder's name can hold another stamp than the record, so the record's time decides, and then its name.
         *older, newest[key] = sorted(candidates, key=lambda stored: (stored.created, stored.record))
         replaced_by = newest[key].record
-        superseded += [Superseded(old.record, old.view.model.name, old.created, replaced_by) for old in older]
+        label = labels[key[1], key[3]]
+        superseded += [Superseded(old.record, label, old.created, replaced_by) for old in older]
     return newest, superseded
 
 

@@ -275,8 +275,8 @@ class Regression:
             reason=self.config.getoption("baseline_reason"),
             selected=selected if is_selection else None,
         )
-        left = f"{len(others)} items that were" if others else "what was"
-        return line + (f"; {left} not selected stayed as they were" if is_selection else "")
+        rest = f"{len(others)} other items" if others else "other verdicts"
+        return f"{line}; {rest} were not selected, and stayed as they were" if is_selection else line
 
     def _selects(self) -> bool:
         """Return True if the command line selects some of what is collected."""

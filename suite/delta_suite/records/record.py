@@ -12,13 +12,16 @@ from pydantic import BaseModel, ConfigDict, Field, model_serializer
 
 from delta_suite.metrics.estimate import Estimate
 from delta_suite.models.phases import PhaseMap
-from delta_suite.models.spec import series_of
+from delta_suite.models.spec import control_source, series_of
 
 SCHEMA = 3
 """Version of the record's shape. Records of schema 2 are read, too."""
 
 Metrics = dict[str, dict[str, Estimate]]
 """variant -> metric -> estimate"""
+
+Identity = tuple[str, str, str]
+"""Source, revision ("" without one) and fingerprint of a model."""
 
 
 class RecordPart(BaseModel):
@@ -44,6 +47,16 @@ class ModelRecord(RecordPart):
     architecture: str
     layers: int
     hidden: int
+
+    @property
+    def identity(self) -> Identity:
+        """Return source, revision and fingerprint, which are equal for equal models; the name is a label."""
+        return self.source, self.revision or "", self.fingerprint
+
+    def is_control_of(self, model: ModelRecord) -> bool:
+        """Return True for the same architecture, from the same place, with random weights."""
+        shapes = [(each.architecture, each.layers, each.hidden) for each in (self, model)]
+        return self.source == control_source(model.source) and shapes[0] == shapes[1]
 
     @property
     def series(self) -> tuple[str, int] | None:

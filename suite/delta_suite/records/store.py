@@ -15,6 +15,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from delta_suite.errors import RecordError
+from delta_suite.models.spec import RANDOM_WEIGHTS
 from delta_suite.paths import is_directory, not_a_file, shorten
 from delta_suite.records.arrays import ArrayFile, pack
 from delta_suite.records.cache import Cache
@@ -121,14 +122,18 @@ def record_paths(results: Path) -> list[Path]:
     return sorted(runs.glob("*/*.json"))
 
 
-def newest(results: Path, model: str, calibration: str) -> RecordView | None:
-    """Return the newest readable record of a model under the calibration set with this SHA-256, or None."""
-    for path in sorted((results / RUNS / folder_name(model)).glob("*.json"), reverse=True):
+def newest_control(results: Path, model: RecordView) -> RecordView | None:
+    """Return the newest readable record of a model's control under the same calibration, or None.
+
+    A record of that name that is not of this model's control does not count.
+    """
+    folder = results / RUNS / folder_name(f"{model.model.name}@{RANDOM_WEIGHTS}")
+    for path in sorted(folder.glob("*.json"), reverse=True):
         try:
             view = load(path)
         except RecordError:
             continue  # of another schema, say; an older one may do
-        if view.record.calibration.sha256 == calibration:
+        if view.record.calibration.sha256 == model.record.calibration.sha256 and view.model.is_control_of(model.model):
             return view
     return None
 
