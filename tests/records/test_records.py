@@ -14,6 +14,7 @@ from pathlib import Path
 import delta_suite.reduction.reduce
 import numpy as np
 import pytest
+from delta_suite import pipeline
 from delta_suite.capture.stream import Memory
 from delta_suite.errors import RecordError
 from delta_suite.metrics.estimate import Estimate
@@ -504,3 +505,14 @@ def test_a_stamp_that_cannot_be_written_is_named(
     with pytest.raises(RecordError, match=r"\.json cannot be written: Read-only"):
         stamp(path, {"phase-c": FIRST}, outcome[1].cache)
     assert not (tmp_path / "judged" / "tiny" / path.name).exists()
+
+
+def test_a_sharded_run_has_a_key_of_its_own(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One GPU and several may round differently, so neither answers for the other; which of them it is does not count."""
+    keys = {}
+    for device in ("cpu", "cuda", "cuda:1", "sharded"):
+        monkeypatch.setattr(pipeline, "resolve_device", lambda *_, device=device: device)
+        settings = Settings(calibration="seed", cache=Cache(tmp_path))
+        keys[device] = pipeline._prepare(ModelSpec(name="tiny", path=tiny), settings).key
+    assert keys["cuda"] == keys["cuda:1"]
+    assert len(set(keys.values())) == 3
