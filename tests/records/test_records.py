@@ -508,7 +508,7 @@ def test_a_stamp_that_cannot_be_written_is_named(
 
 
 def test_a_sharded_run_has_a_key_of_its_own(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One GPU and several may round differently, so neither answers for the other; which of them it is does not count."""
+    """One GPU and several may round differently, so neither answers for the other; which GPU it is does not count."""
     keys = {}
     for device in ("cpu", "cuda", "cuda:1", "sharded"):
         monkeypatch.setattr(pipeline, "resolve_device", lambda *_, device=device: device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -148,22 +149,29 @@ def compare(
     with errors_as_text():
         require_compared(variant)
         settings = Settings(calibration=calibration, documents=documents, device=device, dtype=dtype, results=results)
-        old, new = (_measured_or_stored(name, settings, models_file) for name in (before, now))
+        old, new = _measured_or_stored([before, now], settings, models_file)
         typer.echo(f"{model_line(old)}\n{model_line(new)}\n")
         typer.echo(side_by_side(old, new, variant, layers=layers, other_documents=other_documents))
 
 
-def _measured_or_stored(name: str, settings: Settings, models_file: Path | None) -> RecordView:
-    """Return a stored record, or a model measured or taken from the cache."""
+def _measured_or_stored(names: Sequence[str], settings: Settings, models_file: Path | None) -> list[RecordView]:
+    """Return stored records, and models measured or taken from the cache, in the order of the names."""
     from delta_suite.models.models_file import load_registry
     from delta_suite.records.store import load
 
-    if name.endswith(".json"):
-        return load(Path(name), settings.cache)
-    ((_, outcome),) = measured([load_registry(models_file).resolve(name)], settings)
-    if outcome is None:
-        raise typer.Exit(FAILED)
-    return outcome.view
+    arguments = [name for name in names if not name.endswith(".json")]
+    registry = load_registry(models_file) if arguments else None
+    specs = iter(registry.told_apart([registry.resolve(name) for name in arguments]) if registry else ())
+    views = []
+    for name in names:
+        if name.endswith(".json"):
+            views.append(load(Path(name), settings.cache))
+            continue
+        ((_, outcome),) = measured([next(specs)], settings)
+        if outcome is None:
+            raise typer.Exit(FAILED)
+        views.append(outcome.view)
+    return views
 
 
 @app.command(epilog="Example: delta-suite trajectory 'runs/big/checkpoint-*' --out big.html")
