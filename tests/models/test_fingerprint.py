@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 from delta_suite.errors import ModelUnavailableError
+from delta_suite.models import control
 from delta_suite.models import fingerprint as module
 from delta_suite.models.files import TOKENIZER_FILES, ModelFiles
 from delta_suite.models.fingerprint import fingerprint
-from delta_suite.models.sources import locate
+from delta_suite.models.sources import base, locate
 
 from tests.models.test_files import spec_of
 
@@ -110,6 +111,23 @@ def test_files_that_a_config_or_trusted_code_names_count(checkpoint: Path) -> No
     assert {"words.dat", "config.5.0.0.json"} <= _names(locate(spec))
     assert "words.dat" not in _names(locate(spec_of(checkpoint)))
     assert len(locate(spec).others) == len(_names(locate(spec)) - {"model.safetensors"})
+
+
+def test_a_tokenizer_beside_a_gguf_file_counts(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AutoTokenizer.from_pretrained(DIRECTORY, gguf_file=...) prefers the tokenizer.json that is there."""
+    monkeypatch.setattr(base, "weights_problem", lambda _: None)
+    monkeypatch.setattr(control, "gguf_architecture", lambda _: iter([b"llama"]))
+    (checkpoint / "m.gguf").touch()
+    spec = spec_of(checkpoint, gguf="m.gguf")
+    assert _names(locate(spec)) == {"m.gguf", "tokenizer.json", "tokenizer_config.json"}
+    seen = {of(locate(spec)) for of in (fingerprint, control.control_fingerprint)}
+    (checkpoint / "config.json").write_text("{}")
+    seen |= {of(locate(spec)) for of in (fingerprint, control.control_fingerprint)}
+    (checkpoint / "tokenizer.json").unlink()
+    seen |= {of(locate(spec)) for of in (fingerprint, control.control_fingerprint)}
+    (checkpoint / "tokenizer_config.json").unlink()
+    seen |= {of(locate(spec)) for of in (fingerprint, control.control_fingerprint)}
+    assert len(seen) == 6
 
 
 def _names(files: ModelFiles) -> set[str]:

@@ -33,7 +33,6 @@ def control_fingerprint(files: ModelFiles) -> str:
     if files.gguf is not None:
         for part in gguf_architecture(files.directory / files.gguf):
             total.update(len(part).to_bytes(8, "big") + part)
-        return total.hexdigest()
     for path in sorted(files.others):
         if path.name in (INDEX, *PICKLES):  # they list the weights
             continue

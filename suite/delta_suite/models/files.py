@@ -77,7 +77,8 @@ class ModelFiles:
     weights: tuple[Path, ...]
     """Weight files; empty for a control, unless its config is inside a GGUF file."""
     others: tuple[Path, ...]
-    """Everything else that decides what is measured, such as config.json and the tokenizer; empty for GGUF."""
+    """Everything else that decides what is measured, such as config.json and the tokenizer; with a GGUF file a
+    tokenizer that lies beside it, which transformers prefers."""
     revision: str | None = None
     """Commit of the hub repository; None for models from elsewhere."""
     notes: tuple[str, ...] = ()
@@ -109,7 +110,8 @@ def model_files(spec: ModelSpec, directory: Path, revision: str | None = None) -
     if gguf is None and not (directory / "config.json").is_file():
         gguf = _only_gguf(spec, directory)
     if gguf is not None:
-        return ModelFiles(directory, gguf, (_gguf(spec, directory, gguf),), (), revision)
+        file = _gguf(spec, directory, gguf)
+        return ModelFiles(directory, gguf, (file,), _others(spec, directory, None, (file,)), revision)
     config = _config(spec, directory)
     weights = () if spec.random_weights else _weights(spec, directory, config)
     others, notes = _others(spec, directory, config, weights), _notes(spec, directory, config)
@@ -326,24 +328,32 @@ def _shards(spec: ModelSpec, directory: Path, index: str) -> tuple[Path, ...]:
     return tuple(directory / name for name in names)
 
 
-def _others(spec: ModelSpec, directory: Path, config: dict[str, Any], weights: tuple[Path, ...]) -> tuple[Path, ...]:
-    """Return config.json, the tokenizer's files, the index of the weights, trusted code, and what these name."""
+def _others(
+    spec: ModelSpec, directory: Path, config: dict[str, Any] | None, weights: tuple[Path, ...]
+) -> tuple[Path, ...]:
+    """Return config.json, the tokenizer's files, the index of the weights, trusted code, and what these name.
+
+    config: the content of config.json; None for a GGUF file, which needs none of these, and reads what is there but
+        config.json and an index.
+    """
     names = {path.name for path in directory.iterdir() if path.is_file()}
     tokenizer = {name for name in names if is_tokenizer_file(name)}
-    if not tokenizer - {"special_tokens_map.json", "added_tokens.json"}:
+    if config is not None and not tokenizer - {"special_tokens_map.json", "added_tokens.json"}:
         raise IncompleteError(
             spec.name,
             f"{directory} has no tokenizer (tokenizer.json, tokenizer.model, vocab.json or the like)",
             "Save the one it was trained with beside the weights: tokenizer.save_pretrained(DIRECTORY).",
         )
-    needed = tokenizer | {"config.json"} | ({INDEX, *PICKLES[1:], *CHAT_TEMPLATES} & names)
+    needed = tokenizer | ({"config.json", INDEX, *PICKLES[1:], *CHAT_TEMPLATES} & names)
+    if config is None:
+        needed -= {"config.json", INDEX, *PICKLES}
     needed |= {name for name in names if spec.trust_remote_code and name.endswith(".py")}
     # Code reads files of any name, and a config can name one for each version of transformers.
     readers = [name for name in needed if name.endswith(".py") or name in ("config.json", "tokenizer_config.json")]
     text = b"".join(read_bytes(directory / name) for name in readers)
     others = names - {SINGLE, *PICKLES, *(path.name for path in weights)}
     needed |= {name for name in others if re.search(rb"[\"']%b[\"']" % re.escape(os.fsencode(name)), text)}
-    if GENERATION_CONFIG in names and _says_what_is_read_first(directory / GENERATION_CONFIG, config):
+    if GENERATION_CONFIG in names and _says_what_is_read_first(directory / GENERATION_CONFIG, config or {}):
         needed.add(GENERATION_CONFIG)
     return *(directory / name for name in sorted(needed)), *sorted((directory / CHAT_TEMPLATES[-1]).glob("*.jinja"))
 
