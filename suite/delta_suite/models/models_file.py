@@ -141,7 +141,7 @@ class Registry:
                 raise UnknownModelError(
                     f"{_place(first)} and {_place(second)} are two models, and their names do not tell them apart "
                     f"({', '.join(dict.fromkeys([first.name, second.name]))}). Measure one at a time, or give one an "
-                    f"entry with a name of its own in {self.path or MODELS_FILE}."
+                    f"entry with a name of its own in {MODELS_FILE}."
                 )
         return named
 

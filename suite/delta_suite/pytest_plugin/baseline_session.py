@@ -115,6 +115,8 @@ class Regression:
         try:
             for spec in self.specs:
                 path = self.paths[spec.name] = baseline_path(given, results, spec.name)
+                if "[" in str(path):
+                    raise BaselineError(f"--baseline {path}: pytest collects no path with a bracket. Name another one.")
                 if path in self.files or (self.update and not path.exists()):
                     continue
                 if self.update == "all" and read_baseline_json(path).get("schema") == 1:
