@@ -74,3 +74,12 @@ class UnavailableError(ModelUnavailableError):
 
 class IncompleteError(UnavailableError):
     """Error for a model of which a file is missing, so that a download may help; for a damaged file it would not."""
+
+
+def brief(error: BaseException) -> str:
+    """Return the type and the first line of another library's error, and the second line if the first announces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return f"{type(error).__name__}: {text[:300].removesuffix('.')}"

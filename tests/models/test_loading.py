@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 import torch
 from delta_suite.errors import DeviceError, ModelUnavailableError, SuiteError
-from delta_suite.models.loading import LoadedModel, load, load_tokenizer
+from delta_suite.models.loading import LoadedModel, load
 from delta_suite.models.sources import locate
 from delta_suite.models.spec import ModelSpec
+from delta_suite.models.tokenizer import load_tokenizer
 from delta_suite.pipeline import Settings, measure
 from delta_suite.records.cache import Cache
 from delta_suite.records.view import RecordView

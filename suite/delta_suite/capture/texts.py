@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from delta_suite.errors import CalibrationError
+from delta_suite.errors import CalibrationError, brief
 from delta_suite.paths import expand_user, is_directory, path_error, shorten
 
 HUB = "hf:"
@@ -164,7 +164,7 @@ def _parquet(path: Path) -> Iterator[str]:
                     yield _string(value, f"{path}, row {row}", COLUMN)
     except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         raise CalibrationError(
-            f"calibration file {path} cannot be read as parquet: {_first_line(error)}. Is it whole?"
+            f"calibration file {path} cannot be read as parquet: {brief(error)}. Is it whole?"
         ) from None
 
 
@@ -231,12 +231,12 @@ def _unloadable(name: str, dataset: str, error: Exception) -> CalibrationError:
     )
     if unreached:
         return CalibrationError(
-            f"calibration {name}: the hub cannot be reached ({_first_line(error)}). Run it where there is a network and"
+            f"calibration {name}: the hub cannot be reached ({brief(error)}). Run it where there is a network and"
             f" without HF_HUB_OFFLINE, or bring the dataset here (hf download --repo-type dataset {dataset} "
             f"--local-dir FOLDER) and use {HUB}FOLDER."
         )
     return CalibrationError(
-        f"calibration {name}: the dataset cannot be loaded ({_first_line(error)}). Check its id, its config "
+        f"calibration {name}: the dataset cannot be loaded ({brief(error)}). Check its id, its config "
         f"({HUB}org/name/config), its split ({HUB}org/name:split), and for a gated one the login (hf auth login)."
     )
 
@@ -246,8 +246,3 @@ def _without_extra(name: str, package: str, extra: str) -> CalibrationError:
         f"calibration {name} needs the Python package {package}, which is not installed. "
         f"Install it: pip install 'delta-suite[{extra}]'."
     )
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300].removesuffix('.')}" if lines else type(error).__name__

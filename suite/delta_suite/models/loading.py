@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import importlib.util
 import logging
 import tempfile
 import time
@@ -13,22 +12,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from delta_suite.command_line import DTYPES
-from delta_suite.errors import DeviceError, SuiteError, UnavailableError
+from delta_suite.errors import DeviceError, SuiteError, UnavailableError, brief
 from delta_suite.models.completeness import check_complete, unread_names
 from delta_suite.models.control import initialise
 from delta_suite.models.device import SHARDED
 from delta_suite.models.files import ModelFiles
 from delta_suite.models.gguf_check import check_gguf, names_read
-from delta_suite.models.model_config import auto_class, brief, newer_transformers, quantisation_method, read_config
+from delta_suite.models.model_config import auto_class, newer_transformers, quantisation_method, read_config
 from delta_suite.models.spec import ModelSpec
+from delta_suite.models.tokenizer import load_tokenizer
 from delta_suite.models.weights import stored_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-
-
-SENTENCEPIECE = (".model", ".spm")
-"""Suffixes of the vocabularies that the package sentencepiece reads."""
 
 
 class SkeletonError(SuiteError):
@@ -51,31 +47,6 @@ class LoadedModel:
     """Attention kernel that runs, such as "sdpa"; it need not be the one asked for."""
     seconds: float
     """Duration of the whole load, tokenizer included."""
-
-
-def load_tokenizer(spec: ModelSpec, files: ModelFiles) -> PreTrainedTokenizerBase:
-    """Return the model's tokenizer; one in a GGUF file is rebuilt, which takes seconds.
-
-    Raises:
-        ModelUnavailableError: transformers cannot build it from the files.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            files.directory, gguf_file=files.gguf, local_files_only=True, trust_remote_code=spec.trust_remote_code
-        )
-    except Exception as error:  # transformers and tokenizers raise anything for a file that they cannot make sense of
-        do = "Save the one it was trained with there: tokenizer.save_pretrained(DIRECTORY)."
-        pieces = [path.name for path in files.others if path.suffix in SENTENCEPIECE]
-        if files.gguf is not None:
-            do = newer_transformers()
-        elif pieces and importlib.util.find_spec("sentencepiece") is None:
-            do = f"{pieces[0]} is read by the package sentencepiece: pip install sentencepiece."
-        raise UnavailableError(
-            spec.name, f"its tokenizer cannot be built from {files.directory} ({brief(error)})", do
-        ) from error
-    return tokenizer
 
 
 def load(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from delta_suite.errors import SuiteError, UnavailableError
+from delta_suite.errors import SuiteError, UnavailableError, brief
 from delta_suite.models.files import ModelFiles, nested
 from delta_suite.models.gguf_check import check_required, settle_gguf_config
 from delta_suite.models.gguf_header import gguf_content
@@ -278,15 +278,6 @@ def quantisation_method(config: PreTrainedConfig, spec: ModelSpec) -> str | None
             f"Pass the unquantised model. {newer_transformers()}",
         )
     return named
-
-
-def brief(error: BaseException) -> str:
-    """Return the type and the first line of another library's error, and the second line if the first announces it."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if not lines:
-        return type(error).__name__
-    text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
-    return f"{type(error).__name__}: {text[:300].removesuffix('.')}"
 
 
 def transformers_release() -> str:
