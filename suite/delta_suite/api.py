@@ -40,6 +40,7 @@ def measure(
     *,
     calibration: str = DEFAULT_CALIBRATION,
     documents: int | None = None,
+    chat_template: bool = False,
     device: str = "auto",
     dtype: str | None = None,
     parts: Collection[str] = PARTS,
@@ -53,7 +54,12 @@ def measure(
     do.
     """
     settings = Settings(
-        calibration=calibration, documents=documents, device=device, dtype=dtype, parts=frozenset(parts)
+        calibration=calibration,
+        documents=documents,
+        chat_template=chat_template,
+        device=device,
+        dtype=dtype,
+        parts=frozenset(parts),
     )
     spec = load_registry().resolve(model)
     measured = measure_view(spec, settings)

@@ -28,6 +28,8 @@ HELP = {
     "calibration": "calibration set: core, seed (the reference's one stream, without intervals), a text file, .jsonl, "
     ".parquet, a folder of texts, or hf:org/name[/config][:split[:column]]",
     "documents": "only the first so many documents of the calibration (default: all; of a hub dataset 128)",
+    "chat-template": "put each document, as a user's message, into the model's own chat template (default: add the "
+    "special tokens that its tokenizer adds)",
     "device": "auto, cpu, cuda, cuda:1, mps, or sharded over all GPUs",
     "dtype": f"dtype of the weights: {', '.join(DTYPES)} (default: the model's)",
     "results-dir": "where records are written",

@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from delta_suite.capture.calibration import MAX_TOKENS, Calibration, load_calibration, tokenize
+from delta_suite.capture.calibration import Calibration, load_calibration
+from delta_suite.capture.tokens import MAX_TOKENS, TokenSequences, tokenize
 from delta_suite.command_line import DEFAULT_CALIBRATION
 from delta_suite.engine import local
 from delta_suite.errors import RecordError
@@ -45,7 +46,6 @@ from delta_suite.reduction.variants import VARIANTS
 from delta_suite.version import __version__
 
 if TYPE_CHECKING:
-    from delta_suite.capture.calibration import TokenSequences
     from delta_suite.capture.certificate import Certificate
     from delta_suite.capture.sinks import Sinks
     from delta_suite.capture.stream import ResidualStream, Storage
@@ -63,6 +63,8 @@ class Settings:
     calibration: str = DEFAULT_CALIBRATION
     documents: int | None = None
     """Only the first documents of the calibration; None for all of them (of a hub dataset, a fixed number)."""
+    chat_template: bool = False
+    """True if each document is one message of a user in the model's own chat template."""
     device: str = "auto"
     dtype: str | None = None
     """None for the dtype of the model's entry."""
@@ -154,6 +156,7 @@ class Run:
     spec: ModelSpec
     files: ModelFiles
     calibration: Calibration
+    chat_template: bool
     device: str
     dtype: str
     fingerprint: str
@@ -193,8 +196,11 @@ def prepare(spec: ModelSpec, settings: Settings, *, download: bool = True) -> Ru
         "top_k": TOP_K,
         "variants": {variant.name: variant.version for variant in VARIANTS.values()},
         "drop_first_token": calibration.drop_first_token,
+        "special_tokens": "those of the chat template" if settings.chat_template else "those of the tokenizer",
     }
-    return Run(spec, files, calibration, device, dtype, weights, revision, settings.cache, choices)
+    return Run(
+        spec, files, calibration, settings.chat_template, device, dtype, weights, revision, settings.cache, choices
+    )
 
 
 def metric_versions() -> dict[str, int]:
@@ -259,6 +265,7 @@ def token_sequences(run: Run, model: Any, decoder: Any, tokenizer: Any) -> Token
         tokenizer,
         model.get_input_embeddings().weight.shape[0],
         context_length(decoder.config),
+        chat_template=run.chat_template,
     )
 
 
@@ -315,7 +322,7 @@ def _measure(run: Run, entry: Assembled | None, *, with_spectra: bool, fit_law: 
                 layers=captured.blocks,
                 hidden=captured.spectra["raw"][0].statistics.hidden,
             ),
-            calibration=_calibration_record(run.calibration, captured),
+            calibration=_calibration_record(run, sequences, captured),
             sinks=_sink_record(captured.sinks),
             certificate=_certificate_record(captured.certificates),
             provenance=provenance,
@@ -332,8 +339,9 @@ def _measure(run: Run, entry: Assembled | None, *, with_spectra: bool, fit_law: 
     return Assembled(record, {**entry.arrays, **arrays}, entry.directions)
 
 
-def _calibration_record(calibration: Calibration, captured: _Captured) -> CalibrationRecord:
-    """Return which texts were measured, and how many of their tokens."""
+def _calibration_record(run: Run, sequences: TokenSequences, captured: _Captured) -> CalibrationRecord:
+    """Return which texts were measured, and what the tokenizer made of them."""
+    calibration = run.calibration
     return CalibrationRecord(
         name=calibration.name,
         sha256=calibration.sha256,
@@ -342,6 +350,11 @@ def _calibration_record(calibration: Calibration, captured: _Captured) -> Calibr
         tokens_per_document=calibration.tokens_per_document,
         tokens=captured.tokens,
         dropped=captured.dropped,
+        unknown_tokens=sequences.unknown,
+        duplicates=calibration.duplicates,
+        begins_with=sequences.begins_with,
+        ends_with=sequences.ends_with,
+        chat_template=run.chat_template,
     )
 
 

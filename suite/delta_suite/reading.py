@@ -13,9 +13,10 @@ import os
 import stat
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from delta_suite.errors import SuiteError
 from delta_suite.paths import shorten
@@ -60,31 +61,43 @@ def read_bytes(path: Path, limit: int = TEXT_LIMIT) -> bytes:
         delta_suite.reading.UnreadableFileError: /dev/zero cannot be read: not a regular file.
     """
     started = time.monotonic()
+    content = bytearray()
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        while size <= limit and (chunk := file.read(_CHUNK)):
+            content += chunk
+            size = max(size, len(content))
+            if time.monotonic() - started > SECONDS:
+                raise UnreadableFileError(path, f"reading it took more than {SECONDS:.0f} seconds")
+    if size > limit:
+        raise UnreadableFileError(path, f"it has {size:,} bytes, and at most {limit:,} are read")
+    return bytes(content)
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """Open a regular file, for callers that read it piece by piece.
+
+    Raises:
+        UnreadableFileError: the path is missing, no regular file, or not accessible; also for an OSError of the body.
+    """
     try:
         # O_NONBLOCK: opening a FIFO would wait for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:  # ValueError: a null byte in the name
         raise UnreadableFileError(path, system_reason(error)) from None
-    content = bytearray()
     try:
-        status = os.fstat(descriptor)
-        if stat.S_ISDIR(status.st_mode):
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
             raise UnreadableFileError(path, "a folder, not a file")
-        if not stat.S_ISREG(status.st_mode):
+        if not stat.S_ISREG(mode):
             raise UnreadableFileError(path, "not a regular file")
-        size = status.st_size
-        while size <= limit and (chunk := os.read(descriptor, _CHUNK)):
-            content += chunk
-            size = max(size, len(content))
-            if time.monotonic() - started > SECONDS:
-                raise UnreadableFileError(path, f"reading it took more than {SECONDS:.0f} seconds")
+        with open(descriptor, "rb", closefd=False) as file:
+            yield file
     except OSError as error:
         raise UnreadableFileError(path, system_reason(error)) from None
     finally:
         os.close(descriptor)
-    if size > limit:
-        raise UnreadableFileError(path, f"it has {size:,} bytes, and at most {limit:,} are read")
-    return bytes(content)
 
 
 def read_text(path: Path, limit: int = TEXT_LIMIT) -> str:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from delta_suite.capture.calibration import TokenSequences, load_calibration, tokenize
+from delta_suite.capture.calibration import load_calibration
+from delta_suite.capture.tokens import TokenSequences, tokenize
 from delta_suite.models.blocks import Decoder, find_decoder
 
 DEVICE = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from delta_suite.capture.calibration import TokenSequences
 from delta_suite.capture.residual import capture, tokens_that_fit
 from delta_suite.capture.stream import Memory
+from delta_suite.capture.tokens import TokenSequences
 from delta_suite.metrics.estimators import direction_metrics, layer_metrics, phase_metrics
 from delta_suite.metrics.layer import spectral_entropy_rank
 from delta_suite.models.phases import phase_map

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from delta_suite.capture.calibration import MAX_TOKENS, Calibration, headline, load_calibration, tokenize
+from delta_suite.capture.calibration import Calibration, headline, load_calibration
+from delta_suite.capture.tokens import MAX_TOKENS, tokenize
 from delta_suite.errors import CalibrationError
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from delta_suite.capture.calibration import Calibration, tokenize
+from delta_suite.capture.calibration import Calibration
 from delta_suite.capture.residual import capture
+from delta_suite.capture.tokens import tokenize
 from delta_suite.models.blocks import find_decoder
 from delta_suite.reduction.reduce import reduce_stream
 from delta_suite.reduction.replicates import LayerSpectra

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from delta_suite.capture.calibration import load_calibration, tokenize
+from delta_suite.capture.calibration import load_calibration
 from delta_suite.capture.residual import capture
+from delta_suite.capture.tokens import tokenize
 from delta_suite.models.blocks import find_decoder
 
 CPU = torch.device("cpu")

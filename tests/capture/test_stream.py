@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from delta_suite.capture.calibration import Calibration, TokenSequences, tokenize
+from delta_suite.capture.calibration import Calibration
 from delta_suite.capture.residual import capture
 from delta_suite.capture.stream import Memory, plan_shards
+from delta_suite.capture.tokens import TokenSequences, tokenize
 from delta_suite.models.blocks import find_decoder
 from delta_suite.reduction.reduce import reduce_stream
 from delta_suite.reduction.replicates import LayerSpectra

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from delta_suite.capture.calibration import TokenSequences
 from delta_suite.capture.certificate import Certificate
 from delta_suite.capture.residual import capture
 from delta_suite.capture.stream import Memory, ResidualStream
+from delta_suite.capture.tokens import TokenSequences
 from delta_suite.errors import SuiteError
 from delta_suite.models.blocks import Decoder, find_decoder
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""Calibration sets: the documents to measure on, and their token sequences."""
+"""Calibration sets: the documents to measure on."""
 
 from __future__ import annotations
 
@@ -7,26 +7,17 @@ import json
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from delta_suite.capture.texts import HUB, HUB_DOCUMENTS, read_texts
 from delta_suite.command_line import EMPTY_VALUE
 from delta_suite.errors import CalibrationError
 
-if TYPE_CHECKING:
-    from jaxtyping import Int64
-    from torch import Tensor
-
-MAX_TOKENS = 2048
-"""Longest sequence that runs through a model, the `max_length` of the reference script; longer documents run in
-pieces."""
-
 CORE_TOKENS = 128
 """Number of tokens of each document of `core` that run. Its documents have at least 220 under every tokenizer that was
 tried (data/DATASHEET.md), so each document and each domain has the same number of rows."""
 
-BUNDLED = ("core", "seed")
-"""Names of the calibration sets in the package."""
+MOST_DOCUMENTS = 10**9
+"""Largest number that `--documents` takes."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +38,8 @@ class Calibration:
     """Number of tokens of each document that run, special tokens included; None means the whole document."""
     first: int | None = None
     """Number of documents that were taken from the start of the source; None means all of them."""
+    duplicates: int = 0
+    """Number of documents that were left out because they repeat another."""
 
     @property
     def sha256(self) -> str:
@@ -60,29 +53,11 @@ class Calibration:
         return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class TokenSequences:
-    """Token sequences to run: pieces of documents, longest first, so that memory runs out at the start or never."""
-
-    ids: tuple[Int64[Tensor, " tokens"], ...]
-    """The token ids of each piece."""
-    documents: tuple[int, ...]
-    """The document of each piece."""
-    starts_document: tuple[bool, ...]
-    """True for each piece that holds the first token of its document."""
-    drop_first_token: bool
-    """True if the first token of each document is dropped from the stream."""
-
-    @property
-    def tokens(self) -> int:
-        """Number of all tokens that run through the model, dropped ones included."""
-        return sum(len(ids) for ids in self.ids)
-
-
 def load_calibration(name: str, documents: int | None = None) -> Calibration:
     """Return a bundled set by name, or the documents of a file, folder or hub dataset.
 
-    Only the first `documents` are taken, if a number is given.
+    Only the first `documents` are taken, if a number is given. A text that repeats another, but for white space, is
+    left out, and does not count among them.
 
     `core` has 136 documents in 17 domains and 8 languages; the first 128 tokens of each run, each document by itself
     (data/DATASHEET.md). `seed` is the stream of the reference script: its 25 prompts joined by blank lines, one
@@ -98,8 +73,11 @@ def load_calibration(name: str, documents: int | None = None) -> Calibration:
         >>> len(core.documents), core.tokens_per_document
         (20, 128)
     """
-    if documents is not None and documents < 1:
-        raise CalibrationError(f"--documents {documents}: a calibration has at least one document.")
+    if documents is not None and not 1 <= documents <= MOST_DOCUMENTS:
+        raise CalibrationError(
+            f"--documents is out of bounds: a calibration has 1 to {MOST_DOCUMENTS:,} documents. Without the option "
+            f"all of them run."
+        )
     if not name:
         raise CalibrationError(f"--calibration {EMPTY_VALUE}")  # as a path it would be the current folder
     if name == "seed":
@@ -110,9 +88,18 @@ def load_calibration(name: str, documents: int | None = None) -> Calibration:
         return Calibration("core", texts[:documents], tokens_per_document=CORE_TOKENS, first=documents)
     if name.startswith(HUB):
         documents = documents or HUB_DOCUMENTS
-        return Calibration(name, read_texts(name, documents), first=documents)
-    texts = read_texts(name, documents)
-    return Calibration(Path(name).resolve().name, texts, first=documents)
+    texts, duplicates = read_texts(name, documents)
+    if not name.startswith(HUB):
+        name = _utf8_name(Path(name).resolve())
+    return Calibration(name, texts, first=documents, duplicates=duplicates)
+
+
+def _utf8_name(path: Path) -> str:
+    try:
+        path.name.encode()
+    except UnicodeEncodeError:
+        raise CalibrationError(f"calibration {path.name!a}: the name is not UTF-8. Rename it.") from None
+    return path.name
 
 
 def headline(name: str, documents: int | None = None) -> str:
@@ -134,47 +121,3 @@ def headline(name: str, documents: int | None = None) -> str:
 
 def _bundled(name: str) -> str:
     return resources.files("delta_suite.capture").joinpath(f"data/{name}").read_text("utf-8")
-
-
-def tokenize(calibration: Calibration, tokenizer: Any, vocabulary: int, context: int | None) -> TokenSequences:
-    """Return the token sequences of the documents, with the special tokens that the tokenizer adds.
-
-    Of each document the first `tokens_per_document` tokens run. A document that is still longer than MAX_TOKENS, or
-    than the `context` of the model, runs in pieces of that length; of `seed` only the first piece is kept, as the
-    reference script does.
-
-    Raises CalibrationError where fewer than two tokens remain, or an id lies outside the model's `vocabulary`.
-    """
-    import torch
-
-    if context is not None and context < 2:
-        raise CalibrationError(
-            f"the model's config says max_position_embeddings = {context}, and no document of one token can be "
-            f"measured. Correct it in the model's config.json."
-        )
-    limit = min(MAX_TOKENS, context or MAX_TOKENS)
-    pieces: list[tuple[Tensor, int, bool]] = []
-    for document, text in enumerate(calibration.documents):
-        ids = torch.tensor(tokenizer(text, verbose=False)["input_ids"], dtype=torch.int64)
-        if len(ids) and int(ids.max()) >= vocabulary:
-            raise CalibrationError(
-                f"the tokenizer gives id {int(ids.max())} in document {document} of calibration {calibration.name!r}, "
-                f"but the model embeds only {vocabulary} ids: tokenizer and weights do not belong together. "
-                f"Check the model directory's tokenizer files."
-            )
-        for index, piece in enumerate(torch.split(ids[: calibration.tokens_per_document], limit)):
-            if len(piece) and (index == 0 or not calibration.drop_first_token):
-                pieces.append((piece, document, index == 0))
-    pieces.sort(key=lambda piece: -len(piece[0]))  # stable: equal lengths stay in document order
-    kept = sum(len(ids) - (calibration.drop_first_token and first) for ids, _, first in pieces)
-    if kept < 2:
-        raise CalibrationError(
-            f"calibration {calibration.name!r} leaves {kept} token(s) under this model's tokenizer; "
-            f"a spectrum needs at least 2. Give it more text."
-        )
-    return TokenSequences(
-        ids=tuple(ids for ids, _, _ in pieces),
-        documents=tuple(document for _, document, _ in pieces),
-        starts_document=tuple(first for _, _, first in pieces),
-        drop_first_token=calibration.drop_first_token,
-    )

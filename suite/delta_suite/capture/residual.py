@@ -14,12 +14,12 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from delta_suite.capture.calibration import TokenSequences
 from delta_suite.capture.certificate import Certificate, certify
 from delta_suite.capture.forward import ForwardError, Prefix, last_hidden_state, side_streams
 from delta_suite.capture.layout import Layout
 from delta_suite.capture.stream import MEMORY_SHARE, Memory, ResidualStream, StreamWriter, plan_shards
 from delta_suite.capture.tap import Batch, Tap, UnfamiliarShapeError
+from delta_suite.capture.tokens import TokenSequences
 from delta_suite.errors import CaptureError
 from delta_suite.models.blocks import Decoder
 

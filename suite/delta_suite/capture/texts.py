@@ -5,15 +5,17 @@ Everything is read lazily, so that the first documents of a large set can be rea
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
+import re
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from delta_suite.errors import CalibrationError, brief
 from delta_suite.paths import expand_user, is_directory, path_error, shorten
+from delta_suite.reading import UnreadableFileError, decode, open_regular, read_text, system_reason
 
 HUB = "hf:"
 """Prefix of a dataset of the hub: `hf:org/name[/config][:split[:column]]`."""
@@ -27,11 +29,20 @@ COLUMN = "text"
 TEXT_SUFFIXES = (".txt", ".md")
 """Endings of the files in a folder that are documents."""
 
+_TABLES = (".parquet", ".jsonl")
+
+DOCUMENT_LIMIT = 256 << 20
+"""Most bytes of one document, in a file of its own or in a line."""
+
 _FORMS = f"a text file, a .jsonl or .parquet file, a folder of {' or '.join(TEXT_SUFFIXES)} files, or {HUB}org/name"
 
 
-def read_texts(name: str, documents: int | None) -> tuple[str, ...]:
-    """Return the first `documents` texts of a source that are not blank, in order; all of them if `documents` is None.
+def read_texts(name: str, documents: int | None) -> tuple[tuple[str, ...], int]:
+    """Return the first `documents` texts of a source, in order, and how many repeated ones were left out.
+
+    All texts are returned if `documents` is None. Blank ones are left out. So is one that differs from an earlier one
+    in nothing but white space: in both halves of the documents it would make directions look more reliable than they
+    are.
 
     `name` is a path, or `hf:org/name[/config][:split[:column]]`, where org/name may also be a local folder, and split
     and column are `train` and `text` unless given. In `.jsonl` and `.parquet` files the key or column is `text`. Files
@@ -39,11 +50,34 @@ def read_texts(name: str, documents: int | None) -> tuple[str, ...]:
 
     Raises CalibrationError where the source does not exist, cannot be read, or holds no text.
     """
-    texts = _hub(name) if name.startswith(HUB) else _path(expand_user(name))
-    chosen = tuple(islice((text for text in texts if text.strip()), documents))
+    chosen: list[str] = []
+    seen: set[bytes] = set()
+    repeated = 0
+    try:
+        for text in _hub(name) if name.startswith(HUB) else _path(expand_user(name)):
+            if not text.strip():
+                continue
+            digest = _without_white_space(text)
+            if digest in seen:
+                repeated += 1
+                continue
+            seen.add(digest)
+            chosen.append(text)
+            if len(chosen) == documents:
+                break
+    except UnreadableFileError as error:
+        raise CalibrationError(f"calibration file {error} --calibration takes {_FORMS}, all of them UTF-8.") from None
     if not chosen:
         raise CalibrationError(f"calibration {name} holds no text. Put at least one document into it.")
-    return chosen
+    return tuple(chosen), repeated
+
+
+def _without_white_space(text: str) -> bytes:
+    """Return a hash of the words of a text, which is not copied: it may have 100 MB."""
+    digest = hashlib.sha256()
+    for word in re.finditer(r"\S+", text):
+        digest.update(word[0].encode() + b" ")
+    return digest.digest()
 
 
 def _path(path: Path) -> Iterator[str]:
@@ -58,74 +92,63 @@ def _path(path: Path) -> Iterator[str]:
         return _jsonl(path)
     if path.suffix == ".parquet":
         return _parquet(path)
-    return iter([_read(path)])
+    return iter([read_text(path, DOCUMENT_LIMIT)])
 
 
 def _folder(path: Path) -> Iterator[str]:
-    files = sorted(file for file in path.iterdir() if file.suffix in TEXT_SUFFIXES and file.is_file())
+    try:
+        # What is no file under such a name, or leads nowhere, is not passed over: reading it says why.
+        files = sorted(file for file in path.iterdir() if file.suffix in TEXT_SUFFIXES and not file.is_dir())
+    except OSError as error:
+        raise UnreadableFileError(path, system_reason(error)) from None
     if not files:
-        tables = sorted(file.name for file in path.rglob("*") if file.suffix in {".parquet", ".jsonl"})
+        # Not deeper: the folder may be the root of a disk.
+        tables = sorted(file.name for depth in ("*", "*/*") for file in path.glob(depth) if file.suffix in _TABLES)
         hint = f" For the tables in it ({tables[0]}) write {HUB}{path}, or name one of them." if tables else ""
         raise CalibrationError(
             f"calibration folder {path} holds no {' or '.join(TEXT_SUFFIXES)} file. Put one document in each.{hint}"
         )
-    return map(_read, files)
-
-
-def _read(path: Path) -> str:
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CalibrationError(f"calibration file {path} cannot be read: {error.strerror or error}.") from None
-    return _decoded(content, path, "it")
-
-
-def _decoded(content: bytes, path: Path, what: str) -> str:
-    """Decode UTF-8, with or without a byte order mark. Raises CalibrationError for other encodings and binary data."""
-    try:
-        text = content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        if content.startswith((b"\xff\xfe", b"\xfe\xff")):
-            raise _not_text(path, what, "is UTF-16", encoding="UTF-16") from None
-        if b"\0" in content:
-            raise _not_text(path, what, "is binary data") from None
-        raise _not_text(path, what, f"is not UTF-8 at byte {error.start}", encoding="LATIN1") from None
-    if "\0" in text:
-        raise _not_text(path, what, "is binary data")
-    return text
-
-
-def _not_text(path: Path, what: str, why: str, encoding: str = "") -> CalibrationError:
-    """Return the error of a file that is not text; `encoding` is the one it may have, where a conversion can help."""
-    cure = f" (iconv -f {encoding} -t UTF-8 converts)" if encoding else ""
-    return CalibrationError(
-        f"calibration file {path} cannot be read: {what} {why}. --calibration takes {_FORMS}, all of them UTF-8{cure}."
-    )
+    return (read_text(file, DOCUMENT_LIMIT) for file in files)
 
 
 def _jsonl(path: Path) -> Iterator[str]:
-    try:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield _text_of(_decoded(line, path, f"line {number}"), path, number)
-    except OSError as error:
-        raise CalibrationError(f"calibration file {path} cannot be read: {error.strerror or error}.") from None
+    with open_regular(path) as lines:
+        number = 0
+        while line := lines.readline(DOCUMENT_LIMIT + 1):
+            number += 1
+            where = f"{path}:{number}"
+            if len(line) > DOCUMENT_LIMIT:
+                raise CalibrationError(f"{where}: not a document: the line has more than {DOCUMENT_LIMIT:,} bytes.")
+            try:
+                text = decode(line, path)
+            except UnreadableFileError as error:
+                raise CalibrationError(f"{where}: not a document: {error.why.replace(' in line 1', '')}.") from None
+            if text.strip():
+                yield _text_of(text, where)
 
 
-def _text_of(line: str, path: Path, number: int) -> str:
+def _text_of(line: str, where: str) -> str:
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        row = None
+        row = json.loads(line, object_pairs_hook=_unrepeated)
+    except RecursionError:
+        raise CalibrationError(f"{where}: not a document: it is nested too deeply.") from None
+    except ValueError as error:
+        raise CalibrationError(f"{where}: not a document: not JSON: {brief(error)}.") from None
     if not isinstance(row, dict):
-        raise CalibrationError(f"{path}:{number}: not a document: each line must be a JSON object with the key `text`.")
+        raise CalibrationError(f"{where}: not a document: each line must be a JSON object with the key `{COLUMN}`.")
     if COLUMN not in row:
         raise CalibrationError(
-            f"{path}:{number}: not a document: it has no key `{COLUMN}` (its keys: {', '.join(row) or 'none'}). "
+            f"{where}: not a document: it has no key `{COLUMN}` (its keys: {shorten(', '.join(row) or 'none')}). "
             f"Rename the one that holds the text."
         )
-    return _string(row[COLUMN], f"{path}:{number}", COLUMN)
+    return _string(row[COLUMN], where, COLUMN)
+
+
+def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs) and sum(key == COLUMN for key, _ in pairs) > 1:
+        raise ValueError(f"the key `{COLUMN}` stands twice")
+    return row
 
 
 def _string(value: object, where: str, column: str) -> str:
@@ -150,7 +173,7 @@ def _parquet(path: Path) -> Iterator[str]:
     from pyarrow.parquet import ParquetFile
 
     try:
-        with ParquetFile(path) as file:
+        with open_regular(path) as content, ParquetFile(content) as file:
             names = file.schema_arrow.names
             if COLUMN not in names:
                 raise CalibrationError(

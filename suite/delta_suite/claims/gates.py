@@ -28,6 +28,9 @@ SINK_ENERGY = 0.5
 ROUNDING_ENERGY = 0.5
 """Share of a layer's energy in rounding from which the spectrum describes the dtype, and not the model."""
 
+MOST_UNKNOWN = 0.05
+"""Share of unknown tokens above which figures may be those of one token and not of the text."""
+
 MIN_TOKENS_PER_DIMENSION: Mapping[str, float] = {
     "effective_rank": 2.0,
     "participation_ratio": 2.0,
@@ -57,7 +60,7 @@ def failed_gates(
     The capture certificate is not among them: a record exists only where it holds.
     """
     sides = [side for side in (observed, reference) if side is not None and side.model == observed.model]
-    gates = list(_documents(observed, view))
+    gates = [*_documents(observed, view), *_unknown(view)]
     for metric, layers in dict.fromkeys((side.metric, side.layers) for side in sides):
         if layers is not None:
             scope = range(layers[0], layers[1] + 1)
@@ -74,6 +77,13 @@ def _documents(observed: Observation, view: RecordView) -> Iterator[Gate]:
         return  # a rank or a p needs no interval
     elif observed.interval is None and not any(estimate.interval for estimate in observed.each.values()):
         yield Gate("interval", "this figure has no interval, as it has no value without some group of documents")
+
+
+def _unknown(view: RecordView) -> Iterator[Gate]:
+    share = view.record.calibration.unknown_tokens or 0.0
+    if share > MOST_UNKNOWN:
+        says = f"{share:.1%} of the tokens are unknown to the model's tokenizer; at most {MOST_UNKNOWN:.0%} may be"
+        yield Gate("unknown", says)
 
 
 def _scope_gates(metric: Metric, layers: Sequence[int], variant: str, view: RecordView) -> Iterator[Gate]:

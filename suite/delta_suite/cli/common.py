@@ -75,6 +75,7 @@ def _sentence(text: str) -> str:
 ModelsFile = Annotated[Path | None, typer.Option("--models-file", help=_sentence(HELP["models-file"]))]
 CalibrationOption = Annotated[str, typer.Option("--calibration", help=_sentence(HELP["calibration"]))]
 Documents = Annotated[int | None, typer.Option("--documents", help=_sentence(HELP["documents"]))]
+ChatTemplate = Annotated[bool, typer.Option("--chat-template", help=_sentence(HELP["chat-template"]))]
 Device = Annotated[str, typer.Option("--device", help=_sentence(HELP["device"]))]
 Dtype = Annotated[str | None, typer.Option("--dtype", help=_sentence(HELP["dtype"]))]
 ResultsDir = Annotated[Path, typer.Option("--results-dir", help=_sentence(HELP["results-dir"]))]

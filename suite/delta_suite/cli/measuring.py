@@ -13,6 +13,7 @@ from delta_suite.cli.common import (
     DEFAULTS,
     FAILED,
     CalibrationOption,
+    ChatTemplate,
     Device,
     Documents,
     Dtype,
@@ -63,6 +64,7 @@ def measure(
     models: Annotated[list[str], typer.Argument(help=f"For each model {HELP['model']}.")],
     calibration: CalibrationOption = DEFAULTS["calibration"],  # type: ignore[assignment]
     documents: Documents = None,
+    chat_template: ChatTemplate = False,
     device: Device = DEFAULTS["device"],  # type: ignore[assignment]
     dtype: Dtype = None,
     results: ResultsDir = DEFAULTS["results"],  # type: ignore[assignment]
@@ -86,6 +88,7 @@ def measure(
         settings = Settings(
             calibration=calibration,
             documents=documents,
+            chat_template=chat_template,
             device=device,
             dtype=dtype,
             parts=parts_named(parts),
@@ -127,6 +130,7 @@ def compare(
     now: Annotated[str, typer.Argument(help="The other one.")],
     calibration: CalibrationOption = DEFAULTS["calibration"],  # type: ignore[assignment]
     documents: Documents = None,
+    chat_template: ChatTemplate = False,
     device: Device = DEFAULTS["device"],  # type: ignore[assignment]
     dtype: Dtype = None,
     results: ResultsDir = DEFAULTS["results"],  # type: ignore[assignment]
@@ -148,7 +152,14 @@ def compare(
 
     with errors_as_text():
         require_compared(variant)
-        settings = Settings(calibration=calibration, documents=documents, device=device, dtype=dtype, results=results)
+        settings = Settings(
+            calibration=calibration,
+            documents=documents,
+            chat_template=chat_template,
+            device=device,
+            dtype=dtype,
+            results=results,
+        )
         old, new = _measured_or_stored([before, now], settings, models_file)
         typer.echo(f"{model_line(old)}\n{model_line(new)}\n")
         typer.echo(side_by_side(old, new, variant, layers=layers, other_documents=other_documents))
@@ -180,6 +191,7 @@ def trajectory(
     out: Annotated[Path | None, typer.Option(help="The page (default: <results>/trajectories/<run>.html).")] = None,
     calibration: CalibrationOption = DEFAULTS["calibration"],  # type: ignore[assignment]
     documents: Documents = None,
+    chat_template: ChatTemplate = False,
     device: Device = DEFAULTS["device"],  # type: ignore[assignment]
     dtype: Dtype = None,
     results: ResultsDir = DEFAULTS["results"],  # type: ignore[assignment]
@@ -198,7 +210,14 @@ def trajectory(
     from delta_suite.publish.trajectory import series
 
     with errors_as_text():
-        settings = Settings(calibration=calibration, documents=documents, device=device, dtype=dtype, results=results)
+        settings = Settings(
+            calibration=calibration,
+            documents=documents,
+            chat_template=chat_template,
+            device=device,
+            dtype=dtype,
+            results=results,
+        )
         registry = load_registry(models_file)
         specs = registry.told_apart(registry.resolve_all(pattern))
         runs = series(specs)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import logging
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from delta_suite.models.device import SHARDED
 from delta_suite.models.files import ModelFiles
 from delta_suite.models.gguf_check import check_gguf, names_read
 from delta_suite.models.model_config import auto_class, newer_transformers, quantisation_method, read_config
+from delta_suite.models.quiet import errors_only
 from delta_suite.models.spec import ModelSpec
 from delta_suite.models.tokenizer import load_tokenizer
 from delta_suite.models.weights import stored_tensors
@@ -119,7 +119,7 @@ def skeleton(spec: ModelSpec, files: ModelFiles, dtype: str = "auto") -> tuple[A
     chosen = (getattr(config, "dtype", None) or torch.float32) if dtype == "auto" else getattr(torch, dtype)
     code = {"trust_remote_code": True} if spec.trust_remote_code else {}
     try:
-        with _errors_only(), torch.device("meta"):
+        with errors_only(), torch.device("meta"):
             return builder.from_config(config, dtype=chosen, **code), quantised
     except Exception as error:  # code of an architecture that nobody wrote for this device
         raise SkeletonError(brief(error)) from error
@@ -161,7 +161,7 @@ def _build(
         options |= {"gguf_file": files.gguf, **_plain_weights()}
     elif not spec.allow_pickle:
         options["use_safetensors"] = True
-    with _errors_only():
+    with errors_only():
         model, report = builder.from_pretrained(
             files.directory,
             config=config,
@@ -250,19 +250,6 @@ def _weights_alone() -> Iterator[None]:
     finally:
         for (module, name, _), value in zip(switches, before, strict=True):
             setattr(module, name, value)
-
-
-@contextmanager
-def _errors_only() -> Iterator[None]:
-    """Silence the warnings of transformers; its table of tensors that do not fit would stand above our message."""
-    from transformers.utils import logging as transformers_logging
-
-    before = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity(logging.ERROR)
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(before)
 
 
 def _devices(model: PreTrainedModel, device: str) -> tuple[str, ...]:

@@ -1,19 +1,35 @@
-"""Loading a model's tokenizer from its `ModelFiles`."""
+"""A model's tokenizer: loading it so that it answers the same each time, and what it does to a text."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib.util
+import re
+from collections.abc import Iterable
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
 
 from delta_suite.errors import UnavailableError, brief
 from delta_suite.models.files import ModelFiles
+from delta_suite.models.quiet import errors_only
 from delta_suite.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_UNLIMITED = int(1e30)
+"""The `model_max_length` that transformers gives a tokenizer without one: only the calibration cuts texts."""
+
+_SENTENCEPIECE = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
+"""Packages that read a SentencePiece model, and the module of each."""
+
+_TODAY = datetime(2024, 7, 26)
+"""The date of chat templates that ask for it, so that figures repeat; Llama's templates fall back to it."""
+
 
 def load_tokenizer(spec: ModelSpec, files: ModelFiles) -> PreTrainedTokenizerBase:
     """Return the model's tokenizer; one in a GGUF file is rebuilt, which takes seconds.
+
+    It samples nothing (dropout of merges and SentencePiece's sampling are for training), and cuts and pads nothing.
 
     Raises:
         ModelUnavailableError: transformers cannot build it from the files.
@@ -21,15 +37,118 @@ def load_tokenizer(spec: ModelSpec, files: ModelFiles) -> PreTrainedTokenizerBas
     from transformers import AutoTokenizer
 
     try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            files.directory, gguf_file=files.gguf, local_files_only=True, trust_remote_code=spec.trust_remote_code
-        )
+        with errors_only():
+            tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
+                files.directory, gguf_file=files.gguf, local_files_only=True, trust_remote_code=spec.trust_remote_code
+            )
+        _steady(tokenizer)
     except Exception as error:  # any type: it comes of the files, through transformers, tokenizers or trusted code
         raise UnavailableError(
-            spec.name,
-            f"its tokenizer cannot be built from {files.directory} ({brief(error)})",
-            "Save the one it was trained with there: tokenizer.save_pretrained(DIRECTORY)."
-            if files.gguf is None
-            else "A newer transformers may know it: pip install --upgrade transformers.",
+            spec.name, f"its tokenizer cannot be built from {files.directory} ({brief(error)})", _cure(files)
         ) from error
     return tokenizer
+
+
+def _cure(files: ModelFiles) -> str:
+    if files.gguf is not None:
+        return "A newer transformers may know it: pip install --upgrade transformers."
+    absent = [package for package, module in _SENTENCEPIECE.items() if not _installed(module)]
+    pieces = [file.name for file in files.directory.iterdir() if file.suffix in {".model", ".spm"}]
+    if absent and pieces and not (files.directory / "tokenizer.json").exists():
+        return f"{pieces[0]} is read by packages that are not installed here: pip install {' '.join(absent)}."
+    return "Save the one it was trained with there: tokenizer.save_pretrained(DIRECTORY)."
+
+
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:  # the package that would hold it
+        return False
+
+
+def _steady(tokenizer: Any) -> None:
+    """Switch off what makes two answers for one text, and what a file may have saved of cutting and padding."""
+    tokenizer.model_max_length = _UNLIMITED
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+        if getattr(backend.model, "dropout", None) is not None:
+            backend.model.dropout = None
+    for part in vars(tokenizer).values():
+        if getattr(part, "_enable_sampling", False):  # a SentencePieceProcessor
+            part._enable_sampling = False
+
+
+def has_chat_template(tokenizer: Any) -> bool:
+    """Return True if the model brings a chat template."""
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
+def encode(tokenizer: Any, text: str, *, chat_template: bool = False, special_tokens: bool = True) -> Any:
+    """Return the token ids of a text, as the tokenizer gives them: nothing is checked.
+
+    chat_template: the text is one message of a user, in the model's own template, which also writes the special tokens.
+        A template that asks for the date gets 26 July 2024.
+    special_tokens: False leaves out those that the tokenizer adds to every text.
+    """
+    if chat_template:
+        return tokenizer.apply_chat_template(
+            [{"role": "user", "content": text}],
+            tokenize=True,
+            return_dict=True,
+            strftime_now=_TODAY.strftime,
+            tokenizer_kwargs={"verbose": False},
+        )["input_ids"]
+    return tokenizer(text, add_special_tokens=special_tokens, verbose=False)["input_ids"]
+
+
+def unknown_ids(tokenizer: Any) -> frozenset[int]:
+    """Return the ids that stand for text that the tokenizer does not know; none for those that work on bytes.
+
+    The name `unk_token` does not tell: GPT-2 has one, and no text that gives it.
+    """
+    model = _model(tokenizer)
+    if hasattr(model, "unk_token"):
+        unknown = None if model.unk_token is None else model.token_to_id(model.unk_token)
+    elif model is not None:  # Unigram, which shows the id nowhere else
+        written = re.search(rb'"unk_id":(\d+)', model.__getstate__())
+        unknown = None if written is None else int(written[1])
+    else:
+        unknown = getattr(tokenizer, "unk_token_id", None)
+    return frozenset() if unknown is None else frozenset({unknown})
+
+
+def special_ids(tokenizer: Any) -> frozenset[int]:
+    """Return the ids of the special tokens: those with a role, such as BOS, and those marked as special."""
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    marked = {number for number, token in added.items() if getattr(token, "special", False)}
+    return frozenset(marked | set(getattr(tokenizer, "all_special_ids", ())))
+
+
+def lost_share(tokenizer: Any, texts: Iterable[str]) -> float:
+    """Return the share of letters and digits for which there is no token at all.
+
+    Byte-pair encoding without an unknown token and without all bytes drops what it does not know.
+    """
+    from tokenizers import pre_tokenizers
+
+    model = _model(tokenizer)
+    drops = hasattr(model, "byte_fallback") and hasattr(model, "dropout") and not unknown_ids(tokenizer)
+    if not drops or model.byte_fallback:
+        return 0.0
+    if all(model.token_to_id(letter) is not None for letter in pre_tokenizers.ByteLevel.alphabet()):
+        return 0.0
+    letters = lost = 0
+    for text in texts:
+        covered = bytearray(len(text))
+        for first, last in tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).offsets:
+            covered[first:last] = b"\1" * (last - first)
+        for character, kept in zip(text, covered, strict=True):
+            letters += character.isalnum()
+            lost += character.isalnum() and not kept
+    return lost / max(letters, 1)
+
+
+def _model(tokenizer: Any) -> Any:
+    return getattr(getattr(tokenizer, "backend_tokenizer", None), "model", None)

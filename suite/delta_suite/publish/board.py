@@ -398,6 +398,10 @@ def _reading(view: RecordView) -> tuple[str, dict[str, Any]]:
     """Return a short hash of what makes figures comparable beside the calibration, and the settings in it."""
     provenance = view.record.provenance
     settings = {name: provenance.settings.get(name) for name in GROUPING_SETTINGS}
+    calibration = view.record.calibration
+    if calibration.begins_with is not None:  # absent in older records
+        settings["begins_with_special_token"] = bool(calibration.begins_with)
+        settings["chat_template"] = bool(calibration.chat_template)
     text = json.dumps([provenance.metric_versions, view.record.variants, settings], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8], settings
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from delta_suite.claims.gates import MOST_UNKNOWN
 from delta_suite.metrics.registry import METRICS
 from delta_suite.metrics.segmentation import NEAR
 from delta_suite.publish.table import Cell, Table
 from delta_suite.publish.wording import NONE, number
-from delta_suite.records.record import BoundarySearch, StreamRecord
+from delta_suite.records.record import BoundarySearch, CalibrationRecord, StreamRecord
 from delta_suite.records.view import RecordView
 
 PHASE_COLUMNS = {
@@ -130,11 +131,32 @@ def model_line(view: RecordView) -> str:
     # Said where it explains a long run, or why something is absent; a page of the leaderboard always says it.
     place = "" if stream is None or stream.usual else f" (stream {stream_text(stream, provenance.device)})"
     return (
-        f"{model.name}: {model.architecture}, {model.layers} layers x {model.hidden}; calibration {calibration.name}, "
-        f"{'1 document (so no interval)' if calibration.documents == 1 else f'{calibration.documents} documents'}, "
-        f"{calibration.tokens} tokens; "
+        f"{model.name}: {model.architecture}, {model.layers} layers x {model.hidden}; {calibration_text(calibration)}; "
         f"{provenance.dtype} on {provenance.device}{place}; measured {provenance.created} in {seconds:.1f} s"
     )
+
+
+def calibration_text(calibration: CalibrationRecord) -> str:
+    """Return what ran, and what a reader must know of it before the figures."""
+    documents = "1 document (so no interval)" if calibration.documents == 1 else f"{calibration.documents} documents"
+    if calibration.duplicates:
+        documents += f" ({calibration.duplicates} more were repetitions, and left out)"
+    if calibration.chat_template:
+        documents += " in the model's chat template"
+    share = calibration.unknown_tokens or 0.0
+    unknown = f" ({share:.1%} of them unknown to the tokenizer)" if share > MOST_UNKNOWN else ""
+    return f"calibration {calibration.name}, {documents}, {calibration.tokens} tokens{unknown}"
+
+
+def special_tokens_text(calibration: CalibrationRecord) -> str:
+    """Return the special tokens at either end of the documents, or that they were not recorded."""
+    if calibration.begins_with is None or calibration.ends_with is None:
+        return "not recorded"
+    first, last = (
+        " ".join(f"{token} ({number})" for token, number in tokens) or "none"
+        for tokens in (calibration.begins_with, calibration.ends_with)
+    )
+    return f"{first} before each document, {last} after it"
 
 
 def stream_text(stream: StreamRecord, device: str) -> str:

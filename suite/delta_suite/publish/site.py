@@ -9,7 +9,7 @@ from delta_suite.claims.schema import Expectation, Hypothesis
 from delta_suite.claims.verdict import Verdict
 from delta_suite.publish.board import Board, Entry, Group
 from delta_suite.publish.board_tables import claim_by_claim, models_table
-from delta_suite.publish.model_tables import layers, phases, stream_text
+from delta_suite.publish.model_tables import calibration_text, layers, phases, special_tokens_text, stream_text
 from delta_suite.publish.pages import SITE, page_name, run_link
 from delta_suite.publish.plots import Plot, plots
 from delta_suite.publish.rows import Row, margin_text, mark_lines
@@ -114,7 +114,8 @@ def _facts(board: Board, group: Group, entry: Entry) -> list[tuple[str, Cell]]:
             "weights",
             f"{entry.source}{f' at {model.revision}' if model.revision else ''}; SHA-256 {model.fingerprint[:12]}",
         ),
-        ("calibration", f"{calibration.name}: {calibration.tokens} tokens counted, {calibration.dropped} left out"),
+        ("calibration", f"{calibration_text(calibration)}; {calibration.dropped} left out"),
+        ("special tokens", special_tokens_text(calibration)),
         ("comparable with", f"{group.title}: {group.described}"),
         ("sinks", f"{sinks.position_zero} tokens at position 0, {sinks.large_norm} of large norm"),
         (

@@ -23,6 +23,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": f"{HELP['calibration']} (default: {DEFAULT_CALIBRATION})",
     },
     "--documents": {"type": int, "metavar": "N", "help": HELP["documents"]},
+    "--chat-template": {"action": "store_true", "help": HELP["chat-template"]},
     "--device": {"default": DEFAULT_DEVICE, "help": f"{HELP['device']} (default: {DEFAULT_DEVICE})"},
     "--dtype": {"choices": list(DTYPES), "help": HELP["dtype"]},
     "--results-dir": {

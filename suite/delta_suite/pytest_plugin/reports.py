@@ -111,7 +111,8 @@ def pytest_report_header(config: pytest.Config) -> list[str] | None:
     settings = session.settings
     lines = [
         f"delta-suite {delta_suite.__version__}: {', '.join(spec.name for spec in session.specs)}",
-        f"calibration: {headline(settings.calibration, settings.documents)}, device: {settings.device}, "
+        f"calibration: {headline(settings.calibration, settings.documents)}"
+        f"{', in the chat template' if settings.chat_template else ''}, device: {settings.device}, "
         f"dtype: {settings.dtype or 'as the model says'}, "
         f"results: {settings.results}, cache: {settings.cache.root}",
     ]

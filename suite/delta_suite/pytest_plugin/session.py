@@ -138,6 +138,7 @@ class Session:
         return Settings(
             calibration=option("calibration"),
             documents=option("documents"),
+            chat_template=option("chat_template"),
             device=option("device"),
             dtype=option("dtype"),
             parts=frozenset(self.parts | (regression.parts if regression is not None else set())),
@@ -213,6 +214,8 @@ class Session:
             value, flag = self.config.getoption(option), f"--{option}"
             if value not in (None, "auto", DEFAULT_CALIBRATION):
                 words.append(f"{flag}={value}")
+        if self.config.getoption("chat_template"):
+            words.append("--chat-template")
         if (regression := self.config.stash.get(REGRESSION, None)) is not None and ".json::" in nodeid:
             words.append(f"--baseline={regression.paths[model]}")
             if regression.other_documents:

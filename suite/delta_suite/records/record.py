@@ -83,9 +83,15 @@ class CalibrationRecord(RecordPart):
     dropped: int
     """Tokens that ran through the model and were left out."""
     unknown_tokens: float | None = None
-    """Share of tokens that the tokenizer does not know, where it was counted."""
+    """Share of `tokens` that stand for text that the tokenizer does not know, where it was counted."""
     duplicates: int | None = None
     """Documents that were dropped because they repeat another, where they were counted."""
+    begins_with: tuple[tuple[str, int], ...] | None = None
+    """Special tokens, each with its id, that every document begins with, such as BOS; absent in older records."""
+    ends_with: tuple[tuple[str, int], ...] | None = None
+    """Special tokens that every document ends with; none where documents were cut."""
+    chat_template: bool | None = None
+    """True if each document was one message of a user in the model's own chat template."""
 
 
 class ResamplingRecord(RecordPart):

@@ -133,7 +133,9 @@ def newest_control(results: Path, model: RecordView) -> RecordView | None:
             view = load(path)
         except RecordError:
             continue  # of another schema, say; an older one may do
-        if view.record.calibration.sha256 == model.record.calibration.sha256 and view.model.is_control_of(model.model):
+        there, here = view.record.calibration, model.record.calibration
+        same = there.sha256 == here.sha256 and bool(there.chat_template) == bool(here.chat_template)
+        if same and view.model.is_control_of(model.model):
             return view
     return None
 

@@ -200,6 +200,9 @@ def obstacle(old: RecordView, new: RecordView, *, other_documents: bool = False)
             )
         if (a.tokens, a.dropped) != (b.tokens, b.dropped):
             return f"the same documents are {a.tokens} tokens there and {b.tokens} here: the tokenizer is another"
+    if None not in (a.begins_with, b.begins_with) and a.begins_with != b.begins_with:
+        there, here = (" ".join(token for token, _ in side.begins_with or ()) or "no special token" for side in (a, b))
+        return f"the documents begin with {there} there and with {here} here"
     if (old.model.layers, old.model.hidden) != (new.model.layers, new.model.hidden):
         return (
             f"the model has {old.model.layers} layers x {old.model.hidden} there, "
