@@ -133,7 +133,8 @@ def _text_of(line: str, where: str) -> str:
     except RecursionError:
         raise CalibrationError(f"{where}: not a document: it is nested too deeply.") from None
     except ValueError as error:
-        raise CalibrationError(f"{where}: not a document: not JSON: {brief(error)}.") from None
+        why = error.msg if isinstance(error, json.JSONDecodeError) else str(error)  # its line is that of the text
+        raise CalibrationError(f"{where}: not a document: not JSON: {why.removesuffix('.')}.") from None
     if not isinstance(row, dict):
         raise CalibrationError(f"{where}: not a document: each line must be a JSON object with the key `{COLUMN}`.")
     if COLUMN not in row:

@@ -131,7 +131,7 @@ def _document_ids(
     text = calibration.documents[document]
     where = f"document {document} of calibration {calibration.name!r}"
     who = f"the model's {'chat template or ' if chat_template else ''}tokenizer ({type(tokenizer).__name__})"
-    check = "Check the model's tokenizer files."
+    check = f"Check the model's tokenizer files{', or measure without --chat-template' if chat_template else ''}."
     try:
         ids, again = (
             [operator.index(token) for token in encode(tokenizer, text, chat_template=chat_template)] for _ in range(2)
@@ -141,7 +141,9 @@ def _document_ids(
     if ids != again:
         raise CalibrationError(f"{who} gives two answers for {where}, and figures must repeat. {check}")
     if not ids:
-        raise CalibrationError(f"{who} gives no token for {where}, {text.strip()[:40]!r}. Leave it out, or: {check}")
+        raise CalibrationError(
+            f"{who} gives no token for {where}, {text.strip()[:40]!r}. Leave the document out. {check}"
+        )
     outside = min(ids) if min(ids) < 0 else max(ids)
     if not 0 <= outside < vocabulary:
         raise CalibrationError(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
-from collections.abc import Iterable
-from datetime import datetime
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from delta_suite.errors import UnavailableError, brief
@@ -22,8 +22,9 @@ _UNLIMITED = int(1e30)
 _SENTENCEPIECE = {"sentencepiece": "sentencepiece", "protobuf": "google.protobuf"}
 """Packages that read a SentencePiece model, and the module of each."""
 
-_TODAY = datetime(2024, 7, 26)
-"""The date of chat templates that ask for it, so that figures repeat; Llama's templates fall back to it."""
+_DATE = "{% macro strftime_now(form) %}26 Jul 2024{% endmacro %}\n"
+"""Put before a chat template that asks for the date, so that figures repeat from day to day; Llama's templates fall
+back to this one. A block takes the line break behind it along, so that the template still begins a line."""
 
 
 def load_tokenizer(spec: ModelSpec, files: ModelFiles) -> PreTrainedTokenizerBase:
@@ -37,7 +38,7 @@ def load_tokenizer(spec: ModelSpec, files: ModelFiles) -> PreTrainedTokenizerBas
     from transformers import AutoTokenizer
 
     try:
-        with errors_only():
+        with errors_only(), _panics_as_errors():
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 files.directory, gguf_file=files.gguf, local_files_only=True, trust_remote_code=spec.trust_remote_code
             )
@@ -80,6 +81,17 @@ def _steady(tokenizer: Any) -> None:
             part._enable_sampling = False
 
 
+@contextmanager
+def _panics_as_errors() -> Iterator[None]:
+    """Turn a panic of the tokenizers library, which is no Exception and would end the run, into a RuntimeError."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise RuntimeError(str(error)) from error
+
+
 def has_chat_template(tokenizer: Any) -> bool:
     """Return True if the model brings a chat template."""
     return bool(getattr(tokenizer, "chat_template", None))
@@ -92,15 +104,17 @@ def encode(tokenizer: Any, text: str, *, chat_template: bool = False, special_to
         A template that asks for the date gets 26 July 2024.
     special_tokens: False leaves out those that the tokenizer adds to every text.
     """
-    if chat_template:
+    with _panics_as_errors():
+        if not chat_template:
+            return tokenizer(text, add_special_tokens=special_tokens, verbose=False)["input_ids"]
+        template = tokenizer.get_chat_template()
         return tokenizer.apply_chat_template(
             [{"role": "user", "content": text}],
+            chat_template=_DATE + template if "strftime_now" in template else template,
             tokenize=True,
             return_dict=True,
-            strftime_now=_TODAY.strftime,
             tokenizer_kwargs={"verbose": False},
         )["input_ids"]
-    return tokenizer(text, add_special_tokens=special_tokens, verbose=False)["input_ids"]
 
 
 def unknown_ids(tokenizer: Any) -> frozenset[int]:

@@ -1,0 +1,177 @@
+"""Tokenizers as they are loaded: steady, uncut, and each failure named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from delta_suite.errors import ModelUnavailableError
+from delta_suite.models.tokenizer import encode, lost_share, special_ids, unknown_ids
+
+from tests.made_tokenizers import (
+    CHAT,
+    configured,
+    every_byte,
+    letters,
+    merged_letters,
+    saved,
+    word_pieces,
+    words,
+)
+
+RANDOM = """
+import random
+from transformers import PreTrainedTokenizer
+
+class Processor:
+    _enable_sampling = True
+
+    def encode(self, text):
+        return [random.choice([1, 2]) if self._enable_sampling else 1 for _ in text]
+
+class Sampling(PreTrainedTokenizer):
+    def __init__(self, **options):
+        self.sp_model = Processor()
+        super().__init__(**options)
+
+    vocab_size = 3
+
+    def get_vocab(self):
+        return {"a": 1, "b": 2}
+
+    def _tokenize(self, text):
+        return ["?ab"[number] for number in self.sp_model.encode(text)]
+
+    def _convert_token_to_id(self, token):
+        return self.get_vocab().get(token, 0)
+
+    def _convert_id_to_token(self, number):
+        return "?ab"[number]
+"""
+
+
+def test_dropout_of_merges_is_switched_off(tmp_path: Path) -> None:
+    tokenizer = saved(tmp_path, merged_letters(dropout=0.5))
+    assert {tuple(encode(tokenizer, "abab" * 9)) for _ in range(9)} == {(4,) * 9}
+
+
+def test_sampling_of_sentencepiece_is_switched_off(tmp_path: Path) -> None:
+    """By the name that SentencePieceProcessor gives it, in a tokenizer of Python."""
+    (tmp_path / "sampling.py").write_text(RANDOM)
+    tokenizer = configured(
+        tmp_path, trusted=True, tokenizer_class="Sampling", auto_map={"AutoTokenizer": ["sampling.Sampling", None]}
+    )
+    assert encode(tokenizer, "x" * 40) == [1] * 40
+
+
+def test_a_real_sentencepiece_model_samples_nothing(tmp_path: Path) -> None:
+    sentencepiece = pytest.importorskip("sentencepiece")
+    (tmp_path / "texts.txt").write_text("the tower is located in the capital of the land\n" * 9)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(tmp_path / "texts.txt"), model_prefix=str(tmp_path / "m"), vocab_size=24, minloglevel=2
+    )
+    (tmp_path / "m.model").rename(tmp_path / "spiece.model")
+    sampled = {"enable_sampling": True, "nbest_size": -1, "alpha": 0.1}
+    tokenizer = configured(tmp_path, tokenizer_class="GPTSw3Tokenizer", sp_model_kwargs=sampled)
+    assert len({tuple(encode(tokenizer, "the tower is located in the capital")) for _ in range(9)}) == 1
+
+
+def test_cutting_and_padding_that_a_file_saves_are_switched_off(tmp_path: Path) -> None:
+    content = json.loads(words().to_str())
+    content["truncation"] = {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0}
+    content["padding"] = {
+        **{"strategy": {"Fixed": 10}, "direction": "Left", "pad_to_multiple_of": None},
+        **{"pad_id": 0, "pad_type_id": 0, "pad_token": "<s>"},
+    }
+    assert encode(saved(tmp_path, content), "alpha beta gamma") == [2, 3, 4]
+
+
+@pytest.mark.parametrize("length", ["long", [1], {}, 0, 1, -1, 1.5, True, None, 10**30])
+def test_the_length_that_a_tokenizer_names_decides_nothing(tmp_path: Path, length: Any) -> None:
+    assert encode(saved(tmp_path, words(), model_max_length=length), "alpha beta gamma") == [2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"padding_side": "sideways"},
+        {"bos_token": 5},
+        {"extra_special_tokens": "x"},
+        {"added_tokens_decoder": {"a": {}}},
+        {"added_tokens_decoder": {"7": {"content": 5}}},
+        {"tokenizer_class": 5},
+    ],
+)
+def test_a_config_of_wrong_types_is_one_error(tmp_path: Path, config: dict[str, Any]) -> None:
+    saved(tmp_path, words())
+    with pytest.raises(ModelUnavailableError, match="its tokenizer cannot be built from") as caught:
+        configured(tmp_path, **{"tokenizer_class": "PreTrainedTokenizerFast"} | config)
+    assert str(caught.value).count("\n") == 1
+
+
+def test_a_sentencepiece_model_names_the_packages_that_it_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("delta_suite.models.tokenizer._installed", lambda module: module == "google.protobuf")
+    (tmp_path / "tokenizer.model").write_bytes(b"\x0a\x0b")
+    with pytest.raises(ModelUnavailableError, match=r"tokenizer.model is read by .*: pip install sentencepiece\.$"):
+        configured(tmp_path, tokenizer_class="LlamaTokenizer")
+
+
+@pytest.mark.parametrize(
+    ("made", "config", "unknown"),
+    [
+        (words, {"unk_token": "<unk>"}, {1}),
+        (words, {}, {1}),
+        (letters, {}, {0}),
+        (word_pieces, {"unk_token": "[UNK]"}, {0}),
+        (lambda: merged_letters(unk_token="<unk>"), {}, {0}),
+        (merged_letters, {"unk_token": "<unk>"}, set()),
+        (every_byte, {"unk_token": "<|end|>", "eos_token": "<|end|>"}, set()),
+    ],
+    ids=["words", "words-unnamed", "unigram", "wordpiece", "bpe", "bpe-without", "bytes"],
+)
+def test_the_unknown_token_is_the_one_that_text_can_give(
+    tmp_path: Path, made: Any, config: dict[str, str], unknown: set[int]
+) -> None:
+    tokenizer = saved(tmp_path, made(), **config)
+    assert unknown_ids(tokenizer) == unknown
+    assert unknown <= {*encode(tokenizer, "zork")}
+
+
+def test_a_tokenizer_of_python_has_the_unknown_token_that_it_names(tmp_path: Path) -> None:
+    (tmp_path / "vocab.txt").write_text("th@@ 9\ne 9\n")
+    (tmp_path / "bpe.codes").write_text("t h 9\n")
+    tokenizer = configured(tmp_path, tokenizer_class="PhobertTokenizer")
+    assert not hasattr(tokenizer, "backend_tokenizer")
+    assert unknown_ids(tokenizer) == {tokenizer.unk_token_id}
+    assert special_ids(tokenizer) >= {tokenizer.bos_token_id, tokenizer.eos_token_id}
+
+
+def test_letters_that_are_dropped_without_a_token_are_counted(tmp_path: Path) -> None:
+    tokenizer = saved(tmp_path, merged_letters())
+    assert encode(tokenizer, "ab zz") == [3]
+    assert lost_share(tokenizer, ["ab", "zz, xx!"]) == pytest.approx(4 / 6)
+    assert lost_share(saved(tmp_path, merged_letters(unk_token="<unk>")), ["zz"]) == 0.0  # there it is a token
+    assert lost_share(saved(tmp_path, every_byte()), ["z\u00e4"]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (CHAT, "<s><|user|>ab<|eot|>"),
+        ([{"name": "default", "template": CHAT}, {"name": "tool_use", "template": "x"}], "<s><|user|>ab<|eot|>"),
+        (CHAT + "{% if add_generation_prompt %}go{% endif %}", "<s><|user|>ab<|eot|>"),
+        ("\n  {% if 1 %}{{ strftime_now('%Y') }}{% endif %}" + CHAT, "\n26 Jul 2024<s><|user|>ab<|eot|>"),
+        ("\n  {% if 1 %}today{% endif %}" + CHAT, "\ntoday<s><|user|>ab<|eot|>"),
+    ],
+    ids=["text", "several", "no-answer-asked-for", "date", "no-date"],
+)
+def test_a_chat_template_is_applied_with_one_bos_and_the_same_date_each_day(
+    tmp_path: Path, template: Any, expected: str
+) -> None:
+    tokenizer = saved(tmp_path, every_byte(), bos_token="<s>", eos_token="<|end|>", chat_template=template)
+    ids = encode(tokenizer, "ab", chat_template=True)
+    assert ids == encode(tokenizer, expected, special_tokens=False)
