@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -219,3 +220,114 @@ def test_bad_folders(tmp_path: Path) -> None:
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     with pytest.raises(CalibrationError, match=r"latin.txt cannot be read"):
         load_calibration(str(tmp_path))
+
+
+def test_texts_that_repeat_others_are_left_out_and_counted(tmp_path: Path) -> None:
+    """The first stays as it is; case, punctuation and order make another text."""
+    texts = ["one two", "three", " one\n\ttwo ", "One two", "one\u00a0two", "two one", "three", "onetwo"]
+    path = _jsonl(tmp_path / "texts.jsonl", [{"text": text} for text in texts])
+    calibration = load_calibration(str(path))
+    assert calibration.documents == ("one two", "three", "One two", "two one", "onetwo")
+    assert calibration.duplicates == 3
+    alone = _jsonl(tmp_path / "alone.jsonl", [{"text": text} for text in calibration.documents])
+    assert load_calibration(str(alone)).sha256 == calibration.sha256
+    assert load_calibration(str(alone)).duplicates == 0
+
+
+def test_the_first_documents_are_so_many_different_ones(tmp_path: Path) -> None:
+    path = _jsonl(tmp_path / "texts.jsonl", [{"text": text} for text in ("a", "a", "b", "a", "c", "a")])
+    first = load_calibration(str(path), documents=2)
+    assert (first.documents, first.duplicates) == (("a", "b"), 1)
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.txt").write_text("the same" if name != "c" else "another")
+    folder = load_calibration(str(tmp_path))
+    assert (folder.documents, folder.duplicates) == (("the same", "another"), 1)
+
+
+def test_core_and_seed_repeat_nothing() -> None:
+    core = load_calibration("core")
+    assert len({" ".join(text.split()) for text in core.documents}) == len(core.documents)
+    assert (core.duplicates, load_calibration("seed").duplicates) == (0, 0)
+
+
+@pytest.mark.parametrize("name", ["pipe", "pipe.jsonl", "pipe.parquet", "folder"])
+def test_what_is_no_regular_file_is_refused_at_once(tmp_path: Path, name: str) -> None:
+    if name.endswith(".parquet"):
+        pytest.importorskip("pyarrow")
+    path = tmp_path / name
+    pipe = path
+    if name == "folder":
+        path.mkdir()
+        (path / "a.txt").write_text("a text")
+        (path / "notes.md").mkdir()  # no document, and no hindrance
+        pipe = path / "b.txt"
+    os.mkfifo(pipe)
+    with pytest.raises(CalibrationError, match=rf"^calibration file {pipe} cannot be read: not a regular file\."):
+        load_calibration(str(path))
+
+
+@pytest.mark.parametrize(("target", "why"), [("a.txt", "Too many levels of symbolic links"), ("gone", "No such file")])
+def test_a_link_in_a_folder_that_leads_nowhere_is_named(tmp_path: Path, target: str, why: str) -> None:
+    (tmp_path / "a.txt").symlink_to(target)
+    with pytest.raises(CalibrationError, match=f"a.txt cannot be read: {why}"):
+        load_calibration(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["long.jsonl", "long.txt"])
+def test_a_document_of_more_bytes_than_the_limit_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("delta_suite.capture.texts.DOCUMENT_LIMIT", 100)
+    path = tmp_path / name
+    path.write_text(json.dumps({"text": "short"}) + "\n" + json.dumps({"text": "long " * 100}) + "\n")
+    with pytest.raises(CalibrationError, match=r"long.jsonl:2: .*more than 100 bytes|long.txt .*at most 100 are read"):
+        load_calibration(str(path))
+
+
+@pytest.mark.parametrize(
+    ("line", "telling"),
+    [
+        ('{"text": "a", "text": "b"}', "the key `text` stands twice"),
+        ('{"text": "a", "n": ' + "9" * 5000 + "}", "limit .* digits"),
+        ('{"text": "a"', "Expecting ',' delimiter"),
+        ('{"text": "a", "x": ' + "[" * 200_000, "nested too deeply"),
+        ("\ufeff[]", "each line must be a JSON object"),
+        ('{"text": "a\0b"}', "it is binary data"),
+        ('{"' + "k" * 100_000 + '": 1}', "its keys: k+[.]{3} .100000 characters"),
+    ],
+    ids=["twice", "digits", "cut", "deep", "list", "nul", "keys"],
+)
+def test_each_bad_line_is_one_clear_error(tmp_path: Path, line: str, telling: str) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"text": "fine", "score": NaN}\n' + line + "\n", "utf-8")
+    with pytest.raises(CalibrationError, match=f"bad.jsonl:2: not a document: .*{telling}") as caught:
+        load_calibration(str(tmp_path / "bad.jsonl"))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    """A record can hold no such name; within a folder it does not matter."""
+    odd = tmp_path / os.fsdecode(b"caf\xe9.txt")
+    try:
+        odd.write_text("a text")
+    except OSError:
+        pytest.skip("this file system has UTF-8 names alone")
+    assert load_calibration(str(tmp_path)).documents == ("a text",)
+    with pytest.raises(CalibrationError, match=r"caf.udce9.txt': the name is not UTF-8. Rename it"):
+        load_calibration(str(odd))
+
+
+@pytest.mark.parametrize("documents", [0, -1, 10**30])
+@pytest.mark.parametrize("name", ["core", "seed", "hf:org/name", "texts.jsonl"])
+def test_an_absurd_number_of_documents_is_refused_before_anything_is_read(name: str, documents: int) -> None:
+    with pytest.raises(CalibrationError, match=r"^--documents is out of bounds: a calibration has 1 to 1,000,000,000"):
+        load_calibration(name, documents)
+
+
+def test_the_look_for_tables_does_not_walk_a_whole_disk(tmp_path: Path) -> None:
+    deep = tmp_path / "a" / "b"
+    deep.mkdir(parents=True)
+    _jsonl(deep / "too-deep.jsonl", [{"text": "x"}])
+    with pytest.raises(CalibrationError, match=r"holds no .txt or .md file") as caught:
+        load_calibration(str(tmp_path))
+    assert "too-deep" not in str(caught.value)

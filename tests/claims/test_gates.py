@@ -78,3 +78,16 @@ def test_too_few_documents_and_tokens_close_their_gates(constant: RecordView) ->
 def test_a_figure_without_an_interval_decides_nothing(view: RecordView) -> None:
     assert gates_of(view, "intra_cosine", "C", over="median").keys() == {"interval"}
     assert gates_of(view, "intra_cosine", "C") == {}
+
+
+@pytest.mark.parametrize(("share", "closed"), [(None, False), (0.0, False), (0.05, False), (0.051, True), (0.5, True)])
+@pytest.mark.parametrize(("metric", "scope"), [("effective_rank", "C"), ("intra_cosine", "C")])
+def test_a_text_that_the_tokenizer_hardly_knows_decides_nothing(
+    view: RecordView, metric: str, scope: str, share: float | None, closed: bool
+) -> None:
+    calibration = view.record.calibration.model_copy(update={"unknown_tokens": share})
+    other = RecordView(view.record.model_copy(update={"calibration": calibration}), view.arrays, view.directions)
+    gates = gates_of(other, metric, scope)
+    assert ("unknown" in gates) == closed
+    if closed:
+        assert gates["unknown"].startswith(f"{share:.1%} of the tokens are unknown to the model's tokenizer")

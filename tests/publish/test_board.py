@@ -44,8 +44,11 @@ def test_verdicts_are_those_of_the_judge(place: Place) -> None:
         with_calibration("seed", "f" * 64),
         lambda record: record["provenance"]["metric_versions"].update(gamma=2),
         lambda record: record["provenance"]["settings"].update(max_tokens=128),
+        lambda record: record["calibration"].update(begins_with=[["<s>", 1]]),
+        lambda record: record["calibration"].update(chat_template=True),
+        lambda record: [record["calibration"].pop(key) for key in ("begins_with", "ends_with", "chat_template")],
     ],
-    ids=["calibration", "same name, other texts", "metric version", "setting"],
+    ids=["calibration", "same name, other texts", "metric version", "setting", "BOS", "chat template", "not recorded"],
 )
 def test_what_is_not_comparable_never_shares_a_table(place: Place, change) -> None:  # type: ignore[no-untyped-def]
     place.add("one")

@@ -49,7 +49,8 @@ def side(figures: dict[str, dict[str, Estimate]], **changes: Any) -> RecordView:
         "schema": 3,
         "model": {"name": "m", "source": "directory:m", "fingerprint": "f" * 64, "architecture": "Llama"}
         | {"layers": 4, "hidden": 16},
-        "calibration": {"name": "docs", "sha256": "a" * 64, "documents": 40, "tokens": 400, "dropped": 0},
+        "calibration": {"name": "docs", "sha256": "a" * 64, "documents": 40, "tokens": 400, "dropped": 0}
+        | {"begins_with": [("<s>", 1)]},
         "resampling": {"units": 40, "groups": GROUPS},
         "parts": ["spectra"],
         "variants": {"raw": 1},
@@ -153,6 +154,7 @@ def test_a_stated_tolerance_is_the_one_that_counts() -> None:
     [
         ({"calibration__sha256": "b" * 64}, "calibration is another"),
         ({"calibration__tokens": 401}, "tokenizer is another"),
+        ({"calibration__begins_with": []}, "begin with <s> there and with no special token here"),
         ({"provenance__dtype": "bfloat16"}, "were float32 there and are bfloat16"),
         ({"provenance__settings": {"max_tokens": 128}}, "max_tokens was 2048 there and is 128"),
         ({"provenance__metric_versions": {"intra_cosine": 2}}, "version 1 there and is version 2"),

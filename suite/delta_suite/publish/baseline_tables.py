@@ -22,6 +22,7 @@ from delta_suite.regression.comparison import (
     first_changed_layer,
     metric_mismatch,
     require_compared,
+    special_tokens_differ,
 )
 from delta_suite.regression.turns import TURNS, compare_turns, direction_figures
 
@@ -251,6 +252,8 @@ def side_by_side(
         parts.append("the models differ in shape, so their layers are not compared")
     if mismatches:
         parts.append("not comparable:\n" + "\n".join(f"  {reason}" for reason in mismatches.values()))
+    if other_tokens := special_tokens_differ(*calibrations):
+        parts.append(f"careful: {other_tokens}, and what stands first is a sink in most models")
     how = "paired by document" if paired else "unpaired: other documents"
     return "\n\n".join([*parts, f"intervals: {PERCENT}, {how}; * all of them considered at once"])
 

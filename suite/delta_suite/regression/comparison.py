@@ -17,6 +17,7 @@ from delta_suite.metrics.directions import NEEDS_PRODUCTS
 from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.intervals import CONFIDENCE, standard_error, t_quantile
 from delta_suite.metrics.registry import METRICS
+from delta_suite.records.record import CalibrationRecord
 from delta_suite.records.view import RecordView
 from delta_suite.reduction.variants import VARIANTS
 
@@ -200,9 +201,8 @@ def obstacle(old: RecordView, new: RecordView, *, other_documents: bool = False)
             )
         if (a.tokens, a.dropped) != (b.tokens, b.dropped):
             return f"the same documents are {a.tokens} tokens there and {b.tokens} here: the tokenizer is another"
-    if None not in (a.begins_with, b.begins_with) and a.begins_with != b.begins_with:
-        there, here = (" ".join(token for token, _ in side.begins_with or ()) or "no special token" for side in (a, b))
-        return f"the documents begin with {there} there and with {here} here"
+    if other_tokens := special_tokens_differ(a, b):
+        return other_tokens
     if (old.model.layers, old.model.hidden) != (new.model.layers, new.model.hidden):
         return (
             f"the model has {old.model.layers} layers x {old.model.hidden} there, "
@@ -215,6 +215,14 @@ def obstacle(old: RecordView, new: RecordView, *, other_documents: bool = False)
         if before.settings[key] != after.settings[key]:
             return f"the setting {key} was {before.settings[key]} there and is {after.settings[key]} here"
     return None
+
+
+def special_tokens_differ(old: CalibrationRecord, new: CalibrationRecord) -> str | None:
+    """Return how the special tokens before the documents differ, or None; older records do not hold them."""
+    if None in (old.begins_with, new.begins_with) or old.begins_with == new.begins_with:
+        return None
+    there, here = (" ".join(token for token, _ in side.begins_with or ()) or "no special token" for side in (old, new))
+    return f"the documents begin with {there} there and with {here} here"
 
 
 @dataclass(frozen=True)
