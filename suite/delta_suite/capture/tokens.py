@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from jaxtyping import Int64
     from torch import Tensor
 
+    _Ids = array[int]  # eight bytes an id, where a list takes 36: a calibration may have 10^8
 MAX_TOKENS = 2048
 """Longest sequence that runs through a model, the `max_length` of the reference script; longer documents run in
 pieces."""
@@ -106,11 +108,14 @@ def tokenize(
         share = lost_share(tokenizer, calibration.documents)
     _check_text(calibration, ran, share, _named(tokenizer, sorted(unknown)), chat_template=chat_template)
     special = special_ids(tokenizer) - unknown
-    ends = [ids[::-1] if len(ids) == len(all_ids) else [] for all_ids, ids in zip(whole, ran, strict=True)]
+    ends = [
+        ids[: -NAMED - 1 : -1] if len(ids) == len(all_ids) else array("q")
+        for all_ids, ids in zip(whole, ran, strict=True)
+    ]
     pieces = [
         (piece, document, index == 0)
         for document, ids in enumerate(ran)
-        for index, piece in enumerate(torch.split(torch.tensor(ids, dtype=torch.int64), limit))
+        for index, piece in enumerate(torch.split(torch.frombuffer(ids, dtype=torch.int64), limit))
     ]
     pieces.sort(key=lambda piece: -len(piece[0]))  # stable: equal lengths stay in document order
     return TokenSequences(
@@ -126,7 +131,7 @@ def tokenize(
 
 def _document_ids(
     calibration: Calibration, document: int, tokenizer: Any, vocabulary: int, *, chat_template: bool
-) -> list[int]:
+) -> _Ids:
     """Return the ids of one document, asked for twice. Raises CalibrationError where they cannot be measured with."""
     text = calibration.documents[document]
     where = f"document {document} of calibration {calibration.name!r}"
@@ -134,7 +139,7 @@ def _document_ids(
     check = f"Check the model's tokenizer files{', or measure without --chat-template' if chat_template else ''}."
     try:
         ids, again = (
-            [operator.index(token) for token in encode(tokenizer, text, chat_template=chat_template)] for _ in range(2)
+            array("q", map(operator.index, encode(tokenizer, text, chat_template=chat_template))) for _ in range(2)
         )
     except Exception as error:  # any type: it comes of the model's files, or of code that is trusted
         raise CalibrationError(f"{who} fails on {where} ({brief(error)}). {check}") from error
@@ -154,7 +159,7 @@ def _document_ids(
 
 
 def _check_text(
-    calibration: Calibration, ran: Sequence[list[int]], share: float, unknown: SpecialTokens, *, chat_template: bool
+    calibration: Calibration, ran: Sequence[_Ids], share: float, unknown: SpecialTokens, *, chat_template: bool
 ) -> None:
     """Raise CalibrationError where the tokens that would run are mostly not those of the text.
 
@@ -175,15 +180,15 @@ def _check_text(
         )
 
 
-def _added(tokenizer: Any, text: str, ids: list[int]) -> tuple[int, int]:
+def _added(tokenizer: Any, text: str, ids: _Ids) -> tuple[int, int]:
     """Return how many special tokens the tokenizer adds before and after a text."""
-    plain = [*encode(tokenizer, text, special_tokens=False)]
+    plain = array("q", encode(tokenizer, text, special_tokens=False))
     added = len(ids) - len(plain)
     before = next((start for start in range(added + 1) if ids[start : start + len(plain)] == plain), None)
     return (0, 0) if before is None else (before, added - before)
 
 
-def _common_run(documents: Sequence[list[int]], added: int, special: frozenset[int]) -> list[int]:
+def _common_run(documents: Sequence[_Ids], added: int, special: frozenset[int]) -> list[int]:
     """Return the special tokens that all documents begin with; the tokenizer adds the first `added`."""
     run: list[int] = []
     for token, *others in zip(*documents, strict=False):
