@@ -13,6 +13,8 @@ from delta_suite.claims.loader import load_hypotheses
 from delta_suite.claims.verdict import Verdict
 from delta_suite.errors import RecordError
 from delta_suite.publish.board import build
+from delta_suite.publish.model_tables import calibration_text, special_tokens_text
+from delta_suite.records.record import CalibrationRecord
 from delta_suite.records.store import load
 
 from tests.publish.conftest import Place, created, with_calibration
@@ -165,3 +167,17 @@ def test_building_imports_neither_torch_nor_transformers(place: Place) -> None:
         [sys.executable, "-c", code, place.root], capture_output=True, text=True, check=True, env=dict(os.environ)
     )
     assert done.stdout.strip() == "set()"
+
+
+def test_what_the_tokenizer_did_is_told() -> None:
+    record = CalibrationRecord(name="mine", sha256="", documents=3, tokens=40, dropped=0)
+    assert calibration_text(record) == "calibration mine, 3 documents, 40 tokens"
+    assert special_tokens_text(record) == "not recorded"
+    known = record.model_copy(update={"unknown_tokens": 0.05, "duplicates": 0, "begins_with": (), "ends_with": ()})
+    assert calibration_text(known) == calibration_text(record)
+    assert special_tokens_text(known) == "none before each document, none after it"
+    told = record.model_copy(update={"unknown_tokens": 0.0712, "duplicates": 2, "chat_template": True})
+    assert calibration_text(told) == (
+        "calibration mine, 3 documents (2 more were repetitions, and left out) in the model's chat template, 40 tokens "
+        "(7.1% of them unknown to the tokenizer)"
+    )
