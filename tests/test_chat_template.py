@@ -96,3 +96,15 @@ def test_pytest_takes_the_option_and_repeats_it(pytester: pytest.Pytester, chat_
     result = pytester.runpytest_inprocess("hypotheses/", "--chat-template", *options)
     result.stdout.fnmatch_lines(["calibration: *texts.jsonl, in the chat template, device: cpu*"])
     result.stdout.fnmatch_lines(["*reproduce  pytest *--chat-template*"])
+
+
+@pytest.mark.parametrize("documents", ["0", "-3", "1" + 30 * "0"])
+def test_pytest_refuses_an_absurd_number_of_documents_before_its_header(
+    pytester: pytest.Pytester, documents: str
+) -> None:
+    (pytester.path / "hypotheses").mkdir()
+    (pytester.path / "hypotheses" / "claims.toml").write_text(CLAIM)
+    result = pytester.runpytest_inprocess("hypotheses/", "--model=any", f"--documents={documents}")
+    assert result.ret == pytest.ExitCode.USAGE_ERROR
+    assert "--documents is out of bounds: a calibration has 1 to" in result.stderr.str()
+    assert "INTERNALERROR" not in result.stdout.str()

@@ -21,6 +21,9 @@ DEFAULT_DEVICE = "auto"
 DEFAULT_RESULTS = "results"
 """Folder of records if none is named."""
 
+MOST_DOCUMENTS = 10**9
+"""Largest number that `--documents` takes."""
+
 HELP = {
     "model": "a name from models.toml, name@revision, a directory, a .gguf file, or a hub id; with @random-weights "
     "behind it, its architecture with freshly initialised weights",
@@ -36,6 +39,12 @@ HELP = {
     "fresh": "measure again, whatever the cache holds",
 }
 """Help texts of the options that both front doors have."""
+
+DOCUMENTS_OUT_OF_BOUNDS = (
+    f"--documents is out of bounds: a calibration has 1 to {MOST_DOCUMENTS:,} documents. Without the option all of "
+    "them run."
+)
+"""The message about a number of documents that cannot be."""
 
 EMPTY_VALUE = "is empty: is a shell variable not set? Give it a value, or leave it out."
 """The end of the message about an option or argument without a value."""

@@ -9,15 +9,12 @@ from importlib import resources
 from pathlib import Path
 
 from delta_suite.capture.texts import HUB, HUB_DOCUMENTS, read_texts
-from delta_suite.command_line import EMPTY_VALUE
+from delta_suite.command_line import DOCUMENTS_OUT_OF_BOUNDS, EMPTY_VALUE, MOST_DOCUMENTS
 from delta_suite.errors import CalibrationError
 
 CORE_TOKENS = 128
 """Number of tokens of each document of `core` that run. Its documents have at least 220 under every tokenizer that was
 tried (data/DATASHEET.md), so each document and each domain has the same number of rows."""
-
-MOST_DOCUMENTS = 10**9
-"""Largest number that `--documents` takes."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +71,7 @@ def load_calibration(name: str, documents: int | None = None) -> Calibration:
         (20, 128)
     """
     if documents is not None and not 1 <= documents <= MOST_DOCUMENTS:
-        raise CalibrationError(
-            f"--documents is out of bounds: a calibration has 1 to {MOST_DOCUMENTS:,} documents. Without the option "
-            f"all of them run."
-        )
+        raise CalibrationError(DOCUMENTS_OUT_OF_BOUNDS)
     if not name:
         raise CalibrationError(f"--calibration {EMPTY_VALUE}")  # as a path it would be the current folder
     if name == "seed":

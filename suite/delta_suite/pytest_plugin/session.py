@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from delta_suite.command_line import DEFAULT_CALIBRATION, EMPTY_VALUE, empty_options
+from delta_suite.command_line import (
+    DEFAULT_CALIBRATION,
+    DOCUMENTS_OUT_OF_BOUNDS,
+    EMPTY_VALUE,
+    MOST_DOCUMENTS,
+    empty_options,
+)
 from delta_suite.errors import SuiteError
 from delta_suite.pytest_plugin.baseline_session import REGRESSION, Regression
 from delta_suite.pytest_plugin.options import NOT_EMPTY
@@ -39,6 +45,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
         if variant not in VARIANTS:
             raise pytest.UsageError(f"--variant {variant}: no such variant; use one of {', '.join(VARIANTS)}")
+    documents = config.getoption("documents")
+    if documents is not None and not 1 <= documents <= MOST_DOCUMENTS:
+        raise pytest.UsageError(DOCUMENTS_OUT_OF_BOUNDS)
     config.stash[SESSION] = session = Session(config)
     config.pluginmanager.register(session, "delta-suite-session")
     config.addinivalue_line("markers", "baseline: compares a model with its baseline (--baseline)")
