@@ -139,7 +139,8 @@ def _sized(run: Run, settings: Settings, known: Forecast) -> Forecast:
     """Return the forecast with memory and time, from the architecture without weights and the tokenizer."""
     from delta_suite.capture.residual import hidden_size, stream_bytes
     from delta_suite.models.blocks import find_decoder
-    from delta_suite.models.loading import SkeletonError, load_tokenizer, skeleton
+    from delta_suite.models.loading import SkeletonError, skeleton
+    from delta_suite.models.tokenizer import load_tokenizer
     from delta_suite.reduction.law_fit import expected_law_bytes
 
     try:
