@@ -156,7 +156,6 @@ class Run:
     spec: ModelSpec
     files: ModelFiles
     calibration: Calibration
-    chat_template: bool
     device: str
     dtype: str
     fingerprint: str
@@ -196,11 +195,9 @@ def prepare(spec: ModelSpec, settings: Settings, *, download: bool = True) -> Ru
         "top_k": TOP_K,
         "variants": {variant.name: variant.version for variant in VARIANTS.values()},
         "drop_first_token": calibration.drop_first_token,
-        "special_tokens": "those of the chat template" if settings.chat_template else "those of the tokenizer",
+        "chat_template": settings.chat_template,  # without it, special tokens are those that the tokenizer adds
     }
-    return Run(
-        spec, files, calibration, settings.chat_template, device, dtype, weights, revision, settings.cache, choices
-    )
+    return Run(spec, files, calibration, device, dtype, weights, revision, settings.cache, choices)
 
 
 def metric_versions() -> dict[str, int]:
@@ -265,7 +262,7 @@ def token_sequences(run: Run, model: Any, decoder: Any, tokenizer: Any) -> Token
         tokenizer,
         model.get_input_embeddings().weight.shape[0],
         context_length(decoder.config),
-        chat_template=run.chat_template,
+        chat_template=run.choices["chat_template"],
     )
 
 
@@ -354,7 +351,7 @@ def _calibration_record(run: Run, sequences: TokenSequences, captured: _Captured
         duplicates=calibration.duplicates,
         begins_with=sequences.begins_with,
         ends_with=sequences.ends_with,
-        chat_template=run.chat_template,
+        chat_template=run.choices["chat_template"],
     )
 
 
