@@ -50,7 +50,7 @@ def test_a_file_that_takes_too_long_is_refused(tmp_path, monkeypatch):
     ("content", "why"),
     [
         ("Größe".encode("utf-16"), "UTF-16"),
-        ("a\nGröße".encode("latin-1"), "byte 0xf6 in line 2"),
+        ("a\nGröße".encode("latin-1"), "byte 0xf6 is not UTF-8"),
         (b"\x00\xff", "binary"),
         (b"a\x00b", "binary"),
     ],

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from delta_suite.claims.judge import Judged, judge_all
 from delta_suite.claims.loader import load_hypotheses
 from delta_suite.claims.observe import Observation, Quantity, observe
 from delta_suite.command_line import DEFAULT_CALIBRATION
+from delta_suite.escaping import xml
 from delta_suite.metrics.registry import METRICS, PARTS
 from delta_suite.models.models_file import load_registry
 from delta_suite.models.phases import PhaseMap
@@ -183,7 +183,7 @@ class Measurement:
         from delta_suite.publish.model_tables import model_line
 
         columns = ("intra_cosine", "cross_cosine", "block_effective_rank", "capture_fraction")
-        return f"<p>{escape(model_line(self.view))}</p>{self.phases(*columns)._repr_html_()}"
+        return f"<p>{xml(model_line(self.view))}</p>{self.phases(*columns)._repr_html_()}"
 
 
 class Rows(list[dict[str, Any]]):

@@ -1,10 +1,35 @@
-"""Option texts, defaults and checks that both front doors, `delta-suite` and pytest, share."""
+"""Option texts, defaults, checks and exit codes that both front doors, `delta-suite` and pytest, share."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
+from enum import IntEnum
 from itertools import pairwise
 from typing import Literal, get_args
+
+from delta_suite.errors import OptionError
+from delta_suite.paths import shorten
+
+
+class ExitCode(IntEnum):
+    """How a command of `delta-suite` ended. 0, 1 and 3 mean the same of pytest, which exits with 4 for USAGE."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    INTERNAL = 3
+    INTERRUPTED = 130
+
+
+EXIT_CODES = {
+    ExitCode.OK: "all that was asked for is done, and no claim is refuted",
+    ExitCode.FAILED: "a claim is refuted, a file is stale, or something cannot be measured, read or written",
+    ExitCode.USAGE: "no such command, option, or value of an option",
+    ExitCode.INTERNAL: "the command ended by an internal error, which to report",
+    ExitCode.INTERRUPTED: "interrupted by Ctrl-C",
+}
+"""The meaning of each exit code, in words."""
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 """Dtype of the weights; "auto" is the checkpoint's."""
@@ -46,6 +71,8 @@ DOCUMENTS_OUT_OF_BOUNDS = (
 )
 """The message about a number of documents that cannot be."""
 
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,4})?|sharded")
+
 EMPTY_VALUE = "is empty: is a shell variable not set? Give it a value, or leave it out."
 """The end of the message about an option or argument without a value."""
 
@@ -64,3 +91,24 @@ def empty_options(words: Iterable[str]) -> Iterator[str]:
             yield word.removesuffix("=")
         elif not word:
             yield before if before.startswith("--") else ""
+
+
+def check_settings(device: str, dtype: str | None, documents: int | None) -> None:
+    """Refuse a device, a dtype and a number of documents that no machine and no calibration has.
+
+    Raises:
+        OptionError: the first of them that does not exist, with those that do.
+
+    Example:
+        >>> check_settings("gpu", None, None)
+        Traceback (most recent call last):
+        ...
+        delta_suite.errors.OptionError: --device 'gpu' is unknown: use auto, cpu, mps, cuda, cuda:1 and so on, or sharded.
+    """
+    if not _DEVICE.fullmatch(device):
+        known = "auto, cpu, mps, cuda, cuda:1 and so on, or sharded"
+        raise OptionError(f"--device {shorten(repr(device))} is unknown: use {known}.")
+    if dtype is not None and dtype not in DTYPES:
+        raise OptionError(f"--dtype {shorten(repr(dtype))} is unknown: use {', '.join(DTYPES[:-1])} or {DTYPES[-1]}.")
+    if documents is not None and not 1 <= documents <= MOST_DOCUMENTS:
+        raise OptionError(DOCUMENTS_OUT_OF_BOUNDS)

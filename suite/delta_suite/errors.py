@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import traceback
+from pathlib import Path
+
 
 class SuiteError(Exception):
     """Base class of every error whose message is meant for the user, who sees it without a traceback."""
+
+
+class OptionError(SuiteError):
+    """Error for a value that an option does not have, such as `--device gpu`."""
+
+
+class OutputError(SuiteError):
+    """Error for an output that takes no more: a full disk behind `>`, a pipe whose reader has gone."""
 
 
 class UnknownModelError(SuiteError):
@@ -83,3 +95,32 @@ def brief(error: BaseException) -> str:
         return type(error).__name__
     text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     return f"{type(error).__name__}: {text[:300].removesuffix('.')}"
+
+
+def explain(error: BaseException, while_doing: str) -> str:
+    """Return the message for an error that ended something.
+
+    That of a SuiteError is its own. An error of the system and too little memory are told as such. Everything else was
+    not foreseen: it is told as an internal error, with the place in the code. Where the environment sets
+    DELTA_SUITE_TRACEBACK, its whole traceback comes first.
+
+    Example:
+        >>> explain(FileExistsError(17, "File exists", "results"), "measuring tiny")
+        'results: File exists.'
+        >>> explain(ZeroDivisionError("division by zero"), "measuring tiny").splitlines()[0]
+        'Internal error while measuring tiny: ZeroDivisionError: division by zero; please report it.'
+    """
+    if isinstance(error, SuiteError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno is not None:
+        place = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes | os.PathLike) else ""
+        return f"{place}{error.strerror or error}."
+    if isinstance(error, MemoryError):
+        return f"not enough memory while {while_doing}."
+    what = " ".join("".join(traceback.format_exception_only(error)).split())
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno}, in {frames[-1].name})" if frames else ""
+    message = f"Internal error while {while_doing}: {what}{place}; please report it."
+    if os.environ.get("DELTA_SUITE_TRACEBACK"):
+        return f"{''.join(traceback.format_exception(error))}{message}"
+    return f"{message}\n  DELTA_SUITE_TRACEBACK=1 shows the whole traceback, and `delta-suite doctor` the versions."

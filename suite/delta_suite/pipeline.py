@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from delta_suite.capture.calibration import Calibration, load_calibration
 from delta_suite.capture.tokens import MAX_TOKENS, TokenSequences, tokenize
-from delta_suite.command_line import DEFAULT_CALIBRATION
+from delta_suite.command_line import DEFAULT_CALIBRATION, check_settings
 from delta_suite.engine import local
 from delta_suite.errors import RecordError
 from delta_suite.metrics.registry import METRICS, PARTS
@@ -74,6 +74,10 @@ class Settings:
     fresh_since: float | None = None
     """Cache entries written before this moment (seconds since the epoch) do not count."""
     cache: Cache = field(default_factory=lambda: Cache(cache_root()))
+
+    def __post_init__(self) -> None:
+        """Raise OptionError for a value that does not exist, before anything is measured."""
+        check_settings(self.device, self.dtype, self.documents)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import errno
 import json
 import math
 import os
+import re
 import stat
 import time
 import tomllib
@@ -33,17 +34,30 @@ SECONDS = 60.0
 _CHUNK = 1 << 20
 
 
-class UnreadableFileError(SuiteError):
-    """Error for a file that cannot be read; `why` says it in a few words, for callers that word their own message."""
+DEEPEST = 64
+"""Most levels of a TOML file: hypothesis files have 4, models.toml 5. What reads the content may recurse, too."""
 
-    def __init__(self, path: Path, why: str) -> None:
-        """Make the error from the file and the reason."""
-        super().__init__(path, why)
-        self.path, self.why = path, why
+_LONG_KEY = re.compile(
+    r"""(?<![\w-])(?:(?:[A-Za-z0-9_-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){%d}""" % DEEPEST  # noqa: UP031
+)
+"""A dotted key of more levels; tomllib needs a minute and gigabytes for one of 60,000."""
+
+
+class UnreadableFileError(SuiteError):
+    """Error for a file that cannot be read.
+
+    `why` says it in a few words and `line` where, if it is known, for callers that word their own message.
+    """
+
+    def __init__(self, path: Path, why: str, line: int | None = None) -> None:
+        """Make the error from the file, the reason and the line."""
+        super().__init__(path, why, line)
+        self.path, self.why, self.line = path, why, line
 
     def __str__(self) -> str:
-        """Return the file and the reason in one line."""
-        return f"{shorten(self.path)} cannot be read: {self.why}."
+        """Return the file, the line and the reason in one line."""
+        place = shorten(self.path) if self.line is None else f"{shorten(self.path)}:{self.line}"
+        return f"{place} cannot be read: {self.why}."
 
 
 def read_bytes(path: Path, limit: int = TEXT_LIMIT) -> bytes:
@@ -120,14 +134,15 @@ def decode(content: bytes, path: Path) -> str:
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        line = None
         if content.startswith((b"\xff\xfe", b"\xfe\xff")):
             why = "it is UTF-16, and UTF-8 is read: iconv -f UTF-16 -t UTF-8 converts"
         elif b"\0" in content:
             why = "it is binary data, not text"
         else:
             line = content.count(b"\n", 0, error.start) + 1
-            why = f"byte 0x{content[error.start]:02x} in line {line} is not UTF-8: save the file in that encoding"
-        raise UnreadableFileError(path, why) from None
+            why = f"byte 0x{content[error.start]:02x} is not UTF-8: save the file in that encoding"
+        raise UnreadableFileError(path, why, line) from None
     if "\0" in text:
         raise UnreadableFileError(path, "it is binary data, not text")
     return text
@@ -166,7 +181,11 @@ def parse_toml(text: str, path: Path) -> dict[str, Any]:
 
     Raises UnreadableFileError for text that is not TOML, is nested too deeply, or has a number out of bounds.
     """
-    return _parsed(lambda: tomllib.loads(text), path, "TOML")  # type: ignore[no-any-return]
+    if key := _LONG_KEY.search(text):
+        line = text.count("\n", 0, key.start()) + 1
+        raise UnreadableFileError(path, f"not TOML: a key has more than {DEEPEST} parts", line)
+    content: dict[str, Any] = _parsed(lambda: tomllib.loads(text), path, "TOML")
+    return content
 
 
 def _parsed(parse: Callable[[], Any], path: Path, form: str) -> Any:
@@ -175,7 +194,10 @@ def _parsed(parse: Callable[[], Any], path: Path, form: str) -> Any:
     except RecursionError:
         raise UnreadableFileError(path, f"not {form}: it is nested too deeply") from None
     except ValueError as error:
-        raise UnreadableFileError(path, f"not {form}: {str(error).removesuffix('.')}") from None
+        # tomllib puts the place into its message, "Invalid value (at line 3, column 5)".
+        place = re.search(r"\(at line (\d+)", str(error))
+        why = f"not {form}: {str(error).removesuffix('.')}"
+        raise UnreadableFileError(path, why, int(place[1]) if place else None) from None
 
 
 def _finite(written: str) -> float:

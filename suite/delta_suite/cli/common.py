@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import traceback
+import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -12,15 +11,18 @@ import typer
 from typer.core import TyperGroup
 
 import delta_suite
+from delta_suite.cli.output import discard_output, flush, prepare_streams, say, show
 from delta_suite.command_line import (
     DEFAULT_CALIBRATION,
     DEFAULT_DEVICE,
     DEFAULT_RESULTS,
     EMPTY_VALUE,
+    EXIT_CODES,
     HELP,
+    ExitCode,
     empty_options,
 )
-from delta_suite.errors import SuiteError
+from delta_suite.errors import OptionError, OutputError, SuiteError, explain
 from delta_suite.paths import bundled
 
 if TYPE_CHECKING:
@@ -29,23 +31,48 @@ if TYPE_CHECKING:
     from delta_suite.publish.rows import Row
     from delta_suite.records.view import RecordView
 
-FAILED = 1
-"""The exit code where something could not be measured, read or written, or a claim is refuted."""
-
 
 class _Commands(TyperGroup):
-    """The commands, none of which takes an empty word."""
+    """The commands. None takes an empty word, and each ends with a code of `ExitCode`."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Refuse empty options and arguments before any command sees them."""
         for option in empty_options(args):
-            fail(f"{option or 'an argument'} {EMPTY_VALUE}")
+            raise OptionError(f"{option or 'an argument'} {EMPTY_VALUE}")
         return super().parse_args(ctx, args)
+
+    def main(self, *arguments: Any, **options: Any) -> NoReturn:
+        """Run a command and exit with its code; what ends it early is one message on stderr."""
+        prepare_streams()
+        try:
+            code = super().main(*arguments, **{**options, "standalone_mode": False})
+            flush()
+        except Exception as error:
+            code = _end(error)
+        sys.exit(code)
+
+
+def _end(error: Exception) -> int:
+    """Show why a command ended, and return the exit code."""
+    if isinstance(error, OutputError):
+        discard_output()
+    if hasattr(error, "format_message"):  # the usage errors of click, which typer keeps a copy of
+        if type(error).__name__ == "NoArgsIsHelpError":
+            show(error.format_message())
+        else:
+            command = context.command_path if (context := getattr(error, "ctx", None)) else "delta-suite"
+            say(f"{error.format_message().removesuffix('.')}. See `{command} --help`.")
+        return ExitCode.USAGE
+    say(explain(error, "running the command"))
+    if isinstance(error, SuiteError | OSError | MemoryError):
+        return ExitCode.USAGE if isinstance(error, OptionError) else ExitCode.FAILED
+    return ExitCode.INTERNAL
 
 
 app = typer.Typer(
     cls=_Commands,
     help="pytest specs for the depth structure of language models. Verdicts in CI: pytest hypotheses/ --model=NAME",
+    epilog="\b\nExit codes:\n" + "\n".join(f"{code:>5}  {meaning}" for code, meaning in EXIT_CODES.items()),
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -55,7 +82,7 @@ app = typer.Typer(
 
 def _show_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"delta-suite {delta_suite.__version__}")
+        show(f"delta-suite {delta_suite.__version__}")
         raise typer.Exit
 
 
@@ -96,24 +123,10 @@ DEFAULTS = {"calibration": DEFAULT_CALIBRATION, "device": DEFAULT_DEVICE, "resul
 """The defaults of the options above."""
 
 
-@contextmanager
-def errors_as_text() -> Iterator[None]:
-    """Show an error meant for the user as one paragraph on stderr, without a traceback."""
-    try:
-        yield
-    except SuiteError as error:
-        fail(str(error))
-
-
 def fail(message: str) -> NoReturn:
     """Show a message on stderr and exit with 1."""
     say(message)
-    raise typer.Exit(FAILED)
-
-
-def say(message: str) -> None:
-    """Show a message on stderr."""
-    typer.echo(f"delta-suite: {message}", err=True)
+    raise typer.Exit(ExitCode.FAILED)
 
 
 def measured(specs: Iterable[ModelSpec], settings: Settings) -> Iterator[tuple[ModelSpec, Outcome | None]]:
@@ -123,26 +136,13 @@ def measured(specs: Iterable[ModelSpec], settings: Settings) -> Iterator[tuple[M
 
     for spec, outcome in measure_all(specs, settings, bars()):
         if isinstance(outcome, Exception):
-            _tell(spec.name, outcome)
+            told = explain(outcome, f"measuring {spec.name}")
+            say(told if told.startswith("Internal error") else f"{spec.name} cannot be measured: {told}")
             yield spec, None
             continue
         for note in outcome.notes:
             say(note)
         yield spec, outcome
-
-
-def _tell(name: str, error: Exception) -> None:
-    """Show why a model cannot be measured; an error that was not foreseen with its traceback."""
-    if isinstance(error, SuiteError):
-        say(f"{name} cannot be measured: {error}")
-        return
-    what = traceback.format_exception_only(error)[-1].strip()
-    trace = "".join(traceback.format_exception(error))
-    typer.echo(
-        f"{trace}\ndelta-suite: Internal error while measuring {name}: {what}\n"
-        "  Please report it, with the traceback above and the output of `delta-suite doctor`.",
-        err=True,
-    )
 
 
 def default_hypotheses() -> Path:
@@ -161,9 +161,11 @@ def keep_stamps(path: Path, view: RecordView, rows: Sequence[Row]) -> None:
     from delta_suite.records.store import stamp, stamps
 
     judged_by = stamps_of(rows)
+    changed = []
     try:
-        for line in changed_lines(stamps(path), judged_by):
-            typer.echo(f"{path}: {line}")
+        changed = changed_lines(stamps(path), judged_by)
         stamp(path, judged_by, Cache(cache_root()))
     except SuiteError as error:
         say(f"what judged the record is not kept: {error}")
+    for line in changed:
+        show(f"{path}: {line}")

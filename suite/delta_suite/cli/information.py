@@ -10,8 +10,10 @@ from typing import Annotated
 import typer
 
 import delta_suite
-from delta_suite.cli.common import ModelsFile, app, default_hypotheses, errors_as_text, fail
-from delta_suite.errors import SuiteError
+from delta_suite.cli.common import ModelsFile, app, default_hypotheses, fail
+from delta_suite.cli.output import show
+from delta_suite.errors import SuiteError, explain
+from delta_suite.escaping import terminal
 
 
 @app.command(epilog="Example: delta-suite models")
@@ -21,16 +23,14 @@ def models(models_file: ModelsFile = None) -> None:
     from delta_suite.models.sources import availability
     from delta_suite.publish.table import Table
 
-    with errors_as_text():
-        registry = load_registry(models_file)
-        lines = []
-        for name, spec in registry.specs.items():
-            here, why = availability(spec)
-            lines.append([name, "yes" if here else "no", spec.source, spec.dtype, why])
-    typer.echo(Table.of(["model", "here", "source", "dtype", "note"], lines).text())
-    typer.echo(
-        f"\n{len(lines)} models in {registry.path}. A directory or a hub id (org/name) can be given to --model, too."
-    )
+    registry = load_registry(models_file)
+    lines = []
+    for name, spec in registry.specs.items():
+        here, why = availability(spec)
+        lines.append([name, "yes" if here else "no", spec.source, spec.dtype, why])
+    show(Table.of(["model", "here", "source", "dtype", "note"], lines).text())
+    where = f"{len(lines)} models in {registry.path}." if registry.path else "There is no models file."
+    show(f"\n{where} A directory or a hub id (org/name) can be given to --model, too.")
 
 
 @app.command(epilog="Example: delta-suite hypotheses claims/ --check")
@@ -52,14 +52,13 @@ def hypotheses(
     from delta_suite.models.models_file import load_registry
     from delta_suite.publish.claim_list import claim_list
 
-    with errors_as_text():
-        claims = load_hypotheses(paths or [default_hypotheses()])
-        require_known_phases(claims, load_registry(models_file).phases)
+    claims = load_hypotheses(paths or [default_hypotheses()])
+    require_known_phases(claims, load_registry(models_file).phases)
     if not check:
-        typer.echo(f"{claim_list(claims)}\n")
+        show(f"{claim_list(claims)}\n")
     counts = ((sum(len(hypothesis.expect) for hypothesis in claims), "claim"), (len(claims), "hypothesis file"))
     told = (f"{count} {what}{'' if count == 1 else 's'}" for count, what in counts)
-    typer.echo(f"{' in '.join(told)}, without an error")
+    show(f"{' in '.join(told)}, without an error")
 
 
 @app.command(epilog="Example: delta-suite metrics")
@@ -69,13 +68,13 @@ def metrics(as_json: Annotated[bool, typer.Option("--json", help="Machine-readab
     from delta_suite.publish.model_tables import metric_table
 
     if not as_json:
-        typer.echo(metric_table())
+        show(metric_table())
         return
     keys = ("name", "scope", "takes", "formula", "unit", "low", "high", "version", "source")
     listed = [{key: getattr(metric, key) for key in keys} for metric in METRICS.values()]
     for row in listed:
         row |= {key: None for key in ("low", "high") if abs(row[key]) == float("inf")}
-    typer.echo(json.dumps(listed, indent=1, ensure_ascii=False, allow_nan=False))
+    show(json.dumps(listed, indent=1, ensure_ascii=False, allow_nan=False))
 
 
 @app.command(epilog="Example: delta-suite schema > hypotheses/hypothesis.schema.json")
@@ -83,7 +82,7 @@ def schema() -> None:
     """Show the JSON Schema of hypothesis files, for editors (`#:schema ./hypothesis.schema.json` in a file's head)."""
     from delta_suite.claims.schema import json_schema
 
-    typer.echo(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+    show(json.dumps(json_schema(), indent=2, ensure_ascii=False))
 
 
 @app.command(epilog="Example: delta-suite doctor")
@@ -103,16 +102,17 @@ def doctor(models_file: ModelsFile = None) -> None:
         entries = list((root / "measurements").glob(f"*/{RECORD}"))
         size = sum(file.stat().st_size for file in root.rglob("*") if file.is_file()) if root.exists() else 0
         lines.append(("cache", f"{root}: {len(entries)} measurements, {size / 1e6:.1f} MB"))
-    except (OSError, RuntimeError, SuiteError) as error:
-        lines.append(("cache", f"cannot be used: {error}. Set DELTA_SUITE_CACHE to a folder."))
+    except (OSError, SuiteError) as error:
+        lines.append(("cache", f"cannot be used: {explain(error, 'looking at the cache')}"))
     try:
         registry = load_registry(models_file)
         here = [name for name, spec in registry.specs.items() if availability(spec)[0]]
-        lines.append(("models", f"{len(here)} of {len(registry.specs)} on this machine: {', '.join(here) or 'none'}"))
+        listed = f"{len(here)} of {len(registry.specs)} on this machine: {', '.join(here) or 'none'}"
+        lines.append(("models", listed if registry.path else "there is no models file"))
     except SuiteError as error:
         lines.append(("models", f"no models file can be used: {error}"))
     for name, value in lines:
-        typer.echo(f"{name:<18} {value}")
+        show(f"{name:<18} {terminal(value)}")
     optional = {"pytest-xdist", "gguf"}
     missing = [name for name, value in lines if value == "not installed" and name not in optional]
     if missing:

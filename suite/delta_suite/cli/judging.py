@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from delta_suite.cli.common import FAILED, Hypotheses, ModelsFile, app, default_hypotheses, errors_as_text, keep_stamps
+from delta_suite.cli.common import Hypotheses, ModelsFile, app, default_hypotheses, keep_stamps
+from delta_suite.cli.output import show
+from delta_suite.command_line import ExitCode
 
 if TYPE_CHECKING:
     from delta_suite.models.models_file import Registry
@@ -37,34 +39,33 @@ def judge(
     from delta_suite.records.cache import Cache, cache_root
     from delta_suite.records.store import load
 
-    with errors_as_text():
-        claims = load_hypotheses(hypotheses or [default_hypotheses()])
-        registry = load_registry(models_file)
-        views = [load(path, Cache(cache_root())) for path in records]
-        require_known_phases(claims, [*registry.phases, *(phase for view in views for phase in view.phases)])
-        rows: list[Row] = []
-        texts: list[str] = []
-        names = [view.model.name for view in views]
-        for path, stored in zip(records, views, strict=True):
-            view = _under_declared_phases(path, stored, registry)
-            typer.echo(model_line(view))
-            typer.echo(f"\n{phase_table(view)}\n")
-            judgements = list(judge_all(claims, [(view, _control(path, view))]))
-            name = view.model.name
-            label = name if names.count(name) == 1 else f"{name} ({path.stem})"  # each record has a column of its own
-            rows_of_record = [replace(Row.of(judged, str(path)), model=label) for judged in judgements]
-            keep_stamps(path, view, rows_of_record)
-            rows += rows_of_record
-            command = f"delta-suite judge --explain {path}"
-            texts += [explanation(judged, judged.where, command) for judged in judgements if explain]
-        typer.echo(verdict_grid(rows))
-        typer.echo(f"\n{variant_table(rows)}")
-        if texts:
-            typer.echo("\n" + "\n\n".join(texts))
-        failed = [row for row in rows if row.verdict == Verdict.REFUTED.value and row.severity == "fail"]
-        if failed:
-            typer.echo(f"\nrefuted, furthest from the claim first\n{failure_table(failed)}")
-            raise typer.Exit(FAILED)
+    claims = load_hypotheses(hypotheses or [default_hypotheses()])
+    registry = load_registry(models_file)
+    views = [load(path, Cache(cache_root())) for path in records]
+    require_known_phases(claims, [*registry.phases, *(phase for view in views for phase in view.phases)])
+    rows: list[Row] = []
+    texts: list[str] = []
+    names = [view.model.name for view in views]
+    for path, stored in zip(records, views, strict=True):
+        view = _under_declared_phases(path, stored, registry)
+        show(model_line(view))
+        show(f"\n{phase_table(view)}\n")
+        judgements = list(judge_all(claims, [(view, _control(path, view))]))
+        name = view.model.name
+        label = name if names.count(name) == 1 else f"{name} ({path.stem})"  # each record has a column of its own
+        rows_of_record = [replace(Row.of(judged, str(path)), model=label) for judged in judgements]
+        keep_stamps(path, view, rows_of_record)
+        rows += rows_of_record
+        command = f"delta-suite judge --explain {path}"
+        texts += [explanation(judged, judged.where, command) for judged in judgements if explain]
+    show(verdict_grid(rows))
+    show(f"\n{variant_table(rows)}")
+    if texts:
+        show("\n" + "\n\n".join(texts))
+    failed = [row for row in rows if row.verdict == Verdict.REFUTED.value and row.severity == "fail"]
+    if failed:
+        show(f"\nrefuted, furthest from the claim first\n{failure_table(failed)}")
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def _under_declared_phases(path: Path, view: RecordView, registry: Registry) -> RecordView:
@@ -72,7 +73,7 @@ def _under_declared_phases(path: Path, view: RecordView, registry: Registry) -> 
     spec = registry.specs.get(view.model.name)
     if spec is None or spec.phases is None or dict(spec.phases) == dict(view.phases):
         return view
-    typer.echo(f"{path}: judged under the phase map that {registry.path} declares now")
+    show(f"{path}: judged under the phase map that {registry.path} declares now")
     return view.under(spec.phases)
 
 

@@ -11,7 +11,6 @@ import typer
 
 from delta_suite.cli.common import (
     DEFAULTS,
-    FAILED,
     CalibrationOption,
     ChatTemplate,
     Device,
@@ -22,14 +21,13 @@ from delta_suite.cli.common import (
     ResultsDir,
     app,
     default_hypotheses,
-    errors_as_text,
     fail,
     keep_stamps,
     measured,
-    say,
 )
-from delta_suite.command_line import HELP
-from delta_suite.errors import SuiteError
+from delta_suite.cli.output import say, show
+from delta_suite.command_line import HELP, ExitCode
+from delta_suite.errors import OptionError, SuiteError
 
 if TYPE_CHECKING:
     from delta_suite.models.spec import ModelSpec
@@ -37,12 +35,8 @@ if TYPE_CHECKING:
     from delta_suite.records.view import RecordView
 
 
-class PartsError(SuiteError):
-    """A part of a measurement that does not exist was asked for."""
-
-
 def parts_named(given: str | None) -> frozenset[str]:
-    """Return the parts that `--parts` names: a list with commas, or `all`. Raises PartsError.
+    """Return the parts that `--parts` names: a list with commas, or `all`. Raises OptionError.
 
     Example:
         >>> sorted(parts_named("law"))
@@ -55,7 +49,7 @@ def parts_named(given: str | None) -> frozenset[str]:
     names = [name.strip() for name in given.split(",")]
     for name in names:
         if name not in PARTS:
-            raise PartsError(f"--parts {given}: no part {name!r}; use one or more of {', '.join(PARTS)}, or all")
+            raise OptionError(f"--parts {given}: no part {name!r}; use one or more of {', '.join(PARTS)}, or all")
     return frozenset({"spectra", *names})
 
 
@@ -84,19 +78,18 @@ def measure(
     from delta_suite.pipeline import Settings
     from delta_suite.publish import model_tables
 
-    with errors_as_text():
-        settings = Settings(
-            calibration=calibration,
-            documents=documents,
-            chat_template=chat_template,
-            device=device,
-            dtype=dtype,
-            parts=parts_named(parts),
-            results=results,
-            fresh_since=time.time() if fresh else None,
-        )
-        registry = load_registry(models_file)
-        specs = registry.told_apart([spec for name in models for spec in registry.resolve_all(name)])
+    settings = Settings(
+        calibration=calibration,
+        documents=documents,
+        chat_template=chat_template,
+        device=device,
+        dtype=dtype,
+        parts=parts_named(parts),
+        results=results,
+        fresh_since=time.time() if fresh else None,
+    )
+    registry = load_registry(models_file)
+    specs = registry.told_apart([spec for name in models for spec in registry.resolve_all(name)])
     failed = False
     if dry_run:
         from delta_suite.dry_run import forecast
@@ -104,7 +97,7 @@ def measure(
         for spec in specs:
             try:
                 for line in forecast(spec, settings).lines():
-                    typer.echo(line)
+                    show(line)
             except SuiteError as error:
                 say(f"{spec.name} cannot be measured: {error}")
                 failed = True
@@ -114,14 +107,14 @@ def measure(
             failed = True
             continue
         view = outcome.view
-        typer.echo(model_tables.model_line(view) + (" (from the cache)" if outcome.cached else ""))
-        typer.echo(f"\n{model_tables.phase_table(view)}\n")
+        show(model_tables.model_line(view) + (" (from the cache)" if outcome.cached else ""))
+        show(f"\n{model_tables.phase_table(view)}\n")
         if layers:
-            typer.echo(f"{model_tables.layer_table(view)}\n")
-            typer.echo(f"{model_tables.boundary_table(view)}\n")
-        typer.echo(f"record: {outcome.path}")
+            show(f"{model_tables.layer_table(view)}\n")
+            show(f"{model_tables.boundary_table(view)}\n")
+        show(f"record: {outcome.path}")
     if failed:
-        raise typer.Exit(FAILED)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 @app.command(epilog="Example: delta-suite compare runs/big/checkpoint-4000 runs/big/checkpoint-8000")
@@ -150,19 +143,18 @@ def compare(
     from delta_suite.publish.model_tables import model_line
     from delta_suite.regression.comparison import require_compared
 
-    with errors_as_text():
-        require_compared(variant)
-        settings = Settings(
-            calibration=calibration,
-            documents=documents,
-            chat_template=chat_template,
-            device=device,
-            dtype=dtype,
-            results=results,
-        )
-        old, new = _measured_or_stored([before, now], settings, models_file)
-        typer.echo(f"{model_line(old)}\n{model_line(new)}\n")
-        typer.echo(side_by_side(old, new, variant, layers=layers, other_documents=other_documents))
+    require_compared(variant)
+    settings = Settings(
+        calibration=calibration,
+        documents=documents,
+        chat_template=chat_template,
+        device=device,
+        dtype=dtype,
+        results=results,
+    )
+    old, new = _measured_or_stored([before, now], settings, models_file)
+    show(f"{model_line(old)}\n{model_line(new)}\n")
+    show(side_by_side(old, new, variant, layers=layers, other_documents=other_documents))
 
 
 def _measured_or_stored(names: Sequence[str], settings: Settings, models_file: Path | None) -> list[RecordView]:
@@ -180,7 +172,7 @@ def _measured_or_stored(names: Sequence[str], settings: Settings, models_file: P
             continue
         ((_, outcome),) = measured([next(specs)], settings)
         if outcome is None:
-            raise typer.Exit(FAILED)
+            raise typer.Exit(ExitCode.FAILED)
         views.append(outcome.view)
     return views
 
@@ -208,36 +200,38 @@ def trajectory(
     from delta_suite.pipeline import Settings
     from delta_suite.publish.pages import RUNS, run_page_name
     from delta_suite.publish.trajectory import series
+    from delta_suite.reduction.variants import VARIANTS
 
-    with errors_as_text():
-        settings = Settings(
-            calibration=calibration,
-            documents=documents,
-            chat_template=chat_template,
-            device=device,
-            dtype=dtype,
-            results=results,
+    if variant not in VARIANTS:
+        raise OptionError(f"--variant {variant} is unknown: use one of {', '.join(VARIANTS)}.")
+    settings = Settings(
+        calibration=calibration,
+        documents=documents,
+        chat_template=chat_template,
+        device=device,
+        dtype=dtype,
+        results=results,
+    )
+    registry = load_registry(models_file)
+    specs = registry.told_apart(registry.resolve_all(pattern))
+    runs = series(specs)
+    if len(runs) != 1:
+        fail(
+            f"{pattern} is {', '.join(spec.name for spec in specs)}: not several checkpoints of one run, whose "
+            f"names end in their step (checkpoint-1000, name@step8000)."
         )
-        registry = load_registry(models_file)
-        specs = registry.told_apart(registry.resolve_all(pattern))
-        runs = series(specs)
-        if len(runs) != 1:
-            fail(
-                f"{pattern} is {', '.join(spec.name for spec in specs)}: not several checkpoints of one run, whose "
-                f"names end in their step (checkpoint-1000, name@step8000)."
-            )
-        ((name, steps),) = runs.items()
-        claims = load_hypotheses(hypotheses or [default_hypotheses()])
-        require_known_phases(claims, registry.phases)
-        by_name: dict[str, ModelSpec] = {spec.name: spec for spec in specs}
-        step_of = {model: step for step, model in steps.items()}
-        ordered = [by_name[model] for model in steps.values()]
-        outcomes = {step_of[spec.name]: outcome for spec, outcome in measured(ordered, settings) if outcome is not None}
-        if not outcomes:
-            fail(f"no checkpoint of {name} can be measured, so there is no page")
-        page = out or results / RUNS / run_page_name(name)
-        _show_run(name, steps, outcomes, claims, results, variant, page)
-    typer.echo(f"plot: {page}")
+    ((name, steps),) = runs.items()
+    claims = load_hypotheses(hypotheses or [default_hypotheses()])
+    require_known_phases(claims, registry.phases)
+    by_name: dict[str, ModelSpec] = {spec.name: spec for spec in specs}
+    step_of = {model: step for step, model in steps.items()}
+    ordered = [by_name[model] for model in steps.values()]
+    outcomes = {step_of[spec.name]: outcome for spec, outcome in measured(ordered, settings) if outcome is not None}
+    if not outcomes:
+        fail(f"no checkpoint of {name} can be measured, so there is no page")
+    page = out or results / RUNS / run_page_name(name)
+    _show_run(name, steps, outcomes, claims, results, variant, page)
+    show(f"plot: {page}")
     if missing := [model for step, model in steps.items() if step not in outcomes]:
         fail(f"the page is without {', '.join(missing)}, which cannot be measured (see above)")
 
@@ -268,9 +262,9 @@ def _show_run(
         keep_stamps(outcome.path, view, rows)
         entries[step] = Entry(view, str(outcome.path), rows)
     rows_of_run = [row for entry in entries.values() for row in entry.rows]
-    typer.echo(tables.verdict_table(rows_of_run, steps))
+    show(tables.verdict_table(rows_of_run, steps))
     for change in tables.verdict_changes(rows_of_run, steps):
-        typer.echo(f"changed  {change}")
+        show(f"changed  {change}")
     views = {step: entry.view for step, entry in entries.items()}
-    typer.echo(f"\n{tables.metric_table(views, variant)}\n")
+    show(f"\n{tables.metric_table(views, variant)}\n")
     write_atomically(page, standalone(name, entries, variant))

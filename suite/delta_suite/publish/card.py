@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from delta_suite.errors import RecordError
+from delta_suite.escaping import markdown, markdown_code, markdown_link, terminal
 from delta_suite.metrics.intervals import PERCENT
 from delta_suite.publish.board import Board, Entry, Group
 from delta_suite.publish.board_tables import VERDICT_COLUMNS, memory_text, tally_cell, verdict_cells
 from delta_suite.publish.card_plots import ALTERNATIVES, card_plots
 from delta_suite.publish.plots import why_no_arrays
-from delta_suite.publish.table import Cell, Table, escape_markdown
+from delta_suite.publish.table import Cell, Table
 from delta_suite.publish.wording import LEGEND
+from delta_suite.reading import UnreadableFileError, read_text
 from delta_suite.records.writing import write_atomically
 
 if TYPE_CHECKING:
@@ -20,6 +24,9 @@ if TYPE_CHECKING:
 
 START, END = "<!-- delta-suite: start -->", "<!-- delta-suite: end -->"
 """The two lines around the suite's section, which is replaced; the rest of a card is its author's, and stays."""
+
+_SECTION = re.compile(rf"^{START}$.*?^{END}$", re.MULTILINE | re.DOTALL)
+_MARKER = re.compile(rf"^({START}|{END})$", re.MULTILINE)
 
 INTERVAL = f"interval_{PERCENT.removesuffix('%')}"
 """The key of an interval in the `args` of a result."""
@@ -48,9 +55,9 @@ def write_card(folder: Path, board: Board, group: Group, entry: Entry) -> list[P
     readme = folder / "README.md"
     drawn = card_plots(entry.view)
     try:
-        old = readme.read_text("utf-8") if readme.exists() else None
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecordError(f"{readme} cannot be read: {error}. Mend it, or name another folder with --out.") from None
+        old = read_text(readme).replace("\r\n", "\n") if os.path.lexists(readme) else None
+    except UnreadableFileError as error:
+        raise RecordError(f"{error} Mend it, or name another folder with --out.") from None
     content = {"README.md": card_text(board, group, entry, list(drawn), old, str(readme)), **drawn}
     for name, text in content.items():
         write_atomically(folder / name, text)
@@ -63,23 +70,26 @@ def card_text(board: Board, group: Group, entry: Entry, images: list[str], old: 
 
     data: Any
     if old is None:
-        data, body = ModelCardData(model_name=entry.model), f"\n# {entry.model}\n"
+        data, body = ModelCardData(model_name=terminal(entry.model)), f"\n# {markdown(entry.model)}\n"
     else:
         try:
             card = ModelCard(old)
-        except ValueError as error:
-            raise RecordError(f"the metadata of {where} cannot be read: {error}. Mend it, or choose --out.") from None
+        except Exception as error:  # what is no YAML, or no metadata, raises errors of many kinds
+            why = str(error) or type(error).__name__
+            raise RecordError(f"the metadata of {where} cannot be read: {why}. Mend it, or choose --out.") from None
         data, body = card.data, card.text
     others = [result for result in data.eval_results or [] if not result.dataset_type.startswith(DATASET)]
     data.eval_results = [*others, *eval_results(group, entry)] or None
-    data.model_name = data.model_name or entry.model
-    data.tags = list(dict.fromkeys([*(data.tags or []), "delta-suite"]))
+    data.model_name = data.model_name or terminal(entry.model)
+    tags = [data.tags] if isinstance(data.tags, str) else data.tags or []
+    data.tags = list(dict.fromkeys([*tags, "delta-suite"]))
     section = f"{START}\n{section_text(board, group, entry, images)}\n{END}"
-    before, start, rest = body.partition(START)
-    _, end, after = rest.partition(END)
-    if bool(start) != bool(end):
-        raise RecordError(f"{where} has {START} without {END} after it. Remove the one that is left.")
-    body = f"{before}{section}{after}" if start else f"{body.rstrip()}\n\n{section}\n"
+    around = _SECTION.split(body, maxsplit=1)
+    if any(_MARKER.search(part) for part in around):
+        raise RecordError(
+            f"{where} has {START} without {END} after it, or more than once. Remove the lines that are too many."
+        )
+    body = section.join(around) if len(around) > 1 else f"{body.rstrip()}\n\n{section}\n"
     return f"---\n{data.to_yaml().rstrip()}\n---\n{body}"
 
 
@@ -91,6 +101,7 @@ def eval_results(group: Group, entry: Entry) -> list[EvalResult]:
     for row in entry.rows:
         if row.observed is None:
             continue
+        calibration = terminal(group.calibration.name)
         arguments: dict[str, Any] = {"verdict": row.word, "required": row.required, "margin": row.margin}
         if row.interval is not None:
             arguments[INTERVAL] = list(row.interval)
@@ -102,8 +113,8 @@ def eval_results(group: Group, entry: Entry) -> list[EvalResult]:
             EvalResult(
                 task_type="other",
                 task_name="Depth structure",
-                dataset_type=f"{DATASET}{group.calibration.name}",
-                dataset_name=f"delta-suite calibration {group.calibration.name}",
+                dataset_type=f"{DATASET}{calibration}",
+                dataset_name=f"delta-suite calibration {calibration}",
                 dataset_revision=group.calibration.sha256,
                 metric_type=f"{row.hypothesis}/{row.expectation}",
                 metric_name=row.claim,
@@ -126,18 +137,22 @@ def section_text(board: Board, group: Group, entry: Entry, images: list[str]) ->
             [Cell(f"{row.hypothesis}/{row.expectation}", link=link), Cell(row.claim, code=True), *verdict_cells(row)]
         )
     published = board.repository is not None and entry.record.startswith("runs/")
-    written = f"[{entry.record}]({board.record_link(entry.record, '')})" if published else f"`{entry.record}`"
-    hypotheses = "\n".join(f"- {tally.hypothesis}: {tally_cell(tally).shown}" for tally in entry.tallies)
+    link = board.record_link(entry.record, "") if published else None
+    written = markdown_link(entry.record, link) if link else markdown_code(entry.record)
+    hypotheses = "\n".join(f"- {tally.hypothesis}: {markdown(tally_cell(tally).shown)}" for tally in entry.tallies)
     return "\n\n".join(
         [
             "## Depth structure, measured by delta-suite",
-            f"{record.model.layers} layers, hidden size {record.model.hidden}; {group.title} "
-            f"({record.calibration.tokens} tokens: {group.described.rstrip('.')}); {provenance.dtype} on "
-            f"{provenance.device}, {entry.seconds:.1f} s, {memory_text(entry)}; measured {provenance.created}; weights "
-            f"SHA-256 `{record.model.fingerprint[:12]}`; record {written}.",
+            markdown(
+                f"{record.model.layers} layers, hidden size {record.model.hidden}; {group.title} "
+                f"({record.calibration.tokens} tokens: {group.described.rstrip('.')}); {provenance.dtype} on "
+                f"{provenance.device}, {entry.seconds:.1f} s, {memory_text(entry)}; measured {provenance.created}; "
+                "weights SHA-256 "
+            )
+            + f"{markdown_code(record.model.fingerprint[:12])}; record {written}.",
             hypotheses,
             Table.of(["claim", "stated", *VERDICT_COLUMNS], lines).markdown(),
-            escape_markdown(LEGEND),
+            markdown(LEGEND),
             *(_image(entry, name, images) for name in ALTERNATIVES),
         ]
     )
@@ -147,4 +162,4 @@ def _image(entry: Entry, name: str, images: list[str]) -> str:
     """Return the Markdown of a plot, or why it is not drawn."""
     if name in images:
         return f"![{ALTERNATIVES[name]}]({name})"
-    return escape_markdown(f"{ALTERNATIVES[name]}: not drawn, {why_no_arrays(entry.view, 'cosines')}.")
+    return markdown(f"{ALTERNATIVES[name]}: not drawn, {why_no_arrays(entry.view, 'cosines')}.")

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from delta_suite import escaping
 from delta_suite.errors import RecordError
 from delta_suite.publish.board import Board, Entry
 from delta_suite.publish.board_tables import claims_by_model, models_table
@@ -17,8 +18,9 @@ from delta_suite.publish.pages import RUNS, SITE, run_link
 from delta_suite.publish.rows import Row, relative_margin
 from delta_suite.publish.run_page import run_files
 from delta_suite.publish.site import site_files
-from delta_suite.publish.table import Cell, escape_markdown
+from delta_suite.publish.table import Cell
 from delta_suite.publish.wording import CHANGED, LEGEND, NEVER_MIXED, NO_SCORE
+from delta_suite.reading import UnreadableFileError, read_bytes
 from delta_suite.records.writing import write_together
 
 
@@ -47,16 +49,16 @@ def write(results: Path, content: Mapping[str, bytes]) -> list[str]:
 
 def stale(results: Path, content: Mapping[str, bytes]) -> list[str]:
     """Return the published files that are missing, differ from `content`, or are pages that it no longer has."""
-    differing = [name for name, text in content.items() if _read(results / name) != text]
+    differing = [name for name, text in content.items() if _read(results / name, len(text)) != text]
     folders = (results / SITE / folder for folder in ("models", RUNS))
     pages = (path.relative_to(results).as_posix() for folder in folders for path in folder.glob("*.html"))
     return sorted([*differing, *(name for name in pages if name not in content)])
 
 
-def _read(path: Path) -> bytes | None:
+def _read(path: Path, limit: int) -> bytes | None:
     try:
-        return path.read_bytes()
-    except OSError:
+        return read_bytes(path, limit)
+    except UnreadableFileError:
         return None
 
 
@@ -173,7 +175,7 @@ def as_csv(board: Board) -> str:
                     *(record.model.fingerprint, board.claim_place(row.where)),
                     *(row.judged_by[1] if row.judged_by else None, int(row.hypothesis in entry.changed), entry.record),
                 )
-                writer.writerow(dict(zip(COLUMNS, values, strict=True)))
+                writer.writerow(dict(zip(COLUMNS, map(escaping.csv_cell, values), strict=True)))
     return out.getvalue()
 
 
@@ -185,16 +187,16 @@ def markdown(board: Board) -> str:
     parts = [
         "# Leaderboard",
         f"Built by `delta-suite leaderboard` from the records in `runs/` alone. {NO_SCORE}",
-        escape_markdown(LEGEND),
+        escaping.markdown(LEGEND),
     ]
     if len(board.groups) > 1:
         parts.append(f"**{NEVER_MIXED}**")
     if not board.groups:
         parts.append("No record can be shown yet: `delta-suite measure NAME` writes one.")
     for group in board.groups:
-        parts += [f"## {group.title}", group.described]
+        parts += [f"## {escaping.markdown(group.title)}", escaping.markdown(group.described)]
         if group.changed:
-            parts += [f"**{CHANGED}**", "\n".join(f"- {escape_markdown(line)}" for line in group.changed)]
+            parts += [f"**{CHANGED}**", "\n".join(f"- {escaping.markdown(line)}" for line in group.changed)]
         parts.append(models_table(board, group, "").markdown())
         parts += [
             f"Over training: {Cell(run.name, link=f'{SITE}/{run_link(run.name)}').markdown}, "
@@ -209,7 +211,7 @@ def markdown(board: Board) -> str:
     if board.broken:
         parts += [
             "## Records that cannot be read",
-            "\n".join(f"- {escape_markdown(item.why)}" for item in board.broken),
+            "\n".join(f"- {escaping.markdown(item.why)}" for item in board.broken),
         ]
     return "\n\n".join(parts) + "\n"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from delta_suite.claims.gates import MOST_UNKNOWN
+from delta_suite.escaping import terminal
 from delta_suite.metrics.registry import METRICS
 from delta_suite.metrics.segmentation import NEAR
 from delta_suite.publish.table import Cell, Table
@@ -109,9 +110,9 @@ def _search_lines(search: BoundarySearch, rank: float | None) -> list[list[str]]
             f"one segment {search.total_cost:.3f}",
         ],
         [
-            "cost rank",
-            f"{'not among' if rank is None else f'{number(rank)} of'} {search.orders} orders of the declared lengths, "
-            f"{number(search.cost_rank_any_lengths)} of {search.others} ways to cut as often",
+            "cost no more",
+            f"{'(too few to rank)' if rank is None else f'{100 * rank:.3g}% of'} {search.orders} orders of the "
+            f"declared lengths, {100 * search.cost_rank_any_lengths:.3g}% of {search.others} ways to cut as often",
         ],
         [
             "by penalty",
@@ -130,7 +131,7 @@ def model_line(view: RecordView) -> str:
     seconds, stream = sum(provenance.seconds.values()), provenance.stream
     # Said where it explains a long run, or why something is absent; a page of the leaderboard always says it.
     place = "" if stream is None or stream.usual else f" (stream {stream_text(stream, provenance.device)})"
-    return (
+    return terminal(
         f"{model.name}: {model.architecture}, {model.layers} layers x {model.hidden}; {calibration_text(calibration)}; "
         f"{provenance.dtype} on {provenance.device}{place}; measured {provenance.created} in {seconds:.1f} s"
     )

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from delta_suite.errors import RecordError
+from delta_suite.escaping import plot_text
 from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.intervals import PERCENT
 from delta_suite.metrics.registry import METRICS
-from delta_suite.publish.wording import number
+from delta_suite.publish.wording import NONE, number
 from delta_suite.records.view import RecordView
 
 Figure = dict[str, Any]
@@ -94,7 +95,14 @@ def detected_edges(view: RecordView) -> list[float]:
 def _phase_names(view: RecordView) -> list[dict[str, Any]]:
     return [
         {
-            **{"text": name, "x": (first + last) / 2, "xref": "x", "y": 1.0, "yref": "paper", "yanchor": "bottom"},
+            **{
+                "text": plot_text(name),
+                "x": (first + last) / 2,
+                "xref": "x",
+                "y": 1.0,
+                "yref": "paper",
+                "yanchor": "bottom",
+            },
             **{"showarrow": False, "font": {"size": 12}},
         }
         for name, first, last in _ordered(view)
@@ -232,7 +240,7 @@ def _ranks(view: RecordView, variant: str) -> Plot:
 def layer_figure(view: RecordView, variant: str, metric: str) -> Figure:
     """Return one layer metric over depth, with its intervals and the phases."""
     layout = {
-        "title": {"text": f"{view.model.name}: {metric.replace('_', ' ')} ({variant})"},
+        "title": {"text": f"{plot_text(view.model.name)}: {metric.replace('_', ' ')} ({variant})"},
         "xaxis": _layer_axis(),
         "yaxis": {"title": {"text": METRICS[metric].unit}, "zeroline": False},
         "shapes": _bands(view),
@@ -336,7 +344,7 @@ def _band(values: Sequence[Estimate], colour: str) -> list[dict[str, Any]]:
 
 def _hover(layer: int, name: str, unit: str, estimate: Estimate) -> str:
     if estimate.value is None:
-        return f"layer {layer}: {name} {estimate.reason}"
+        return f"layer {layer}: {name} {plot_text(estimate.reason or NONE)}"
     text = f"layer {layer}: {name} {number(estimate.value)}{'' if unit == '1' else f' {unit}'}"
     if estimate.corrected is not None:
         text += f", bias-corrected {number(estimate.corrected)}"

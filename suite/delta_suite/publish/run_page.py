@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from delta_suite.escaping import script_json
 from delta_suite.publish.board import Board, Entry, Group, Run
 from delta_suite.publish.board_tables import record_cell
 from delta_suite.publish.model_tables import PHASE_COLUMNS
 from delta_suite.publish.pages import RUNS, SITE, page_link, run_page_name
 from delta_suite.publish.table import Cell, Table
-from delta_suite.publish.templates import asset, figures_json, template
+from delta_suite.publish.templates import asset, policy, template
 from delta_suite.publish.trajectory import figures, phase_estimate, verdict_changes
 from delta_suite.publish.verdict_tables import verdict_cell
 from delta_suite.publish.wording import NEVER_MIXED, number
@@ -42,8 +43,10 @@ def standalone(name: str, entries: Mapping[int, Entry], shown: str = "raw") -> s
 def _page(
     name: str, sections: Sequence[dict[str, Any]], shown: str = "raw", inline: Mapping[str, str] | None = None
 ) -> str:
-    data = figures_json({section["id"]: section.pop("figures") for section in sections})
+    data = script_json({section["id"]: section.pop("figures") for section in sections})
+    scripts = [inline[kind] for kind in ("plotly", "script")] if inline else []
     return template("run.html.j2").render(
+        policy=policy(scripts),
         name=name,
         sections=sections,
         shown=shown,

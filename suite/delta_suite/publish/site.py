@@ -7,6 +7,7 @@ from typing import Any
 
 from delta_suite.claims.schema import Expectation, Hypothesis
 from delta_suite.claims.verdict import Verdict
+from delta_suite.escaping import script_json
 from delta_suite.publish.board import Board, Entry, Group
 from delta_suite.publish.board_tables import claim_by_claim, models_table
 from delta_suite.publish.model_tables import calibration_text, layers, phases, special_tokens_text, stream_text
@@ -14,7 +15,7 @@ from delta_suite.publish.pages import SITE, page_name, run_link
 from delta_suite.publish.plots import Plot, plots
 from delta_suite.publish.rows import Row, margin_text, mark_lines
 from delta_suite.publish.table import Cell, Table
-from delta_suite.publish.templates import asset, figures_json, template
+from delta_suite.publish.templates import asset, template
 from delta_suite.publish.verdict_tables import variant_cells
 from delta_suite.publish.wording import NEVER_MIXED, NO_SCORE, NONE, SYMBOLS, WARN, interval_text, number
 
@@ -62,7 +63,7 @@ def _index(board: Board) -> str:
 
 def _model(board: Board, model: str, entries: list[tuple[Group, Entry]]) -> str:
     shown = [_measurement(board, group, entry) for group, entry in entries]
-    data = figures_json({section["id"]: section.pop("figures") for section in shown})
+    data = script_json({section["id"]: section.pop("figures") for section in shown})
     return template("model.html.j2").render(
         model=model,
         never_mixed=NEVER_MIXED if len(shown) > 1 else "",

@@ -9,9 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from html import escape
 
 import numpy as np
+
+from delta_suite.escaping import xml
 
 CIVIDIS = (
     *((0, 34, 78), (18, 53, 112), (59, 73, 108), (87, 93, 109), (112, 113, 115), (138, 134, 120)),
@@ -85,8 +86,8 @@ class Drawing:
     def add(self, name: str, text: str = "", **attributes: object) -> None:
         """Add an element; `_` in attribute names stands for `-`, `css` for `class`, and numbers get two decimals."""
         names = {key: "class" if key == "css" else key.replace("_", "-") for key in attributes}
-        shown = " ".join(f'{names[key]}="{escape(_text(value))}"' for key, value in attributes.items())
-        self.parts.append(f"<{name} {shown}>{escape(text)}</{name}>" if text else f"<{name} {shown}/>")
+        shown = " ".join(f'{names[key]}="{xml(_text(value))}"' for key, value in attributes.items())
+        self.parts.append(f"<{name} {shown}>{xml(text)}</{name}>" if text else f"<{name} {shown}/>")
 
     def text(
         self, x: float, y: float, words: str, *, anchor: str = "middle", size: int = 12, turn: bool = False
@@ -166,7 +167,7 @@ class Drawing:
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_text(self.width)} {_text(self.height)}" '
             f'role="img" font-family="system-ui, Helvetica, Arial, sans-serif">'
         )
-        words = f"<title>{escape(self.title)}</title>\n<desc>{escape(self.description)}</desc>"
+        words = f"<title>{xml(self.title)}</title>\n<desc>{xml(self.description)}</desc>"
         paper = '<rect width="100%" height="100%" class="plot-paper"/>'
         return "\n".join([head, words, f"<style>{STYLE}</style>", paper, *self.parts, "</svg>"]) + "\n"
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from tabulate import tabulate
 
+from delta_suite.escaping import markdown, markdown_code, markdown_link, terminal
 from delta_suite.publish.wording import SYMBOLS
 
 
@@ -43,9 +44,9 @@ class Cell:
             >>> Cell("a|b", link="a.html").markdown, Cell("gamma > 1", code=True).markdown, Cell("PASS *").markdown
             ('[a\\\\|b](a.html)', '`gamma > 1`', 'PASS \\\\*')
         """
-        plain = not self.code or "`" in self.text
-        text = escape_markdown(self.shown) if plain else "`" + self.text.replace("|", "\\|") + "`"
-        return f"[{text}]({self.link})" if self.link else text
+        if self.link:
+            return markdown_link(self.shown, self.link)
+        return markdown_code(self.text) if self.code else markdown(self.shown)
 
 
 @dataclass(frozen=True)
@@ -96,13 +97,13 @@ class Table:
 
     def text(self, *, head: bool = True) -> str:
         """Return the table for a terminal, or without `head` only its columns of text."""
-        rows = [[cell.text for cell in line.cells] for line in self.lines]
+        rows = [[terminal(cell.text) for cell in line.cells] for line in self.lines]
         if not head:
             return tabulate(rows, tablefmt="plain", disable_numparse=True)
         sides = {"r": "right", "l": "left"}
         return tabulate(
             rows,
-            headers=self.head,
+            headers=[terminal(name) for name in self.head],
             tablefmt="simple",
             disable_numparse=True,
             colalign=[sides[side] for side in self.align.ljust(len(self.head), "l")] if rows else None,
@@ -121,7 +122,7 @@ class Table:
             | --- | --- |
             | a | ✓ PASS |
         """
-        head = [escape_markdown(name) for name in self.head]
+        head = [markdown(name) for name in self.head]
         rows = [head, ["---"] * len(head), *([cell.markdown for cell in line.cells] for line in self.lines)]
         return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
@@ -130,16 +131,3 @@ class Table:
         from delta_suite.publish.templates import template
 
         return str(template("table.html.j2").module.plain(self))  # type: ignore[attr-defined]
-
-
-def escape_markdown(text: str) -> str:
-    r"""Return text that Markdown shows as it is: no emphasis, link, table cell or HTML begins in it.
-
-    Example:
-        >>> print(escape_markdown("max_tokens [0.1, 0.2] * [x](y)"))
-        max\_tokens [0.1, 0.2] \* [x]\(y)
-    """
-    for sign in "\\`*_<>|#":
-        text = text.replace(sign, f"\\{sign}")
-    # Brackets alone are plain, as those of intervals are; a link or the definition of one needs what follows them.
-    return text.replace("](", "]\\(").replace("]:", "]\\:").replace("][", "]\\[")

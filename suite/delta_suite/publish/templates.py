@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import base64
+import hashlib
+from collections.abc import Iterable
 from functools import cache
 from importlib import resources
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from delta_suite.escaping import terminal
 from delta_suite.metrics.intervals import PERCENT
 from delta_suite.publish.wording import CHANGED, LEGEND, NONE, SYMBOLS
 
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
 
-POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
-    "base-uri 'none'; form-action 'none'"
-)
-"""Content-Security-Policy. Nothing may be fetched but the site's own scripts, styles and images, and nothing may be
-sent. Styles may stand in the page because plotly.js writes them there; a style fetches only what img-src allows."""
+
+def policy(inline: Iterable[str] = ()) -> str:
+    """Return the Content-Security-Policy of a page.
+
+    Nothing may be fetched but the site's own scripts, styles and images, and nothing may be sent. Styles may stand in
+    the page because plotly.js writes them there; a style fetches only what img-src allows.
+
+    inline: the scripts that stand in the page itself, which then runs no other.
+    """
+    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in inline]
+    scripts = " ".join(f"'sha256-{digest}'" for digest in hashes) or "'self'"
+    return (
+        f"default-src 'none'; script-src {scripts}; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; "
+        "base-uri 'none'; form-action 'none'"
+    )
 
 
 def asset(name: str) -> bytes:
@@ -30,17 +41,20 @@ def asset(name: str) -> bytes:
 @cache
 def _environment() -> Environment:
     from jinja2 import Environment, FunctionLoader, StrictUndefined
+    from markupsafe import Markup
 
     environment = Environment(
         loader=FunctionLoader(lambda name: asset(name).decode()),
         autoescape=True,
+        # Signs that turn the direction of a line would do so on a page, too. Markup is what the templates made.
+        finalize=lambda value: value if isinstance(value, Markup) or not isinstance(value, str) else terminal(value),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
     environment.globals.update(
-        policy=POLICY, symbols=SYMBOLS, changed_note=CHANGED, legend=LEGEND, percent=PERCENT, none_text=NONE
+        policy=policy(), symbols=SYMBOLS, changed_note=CHANGED, legend=LEGEND, percent=PERCENT, none_text=NONE
     )
     return environment
 
@@ -48,9 +62,3 @@ def _environment() -> Environment:
 def template(name: str) -> Template:
     """Return a template, which knows the signs of verdicts, their legend and the content policy."""
     return _environment().get_template(name)
-
-
-def figures_json(figures: Mapping[str, Any]) -> str:
-    """Return figures as JSON for a script element, in which "</" and "<!" would mean something, so "<" is escaped."""
-    text = json.dumps(figures, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.replace("<", "\\u003c")

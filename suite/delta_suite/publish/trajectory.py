@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle, pairwise
 from typing import Any
 
+from delta_suite.escaping import plot_text
 from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.intervals import combine
 from delta_suite.metrics.registry import METRICS
@@ -158,9 +159,9 @@ def _line(
         return None
     colour, marker, dash = style
     trace = {
-        **{"type": "scatter", "mode": "lines+markers", "name": phase, "x": list(views), "y": values},
+        **{"type": "scatter", "mode": "lines+markers", "name": plot_text(phase), "x": list(views), "y": values},
         **{"line": {"color": colour, "dash": dash, "width": 2}, "marker": {"symbol": marker, "size": 8}},
-        "hovertemplate": f"phase {phase}, step %{{x}}: %{{y:.4g}}<extra></extra>",
+        "hovertemplate": f"phase {plot_text(phase)}, step %{{x}}: %{{y:.4g}}<extra></extra>",
     }
     bars = [_bars(estimate) for estimate in estimates]
     if any(low or high for low, high in bars):

@@ -16,6 +16,8 @@ from typing import Any
 from filelock import FileLock
 
 from delta_suite.errors import RecordError
+from delta_suite.paths import shorten
+from delta_suite.reading import system_reason
 from delta_suite.records.arrays import ArrayFile, pack, unpack
 from delta_suite.records.assemble import Assembled
 from delta_suite.records.format import from_json, to_json
@@ -23,12 +25,28 @@ from delta_suite.records.format import from_json, to_json
 RECORD, ARRAYS, DIRECTIONS = "record.json", "arrays.safetensors", "directions.safetensors"
 """The files of an entry."""
 
+_ANOTHER = "Set DELTA_SUITE_CACHE to a folder that can be written."
+
 
 def cache_root() -> Path:
-    """Return $DELTA_SUITE_CACHE, else $XDG_CACHE_HOME/delta-suite, else ~/.cache/delta-suite."""
+    """Return $DELTA_SUITE_CACHE, else $XDG_CACHE_HOME/delta-suite, else ~/.cache/delta-suite.
+
+    Raises RecordError where no path can be there: without a home, below a file, or with too long a name.
+    """
     if chosen := os.environ.get("DELTA_SUITE_CACHE"):
-        return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "delta-suite"
+        root = Path(chosen)
+    else:
+        try:
+            root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "delta-suite"
+        except RuntimeError:  # a container with neither HOME nor an entry for its user
+            raise RecordError(f"there is no home folder for the cache. {_ANOTHER}") from None
+    try:
+        (root / "measurements" / ("0" * 80) / DIRECTIONS).stat()
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{shorten(root)} cannot be the cache: {system_reason(error)}. {_ANOTHER}") from None
+    return root
 
 
 def cache_key(**parts: Any) -> str:

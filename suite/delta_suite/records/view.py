@@ -21,6 +21,8 @@ from delta_suite.records.arrays import ArrayFile, Arrays, full_gram, stored_gram
 from delta_suite.records.record import BoundaryRecord, LayerRecord, ModelRecord, Record
 from delta_suite.reduction.variants import VARIANTS
 
+_OLDER = "the record is older than the metric {}"
+
 
 class RecordView:
     """Answers for any layers, phases and variants of a record, with replicates where its arrays are at hand.
@@ -145,7 +147,7 @@ class RecordView:
         stored = self._stored_variant(metric, variant)
         estimate = self.layers[layer].metrics[stored].get(metric)
         if estimate is None:
-            return absent(f"the record is older than the metric {metric}")
+            return absent(_OLDER.format(metric))
         units = self._replicates(f"{stored}.units.{metric}")
         return estimate if units is None else _with_replicates(estimate, units[:, layer])
 
@@ -157,7 +159,7 @@ class RecordView:
         if problem := self.variant_problem(variant):
             return absent(problem)
         if definition.takes == "boundaries":
-            return self.boundaries(variant).metrics[metric]
+            return self.boundaries(variant).metrics.get(metric) or absent(_OLDER.format(metric))
         for index, scope in enumerate(self.record.scopes.values()):
             if scope.layers == ends and metric in scope.metrics.get(variant, {}):
                 return self._scope_estimate(scope.metrics[variant][metric], index, layers, metric, variant)

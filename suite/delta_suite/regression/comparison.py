@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
-from delta_suite.errors import SuiteError
+from delta_suite.errors import OptionError
 from delta_suite.metrics.directions import NEEDS_PRODUCTS
 from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.intervals import CONFIDENCE, standard_error, t_quantile
@@ -109,7 +109,7 @@ def item_of(place: Place) -> str:
     return f"{LAYERS if scope.startswith('layer:') else scope}/{metric}"
 
 
-class UnknownVariantError(SuiteError):
+class UnknownVariantError(OptionError):
     """The variant asked for is not compared, or a record does not have it."""
 
 

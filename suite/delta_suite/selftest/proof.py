@@ -26,7 +26,7 @@ from delta_suite.claims.judge import judge
 from delta_suite.claims.observe import observe
 from delta_suite.claims.schema import Expectation, Hypothesis, nearest
 from delta_suite.claims.verdict import Verdict
-from delta_suite.errors import SuiteError
+from delta_suite.errors import OptionError
 from delta_suite.pipeline import metric_versions
 from delta_suite.progress import Progress, no_progress
 from delta_suite.provenance import hardware, library_version
@@ -52,7 +52,7 @@ TRUTH_DOCUMENTS = 20_000
 Interval = tuple[float, float]
 
 
-class SelftestError(SuiteError):
+class SelftestError(OptionError):
     """An unknown planted population, or fewer than one repeat or process."""
 
 

@@ -8,11 +8,12 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator
 
-from delta_suite.errors import SuiteError
+from delta_suite.errors import OptionError
+from delta_suite.escaping import csv_cell
 from delta_suite.records.figures import COLUMNS, Figure
 
 
-class ExportError(SuiteError):
+class ExportError(OptionError):
     """Error for a format that does not exist, or whose package is not installed."""
 
 
@@ -38,7 +39,7 @@ def _csv(rows: Iterable[Figure]) -> Iterator[bytes]:
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
     writer.writeheader()
     for row in rows:
-        writer.writerow(row)
+        writer.writerow({name: csv_cell(value) for name, value in row.items()})
         yield _taken(buffer)
     yield _taken(buffer)
 
@@ -53,7 +54,7 @@ def _taken(buffer: io.StringIO) -> bytes:
 
 def _jsonl(rows: Iterable[Figure]) -> Iterator[bytes]:
     for row in rows:
-        yield json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+        yield json.dumps(row, allow_nan=False).encode() + b"\n"
 
 
 def _parquet(rows: Iterable[Figure]) -> Iterator[bytes]:

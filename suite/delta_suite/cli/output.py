@@ -1,0 +1,69 @@
+"""The two streams of a command: stdout for what was asked for, stderr for messages, both without terminal codes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+
+import typer
+
+from delta_suite.errors import OutputError
+from delta_suite.escaping import terminal_lines
+
+
+def prepare_streams() -> None:
+    """Make every text writable, and keep files that are opened later off the numbers of streams that are closed."""
+    if sys.stdin is None or sys.stdout is None or sys.stderr is None:
+        while os.open(os.devnull, os.O_RDWR) <= 2:
+            pass
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # such as the mark ° on a terminal of ASCII
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123  (libraries write to it)
+    if sys.stdout is None:
+        say("the output is closed. Send it to /dev/null if nobody is to read it.")
+        sys.exit(1)
+
+
+def show(text: str = "") -> None:
+    """Show text on stdout. Raises OutputError where that takes no more."""
+    try:
+        typer.echo(terminal_lines(text))
+    except OSError as error:
+        raise _output_error(error) from None
+
+
+def send(content: bytes) -> None:
+    """Write a piece of a file on stdout, as it is. Raises OutputError where that takes no more."""
+    try:
+        typer.echo(content, nl=False)
+    except OSError as error:
+        raise _output_error(error) from None
+
+
+def say(message: str) -> None:
+    """Show a message on stderr, if that still takes one."""
+    with contextlib.suppress(OSError):
+        typer.echo(terminal_lines(f"delta-suite: {message}"), err=True)
+
+
+def flush() -> None:
+    """Write what stdout still holds. Raises OutputError where it takes no more."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        raise _output_error(error) from None
+
+
+def discard_output() -> None:
+    """Send stdout nowhere, so that Python does not fail on it a second time when it ends."""
+    with contextlib.suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def _output_error(error: OSError) -> OutputError:
+    return OutputError(f"the output cannot be written: {error.strerror}. Files that were written before it are kept.")
