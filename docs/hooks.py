@@ -105,6 +105,16 @@ def commands() -> str:
     return "\n\n".join(sections)
 
 
+def exit_codes() -> str:
+    """Return the table of exit codes, of the commands and of pytest."""
+    from delta_suite.command_line import EXIT_CODES, ExitCode
+
+    of_pytest = {ExitCode.USAGE: "4", ExitCode.INTERRUPTED: "2"}
+    rows = [f"| {code} | {of_pytest.get(code, str(int(code)))} | {meaning} |" for code, meaning in EXIT_CODES.items()]
+    rows.append("| - | 5 | no claim was selected |")
+    return "| `delta-suite` | pytest | meaning |\n| --- | --- | --- |\n" + "\n".join(rows)
+
+
 def pytest_options() -> str:
     """Return the table of options that the plugin adds to pytest."""
     from delta_suite.pytest_plugin.options import OPTIONS
@@ -137,7 +147,7 @@ def checkpoint_workflow() -> str:
 
 GENERATED: Mapping[str, Callable[[], str]] = {
     function.__name__: function
-    for function in (metrics, variants, commands, pytest_options, python_api, checkpoint_workflow)
+    for function in (metrics, variants, commands, exit_codes, pytest_options, python_api, checkpoint_workflow)
 }
 
 

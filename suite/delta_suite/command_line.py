@@ -98,12 +98,6 @@ def check_settings(device: str, dtype: str | None, documents: int | None) -> Non
 
     Raises:
         OptionError: the first of them that does not exist, with those that do.
-
-    Example:
-        >>> check_settings("gpu", None, None)
-        Traceback (most recent call last):
-        ...
-        delta_suite.errors.OptionError: --device 'gpu' is unknown: use auto, cpu, mps, cuda, cuda:1 and so on, or sharded.
     """
     if not _DEVICE.fullmatch(device):
         known = "auto, cpu, mps, cuda, cuda:1 and so on, or sharded"

@@ -124,3 +124,10 @@ def explain(error: BaseException, while_doing: str) -> str:
     if os.environ.get("DELTA_SUITE_TRACEBACK"):
         return f"{''.join(traceback.format_exception(error))}{message}"
     return f"{message}\n  DELTA_SUITE_TRACEBACK=1 shows the whole traceback, and `delta-suite doctor` the versions."
+
+
+def why_not_measured(model: str, error: BaseException) -> str:
+    """Return the message for an error that hindered measuring a model."""
+    told = explain(error, f"measuring {model}")
+    foreseen = isinstance(error, SuiteError | MemoryError) or (isinstance(error, OSError) and error.errno is not None)
+    return f"{model} cannot be measured: {told}" if foreseen else told

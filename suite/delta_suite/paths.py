@@ -88,3 +88,12 @@ def shorten(word: str | Path) -> str:
     """
     text = str(word)
     return text if len(text) <= LONGEST_QUOTED else f"{text[:LONGEST_QUOTED]}... ({len(text)} characters)"
+
+
+OTHER_TOML = frozenset({"pyproject.toml", "models.toml", "pytest.toml", ".pytest.toml"})
+"""Names of .toml files that are never hypothesis files, though they may lie beside them."""
+
+
+def hypothesis_files(folder: Path) -> list[Path]:
+    """Return the .toml files directly in a folder, in sorted order, without those that are never hypothesis files."""
+    return sorted(path for path in folder.glob("*.toml") if path.name not in OTHER_TOML)

@@ -21,9 +21,13 @@ from typing import Any, BinaryIO
 
 from delta_suite.errors import SuiteError
 from delta_suite.paths import shorten
+from delta_suite.toml_lines import Loc, key_lines, line_of
 
 TEXT_LIMIT = 64 << 20
 """Most bytes of a text that is read whole: a record of 126 layers has 2 MB, a tokenizer.json of 256,000 words 35 MB."""
+
+TOML_LIMIT = 1 << 20
+"""Most bytes of a TOML file; hypothesis files have some 10 KB, and a parser reads 1 MB in a few seconds."""
 
 ARRAYS_LIMIT = 1 << 30
 """Most bytes of a file of arrays that is read whole; those beside a record of 64 layers of 5,120 have 8 MB."""
@@ -43,6 +47,9 @@ _LONG_KEY = re.compile(
 """A dotted key of more levels; tomllib needs a minute and gigabytes for one of 60,000."""
 
 
+_MANY_DIGITS = re.compile(r"(?<![0-9_])[0-9][0-9_]{4299}")
+
+
 class UnreadableFileError(SuiteError):
     """Error for a file that cannot be read.
 
@@ -56,8 +63,8 @@ class UnreadableFileError(SuiteError):
 
     def __str__(self) -> str:
         """Return the file, the line and the reason in one line."""
-        place = shorten(self.path) if self.line is None else f"{shorten(self.path)}:{self.line}"
-        return f"{place} cannot be read: {self.why}."
+        place = shorten(self.path)
+        return f"{place} cannot be read: {self.why}." if self.line is None else f"{place}:{self.line}: {self.why}."
 
 
 def read_bytes(path: Path, limit: int = TEXT_LIMIT) -> bytes:
@@ -171,7 +178,7 @@ def parse_json(text: str, path: Path) -> Any:
     )
 
 
-def read_toml(path: Path, limit: int = TEXT_LIMIT) -> dict[str, Any]:
+def read_toml(path: Path, limit: int = TOML_LIMIT) -> dict[str, Any]:
     """Return the content of a TOML file. Raises UnreadableFileError where `read_text` and `parse_toml` do."""
     return parse_toml(read_text(path, limit), path)
 
@@ -179,13 +186,45 @@ def read_toml(path: Path, limit: int = TEXT_LIMIT) -> dict[str, Any]:
 def parse_toml(text: str, path: Path) -> dict[str, Any]:
     """Return a TOML text as a dictionary.
 
-    Raises UnreadableFileError for text that is not TOML, is nested too deeply, or has a number out of bounds.
+    Raises UnreadableFileError for text that is not TOML, is nested too deeply, or has a whole number of more than the
+    64 bits of the format.
+
+    Example:
+        >>> parse_toml("a = 0x8000000000000000", Path("x.toml"))
+        Traceback (most recent call last):
+        ...
+        delta_suite.reading.UnreadableFileError: x.toml:1: not TOML: the number of `a` is out of bounds.
     """
-    if key := _LONG_KEY.search(text):
-        line = text.count("\n", 0, key.start()) + 1
-        raise UnreadableFileError(path, f"not TOML: a key has more than {DEEPEST} parts", line)
-    content: dict[str, Any] = _parsed(lambda: tomllib.loads(text), path, "TOML")
+    if match := _LONG_KEY.search(text):
+        raise UnreadableFileError(path, f"not TOML: a key has more than {DEEPEST} parts", _line_at(text, match))
+    try:
+        content: dict[str, Any] = _parsed(lambda: tomllib.loads(text), path, "TOML")
+    except UnreadableFileError as error:
+        # Python converts at most 4,300 digits, and says neither which nor where.
+        if "Exceeds the limit" in error.why and (match := _MANY_DIGITS.search(text)):
+            why = f"not TOML: the number {match[0][:20]}... is out of bounds"
+            raise UnreadableFileError(path, why, _line_at(text, match)) from None
+        raise
+    if (place := _large_number(content)) is not None:
+        why = f"not TOML: the number of `{'.'.join(map(str, place))}` is out of bounds"
+        raise UnreadableFileError(path, why, line_of(key_lines(text), place))
     return content
+
+
+def _line_at(text: str, match: re.Match[str]) -> int:
+    return text.count("\n", 0, match.start()) + 1
+
+
+def _large_number(content: dict[str, Any]) -> Loc | None:
+    """Return the place of a whole number that 64 bits do not hold, or None."""
+    remaining: list[tuple[Loc, Any]] = [((), content)]
+    while remaining:
+        place, value = remaining.pop()
+        if isinstance(value, int) and value.bit_length() > 63:
+            return place
+        inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        remaining += [((*place, key), item) for key, item in inside]
+    return None
 
 
 def _parsed(parse: Callable[[], Any], path: Path, form: str) -> Any:

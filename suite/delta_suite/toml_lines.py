@@ -107,7 +107,7 @@ class _Scanner:
         while True:
             self._skip_blank()
             part = self._take(_KEY_PART)
-            names.append(next(iter(tomllib.loads(f"{part} = 0"))))
+            names.append(next(iter(tomllib.loads(f"{part} = 0"))) if part[0] in "\"'" else part)
             self._skip_blank()
             if not self.text.startswith(".", self.at):
                 return names

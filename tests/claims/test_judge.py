@@ -46,6 +46,18 @@ def control() -> RecordView:
     )
 
 
+def test_a_claim_of_each_layer_needs_an_interval_of_each(view: RecordView) -> None:
+    """A figure of a phase has shares of its layers without intervals: such a claim is judged, and says why not."""
+    for than in (None, {"null": "random"}, {"null": "lag"}, {"scope": "E"}):
+        required = {"threshold": 0.1} if than is None else {"than": than}
+        judgement = judged(view, metric="intra_cosine", over="each", mostly=0.5, **required)
+        assert judgement.verdict is Verdict.INCONCLUSIVE
+        assert "intra_cosine has an interval over all layers together alone" in str(judgement.reason)
+    claim = judged(view, metric="effective_rank", over="each", mostly=0.5, than={"null": "random"})
+    assert claim.verdict is Verdict.NOT_MEASURED
+    assert "random" in str(claim.reason)
+
+
 # --- thresholds ------------------------------------------------------------------------------------------------
 
 

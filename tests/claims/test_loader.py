@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -194,6 +196,7 @@ WRONG = {
 }
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_the_loader_reports_the_line_of_each_error(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -265,3 +268,75 @@ def test_hypotheses_are_read_without_torch() -> None:
     """Collecting tests stays quick."""
     code = "import sys, delta_suite.claims.loader; print({'torch', 'transformers', 'pytest'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
+
+
+# --- what is no text, or too much of it ----------------------------------------------------------------------------
+
+
+def test_what_is_no_hypothesis_file_is_named_and_the_rest_is_checked(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.toml")
+    (tmp_path / "b.toml").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "c.toml").symlink_to(tmp_path / "c.toml")
+    (tmp_path / "d.toml").symlink_to("/dev/zero")
+    (tmp_path / "e.toml").mkdir()
+    (tmp_path / "f.toml").write_bytes(GOOD.encode("utf-16"))
+    (tmp_path / "g.toml").write_bytes(b"schema = 1\0")
+    (tmp_path / "h.toml").write_bytes(GOOD.encode() + b"#" * (1 << 20))
+    (tmp_path / "i.toml").write_text("schema = 2")
+    lines = complaint(tmp_path).splitlines()
+    assert lines[:4] == [
+        "a.toml: cannot be read: not a regular file",
+        "b.toml: cannot be read: No such file or directory",
+        "c.toml: cannot be read: Too many levels of symbolic links",
+        "d.toml: cannot be read: not a regular file",
+    ]
+    assert lines[4] == "e.toml: cannot be read: a folder, not a file"
+    assert lines[5].startswith("f.toml: cannot be read: it is UTF-16")
+    assert lines[6] == "g.toml: cannot be read: it is binary data, not text"
+    assert re.fullmatch(r"h.toml: cannot be read: it has [\d,]+ bytes, and at most 1,048,576 are read", lines[7])
+    assert lines[8].startswith("i.toml:1: ")
+
+
+def test_settings_beside_hypotheses_are_none(tmp_path: Path) -> None:
+    """pytest and `judge` read the same files of a folder."""
+    (tmp_path / "x.toml").write_text(GOOD)
+    for name in ("pyproject.toml", "models.toml", "pytest.toml", ".pytest.toml"):
+        (tmp_path / name).write_text("[tool]")
+    assert [hypothesis.id for hypothesis in load_hypotheses([tmp_path])] == ["phase-c"]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("threshold = 0.5", "threshold = 1e308", "threshold is 1e+308, and must be less than or equal to 10"),
+        ("threshold = 0.5", "threshold = -1e16", "threshold is -1e+16, and must be greater than or equal to -10"),
+        ("threshold = 0.5", "threshold = inf", "threshold is inf, which nothing can be compared with"),
+        ("threshold = 0.5", "threshold = nan", "threshold is nan, which nothing can be compared with"),
+        ("threshold = 0.5", f"threshold = 1{'0' * 400}", "not TOML: the number of `expect.0.threshold` is out of"),
+        ("threshold = 0.5", f"threshold = 0x{'f' * 5000}", "not TOML: the number of `expect.0.threshold` is out of"),
+        ("threshold = 0.5", f"threshold = 1{'0' * 5000}", "not TOML: the number 10000000000000000000... is out of"),
+        ("threshold = 0.5", 'than = { scope = "E", times = 1e308 }', "times is 1e+308, and must be less than"),
+        ("threshold = 0.5", 'than = { scope = "E", plus = -1e308 }', "plus is -1e+308, and must be greater than"),
+        ("version = 3", "version = 9223372036854775807", "version is 9223372036854775807, and must be less than"),
+        ("version = 3", "version = 9223372036854775808", "not TOML: the number of `version` is out of bounds"),
+        ('scope = "C"', f'scope = "layer:{"9" * 5000}"', 'scope is "layer:99999'),
+        ('scope = "C"', 'scope = "layers:0-9223372036854775808"', 'scope is "layers:0-9223372036854775808": name'),
+    ],
+)
+def test_numbers_out_of_bounds_are_refused_on_their_line(
+    file: Callable[[str], Path], old: str, new: str, says: str
+) -> None:
+    text = GOOD.replace(old, new, 1)
+    assert text != GOOD
+    told = complaint(file(text))
+    line = GOOD[: GOOD.index(old)].count("\n") + 1
+    assert f"x.toml:{line}: {says}" in told
+
+
+def test_few_bytes_do_not_ask_for_endless_time(file: Callable[[str], Path]) -> None:
+    assert "a key has more than 64 parts" in complaint(file(f"{'a.' * 100_000}a = 1"))
+    assert "a key has more than 64 parts" in complaint(file("schema = 1\n[" + '"a" . ' * 100_000 + "a]"))
+    assert "nested too deeply" in complaint(file(f"a = {'[' * 100_000}"))
+    assert "nested too deeply" in complaint(file(f"a = {'{a=' * 100_000}"))
+    long = complaint(file(GOOD.replace("metric =", f"{'m' * 100_000} =", 1)))
+    assert len(long) < 2000

@@ -360,6 +360,32 @@ gpu_memory_gb = "70"
     def test_syntax(self, tmp_path: Path) -> None:
         assert problems("[models.x]\nhub =\n", tmp_path).startswith("models.toml:2: not TOML: Invalid value")
 
+    def test_what_is_no_file_of_text(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        path = Path("models.toml")
+        os.mkfifo(path)
+        for named in (None, path):  # the one that ships has other models, and must not step in
+            with pytest.raises(ModelsFileError, match=r"models\.toml cannot be read: not a regular file"):
+                load_registry(named)
+        path.unlink()
+        path.symlink_to("nowhere")
+        with pytest.raises(ModelsFileError, match=r"models\.toml cannot be read: No such file or directory"):
+            load_registry()
+        path.unlink()
+        for content, says in (
+            ("[models.x]\nhub = 'a/b'\n".encode("utf-16"), "it is UTF-16"),
+            (b"[models.x]\n# \xe9", "models.toml:2: byte 0xe9 is not UTF-8"),
+            (b"x = " + b"[" * 20000, "nested too deeply"),
+            (b"[models.x]\nhub = 'a/b'\nphases = { A = [0, 0x" + b"f" * 5000 + b"] }", "models.toml:3: not TOML: the"),
+            (b"a." * 50000 + b"a = 1", "models.toml:1: not TOML: a key has more than 64 parts"),
+            (b"#" * (2 << 20), "at most 1,048,576 are read"),
+            (b'[models."x\\u001b[31m\\n"]\nhub = 5', 'models.toml:1: [models."x\\x1b[31m\\n"] a name starts'),
+        ):
+            path.write_bytes(content)
+            with pytest.raises(ModelsFileError) as error:
+                load_registry()
+            assert says in str(error.value)
+
     def test_a_named_file_that_is_missing(self, tmp_path: Path) -> None:
         with pytest.raises(ModelsFileError, match=r"looked for .*nothing.toml. Pass another one with --models-file"):
             load_registry(tmp_path / "nothing.toml")

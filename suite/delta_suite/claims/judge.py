@@ -102,6 +102,9 @@ def _decide_layers(
     expectation: Expectation, observation: Observation, other_side: Requirement, view: RecordView
 ) -> _Decision:
     """Return the verdict on a claim that must hold layer by layer."""
+    if not observation.each:
+        reason = f"{expectation.metric} has an interval over all layers together alone, so no single layer is decided"
+        return _Decision(Verdict.INCONCLUSIVE, reason)
     verdicts = [
         _verdict(_distance(expectation, estimate, other_side.estimate), expectation)
         for estimate in observation.each.values()

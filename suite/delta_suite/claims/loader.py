@@ -6,8 +6,8 @@ An error reads `path:line: what is wrong, and what to do`. `schema.py` has the m
 from __future__ import annotations
 
 import hashlib
+import os
 import re
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,8 +29,10 @@ from delta_suite.claims.schema import (
     unknown,
 )
 from delta_suite.errors import HypothesisFileError
-from delta_suite.paths import is_directory, not_a_file, shorten
-from delta_suite.toml_lines import Loc, key_lines
+from delta_suite.escaping import terminal
+from delta_suite.paths import hypothesis_files, is_directory, shorten
+from delta_suite.reading import TOML_LIMIT, UnreadableFileError, decode, parse_toml, read_bytes
+from delta_suite.toml_lines import Loc, key_lines, line_of
 
 
 def load_hypothesis(path: Path) -> Hypothesis:
@@ -43,23 +45,27 @@ def load_hypothesis(path: Path) -> Hypothesis:
 
 
 def load_hypotheses(paths: Iterable[Path]) -> list[Hypothesis]:
-    """Return the hypotheses in these files, and in the *.toml files directly in these folders, in sorted order.
+    """Return the hypotheses in these files, and in the .toml files directly in these folders, in sorted order.
 
-    A file that is named twice is read once; a subfolder is read when it is named.
+    A file that is named twice is read once; a subfolder is read when it is named. pyproject.toml, models.toml and
+    pytest's settings in a folder are no hypothesis files.
 
     Raises:
         HypothesisFileError: a file cannot be read or is wrong, a folder has no files, or two files have the same id;
             the message has one line for each error of each file.
     """
-    files: dict[Path, _File] = {}
+    files: dict[str, _File] = {}
     errors: list[str] = []
     for path in paths:
-        named = sorted(path.glob("*.toml")) if is_directory(path) else [path]
+        named = hypothesis_files(path) if is_directory(path) else [path]
         if not named:
-            errors.append(f"{path}: no hypothesis files (*.toml) in this folder: name another folder, or a file")
+            errors.append(
+                f"{shorten(path)}: no hypothesis files (*.toml) in this folder: name another folder, or a file"
+            )
         for file in named:
-            if file.resolve() not in files:
-                files[file.resolve()] = _read(file)
+            place = os.path.realpath(file)  # Path.resolve raises for a link to itself
+            if place not in files:
+                files[place] = _read(file)
     _compare_ids(files.values())
     return _all_or_errors(files.values(), errors)
 
@@ -101,21 +107,14 @@ class _File:
 
     def line(self, loc: Loc) -> int:
         """Return the line of a value or, where the file has no such value, of the table that lacks it."""
-        while loc and loc not in self.lines:
-            loc = loc[:-1]
-        return self.lines[loc] if loc else 1
+        return line_of(self.lines, loc)
 
     def wrong(self, loc: Loc, what: str) -> None:
         self.errors.append((self.line(loc), what))
 
     def sorted_errors(self) -> list[str]:
         errors = sorted(self.errors, key=lambda error: error[0])
-        return [f"{shorten(self.path)}{f':{line}' if line else ''}: {_one_line(what)}" for line, what in errors]
-
-
-def _one_line(text: str) -> str:
-    """Escape line ends and terminal codes, which the strings of a file may hold."""
-    return "".join(x if x.isprintable() else x.encode("unicode_escape").decode() for x in text)
+        return [f"{shorten(self.path)}{f':{line}' if line else ''}: {terminal(what)}" for line, what in errors]
 
 
 def _all_or_errors(files: Iterable[_File], errors: list[str]) -> list[Hypothesis]:
@@ -131,19 +130,11 @@ def _all_or_errors(files: Iterable[_File], errors: list[str]) -> list[Hypothesis
 
 def _read(path: Path) -> _File:
     file = _File(path)
-    if problem := not_a_file(path):
-        file.errors.append((0, problem))
-        return file
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        file.errors.append((0, f"cannot be read: {error.strerror or error}"))
-        return file
-    try:
-        text = content.decode("utf-8-sig")  # editors on Windows begin a file with a byte-order mark
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        file.errors.append((line, f"byte 0x{content[error.start]:02x} is not UTF-8: save the file in that encoding"))
+        content = read_bytes(path, TOML_LIMIT)
+        text = decode(content, path)
+    except UnreadableFileError as error:
+        file.errors.append((error.line, error.why) if error.line else (0, f"cannot be read: {error.why}"))
         return file
     if not text.strip():
         file.errors.append(
@@ -151,9 +142,9 @@ def _read(path: Path) -> _File:
         )
         return file
     try:
-        file.table = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # not only TOMLDecodeError: an integer may have too many digits
-        file.errors.append(_syntax_error(str(error), text))
+        file.table = parse_toml(text, path)
+    except UnreadableFileError as error:
+        file.errors.append(_syntax_error(error, text))
         return file
     file.lines = key_lines(text)
     document = _checked_ids(file)
@@ -167,12 +158,13 @@ def _read(path: Path) -> _File:
     return file
 
 
-def _syntax_error(message: str, text: str) -> tuple[int, str]:
+def _syntax_error(error: UnreadableFileError, text: str) -> tuple[int, str]:
     """Return line and text of a syntax error. tomllib puts the place into its message: "... (at line 3, column 5)"."""
-    what, _, place = message.partition(" (at ")
-    numbers = re.match(r"line (\d+), column (\d+)", place)
-    line, column = (int(numbers[1]), f", column {numbers[2]}") if numbers else (text.rstrip().count("\n") + 1, "")
-    return line, f"not TOML{column}: {what}; correct this first, the rest of the file was not checked"
+    what, _, place = error.why.removeprefix("not TOML: ").partition(" (at ")
+    column = re.search(r", column \d+", place)
+    line = error.line or text.rstrip().count("\n") + 1
+    where = column[0] if column else ""
+    return line, f"not TOML{where}: {what}; correct this first, the rest of the file was not checked"
 
 
 def _checked_ids(file: _File) -> dict[str, Any]:

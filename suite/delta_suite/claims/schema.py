@@ -17,12 +17,19 @@ from pydantic_core import PydanticCustomError
 from delta_suite.claims.null_kinds import NULLS
 from delta_suite.metrics.registry import METRICS
 from delta_suite.models.phases import PHASE_NAME
+from delta_suite.paths import shorten
 from delta_suite.reduction.variants import VARIANTS
 
+_LAYER = r"(0|[1-9][0-9]{0,5})"
+"""A layer in the scope of a claim: no model has a million of them."""
+
 ID = r"^[a-z0-9][a-z0-9-]*$"
-SCOPE = rf"^({PHASE_NAME}|layer:(0|[1-9][0-9]*)|layers:(0|[1-9][0-9]*)-(0|[1-9][0-9]*))$"
+SCOPE = rf"^({PHASE_NAME}|layer:{_LAYER}|layers:{_LAYER}-{_LAYER})$"
 TAG = r"^[A-Za-z][A-Za-z0-9_-]*$"
 TEXT = r"\S"
+
+LARGEST = 1e15
+"""Bound of the numbers of a claim: no metric comes near it, and sums and squares of such numbers stay finite."""
 
 _TAKEN_MARKERS = (
     *("skip", "skipif", "xfail", "parametrize", "usefixtures", "filterwarnings", "tryfirst", "trylast"),
@@ -64,7 +71,9 @@ def unknown(what: str, word: str, known: Collection[str]) -> str:
         "unknown metric 'gama': did you mean 'gamma'?"
     """
     near = nearest(word, known)
-    return f"unknown {what} '{word}': " + (f"did you mean '{near}'?" if near else f"use one of {', '.join(known)}")
+    return f"unknown {what} '{shorten(word)}': " + (
+        f"did you mean '{near}'?" if near else f"use one of {', '.join(known)}"
+    )
 
 
 def _refuse(why: str, at: str = "", kind: Literal["refused", "no_requirement"] = "refused") -> NoReturn:
@@ -193,9 +202,9 @@ class Than(_Table):
         allow_inf_nan=False,
         description=f"with {_BY_RANK}: the share of the null that must lie on the other side of the measured value",
     )
-    times: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    times: float = Field(default=1.0, gt=0, le=LARGEST, allow_inf_nan=False)
     """the factor before the other side"""
-    plus: float = Field(default=0.0, allow_inf_nan=False)
+    plus: float = Field(default=0.0, ge=-LARGEST, le=LARGEST, allow_inf_nan=False)
     """what is added to the other side, in the metric's unit; negative to ask for a difference"""
     metric: _Metric | None = None
     """the metric of the other side, where it is not the same"""
@@ -245,7 +254,7 @@ class Expectation(_Table):
     """with over = "each": the share of layers that must hold"""
     op: Literal[">=", "<=", ">", "<"]
     """how the measured side must compare"""
-    threshold: float | None = Field(default=None, allow_inf_nan=False)
+    threshold: float | None = Field(default=None, ge=-LARGEST, le=LARGEST, allow_inf_nan=False)
     """the number to compare with"""
     than: Than | None = Field(default=None, validate_default=True)
     """the other scope to compare with, instead of a threshold"""
@@ -365,7 +374,7 @@ class Hypothesis(_Table):
     """the hypothesis's name, unique among all files"""
     title: _Text
     """a few words for the tables"""
-    version: int = Field(ge=1)
+    version: int = Field(ge=1, le=1_000_000_000)
     """1 at first, raised when the meaning changes"""
     rationale: _Text
     """what is predicted, and why"""

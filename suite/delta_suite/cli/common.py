@@ -22,7 +22,7 @@ from delta_suite.command_line import (
     ExitCode,
     empty_options,
 )
-from delta_suite.errors import OptionError, OutputError, SuiteError, explain
+from delta_suite.errors import OptionError, OutputError, SuiteError, explain, why_not_measured
 from delta_suite.paths import bundled
 
 if TYPE_CHECKING:
@@ -136,8 +136,7 @@ def measured(specs: Iterable[ModelSpec], settings: Settings) -> Iterator[tuple[M
 
     for spec, outcome in measure_all(specs, settings, bars()):
         if isinstance(outcome, Exception):
-            told = explain(outcome, f"measuring {spec.name}")
-            say(told if told.startswith("Internal error") else f"{spec.name} cannot be measured: {told}")
+            say(why_not_measured(spec.name, outcome))
             yield spec, None
             continue
         for note in outcome.notes:

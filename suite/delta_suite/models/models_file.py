@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import difflib
 import glob
+import os
 import re
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -20,11 +20,13 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from delta_suite.errors import ModelsFileError, UnknownModelError
+from delta_suite.escaping import terminal
 from delta_suite.models.phases import DEFAULT_64
 from delta_suite.models.sources import SOURCES, entry_problems, source_of
 from delta_suite.models.sources.hub import HUB_ID
 from delta_suite.models.spec import RANDOM_WEIGHTS, ModelSpec, Requires, natural_key
 from delta_suite.paths import bundled, expand_user, is_directory, path_error, shorten
+from delta_suite.reading import TOML_LIMIT, UnreadableFileError, parse_toml, read_text
 from delta_suite.toml_lines import Loc, key_lines, line_of
 
 MODELS_FILE = "models.toml"
@@ -203,7 +205,8 @@ def load_registry(path: Path | None = None) -> Registry:
             error with file and line.
     """
     candidates = _default_files() if path is None else [path]
-    file = next((candidate for candidate in candidates if path_error(candidate) is None and candidate.is_file()), None)
+    # A pipe or a broken link of that name is refused: another file in its place would hold other models.
+    file = next((candidate for candidate in candidates if os.path.lexists(candidate)), None)
     if file is not None:
         return _read(file)
     if path is None:
@@ -221,13 +224,10 @@ def _looked_for() -> str:
 
 def _read(file: Path) -> Registry:
     try:
-        text = file.read_text(encoding="utf-8")
-        content = tomllib.loads(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelsFileError(f"{file} cannot be read: {error}") from error
-    except (ValueError, RecursionError) as error:  # not only TOMLDecodeError: an integer may have too many digits
-        line = re.search(r"at line (\d+)", str(error))
-        raise ModelsFileError(f"{file}{':' + line[1] if line else ''}: not TOML: {error}") from error
+        text = read_text(file, TOML_LIMIT)
+        content = parse_toml(text, file)
+    except UnreadableFileError as error:
+        raise ModelsFileError(str(error)) from None
 
     entries = content.get("models", {})
     top = 'models are written as [models."name"]'
@@ -240,7 +240,9 @@ def _read(file: Path) -> Registry:
     specs: dict[str, ModelSpec] = {}
     for name, entry in entries.items():
         spec, entry_errors = _read_entry(name, entry, file.parent)
-        problems += [(("models", name, *loc), f'[models."{name}"] {problem}') for loc, problem in entry_errors]
+        problems += [
+            (("models", name, *loc), f'[models."{terminal(name)}"] {problem}') for loc, problem in entry_errors
+        ]
         if spec is not None:
             specs[name] = spec
     if problems:

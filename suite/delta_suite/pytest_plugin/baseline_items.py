@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from delta_suite.errors import SuiteError
+from delta_suite.escaping import terminal, terminal_lines
 from delta_suite.pytest_plugin.baseline_session import REGRESSION, Regression
+from delta_suite.pytest_plugin.printing import failure_text, outcome_or_fail
 
 if TYPE_CHECKING:
     from delta_suite.claims.schema import Expectation, Hypothesis
@@ -33,12 +35,13 @@ class BaselineNode(pytest.File):
         try:
             hypotheses = regression.known_hypotheses(baseline.content.verdicts.values())
         except SuiteError as error:
-            raise self.CollectError(str(error)) from None
+            raise self.CollectError(terminal_lines(str(error))) from None
         names = regression.item_names(baseline, hypotheses)
         for spec in regression.models(baseline):
             for name in names:
+                title = terminal(f"{name}[{spec.name}]")
                 yield BaselineItem.from_parent(
-                    self, name=f"{name}[{spec.name}]", item=name, spec=spec, baseline=baseline, hypotheses=hypotheses
+                    self, name=title, item=name, spec=spec, baseline=baseline, hypotheses=hypotheses
                 )
 
 
@@ -62,13 +65,7 @@ class BaselineItem(pytest.Item):
 
     def setup(self) -> None:
         """Measure the model, unless this run or the cache already has it."""
-        try:
-            self.config.stash[REGRESSION].outcome(self.spec)
-        except SuiteError as error:
-            message = f"{self.spec.name} cannot be measured: {error}"
-        else:
-            return
-        pytest.fail(message, pytrace=False)  # outside the handler, or the report would show both errors
+        outcome_or_fail(self.config.stash[REGRESSION].outcome, self.spec)
 
     @property
     def verdict(self) -> str | None:
@@ -106,7 +103,7 @@ class BaselineItem(pytest.Item):
         if row.fails:
             raise ChangedError(item_text(self.item, status, comparisons, self.baseline, outcome.view, reproduce))
         if status in {Status.NEW, Status.NOT_MEASURED}:
-            pytest.skip(f"{status.value}: {row.reason}")
+            pytest.skip(terminal(f"{status.value}: {row.reason}"))
 
     def _comparisons(
         self, regression: Regression, now: RecordView, items: Mapping[str, list[Comparison]]
@@ -132,10 +129,10 @@ class BaselineItem(pytest.Item):
         return items.get(self.item) or [absent]
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        """Return the text of a change instead of a traceback."""
+        """Return the text of a change, or of another error, instead of a traceback."""
         if isinstance(excinfo.value, ChangedError):
-            return str(excinfo.value)
-        return super().repr_failure(excinfo, style)
+            return terminal_lines(str(excinfo.value))
+        return failure_text(excinfo.value, self.name) or super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[Path, None, str]:
         """Return the file and name of the item; a baseline has no line for it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from delta_suite.errors import BaselineError, SuiteError
+from delta_suite.escaping import terminal
+from delta_suite.pytest_plugin.printing import Printer, usage_error
 
 if TYPE_CHECKING:
     from delta_suite.claims.schema import Hypothesis
@@ -107,7 +110,7 @@ class Regression:
             )
         given = Path(option("baseline")) if option("baseline") else None
         if given is not None and given.suffix != ".json" and _holds_tests(given):
-            raise pytest.UsageError(
+            raise usage_error(
                 f"--baseline {given}: that folder holds tests, not baselines. Write --baseline=PATH, "
                 f"or --baseline after the folder of tests."
             )
@@ -127,15 +130,17 @@ class Regression:
             if self.update:
                 refuse_shared(self.paths)
         except SuiteError as error:
-            raise pytest.UsageError(str(error)) from None
+            raise usage_error(error) from None
         if self.update and any("::" in str(argument) for argument in self.config.args):
             return  # what is named is what is updated
-        named = {Path(str(argument).split("::")[0]).resolve() for argument in self.config.args}
-        self.config.args.extend(str(path) for path in self.files if path.resolve() not in named)
+        named = {os.path.realpath(str(argument).split("::")[0]) for argument in self.config.args}
+        self.config.args.extend(str(path) for path in self.files if os.path.realpath(path) not in named)
 
     def file(self, path: Path) -> BaselineFile | None:
         """Return the baseline at a path, or None if no baseline of the run lies there."""
-        return next((file for file in self.files.values() if file.path.resolve() == path.resolve()), None)
+        return next(
+            (file for file in self.files.values() if os.path.realpath(file.path) == os.path.realpath(path)), None
+        )
 
     def models(self, baseline: BaselineFile) -> list[ModelSpec]:
         """Return the models that are compared with a baseline."""
@@ -200,7 +205,7 @@ class Regression:
                 selected.add(f"verdict/{row['hypothesis']}/{row['expectation']}")
                 self.hypotheses.setdefault(row["hypothesis"], where)
         if report.failed and report.when == "setup":
-            self.failed |= {spec.name for spec in self.specs if f"[{spec.name}]" in report.nodeid}
+            self.failed |= {spec.name for spec in self.specs if f"[{terminal(spec.name)}]" in report.nodeid}
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Write the baselines; xdist workers write none."""
@@ -221,15 +226,16 @@ class Regression:
         items = [report.delta_suite_baseline for report in reports if hasattr(report, "delta_suite_baseline")]
         order = [spec.name for spec in self.specs]  # workers report as they finish
         rows = sorted((BaselineRow(**row) for row in items), key=lambda row: order.index(row.model))
+        show = Printer(terminalreporter)
         if rows or self.messages:
-            terminalreporter.section("baselines", sep="-")
+            show.section("baselines")
         if rows:
-            terminalreporter.write_line(run_table(rows))
+            show(run_table(rows))
         if any(row.fails for row in rows):
-            terminalreporter.write_line("")
-            terminalreporter.write_line(changes_table(rows))
+            show()
+            show(changes_table(rows))
         for line in self.messages:
-            terminalreporter.write_line(line)
+            show(line)
 
     def _write(self) -> bool:
         """Update the baselines of the models that were measured; return True if none failed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from delta_suite.errors import SuiteError
-from delta_suite.paths import is_directory, not_a_file
+from delta_suite.escaping import terminal, terminal_lines
+from delta_suite.paths import hypothesis_files, is_directory, not_a_file
 from delta_suite.pytest_plugin.baseline_items import BaselineItem, BaselineNode
 from delta_suite.pytest_plugin.baseline_session import REGRESSION
-from delta_suite.pytest_plugin.scope import holds_hypotheses, toml_files
+from delta_suite.pytest_plugin.printing import failure_text, outcome_or_fail, usage_error
+from delta_suite.pytest_plugin.scope import holds_hypotheses
 from delta_suite.pytest_plugin.session import SESSION
 
 if TYPE_CHECKING:
@@ -29,9 +32,9 @@ def pytest_collection(session: pytest.Session) -> None:
     for folder in _named_paths(session.config):
         if not is_directory(folder) or not holds_hypotheses(folder):
             continue
-        for path in toml_files(folder):
+        for path in hypothesis_files(folder):
             if problem := not_a_file(path):
-                raise pytest.UsageError(f"{path}: {problem}")
+                raise usage_error(f"{path}: {problem}")
 
 
 def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Collector | None:
@@ -41,10 +44,10 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
         return BaselineNode.from_parent(parent, path=file_path)
     if file_path.suffix != ".toml":
         return None
-    named = {path.resolve() for path in _named_paths(parent.config)}
+    named = {_real(path) for path in _named_paths(parent.config)}
     folder = file_path.parent
-    in_named_folder = folder.resolve() in named and holds_hypotheses(folder) and file_path in toml_files(folder)
-    if in_named_folder or file_path.resolve() in named:
+    in_named_folder = _real(folder) in named and holds_hypotheses(folder) and file_path in hypothesis_files(folder)
+    if in_named_folder or _real(file_path) in named:
         return HypothesisFile.from_parent(parent, path=file_path)
     return None
 
@@ -52,6 +55,10 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
 def _named_paths(config: pytest.Config) -> list[Path]:
     """Return the files and folders that the run collects from, without node ids."""
     return [Path(argument.split("::")[0]) for argument in config.args]
+
+
+def _real(path: Path) -> str:
+    return os.path.realpath(path)  # Path.resolve raises for a link to itself
 
 
 class HypothesisFile(pytest.File):
@@ -68,11 +75,11 @@ class HypothesisFile(pytest.File):
             if session.specs:
                 require_known_phases([hypothesis], session.phases)
         except SuiteError as error:
-            raise self.CollectError(str(error)) from None
+            raise self.CollectError(terminal_lines(str(error))) from None
         first = session.hypotheses.setdefault(hypothesis.id, self.path)
         if first != self.path:
             raise self.CollectError(
-                f"{self.path}: the id {hypothesis.id!r} is taken by {first}; give each file its own"
+                terminal(f"{self.path}: the id {hypothesis.id!r} is taken by {first}; give each file its own")
             )
         for tag in hypothesis.tags:
             self.config.addinivalue_line("markers", f"{tag}: tag of hypothesis {hypothesis.id}")
@@ -80,7 +87,7 @@ class HypothesisFile(pytest.File):
             for spec in session.specs:
                 yield ExpectationItem.from_parent(
                     self,
-                    name=f"{hypothesis.id}/{expectation.id}[{spec.name}]",
+                    name=terminal(f"{hypothesis.id}/{expectation.id}[{spec.name}]"),
                     hypothesis=hypothesis,
                     expectation=expectation,
                     spec=spec,
@@ -112,7 +119,7 @@ class ExpectationItem(pytest.Item):
 
     def setup(self) -> None:
         """Measure the model, unless this run or the cache already has it."""
-        self.config.stash[SESSION].outcome_or_error(self.spec)
+        outcome_or_fail(self.config.stash[SESSION].outcome, self.spec)
 
     def runtest(self) -> None:
         """Judge the claim, and fail, skip or pass according to the verdict."""
@@ -132,7 +139,7 @@ class ExpectationItem(pytest.Item):
             raise ExpectationRefutedError(judged)
         if judgement.verdict is not Verdict.REFUTED and self.config.getoption("strict_verdicts"):
             raise ExpectationRefutedError(judged)
-        pytest.skip(f"{judgement.verdict.value.lower()}: {judgement.reason or self._explain(judged)}")
+        pytest.skip(terminal(f"{judgement.verdict.value.lower()}: {judgement.reason or self._explain(judged)}"))
 
     def _properties(self, judgement: Judgement) -> dict[str, Any]:
         """Return the properties of the item in a JUnit report."""
@@ -154,10 +161,10 @@ class ExpectationItem(pytest.Item):
         }
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        """Return the explanation of a refuted claim instead of a traceback."""
+        """Return the explanation of a refuted claim, or of an error, instead of a traceback."""
         if isinstance(excinfo.value, ExpectationRefutedError):
-            return self._explain(excinfo.value.judged)
-        return super().repr_failure(excinfo, style)
+            return terminal_lines(self._explain(excinfo.value.judged))
+        return failure_text(excinfo.value, self.name) or super().repr_failure(excinfo, style)
 
     def _explain(self, judged: Judged) -> str:
         from delta_suite.publish.explanation import explanation
@@ -196,7 +203,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         try:
             names = ", ".join(load_registry(session.models_file).specs)
         except SuiteError as error:
-            raise pytest.UsageError(str(error)) from None
+            raise usage_error(error) from None
         raise pytest.UsageError(
             f"no model given. Name one with --model=NAME: a directory, a hub id (org/name), "
             f"or one of models.toml: {names}"

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from delta_suite.pytest_plugin.printing import outcome_or_fail
 from delta_suite.pytest_plugin.session import SESSION
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def measurement(request: pytest.FixtureRequest) -> Measurement:
     """Return the measurement of each --model in turn; a model is measured once in a run."""
     from delta_suite.api import Measurement
 
-    outcome = request.config.stash[SESSION].outcome_or_error(request.param)
+    outcome = outcome_or_fail(request.config.stash[SESSION].outcome, request.param)
     return Measurement(outcome.view, outcome.path)
 
 

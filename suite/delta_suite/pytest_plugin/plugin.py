@@ -87,7 +87,9 @@ def _refuse_options(config: pytest.Config, parser: pytest.Parser, words: list[st
     folder = "." if holds_hypotheses(Path()) else "hypotheses/"
     example = shlex.join(["pytest", folder, *(word for option in options for word in option)])
     reasons = [without_hypotheses(path) for path in collected_paths(config, parser, words)]
-    raise pytest.UsageError(
+    from delta_suite.pytest_plugin.printing import usage_error
+
+    raise usage_error(
         f"{', '.join(names)} {'is an option' if len(names) == 1 else 'are options'} of delta-suite, which runs where "
         f"hypothesis files are named: {example}; or set {INI_OPTION} = true in the pytest settings"
         f"{f' ({reasons[0]})' if reasons else ''}"

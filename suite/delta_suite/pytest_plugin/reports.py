@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from delta_suite.escaping import terminal
 from delta_suite.pytest_plugin.baseline_items import BaselineItem, status_of
 from delta_suite.pytest_plugin.collection import ExpectationItem, spec_of
+from delta_suite.pytest_plugin.printing import Printer
 from delta_suite.pytest_plugin.session import SESSION, Session
 
 if TYPE_CHECKING:
@@ -118,70 +120,71 @@ def pytest_report_header(config: pytest.Config) -> list[str] | None:
     ]
     if session.unavailable:
         lines.append(f"not on this machine: {', '.join(session.unavailable)} (delta-suite models says why)")
-    return lines
+    return [terminal(line) for line in lines]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Print the tables of the models and of the verdicts."""
     session = config.stash[SESSION]
+    show = Printer(terminalreporter)
     for note in session.notes:
-        terminalreporter.write_line(f"delta-suite: {note}")
+        show(f"delta-suite: {note}")
     if not session.judged:
         return
     from delta_suite.publish.rows import Row
 
     order = {spec.name: index for index, spec in enumerate(session.specs)}
     rows = sorted((Row(**row) for row in session.judged), key=lambda row: (*row.place, order[row.model]))
-    _show_models(terminalreporter, session)
-    _show_verdicts(terminalreporter, rows, several=len(order) > 1)
-    _show_runs(terminalreporter, session, rows)
+    _show_models(show, session)
+    _show_verdicts(show, session, rows, several=len(order) > 1)
+    _show_runs(show, session, rows)
     if any(row.verdict == "FAIL" for row in rows):
         from delta_suite.publish.verdict_tables import failure_table
 
-        terminalreporter.section("refuted, furthest from the claim first", sep="-")
-        terminalreporter.write_line(failure_table(rows))
+        show.section("refuted, furthest from the claim first")
+        show(failure_table(rows))
 
 
-def _show_models(terminal: pytest.TerminalReporter, session: Session) -> None:
+def _show_models(show: Printer, session: Session) -> None:
     """Print the phases of each model, and with -v its layers and boundaries."""
     from delta_suite.publish import model_tables
 
     variant = session.config.getoption("variant") or "raw"
     for name, kept in session.kept.items():
-        terminal.section(f"{name}: phases", sep="-")
+        show.section(f"{name}: phases")
         if kept.view is not None:
-            terminal.write_line(model_tables.model_line(kept.view))
-            terminal.write_line(f"record: {kept.path}")
+            show(model_tables.model_line(kept.view))
+            show(f"record: {kept.path}")
         for note in kept.notes:
-            terminal.write_line(note)
+            show(note)
         if kept.view is None:
             continue
         tables = [model_tables.phase_table(kept.view, variant)]
         if session.config.get_verbosity() > 0:
             tables += [model_tables.layer_table(kept.view, variant), model_tables.boundary_table(kept.view, variant)]
         for table in tables:
-            terminal.write_line("")
-            terminal.write_line(table)
+            show()
+            show(table)
 
 
-def _show_verdicts(terminal: pytest.TerminalReporter, rows: list[Row], *, several: bool) -> None:
+def _show_verdicts(show: Printer, session: Session, rows: list[Row], *, several: bool) -> None:
     """Print the grid of verdicts, the number of models in which each claim holds, and the verdicts by variant."""
     from delta_suite.publish import verdict_tables
     from delta_suite.publish.rows import mark_lines
 
-    terminal.section("verdicts", sep="-")
-    terminal.write_line(verdict_tables.verdict_grid(rows))
+    show.section("verdicts")
+    show(verdict_tables.verdict_grid(rows))
     for line in mark_lines(rows):
-        terminal.write_line(line)
+        show(line)
     if several and (table := verdict_tables.in_several_models(rows)):
-        terminal.section("in how many models", sep="-")
-        terminal.write_line(table)
-    if any(row.flips for row in rows) or terminal.config.get_verbosity() > 0:
-        terminal.section("verdicts under every variant", sep="-")
-        terminal.write_line(verdict_tables.variant_table(rows))
+        show.section("in how many models")
+        show(table)
+    if any(row.flips for row in rows) or session.config.get_verbosity() > 0:
+        show.section("verdicts under every variant")
+        show(verdict_tables.variant_table(rows))
 
 
-def _show_runs(terminal: pytest.TerminalReporter, session: Session, rows: list[Row]) -> None:
+def _show_runs(show: Printer, session: Session, rows: list[Row]) -> None:
     """Print verdicts and metrics by step for each training run among the models."""
     from delta_suite.metrics.registry import METRICS
     from delta_suite.publish import trajectory
@@ -190,10 +193,10 @@ def _show_runs(terminal: pytest.TerminalReporter, session: Session, rows: list[R
     variant = session.config.getoption("variant") or "raw"
     for name, steps in trajectory.series(session.specs).items():
         measured_at = {step: views[model] for step, model in steps.items() if model in views}
-        terminal.section(f"{name}: over training", sep="-")
-        terminal.write_line(trajectory.verdict_table(rows, steps))
+        show.section(f"{name}: over training")
+        show(trajectory.verdict_table(rows, steps))
         for change in trajectory.verdict_changes(rows, steps):
-            terminal.write_line(f"changed  {change}")
-        terminal.write_line("")
+            show(f"changed  {change}")
+        show()
         metrics = [*METRICS] if session.config.get_verbosity() > 0 else None
-        terminal.write_line(trajectory.metric_table(measured_at, variant, metrics))
+        show(trajectory.metric_table(measured_at, variant, metrics))

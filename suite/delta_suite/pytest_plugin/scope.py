@@ -14,17 +14,15 @@ from pathlib import Path
 
 import pytest
 
-from delta_suite.paths import bundled, is_directory, not_a_file, path_error, shorten
+from delta_suite.paths import bundled, hypothesis_files, is_directory, not_a_file, path_error, shorten
 from delta_suite.pytest_plugin.options import OPTIONS, takes_value
+from delta_suite.reading import TEXT_LIMIT, UnreadableFileError, open_regular
 
 INI_OPTION = "delta_suite"
 """Name of the ini option: `delta_suite = true` turns the plugin on for every run of a project."""
 
 PACKAGE_ARGUMENT = "delta_suite.hypotheses"
 """Name under which `pytest --pyargs` runs the claims that ship with delta-suite."""
-
-OTHER_FILES = frozenset({"pyproject.toml", "models.toml", "pytest.toml", ".pytest.toml"})
-"""Names of .toml files that are never hypothesis files, though they may lie beside them."""
 
 LONGEST_LOOK = 1 << 16
 """Bytes of a file that are read to see if it is a hypothesis file."""
@@ -58,7 +56,7 @@ def _mentions_ini_option(settings: Path | None, words: Iterable[str]) -> bool:
     """Return True if the settings file or the command line, as in `-o delta_suite=true`, gives the ini option."""
     if any(f"{INI_OPTION}=" in word for word in words):
         return True
-    return settings is not None and not_a_file(settings) is None and bool(_INI_LINE.search(settings.read_bytes()))
+    return settings is not None and bool(_INI_LINE.search(_beginning(settings, TEXT_LIMIT)))
 
 
 def _ini_option(config: pytest.Config) -> bool:
@@ -109,27 +107,26 @@ def collected_paths(config: pytest.Config, parser: pytest.Parser, words: Iterabl
 def holds_hypotheses(path: Path) -> bool:
     """Return True for a hypothesis file, a folder that holds one directly, a test file beside one, and a baseline."""
     if is_directory(path):
-        return any(_has_signs(file) for file in toml_files(path))
+        return any(_has_signs(file) for file in hypothesis_files(path))
     if path.suffix == ".py" and path_error(path) is None:
         return holds_hypotheses(path.parent)
     return _has_signs(path)
 
 
-def toml_files(folder: Path) -> list[Path]:
-    """Return the .toml files directly in a folder, in sorted order, without those that are never hypothesis files."""
-    return sorted(path for path in folder.glob("*.toml") if path.name not in OTHER_FILES)
-
-
 def _has_signs(path: Path) -> bool:
     """Return True if a regular file is a hypothesis file or a baseline by what stands near its beginning."""
-    if path.suffix not in _SIGNS or not_a_file(path) is not None:
-        return False
+    signs = _SIGNS.get(path.suffix, ())
+    beginning = _beginning(path, LONGEST_LOOK) if signs else b""
+    return bool(signs) and all(sign.search(beginning) for sign in signs)
+
+
+def _beginning(path: Path, size: int) -> bytes:
+    """Return the first bytes of a file, and none of one that cannot be read."""
     try:
-        with path.open("rb") as file:
-            beginning = file.read(LONGEST_LOOK)
-    except OSError:
-        return False
-    return all(sign.search(beginning) for sign in _SIGNS[path.suffix])
+        with open_regular(path) as file:
+            return file.read(size)
+    except UnreadableFileError:
+        return b""
 
 
 def without_hypotheses(path: Path) -> str:
@@ -139,6 +136,6 @@ def without_hypotheses(path: Path) -> str:
         >>> without_hypotheses(Path("no/such/file.toml"))
         'no/such/file.toml: No such file or directory'
     """
-    files = toml_files(path) if is_directory(path) else [path]
+    files = hypothesis_files(path) if is_directory(path) else [path]
     problems = (f"{shorten(file)}: {path_error(file) or problem}" for file in files if (problem := not_a_file(file)))
     return next(problems, f"{shorten(path)}: no [[expect]] there")

@@ -13,16 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from delta_suite.command_line import (
-    DEFAULT_CALIBRATION,
-    DOCUMENTS_OUT_OF_BOUNDS,
-    EMPTY_VALUE,
-    MOST_DOCUMENTS,
-    empty_options,
-)
-from delta_suite.errors import SuiteError
+from delta_suite.command_line import DEFAULT_CALIBRATION, EMPTY_VALUE, empty_options
+from delta_suite.errors import SuiteError, explain
+from delta_suite.escaping import terminal_lines
 from delta_suite.pytest_plugin.baseline_session import REGRESSION, Regression
 from delta_suite.pytest_plugin.options import NOT_EMPTY
+from delta_suite.pytest_plugin.printing import usage_error
 
 if TYPE_CHECKING:
     from delta_suite.models.spec import ModelSpec
@@ -44,10 +40,7 @@ def pytest_configure(config: pytest.Config) -> None:
         from delta_suite.reduction.variants import VARIANTS
 
         if variant not in VARIANTS:
-            raise pytest.UsageError(f"--variant {variant}: no such variant; use one of {', '.join(VARIANTS)}")
-    documents = config.getoption("documents")
-    if documents is not None and not 1 <= documents <= MOST_DOCUMENTS:
-        raise pytest.UsageError(DOCUMENTS_OUT_OF_BOUNDS)
+            raise usage_error(f"--variant {variant}: no such variant; use one of {', '.join(VARIANTS)}")
     config.stash[SESSION] = session = Session(config)
     config.pluginmanager.register(session, "delta-suite-session")
     config.addinivalue_line("markers", "baseline: compares a model with its baseline (--baseline)")
@@ -106,6 +99,7 @@ class Session:
         from delta_suite.models.models_file import load_registry
 
         try:
+            _ = self.settings  # a wrong option or cache is told here, not by every item
             registry = load_registry(self.models_file)
             self.phases = registry.phases
             words, specs = [], []
@@ -124,9 +118,10 @@ class Session:
                         self.unavailable.append(spec.name)
             named = registry.told_apart(specs)
         except SuiteError as error:
-            raise pytest.UsageError(str(error)) from None
+            raise usage_error(error) from None
         if not named:
-            raise pytest.UsageError(f"--all-models: none of {registry.path} is on this machine; see delta-suite models")
+            where = f"none of {registry.path} is on this machine" if registry.path else "there is no models file"
+            raise usage_error(f"--all-models: {where}; see delta-suite models")
         self.arguments = {spec.name: word for spec, word in zip(named, words, strict=True)}
         self.names_alone = {spec.name: before.name for spec, before in zip(named, specs, strict=True)}
         self.specs = list({spec.name: spec for spec in named}.values())
@@ -190,18 +185,10 @@ class Session:
             return self.outcome(control).view
         except Exception as error:  # whatever hinders initialising or measuring it
             if not tried_before:
-                warnings.warn(
-                    f"{control.name} cannot be measured, so no claim is marked vacuous: {error}", stacklevel=2
-                )
+                told = explain(error, f"measuring {control.name}")
+                message = f"{control.name} cannot be measured, so no claim is marked vacuous: {told}"
+                warnings.warn(terminal_lines(message), stacklevel=2)
             return None
-
-    def outcome_or_error(self, spec: ModelSpec) -> Outcome:
-        """Return the outcome within a test; if the model cannot be measured, end the test with the message alone."""
-        try:
-            return self.outcome(spec)
-        except SuiteError as error:
-            message = f"{spec.name} cannot be measured: {error}"
-        pytest.fail(message, pytrace=False)  # outside the handler, or the report would show both errors
 
     @contextmanager
     def _terminal(self) -> Iterator[None]:

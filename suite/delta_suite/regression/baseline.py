@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from delta_suite.errors import BaselineError, RecordError
 from delta_suite.metrics.registry import METRICS
-from delta_suite.paths import not_a_file
+from delta_suite.paths import is_directory
+from delta_suite.reading import ARRAYS_LIMIT, UnreadableFileError, parse_json, read_bytes, read_text
 from delta_suite.records.arrays import ArrayFile, Arrays, unpack
 from delta_suite.records.format import from_json, to_json
 from delta_suite.records.record import ModelRecord, Record
@@ -235,21 +237,21 @@ def read_baseline_json(path: Path) -> dict[str, Any]:
 
     Raises BaselineError where there is none, with those that are there, or where it cannot be read.
     """
-    if path.exists() and (problem := not_a_file(path)):
-        raise BaselineError(f"baseline {path} {problem}.")
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        others = sorted(other.name for other in path.parent.glob("*.json")) if path.parent.is_dir() else []
+    if not os.path.lexists(path):
+        others = sorted(other.name for other in path.parent.glob("*.json")) if is_directory(path.parent) else []
         there = f"{path.parent} holds {', '.join(others)}" if others else f"{path.parent} holds no baseline"
         raise BaselineError(
             f"no baseline {path}: {there}.\n"
             f"  Name another with --baseline=PATH (a .json file or a folder), or write this one with --baseline-update."
-        ) from None
-    except OSError as error:
-        raise BaselineError(f"baseline {path} cannot be read: {error}.") from None
-    except (ValueError, RecursionError) as error:
-        raise _not_a_baseline(path, f"\n  at the whole file: {error}") from None
+        )
+    try:
+        text = read_text(path)
+    except UnreadableFileError as error:
+        raise BaselineError(f"baseline {error}") from None
+    try:
+        content = parse_json(text, path)
+    except UnreadableFileError as error:
+        raise _not_a_baseline(path, f"\n  at the whole file: {error.why}") from None
     if not isinstance(content, dict):
         raise _not_a_baseline(path, "\n  at the whole file: not a JSON object")
     return content
@@ -324,11 +326,11 @@ def _not_a_baseline(path: Path, listed: str, *, schema: int = SCHEMA) -> Baselin
 def _directions(path: Path, content: Baseline) -> dict[str, np.ndarray]:
     """Return the directions beside a baseline; empty where there is no such file. Raises BaselineError."""
     beside = directions_path(path)
-    if not beside.exists():
+    if not os.path.lexists(beside):
         return {}
     model = content.model
     try:
-        packed = beside.read_bytes()
+        packed = read_bytes(beside, ARRAYS_LIMIT)
         if content.directions_sha256 not in {None, hashlib.sha256(packed).hexdigest()}:
             raise ValueError("its SHA-256 is another")
         arrays = unpack(packed, beside.name)
@@ -336,9 +338,10 @@ def _directions(path: Path, content: Baseline) -> dict[str, np.ndarray]:
             expected = (model.layers, array.shape[1], model.hidden) if array.ndim == 3 else (model.layers,)
             if array.shape != expected:
                 raise ValueError(f"{name} is {array.shape}, of a model of {model.layers} layers x {model.hidden}")
-    except (OSError, ValueError, RecordError) as error:
+    except (ValueError, RecordError, UnreadableFileError) as error:
+        why = error.why if isinstance(error, UnreadableFileError) else error
         raise BaselineError(
-            f"{beside} is not what was written with {path}: {error}.\n"
+            f"{beside} is not what was written with {path}: {why}.\n"
             f"  Take both from version control again, or remove {beside}: the turning of directions is then not "
             f"measured until --baseline-update writes it anew."
         ) from None
