@@ -67,6 +67,7 @@ LIVE = re.compile(r"(?<!\\)(?:\\\\)*(?:[`*_<|#~$&]|\]\(|\]:|\]\[)|(?<!\\)://|(?<
 
 @settings(deadline=None)
 @given(WORDS)
+@example("\\](")
 def test_no_markup_begins_in_a_text_of_markdown(text: str) -> None:
     assert not LIVE.search(markdown(text))
     link = markdown_link(text, "models/a.html")

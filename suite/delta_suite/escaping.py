@@ -80,7 +80,7 @@ def markdown_link(text: str, target: str) -> str:
         >>> print(markdown_link("a](b", "models/a.html"))
         [a\]\(b](models/a.html)
     """
-    shown = re.sub(r"\\?[\[\]]", lambda sign: f"\\{sign[0][-1]}", markdown(text))
+    shown = re.sub(r"\\.|[\[\]]", lambda sign: sign[0] if len(sign[0]) == 2 else f"\\{sign[0]}", markdown(text))
     return f"[{shown}]({target})"
 
 

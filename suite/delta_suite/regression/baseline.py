@@ -25,7 +25,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from delta_suite.errors import BaselineError, RecordError
 from delta_suite.metrics.registry import METRICS
 from delta_suite.paths import is_directory
-from delta_suite.reading import ARRAYS_LIMIT, UnreadableFileError, parse_json, read_bytes, read_text
+from delta_suite.reading import ARRAYS_LIMIT, UnreadableFileError, read_bytes, read_json
 from delta_suite.records.arrays import ArrayFile, Arrays, unpack
 from delta_suite.records.format import from_json, to_json
 from delta_suite.records.record import ModelRecord, Record
@@ -245,11 +245,7 @@ def read_baseline_json(path: Path) -> dict[str, Any]:
             f"  Name another with --baseline=PATH (a .json file or a folder), or write this one with --baseline-update."
         )
     try:
-        text = read_text(path)
-    except UnreadableFileError as error:
-        raise BaselineError(f"baseline {error}") from None
-    try:
-        content = parse_json(text, path)
+        content = read_json(path)
     except UnreadableFileError as error:
         raise _not_a_baseline(path, f"\n  at the whole file: {error.why}") from None
     if not isinstance(content, dict):
