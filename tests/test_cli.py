@@ -15,6 +15,7 @@ import pytest
 from delta_suite.cli import app
 from delta_suite.errors import SuiteError
 from delta_suite.metrics.registry import METRICS
+from delta_suite.models import models_file
 from delta_suite.models.spec import ModelSpec
 from delta_suite.pipeline import Outcome, Settings, measure
 from delta_suite.records.cache import Cache
@@ -354,3 +355,12 @@ def test_trajectory_writes_a_page_that_needs_nothing_else(tiny: Path, tmp_path: 
     assert none.exit_code == 1
     assert "no checkpoint of " in none.stderr
     assert not (tmp_path / "none.html").exists()
+
+
+def test_no_models_file_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(models_file, "bundled", Path)
+    result = run("models")
+    assert result.exit_code == 0
+    assert "There is no models file. A directory or a hub id (org/name) can be given" in result.output
+    assert re.search(r"^models +there is no models file$", run("doctor").output, re.MULTILINE)

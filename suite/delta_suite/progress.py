@@ -7,6 +7,8 @@ import sys
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
+from delta_suite.escaping import terminal
+
 
 class Progress(Protocol):
     """Shows how far a step is: entered with what it does and its length, told with `update(n)` what was done."""
@@ -34,6 +36,6 @@ def bars() -> Progress:
     def bar(what: str, total: int, unit: str) -> AbstractContextManager[Any]:
         from tqdm import tqdm
 
-        return tqdm(desc=what, total=total, unit=unit, leave=False, dynamic_ncols=True)
+        return tqdm(desc=terminal(what), total=total, unit=unit, leave=False, dynamic_ncols=True)
 
     return bar

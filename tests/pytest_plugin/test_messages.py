@@ -30,7 +30,7 @@ def test_a_name_with_terminal_codes_reaches_no_report(project: pytest.Pytester, 
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["--model=\x1b[31mtiny\x1b]0;own\x07"], r"no model '\x1b[31mtiny\x1b]0;own\x07'"),
+        (["--model=\x1b[31mtiny\x1b]0;own\x07"], r"--model \x1b[31mtiny\x1b]0;own\x07: nothing matches"),
         (["--model=tiny", "--device=gpu"], "--device 'gpu' is unknown: use auto, cpu"),
         (["--model=tiny", "--dtype=int4"], "argument --dtype: invalid choice: 'int4'"),
         (["--model=tiny", "--documents=0"], "--documents 0 is no number of documents"),

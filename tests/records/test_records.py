@@ -26,6 +26,7 @@ from delta_suite.pipeline import Outcome, Settings, measure
 from delta_suite.records.cache import Cache
 from delta_suite.records.format import from_json, to_json
 from delta_suite.records.store import JudgedBy, load, save, stamp, stamps
+from delta_suite.records.view import RecordView
 from delta_suite.records.writing import write_atomically
 
 
@@ -238,6 +239,14 @@ def test_boundaries_are_in_the_record_and_follow_the_phase_map(outcome: tuple[Ou
 
 
 # --- parts -----------------------------------------------------------------------------------------------------
+
+
+def test_a_metric_that_is_newer_than_the_record_has_a_reason(outcome: tuple[Outcome, Settings]) -> None:
+    view = outcome[0].view
+    record = view.record.model_copy(deep=True)
+    del record.boundaries["raw"].metrics["boundary_p"]
+    estimate = RecordView(record, view.arrays).over(range(record.model.layers), "boundary_p", "raw")
+    assert (estimate.value, estimate.reason) == (None, "the record is older than the metric boundary_p")
 
 
 def test_parts_are_measured_when_asked_for_and_completed_later(

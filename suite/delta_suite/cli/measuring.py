@@ -27,7 +27,7 @@ from delta_suite.cli.common import (
 )
 from delta_suite.cli.output import say, show
 from delta_suite.command_line import HELP, ExitCode
-from delta_suite.errors import OptionError, SuiteError
+from delta_suite.errors import OptionError, why_not_measured
 
 if TYPE_CHECKING:
     from delta_suite.models.spec import ModelSpec
@@ -98,8 +98,8 @@ def measure(
             try:
                 for line in forecast(spec, settings).lines():
                     show(line)
-            except SuiteError as error:
-                say(f"{spec.name} cannot be measured: {error}")
+            except Exception as error:  # one model must not hinder the next, as when they are measured
+                say(why_not_measured(spec.name, error))
                 failed = True
         specs = []
     for _, outcome in measured(specs, settings):

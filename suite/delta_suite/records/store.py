@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from delta_suite.errors import RecordError
 from delta_suite.models.spec import RANDOM_WEIGHTS
 from delta_suite.paths import is_directory, not_a_file, shorten
+from delta_suite.reading import UnreadableFileError, read_bytes
 from delta_suite.records.arrays import ArrayFile, pack
 from delta_suite.records.cache import Cache
 from delta_suite.records.format import from_json, to_json
@@ -152,12 +154,13 @@ def stamps_path(path: Path) -> Path | None:
 def stamps(path: Path) -> dict[str, JudgedBy]:
     """Return the hypothesis files that judged a record last, by hypothesis. Raises RecordError for a damaged file."""
     where = stamps_path(path)
-    if where is None or not where.exists():
+    if where is None or not os.path.lexists(where):
         return {}
     try:
-        return _STAMPS.validate_json(where.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise RecordError(f"{where} cannot be read: {error}. Remove it: it is written anew.") from None
+        return _STAMPS.validate_json(read_bytes(where))
+    except (UnreadableFileError, ValidationError) as error:
+        why = error.why if isinstance(error, UnreadableFileError) else error
+        raise RecordError(f"{where} cannot be read: {why}. Remove it: it is written anew.") from None
 
 
 def stamp(path: Path, judged_by: Mapping[str, JudgedBy], cache: Cache) -> None:

@@ -8,13 +8,13 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator
 
-from delta_suite.errors import OptionError
+from delta_suite.errors import OptionError, SuiteError
 from delta_suite.escaping import csv_cell
 from delta_suite.records.figures import COLUMNS, Figure
 
 
-class ExportError(OptionError):
-    """Error for a format that does not exist, or whose package is not installed."""
+class ExportError(SuiteError):
+    """Error for a format whose package is not installed."""
 
 
 def export(rows: Iterable[Figure], form: str) -> Iterator[bytes]:
@@ -23,14 +23,15 @@ def export(rows: Iterable[Figure], form: str) -> Iterator[bytes]:
     form: a key of FORMATS.
 
     Raises:
-        ExportError: the format does not exist, or needs a package that is not installed.
+        OptionError: the format does not exist.
+        ExportError: it needs a package that is not installed.
 
     Example:
         >>> b"".join(export([], "csv")).startswith(b"record,measured,model,")
         True
     """
     if form not in FORMATS:
-        raise ExportError(f"--format {form}: no such format; use one of {', '.join(FORMATS)}")
+        raise OptionError(f"--format {form}: no such format; use one of {', '.join(FORMATS)}")
     return FORMATS[form](rows)
 
 
