@@ -47,6 +47,10 @@ def commands(record: Path, results: Path) -> list[list[object]]:
         ["metrics", "--json"],
         ["schema"],
         ["doctor"],
+        ["hypotheses"],
+        ["export", results],
+        ["export", results, "--format", "jsonl"],
+        ["init", results / "fresh"],
         ["judge", record],
         ["compare", record, record],
         ["leaderboard", "--results-dir", results],
@@ -66,10 +70,11 @@ def test_a_full_output_is_one_line(record: Path) -> None:
         assert "No space left on device" in told
     assert (results / "leaderboard.md").exists()  # what was written before is kept
     assert (results / "card" / "README.md").exists()
+    assert (results / "fresh" / "models.toml").exists()
 
 
 def test_an_output_that_nobody_reads_is_one_line(record: Path) -> None:
-    for words in (["models"], ["schema"], ["judge", record]):
+    for words in (["models"], ["schema"], ["judge", record], ["export", record]):
         reader, writer = os.pipe()
         os.close(reader)
         process = start(words, stdout=writer)
@@ -112,6 +117,7 @@ def run(*words: object) -> tuple[int, str]:
         (["compare", "a.json", "b.json", "--device", "gpu"], "--device 'gpu' is unknown"),
         (["trajectory", "x-*", "--variant", "rawish"], "--variant rawish is unknown: use one of raw"),
         (["leaderboard", "--repository", "ftp://x.org/a"], "--repository ftp://x.org/a is no address"),
+        (["export", "--format", "xml", "x.json"], "--format xml: no such format; use one of csv"),
         (["selftest", "--only", "nothing"], "nothing planted is called 'nothing'"),
         (["selftest", "--repeats", "0"], "0 repeats"),
         (["judge", "--nosuch"], "No such option: --nosuch"),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -95,8 +97,6 @@ def test_a_variant_of_an_older_meaning_has_no_values() -> None:
 
 
 def test_a_damaged_record_is_named_and_the_others_are_exported(results: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(results / "runs", tmp_path / "runs")
     (bad,) = tmp_path.glob("runs/first/*.json")
     bad.write_text("{")
@@ -145,3 +145,15 @@ def test_parquet_without_pyarrow_names_the_extra(
     assert result.exit_code == 1
     assert "pip install 'delta-suite[parquet]'" in result.stderr
     assert not (tmp_path / "x.parquet").exists()
+
+
+def test_no_cell_begins_a_formula_and_no_line_obeys(results: Path, tmp_path: Path) -> None:
+    shutil.copytree(results / "runs", tmp_path / "runs")
+    for path in tmp_path.glob("runs/*/*.json"):
+        record = json.loads(path.read_text("utf-8"))
+        record["calibration"]["name"] = "=1+2\x1b[31m\u202e"
+        path.write_text(json.dumps(record), "utf-8")
+    assert {row["calibration"] for row in rows_of(export(tmp_path).stdout)} == {r"'=1+2\x1b[31m\u202e"}
+    lines = export(tmp_path, "--format", "jsonl").stdout
+    assert not re.search("[\x1b\u202e]", lines)
+    assert {json.loads(line)["calibration"] for line in lines.splitlines()} == {"=1+2\x1b[31m\u202e"}  # the data itself

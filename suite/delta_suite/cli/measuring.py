@@ -96,11 +96,12 @@ def measure(
 
         for spec in specs:
             try:
-                for line in forecast(spec, settings).lines():
-                    show(line)
+                told = "\n".join(forecast(spec, settings).lines())
             except Exception as error:  # one model must not hinder the next, as when they are measured
                 say(why_not_measured(spec.name, error))
                 failed = True
+            else:
+                show(told)
         specs = []
     for _, outcome in measured(specs, settings):
         if outcome is None:
