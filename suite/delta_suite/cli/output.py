@@ -8,6 +8,7 @@ import sys
 
 import typer
 
+from delta_suite.command_line import ExitCode
 from delta_suite.errors import OutputError
 from delta_suite.escaping import terminal_lines
 
@@ -24,7 +25,7 @@ def prepare_streams() -> None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115, PTH123  (libraries write to it)
     if sys.stdout is None:
         say("the output is closed. Send it to /dev/null if nobody is to read it.")
-        sys.exit(1)
+        sys.exit(ExitCode.FAILED)
 
 
 def show(text: str = "") -> None:
