@@ -111,7 +111,7 @@ def run(*words: object) -> tuple[int, str]:
         (["measure", "x", "--device", "cuda:x"], "--device 'cuda:x' is unknown"),
         (["measure", "x", "--dtype", "int4"], "--dtype 'int4' is unknown: use auto, float32"),
         (["measure", "x", "--parts", "spectra,walls"], "no part 'walls'"),
-        (["measure", "x", "--documents", "0"], "--documents 0 is no number of documents"),
+        (["measure", "x", "--documents", "0"], "--documents is out of bounds"),
         (["measure", "x", "--documents", "many"], "'--documents'"),
         (["compare", "a.json", "b.json", "--variant", "rawish"], "variant 'rawish' is unknown"),
         (["compare", "a.json", "b.json", "--device", "gpu"], "--device 'gpu' is unknown"),
