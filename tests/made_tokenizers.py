@@ -72,4 +72,4 @@ def configured(folder: Path, *, trusted: bool = False, **config: Any) -> Any:
     (folder / "config.json").write_text(json.dumps({"model_type": "llama"}))
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     spec = ModelSpec(name="x", path=folder, trust_remote_code=trusted)
-    return load_tokenizer(spec, ModelFiles(folder, None, (), ()))
+    return load_tokenizer(spec, ModelFiles(folder, None, (), tuple(folder.iterdir())))

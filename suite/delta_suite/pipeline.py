@@ -261,13 +261,8 @@ def token_sequences(run: Run, model: Any, decoder: Any, tokenizer: Any) -> Token
     """Return the token sequences of the calibration under a model's tokenizer, vocabulary and context."""
     from delta_suite.models.blocks import context_length
 
-    return tokenize(
-        run.calibration,
-        tokenizer,
-        model.get_input_embeddings().weight.shape[0],
-        context_length(decoder.config),
-        chat_template=run.choices["chat_template"],
-    )
+    vocabulary, context = model.get_input_embeddings().weight.shape[0], context_length(decoder.config)
+    return tokenize(run.calibration, tokenizer, vocabulary, context, chat_template=run.choices["chat_template"])
 
 
 def _measure(run: Run, entry: Assembled | None, *, with_spectra: bool, fit_law: bool, progress: Progress) -> Assembled:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from delta_suite.errors import UnavailableError, brief
 from delta_suite.models.files import ModelFiles
+from delta_suite.models.model_config import newer_transformers
 from delta_suite.models.quiet import errors_only
 from delta_suite.models.spec import ModelSpec
 
@@ -52,10 +53,10 @@ def load_tokenizer(spec: ModelSpec, files: ModelFiles) -> PreTrainedTokenizerBas
 
 def _cure(files: ModelFiles) -> str:
     if files.gguf is not None:
-        return "A newer transformers may know it: pip install --upgrade transformers."
+        return newer_transformers()
     absent = [package for package, module in _SENTENCEPIECE.items() if not _installed(module)]
-    pieces = [file.name for file in files.directory.iterdir() if file.suffix in {".model", ".spm"}]
-    if absent and pieces and not (files.directory / "tokenizer.json").exists():
+    pieces = [file.name for file in files.others if file.suffix in {".model", ".spm"}]
+    if absent and pieces and not any(file.name == "tokenizer.json" for file in files.others):
         return f"{pieces[0]} is read by packages that are not installed here: pip install {' '.join(absent)}."
     return "Save the one it was trained with there: tokenizer.save_pretrained(DIRECTORY)."
 
