@@ -43,7 +43,10 @@ def outcome(folder: Path) -> str:
 
 def embedding_name(model: Any, tensors: dict[str, torch.Tensor]) -> str | None:
     """Return the name in the file of the input embedding, found by its numbers."""
-    weight = model.get_input_embeddings().weight
+    try:
+        weight = model.get_input_embeddings().weight
+    except NotImplementedError:
+        return None
     names = [name for name, tensor in tensors.items() if tensor.shape == weight.shape and torch.equal(tensor, weight)]
     return names[0] if len(names) == 1 else None
 

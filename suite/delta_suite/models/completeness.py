@@ -120,10 +120,18 @@ def check_complete(
 def _in_head(name: str, model: Any) -> bool:
     """Return True if a tensor belongs to the output head alone; the embedding's name for a shared tensor does not."""
     head = model.get_output_embeddings()
-    if head is None or head is model.get_input_embeddings():
+    if head is None or head is _embedding(model):
         return False
     paths = [path for path, module in model.named_modules(remove_duplicate=False) if module is head]
     return any(name.startswith(f"{path}.") for path in paths)
+
+
+def _embedding(model: Any) -> Any:
+    """Return the module that embeds the tokens; None for a model that does not tell it."""
+    try:
+        return model.get_input_embeddings()
+    except NotImplementedError:
+        return None
 
 
 def _shapes(key: Any) -> str:
@@ -206,7 +214,7 @@ class _TextStack:
         self._modules = dict(model.named_modules(remove_duplicate=False))
         self._base = f"{model.base_model_prefix}."
         stacks = [decoder.module, *([decoder.encoder.module] if decoder.encoder is not None else [])]
-        parts = [*stacks, model.get_input_embeddings()]
+        parts = [*stacks, _embedding(model)]
         self._roots = [path for path, module in self._modules.items() if any(module is part for part in parts)]
         lists = [path for path, module in self._modules.items() if any(module is stack for stack in stacks)]
         self._holders = {path[:end] for path in [*lists, decoder.path] for end in _ends(path)}
