@@ -19,7 +19,7 @@ from delta_suite.reading import read_json
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-LAYERS = re.compile(r"(\w*_)?n?(num_)?(hidden_|decoder_|encoder_)?(layers?|block_count|num_blocks)")
+LAYERS = re.compile(r"(\w*_)?(layers|n_layer|block_count|num_blocks)")
 """Keys that count layers."""
 
 SIZES = re.compile(
@@ -160,7 +160,7 @@ def _check_sizes(spec: ModelSpec, files: ModelFiles, where: Path, content: dict[
         name = key.rpartition(".")[2]
         if AT_LEAST_ONE.fullmatch(name) and (isinstance(value, bool) or value < 1):
             raise _impossible(spec, where, key, value, "where a whole number above 0 belongs")
-        if SIZES.fullmatch(name) and value < 0:
+        if SIZES.fullmatch(name) and not LAYERS.fullmatch(name) and value < 0:
             raise _impossible(spec, where, key, value, "and no size is negative")
         if LAYERS.fullmatch(name) and value > layers:
             there = f"and the weights have no tensors for more than {layers}" if shapes else f"and {layers} is the most"
