@@ -268,7 +268,7 @@ def test_a_vocabulary_that_sentencepiece_reads(llama: Path) -> None:
     (llama / "tokenizer.json").unlink()
     (llama / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "T5Tokenizer"}))
     (llama / "spiece.model").write_bytes(b"\x0a\x0e\x0a\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
-    assert "spiece.model is read by the package sentencepiece: pip install sentencepiece" in problem(llama)
+    assert "spiece.model is read by packages that are not installed here: pip install sentencepiece" in problem(llama)
 
 
 def test_an_adapter_beside_the_weights_is_not_loaded(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,9 +280,3 @@ def test_an_adapter_beside_the_weights_is_not_loaded(llama: Path, monkeypatch: p
         monkeypatch.setattr(module, "is_peft_available", lambda: True)
     (llama / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "x/y"}')
     assert type(loaded(llama).model).__name__ == "LlamaForCausalLM"
-
-
-def test_a_length_of_the_tokenizer_that_is_no_number(llama: Path) -> None:
-    content = json.loads((llama / "tokenizer_config.json").read_text()) | {"model_max_length": "long"}
-    (llama / "tokenizer_config.json").write_text(json.dumps(content))
-    assert len(loaded(llama).tokenizer("The Eiffel Tower is")["input_ids"]) > 1
