@@ -16,7 +16,7 @@ from delta_suite.models import loading
 from delta_suite.models.spec import ModelSpec, Requires
 from delta_suite.pipeline import Settings, measure
 from delta_suite.reduction.law_fit import components
-from delta_suite.reduction.law_sums import law_bytes
+from delta_suite.reduction.law_memory import law_bytes
 from typer.testing import CliRunner, Result
 
 DOCUMENTS = 12

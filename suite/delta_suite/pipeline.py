@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from delta_suite.capture.calibration import Calibration, load_calibration
+from delta_suite.capture.plan import REFERENCE_DOCUMENTS, TOKENS_PER_BATCH
 from delta_suite.capture.tokens import MAX_TOKENS, TokenSequences, tokenize
 from delta_suite.command_line import DEFAULT_CALIBRATION, check_settings
 from delta_suite.engine import local
-from delta_suite.errors import RecordError
+from delta_suite.errors import DeviceError, RecordError
 from delta_suite.metrics.registry import METRICS, PARTS
 from delta_suite.models.control import control_fingerprint
 from delta_suite.models.device import resolve_device
 from delta_suite.models.files import ModelFiles
 from delta_suite.models.fingerprint import fingerprint
-from delta_suite.models.phases import PhaseMap, phase_map
+from delta_suite.models.phases import phase_map
 from delta_suite.models.sources import locate
 from delta_suite.models.spec import ModelSpec
 from delta_suite.progress import Progress, no_progress
@@ -48,12 +49,7 @@ from delta_suite.version import __version__
 if TYPE_CHECKING:
     from delta_suite.capture.certificate import Certificate
     from delta_suite.capture.sinks import Sinks
-    from delta_suite.capture.stream import ResidualStream, Storage
-    from delta_suite.reduction.law_scores import Law
-    from delta_suite.reduction.replicates import LayerSpectra
-
-LAW_IN_SHARDS = "the update law needs the whole stream at once, and it came in several shards"
-"""The reason of the law's metrics where memory held the stream in parts alone."""
+    from delta_suite.reduction.passes import Captured
 
 
 @dataclass(frozen=True)
@@ -200,6 +196,8 @@ def prepare(spec: ModelSpec, settings: Settings, *, download: bool = True) -> Ru
         "variants": {variant.name: variant.version for variant in VARIANTS.values()},
         "drop_first_token": calibration.drop_first_token,
         "chat_template": settings.chat_template,  # without it, special tokens are those that the tokenizer adds
+        "sink_reference_documents": REFERENCE_DOCUMENTS,
+        "tokens_per_batch": TOKENS_PER_BATCH.get(device.split(":")[0], TOKENS_PER_BATCH["cuda"]),  # or sharded
     }
     return Run(spec, files, calibration, device, dtype, weights, revision, settings.cache, choices)
 
@@ -242,21 +240,6 @@ def _complete(run: Run, entry: Assembled | None, parts: frozenset[str], progress
     return entry
 
 
-@dataclass
-class _Captured:
-    """What came out of one pass over the calibration."""
-
-    blocks: int
-    tokens: int
-    dropped: int
-    certificates: list[Certificate] = field(default_factory=list)
-    storage: list[tuple[Storage, int]] = field(default_factory=list)
-    """Where each shard was kept, and its bytes."""
-    sinks: list[Sinks] = field(default_factory=list)
-    spectra: dict[str, list[LayerSpectra]] = field(default_factory=dict)
-    law: Law | str = LAW_IN_SHARDS
-
-
 def token_sequences(run: Run, model: Any, decoder: Any, tokenizer: Any) -> TokenSequences:
     """Return the token sequences of the calibration under a model's tokenizer, vocabulary and context."""
     from delta_suite.models.blocks import context_length
@@ -271,6 +254,7 @@ def _measure(run: Run, entry: Assembled | None, *, with_spectra: bool, fit_law: 
 
     from delta_suite.models.blocks import find_decoder
     from delta_suite.models.loading import load
+    from delta_suite.reduction.passes import Passes
 
     clock = Clock()
     for gpu in started_gpus():  # a second model in one process; before the first there is nothing to reset
@@ -282,10 +266,16 @@ def _measure(run: Run, entry: Assembled | None, *, with_spectra: bool, fit_law: 
         decoder = find_decoder(model, run.spec.layers_path)
         sequences = token_sequences(run, model, decoder, loaded.tokenizer)
     phases = phase_map(len(decoder.blocks), run.spec.phases)
-    captured = _capture(
-        run, model, decoder, sequences, devices, clock, phases, with_spectra=with_spectra, fit_law=fit_law,
-        progress=progress,
-    )  # fmt: skip
+    with progress(f"{run.spec.name}: capture", sequences.tokens, "token") as capture_bar:
+        passes = Passes(model, decoder, sequences, devices, clock, capture_bar.update)
+        layer_tokens = passes.captured.tokens * passes.captured.blocks
+        with progress(f"{run.spec.name}: analysis", layer_tokens, "token") as analysis_bar:
+            captured = passes.run(
+                phases if fit_law else None,
+                documents=len(run.calibration.documents),
+                with_spectra=with_spectra,
+                advance=analysis_bar.update,
+            )
     provenance = Provenance(
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         suite=__version__,
@@ -303,6 +293,8 @@ def _measure(run: Run, entry: Assembled | None, *, with_spectra: bool, fit_law: 
             storage=captured.storage[0][0],
             shards=len(captured.storage),
             largest_bytes=max(size for _, size in captured.storage),
+            planned_batch_tokens=captured.planned_tokens,
+            batch_tokens=captured.batch_tokens,
         ),
         cache_key=run.key,
     )
@@ -329,13 +321,16 @@ def _measure(run: Run, entry: Assembled | None, *, with_spectra: bool, fit_law: 
         provenance = provenance.model_copy(update={"seconds": seconds})
         record = entry.record.model_copy(update={"provenance": provenance})
         entry = Assembled(record, entry.arrays, entry.directions)
-    if not fit_law:
+    if isinstance(captured.law, DeviceError):
+        run.cache.put(run.key, entry)  # the next run need not measure it again
+        raise captured.law
+    if captured.law is None:
         return entry
     record, arrays = with_law(entry.record, captured.law)
     return Assembled(record, {**entry.arrays, **arrays}, entry.directions)
 
 
-def _calibration_record(run: Run, sequences: TokenSequences, captured: _Captured) -> CalibrationRecord:
+def _calibration_record(run: Run, sequences: TokenSequences, captured: Captured) -> CalibrationRecord:
     """Return which texts were measured, and what the tokenizer made of them."""
     calibration = run.calibration
     return CalibrationRecord(
@@ -352,73 +347,6 @@ def _calibration_record(run: Run, sequences: TokenSequences, captured: _Captured
         ends_with=sequences.ends_with,
         chat_template=run.choices["chat_template"],
     )
-
-
-def _capture(
-    run: Run,
-    model: Any,
-    decoder: Any,
-    sequences: Any,
-    devices: list[Any],
-    clock: Clock,
-    phases: PhaseMap,
-    *,
-    with_spectra: bool,
-    fit_law: bool,
-    progress: Progress,
-) -> _Captured:
-    """Run the calibration through the model, reduce the stream to spectra and fit the law, shard by shard."""
-    import torch
-
-    from delta_suite.capture.residual import capture
-    from delta_suite.capture.sinks import find_sinks
-    from delta_suite.reduction.law_fit import measure_law
-    from delta_suite.reduction.reduce import reduce_stream
-
-    blocks = len(decoder.blocks)
-    dropped = sum(first and sequences.drop_first_token for first in sequences.starts_document)
-    captured = _Captured(blocks, sequences.tokens - dropped, dropped)
-    with (
-        progress(f"{run.spec.name}: capture", sequences.tokens, "token") as capture_bar,
-        progress(f"{run.spec.name}: analysis", captured.tokens * blocks, "token") as analysis_bar,
-    ):
-
-        def streams() -> Iterator[ResidualStream]:
-            shards = capture(model, decoder, sequences, device=devices[0], advance=capture_bar.update)
-            while True:
-                with clock("capture"):
-                    item = next(shards, None)
-                if item is None:
-                    return
-                stream, certificate = item
-                captured.certificates.append(certificate)
-                captured.storage.append((stream.storage, stream.nbytes))
-                whole = len(stream.kept) == sequences.tokens
-                yield stream  # its sinks are found, and its layers reduced, before the next one is asked for
-                if fit_law and whole:
-                    with clock("law"):
-                        captured.law = measure_law(stream, phases, devices, sinks=captured.sinks[-1])
-                del item, stream  # a shard is large, and the next one is filled now
-
-        with torch.no_grad(), clock("analysis"):
-            if with_spectra:
-                captured.spectra = reduce_stream(
-                    streams(),
-                    layers=blocks,
-                    tokens=captured.tokens,
-                    documents=len(run.calibration.documents),
-                    variants=list(VARIANTS.values()),
-                    devices=devices,
-                    advance=analysis_bar.update,
-                    on_sinks=captured.sinks.append,
-                )
-            else:
-                for stream in streams():
-                    captured.sinks.append(find_sinks(stream))
-    clock.subtract("analysis", "capture")
-    if "law" in clock.seconds:
-        clock.subtract("analysis", "law")
-    return captured
 
 
 def _sink_record(sinks: list[Sinks]) -> SinkRecord:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from delta_suite.capture.residual import capture, tokens_that_fit
+from delta_suite.capture.residual import capture, planned_batch
 from delta_suite.capture.stream import Memory
 from delta_suite.capture.tokens import TokenSequences
 from delta_suite.metrics.estimators import direction_metrics, layer_metrics, phase_metrics
@@ -113,7 +113,7 @@ def bare_forward(subject: Subject, sequences: TokenSequences) -> None:
 
 
 def _batches(subject: Subject, sequences: TokenSequences) -> Iterator[Tensor]:
-    limit = tokens_that_fit(subject.model, subject.decoder, subject.device)
+    limit = planned_batch(subject.model, subject.decoder, subject.device)
     together = max(1, limit // len(sequences.ids[0]))
     for start in range(0, len(sequences.ids), together):
         yield torch.stack(sequences.ids[start : start + together]).to(subject.device)

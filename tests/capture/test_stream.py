@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from delta_suite.capture import residual
 from delta_suite.capture.calibration import Calibration
-from delta_suite.capture.residual import capture
+from delta_suite.capture.plan import plan_batches, planned_tokens
+from delta_suite.capture.residual import Capture, capture
 from delta_suite.capture.stream import Memory, plan_shards
 from delta_suite.capture.tokens import TokenSequences, tokenize
+from delta_suite.errors import DeviceError
 from delta_suite.models.blocks import find_decoder
 from delta_suite.reduction.reduce import reduce_stream
 from delta_suite.reduction.replicates import LayerSpectra
@@ -83,8 +86,6 @@ def test_several_devices_reduce_the_same(loaded: tuple[Any, TokenSequences], mem
 def test_out_of_memory_halves_the_batch_and_loses_nothing(
     loaded: tuple[Any, TokenSequences], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from delta_suite.capture import residual
-
     sizes, forward = [], residual._forward
 
     def limited(decoder: Any, batch: Any) -> torch.Tensor:
@@ -101,38 +102,104 @@ def test_out_of_memory_halves_the_batch_and_loses_nothing(
     assert_same(whole, halved)
 
 
-@pytest.mark.parametrize(("free", "want"), [(1 << 40, 2048), (6 * 96 * 4 * 100, 100), (0, 1)])
-def test_the_size_of_the_first_batch_follows_from_free_memory(
-    loaded: tuple[Any, TokenSequences], monkeypatch: pytest.MonkeyPatch, free: int, want: int
-) -> None:
-    """The widest matrix of the tiny model's blocks has 96 outputs of 4 bytes."""
-    from delta_suite.capture import residual
-
+def test_the_record_of_a_halved_batch(loaded: tuple[Any, TokenSequences], monkeypatch: pytest.MonkeyPatch) -> None:
     model, sequences = loaded
-    shares: list[float] = []
+    forward, failed = residual._forward, []
 
-    def free_memory(device: torch.device, share: float) -> Memory:
-        shares.append(share)
-        return Memory(free)
-
-    monkeypatch.setattr(Memory, "free", free_memory)
-    assert residual.tokens_that_fit(model, find_decoder(model), CPU) == want
-    sizes, forward = [], residual._forward
-
-    def seen(decoder: Any, batch: Any) -> torch.Tensor:
-        sizes.append(batch.ids.numel())
+    def once(decoder: Any, batch: Any) -> torch.Tensor:
+        if not failed:
+            failed.append(batch.ids.numel())
+            raise torch.OutOfMemoryError("not enough")
         return forward(decoder, batch)
 
-    monkeypatch.setattr(residual, "_forward", seen)
-    reduced(loaded, memory=ROOMY)
-    longest = max(len(ids) for ids in sequences.ids)
-    assert max(sizes) <= max(want, longest)
-    assert set(shares) == {0.5}  # the other half is the stream's
+    monkeypatch.setattr(residual, "_forward", once)
+    passes = Capture(model, find_decoder(model), sequences, device=CPU, memory=ROOMY)
+    ran = batches_of(monkeypatch)
+    ((one, _),) = passes.shards()
+    assert (passes.planned_tokens, passes.batch_tokens) == (2048, failed[0] // 2)
+    halved = ran[1:]
+    ran.clear()
+    ((two, _),) = passes.shards()  # another pass runs the same batches, so that it gives the same states
+    assert ran == halved
+    assert all(torch.equal(a, b) for a, b in zip(one.states, two.states, strict=True))
 
 
-@pytest.mark.parametrize(("memory", "first"), [(ROOMY, 24), (Memory(120_000), 2)], ids=["one shard", "several"])
+def test_a_sequence_that_does_not_fit_is_an_error_of_the_device(
+    loaded: tuple[Any, TokenSequences], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(decoder: Any, batch: Any) -> torch.Tensor:
+        raise torch.OutOfMemoryError("not enough")
+
+    monkeypatch.setattr(residual, "_forward", never)
+    with pytest.raises(DeviceError, match=r"out of memory on cpu with a single sequence of .* tokens\. Use a larger"):
+        reduced(loaded, memory=ROOMY)
+
+
+@pytest.mark.parametrize("room", [3, 7, 40])
+def test_the_states_do_not_depend_on_the_shards(loaded: tuple[Any, TokenSequences], room: int) -> None:
+    """Bit for bit: shards keep parts of the same batches."""
+    model, sequences = loaded
+    size = 13 * 48 * 4 * sequences.tokens
+    ((whole, _),) = capture(model, find_decoder(model), sequences, device=CPU, memory=ROOMY)
+    shards = [
+        stream for stream, _ in capture(model, find_decoder(model), sequences, device=CPU, memory=Memory(size // room))
+    ]
+    assert len(shards) >= min(room, 20)
+    for layer, state in enumerate(whole.states):
+        assert torch.equal(state, torch.cat([shard.states[layer] for shard in shards]))
+    for name in ("document", "position", "kept"):
+        assert torch.equal(getattr(whole, name), torch.cat([getattr(shard, name) for shard in shards]))
+
+
+def test_the_states_around_some_blocks_come_again(loaded: tuple[Any, TokenSequences]) -> None:
+    model, sequences = loaded
+    size = 13 * 48 * 4 * sequences.tokens
+    passes = Capture(model, find_decoder(model), sequences, device=CPU, memory=Memory(size // 4))
+    assert len(list(passes.shards())) >= 4
+    ((whole, _),) = capture(model, find_decoder(model), sequences, device=CPU, memory=ROOMY)
+    (part,) = passes.updates([3, 11])  # four states of 13 fit at once
+    assert part.nbytes <= size // 3
+    for layer in (3, 11):
+        for one, two in zip(part.step(layer), whole.step(layer), strict=True):
+            assert torch.equal(one, two)
+    assert [len(state) > 0 for state in part.states] == [layer in (3, 4, 11, 12) for layer in range(13)]
+
+
+@pytest.mark.parametrize("free", [0, 1 << 20, 1 << 40])
+def test_the_batches_do_not_follow_from_free_memory(
+    loaded: tuple[Any, TokenSequences], monkeypatch: pytest.MonkeyPatch, free: int
+) -> None:
+    model, sequences = loaded
+    monkeypatch.setattr(Memory, "free", lambda device, share=0.5: Memory(free))
+    assert residual.planned_batch(model, find_decoder(model), CPU) == 2048
+    ran = batches_of(monkeypatch)
+    reduced(loaded)
+    assert set(ran) == set(plan_batches([len(ids) for ids in sequences.ids], 2048))
+
+
+def batches_of(monkeypatch: pytest.MonkeyPatch) -> list[range]:
+    """Return a list that receives the sequences of each batch that runs."""
+    ran: list[range] = []
+    batch = residual._batch
+
+    def seen(sequences: TokenSequences, together: range, *rest: Any) -> Any:
+        ran.append(together)
+        return batch(sequences, together, *rest)
+
+    monkeypatch.setattr(residual, "_batch", seen)
+    return ran
+
+
+def test_a_wide_model_has_smaller_batches() -> None:
+    """The figures that CHANGELOG and records rely on: no batch of a usual model is smaller for it."""
+    assert planned_tokens("cuda", 2 * 28672) == 16384  # Llama-70B
+    assert planned_tokens("cuda", 2 * 10 * 28672) == 1872
+    assert planned_tokens("cpu", 4 * 1536) == 2048
+
+
+@pytest.mark.parametrize("memory", [ROOMY, Memory(120_000)], ids=["one shard", "several"])
 def test_a_model_that_takes_no_padded_batch_is_given_one_sequence_at_a_time(
-    loaded: tuple[Any, TokenSequences], memory: Memory, first: int
+    loaded: tuple[Any, TokenSequences], memory: Memory
 ) -> None:
     whole, _ = reduced(loaded, memory=memory)
     asked = []
@@ -147,7 +214,7 @@ def test_a_model_that_takes_no_padded_batch_is_given_one_sequence_at_a_time(
         single, _ = reduced(loaded, memory=memory)
     finally:
         handle.remove()
-    assert [count for count in asked if count > 1] == [first]  # refused once, and never asked again
+    assert [count for count in asked if count > 1] == [24]  # refused once, and never asked again
     assert_same(whole, single)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,14 +13,16 @@ from delta_suite.metrics.estimators import phase_metrics
 from delta_suite.metrics.intervals import standard_errors
 from delta_suite.metrics.law import PhaseLaw, jackknife, law_estimates, median_deviations, transfer_intervals
 from delta_suite.metrics.registry import METRICS
-from delta_suite.reduction import law_fit as update_law
 from delta_suite.reduction.law_fit import expected_law_bytes, measure_law
+from delta_suite.reduction.law_maps import Fit
+from delta_suite.reduction.law_memory import law_bytes, plan_law
 from delta_suite.reduction.law_scores import RUNGS, Law
-from delta_suite.reduction.law_sums import GROUPS, _empty, fold_bases, law_bytes, sum_groups, walk_rows
+from delta_suite.reduction.law_sums import GROUPS, Basis, Home, Maps, _empty, fold_bases, sum_groups, walk_rows
 
 from tests.metrics.test_metrics import gram_of, reduced
 from tests.metrics.test_metrics import stream as any_stream
 
+CPU = torch.device("cpu")
 LAYERS = 4
 ONE_PHASE = {"C": (0, LAYERS - 1)}
 
@@ -272,14 +275,13 @@ def test_few_tokens_are_fitted_in_fewer_dimensions() -> None:
 
 def test_the_basis_holds_the_first_principal_components() -> None:
     stream, _ = planted(20, 20, 24, shared=0.5)
-    rows = torch.arange(len(stream.document))
-    walk = walk_rows(stream, rows, "normalised", ())
-    folds = [slice(0, 200), slice(200, 400)]
-    for fold, basis in zip(folds, fold_bases(walk, folds, 24, 5, torch.device("cpu")), strict=True):
+    walk = walk_rows(lambda layers: [stream], stream.kept, "normalised", ())
+    for fold, basis in enumerate(fold_bases(walk, LAYERS, 24, 5, CPU)):
         pooled = np.zeros((2, 24, 24))
-        for _, own_rows in walk():
+        for own_rows in walk(range(LAYERS)):
             for side, matrix in enumerate((own_rows.x, own_rows.y)):
-                part = matrix[fold].numpy() - matrix[fold].numpy().mean(axis=0)
+                part = matrix[own_rows.fold(fold)].numpy()
+                part = part - part.mean(axis=0)
                 pooled[side] += part.T @ part / ((part**2).sum() if side else 1.0)
         for side, columns in enumerate((basis.x, basis.y)):
             assert columns is not None
@@ -320,13 +322,6 @@ def test_too_little_comes_back_with_the_reason() -> None:
         assert all(law.reason in (estimate.reason or "") for estimate in law_estimates(law, "C").values() if law.reason)
 
 
-def test_no_memory_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    from delta_suite.capture.stream import Memory
-
-    monkeypatch.setattr(Memory, "free", classmethod(lambda cls, device: cls(1000, 1000)))
-    assert "GiB" in (measure_law(planted()[0], ONE_PHASE).reason or "")
-
-
 def test_a_phase_of_one_layer_shares_with_none() -> None:
     law = measure_law(planted(200, shared=0.5, per_layer=0.2, rank_one=0.8)[0], {"B": (0, 0), "C": (1, 3)})
     alone = law_estimates(law, "B")
@@ -361,10 +356,11 @@ def test_intervals_cover() -> None:
     """95% intervals of layers, and of a phase's medians, hold what the maps reach in 200,000 tokens."""
     planted_parts = {"shared": 0.4, "per_layer": 0.3, "rank_one": 0.5}
     population = planted(10000, 20, 6, seed=999, **planted_parts)[0]
-    everything = slice(0, len(population.document))
-    walk = walk_rows(population, torch.arange(len(population.document)), "normalised", ())
-    bases = fold_bases(walk, [everything], 6, 6, torch.device("cpu"))
-    (sums,) = sum_groups(walk, [everything], LAYERS, 6, bases, torch.device("cpu"))
+    even = replace(population, document=2 * population.document)  # all of it is one fold
+    walk = walk_rows(lambda layers: [even], even.kept, "normalised", ())
+    (sums,) = sum_groups(walk, range(LAYERS), 6, [Basis(None, None)], Home(CPU, "device"))
+    plan = plan_law(LAYERS, 6, 6, len(even.document), ONE_PHASE, CPU, None)
+    maps = Maps(plan.home, LAYERS, 6)
     covered: dict[str, list[float]] = {}
 
     def count(name: str, low: np.ndarray | float, true: np.ndarray | float, high: np.ndarray | float) -> None:
@@ -372,7 +368,7 @@ def test_intervals_cover() -> None:
 
     for seed in range(200):
         law = measure_law(planted(60, 16, 6, seed=seed, **planted_parts)[0], ONE_PHASE)
-        scores = [update_law._evaluate(sums, sums, ONE_PHASE, ridge)[0] for ridge in law.ridge]
+        scores = [Fit(sums, maps, 0, ONE_PHASE, ridge, plan, CPU).scores([GROUPS]) for ridge in law.ridge]
         r2 = {name: np.mean([1 - fold.rungs[name] / fold.mean for fold in scores], axis=0)[0] for name in RUNGS}
         share = np.mean([fold.along / fold.rungs["shared"] for fold in scores], axis=0)[0]
         for name, replicates, true in (
@@ -442,7 +438,8 @@ def test_no_bytes_are_expected_where_no_law_can_be_fitted(tokens: int, documents
 
 @pytest.mark.parametrize(("tokens", "k", "bases"), [(640, 32, 1), (400, 20, 2)])
 def test_the_expected_bytes_are_those_of_the_matrices_that_are_summed(tokens: int, k: int, bases: int) -> None:
-    sums = _empty(GROUPS, 4, k, 32, torch.device("cpu"))
-    matrices = bases * sum(matrix.nbytes for matrix in (sums.A, sums.B, sums.D))
+    sums = _empty(4, k, 32, Home(CPU, "device"))
+    maps = len(Maps.KINDS) * sums.A[0].nbytes
+    matrices = bases * (maps + sum(matrix.nbytes for matrix in (sums.A, sums.B, sums.D)))
     assert law_bytes(4, k, bases)[0] == matrices
     assert expected_law_bytes(4, 32, tokens, 80) == sum(law_bytes(4, k, bases))

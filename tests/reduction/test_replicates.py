@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from delta_suite.capture.stream import Memory, ResidualStream
-from delta_suite.errors import CaptureError
+from delta_suite.errors import DeviceError
 from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.estimators import direction_metrics, layer_metrics, phase_metrics
 from delta_suite.metrics.intervals import with_interval
@@ -18,7 +18,7 @@ from delta_suite.records.arrays import direction_arrays, full_gram
 from delta_suite.reduction import lanes as lanes_module
 from delta_suite.reduction import reduce as walk
 from delta_suite.reduction.groups import GROUPS, Groups, group_count
-from delta_suite.reduction.lanes import Lane, Workload, make_lanes, rows_at_once
+from delta_suite.reduction.lanes import Lane, Workload, layers_at_once, make_lanes, rows_at_once
 from delta_suite.reduction.reduce import reduce_stream
 from delta_suite.reduction.replicates import LayerSpectra
 from delta_suite.reduction.variants import VARIANTS
@@ -162,19 +162,26 @@ def test_groups_lie_within_halves(documents: int, groups: int) -> None:
     assert groups == 1 or len(halves) == groups
 
 
-def test_moments_that_do_not_fit_in_groups_are_kept_in_halves_or_refused() -> None:
+def test_moments_that_do_not_fit_are_added_for_fewer_layers_at_a_time() -> None:
     stream = planted(*MANY)
     pieces = [stream.take(rows) for rows in torch.arange(len(stream.kept)).chunk(3)]
     options = {"layers": 2, "tokens": len(stream.kept), "documents": DOCUMENTS}
-    matrix = 40**2 * 8
-    with_groups = reduce_stream(pieces, **options, memory=Memory(0, host=2 * 10 * matrix))["raw"]
-    assert len(with_groups[0].replicates) == GROUPS
-    in_halves = reduce_stream(pieces, **options, memory=Memory(0, host=2 * 2 * matrix))["raw"]
-    assert in_halves[0].replicates == ()
-    assert in_halves[0].half_directions is not None
-    assert in_halves[0].statistics.eigenvalues == pytest.approx(with_groups[0].statistics.eigenvalues, rel=1e-9)
-    with pytest.raises(CaptureError, match="moments that are added over them take"):
-        reduce_stream(pieces, **options, memory=Memory(0))
+    matrix, raw = 40**2 * 8, [VARIANTS["raw"]]
+    assert layers_at_once(40, raw, DOCUMENTS, Memory(0, host=2 * 10 * matrix)) == 2
+    together = reduce_stream(pieces, **options, memory=Memory(0, host=2 * 10 * matrix))["raw"]
+    assert len(together[0].replicates) == GROUPS
+    one = Memory(0, host=2 * 10 * matrix - 1)
+    assert layers_at_once(40, raw, DOCUMENTS, one) == 1
+    apart = [reduce_stream(pieces, **options, memory=one, chosen=[layer])["raw"][0] for layer in (0, 1)]
+    for whole, alone in zip(together, apart, strict=True):
+        assert np.array_equal(whole.statistics.eigenvalues, alone.statistics.eigenvalues)
+        assert torch.equal(whole.random, alone.random)
+    for refused in (
+        lambda: reduce_stream(pieces, **options, memory=one),
+        lambda: layers_at_once(40, raw, 10, Memory(9)),
+    ):
+        with pytest.raises(DeviceError, match=r"moments of .* layer\(s\) that are added over them take .* GiB"):
+            refused()
 
 
 @pytest.mark.parametrize("devices", [[], [torch.device("cpu")] * 3], ids=["one lane", "three"])

@@ -105,6 +105,8 @@ def last_hidden_state(
     except (SuiteError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # the model of another library may raise anything; its text says what is missing
+        if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # of the host, by torch's allocator
+            raise torch.OutOfMemoryError(str(error)) from error
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
         raise ForwardError(
             f"the decoder ({type(decoder.module).__name__}) does not run on token ids alone: "

@@ -7,29 +7,22 @@ input.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from delta_suite.capture.certificate import Certificate, certify
+from delta_suite.capture.certificate import Certificate, Observations, certify
 from delta_suite.capture.forward import ForwardError, Prefix, last_hidden_state, side_streams
 from delta_suite.capture.layout import Layout
-from delta_suite.capture.stream import MEMORY_SHARE, Memory, ResidualStream, StreamWriter, plan_shards
+from delta_suite.capture.plan import REFERENCE_DOCUMENTS, plan_batches, planned_tokens
+from delta_suite.capture.stream import Memory, NormWriter, ResidualStream, StreamWriter, plan_shards
 from delta_suite.capture.tap import Batch, Tap, UnfamiliarShapeError
 from delta_suite.capture.tokens import TokenSequences
-from delta_suite.errors import CaptureError
+from delta_suite.errors import CaptureError, DeviceError
 from delta_suite.models.blocks import Decoder
-
-TOKENS_PER_BATCH = {"cpu": 2048, "cuda": 16384, "mps": 4096}
-"""Largest number of padded tokens of a batch, by device. Larger batches gave no speed-up."""
-
-COPIES_PER_TOKEN = 6
-"""Memory of a forward pass for each token, in outputs of the widest matrix of a block. Measured on 20 architectures:
-dense blocks with sdpa take 2.5 to 5.9. Others take up to 60 (eager attention of long documents, scans of state-space
-models without their kernels, experts); where memory runs out, the batch is halved."""
 
 WITNESSES = 64
 """Number of tokens of a shard, evenly spread, whose updates are also kept as the hooks see them, for the telescoping
@@ -42,89 +35,178 @@ Advance = Callable[[int], object]
 """Function that is called with the number of tokens that have gone through the model."""
 
 
-def capture(
-    model: Any,
-    decoder: Decoder,
-    sequences: TokenSequences,
-    *,
-    device: torch.device,
-    memory: Memory | None = None,
-    tokens_per_batch: int | None = None,
-    advance: Advance = lambda tokens: None,
-) -> Iterator[tuple[ResidualStream, Certificate]]:
-    """Run the sequences through the decoder and yield the residual stream, in shards where it is too large for memory.
+class Capture:
+    """Forward passes of a model over token sequences, each of which can be repeated in the same batches.
 
-    `memory` limits the size of the stream, `tokens_per_batch` the padded tokens of a batch; both follow from free
-    memory by default. A batch that runs out of memory is halved and run again. A model that takes no padded batch is
-    given one sequence at a time.
-
-    Raises CaptureError where the state of a block is not (batch, time, hidden), or the model does not run on text
-    alone, and CertificateError where an identity fails.
+    The states of a token are the same, whichever shard it is in: where a shard begins or ends within a batch, the whole
+    batch runs, and the rows of the shard are kept.
     """
-    causality: Tensor | None = None
-    layout = Layout.BATCH_TIME
-    limit = tokens_per_batch or tokens_that_fit(model, decoder, device)
-    for shard, storage in plan_shards(
-        [len(ids) for ids in sequences.ids], _bytes_per_token(model, decoder), device, memory
-    ):
-        writer = StreamWriter(sum(len(sequences.ids[i]) for i in shard), storage)
-        with torch.no_grad(), Tap(decoder, writer.write, writer.read, layout) as tap:
-            done = 0
+
+    def __init__(
+        self,
+        model: Any,
+        decoder: Decoder,
+        sequences: TokenSequences,
+        *,
+        device: torch.device,
+        memory: Memory | None = None,
+        tokens_per_batch: int | None = None,
+        advance: Advance = lambda tokens: None,
+    ) -> None:
+        """Plan the batches.
+
+        `memory` limits the size of the stream, by default a share of what is free; `tokens_per_batch` the padded tokens
+        of a batch, by default `planned_batch`. A batch that runs out of memory is halved and run again, as are all that
+        follow. A model that takes no padded batch is given one sequence at a time.
+        """
+        self.model, self.decoder, self.sequences = model, decoder, sequences
+        self.device, self.memory, self.advance = device, memory, advance
+        self.planned_tokens = tokens_per_batch or planned_batch(model, decoder, device)
+        """Largest number of padded tokens of a batch, as planned."""
+        self.batch_tokens = self.planned_tokens
+        """The same after the last forward pass: less where memory ran out."""
+        self._lengths = [len(ids) for ids in sequences.ids]
+        self._batches = plan_batches(self._lengths, self.planned_tokens)
+        self._shards = list(plan_shards(self._lengths, self._bytes_per_state * self._states, device, memory))
+        self._layout = Layout.BATCH_TIME
+        self._causality: Tensor | None = None
+
+    def shards(self) -> Iterator[tuple[ResidualStream, Certificate]]:
+        """Run the sequences through the decoder and yield the stream, in shards where it is too large for memory.
+
+        Raises CaptureError where the state of a block is not (batch, time, hidden), or the model does not run on text
+        alone, and CertificateError where an identity fails.
+        """
+        for shard, storage in self._shards:
+            writer = StreamWriter(sum(self._lengths[i] for i in shard), storage)
+            observed = self._run(shard, writer, self.advance)
+            stream = ResidualStream(writer.states, *_rows(self.sequences, shard), storage)
+            stream.require_finite()
+            assert self._causality is not None
+            observed.causality = float(self._causality)
+            yield stream, certify(observed, stream)
+            # The shard is the largest thing in memory: nothing here may hold it while the next one is filled.
+            del stream, writer, observed
+
+    def updates(self, layers: Container[int]) -> Iterator[ResidualStream]:
+        """Run the sequences again and yield streams of the states around these blocks alone, in fewer shards.
+
+        The other states have no rows. What the hooks see was certified by `shards`.
+        """
+        kept = {layer for layer in range(self._states) if layer in layers or layer - 1 in layers}
+        for shard, storage in plan_shards(self._lengths, self._bytes_per_state * len(kept), self.device, self.memory):
+            writer = StreamWriter(sum(self._lengths[i] for i in shard), storage, kept)
+            self._run(shard, writer)
+            yield ResidualStream(writer.states, *_rows(self.sequences, shard), storage)
+            del writer
+
+    def reference_norms(self) -> list[Float[Tensor, " tokens"]]:
+        """Run the reference documents of the sinks, and return the norms of their tokens in each state.
+
+        Tokens that the calibration drops, and those at position 0, are left out.
+        """
+        shard = [i for i, document in enumerate(self.sequences.documents) if document < REFERENCE_DOCUMENTS]
+        if not shard:  # they are empty texts
+            return [torch.zeros(0)] * self._states
+        writer = NormWriter()
+        self._run(shard, writer)
+        _, position, kept = _rows(self.sequences, shard)
+        return [norms[kept & (position > 0)] for norms in writer.norms]
+
+    @property
+    def whole(self) -> bool:
+        """True if the stream comes in one shard."""
+        return len(self._shards) == 1
+
+    @property
+    def hidden(self) -> int:
+        """Width of the stream."""
+        return hidden_size(self.model, self.decoder)
+
+    @property
+    def _states(self) -> int:
+        """N + 1, the number of states."""
+        return len(self.decoder.blocks) + 1
+
+    @property
+    def _bytes_per_state(self) -> int:
+        return self.hidden * int(self.model.dtype.itemsize)
+
+    def _run(
+        self, shard: Sequence[int], writer: StreamWriter | NormWriter, advance: Advance | None = None
+    ) -> Observations:
+        """Run the batches that hold sequences of a shard, write their states, and return what the hooks observed."""
+        tokens, filled, done = sum(self._lengths[i] for i in shard), 0, 0
+        with torch.no_grad(), Tap(self.decoder, writer.write, writer.read, self._layout) as tap:
             while done < len(shard):
-                batch, used = _batch(sequences, shard[done:], writer.filled, limit, device)
+                together = next(batch for batch in self._batches if shard[done] in batch)
+                used = sum(i in together for i in shard)
+                batch = _batch(self.sequences, together, shard[done : done + used], filled, self.device)
                 writer.range = (batch.start, batch.start + batch.tokens)
                 before = tap.observed.copy()
                 try:
-                    witnesses = _witnesses(batch, writer.tokens)
+                    witnesses = _witnesses(batch, tokens)
                     tap.begin(batch, witnesses)
-                    beside = _side_stream(model, device)
-                    last = _forward(decoder, batch)
-                    if causality is None:
+                    beside = _side_stream(self.model, self.device)
+                    last = _forward(self.decoder, batch)
+                    if self._causality is None:
                         # Once, because it holds for all sequences of a model or for none; before `end`, which waits.
                         with tap.paused():
-                            causality = Prefix.of(batch.ids, batch.shortest, last).error_alone(decoder, beside)
+                            self._causality = Prefix.of(batch.ids, batch.shortest, last).error_alone(
+                                self.decoder, beside
+                            )
                     tap.end(batch, witnesses, last)
                 except UnfamiliarShapeError as unfamiliar:
-                    if layout is not Layout.BATCH_TIME:
+                    if self._layout is not Layout.BATCH_TIME:
                         raise
                     with tap.paused():
-                        tap.layout = layout = _find_layout(decoder, batch, unfamiliar)
+                        tap.layout = self._layout = _find_layout(self.decoder, batch, unfamiliar)
                     continue
                 except ForwardError:
-                    if used == 1:
+                    if len(together) == 1:
                         raise
+                    self._split(together.start, 1)
                     tap.observed = before
-                    limit = 1
                     continue
                 except torch.OutOfMemoryError:
-                    if used == 1:
-                        raise CaptureError(
-                            f"out of memory on {device} with a single sequence of {batch.tokens} tokens. "
+                    if len(together) == 1:
+                        raise DeviceError(
+                            f"out of memory on {self.device} with a single sequence of {batch.ids.numel()} tokens. "
                             f"Use a larger device, or a calibration set of shorter documents."
                         ) from None
+                    self.batch_tokens = batch.ids.numel() // 2
+                    self._split(together.start, self.batch_tokens)
                     tap.observed = before
-                    limit = batch.ids.numel() // 2
                     torch.cuda.empty_cache()
                     continue
-                writer.filled += batch.tokens
+                filled += batch.tokens
                 done += used
-                advance(batch.tokens)
+                if advance is not None:
+                    advance(batch.tokens)
         writer.finish()
-        stream = ResidualStream(writer.states, *_rows(sequences, shard), storage)
-        stream.require_finite()
-        assert causality is not None
-        tap.observed.causality = float(causality)
-        yield stream, certify(tap.observed, stream)
-        # The shard is the largest thing in memory: nothing here may hold it while the next one is filled.
-        del stream, writer, tap, last
+        return tap.observed
+
+    def _split(self, first: int, limit: int) -> None:
+        """Split each batch from the one with sequence `first` on into batches of at most `limit` padded tokens."""
+        batches = []
+        for batch in self._batches:
+            parts = plan_batches(self._lengths[batch.start : batch.stop], limit) if batch.start >= first else ()
+            batches += [range(batch.start + part.start, batch.start + part.stop) for part in parts] or [batch]
+        self._batches = batches
 
 
-def tokens_that_fit(model: Any, decoder: Decoder, device: torch.device) -> int:
-    """Return the padded tokens of the first batch: an estimate of how many fit in memory beside the stream."""
+def capture(
+    model: Any, decoder: Decoder, sequences: TokenSequences, *, device: torch.device, **options: Any
+) -> Iterator[tuple[ResidualStream, Certificate]]:
+    """Yield the shards of the stream, each with its certificate: `Capture(...).shards()`."""
+    return Capture(model, decoder, sequences, device=device, **options).shards()
+
+
+def planned_batch(model: Any, decoder: Decoder, device: torch.device) -> int:
+    """Return the padded tokens of a batch: by the kind of device, and fewer where the blocks of the model are wide."""
     sizes = (getattr(module, "out_features", None) for block in decoder.blocks for module in block.modules())
     widest = max((size for size in sizes if isinstance(size, int)), default=0)
-    token = COPIES_PER_TOKEN * max(widest, hidden_size(model, decoder)) * int(model.dtype.itemsize)
-    return max(1, min(TOKENS_PER_BATCH[device.type], Memory.free(device, 1 - MEMORY_SHARE).device // token))
+    return planned_tokens(device.type, max(widest, hidden_size(model, decoder)) * int(model.dtype.itemsize))
 
 
 def _side_stream(model: Any, device: torch.device) -> torch.cuda.Stream | None:
@@ -167,21 +249,21 @@ def _forward(decoder: Decoder, batch: Batch) -> Float[Tensor, "sequences length 
 
 
 def _batch(
-    sequences: TokenSequences, remaining: Sequence[int], start: int, limit: int, device: torch.device
-) -> tuple[Batch, int]:
-    """Return a batch of the remaining sequences that fit `limit` padded tokens (at least one), and their number.
+    sequences: TokenSequences, together: Sequence[int], chosen: Sequence[int], start: int, device: torch.device
+) -> Batch:
+    """Return a batch of the sequences that run together, of which the rows of the chosen ones are kept.
 
     Padding is on the right: in a causal model no token sees what follows it, so positions stay as they are.
     """
-    longest = len(sequences.ids[remaining[0]])
-    used = max(1, min(len(remaining), limit // longest))
-    chosen = [sequences.ids[i] for i in remaining[:used]]
-    ids = nn.utils.rnn.pad_sequence(chosen, batch_first=True)
-    lengths = torch.tensor([len(sequence) for sequence in chosen])
-    mask = (torch.arange(longest) < lengths[:, None]).long()
-    tokens, shortest = int(lengths.sum()), int(lengths[-1])
-    real = mask.flatten().nonzero().flatten() if tokens < ids.numel() else None
-    return Batch(ids.to(device), mask.to(device), real, start, tokens, shortest), used
+    rows = [sequences.ids[i] for i in together]
+    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    lengths = torch.tensor([len(row) for row in rows])
+    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
+    kept = set(chosen)
+    real = mask * torch.tensor([int(i in kept) for i in together])[:, None]
+    tokens = int(real.sum())
+    places = real.flatten().nonzero().flatten() if tokens < ids.numel() else None
+    return Batch(ids.to(device), mask.to(device), places, start, tokens, int(lengths[-1]))
 
 
 def _witnesses(batch: Batch, tokens: int) -> Int64[Tensor, " witnesses"]:
@@ -192,11 +274,7 @@ def _witnesses(batch: Batch, tokens: int) -> Int64[Tensor, " witnesses"]:
 
 def stream_bytes(model: Any, decoder: Decoder, tokens: int) -> int:
     """Return the bytes of the residual stream of this many tokens; no weights are read, so a model may lack them."""
-    return tokens * _bytes_per_token(model, decoder)
-
-
-def _bytes_per_token(model: Any, decoder: Decoder) -> int:
-    return (len(decoder.blocks) + 1) * hidden_size(model, decoder) * int(model.dtype.itemsize)
+    return tokens * (len(decoder.blocks) + 1) * hidden_size(model, decoder) * int(model.dtype.itemsize)
 
 
 def hidden_size(model: Any, decoder: Decoder) -> int:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float32
 from torch import Tensor
 
-from delta_suite.capture.stream import ResidualStream
+from delta_suite.capture.plan import REFERENCE_DOCUMENTS
+from delta_suite.capture.stream import ResidualStream, row_norms
 
 SINK_RATIO = 6.0
 """A token whose ||h|| exceeds this many medians in any layer is a sink: massive activations, Sun et al. 2024,
@@ -29,19 +31,21 @@ class Sinks:
     """The ten largest sinks: (document, position, layer, norm over median)."""
 
 
-def find_sinks(stream: ResidualStream) -> Sinks:
+def find_sinks(stream: ResidualStream, reference: Sequence[Float32[Tensor, " tokens"]] | None = None) -> Sinks:
     """Return position 0 of each sequence, and the tokens of very large norm in any layer.
 
-    The median of each layer is taken over the kept tokens of this stream without position 0.
+    The median of each state is taken over its norms in `reference`, those of the first documents of the calibration
+    (plan.REFERENCE_DOCUMENTS), without position 0 and dropped tokens: the same ones, however many documents follow, and
+    in however many shards the stream comes. By default they are those that this stream holds.
     """
     ordinary = stream.kept & (stream.position > 0)
+    within = ordinary & (stream.document < REFERENCE_DOCUMENTS)
     ratio = torch.zeros(len(stream.kept))
     layer_of = torch.zeros(len(stream.kept), dtype=torch.int64)
     for layer, state in enumerate(stream.states):
-        norms = torch.linalg.vector_norm(state, dim=1, dtype=torch.float32).cpu()
-        multiples = (
-            norms / norms[ordinary].median().clamp_min(1e-30) if bool(ordinary.any()) else torch.ones_like(norms)
-        )
+        norms = row_norms(state)
+        usual = norms[within] if reference is None else reference[layer]
+        multiples = norms / usual.median().clamp_min(1e-30) if len(usual) else torch.ones_like(norms)
         layer_of[multiples > ratio] = layer
         ratio = torch.maximum(ratio, multiples)
     first = stream.kept & (stream.position == 0)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
-from delta_suite.errors import CaptureError
+from delta_suite.errors import CaptureError, DeviceError
 
 Storage = Literal["device", "host", "disk"]
 """Place of a stream: the device, pinned memory of the host, or a memory-mapped file."""
@@ -28,8 +29,9 @@ MEMORY_SHARE = 0.5
 class ResidualStream:
     """The states h_0 .. h_N of a set of tokens, in the dtype of the model."""
 
-    states: Sequence[Float[Tensor, "tokens hidden"]]
-    """N + 1 tensors. Where a model is split over devices, each is on the device of its block."""
+    states: Sequence[Float[Tensor, "_ hidden"]]
+    """N + 1 tensors of all tokens; those that were not asked for have no rows. Where a model is split over devices,
+    each is on the device of its block."""
     document: Int64[Tensor, " tokens"]
     """Number of the document of each token."""
     position: Int64[Tensor, " tokens"]
@@ -100,6 +102,16 @@ class ResidualStream:
             )
 
 
+def gib(size: int) -> str:
+    """Return a number of bytes in words.
+
+    Example:
+        >>> gib(3 << 29)
+        '1.5 GiB'
+    """
+    return f"{size / 2**30:.3g} GiB"
+
+
 @dataclass(frozen=True)
 class Memory:
     """Bytes that may be taken in each place."""
@@ -107,6 +119,30 @@ class Memory:
     device: int
     host: int = 0
     disk: int = 0
+
+    @property
+    def places(self) -> tuple[tuple[Storage, int], ...]:
+        """The places and their bytes, the fastest first."""
+        return ("device", self.device), ("host", self.host), ("disk", self.disk)
+
+    @property
+    def roomiest(self) -> tuple[Storage, int]:
+        """The place with the most bytes; of equal ones the fastest."""
+        return max(self.places, key=lambda place: place[1])
+
+    def place(self, size: int) -> Storage | None:
+        """Return the fastest place that holds `size` bytes, or None."""
+        return next((place for place, free in self.places if size <= free), None)
+
+    def __str__(self) -> str:
+        """Return what may be taken where, in words.
+
+        Example:
+            >>> print(Memory(device=1 << 30, disk=1 << 31))
+            1 GiB on the device, 0 GiB in host memory beside it, 2 GiB on disk
+        """
+        where = {"device": "on the device", "host": "in host memory beside it", "disk": "on disk"}
+        return ", ".join(f"{gib(size)} {where[place]}" for place, size in self.places)
 
     @classmethod
     def free(cls, device: torch.device, share: float = MEMORY_SHARE) -> Memory:
@@ -135,7 +171,8 @@ def plan_shards(
     """Yield the sequences of each shard, and the place of its stream.
 
     All sequences are one shard on the device if they fit there; else in pinned host memory; else in a memory-mapped
-    file. Otherwise there are several shards, each on the device; a sequence that exceeds the budget is a shard alone.
+    file. Otherwise there are several shards, each on the device, or where that does not hold the longest sequence, in
+    the roomiest place; a sequence that fits nowhere is a shard alone.
 
     Example:
         >>> lengths = [50, 30, 20]
@@ -143,40 +180,64 @@ def plan_shards(
         [([0], 'device'), ([1, 2], 'device')]
     """
     memory = memory or Memory.free(device)
-    everything, needed = list(range(len(lengths))), bytes_per_token * sum(lengths)
-    places: tuple[tuple[Storage, int], ...] = (
-        ("device", memory.device),
-        ("host", memory.host),
-        ("disk", memory.disk),
-    )
-    for storage, room in places:
-        if needed <= room:
-            yield everything, storage
-            return
+    sizes = [length * bytes_per_token for length in lengths]
+    whole = memory.place(sum(sizes))
+    if whole is not None:
+        yield list(range(len(sizes))), whole
+        return
+    storage, room = memory.places[0] if max(sizes) <= memory.device else memory.roomiest
     shard: list[int] = []
     used = 0
-    for index in everything:
-        size = lengths[index] * bytes_per_token
-        if shard and used + size > memory.device:
-            yield shard, "device"
+    for index, size in enumerate(sizes):
+        if shard and used + size > room:
+            yield shard, storage
             shard, used = [], 0
         shard.append(index)
         used += size
-    yield shard, "device"
+    yield shard, storage
+
+
+def mapped(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Return a tensor of zeros in a memory-mapped file, which is gone from the folder at once.
+
+    The mapping keeps it until the tensor is freed, even if the run is killed. Raises DeviceError where the disk has no
+    room for it.
+    """
+    size = math.prod(shape)
+    with tempfile.TemporaryDirectory(prefix="delta-suite-") as folder:
+        path = Path(folder) / "tensor"
+        try:
+            with path.open("wb") as file:
+                if hasattr(os, "posix_fallocate"):  # asked for now: writing to a full disk later would kill the process
+                    os.posix_fallocate(file.fileno(), 0, max(1, size) * dtype.itemsize)
+                else:
+                    file.truncate(max(1, size) * dtype.itemsize)
+        except OSError as error:
+            raise DeviceError(
+                f"{gib(size * dtype.itemsize)} are needed in {tempfile.gettempdir()}: {error.strerror}. "
+                f"Make room there, or set TMPDIR to a folder of a larger disk."
+            ) from None
+        flat = torch.from_file(str(path), shared=True, size=max(1, size), dtype=dtype)
+    return flat[:size].view(tuple(shape))
 
 
 class StreamWriter:
     """Writer of the states of one shard, a range of rows per batch."""
 
-    def __init__(self, tokens: int, storage: Storage) -> None:
-        self.tokens, self.storage = tokens, storage
+    def __init__(self, tokens: int, storage: Storage, layers: Container[int] | None = None) -> None:
+        """Take the rows and the place of the shard, and the layers L whose states h_L are kept; None for all.
+
+        A state that is not kept has no rows in the stream.
+        """
+        self.tokens, self.storage, self.layers = tokens, storage, layers
         self.states: list[Tensor] = []
         self.filled = 0
         """Number of rows that are complete."""
         self.range = (0, 0)
         """First row of the current batch, and the row after its last."""
         self._copies: dict[torch.device, torch.cuda.Stream] = {}
-        self._files = ExitStack()
+        self._passing: tuple[int, Tensor] | None = None
+        """The last state of the batch that is not kept, and its layer: the hooks may read it until the next one."""
 
     def write(
         self, layer: int, states: Float[Tensor, "positions hidden"], real: Int64[Tensor, " rows"] | None = None
@@ -186,14 +247,18 @@ class StreamWriter:
         Raises CaptureError where the width differs from that of h_layer in earlier batches.
         """
         start, stop = self.range
+        kept = self.layers is None or layer in self.layers
         if layer == len(self.states):
-            self.states.append(self._allocate(states))
+            self.states.append(self._allocate(states) if kept else states.new_empty(0, states.shape[1]))
         target = self.states[layer]
         if target.shape[1] != states.shape[1]:
             raise CaptureError(
                 f"the stream changes width at h_{layer}: {target.shape[1]} before, {states.shape[1]} now. "
                 f"Updates are differences of states of one width; this architecture is not supported."
             )
+        if not kept:
+            self._passing = layer, states.clone() if real is None else states.index_select(0, real)
+            return
         if target.device == states.device:  # one kernel selects and copies
             if real is None:
                 target[start:stop].copy_(states)
@@ -217,18 +282,15 @@ class StreamWriter:
     def _allocate(self, rows: Tensor) -> Tensor:
         shape = (self.tokens, rows.shape[1])
         if self.storage == "disk":
-            folder = Path(self._files.enter_context(tempfile.TemporaryDirectory(prefix="delta-suite-")))
-            size = shape[0] * shape[1]
-            # The file is unlinked at once: the mapping keeps it until the tensor is freed, even if the run is killed.
-            mapped = torch.from_file(str(folder / "state"), shared=True, size=size, dtype=rows.dtype)
-            self._files.close()
-            return mapped.view(shape)
+            return mapped(shape, rows.dtype)
         on_host = self.storage == "host"
         place = torch.device("cpu") if on_host else rows.device
         return torch.empty(shape, dtype=rows.dtype, device=place, pin_memory=on_host and rows.is_cuda)
 
     def read(self, layer: int) -> Float[Tensor, "rows hidden"]:
-        """Return the rows of the current batch as they are stored."""
+        """Return the rows of the current batch as they are stored; a state that is not kept only until the next one."""
+        if self._passing is not None and self._passing[0] == layer:
+            return self._passing[1]
         self.synchronize()
         return self.states[layer][self.range[0] : self.range[1]]
 
@@ -246,3 +308,43 @@ class StreamWriter:
                 f"the stream changes width over depth: {widths}. "
                 f"Updates are differences of states of one width; this architecture is not supported."
             )
+
+
+class NormWriter:
+    """Writer of the norms of the states alone."""
+
+    def __init__(self) -> None:
+        self._norms: list[dict[int, Float32[Tensor, " rows"]]] = []
+        """The norms of each state, on the host, by the first row of the batch: one that runs again replaces them."""
+        self.range = (0, 0)
+        self._last: tuple[int, Tensor] | None = None
+
+    def write(
+        self, layer: int, states: Float[Tensor, "positions hidden"], real: Int64[Tensor, " rows"] | None = None
+    ) -> None:
+        """Store the norms of h_layer of the current batch: of the rows `real` of its states, or of all."""
+        rows = states.clone() if real is None else states.index_select(0, real)
+        self._last = layer, rows
+        if layer == len(self._norms):
+            self._norms.append({})
+        self._norms[layer][self.range[0]] = row_norms(rows)
+
+    @property
+    def norms(self) -> list[Float32[Tensor, " rows"]]:
+        """The norms of all rows, by state."""
+        return [torch.cat(list(batches.values())) for batches in self._norms]
+
+    def read(self, layer: int) -> Float[Tensor, "rows hidden"]:
+        """Return the rows of the current batch as they were written last."""
+        assert self._last is not None
+        assert self._last[0] == layer
+        return self._last[1]
+
+    def finish(self) -> None:
+        """Do nothing: every norm is there."""
+
+
+def row_norms(states: Float[Tensor, "rows hidden"]) -> Float32[Tensor, " rows"]:
+    """Return the norm of each row, on the host."""
+    norms: Tensor = torch.linalg.vector_norm(states, dim=1, dtype=torch.float32)
+    return norms.cpu()

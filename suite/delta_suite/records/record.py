@@ -143,6 +143,10 @@ class StreamRecord(RecordPart):
     """Several come one after the other, and are kept one at a time."""
     largest_bytes: int
     """Size of the largest shard."""
+    planned_batch_tokens: int | None = None
+    """Largest number of padded tokens of a batch, as planned from the model's shape and the kind of device."""
+    batch_tokens: int | None = None
+    """The same as run: less where memory ran out, and then figures may differ in the seventh digit."""
 
     @property
     def usual(self) -> bool:

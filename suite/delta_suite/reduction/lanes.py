@@ -1,7 +1,6 @@
 """Lanes in which layers are reduced, and how many run at once: devices, CUDA streams, host threads and memory.
 
-Nothing here changes a number, with one exception: where the moments of several shards do not fit memory in all groups
-of documents, `make_plan` keeps them in halves, and there are no intervals.
+Nothing here changes a number.
 """
 
 from __future__ import annotations
@@ -14,8 +13,8 @@ from itertools import zip_longest
 import torch
 
 from delta_suite.capture.forward import side_streams
-from delta_suite.capture.stream import Memory, ResidualStream
-from delta_suite.errors import CaptureError
+from delta_suite.capture.stream import Memory, ResidualStream, gib
+from delta_suite.errors import DeviceError
 from delta_suite.reduction.eigen import (
     LARGEST_BATCH,
     LARGEST_BATCHED,
@@ -65,8 +64,6 @@ class Plan:
     variants: Sequence[Variant]
     groups: int
     """Number of groups of documents."""
-    intervals: bool
-    """True if replicates are formed."""
     keep_on: torch.device | None
     """Device on which moments wait for the next shard; None leaves them where they were formed."""
 
@@ -79,25 +76,42 @@ def make_plan(
     `layers` is the number of layers whose moments are held at once: one where there is a single shard. `memory` is what
     they may take, by default a share of what is free.
 
-    Raises CaptureError where the moments of several shards fit neither the device nor the host.
+    Raises DeviceError where the moments of several shards fit neither the device nor the host.
     """
     groups = group_count(documents)
     if layers == 1:
-        return Plan(variants, groups, groups > 1, None)
+        return Plan(variants, groups, None)
     device = stream.states[0].device
     memory = memory or Memory.free(device)
-    sets = _row_sets(variants)
-    for count in dict.fromkeys([groups, min(groups, 2)]):
-        needed = layers * sets * count * stream.hidden**2 * 8
-        if needed <= memory.device:
-            return Plan(variants, count, count == groups > 1, None)
-        if needed <= memory.host:
-            return Plan(variants, count, count == groups > 1, torch.device("cpu"))
-    raise CaptureError(
-        f"the stream needs several shards, and the moments that are added over them take {needed / 1e9:.0f} GB "
-        f"({layers} layers, {sets} sets of rows, 2 halves of documents): more than the {memory.device / 1e9:.0f} GB of "
-        f"{device} and {memory.host / 1e9:.0f} GB of host memory that are free for them. Use a calibration set of "
-        f"fewer tokens, so that the whole stream fits, or a machine with more memory."
+    if layers > layers_at_once(stream.hidden, variants, documents, memory):
+        raise _no_room(layers, stream.hidden, variants, documents, memory)
+    fits = layers * _moments_bytes(stream.hidden, variants, documents) <= memory.device
+    return Plan(variants, groups, None if fits else torch.device("cpu"))
+
+
+def layers_at_once(hidden: int, variants: Sequence[Variant], documents: int, memory: Memory) -> int:
+    """Return for how many layers memory holds the moments that are added over several shards.
+
+    The other layers are reduced in further passes over the stream. Raises DeviceError where there is room for none.
+    """
+    most = max(memory.device, memory.host) // _moments_bytes(hidden, variants, documents)
+    if most == 0:
+        raise _no_room(1, hidden, variants, documents, memory)
+    return most
+
+
+def _moments_bytes(hidden: int, variants: Sequence[Variant], documents: int) -> int:
+    """Return the size of the moments of one layer: a Gram matrix for each group of documents and set of rows."""
+    return _row_sets(variants) * group_count(documents) * hidden**2 * 8
+
+
+def _no_room(layers: int, hidden: int, variants: Sequence[Variant], documents: int, memory: Memory) -> DeviceError:
+    needed = layers * _moments_bytes(hidden, variants, documents)
+    return DeviceError(
+        f"the stream needs several shards, and the moments of {layers} layer(s) that are added over them take "
+        f"{gib(needed)} ({group_count(documents)} groups of documents, {_row_sets(variants)} sets of rows, {hidden} x "
+        f"{hidden}). May be taken: {memory}. Use a calibration set of fewer tokens, so that the whole stream fits, or "
+        f"a machine with more memory."
     )
 
 

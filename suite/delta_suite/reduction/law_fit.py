@@ -26,33 +26,48 @@ order, and the ratios show it where R^2(own) - R^2(shared) is small.
 Least squares in d dimensions wants 10 d tokens in the training fold. With fewer, x is projected on the first k = n/10
 principal components of its training fold, and delta on k of its own; the energy of delta outside counts as unexplained
 on every rung but c_L h.
+
+Memory. For L layers in k dimensions the sums of 10 groups of documents and 2 folds are 36 L matrices of k x k in
+float64, and the maps of one fit 6 L: 42 * 8 * L * k^2 bytes, once for each basis (two where k < d, one fold after the
+other where memory is short). They lie on the device, else in host memory, else in memory-mapped files. Where none of
+these holds them, the layers of one phase at a time are summed and fitted, and pairs of parts of the model for the
+transfer between phases, each with a pass over the stream. Beside them the device holds WORKSPACE_MATRICES k x k
+matrices for each layer of a portion (at most WORKSPACE_BYTES, or one layer), the rows of one block of tokens of one
+layer, and while a basis is sought 12 matrices of d x d. GiB of one basis:
+
+    L x d     k = 859 (`core`)     k = d
+    30 x 576  (k = d)              3.1
+    24 x 896  5.5                  6.0
+    64 x 5120 14.8                 525
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import partial
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
 from delta_suite.capture.sinks import Sinks, find_sinks
-from delta_suite.capture.stream import ResidualStream
+from delta_suite.capture.stream import Memory, ResidualStream
 from delta_suite.models.phases import PhaseMap
 from delta_suite.reduction.gram import algebra_device
+from delta_suite.reduction.law_maps import RIDGE_LAYERS, Fit, Scores, choose_ridge
+from delta_suite.reduction.law_memory import Portion, law_bytes, plan_law
 from delta_suite.reduction.law_scores import RUNGS, Law
 from delta_suite.reduction.law_sums import (
     FOLDS,
     GROUPS,
     ORDER,
+    Basis,
     Form,
-    Sums,
+    Maps,
+    Streams,
     fold_bases,
-    law_bytes,
-    place_for,
     sum_groups,
     walk_rows,
 )
@@ -62,17 +77,6 @@ TOKENS_PER_DIMENSION = 10
 
 FEWEST_COMPONENTS = 16
 """Fewest principal components to fit in: with tokens for fewer, the maps say nothing about the stream."""
-
-RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
-"""Values of mu that are tried, in multiples of the mean eigenvalue of A."""
-
-RIDGE_LAYERS = 4
-"""Number of evenly spaced layers on which mu is chosen."""
-
-BLOCK, TOLERANCE, MOST_STEPS = 8, 1e-5, 500
-"""Subspace iteration for v_L: number of directions, the residual ||Rv - r v|| / r at which it ends, and the most steps.
-The error of the held-out energy along v_L is of first order in that residual: at 1e-3 shares were off by 1e-4, now by
-1e-6."""
 
 
 def components(tokens: int, hidden: int) -> int:
@@ -103,29 +107,57 @@ def measure_law(
     *,
     form: Form = "normalised",
     sinks: Sinks | None = None,
+    memory: Memory | None = None,
 ) -> Law:
-    """Return the law over every phase of one stream that holds all documents.
+    """Return the law over every phase of one stream that holds all documents; see `measure_law_again`.
 
-    The sums of layer L are formed on device L modulo their number, and the maps are fitted on the first device; without
-    devices, where the first state lies. A law that cannot be fitted (too few documents or tokens, too little memory) is
-    returned without numbers and with the reason. Pass `sinks` where they are known, so that they are not sought again.
+    Pass `sinks` where they are known, so that they are not sought again.
     """
-    device = algebra_device(devices[0] if devices else stream.states[0].device)
     sinks = find_sinks(stream) if sinks is None else sinks
-    entering = (stream.kept & ~sinks.dropped).cpu()
-    group = (stream.document.cpu() % GROUPS)[entering]
-    rows = entering.nonzero().flatten()
+    return measure_law_again(
+        lambda layers: [stream],
+        (stream.kept & ~sinks.dropped).cpu(),
+        stream.document.cpu(),
+        phases,
+        devices or [stream.states[0].device],
+        layers=stream.layers,
+        hidden=stream.hidden,
+        form=form,
+        memory=memory,
+    )
+
+
+def measure_law_again(
+    streams: Streams,
+    entering: Bool[Tensor, " tokens"],
+    document: Int64[Tensor, " tokens"],
+    phases: PhaseMap,
+    devices: Sequence[torch.device],
+    *,
+    layers: int,
+    hidden: int,
+    form: Form = "normalised",
+    memory: Memory | None = None,
+) -> Law:
+    """Return the law over every phase of a stream that can be had repeatedly, in shards.
+
+    entering, document: which of all tokens enter, and the document of each, in the order of the stream.
+
+    The sums of layer L are formed on device L modulo their number, and the maps are fitted on the first device. Nothing
+    depends on `memory` (by default a share of what is free) but the time. A law that cannot be fitted, as there are too
+    few documents or tokens, is returned without numbers and with the reason. Raises DeviceError where the sums of no
+    phase fit memory.
+    """
+    device = algebra_device(devices[0])
+    group = document[entering] % GROUPS
     counts = [int((group == number).sum()) for number in ORDER]
-    ends = np.cumsum([0, *counts])
-    slices = [slice(int(a), int(b)) for a, b in pairwise(ends)]
-    folds = [slice(slices[fold][0].start, slices[fold][-1].stop) for fold in FOLDS]
-    tokens = min(fold.stop - fold.start for fold in folds)
-    documents = len(set(stream.document.cpu()[entering].tolist()))
-    hidden = stream.hidden
+    rows = int(entering.sum())
+    tokens = min(sum(counts[fold]) for fold in FOLDS)
+    documents = len(set(document[entering].tolist()))
     k = components(tokens, hidden)
 
     def unmeasured(reason: str) -> Law:
-        return Law.absent(reason, phases, form=form, tokens=len(rows), documents=documents, hidden=hidden)
+        return Law.absent(reason, phases, form=form, tokens=rows, documents=documents, hidden=hidden)
 
     if min(counts) == 0:
         return unmeasured(
@@ -137,196 +169,68 @@ def measure_law(
             f"least squares needs {TOKENS_PER_DIMENSION} tokens per dimension: a fold of n = {tokens} tokens allows "
             f"k = {k} of d = {hidden}, and fewer than {FEWEST_COMPONENTS} say nothing about the stream"
         )
-    home, reason = place_for(stream.layers, k, 1 if k == hidden else 2, device)
-    if reason is not None:
-        return unmeasured(reason)
-
-    order = torch.cat([rows[group == number] for number in ORDER])
-    walk = walk_rows(stream, order, form, devices)
-    bases = fold_bases(walk, folds, hidden, k, device)
-    sums = sum_groups(walk, slices, stream.layers, hidden, bases, home)
-
-    whole: list[_Scores] = []
-    without: list[list[_Scores]] = []
-    ridges, directions = [], []
-    for fold, groups in enumerate(FOLDS):
-        train, other = sums[fold].total(groups, device), sums[fold].sets(FOLDS[1 - fold], device)
-        ridges.append(_choose_ridge(sums[fold], groups, device))
-        scores, leading = _evaluate(train, other, phases, ridges[-1])
-        whole.append(scores)
-        directions.append(bases[fold].lifted(leading[..., 0]).cpu().numpy())
-        everything = sums[fold].total(FOLDS[1 - fold], device)
-        replicates = []
-        for deleted in range(groups.start, groups.stop):
-            fewer = train - sums[fold].sets(slice(deleted, deleted + 1), device)
-            replicates.append(_evaluate(fewer, everything, phases, ridges[-1], leading)[0])
-        without.append(replicates)
-    return _assemble(
-        whole, without, phases, form, len(rows), documents, hidden, k, (ridges[0], ridges[1]), np.stack(directions)
-    )
-
-
-# --- one fit ---------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Scores:
-    """Squared errors of maps that were fitted on one set of documents, on each test set; additive over test sets."""
-
-    mean: Float64[np.ndarray, "sets layers"]
-    """SSE of the training mean."""
-    inside: Float64[np.ndarray, "sets layers"]
-    """The part of `mean` inside the basis."""
-    rungs: Mapping[str, Float64[np.ndarray, "sets layers"]]
-    """SSE of each rung; NaN where a phase has one layer and therefore no shared map."""
-    along: Float64[np.ndarray, "sets layers"]
-    """Energy of the residual after the shared map along v_L."""
-    transfer: Float64[np.ndarray, "sets layers layers"]
-    """SSE on layer L (second axis) of the map of layer M (third axis) with its best gain."""
-    gains: Float64[np.ndarray, " layers"]
-    """c_L of the shared maps."""
-
-    def total(self, chosen: Sequence[bool] | None = None) -> _Scores:
-        """Return the scores over all test sets together, or over those that are chosen."""
-
-        def over(errors: np.ndarray) -> np.ndarray:
-            return np.asarray((errors if chosen is None else errors[np.array(chosen)]).sum(axis=0, keepdims=True))
-
-        rungs = {name: over(errors) for name, errors in self.rungs.items()}
-        return _Scores(over(self.mean), over(self.inside), rungs, over(self.along), over(self.transfer), self.gains)
-
-
-def _evaluate(
-    train: Sums, tests: Sums, phases: PhaseMap, ridge: float, start: Tensor | None = None
-) -> tuple[_Scores, Float64[Tensor, "layers k b"]]:
-    """Fit every map, and v_L, on one set of documents, and score them on each test set.
-
-    Also return the leading directions of the residuals, v_L first. They are a good `start` of the iteration for sets
-    that have most documents in common.
-    """
-    tests, fit = tests.about(train), train.about(train)
-    A, B, D = fit.A[0], fit.B[0], fit.D[0]
-    layers, k = A.shape[:2]
-    sets = len(tests.n)
-
-    maps, factor = _least_squares(A, B, ridge)
-    squared = maps.mT @ maps
-    fitted, test = _products(maps, squared, fit), _products(maps, squared, tests)
-    gain = fitted[0][0] / fitted[1][0].clamp_min(torch.finfo(torch.float64).tiny)
-    gain.fill_diagonal_(1.0)  # on its own layer a map is the least-squares one without a gain
-    transfer = tests.yy[:, :, None] - 2 * gain * test[0] + gain.square() * test[1]
-    scale = fit.xy[0] / fit.xx[0].clamp_min(torch.finfo(torch.float64).tiny)
-
-    unset = torch.full((sets, layers), torch.nan, dtype=torch.float64, device=A.device)
-    shared_sse, rank_one, along, gains = unset.clone(), unset.clone(), unset.clone(), unset[0].clone()
-    if start is None:
-        block = torch.randn(k, min(BLOCK, k), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        start = torch.linalg.qr(block.to(A.device))[0].expand(layers, -1, -1)
-    leading = start.new_zeros(start.shape)
-    energy = (fit.yy[0] / fit.n[0]).sqrt().clamp_min(torch.finfo(torch.float64).tiny)
-    for first, last in phases.values():
-        chosen = slice(first, last + 1)
-        if first == last:
-            continue
-        a, b, d = A[chosen], B[chosen], D[chosen]
-        scaled = b / energy[chosen, None, None]
-        T, _ = _least_squares(a.sum(dim=0) - a, scaled.sum(dim=0) - scaled, ridge)
-        S = T.mT @ T
-        c = (T * b).sum(dim=(1, 2)) / (S * a).sum(dim=(1, 2)).clamp_min(torch.finfo(torch.float64).tiny)
-        T, S = c[:, None, None] * T, c.square()[:, None, None] * S
-        crossed = T @ b.mT
-        leading[chosen] = _top_directions(d - crossed - crossed.mT + T @ a @ T.mT, start[chosen])
-        v = leading[chosen, :, :1]
-        image = T.mT @ v
-        w = torch.cholesky_solve(b.mT @ v - a @ image, factor[chosen])
-        # One test set after the other: all at once, the temporaries would take more memory than the sums.
-        for one in range(sets):
-            at, bt, dt = tests.A[one, chosen], tests.B[one, chosen], tests.D[one, chosen]
-            shared = tests.yy[one, chosen] - 2 * (T * bt).sum(dim=(1, 2)) + (S * at).sum(dim=(1, 2))
-            held_out = bt.mT @ v
-            shared_sse[one, chosen] = shared
-            along[one, chosen] = (v * (dt @ v) - 2 * image * held_out + image * (at @ image)).sum(dim=(1, 2))
-            rank_one[one, chosen] = shared + (w * (at @ w - 2 * (held_out - at @ image))).sum(dim=(1, 2))
-        gains[chosen] = c
-    rungs = {
-        "scaled": tests.yy - 2 * scale * tests.xy + scale.square() * tests.xx,
-        "shared": shared_sse,
-        "rank_one": rank_one,
-        "own": transfer.diagonal(dim1=1, dim2=2),
-    }
-    scores = _Scores(
-        _numpy(tests.yy),
-        _numpy(tests.D.diagonal(dim1=2, dim2=3).sum(dim=-1)),
-        {name: _numpy(rungs[name]) for name in RUNGS},
-        _numpy(along),
-        _numpy(transfer),
-        _numpy(gains),
-    )
-    return scores, leading
-
-
-def _numpy(tensor: Tensor) -> np.ndarray:
-    return np.asarray(tensor.cpu().numpy())
-
-
-def _least_squares(A: Tensor, B: Tensor, ridge: float) -> tuple[Tensor, Tensor]:
-    """Return B (A + mu I)^-1 and the Cholesky factor of A + mu I, in batches over layers."""
-    mean = A.diagonal(dim1=1, dim2=2).mean(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
-    factor = torch.linalg.cholesky(
-        A + (ridge * mean)[:, None, None] * torch.eye(A.shape[1], out=torch.empty_like(A[0]))
-    )
-    # Two triangular solves from the right are faster than cholesky_solve, which needs B transposed.
-    half = torch.linalg.solve_triangular(factor.mT, B, upper=True, left=False)
-    return torch.linalg.solve_triangular(factor, half, upper=False, left=False), factor
-
-
-def _products(T: Tensor, S: Tensor, sums: Sums) -> tuple[Tensor, Tensor]:
-    """Return tr(T_M B_L^T) and tr(T_M A_L T_M^T) for all pairs of layers, (sets, L, M), from S_M = T_M^T T_M."""
-    return sums.B.flatten(2) @ T.flatten(1).T, sums.A.flatten(2) @ S.flatten(1).T
-
-
-def _top_directions(
-    matrices: Float64[Tensor, "layers k k"], block: Float64[Tensor, "layers k b"]
-) -> Float64[Tensor, "layers k b"]:
-    """Return the top eigenvectors of each matrix, by subspace iteration with Rayleigh-Ritz steps.
-
-    Only the first is iterated to convergence.
-    """
-    for _ in range(MOST_STEPS):
-        image = matrices @ block
-        values, vectors = torch.linalg.eigh(block.mT @ image)
-        block, image = block @ vectors.flip(-1), image @ vectors.flip(-1)
-        rest = image[..., 0] - values[:, -1:] * block[..., 0]
-        if bool((rest.norm(dim=1) <= TOLERANCE * values[:, -1].abs()).all()):
-            break
-        block = torch.linalg.qr(image)[0]
-    return block
-
-
-def _choose_ridge(sums: Sums, fold: slice, device: torch.device) -> float:
-    """Return the ridge with the least held-out error of the layers' own maps, inside the training fold.
-
-    Three of its groups of documents fit and two test, over RIDGE_LAYERS layers.
-    """
-    layers = sums.A.shape[1]
     chosen = sorted({round(i * (layers - 1) / (RIDGE_LAYERS - 1)) for i in range(RIDGE_LAYERS)})
-    few = sums.layers(chosen)
-    train = few.total(slice(fold.start, fold.start + 3), device)
-    test, fit = few.total(slice(fold.start + 3, fold.stop), device).about(train), train.about(train)
-    errors = []
-    for ridge in RIDGES:
-        T, _ = _least_squares(fit.A[0], fit.B[0], ridge)
-        explained = 2 * (T * test.B[0]).sum(dim=(1, 2)) - ((T @ test.A[0]) * T).sum(dim=(1, 2))
-        errors.append(float((1 - explained / test.yy[0].clamp_min(torch.finfo(torch.float64).tiny)).mean()))
-    return RIDGES[int(np.argmin(errors))]
+    plan = plan_law(layers, hidden, k, rows, phases, device, memory)
+    walk = walk_rows(streams, entering, form, devices, plan.rows)
+    bases = fold_bases(walk, layers, hidden, k, device, plan.basis_layers)
+    ridges = [float("nan")] * len(FOLDS)
+    folds = [_Fold.empty(layers, hidden) for _ in FOLDS]
+    for together in plan.folds:
+        shared = [bases[fold] for fold in together] if k < hidden else bases[:1]
+        for portion in plan.portions(chosen):
+            by_basis = sum_groups(walk, portion.layers, hidden, shared, plan.home)
+            maps = Maps(plan.home, len(portion.layers), k)
+            for number, fold in enumerate(together):
+                sums = by_basis[number if k < hidden else 0]
+                if portion.chooses_ridge:
+                    places = [portion.layers.index(layer) for layer in chosen]
+                    ridges[fold] = choose_ridge(sums, places, FOLDS[fold], device)
+                if portion.fits:
+                    options = (fold, portion.inside, ridges[fold], plan, device)
+                    folds[fold].take(portion, partial(Fit, sums, maps, *options), fold, bases[fold])
+            del by_basis, sums, maps  # before those of the next portion are formed
+    return _assemble(folds, phases, form, rows, documents, hidden, k, (ridges[0], ridges[1]))
 
 
 # --- all fits --------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Fold:
+    """All scores of the maps that are trained on one fold."""
+
+    whole: Scores
+    """Trained on all groups of the fold, scored on each group of the other one."""
+    without: Sequence[Scores]
+    """Trained without each group in turn, scored on all of the other fold."""
+    directions: Float64[np.ndarray, "layers hidden"]
+    """v_L."""
+
+    @classmethod
+    def empty(cls, layers: int, hidden: int) -> _Fold:
+        """Return scores that are all NaN, and directions of zero."""
+        half = GROUPS // 2
+        without = [Scores.empty(1, layers) for _ in range(half)]
+        return cls(Scores.empty(half, layers), without, np.zeros((layers, hidden)))
+
+    def take(self, portion: Portion, fit: Callable[..., Fit], fold: int, basis: Basis) -> None:
+        """Fit a portion of the model with all groups and without each, and take over its scores."""
+        whole = fit()
+        self.whole.take(whole.scores(range(*FOLDS[1 - fold].indices(GROUPS))), portion.layers)
+        leading = whole.leading
+        del whole  # its maps, before the next fit forms its own
+        for scores, deleted in zip(self.without, range(*FOLDS[fold].indices(GROUPS)), strict=True):
+            fewer = fit(deleted=deleted, start=leading)
+            scores.take(fewer.scores([GROUPS + 1 - fold]), portion.layers)
+            del fewer
+        lifted = basis.lifted(leading[..., 0]).cpu().numpy()
+        for place, layer in enumerate(portion.layers):
+            if any(first <= layer <= last for first, last in portion.phases.values()):
+                self.directions[layer] = lifted[place]
+
+
 def _assemble(
-    whole: Sequence[_Scores],
-    without: Sequence[Sequence[_Scores]],
+    folds: Sequence[_Fold],
     phases: PhaseMap,
     form: Form,
     tokens: int,
@@ -334,10 +238,10 @@ def _assemble(
     hidden: int,
     k: int,
     ridges: tuple[float, float],
-    directions: Float64[np.ndarray, "folds layers hidden"],
 ) -> Law:
     """Return the law: averages over the two folds, for all documents and without each group of them in turn."""
-    cases: list[list[_Scores]] = [[scores.total() for scores in whole]] + [[]] * GROUPS
+    whole, without = [fold.whole for fold in folds], [fold.without for fold in folds]
+    cases: list[list[Scores]] = [[scores.total() for scores in whole]] + [[]] * GROUPS
     for position, group in enumerate(ORDER):
         fold, index = divmod(position, GROUPS // 2)
         # A group is deleted from the training of one fold and from the test of the maps of the other.
@@ -353,6 +257,7 @@ def _assemble(
         share = averaged([fold.along / fold.rungs["shared"] for fold in case] for case in cases)
         captured = averaged([fold.inside / fold.mean for fold in case] for case in cases[:1])[0]
     gains = np.mean([scores.gains for scores in whole], axis=0)
+    directions = np.stack([fold.directions for fold in folds])
     return Law(
         dict(phases), form, tokens, documents, hidden, k, ridges, r2, share, transfer, gains, captured, directions
     )

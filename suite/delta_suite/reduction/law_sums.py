@@ -1,18 +1,24 @@
-"""Sums from which the law is fitted: x x^T, delta x^T and delta delta^T, by layer and group of documents."""
+"""Sums from which the law is fitted: x x^T, delta x^T and delta delta^T, by layer and group of documents.
+
+A `Walk` brings the rows of the layers, in one or more parts each: shards of the stream, and blocks of rows that keep
+copies in float64 small. What is added up does not depend on the parts, but for rounding in float64.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Literal
 
 import torch
-from jaxtyping import Float64, Int64
+from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
-from delta_suite.capture.stream import Memory, ResidualStream
+from delta_suite.capture.stream import ResidualStream, Storage, mapped
 from delta_suite.reduction.eigen import eigh, slow_float64
 from delta_suite.reduction.gram import algebra_device, gram
+from delta_suite.reduction.lanes import rows_at_once
 from delta_suite.reduction.moments import NORM_FLOOR
 
 Form = Literal["normalised", "raw"]
@@ -28,45 +34,90 @@ ORDER = (*range(0, GROUPS, 2), *range(1, GROUPS, 2))
 FOLDS = (slice(0, GROUPS // 2), slice(GROUPS // 2, GROUPS))
 """Slice of ORDER that holds the groups of each fold."""
 
+Streams = Callable[[Sequence[int]], Iterable[ResidualStream]]
+"""Function that returns the stream again, in shards, with the states around these layers at least."""
+
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one layer that enter, sorted by group of documents, in float64, less their mean over all documents.
+    """Rows of one layer that enter, sorted by group of documents, in float64, about a point near their mean.
 
     The shift changes no result, because each fit subtracts its training mean, and it avoids cancellation there.
     """
 
+    layer: int
     x: Float64[Tensor, "rows hidden"]
     """The rows on which a map acts, as `Form` says."""
     y: Float64[Tensor, "rows hidden"]
     """The updates delta."""
+    slices: Sequence[slice]
+    """The rows of each group, in ORDER."""
+    last: bool
+    """True for the last part of the layer."""
+
+    def fold(self, number: int) -> slice:
+        """Return the rows of a fold."""
+        slices = self.slices[FOLDS[number]]
+        return slice(slices[0].start, slices[-1].stop)
 
 
-Walk = Callable[[], Iterator[tuple[int, Rows]]]
-"""Function that yields each layer and its rows, as often as it is called."""
+Walk = Callable[[Sequence[int]], Iterator[Rows]]
+"""Function that yields the rows of these layers, as often as it is called."""
 
 
 def walk_rows(
-    stream: ResidualStream, order: Int64[Tensor, " rows"], form: Form, devices: Sequence[torch.device]
+    streams: Streams,
+    entering: Bool[Tensor, " tokens"],
+    form: Form,
+    devices: Sequence[torch.device],
+    at_once: int | None = None,
 ) -> Walk:
-    """Return a walk over the layers: layer L on device L modulo their number, or where its state lies without devices.
+    """Return a walk over layers: layer L on device L modulo their number, or where its state lies without devices.
 
-    `order` holds the numbers of the rows that enter, sorted by group of documents.
+    `entering` tells which of all tokens enter, in the order of the stream; they come in blocks of `at_once` rows.
     """
 
-    def walk() -> Iterator[tuple[int, Rows]]:
-        for layer in range(stream.layers):
-            device = devices[layer % len(devices)] if devices else stream.states[layer].device
-            before, update = stream.step(layer, device=algebra_device(device))
-            index = order.to(before.device)
-            x, y = before.index_select(0, index).double(), update.index_select(0, index).double()
-            if form == "normalised":
-                x /= x.square().mean(dim=1, keepdim=True).sqrt_().clamp_min_(NORM_FLOOR)
-            x -= x.mean(dim=0)
-            y -= y.mean(dim=0)
-            yield layer, Rows(x, y)
+    def walk(layers: Sequence[int]) -> Iterator[Rows]:
+        centres: dict[int, tuple[Tensor, Tensor]] = {}
+        start = 0
+        for stream in streams(layers):
+            blocks = list(_row_blocks(stream, entering[start : start + len(stream.document)], at_once))
+            start += len(stream.document)
+            for layer in layers:
+                device = algebra_device(devices[layer % len(devices)] if devices else stream.states[layer].device)
+                for number, (rows, order, slices) in enumerate(blocks):
+                    before, update = stream.step(layer, rows, device)
+                    index = order.to(before.device)
+                    x, y = before.index_select(0, index).double(), update.index_select(0, index).double()
+                    del before, update
+                    if form == "normalised":
+                        x /= x.square().mean(dim=1, keepdim=True).sqrt_().clamp_min_(NORM_FLOOR)
+                    if layer not in centres and len(x):
+                        centres[layer] = x.mean(dim=0), y.mean(dim=0)
+                    if layer in centres:
+                        x -= centres[layer][0]
+                        y -= centres[layer][1]
+                    yield Rows(layer, x, y, slices, start == len(entering) and number == len(blocks) - 1)
+            del stream  # a shard is large, and the next one is filled now
 
     return walk
+
+
+def _row_blocks(
+    stream: ResidualStream, entering: Bool[Tensor, " tokens"], at_once: int | None
+) -> Iterator[tuple[slice, Int64[Tensor, " rows"], list[slice]]]:
+    """Yield blocks of rows, the entering ones of each in the order of their groups, and the slice of each group."""
+    place = torch.empty(GROUPS, dtype=torch.int64)
+    place[list(ORDER)] = torch.arange(GROUPS)
+    group = place[stream.document.cpu() % GROUPS]
+    size = at_once or rows_at_once(stream.hidden)
+    for start in range(0, len(group), size):
+        rows = slice(start, start + size)
+        index = entering[rows].nonzero().flatten()
+        order = index[torch.argsort(group[rows][index], stable=True)]
+        counts = torch.bincount(group[rows][index], minlength=GROUPS)
+        ends = [0, *counts.cumsum(0).tolist()]
+        yield rows, order, [slice(a, b) for a, b in pairwise(ends)]
 
 
 @dataclass(frozen=True)
@@ -87,40 +138,87 @@ class Basis:
         return directions if self.y is None else directions @ self.y.to(directions.device).T
 
 
-def fold_bases(walk: Walk, folds: Sequence[slice], hidden: int, k: int, device: torch.device) -> list[Basis]:
-    """Return for each fold, a slice of rows, the span of the first k principal components of x and of delta.
+def fold_bases(
+    walk: Walk, layers: int, hidden: int, k: int, device: torch.device, at_once: int | None = None
+) -> list[Basis]:
+    """Return for each fold the span of the first k principal components of x and of delta.
 
     They are taken over all layers together: x is pooled as in the normal equations of the shared map, delta with every
-    layer at unit energy.
+    layer at unit energy. Two products of each fold are held for each of the `at_once` layers of a walk (all by default)
+    that come in parts, and two of the pool.
     """
     if k == hidden:
-        return [Basis(None, None) for _ in folds]
-    pooled = [[torch.zeros(hidden, hidden, dtype=torch.float64, device=device) for _ in ("x", "y")] for _ in folds]
-    for _, rows in walk():
-        for totals, fold in zip(pooled, folds, strict=True):
-            for side, matrix in enumerate((rows.x, rows.y)):
-                part = matrix[fold] - matrix[fold].mean(dim=0)
-                energy = part.square().sum() if side else part.new_tensor(float(len(part)))
-                product = gram(part.float() if slow_float64(part.device) else part)
-                totals[side] += (product / energy.clamp_min(NORM_FLOOR)).to(device)
+        return [Basis(None, None) for _ in FOLDS]
+    pooled = [[torch.zeros(hidden, hidden, dtype=torch.float64, device=device) for _ in ("x", "y")] for _ in FOLDS]
+    for start in range(0, layers, at_once or layers):
+        held: dict[int, list[list[_Product]]] = {}
+        for rows in walk(range(start, min(layers, start + (at_once or layers)))):
+            products = held.setdefault(rows.layer, [[_Product(), _Product()] for _ in FOLDS])
+            for fold, sides in enumerate(products):
+                for product, matrix in zip(sides, (rows.x, rows.y), strict=True):
+                    product.add(matrix[rows.fold(fold)])
+            if rows.last:
+                for totals, sides in zip(pooled, held.pop(rows.layer), strict=True):
+                    for side, product in enumerate(sides):
+                        centred = product.about_mean()
+                        energy = centred.diagonal().sum() if side else centred.new_tensor(float(product.rows))
+                        totals[side] += (centred / energy.clamp_min(NORM_FLOOR)).to(device)
     return [Basis(*(eigh(total)[1][:, -k:].contiguous() for total in totals)) for totals in pooled]
+
+
+class _Product:
+    """Sum of r r^T over rows r, taken about the mean of the first of them."""
+
+    def __init__(self) -> None:
+        self.rows = 0
+        self._centre: Tensor | None = None
+        self._gram: Tensor
+        self._total: Tensor
+
+    def add(self, rows: Float64[Tensor, "rows hidden"]) -> None:
+        if not len(rows):
+            return
+        if self._centre is None:
+            self._centre = rows.mean(dim=0)
+        part = rows - self._centre
+        product, total = gram(part.float() if slow_float64(part.device) else part), part.sum(dim=0)
+        self._gram, self._total = (self._gram + product, self._total + total) if self.rows else (product, total)
+        self.rows += len(rows)
+
+    def about_mean(self) -> Float64[Tensor, "hidden hidden"]:
+        """Return the sum about the mean of all rows."""
+        return self._gram.addr_(self._total, self._total, alpha=-1.0 / self.rows)
+
+
+SETS = GROUPS + len(FOLDS)
+"""Number of sets of documents whose sums are stored: the groups in ORDER, then the folds."""
+
+
+@dataclass(frozen=True)
+class Means:
+    """Means of x and delta over one set of documents."""
+
+    x: Float64[Tensor, "1 layers k"]
+    y: Float64[Tensor, "1 layers k"]
+    whole_x: Float64[Tensor, "1 layers hidden"]
+    whole_y: Float64[Tensor, "1 layers hidden"]
 
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over the tokens of `sets` of documents, for all layers.
+    """Sums over the tokens of `sets` of documents, for some layers.
 
     Those with k dimensions are of coordinates in a basis, those with `hidden` of x and delta themselves.
     """
 
-    n: Float64[Tensor, "sets 1"]
-    """Number of tokens."""
+    n: Float64[Tensor, "sets layers"]
+    """Number of tokens; the same for every layer."""
     A: Float64[Tensor, "sets layers k k"]
     """Sum of x x^T."""
     B: Float64[Tensor, "sets layers k k"]
     """Sum of delta x^T."""
     D: Float64[Tensor, "sets layers k k"]
-    """Sum of delta delta^T, multiplied in float32, as only its top eigenvector and energies along it are read."""
+    """Sum of delta delta^T."""
     x: Float64[Tensor, "sets layers k"]
     """Sum of x."""
     y: Float64[Tensor, "sets layers k"]
@@ -136,29 +234,30 @@ class Sums:
     yy: Float64[Tensor, "sets layers"]
     """Sum of ||delta||^2 in all dimensions."""
 
-    def sets(self, chosen: slice, device: torch.device) -> Sums:
-        """Return a slice of the sets, on a device."""
-        return Sums(**{field.name: getattr(self, field.name)[chosen].to(device) for field in fields(self)})
+    def part(self, chosen: int, layers: slice, device: torch.device) -> Sums:
+        """Return one of the sets, for a slice of the layers, on a device."""
+        sets = slice(chosen, chosen + 1)
+        return Sums(**{field.name: getattr(self, field.name)[sets, layers].to(device) for field in fields(self)})
 
-    def total(self, chosen: slice, device: torch.device) -> Sums:
-        """Return one set, of all documents of a slice of the sets, on a device."""
-        totals = {field.name: getattr(self, field.name)[chosen].sum(dim=0, keepdim=True) for field in fields(self)}
+    def total(self, chosen: slice, layers: Sequence[int], device: torch.device) -> Sums:
+        """Return one set, of all documents of a slice of the sets, for some layers, on a device."""
+        index = list(layers)
+        totals = {f.name: getattr(self, f.name)[chosen][:, index].sum(dim=0, keepdim=True) for f in fields(self)}
         return Sums(**{name: total.to(device) for name, total in totals.items()})
+
+    def means(self) -> Means:
+        """Return the means of x and delta."""
+        size = self.n[..., None]
+        return Means(self.x / size, self.y / size, self.whole_x / size, self.whole_y / size)
 
     def __sub__(self, other: Sums) -> Sums:
         return Sums(**{field.name: getattr(self, field.name) - getattr(other, field.name) for field in fields(self)})
 
-    def layers(self, chosen: Sequence[int]) -> Sums:
-        """Return the sums of the chosen layers."""
-        chosen_layers = {f.name: getattr(self, f.name)[:, list(chosen)] for f in fields(self) if f.name != "n"}
-        return replace(self, **chosen_layers)
-
-    def about(self, other: Sums) -> Sums:
-        """Return the sums of x and delta less their means in `other`, the one set on which a map is fitted."""
-        n, size = self.n[..., None], other.n[..., None]
-        mean_x, mean_y = other.x / size, other.y / size
+    def about(self, means: Means) -> Sums:
+        """Return the sums of x and delta less their means in the one set on which a map is fitted."""
+        n = self.n[..., None]
+        mean_x, mean_y, whole_x, whole_y = means.x, means.y, means.whole_x, means.whole_y
         rest_x, rest_y = self.x - n * mean_x, self.y - n * mean_y
-        whole_x, whole_y = other.whole_x / size, other.whole_y / size
         rest_whole_x, rest_whole_y = self.whole_x - n * whole_x, self.whole_y - n * whole_y
 
         def shifted(total: Tensor, sums: Tensor, mean: Tensor, means: Tensor, rest: Tensor) -> Tensor:
@@ -183,61 +282,90 @@ class Sums:
         )
 
 
-def sum_groups(
-    walk: Walk, slices: Sequence[slice], layers: int, hidden: int, bases: Sequence[Basis], home: torch.device
-) -> list[Sums]:
-    """Return for each basis the sums of every group of documents (a slice of rows) and layer, stored on `home`.
-
-    Where all dimensions enter, the bases share one object.
-    """
-    shared = bases[0].x is None
-    k = hidden if bases[0].x is None else int(bases[0].x.shape[1])
-    out = [_empty(len(slices), layers, k, hidden, home) for _ in bases[: 1 if shared else len(bases)]]
-    for layer, rows in walk():
-        for basis, sums in zip(bases, out, strict=False):
+def sum_groups(walk: Walk, layers: Sequence[int], hidden: int, bases: Sequence[Basis], home: Home) -> list[Sums]:
+    """Return for each basis the sums of these layers, over every group of documents and every fold."""
+    out = [_empty(len(layers), hidden if basis.x is None else int(basis.x.shape[1]), hidden, home) for basis in bases]
+    place = {layer: index for index, layer in enumerate(layers)}
+    for rows in walk(layers):
+        layer = place[rows.layer]
+        for number, (basis, sums) in enumerate(zip(bases, out, strict=True)):
             x, y = basis.coordinates(rows)
-            coarse = y.float()
-            for group, part in enumerate(slices):
-                gx, gy, gd = x[part], y[part], coarse[part]
-                sums.A[group, layer] = gx.T @ gx
-                sums.B[group, layer] = gy.T @ gx
-                sums.D[group, layer] = gd.T @ gd
-                sums.x[group, layer], sums.y[group, layer] = gx.sum(dim=0), gy.sum(dim=0)
+            for group, part in enumerate(rows.slices):
+                gx, gy = x[part], y[part]
+                _add_product(sums.A[group, layer], gx, gx)
+                _add_product(sums.B[group, layer], gy, gx)
+                if slow_float64(gy.device):  # only its top eigenvector and energies along it are read
+                    sums.D[group, layer] += gram(gy.float()).to(sums.D.device)
+                else:
+                    _add_product(sums.D[group, layer], gy, gy)
+                sums.x[group, layer] += gx.sum(dim=0).to(sums.x.device)
+                sums.y[group, layer] += gy.sum(dim=0).to(sums.y.device)
+                if number:
+                    continue
                 wx, wy = rows.x[part], rows.y[part]
-                sums.whole_x[group, layer], sums.whole_y[group, layer] = wx.sum(dim=0), wy.sum(dim=0)
-                sums.xx[group, layer], sums.yy[group, layer] = wx.square().sum(), wy.square().sum()
-                sums.xy[group, layer] = (wx * wy).sum()
-                sums.n[group] = len(wx)
-    return out * len(bases) if shared else out
+                vectors = {"whole_x": wx.sum(dim=0), "whole_y": wy.sum(dim=0)}
+                vectors |= {"xx": wx.flatten() @ wx.flatten(), "xy": wx.flatten() @ wy.flatten()}
+                vectors["yy"] = wy.flatten() @ wy.flatten()
+                for each in out:  # the sums in all dimensions are the same for every basis
+                    each.n[group, layer] += len(wx)
+                    for name, value in vectors.items():
+                        getattr(each, name)[group, layer] += value.to(each.n.device)
+        if rows.last:
+            for sums in out:
+                for field in fields(Sums):
+                    values = getattr(sums, field.name)
+                    for fold, groups in enumerate(FOLDS):
+                        values[GROUPS + fold, layer] = values[groups, layer].sum(dim=0)
+    return out
 
 
-def _empty(groups: int, layers: int, k: int, hidden: int, device: torch.device) -> Sums:
+def _add_product(out: Float64[Tensor, "k k"], one: Float64[Tensor, "rows k"], other: Float64[Tensor, "rows k"]) -> None:
+    """Add one^T other to a matrix, in place."""
+    if out.device == one.device:
+        out.addmm_(one.T, other)
+    else:
+        out += (one.T @ other).to(out.device)
+
+
+@dataclass(frozen=True)
+class Home:
+    """Place where large tensors are kept between uses."""
+
+    device: torch.device
+    storage: Storage
+
+    def zeros(self, *shape: int) -> Float64[Tensor, ...]:
+        """Return zeros of this shape."""
+        if self.storage == "disk":
+            return mapped(shape, torch.float64)
+        return torch.zeros(*shape, dtype=torch.float64, device=self.device)
+
+
+class Maps:
+    """Maps of one fit, kept where the sums are; one after the other, so that each fit overwrites those of the last."""
+
+    KINDS = ("own", "square", "factor", "shared", "shared_square", "residual")
+
+    def __init__(self, home: Home, layers: int, k: int) -> None:
+        """Make room for the matrices of these layers, where the device is not their place."""
+        self._matrices = None if home.storage == "device" else home.zeros(len(self.KINDS), layers, k, k)
+
+    def keep(self, kind: str, layers: slice, matrices: Float64[Tensor, "_ k k"]) -> Float64[Tensor, "_ k k"]:
+        """Keep the matrices of some layers and return them: the same ones where they are in their place already."""
+        if self._matrices is None:
+            return matrices
+        place: Tensor = self._matrices[self.KINDS.index(kind), layers]
+        return place.copy_(matrices)
+
+
+def _empty(layers: int, k: int, hidden: int, home: Home) -> Sums:
     """Return sums of zero, ready to be filled in."""
-    shapes = {"n": (1,), "A": (layers, k, k), "B": (layers, k, k), "D": (layers, k, k)}
-    shapes |= {"x": (layers, k), "y": (layers, k), "whole_x": (layers, hidden), "whole_y": (layers, hidden)}
-    shapes |= dict.fromkeys(("xx", "xy", "yy"), (layers,))
-    return Sums(**{name: torch.zeros(groups, *s, dtype=torch.float64, device=device) for name, s in shapes.items()})
-
-
-def law_bytes(layers: int, k: int, bases: int) -> tuple[int, int]:
-    """Return the bytes of the sums of all groups, and of the algebra of one fit beside them."""
-    matrix = layers * k * k * 8
-    return 3 * GROUPS * bases * matrix, 45 * matrix
-
-
-def place_for(layers: int, k: int, bases: int, device: torch.device) -> tuple[torch.device, str | None]:
-    """Return where the sums of all groups are stored, and None, or the reason if they do not fit anywhere.
-
-    It is the device if they fit there beside the algebra of one fit, else the host.
-    """
-    sums, algebra = law_bytes(layers, k, bases)
-    memory = Memory.free(device)
-    if sums + algebra <= memory.device:
-        return device, None
-    if algebra <= memory.device and sums <= memory.host:
-        return torch.device("cpu"), None
-    free = f"{memory.device / 2**30:.1f} GiB may be taken on {device} and {memory.host / 2**30:.1f} GiB on the host"
-    return device, (
-        f"the sums over {GROUPS} groups of documents in {layers} layers and {k} dimensions take "
-        f"{sums / 2**30:.1f} GiB, their algebra {algebra / 2**30:.1f} GiB; {free}"
+    matrices = {name: home.zeros(SETS, layers, k, k) for name in ("A", "B", "D")}
+    shapes = {"x": (k,), "y": (k,), "whole_x": (hidden,), "whole_y": (hidden,)} | dict.fromkeys(
+        ["n", "xx", "xy", "yy"], ()
     )
+    vectors = {
+        name: torch.zeros(SETS, layers, *shape, dtype=torch.float64, device=home.device)
+        for name, shape in shapes.items()
+    }
+    return Sums(**matrices, **vectors)

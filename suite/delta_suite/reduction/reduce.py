@@ -56,24 +56,29 @@ def reduce_stream(
     variants: Sequence[Variant] = (VARIANTS["raw"],),
     devices: Sequence[torch.device] = (),
     advance: Callable[[int], object] = lambda tokens: None,
-    on_sinks: Callable[[Sinks], object] = lambda sinks: None,
+    sinks: Callable[[ResidualStream], Sinks] = find_sinks,
+    chosen: Sequence[int] | None = None,
     memory: Memory | None = None,
+    keep: Memory | None = None,
 ) -> dict[str, list[LayerSpectra]]:
     """Return the spectra of every layer, by name of the variant.
 
     The shards hold `tokens` kept rows of `documents` in all. One shard of at most `hidden` tokens is reduced on the
     token side. Otherwise moments are added over the shards, apart for each group of documents (groups.GROUPS); the
-    moments of a layer are dropped as soon as the last shard has been added. Where the moments of several shards do not
-    fit `memory` (by default a share of what is free) in ten groups, they are kept in two, the halves, and there are no
-    intervals.
+    moments of a layer are dropped as soon as the last shard has been added. Only the `chosen` layers are reduced, by
+    default all; where there is no room for the moments of all, the caller asks for `lanes.layers_at_once` of them in
+    each pass over the stream.
 
     Layer L is reduced on device L modulo their number, all devices at once; without devices, where its state lies. A
     GPU with enough memory reduces several layers at once and solves their eigenproblems together.
-    `advance` is called with the tokens of each layer that has been reduced, `tokens` times `layers` in the end;
-    `on_sinks` with the tokens that `sink_free` leaves out, once for each shard.
+    `advance` is called with the tokens of each layer that has been reduced, `tokens` times their number in the end.
+    `sinks` returns the tokens that `sink_free` leaves out; it is asked once for each shard, where a variant needs them.
+    `memory` is what the work may take, and `keep`, by default the same, what moments may take between shards; both are
+    by default a share of what is free.
 
-    Raises CaptureError where the moments of several shards do not fit memory even in halves.
+    Raises DeviceError where memory does not hold the moments of several shards.
     """
+    chosen = range(layers) if chosen is None else chosen
     moments: list[dict[Part, Moments]] = [{} for _ in range(layers)]
     spectra: list[dict[str, LayerSpectra]] = [{} for _ in range(layers)]
     draws: list[Future[Tensor]] = []
@@ -83,29 +88,27 @@ def reduce_stream(
     threads = shared_threads(workers if any(device.type == "cuda" for device in devices) else 1)
     with threads, ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(1) as drawing:
         for stream in shards:
-            sinks = find_sinks(stream) if drops_sinks(variants) else None
-            if sinks is not None:
-                on_sinks(sinks)
+            dropped = sinks(stream) if drops_sinks(variants) else None
             kept = int(stream.kept.sum())
             seen += kept
             last = seen == tokens
             as_rows = seen == kept == tokens <= stream.hidden
             if plan is None:
-                plan = make_plan(stream, variants, documents, 1 if last else layers, memory)
+                plan = make_plan(stream, variants, documents, 1 if last else len(chosen), keep or memory)
             if last:  # beside the first eigenproblems, which do not need them yet
                 draws = [drawing.submit(random_draws, layer, min(tokens, stream.hidden)) for layer in range(layers)]
-            shard = _Shard.of(stream, sinks, plan, as_rows=as_rows, last=last)
-            on_device = bool(moments[0]) and plan.keep_on is None
+            shard = _Shard.of(stream, dropped, plan, as_rows=as_rows, last=last)
+            on_device = bool(moments[chosen[0]]) and plan.keep_on is None
             workload = Workload.of(stream, plan, as_rows=as_rows, moments_on_device=on_device)
             lanes = make_lanes(devices, workload, memory)
             step = _Step(shard, plan, moments, spectra, draws, advance)
-            assigned = [range(lane, layers, len(lanes)) for lane in range(len(lanes))]
+            assigned = [chosen[lane :: len(lanes)] for lane in range(len(lanes))]
             # One lane stays in this thread: in another the host's eigh of 325 took 38 ms instead of 5, as the threads
             # of its OpenMP pool and of this one's wait for each other.
             list((pool.map if len(lanes) > 1 else map)(step.reduce, lanes, assigned))
             # The shard is the largest thing in memory: nothing here may hold it while the next one is filled.
             del stream, shard, step
-    return {variant.name: [spectra[layer][variant.name] for layer in range(layers)] for variant in variants}
+    return {variant.name: [spectra[layer][variant.name] for layer in chosen] for variant in variants}
 
 
 @dataclass(frozen=True)
@@ -239,7 +242,7 @@ class _Step:
         else:
             variants = _grouped_moments([self.moments[layer] for layer in layers], self.plan)
         for variant, grouped in variants:
-            solved = solve_layers(grouped, draws, solve, epsilon=epsilon, intervals=self.plan.intervals)
+            solved = solve_layers(grouped, draws, solve, epsilon=epsilon, intervals=self.plan.groups > 1)
             for by_variant, spectra in zip(out, solved, strict=True):
                 by_variant[variant] = spectra
             del grouped  # before the next variant is formed

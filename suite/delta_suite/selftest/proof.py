@@ -121,11 +121,16 @@ def measured(stream: Any, world: World) -> RecordView:
     """
     import torch
 
-    from delta_suite.capture.sinks import SINK_RATIO
+    from delta_suite.capture.sinks import SINK_RATIO, find_sinks
     from delta_suite.reduction.law_fit import measure_law
     from delta_suite.reduction.reduce import reduce_stream
 
     sinks: list[Any] = []
+
+    def recorded(stream: Any) -> Any:
+        sinks.append(find_sinks(stream))
+        return sinks[-1]
+
     with torch.no_grad():
         spectra = reduce_stream(
             [stream],
@@ -133,7 +138,7 @@ def measured(stream: Any, world: World) -> RecordView:
             tokens=len(stream.kept),
             documents=DOCUMENTS,
             variants=[VARIANTS[name] for name in world.variants],
-            on_sinks=sinks.append,
+            sinks=recorded,
         )
         law = measure_law(stream, world.scopes, sinks=sinks[-1]) if world.needs_law else None
     entry = assemble(

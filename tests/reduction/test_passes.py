@@ -1,0 +1,140 @@
+"""A model whose stream comes in shards has the sinks, spectra and law of one whose stream is whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from delta_suite.capture.calibration import Calibration, TokenSequences, tokenize
+from delta_suite.capture.plan import REFERENCE_DOCUMENTS
+from delta_suite.capture.residual import Capture
+from delta_suite.capture.sinks import SINK_RATIO, find_sinks
+from delta_suite.capture.stream import Memory
+from delta_suite.errors import DeviceError
+from delta_suite.models.blocks import find_decoder
+from delta_suite.provenance import Clock
+from delta_suite.reduction.law_scores import Law
+from delta_suite.reduction.passes import Captured, Passes
+
+from tests.reduction.test_law_memory import assert_same
+
+CPU = torch.device("cpu")
+DOCUMENTS = 80
+PHASES = {"C": (2, 5), "E": (8, 11)}
+MOMENTS = 2 * 10 * 48**2 * 8
+"""Bytes of the moments of one layer: with and without sinks, ten groups."""
+LAW = Memory(1 << 21, disk=1 << 23)
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny: Path) -> tuple[Any, TokenSequences]:
+    """The tiny model, with tokens around six times the median norm, of which later documents have more."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
+    texts = [
+        f"{'fox ' * (i % 7)}document {i}: the quick brown {i * i} {chr(97 + i % 26)} jumps" for i in range(DOCUMENTS)
+    ]
+    sequences = tokenize(Calibration("test", tuple(texts)), AutoTokenizer.from_pretrained(tiny), 400, None)
+    with torch.no_grad():
+        weight = model.get_input_embeddings().weight
+        weight[100:] *= torch.linspace(1, 80, len(weight) - 100)[:, None]
+    return model, sequences
+
+
+def measured(
+    loaded: tuple[Any, TokenSequences],
+    monkeypatch: pytest.MonkeyPatch,
+    stream: Memory,
+    moments: int = 12,
+    **options: Any,
+) -> tuple[Captured, Passes]:
+    """Measure where the stream may take `stream`, and the moments of shards that of some layers."""
+    model, sequences = loaded
+    rooms = {0.5: stream, 0.25: Memory(moments * MOMENTS), 0.75: options.pop("law", LAW)}
+    monkeypatch.setattr(Memory, "free", classmethod(lambda cls, device, share=0.5: rooms[share]))
+    passes = Passes(model, find_decoder(model), sequences, [CPU], Clock())
+    return passes.run(PHASES, documents=DOCUMENTS, **options), passes
+
+
+@pytest.mark.parametrize(("parts", "moments"), [(3, 12), (3, 5), (30, 12)])
+def test_shards_change_no_figure(
+    loaded: tuple[Any, TokenSequences], monkeypatch: pytest.MonkeyPatch, parts: int, moments: int
+) -> None:
+    size = 13 * 48 * 4 * loaded[1].tokens
+    whole, alone = measured(loaded, monkeypatch, Memory(1 << 40))
+    apart, several = measured(loaded, monkeypatch, Memory(size // parts), moments)
+    assert len(whole.storage) == 1
+    assert len(apart.storage) >= parts
+    (sinks,) = whole.sinks
+    assert sinks.large > 20
+    assert torch.equal(sinks.dropped, torch.cat([shard.dropped for shard in apart.sinks]))
+    assert (sinks.first, sinks.large) == (sum(s.first for s in apart.sinks), sum(s.large for s in apart.sinks))
+    for variant, layers in whole.spectra.items():
+        for one, other in zip(layers, apart.spectra[variant], strict=True):
+            largest = one.statistics.eigenvalues[0]
+            assert np.abs(one.statistics.eigenvalues - other.statistics.eigenvalues).max() <= 1e-10 * largest
+            assert abs(float(one.directions[0] @ other.directions[0])) > 1 - 1e-10
+            assert len(one.replicates) == len(other.replicates) == 10
+            for a, b in zip(one.replicates, other.replicates, strict=True):
+                assert a.eigenvalues == pytest.approx(b.eigenvalues, rel=1e-9, abs=1e-10 * largest)
+            assert one.statistics.averages.keys() == other.statistics.averages.keys()
+            for name, values in one.statistics.averages.items():
+                assert values == pytest.approx(other.statistics.averages[name], rel=1e-10, abs=1e-12)
+    assert isinstance(whole.law, Law)
+    assert isinstance(apart.law, Law)
+    assert_same(whole.law, apart.law)
+    assert several.clock.seconds.keys() == alone.clock.seconds.keys() == {"capture", "analysis", "law"}
+
+
+def test_the_law_alone_needs_no_spectra(loaded: tuple[Any, TokenSequences], monkeypatch: pytest.MonkeyPatch) -> None:
+    size = 13 * 48 * 4 * loaded[1].tokens
+    whole, _ = measured(loaded, monkeypatch, Memory(1 << 40), with_spectra=False)
+    apart, _ = measured(loaded, monkeypatch, Memory(size // 4), with_spectra=False)
+    assert whole.spectra == apart.spectra == {}
+    assert isinstance(whole.law, Law)
+    assert isinstance(apart.law, Law)
+    assert_same(whole.law, apart.law)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_law_without_memory_keeps_the_spectra(
+    loaded: tuple[Any, TokenSequences], monkeypatch: pytest.MonkeyPatch, parts: int
+) -> None:
+    size = 13 * 48 * 4 * loaded[1].tokens
+    captured, _ = measured(loaded, monkeypatch, Memory(-(-size // parts)), law=Memory(1000))
+    assert isinstance(captured.law, DeviceError)
+    assert "GiB" in str(captured.law)
+    assert len(captured.spectra["raw"]) == 12
+
+
+def test_the_median_is_that_of_the_first_documents(loaded: tuple[Any, TokenSequences]) -> None:
+    model, sequences = loaded
+    passes = Capture(model, find_decoder(model), sequences, device=CPU, memory=Memory(1 << 40))
+    ((stream, _),) = passes.shards()
+    norms = torch.stack([state.norm(dim=1) for state in stream.states])
+    ordinary = stream.position > 0
+    first = ordinary & (stream.document < REFERENCE_DOCUMENTS)
+    medians = norms[:, first].median(dim=1, keepdim=True).values
+    large = ordinary & (norms > SINK_RATIO * medians).any(dim=0)
+    sinks = find_sinks(stream)
+    assert torch.equal(sinks.dropped, large | (stream.position == 0))
+    over_all = ordinary & (norms > SINK_RATIO * norms[:, ordinary].median(dim=1, keepdim=True).values).any(dim=0)
+    assert not torch.equal(large, over_all)  # the later documents are others
+    again = passes.reference_norms()
+    assert all(torch.equal(norms, row[first]) for norms, row in zip(again, norms, strict=True))
+    assert torch.equal(find_sinks(stream, again).dropped, sinks.dropped)
+
+
+def test_few_documents_are_all_of_the_reference() -> None:
+    """So that figures of at most 64 documents are those that the rule of earlier versions gave."""
+    from tests.reduction.test_variants import MANY, with_sinks
+
+    stream = with_sinks(*MANY)
+    norms = torch.stack([state.norm(dim=1) for state in stream.states])
+    ordinary = stream.position > 0
+    large = ordinary & (norms > SINK_RATIO * norms[:, ordinary].median(dim=1, keepdim=True).values).any(dim=0)
+    assert torch.equal(find_sinks(stream).dropped, large | (stream.position == 0))
