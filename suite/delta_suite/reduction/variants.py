@@ -35,12 +35,16 @@ VARIANTS: Mapping[str, Variant] = {
             "sink_free",
             False,
             False,
-            "without position 0 of each sequence, and without tokens whose state exceeds 6 times the median norm",
+            "without position 0 of each sequence, and without tokens whose state exceeds 6 times the median norm of the "
+            "first 64 documents",
+            version=2,
         ),
-        Variant("centred", False, True, "the rows of sink_free, less their mean", version=2),
+        Variant("centred", False, True, "the rows of sink_free, less their mean", version=3),
     )
 }
-"""Every variant by name. `centred` of version 1 took all rows, sinks among them, less their mean."""
+"""Every variant by name. `sink_free` of version 1 took the median norm of all documents, or of each shard of a stream
+that memory did not hold. `centred` of version 1 took all rows, sinks among them, less their mean; that of version 2 the
+rows of `sink_free` of version 1."""
 
 
 def drops_sinks(variants: Iterable[Variant]) -> bool:
