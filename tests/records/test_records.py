@@ -298,10 +298,11 @@ def test_a_record_of_schema_2_is_read() -> None:
     """Written by delta-suite 0.1 from a random Llama of 6 layers.."""
     view = load(Path(__file__).parent / "data" / "schema2.json")
     assert view.record.variants == dict.fromkeys(("raw", "sink_free", "token_normalised", "centred"), 1)
-    assert view.variants == ("raw", "sink_free")
-    assert "means something else today" in str(view.variant_problem("centred"))
+    assert view.variants == ("raw",)
+    for changed in ("sink_free", "centred"):
+        assert "means something else today" in str(view.variant_problem(changed))
     first, last = view.phases["C"]
-    estimate = view.over(range(first, last + 1), "intra_cosine", "sink_free")
+    estimate = view.over(range(first, last + 1), "intra_cosine", "raw")
     assert estimate.replicates is not None
     assert estimate.interval is not None
     assert len(view.layer(0, "effective_rank", "raw").replicates or ()) == view.record.resampling.groups

@@ -60,7 +60,7 @@ def measured(
     return passes.run(PHASES, documents=DOCUMENTS, **options), passes
 
 
-@pytest.mark.parametrize(("parts", "moments"), [(3, 12), (3, 5), (30, 12)])
+@pytest.mark.parametrize(("parts", "moments"), [(3, 5), (30, 12)])
 def test_shards_change_no_figure(
     loaded: tuple[Any, TokenSequences], monkeypatch: pytest.MonkeyPatch, parts: int, moments: int
 ) -> None:
