@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from delta_suite.capture.calibration import Calibration, TokenSequences, tokenize
+from delta_suite.capture.calibration import Calibration
+from delta_suite.capture.tokens import TokenSequences, tokenize
 from delta_suite.capture.plan import REFERENCE_DOCUMENTS
 from delta_suite.capture.residual import Capture
 from delta_suite.capture.sinks import SINK_RATIO, find_sinks

@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from delta_suite.capture.calibration import TokenSequences
 from delta_suite.capture.certificate import Certificate
 from delta_suite.capture.residual import Capture
 from delta_suite.capture.sinks import Sinks, find_sinks
 from delta_suite.capture.stream import MEMORY_SHARE, Memory, ResidualStream, Storage
+from delta_suite.capture.tokens import TokenSequences
 from delta_suite.errors import DeviceError
 from delta_suite.models.phases import PhaseMap
 from delta_suite.provenance import Clock
