@@ -146,7 +146,7 @@ class StreamRecord(RecordPart):
     planned_batch_tokens: int | None = None
     """Largest number of padded tokens of a batch, as planned from the model's shape and the kind of device."""
     batch_tokens: int | None = None
-    """The same as run: less where memory ran out, and then figures may differ in the seventh digit."""
+    """Largest number of them as run: less where memory ran out, and then figures may differ in the seventh digit."""
 
     @property
     def usual(self) -> bool:

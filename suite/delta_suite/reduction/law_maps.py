@@ -96,7 +96,7 @@ class _Step:
     layers: slice
     means: Means
     """Means over the training documents."""
-    own: Float64[Tensor, "layers k k"]
+    own_map: Float64[Tensor, "layers k k"]
     """T_L."""
     square: Float64[Tensor, "layers k k"]
     """T_L^T T_L."""
@@ -164,7 +164,7 @@ class Fit:
     def _own_maps(self, layers: slice, *, hold: bool) -> _Step:
         means, fit = self._training(layers)
         A, B = fit.A[0], fit.B[0]
-        own, factor = least_squares(A, B, self.ridge)
+        T, factor = least_squares(A, B, self.ridge)
         energy = (fit.yy[0] / fit.n[0]).sqrt().clamp_min(TINY)
         for name, within in self._inside(layers):
             a, b = A[within].sum(dim=0), (B[within] / energy[within, None, None]).sum(dim=0)
@@ -172,7 +172,7 @@ class Fit:
             self._pooled[name] = (a, b) if earlier is None else (earlier[0] + a, earlier[1] + b)
         self._held = fit if hold else None
         scale = fit.xy[0] / fit.xx[0].clamp_min(TINY)
-        matrices = {"own": own, "square": own.mT @ own, "factor": factor}
+        matrices = {"own_map": T, "square": T.mT @ T, "factor": factor}
         kept = {kind: self.maps.keep(kind, layers, matrix) for kind, matrix in matrices.items()}
         return _Step(layers, means, **kept, scale=scale, energy=energy, shared=[])
 
@@ -205,7 +205,7 @@ class Fit:
     def _products(self, sums: Sums) -> tuple[Tensor, Tensor]:
         """Return tr(T_M B_L^T) and tr(T_M A_L T_M^T) of one set, for the layers L of the sums and all layers M."""
         B, A = sums.B[0].flatten(1), sums.A[0].flatten(1)
-        explained = [B @ step.own.to(self.device).flatten(1).T for step in self.steps]
+        explained = [B @ step.own_map.to(self.device).flatten(1).T for step in self.steps]
         energy = [A @ step.square.to(self.device).flatten(1).T for step in self.steps]
         return torch.cat(explained, dim=1), torch.cat(energy, dim=1)
 

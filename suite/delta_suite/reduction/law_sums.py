@@ -344,7 +344,7 @@ class Home:
 class Maps:
     """Maps of one fit, kept where the sums are; one after the other, so that each fit overwrites those of the last."""
 
-    KINDS = ("own", "square", "factor", "shared", "shared_square", "residual")
+    KINDS = ("own_map", "square", "factor", "shared", "shared_square", "residual")
 
     def __init__(self, home: Home, layers: int, k: int) -> None:
         """Make room for the matrices of these layers, where the device is not their place."""

@@ -36,7 +36,7 @@ Advance = Callable[[int], object]
 
 @dataclass
 class Captured:
-    """What came out of the passes over a calibration."""
+    """Results of the passes over a calibration."""
 
     blocks: int
     tokens: int
@@ -44,10 +44,10 @@ class Captured:
     planned_tokens: int
     """Largest number of padded tokens of a batch, as planned."""
     batch_tokens: int
-    """The same as run: less where memory ran out."""
+    """Largest number of them as run: less where memory ran out."""
     certificates: list[Certificate] = field(default_factory=list)
     storage: list[tuple[Storage, int]] = field(default_factory=list)
-    """Where each shard was kept, and its bytes."""
+    """Place of each shard, and its bytes."""
     sinks: list[Sinks] = field(default_factory=list)
     spectra: dict[str, list[LayerSpectra]] = field(default_factory=dict)
     law: Law | DeviceError | None = None

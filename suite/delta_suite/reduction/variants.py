@@ -35,8 +35,8 @@ VARIANTS: Mapping[str, Variant] = {
             "sink_free",
             False,
             False,
-            "without position 0 of each sequence, and without tokens whose state exceeds 6 times the median norm of the "
-            "first 64 documents",
+            "without position 0 of each sequence, and without tokens whose state exceeds 6 times the median norm of "
+            "the first 64 documents",
             version=2,
         ),
         Variant("centred", False, True, "the rows of sink_free, less their mean", version=3),
