@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from delta_suite.capture.calibration import Calibration
-from delta_suite.capture.tokens import TokenSequences, tokenize
 from delta_suite.capture.plan import REFERENCE_DOCUMENTS
 from delta_suite.capture.residual import Capture
 from delta_suite.capture.sinks import SINK_RATIO, find_sinks
 from delta_suite.capture.stream import Memory
+from delta_suite.capture.tokens import TokenSequences, tokenize
 from delta_suite.errors import DeviceError
 from delta_suite.models.blocks import find_decoder
 from delta_suite.provenance import Clock
