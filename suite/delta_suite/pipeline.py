@@ -16,7 +16,7 @@ from delta_suite.capture.tokens import MAX_TOKENS, TokenSequences, tokenize
 from delta_suite.command_line import DEFAULT_CALIBRATION, check_settings
 from delta_suite.engine import local
 from delta_suite.errors import DeviceError, RecordError
-from delta_suite.metrics.registry import METRICS, PARTS
+from delta_suite.metrics.registry import PARTS, metric_versions
 from delta_suite.models.control import control_fingerprint
 from delta_suite.models.device import resolve_device
 from delta_suite.models.files import ModelFiles
@@ -200,11 +200,6 @@ def prepare(spec: ModelSpec, settings: Settings, *, download: bool = True) -> Ru
         "tokens_per_batch": TOKENS_PER_BATCH.get(device.split(":")[0], TOKENS_PER_BATCH["cuda"]),  # or sharded
     }
     return Run(spec, files, calibration, device, dtype, weights, revision, settings.cache, choices)
-
-
-def metric_versions() -> dict[str, int]:
-    """Return the version of every metric: what a cache entry or a baseline must agree on to be comparable."""
-    return {name: metric.version for name, metric in METRICS.items()}
 
 
 def _view(run: Run, entry: Assembled) -> RecordView:

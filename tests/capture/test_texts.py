@@ -132,7 +132,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
         (
             "latin.txt",
             "caf\u00e9 cr\u00e8me".encode("latin-1"),
-            "latin.txt.* 0xe9 in line 1 is not UTF-8.*takes a text file",
+            "latin.txt:1: byte 0xe9 is not UTF-8.*takes a text file",
         ),
         ("wide.txt", "word".encode("utf-16"), "wide.txt.* is UTF-16.*iconv -f UTF-16"),
         ("binary.txt", b"PK\x03\x04\x00\x00\x08\xff\x00", "binary.txt.* it is binary data.*UTF-8.$"),
@@ -218,7 +218,7 @@ def test_bad_folders(tmp_path: Path) -> None:
         load_calibration(str(tmp_path))
     (tmp_path / "good.txt").write_text("good")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(CalibrationError, match=r"latin.txt cannot be read"):
+    with pytest.raises(CalibrationError, match=r"latin.txt:1: byte 0xe9"):
         load_calibration(str(tmp_path))
 
 

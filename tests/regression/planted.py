@@ -12,8 +12,8 @@ from delta_suite.metrics.direction_gram import DirectionGram
 from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.estimators import direction_metrics
 from delta_suite.metrics.intervals import with_interval
+from delta_suite.metrics.registry import metric_versions
 from delta_suite.models.phases import PhaseMap
-from delta_suite.pipeline import metric_versions
 from delta_suite.records import assemble
 from delta_suite.records.arrays import ArrayFile, gram_arrays
 from delta_suite.records.record import Record

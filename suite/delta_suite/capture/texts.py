@@ -122,7 +122,7 @@ def _jsonl(path: Path) -> Iterator[str]:
             try:
                 text = decode(line, path)
             except UnreadableFileError as error:
-                raise CalibrationError(f"{where}: not a document: {error.why.replace(' in line 1', '')}.") from None
+                raise CalibrationError(f"{where}: not a document: {error.why}.") from None
             if text.strip():
                 yield _text_of(text, where)
 

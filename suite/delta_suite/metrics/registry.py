@@ -24,6 +24,11 @@ PARTS = ("spectra", "boundaries", "law")
 """The parts that a measurement has, and the default of `delta-suite measure`."""
 
 
+def metric_versions() -> dict[str, int]:
+    """Return the version of every metric: what a cache entry or a baseline must agree on to be comparable."""
+    return {name: metric.version for name, metric in METRICS.items()}
+
+
 def parts_of(metrics: Collection[str]) -> frozenset[str]:
     """Return the parts of a measurement that these metrics need; spectra are always measured.
 
