@@ -166,9 +166,11 @@ def test_a_phase_that_no_model_and_no_record_has_is_an_error(record: Path, tmp_p
             r"delta-suite: \S*claims.toml:6: \[\[expect\]\] low: unknown phase 'Q': .*\n", result.stderr
         )
     content = json.loads(record.read_text())
-    content["phases"] |= {"Q": content["phases"].pop("C")}
-    content["scopes"] |= {"Q": content["scopes"].pop("C")}
-    other = record.with_name("other.json")
+    for key in ("phases", "scopes"):
+        content[key] = {{"C": "Q"}.get(name, name): item for name, item in content[key].items()}
+    for layer in content["layers"]:
+        layer["phase"] = {"C": "Q"}.get(layer["phase"], layer["phase"])
+    other = Path(shutil.copy(record.with_suffix(".safetensors"), tmp_path)).with_suffix(".json")
     other.write_text(json.dumps(content))
     result = run("judge", other, "--hypotheses", claims)
     assert result.exit_code == 0, result.output

@@ -85,7 +85,7 @@ def test_another_dtype_is_another_line_of_the_same_table(place: Place) -> None:
     [
         (lambda text: text[: len(text) // 2], "at the whole file: "),
         (lambda text: text.replace('"schema": 3', '"schema": 7'), "at schema"),
-        (lambda text: text.replace('"value": ', '"value": NaN, "x": ', 1), "finite number"),
+        (lambda text: text.replace('"value": ', '"value": NaN, "x": ', 1), "NaN is no number"),
         (lambda text: text.replace('"layers": 12', '"layers": 14'), "it says 14 layers and holds 12"),
         (lambda text: text.replace('"E": [9, 11]', '"E": [9, 12]', 1), "reaches past"),
         (lambda text: text.replace('"sink_free": {', '"sinkfree": {', 1), "same variants"),

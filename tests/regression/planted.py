@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from delta_suite.capture.tolerances import tolerances
 from delta_suite.metrics.direction_gram import DirectionGram
 from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.estimators import direction_metrics
 from delta_suite.metrics.intervals import with_interval
-from delta_suite.metrics.registry import metric_versions
+from delta_suite.metrics.registry import METRICS, metric_versions
 from delta_suite.models.phases import PhaseMap
 from delta_suite.records import assemble
 from delta_suite.records.arrays import ArrayFile, gram_arrays
@@ -21,6 +22,13 @@ from delta_suite.records.view import RecordView
 
 LAYERS, HIDDEN, GROUPS, TOP_K = 4, 32, 10, 8
 PHASES: PhaseMap = {"A": (0, 1), "C": (2, 3)}
+_VERSIONS = {
+    name: version
+    for name, version in metric_versions().items()
+    if name in {"stream_norm", "sharing_index"} or METRICS[name].takes in {"directions", "boundaries"}
+}
+"""Versions of the metrics that the records hold: no spectra are planted, and one metric of the law."""
+
 NOISE = 0.02
 """Standard deviation of what a group of documents adds to each entry of a direction."""
 
@@ -62,11 +70,12 @@ def _planted(
             "parts": ["spectra"],
             "variants": {"raw": 1, "sink_free": 1},
             "sinks": {"position_zero": 0, "large_norm": 0, "ratio": 6.0, "largest": []},
-            "certificate": {"holds": True, "blocks": layers, "forward_passes": 1, "final_norm": [], "identities": {}},
+            "certificate": {"holds": True, "blocks": layers, "forward_passes": 1, "final_norm": []}
+            | {"identities": {name: {"says": name, "error": 0.0, "tolerance": 0.0} for name in tolerances(1, 1.0)}},
             "provenance": {
                 **{"created": "2026-11-24T00:00:00Z", "suite": "0", "dtype": "float32", "attention": ""},
                 **{"device": "cpu", "hardware": "a CPU", "versions": {}, "seconds": {}, "peak_memory_bytes": {}},
-                **{"cache_key": "", "settings": {"max_tokens": 2048}, "metric_versions": metric_versions()},
+                **{"cache_key": "b" * 64, "settings": {"max_tokens": 2048}, "metric_versions": _VERSIONS},
             },
             "phases": {},
             "scopes": {},
@@ -84,10 +93,13 @@ def _planted(
         directions |= {f"{variant}.directions_a": a.astype(np.float32), f"{variant}.directions_b": b.astype(np.float32)}
         arrays |= gram_arrays(variant, gram)
         for layer in range(layers):
-            value = Estimate(value=10.0 + layer + shift)
+            value = Estimate(value=10.0 + layer + shift, sd=1.0)
             replicates = [Estimate(value=10.0 + layer + shift + spread * norm) for norm in norms]
-            stream_norm = with_interval(value, (), replicates)
+            stream_norm = with_interval(value, (value, value), replicates)
             metrics[layer][variant] = {"stream_norm": stream_norm} | direction_metrics(gram, layer)
+        values = [row[variant]["stream_norm"].value for row in metrics]
+        arrays[f"{variant}.halves.stream_norm"] = np.array([values, values])
+        arrays[f"{variant}.eigenvalues"] = np.ones((layers, HIDDEN), dtype=np.float32)
         for name in metrics[0][variant]:
             rows = [row[variant][name].replicates for row in metrics]
             if any(replicates is not None for replicates in rows):

@@ -307,12 +307,14 @@ def test_without_arrays_nothing_is_written(tmp_path: Path) -> None:
 # --- adding ----------------------------------------------------------------------------------------------------
 
 
-def without(path: Path, variant: str, metric: str) -> None:
-    """Take a metric of all layers and phases out of a baseline."""
+def without(path: Path, metric: str) -> None:
+    """Take a metric of all layers and phases out of a baseline, as it is in one that is older than the metric."""
 
     def change(content: dict[str, Any]) -> None:
+        content["record"]["provenance"]["metric_versions"].pop(metric)
         for holder in (*content["record"]["layers"], *content["record"]["scopes"].values()):
-            holder["metrics"][variant].pop(metric, None)
+            for metrics in holder["metrics"].values():
+                metrics.pop(metric, None)
 
     edit(path, change)
 
@@ -326,8 +328,8 @@ def test_what_is_there_is_left_as_it_was(path: Path) -> None:
 
 def test_added_figures_have_the_replicates_of_the_record_that_they_come_from(path: Path) -> None:
     """Layer by layer and over phases, also where the old arrays still hold replicates of another checkpoint."""
-    without(path, "raw", "stream_norm")
-    without(path, "raw", "intra_cosine")
+    without(path, "stream_norm")
+    without(path, "intra_cosine")
     later = planted(spread=0.7, turn=20.0, seed=5, fingerprint="e" * 64)
     line = update_baseline(path, later, {"claims/two": PASSED})
     assert line.endswith("added A/intra_cosine, C/intra_cosine, layers/stream_norm, claims/two")
@@ -335,7 +337,7 @@ def test_added_figures_have_the_replicates_of_the_record_that_they_come_from(pat
     for place in (("raw", "layer:1", "stream_norm"), ("raw", "A", "intra_cosine"), ("raw", "C", "intra_cosine")):
         assert estimate_at(file.view, place).value == pytest.approx(estimate_at(later, place).value)
         assert estimate_at(file.view, place).replicates == pytest.approx(estimate_at(later, place).replicates)
-    untouched = ("sink_free", "layer:1", "stream_norm")
+    untouched = ("sink_free", "layer:1", "reliability")
     assert estimate_at(file.view, untouched).replicates == pytest.approx(estimate_at(planted(), untouched).replicates)
     change = file.content.history[-1]
     assert (change.action, change.before) == ("added", "f" * 64)
@@ -371,7 +373,15 @@ def with_law(view: RecordView) -> RecordView:
     """Return the view with a metric of the law over every phase, with its replicates."""
     scopes, rows = {}, []
     for index, (name, scope) in enumerate(view.record.scopes.items()):
-        metrics = {**scope.metrics["sink_free"], "sharing_index": Estimate(value=0.5 + index)}
+        share, layers = 0.5 + index, range(scope.layers[0], scope.layers[1] + 1)
+        estimate = Estimate(
+            value=share,
+            corrected=share,
+            interval=(share, share),
+            per_layer=dict.fromkeys(layers, share),
+            detail={"tokens": 400, "documents": 40, "hidden": 32, "components": 32, "ridge": [0.1, 0.1]},
+        )
+        metrics = {**scope.metrics["sink_free"], "sharing_index": estimate}
         scopes[name] = scope.model_copy(update={"metrics": {**scope.metrics, "sink_free": metrics}})
         rows.append(np.full(GROUPS, 0.5 + index))
     update = {"scopes": scopes, "law": LawRecord(phases=view.phases), "parts": ("spectra", "law")}
@@ -401,7 +411,7 @@ def test_a_phase_that_is_added_later_has_its_law_too(path: Path) -> None:
 
 
 def test_what_cannot_stand_beside_the_old_figures_is_refused(path: Path) -> None:
-    without(path, "raw", "stream_norm")
+    without(path, "stream_norm")
     before = bytes_of(path.parent)
     with pytest.raises(BaselineError, match=r"(?s)stand beside the old figures: the calibration is another.*=all"):
         update_baseline(path, planted(calibration="b" * 64), {})
@@ -410,6 +420,7 @@ def test_what_cannot_stand_beside_the_old_figures_is_refused(path: Path) -> None
 
 def test_a_metric_that_this_version_does_not_have_any_more_is_gone(path: Path) -> None:
     def change(content: dict[str, Any]) -> None:
+        content["record"]["provenance"]["metric_versions"] |= {"a_removed_metric": 1, "another_one": 1}
         content["record"]["scopes"]["C"]["metrics"]["raw"]["a_removed_metric"] = {"value": 1.0}
         content["record"]["layers"][0]["metrics"]["raw"]["another_one"] = {"value": 1.0}
 

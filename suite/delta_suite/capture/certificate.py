@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from delta_suite.capture.tolerances import tolerances
 from delta_suite.errors import CertificateError
 
 if TYPE_CHECKING:
     from delta_suite.capture.stream import ResidualStream
-
-ROUNDINGS = 16
-"""Tolerance of an identity between floating-point results, in units of rounding of the dtype."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +197,7 @@ def _telescoping(observed: Observations, stream: ResidualStream) -> Identity:
     largest = sums.norm(dim=2).cummax(dim=0).values.clamp_min(1e-30)
     sums -= torch.stack([state.to(home) for state in stored.states])
     errors = (sums.norm(dim=2) / largest).cpu()
-    tolerance = stream.layers * torch.finfo(torch.float32).eps  # each subtraction rounds once
+    tolerance = _tolerance("telescoping", stream)
     wrong = ~(errors.max(dim=1).values <= tolerance)
     if wrong.any():
         layer = int(wrong.nonzero()[0])
@@ -218,7 +216,7 @@ def _telescoping(observed: Observations, stream: ResidualStream) -> Identity:
 def _final_norm(observed: Observations, stream: ResidualStream) -> Identity:
     final, blocks = observed.final, len(observed.firings)
     assert final is not None
-    tolerance = ROUNDINGS * torch.finfo(stream.states[-1].dtype).eps
+    tolerance = _tolerance("final_norm", stream)
     if final.modules is None:
         raise CertificateError(
             f"capture certificate: final norm fails at h_{blocks}: no module leads from the output of block "
@@ -249,8 +247,7 @@ def _final_norm(observed: Observations, stream: ResidualStream) -> Identity:
 
 
 def _causality(error: float, stream: ResidualStream) -> Identity:
-    # A third of the digits: rounding grows through the blocks, and TF32 keeps ten bits; a leak changes the first digit.
-    tolerance = float(torch.finfo(stream.states[-1].dtype).eps) ** (1 / 3)
+    tolerance = _tolerance("causality", stream)
     if not error <= tolerance:
         raise CertificateError(
             f"capture certificate: causality fails: the first tokens of a sequence, run alone, end in states that "
@@ -259,3 +256,7 @@ def _causality(error: float, stream: ResidualStream) -> Identity:
             f"bits rounds a token by what else is in its batch, unless llm_int8_threshold is 0; in 4 bits it does not.)"
         )
     return Identity("causality", "a token's state is the same without all that follows it", error, tolerance)
+
+
+def _tolerance(identity: str, stream: ResidualStream) -> float:
+    return tolerances(stream.layers, torch.finfo(stream.states[-1].dtype).eps)[identity]

@@ -49,6 +49,9 @@ class Metric:
     adjacent: bool
     """True for a pair metric that takes neighbouring layers only."""
     bias: Bias
+    most: float | Literal["rank", "layers"] = math.inf
+    """The largest value where the range has no upper end: the smaller of tokens and hidden size, the number of layers
+    of the phase, or a number. Corrected values and intervals may exceed it."""
 
     @property
     def part(self) -> str:
@@ -75,13 +78,14 @@ def metric(
     per_layer: bool = True,
     adjacent: bool = False,
     bias: Bias = "halves",
+    most: float | Literal["rank", "layers"] = math.inf,
 ) -> Callable[[_Function], _Function]:
     """Return a decorator that registers a function as the metric of its name, and returns it unchanged."""
 
     def register(function: _Function) -> _Function:
         name = function.__name__
         DEFINED[name] = Metric(
-            name, scope, takes, formula, unit, low, high, source, version, per_layer, function, adjacent, bias
+            name, scope, takes, formula, unit, low, high, source, version, per_layer, function, adjacent, bias, most
         )
         return function
 

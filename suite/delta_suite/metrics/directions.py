@@ -143,6 +143,7 @@ def intra_cosine_cross_fitted(gram: DirectionGram, layers: Sequence[int]) -> Est
     "mean over pairs of |v_L^a . v_M^b| / sqrt(r_L r_M), where r_L and r_M exceed 0.6",
     takes="directions",
     source="Spearman 1904, correction for attenuation",
+    most=1.0 / DISATTENUATION_FLOOR,
     bias="none",
 )
 def intra_cosine_disattenuated(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
@@ -182,6 +183,7 @@ def cross_cosine(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
     takes="directions",
     unit="directions",
     low=1.0,
+    most="layers",
     per_layer=False,
     source="reference script, docstring: rank of the block",
 )

@@ -53,6 +53,7 @@ def gamma(layer: LayerStatistics) -> Estimate:
     takes="spectrum",
     unit="directions",
     low=1.0,
+    most="rank",
     source="reference script: eff_rank",
 )
 def effective_rank(layer: LayerStatistics) -> Estimate:
@@ -66,6 +67,7 @@ def effective_rank(layer: LayerStatistics) -> Estimate:
     takes="spectrum",
     unit="directions",
     low=1.0,
+    most="rank",
     source="Roy & Vetterli 2007, The effective rank",
 )
 def effective_rank_roy(layer: LayerStatistics) -> Estimate:
@@ -74,7 +76,13 @@ def effective_rank_roy(layer: LayerStatistics) -> Estimate:
 
 
 @metric(
-    "layer", "1 / sum p_i^2", takes="spectrum", unit="directions", low=1.0, source="participation ratio of the energies"
+    "layer",
+    "1 / sum p_i^2",
+    takes="spectrum",
+    unit="directions",
+    low=1.0,
+    most="rank",
+    source="participation ratio of the energies",
 )
 def participation_ratio(layer: LayerStatistics) -> Estimate:
     """Return the participation ratio of the energies: 1 for one direction, d for d equal ones."""
@@ -106,6 +114,7 @@ def participation_ratio_unbiased(layer: LayerStatistics) -> Estimate:
     takes="spectrum",
     unit="directions",
     low=1.0,
+    most="rank",
     source="Rudelson & Vershynin 2007",
 )
 def stable_rank(layer: LayerStatistics) -> Estimate:

@@ -189,6 +189,11 @@ def _cost(embedding: np.ndarray, boundaries: Sequence[int]) -> float:
     return float((embedding**2).sum() - ((sums**2).sum(axis=1) / lengths).sum())
 
 
+def cost_of(similarity: Float64[np.ndarray, "layers layers"], boundaries: Sequence[int]) -> float:
+    """Return the cost of one segmentation, given the similarity of the layers."""
+    return _cost(_embedding(similarity), boundaries)
+
+
 def _costs(
     gram: Float64[np.ndarray, "layers layers"], boundaries: Int64[np.ndarray, "segmentations boundaries"]
 ) -> Float64[np.ndarray, " segmentations"]:
@@ -228,15 +233,30 @@ def _agreements(declared: Sequence[int], segmentations: np.ndarray) -> np.ndarra
 def _same_lengths(declared: tuple[int, ...], layers: int, generator: np.random.Generator) -> np.ndarray:
     """Return the segmentations with the declared lengths in any order: all, or the declared one and a sample."""
     lengths = [end - first for first, end in pairwise((0, *declared, layers))]
-    orders = math.factorial(len(lengths))
-    for length in set(lengths):
-        orders //= math.factorial(lengths.count(length))
-    if orders <= SEGMENTATIONS:
+    if _distinct_orders(lengths) <= SEGMENTATIONS:
         permuted = np.array(list(_orders(lengths)))
     else:
         shuffled = generator.permuted(np.tile(lengths, (SEGMENTATIONS - 1, 1)), axis=1)
         permuted = np.concatenate([[lengths], shuffled])
     return np.asarray(permuted[:, :-1].cumsum(axis=1))
+
+
+def _distinct_orders(lengths: Sequence[int]) -> int:
+    """Return the number of distinct orders of the lengths."""
+    orders = math.factorial(len(lengths))
+    for length in set(lengths):
+        orders //= math.factorial(lengths.count(length))
+    return orders
+
+
+def order_count(lengths: Sequence[int]) -> int:
+    """Return how many orders of segments of these lengths are ranked: all, or a sample.
+
+    Example:
+        >>> order_count([2, 2, 3]), order_count(range(1, 10))
+        (3, 10000)
+    """
+    return min(SEGMENTATIONS, _distinct_orders(lengths))
 
 
 def _orders(lengths: list[int]) -> Iterator[list[int]]:

@@ -20,16 +20,19 @@ without each group, from which the figures of any other phase map are formed.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from delta_suite.errors import RecordError
 from delta_suite.metrics.direction_gram import DirectionGram, Products
+from delta_suite.paths import path_error, shorten
+from delta_suite.reading import ARRAYS_LIMIT, UnreadableFileError, decode, parse_json, read_bytes
 
 if TYPE_CHECKING:
     from delta_suite.reduction.replicates import LayerSpectra
@@ -51,30 +54,68 @@ class ArrayFile:
     @property
     def available(self) -> bool:
         """True if the arrays are in memory, or their file is there."""
-        return "content" in self.__dict__ or self.path.exists()
+        return "content" in self.__dict__ or path_error(self.path) is None
 
     @cached_property
     def content(self) -> Arrays:
         """The arrays by name. Raises RecordError where the file is gone, damaged, or not the one that was named."""
         try:
-            packed = self.path.read_bytes()
-        except OSError as error:
-            raise RecordError(f"{self.path} cannot be read: {error.strerror or error}") from None
+            packed = read_bytes(self.path, ARRAYS_LIMIT)
+        except UnreadableFileError as error:
+            raise RecordError(str(error)) from None
         if self.sha256 is not None and hashlib.sha256(packed).hexdigest() != self.sha256:
-            raise RecordError(f"{self.path} is not the file that its record names: its SHA-256 is another")
+            raise RecordError(f"{self.path} is not the file that its record names: its SHA-256 is another.")
         return unpack(packed, self.path)
 
 
-def unpack(packed: bytes, where: object) -> dict[str, np.ndarray]:
-    """Return the arrays of a safetensors file. Raises RecordError where it is damaged."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load
+_DTYPES: Mapping[str, np.dtype[Any]] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
+"""The dtypes of arrays by their names in a safetensors file."""
 
+
+def unpack(packed: bytes, where: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a safetensors file, as views of its bytes.
+
+    Raises RecordError where it is damaged, or holds what no array of ours is. Nothing is allocated by what the header
+    says: every array must lie within the bytes that are there.
+    """
     try:
-        content: dict[str, np.ndarray] = load(packed)
-    except (SafetensorError, KeyError, ValueError) as error:
-        raise RecordError(f"{where} is not a readable safetensors file: {error}. Measure again with --fresh.") from None
-    return content
+        if len(packed) < 8:
+            raise ValueError("it ends before its header")
+        size = int.from_bytes(packed[:8], "little")
+        if size > len(packed) - 8:
+            raise ValueError("its header is longer than the file")
+        header = parse_json(decode(packed[8 : 8 + size], where), where)
+        if not isinstance(header, dict):
+            raise ValueError("its header is no object")
+        data = memoryview(packed)[8 + size :]
+        return {name: _array(data, name, entry) for name, entry in header.items() if name != "__metadata__"}
+    except UnreadableFileError as error:
+        why = f"its header is {error.why.removeprefix('it is ')}"
+    except ValueError as error:
+        why = str(error)
+    raise RecordError(f"{where} is not a readable safetensors file: {why}.")
+
+
+def _array(data: memoryview, name: str, entry: Any) -> np.ndarray:
+    """Return one array. Raises ValueError where its entry of the header does not fit the data."""
+    shown = shorten(repr(name))
+    if not isinstance(entry, dict):
+        raise ValueError(f"the entry of {shown} is no object")
+    dtype: Any = entry.get("dtype")
+    shape: Any = entry.get("shape")
+    offsets: Any = entry.get("data_offsets")
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        raise ValueError(f"{shown} has the dtype {shorten(repr(dtype))}, and those read are {', '.join(_DTYPES)}")
+    if not all(
+        isinstance(numbers, list) and all(type(number) is int and number >= 0 for number in numbers)
+        for numbers in (shape, offsets)
+    ):
+        raise ValueError(f"{shown} has no shape and place of whole numbers")
+    if len(offsets) != 2 or len(shape) > 8 or not offsets[0] <= offsets[1] <= len(data):
+        raise ValueError(f"{shown} does not lie within the file")
+    if math.prod(shape) * _DTYPES[dtype].itemsize != offsets[1] - offsets[0]:
+        raise ValueError(f"{shown} of shape {shape} has {offsets[1] - offsets[0]} bytes")
+    return np.asarray(np.frombuffer(data[offsets[0] : offsets[1]], _DTYPES[dtype]).reshape(shape))
 
 
 def pack(arrays: Arrays) -> bytes:

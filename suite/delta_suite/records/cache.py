@@ -17,10 +17,13 @@ from filelock import FileLock
 
 from delta_suite.errors import RecordError
 from delta_suite.paths import shorten
-from delta_suite.reading import system_reason
+from delta_suite.reading import ARRAYS_LIMIT, UnreadableFileError, read_bytes, read_text, system_reason
 from delta_suite.records.arrays import ArrayFile, pack, unpack
 from delta_suite.records.assemble import Assembled
 from delta_suite.records.format import from_json, to_json
+from delta_suite.records.problem import Problem, number
+from delta_suite.records.verify import problems, require
+from delta_suite.records.verify_arrays import direction_problems
 
 RECORD, ARRAYS, DIRECTIONS = "record.json", "arrays.safetensors", "directions.safetensors"
 """The files of an entry."""
@@ -110,9 +113,17 @@ class Cache:
         if not path.exists() or (newer_than is not None and path.stat().st_mtime < newer_than):
             return None
         try:
-            record, _ = from_json(path.read_text("utf-8"), path)
-            arrays, directions = (unpack((folder / name).read_bytes(), folder / name) for name in (ARRAYS, DIRECTIONS))
-        except (RecordError, OSError, UnicodeDecodeError):
+            record, _ = from_json(read_text(path), path)
+            arrays, directions = (
+                unpack(read_bytes(folder / name, ARRAYS_LIMIT), folder / name) for name in (ARRAYS, DIRECTIONS)
+            )
+            contradictions = problems(record, arrays)
+            if record.provenance.cache_key != key:
+                contradictions.append(
+                    Problem("cache_key", f"it is that of another entry, {number(record.provenance.cache_key)}")
+                )
+            require(path, contradictions or [*direction_problems(record, arrays, directions)])
+        except (RecordError, UnreadableFileError):
             raise RecordError(f"the cache entry {folder} was damaged") from None
         return Assembled(record, arrays, directions)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pydantic import ValidationError
 
 from delta_suite.errors import RecordError
+from delta_suite.paths import shorten
+from delta_suite.reading import UnreadableFileError, parse_json
 from delta_suite.records.record import SCHEMA, Record
 from delta_suite.records.schema2 import upgraded
 
@@ -66,20 +69,21 @@ def from_json(text: str, where: object) -> tuple[Record, dict[str, np.ndarray] |
     Raises RecordError for anything that is not a whole record of schema 2 or 3.
     """
     arrays = None
-
     try:
-        content = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _not_a_record(where, "the whole file", str(error)) from None
+        content = parse_json(text, Path(str(where)))
+    except UnreadableFileError as error:
+        raise _not_a_record(where, "the whole file", error.why) from None
     if not isinstance(content, dict) or "schema" not in content:
         raise _not_a_record(where, "the whole file", "it has no `schema`")
     if content["schema"] == 2:
         try:
             content, arrays = upgraded(content)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, IndexError, OverflowError) as error:
             raise _not_a_record(where, "schema 2", f"{type(error).__name__}: {error}") from None
-    elif content["schema"] != SCHEMA:
-        raise _not_a_record(where, "schema", f"{content['schema']!r} is not a schema that this version reads")
+    elif content["schema"] is True or content["schema"] != SCHEMA:
+        raise _not_a_record(
+            where, "schema", f"{shorten(repr(content['schema']))} is not a schema that this version reads"
+        )
     try:
         record = Record.model_validate(content)
     except ValidationError as error:
@@ -102,7 +106,7 @@ def _not_a_record(where: object, at: str, why: str) -> RecordError:
 def _missing_parts(record: Record) -> str | None:
     """Return how the parts of a record do not fit together, or None where they do."""
     layers, variants = record.model.layers, set(record.variants)
-    if not layers or [layer.layer for layer in record.layers] != list(range(layers)):
+    if not layers or len(record.layers) != layers or [layer.layer for layer in record.layers] != [*range(layers)]:
         return f"it says {layers} layers and holds {len(record.layers)}"
     measured = [set(layer.metrics) for layer in record.layers]
     measured += [set(scope.metrics) for scope in record.scopes.values()]

@@ -11,18 +11,21 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from delta_suite.errors import RecordError
 from delta_suite.models.spec import RANDOM_WEIGHTS
-from delta_suite.paths import is_directory, not_a_file, shorten
-from delta_suite.reading import UnreadableFileError, read_bytes
+from delta_suite.paths import is_directory, path_error, shorten
+from delta_suite.reading import UnreadableFileError, read_bytes, read_text
 from delta_suite.records.arrays import ArrayFile, pack
 from delta_suite.records.cache import Cache
 from delta_suite.records.format import from_json, to_json
-from delta_suite.records.record import ArrayReference, Record
+from delta_suite.records.problem import Problem, number
+from delta_suite.records.record import SCHEMA, ArrayReference, Record
+from delta_suite.records.verify import CURE, problems, require, unchecked
 from delta_suite.records.view import RecordView
 from delta_suite.records.writing import write_atomically, write_together
 
@@ -89,28 +92,80 @@ def save(results: Path, view: RecordView, cache: Cache) -> tuple[Path, RecordVie
     return path, RecordView(record, ArrayFile(beside, content=view.content()), view.directions)
 
 
-def load(path: Path, cache: Cache | None = None) -> RecordView:
+@dataclass(frozen=True)
+class Examined:
+    """A stored record, and what was found at the door."""
+
+    view: RecordView
+    problems: list[Problem]
+    """The contradictions; empty where the record can be believed."""
+    unchecked: list[str]
+    """The reasons why some of it could not be checked."""
+
+
+def examine(path: Path, cache: Cache | None = None) -> Examined:
+    """Read a stored record with the arrays beside it, and hold them against each other and against their place.
+
+    Raises RecordError where there is no record, or it or its arrays are damaged or of a schema that is not read.
+    """
+    view = _read(path, cache)
+    try:
+        arrays = None if view.arrays is None else view.arrays.content
+    except RecordError as error:
+        raise RecordError(f"{path} cannot be believed: {error} {CURE}") from None
+    contradictions = [*problems(view.record, arrays), *place_problems(path, view.record)]
+    return Examined(view, contradictions, unchecked(view.record, arrays))
+
+
+def load(path: Path, cache: Cache | None = None, *, verified: bool = False) -> RecordView:
     """Return a view of a stored record, with the arrays beside it, and its directions where the cache has them.
 
-    Raises RecordError where there is no record, or it is damaged or of a schema that is not read.
+    verified: true for a file whose bytes have been examined before. Raises RecordError where there is no record, it is
+    damaged or of a schema that is not read, or it contradicts itself, its arrays or its place.
     """
+    if verified:
+        return _read(path, cache)
+    examined = examine(path, cache)
+    require(path, examined.problems)
+    return examined.view
+
+
+def _read(path: Path, cache: Cache | None) -> RecordView:
+    """Return a view of a stored record, of which nothing has been checked but its shape."""
     try:
-        problem = not_a_file(path)
-        text = "" if problem else path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        problem = f"cannot be read: {error}"
-    if problem:
+        text = read_text(path)
+    except UnreadableFileError as error:
         raise RecordError(
-            f"record {path} {problem}. Records lie in results/runs/<model>/; `delta-suite measure NAME` writes one."
-        )
+            f"record {error} Records lie in results/runs/<model>/; `delta-suite measure NAME` writes one."
+        ) from None
     record, inline = from_json(text, path)
     arrays = None
     if inline is not None:
         arrays = ArrayFile(path, content=inline)
-    elif record.arrays is not None and (path.parent / record.arrays.file).exists():
-        arrays = ArrayFile(path.parent / record.arrays.file, record.arrays.sha256)
+    elif record.arrays is not None and Path(record.arrays.file).name == record.arrays.file:
+        beside = path.parent / record.arrays.file
+        if path_error(beside) is None:
+            arrays = ArrayFile(beside, record.arrays.sha256)
     directions = None if cache is None else cache.directions(record.provenance.cache_key)
     return RecordView(record, arrays, directions)
+
+
+def place_problems(path: Path, record: Record) -> list[Problem]:
+    """Return how the place of a record in a results folder contradicts its content; elsewhere it may lie anywhere."""
+    folder = path.parent.resolve()
+    if folder.parent.name != RUNS:
+        return []
+    contradictions = []
+    model, expected = record.model.name, record_path(folder.parent.parent, record)
+    if folder.name != expected.parent.name:
+        contradictions.append(
+            Problem("its place", f"it lies in the folder {number(folder.name)}, and is of the model {number(model)}")
+        )
+    if record.schema_version == SCHEMA and path.name != expected.name:
+        contradictions.append(
+            Problem("its place", f"it is called {number(path.name)}, and its content makes it {number(expected.name)}")
+        )
+    return contradictions
 
 
 def record_paths(results: Path) -> list[Path]:

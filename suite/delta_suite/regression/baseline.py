@@ -24,13 +24,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from delta_suite.errors import BaselineError, RecordError
 from delta_suite.metrics.registry import METRICS
-from delta_suite.paths import is_directory
-from delta_suite.reading import ARRAYS_LIMIT, UnreadableFileError, read_bytes, read_json
+from delta_suite.paths import is_directory, shorten
+from delta_suite.reading import ARRAYS_LIMIT, UnreadableFileError, parse_json, read_bytes, read_text
 from delta_suite.records.arrays import ArrayFile, Arrays, unpack
 from delta_suite.records.format import from_json, to_json
 from delta_suite.records.record import ModelRecord, Record
 from delta_suite.records.store import folder_name
+from delta_suite.records.verify import problems, require
 from delta_suite.records.view import RecordView
+from delta_suite.reduction.statistics import TOP_K
 from delta_suite.regression.comparison import LAYERS, MODEL, Comparison, Status, compare_figures, obstacle
 from delta_suite.regression.turns import TURNS, compare_turns
 
@@ -40,6 +42,9 @@ and --baseline-update=all renews them."""
 
 FOLDER = "baselines"
 """The folder of baselines inside the results folder."""
+
+HALF_ROUNDING = 2.0**-9
+"""How far lengths and degrees of directions that are kept in float16 may be off: some roundings of 2^-11."""
 
 VERDICT = "verdict"
 """The scope of a comparison of verdicts."""
@@ -241,11 +246,15 @@ def read_baseline_json(path: Path) -> dict[str, Any]:
         others = sorted(other.name for other in path.parent.glob("*.json")) if is_directory(path.parent) else []
         there = f"{path.parent} holds {', '.join(others)}" if others else f"{path.parent} holds no baseline"
         raise BaselineError(
-            f"no baseline {path}: {there}.\n"
+            f"no baseline {shorten(path)}: {there}.\n"
             f"  Name another with --baseline=PATH (a .json file or a folder), or write this one with --baseline-update."
         )
     try:
-        content = read_json(path)
+        text = read_text(path)
+    except UnreadableFileError as error:
+        raise BaselineError(f"baseline {error}") from None
+    try:
+        content = parse_json(text, path)
     except UnreadableFileError as error:
         raise _not_a_baseline(path, f"\n  at the whole file: {error.why}") from None
     if not isinstance(content, dict):
@@ -284,7 +293,9 @@ def load_baseline(path: Path) -> BaselineFile:
             f"  {outdated.renewal(path)}"
         )
     try:
-        record, _ = from_json(json.dumps(content.get("record")), path)
+        record, inline = from_json(json.dumps(content.get("record")), path)
+        if inline is not None:
+            raise RecordError(f"it is of schema {record.schema_version}, whose arrays are no baseline's")
         baseline = Baseline.model_validate({**content, "record": record})
     except RecordError as error:
         raise _not_a_baseline(path, f"\n  at record: {error}") from None
@@ -293,7 +304,9 @@ def load_baseline(path: Path) -> BaselineFile:
     beside = arrays_path(path)
     try:
         arrays = ArrayFile(beside, record.arrays.sha256 if record.arrays else None)
-        _ = arrays.content  # damaged arrays are an error before anything runs
+        # What was added may come from another checkpoint than the figures beside it.
+        added = any(change.action == "added" for change in baseline.history)
+        require(path, problems(record, arrays.content, merged=added))
     except RecordError as error:
         raise BaselineError(
             f"{str(error).removesuffix('.')}.\n"
@@ -329,13 +342,23 @@ def _directions(path: Path, content: Baseline) -> dict[str, np.ndarray]:
         packed = read_bytes(beside, ARRAYS_LIMIT)
         if content.directions_sha256 not in {None, hashlib.sha256(packed).hexdigest()}:
             raise ValueError("its SHA-256 is another")
-        arrays = unpack(packed, beside.name)
+        arrays = unpack(packed, beside)
         for name, array in arrays.items():
-            expected = (model.layers, array.shape[1], model.hidden) if array.ndim == 3 else (model.layers,)
+            directions = name.endswith(".directions")
+            expected = (model.layers, TOP_K, model.hidden) if directions else (model.layers,)
             if array.shape != expected:
                 raise ValueError(f"{name} is {array.shape}, of a model of {model.layers} layers x {model.hidden}")
+            if not np.isfinite(array).all():
+                raise ValueError(f"{name} holds a number that is not finite")
+            if directions:
+                # In float16 an entry is off by 2^-11 of its size at most, and so is a length; missing directions are 0.
+                lengths = np.linalg.norm(array.astype(np.float64), axis=2)
+                if not ((np.abs(lengths - 1) <= HALF_ROUNDING) | (lengths == 0)).all():
+                    raise ValueError(f"{name} are not unit vectors")
+            elif not ((array >= 0) & (array <= 90 + HALF_ROUNDING)).all():
+                raise ValueError(f"{name} are not degrees from 0 to 90")
     except (ValueError, RecordError, UnreadableFileError) as error:
-        why = error.why if isinstance(error, UnreadableFileError) else error
+        why = error.why if isinstance(error, UnreadableFileError) else str(error).removesuffix(".")
         raise BaselineError(
             f"{beside} is not what was written with {path}: {why}.\n"
             f"  Take both from version control again, or remove {beside}: the turning of directions is then not "

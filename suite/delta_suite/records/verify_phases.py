@@ -1,0 +1,210 @@
+"""Check the figures of phases, the law and the boundaries against the matrices beside the record, and each other."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from delta_suite.metrics.directions import DISATTENUATION_FLOOR, NEEDS_PRODUCTS
+from delta_suite.metrics.estimators import one_thread
+from delta_suite.metrics.layer import ENTROPY_FLOOR
+from delta_suite.metrics.registry import METRICS
+from delta_suite.records.arrays import Arrays
+from delta_suite.records.problem import SINGLE, WRITTEN, Figures, Problem, Resamples, number, resampling_problems
+from delta_suite.records.record import Record, ScopeRecord
+from delta_suite.records.verify_layers import pairs_of_layers
+
+Scopes = Sequence[tuple[str, ScopeRecord]]
+
+
+@dataclass(frozen=True)
+class _Figure:
+    """What follows from the arrays for one phase: the whole, its halves, its replicates, and each layer's part."""
+
+    cases: np.ndarray
+    """The whole first, then halves where they count, then replicates; NaN where there is no value."""
+    per_layer: np.ndarray | None = None
+    unstable: bool = False
+    """True where the arrays do not tell what enters a replicate."""
+
+
+@dataclass(frozen=True)
+class _Matrices:
+    """The matrices of a variant over its layers: the whole first, then both halves (cosines alone), then replicates."""
+
+    cosines: np.ndarray
+    halves: int
+    overlaps: np.ndarray
+    angles: np.ndarray
+    cross: np.ndarray | None
+
+    @classmethod
+    def of(cls, arrays: Arrays, variant: str, layers: int) -> _Matrices:
+        first, second = pairs_of_layers(layers)
+
+        def square(names: Sequence[str]) -> np.ndarray:
+            rows = np.concatenate([np.atleast_2d(arrays[f"{variant}.{name}"]) for name in names if stored(name)])
+            out = np.zeros((len(rows), layers, layers))
+            out[:, first, second] = out[:, second, first] = rows
+            return out
+
+        def stored(name: str) -> bool:
+            return f"{variant}.{name}" in arrays
+
+        halved = stored("cosines_a") and stored("cosines_b")
+        return cls(
+            square(["cosines", *(["cosines_a", "cosines_b"] if halved else []), "cosines.units"]),
+            2 if halved else 0,
+            square(["overlaps", "overlaps.units"]),
+            square(["angles", "angles.units"]),
+            square(["cross", "cross.units"]) if stored("cross") else None,
+        )
+
+
+def _figures(matrices: _Matrices, first: int, last: int) -> dict[str, _Figure]:
+    """Return every figure of a phase that follows from the matrices, as `metrics.directions` defines them."""
+    inside = slice(first, last + 1)
+    count, layers = last + 1 - first, matrices.cosines.shape[1]
+    others = [layer for layer in range(layers) if not first <= layer <= last]
+    signed = matrices.cosines[:, inside, inside]
+    cosines = np.minimum(np.abs(matrices.cosines), 1.0)
+    lacking = matrices.cosines.diagonal(axis1=1, axis2=2) < 0.5
+    gone = np.where(lacking[:, inside].any(axis=1), np.nan, 0.0)
+    whole = np.delete(gone, range(1, 1 + matrices.halves))
+    neighbours = np.abs(np.subtract.outer(np.arange(count), np.arange(count))) == 1
+    pairs = ~np.eye(count, dtype=bool)
+    out: dict[str, _Figure] = {}
+
+    def over(values: np.ndarray, missing: np.ndarray, chosen: np.ndarray) -> _Figure:
+        if count == 1:
+            return _Figure(np.full(len(values), np.nan))
+        sums = np.where(chosen, values, 0.0).sum(axis=2)
+        return _Figure(sums.sum(axis=1) / chosen.sum() + missing, sums[0] / chosen.sum(axis=1) + missing[0])
+
+    out["adjacent_cosine"] = over(cosines[:, inside, inside], gone, neighbours)
+    out["subspace_overlap"] = over(matrices.overlaps[:, inside, inside], whole, pairs)
+    out["principal_angle"] = over(matrices.angles[:, inside, inside], whole, pairs)
+    out["intra_cosine"] = (
+        _Figure(1.0 + gone, np.ones(1)) if count == 1 else over(cosines[:, inside, inside], gone, pairs)
+    )
+    if others:
+        missing = gone + np.where(lacking[:, others].any(axis=1), np.nan, 0.0)
+        parts = cosines[:, inside, others].mean(axis=2)
+        out["cross_cosine"] = _Figure(parts.mean(axis=1) + missing, parts[0] + missing[0])
+    else:
+        out["cross_cosine"] = _Figure(gone * np.nan)
+    values = np.maximum(np.linalg.eigvalsh(signed), 0.0)
+    p = values / np.maximum(values.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    ranks = np.exp(-(p * np.log(np.where(p > ENTROPY_FLOOR, p, 1.0))).sum(axis=1)) + gone
+    out["block_effective_rank"] = _Figure(ranks)
+    out["block_effective_rank_fraction"] = _Figure(np.minimum(1.0, ranks / count))
+    if matrices.cross is not None:
+        out |= _cross_figures(matrices, inside, whole, pairs)
+    return out
+
+
+def _cross_figures(matrices: _Matrices, inside: slice, gone: np.ndarray, pairs: np.ndarray) -> dict[str, _Figure]:
+    """Return the figures of a phase that compare the halves of the documents."""
+    assert matrices.cross is not None
+    products = matrices.cross[:, inside, inside]
+    count = len(pairs)
+    reliable = products.diagonal(axis1=1, axis2=2)
+    diagonals = matrices.cosines[1 : 1 + matrices.halves, inside, inside].diagonal(axis1=1, axis2=2)
+    halved = gone.copy()
+    halved[0] += np.nan if (diagonals < 0.5).any() else 0.0
+    # A half without an update has a direction of zeros there; of replicates nothing else tells that it has none.
+    unknown = bool((reliable[1:] == 0.0).any())
+    out = {}
+    if count == 1:
+        out["intra_cosine_cross_fitted"] = _Figure(np.full(len(products), np.nan))
+    else:
+        sums = np.where(pairs, products, 0.0).sum(axis=2)
+        out["intra_cosine_cross_fitted"] = _Figure(
+            sums.sum(axis=1) / pairs.sum() + halved, sums[0] / (count - 1) + halved[0], unknown
+        )
+    usable = reliable > DISATTENUATION_FLOOR
+    both = usable[:, :, None] & usable[:, None, :] & pairs
+    scale = np.sqrt(np.where(both, reliable[:, :, None] * reliable[:, None, :], 1.0))
+    sums = np.where(both, products / scale, 0.0).sum(axis=2)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values = sums.sum(axis=1) / both.sum(axis=(1, 2)) + gone
+        parts = sums[0] / both[0].sum(axis=1) + gone[0]
+    # A replicate whose reliability is at the floor is on either side of it by how float32 rounds.
+    near = (np.abs(reliable[1:] - DISATTENUATION_FLOOR) <= SINGLE).any()
+    out["intra_cosine_disattenuated"] = _Figure(values, parts, bool(near))
+    return out
+
+
+def phase_problems(
+    record: Record, arrays: Arrays, variant: str, phases: Figures, spans: Mapping[str, slice], *, merged: bool
+) -> Iterator[Problem]:
+    """Yield where figures of phases contradict the arrays. spans, merged: as for layers."""
+    scopes = list(record.scopes.items())
+    if not scopes or not spans:
+        return
+    counts = np.array([scope.layers[1] - scope.layers[0] + 1 for _, scope in scopes])
+    followed: list[dict[str, _Figure]] = []
+    if not merged:
+        matrices = _Matrices.of(arrays, variant, record.model.layers)
+        with one_thread():
+            followed = [_figures(matrices, *scope.layers) for _, scope in scopes]
+    resamples: dict[str, tuple[np.ndarray | None, np.ndarray | None, np.ndarray | float]] = {}
+    values: dict[str, np.ndarray] = {}
+    for name in spans:
+        stored = arrays.get(f"{variant}.scope_units.{name}")
+        if merged or name in NEEDS_PRODUCTS:
+            if stored is not None or not merged:
+                error = _rounding(name, counts) if merged else 0.0
+                resamples[name] = (None if stored is None else stored.T, None, error)
+            continue
+        if name not in followed[0]:  # it compares halves, and there are none
+            values[name] = np.full(len(scopes), np.nan)
+            continue
+        figures = [row[name] for row in followed]
+        cases = np.array([figure.cases for figure in figures]).T
+        halves = matrices.halves if METRICS[name].bias == "halves" else 0  # figures of cosines, which halves have
+        values[name] = cases[0]
+        rest = cases[1 + halves :]
+        errors = np.where([figure.unstable for figure in figures], np.inf, _rounding(name, counts))
+        resamples[name] = (rest if len(rest) else None, cases[1 : 1 + halves] if halves else None, errors)
+        yield from _part_problems(name, scopes, variant, [figure.per_layer for figure in figures])
+    if values:
+        chosen, expected = phases.joined([spans[name] for name in values]), np.concatenate(list(values.values()))
+        tolerance = WRITTEN * np.maximum(1.0, np.abs(expected))
+        yield from chosen.differing("the value", chosen.value, expected, tolerance, "the cosines beside it")
+    if resamples:
+        chosen = phases.joined([spans[name] for name in resamples])
+        joined = Resamples.join(list(resamples.values()), len(scopes), record.resampling.groups)
+        yield from resampling_problems(chosen, joined, centred=not merged)
+
+
+def _rounding(name: str, counts: np.ndarray) -> np.ndarray:
+    """Return how far replicates of a figure may be off that are formed from matrices of float32, in phases of N layers.
+
+    Entries of float32 move an eigenvalue by N SINGLE / 2 at most, a share by SINGLE / 2, and an entropy by N times that
+    and the steepest slope, ln p at the floor. A quotient by reliabilities above 0.6 has less than four times the error.
+    """
+    if name == "block_effective_rank":
+        return np.asarray(counts**2 * SINGLE * -np.log(ENTROPY_FLOOR))
+    if name == "block_effective_rank_fraction":
+        return np.asarray(counts * SINGLE * -np.log(ENTROPY_FLOOR))
+    return np.asarray(np.full(len(counts), 4 * SINGLE if name == "intra_cosine_disattenuated" else SINGLE))
+
+
+def _part_problems(name: str, scopes: Scopes, variant: str, parts: Sequence[np.ndarray | None]) -> Iterator[Problem]:
+    """Yield where the numbers that layers contribute to a phase are not those of the arrays."""
+    for (phase, scope), expected in zip(scopes, parts, strict=True):
+        stated = scope.metrics[variant][name].per_layer
+        if stated is None or expected is None:
+            continue
+        layers = range(scope.layers[0], scope.layers[1] + 1)
+        for layer, value in zip(layers, expected, strict=True):
+            number_there = stated.get(layer)
+            there = np.nan if number_there is None else number_there
+            if not (abs(there - value) <= WRITTEN * max(1.0, abs(value)) or (np.isnan(there) and np.isnan(value))):
+                yield Problem(
+                    f"phase {phase}, {variant}, {name}",
+                    f"layer {layer} contributes {number(there)}, and the cosines beside it give {number(float(value))}",
+                )
