@@ -481,8 +481,11 @@ def test_verdicts_and_directions_are_selected_by_name(path: Path) -> None:
     ],
 )
 def test_what_cannot_be_overwritten_alone_is_refused(path: Path, selected: list[str], options: dict[str, Any]) -> None:
-    removed = {"a_removed_metric": {"value": 1.0}}
-    edit(path, lambda content: content["record"]["scopes"]["C"]["metrics"]["raw"].update(removed))
+    def change(content: dict[str, Any]) -> None:
+        content["record"]["provenance"]["metric_versions"]["a_removed_metric"] = 1
+        content["record"]["scopes"]["C"]["metrics"]["raw"]["a_removed_metric"] = {"value": 1.0}
+
+    edit(path, change)
     before = bytes_of(path.parent)
     with pytest.raises(BaselineError, match=rf"{selected[0]} cannot be overwritten alone"):
         accept(path, planted(**options), *selected)
@@ -492,8 +495,8 @@ def test_what_cannot_be_overwritten_alone_is_refused(path: Path, selected: list[
 
 
 def test_only_what_was_selected_is_added(path: Path) -> None:
-    without(path, "raw", "stream_norm")
-    without(path, "raw", "intra_cosine")
+    without(path, "stream_norm")
+    without(path, "intra_cosine")
     directions_path(path).unlink()
     claims = {"claims/two": PASSED}
     line = update_baseline(path, planted(), claims, selected=["C/intra_cosine", "verdict/claims/two"])

@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -304,9 +304,7 @@ def load_baseline(path: Path) -> BaselineFile:
     beside = arrays_path(path)
     try:
         arrays = ArrayFile(beside, record.arrays.sha256 if record.arrays else None)
-        # What was added may come from another checkpoint than the figures beside it.
-        added = any(change.action == "added" for change in baseline.history)
-        require(path, problems(record, arrays.content, merged=added))
+        require(path, problems(record, arrays.content, merged=_of_two_records(baseline.history)))
     except RecordError as error:
         raise BaselineError(
             f"{str(error).removesuffix('.')}.\n"
@@ -314,6 +312,11 @@ def load_baseline(path: Path) -> BaselineFile:
             f'--baseline-update --baseline-reason "..."'
         ) from None
     return BaselineFile(path, baseline, RecordView(record, arrays), _directions(path, baseline))
+
+
+def _of_two_records(history: Sequence[Change]) -> bool:
+    """Return True if a part of the file was ever written alone, so that it may be of another checkpoint."""
+    return any(change.entries or change.action == "added" for change in history)
 
 
 def _listed(error: ValidationError) -> str:
