@@ -58,6 +58,7 @@ def _record(
 ) -> tuple[Record, Arrays]:
     """Return the record of a stream with layers of these kinds; sizes: documents, tokens of each, width."""
     import torch
+    from delta_suite.capture.sinks import find_sinks
     from delta_suite.capture.stream import ResidualStream
     from delta_suite.reduction.law_fit import measure_law
     from delta_suite.reduction.reduce import reduce_stream
@@ -86,7 +87,7 @@ def _record(
             tokens=len(token),
             documents=documents,
             variants=list(VARIANTS.values()),
-            on_sinks=found.append,
+            sinks=lambda shard: found.append(find_sinks(shard)) or found[-1],
         )
         law = measure_law(stream, phases, sinks=found[-1])
     entry = assemble(

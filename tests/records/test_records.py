@@ -343,9 +343,9 @@ def test_a_damaged_cache_entry_is_measured_again(tiny: Path, tmp_path: Path) -> 
     arrays.write_bytes(arrays.read_bytes()[:100])
     second = measure(spec, settings)
     assert not second.cached
-    assert second.note == f"the cache entry {arrays.parent} was damaged, and is removed; tiny was measured again"
+    assert second.notes == (f"the cache entry {arrays.parent} was damaged, and is removed; tiny was measured again",)
     third = measure(spec, settings)
-    assert (third.cached, third.note) == (True, None)
+    assert (third.cached, third.notes) == (True, ())
     assert second.view.layers == first.view.layers
 
 
@@ -523,6 +523,6 @@ def test_a_sharded_run_has_a_key_of_its_own(tiny: Path, tmp_path: Path, monkeypa
     for device in ("cpu", "cuda", "cuda:1", "sharded"):
         monkeypatch.setattr(pipeline, "resolve_device", lambda *_, device=device: device)
         settings = Settings(calibration="seed", cache=Cache(tmp_path))
-        keys[device] = pipeline._prepare(ModelSpec(name="tiny", path=tiny), settings).key
+        keys[device] = pipeline.prepare(ModelSpec(name="tiny", path=tiny), settings).key
     assert keys["cuda"] == keys["cuda:1"]
     assert len(set(keys.values())) == 3

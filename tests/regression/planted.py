@@ -19,6 +19,7 @@ from delta_suite.records import assemble
 from delta_suite.records.arrays import ArrayFile, gram_arrays
 from delta_suite.records.record import Record
 from delta_suite.records.view import RecordView
+from delta_suite.reduction.variants import VARIANTS
 
 LAYERS, HIDDEN, GROUPS, TOP_K = 4, 32, 10, 8
 PHASES: PhaseMap = {"A": (0, 1), "C": (2, 3)}
@@ -68,7 +69,7 @@ def _planted(
             "calibration": {"name": "docs", "sha256": calibration, "documents": 40, "tokens": 400, "dropped": 0},
             "resampling": {"units": 40, "groups": GROUPS},
             "parts": ["spectra"],
-            "variants": {"raw": 1, "sink_free": 1},
+            "variants": {name: VARIANTS[name].version for name in ("raw", "sink_free")},
             "sinks": {"position_zero": 0, "large_norm": 0, "ratio": 6.0, "largest": []},
             "certificate": {"holds": True, "blocks": layers, "forward_passes": 1, "final_norm": []}
             | {"identities": {name: {"says": name, "error": 0.0, "tolerance": 0.0} for name in tolerances(1, 1.0)}},
