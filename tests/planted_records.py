@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 from delta_suite.capture.stream import ResidualStream
 from delta_suite.capture.tolerances import SINGLE_EPSILON, tolerances
 from delta_suite.models.phases import PhaseMap
+from delta_suite.records.arrays import pack
 from delta_suite.records.assemble import with_boundaries
 from delta_suite.records.format import from_json, to_json
 from delta_suite.records.record import ArrayReference, IdentityRecord, Record
+from delta_suite.records.store import record_path
 from delta_suite.records.view import RecordView
 from delta_suite.selftest.documents import Population
 from delta_suite.selftest.planted import SHARED, SPECIAL, phased
@@ -86,3 +89,19 @@ def without_arrays(view: RecordView) -> RecordView:
     reference = ArrayReference(file="gone.safetensors", sha256="0" * 64)
     record, _ = from_json(to_json(view.record.model_copy(update={"arrays": reference})), "planted")
     return RecordView(record)
+
+
+def write_copies(results: Path, view: RecordView, count: int) -> None:
+    """Write records of so many models, which differ in name and fingerprint alone."""
+    packed = pack(view.content())
+    for number in range(count):
+        name = f"copy-{number}-of-{view.model.name}"
+        fingerprint = hashlib.sha256(name.encode()).hexdigest()
+        model = view.model.model_copy(update={"name": name, "fingerprint": fingerprint})
+        record = view.record.model_copy(update={"model": model})
+        path = record_path(results, record)
+        path.parent.mkdir(parents=True)
+        beside = path.with_suffix(".safetensors")
+        beside.write_bytes(packed)
+        reference = ArrayReference(file=beside.name, sha256=hashlib.sha256(packed).hexdigest())
+        path.write_text(to_json(record.model_copy(update={"arrays": reference})))

@@ -105,12 +105,15 @@ def measure(spec: ModelSpec, settings: Settings, progress: Progress = no_progres
 
     What the cache has under the same key is completed, not repeated. Raises a SuiteError whose message says what to do:
     the model or its device is not there, the calibration is unfit, the stream cannot be captured, an identity of the
-    certificate fails, a folder cannot be written. Where that is the cache's, the record is written all the same.
+    certificate fails, the results folder cannot be written. A cache that cannot be written is a note of the outcome.
     """
     measured = measure_view(spec, settings, progress)
-    path, view = save(settings.results, measured.view, settings.cache)
-    if measured.not_kept is not None:
-        raise RecordError(f"{measured.not_kept} The record is written: {path}.")
+    try:
+        path, view = save(settings.results, measured.view, settings.cache)
+    except RecordError as error:
+        if measured.kept:
+            raise RecordError(f"{error} The cache keeps the measurement of {spec.name}.") from None
+        raise
     return Outcome(view, path, measured.cached, measured.notes)
 
 
@@ -123,14 +126,14 @@ class Measured:
     """True if the cache had all of it."""
     notes: tuple[str, ...] = ()
     """Lines for the user about how the measurement came about."""
-    not_kept: RecordError | None = None
-    """Why the cache does not hold it."""
+    kept: bool = True
+    """True if the cache holds it; else a note says why not."""
 
 
 def measure_view(spec: ModelSpec, settings: Settings, progress: Progress = no_progress) -> Measured:
     """Measure one model, or take it from the cache, without writing a record. Raises as `measure` does."""
     run = prepare(spec, settings)
-    notes, not_kept = [f"{spec.name}: {note}" for note in run.files.notes], None
+    notes = [f"{spec.name}: {note}" for note in run.files.notes]
     with settings.cache.lock(run.key):
         try:
             entry = settings.cache.get(run.key, settings.fresh_since)
@@ -138,15 +141,17 @@ def measure_view(spec: ModelSpec, settings: Settings, progress: Progress = no_pr
             entry = None
             notes.append(f"{error}; {spec.name} was measured again")
         complete = _complete(run, entry, settings.parts, progress)
+        kept = True
         if complete is not entry:
             try:
                 settings.cache.put(run.key, complete)
-            except RecordError as error:
-                not_kept = error  # what was measured is not lost: the caller has it
+            except RecordError as error:  # what was measured is not lost: the caller has it
+                kept = False
+                notes.append(f"{error} {spec.name} is measured, and only the cache does not keep it.")
     # Names and phases are the user's, not the measurement's: they are put on each time, without a model.
     phases = phase_map(complete.record.model.layers, spec.phases)
     view = _view(run, complete).under(phases, name=spec.name, source=spec.source, revision=run.revision)
-    return Measured(view, complete is entry, tuple(notes), not_kept)
+    return Measured(view, complete is entry, tuple(notes), kept)
 
 
 @dataclass(frozen=True)

@@ -281,9 +281,9 @@ _below, _event, _at, _part = (os.environ[f"KILL_{name}"] for name in ("BELOW", "
 _seen = 0
 def _hook(event, args):
     global _seen
-    if event == _event and args and isinstance(args[0], (str, bytes, os.PathLike)):
-        path = os.path.abspath(os.fsdecode(args[0]))
-        if path.startswith(_below) and _part in os.path.basename(path):
+    if event == _event:  # of a rename the second path, too: the first may be a temporary name
+        paths = [os.path.abspath(os.fsdecode(arg)) for arg in args[:2] if isinstance(arg, (str, bytes, os.PathLike))]
+        if any(path.startswith(_below) and _part in os.path.basename(path) for path in paths):
             _seen += 1
             if _seen == int(_at):
                 os.kill(os.getpid(), 9)

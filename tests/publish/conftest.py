@@ -16,7 +16,8 @@ import pytest
 from delta_suite.claims.loader import load_hypotheses
 from delta_suite.models.spec import ModelSpec
 from delta_suite.pipeline import Settings, measure
-from delta_suite.publish.board import Board, Entry, build
+from delta_suite.publish.board import Board, build
+from delta_suite.publish.entries import Entry
 from delta_suite.records import store
 from delta_suite.records.arrays import pack, unpack
 from delta_suite.records.cache import Cache

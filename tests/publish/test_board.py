@@ -160,7 +160,7 @@ def test_building_imports_neither_torch_nor_transformers(place: Place) -> None:
     code = (
         "import sys; from pathlib import Path; from delta_suite.claims.loader import load_hypotheses\n"
         "from delta_suite.publish.board import build; from delta_suite.publish.leaderboard import files\n"
-        "root = Path(sys.argv[1]); files(build(root / 'results', load_hypotheses([root / 'hypotheses'])))\n"
+        "root = Path(sys.argv[1]); dict(files(build(root / 'results', load_hypotheses([root / 'hypotheses']))))\n"
         "print({'torch', 'transformers', 'matplotlib', 'plotly'} & set(sys.modules))"
     )
     done = subprocess.run(

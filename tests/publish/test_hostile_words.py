@@ -90,7 +90,7 @@ def test_every_page_of_the_site_has_a_policy_and_runs_nothing_else(place: Place,
     for step in (100, 200):
         place.add(f"big--checkpoint-{step}", change=hostile_at(step))
     place.add("other")
-    pages = {name: text.decode() for name, text in files(place.board(repository)).items() if name.endswith(".html")}
+    pages = {name: text.decode() for name, text in files(place.board(repository)) if name.endswith(".html")}
     assert {Path(name).parent.name for name in pages} == {"site", "models", "trajectories"}
     for text in pages.values():
         check(Page(text))
@@ -108,7 +108,7 @@ def test_a_page_that_stands_alone_names_its_scripts_by_hash(place: Place) -> Non
 
 def test_no_cell_and_no_markdown_of_the_leaderboard_obeys_a_word(place: Place) -> None:
     place.add("=1+2", change=hostile)
-    built = files(place.board())
+    built = dict(files(place.board()))
     rows = list(csv.reader(built["leaderboard.csv"].decode().splitlines()))
     assert [cell for row in rows for cell in row if re.match(r"\s*[=+@]|-[^\d]", cell)] == []
     assert {row[3] for row in rows[1:]} == {"'=1+2"}

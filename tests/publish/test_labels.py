@@ -64,7 +64,7 @@ def test_no_record_replaces_that_of_another_model(place: Place, change: Change, 
     assert [entry.model for entry in group.entries] == [row.model for entry in group.entries for row in entry.rows[:1]]
     (old,) = board.superseded
     assert (old.record[-13:], old.by[-13:]) == ("aaaaaaaa.json", "bbbbbbbb.json")
-    content = files(board)
+    content = dict(files(board))
     assert {f"site/models/{page_name(label)}" for label in labels} <= set(content)
     assert all(label.replace("_", "") in content["leaderboard.md"].decode() for label in labels)
     models = json.loads(content["leaderboard.json"])["groups"][0]["models"]

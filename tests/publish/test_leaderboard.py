@@ -128,9 +128,7 @@ def test_a_full_disk_leaves_every_published_file_as_it_was(
     largest_file(len(before["leaderboard.md"]) + 1000)
     full = run("leaderboard")
     assert full.exit_code == 1
-    assert re.fullmatch(
-        r"delta-suite: results/leaderboard\.(csv|json) cannot be written: File too large\. .*\n", full.stderr
-    )
+    assert re.fullmatch(r"delta-suite: results/[a-z/.]+ cannot be written: File too large\. .*\n", full.stderr)
     assert published(place) == before
 
 
@@ -139,11 +137,11 @@ def test_the_page_of_a_model_that_is_gone_is_stale_and_then_removed(place: Place
     gone = place.add("gone")
     write(place.results, files(place.board()))
     gone.unlink()
-    content = files(place.board())
-    assert "site/models/gone.html" in stale(place.results, content)
-    write(place.results, content)
+    content = dict(files(place.board()))
+    assert "site/models/gone.html" in stale(place.results, content.items())
+    write(place.results, content.items())
     assert not (place.results / "site" / "models" / "gone.html").exists()
-    assert stale(place.results, content) == []
+    assert stale(place.results, content.items()) == []
 
 
 def test_broken_records_are_named_and_the_exit_code_says_so(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,7 +213,9 @@ def test_a_hypothesis_file_that_has_changed_since_is_seen_in_every_form(place: P
         judged_by.parent.mkdir(parents=True)
         judged_by.write_text(json.dumps(stamps))
     place.add("unjudged")
-    content = {name: text.decode() for name, text in files(place.board()).items() if name.endswith(("d", "v", "html"))}
+    content = {
+        name: text.decode() for name, text in dict(files(place.board())).items() if name.endswith(("d", "v", "html"))
+    }
     version, sha256 = now["phase-c"].values()
     telling = f"phase-c, version 1, SHA-256 {'0' * 12} then, version {version}, SHA-256 {str(sha256)[:12]} now"
     for name in ("leaderboard.md", "site/index.html"):
@@ -249,7 +249,7 @@ def test_checkpoints_of_a_run_have_a_page_of_their_own(place: Place) -> None:
     assert [entry.model for entry in board.groups[0].entries][:4] == [
         *("big--checkpoint-5", "big--checkpoint-50", "big--checkpoint-50@random-weights", "big--checkpoint-1000")
     ]
-    content = files(board)
+    content = dict(files(board))
     (page,) = (path for path in content if "/trajectories/" in path)
     text = content[page].decode()
     assert text.index("step 5<") < text.index("step 50<") < text.index("step 1000<")
@@ -260,7 +260,7 @@ def test_checkpoints_of_a_run_have_a_page_of_their_own(place: Place) -> None:
         (page, f"../models/{page_name('big--checkpoint-50')}"),
     ):
         assert link in content[path].decode()
-    write(place.results, content)
+    write(place.results, content.items())
     assert read_json(place)["groups"][0]["runs"][0]["steps"]["50"] == "big--checkpoint-50"
     for step in (5, 50):
         shutil.rmtree(place.results / "runs" / f"big--checkpoint-{step}")
@@ -270,14 +270,14 @@ def test_checkpoints_of_a_run_have_a_page_of_their_own(place: Place) -> None:
 def test_one_table_needs_no_warning(place: Place) -> None:
     place.add("a")
     place.add("b")
-    assert b"are not comparable" not in files(place.board())["leaderboard.md"]
-    assert b"are not comparable" not in files(place.board())["site/index.html"]
+    assert b"are not comparable" not in dict(files(place.board()))["leaderboard.md"]
+    assert b"are not comparable" not in dict(files(place.board()))["site/index.html"]
 
 
 def test_names_cannot_write_into_a_page_or_another_models_file(place: Place) -> None:
     name = "<script>alert(1)</script>|*x*"
     place.add("plain", change=lambda record: record["model"].update(name=name))
-    content = files(place.board())
+    content = dict(files(place.board()))
     for path in ("site/index.html", f"site/models/{page_name(name)}", "leaderboard.md"):
         assert b"<script>alert" not in content[path]
     assert page_name("a/b") != page_name("a--b")

@@ -51,7 +51,7 @@ def test_plotly_accepts_the_figures_of_a_training_run(place: Place) -> None:
             change=trained(step),
         )
     (run,) = turned(place.board()).groups[0].runs
-    drawn = figures(run.views, run.rows, "raw")
+    drawn = figures(run.figures(), run.rows, "raw")
     for figure in drawn.values():
         plotly.graph_objects.Figure(figure)
     lines = {trace["name"]: trace for trace in drawn["intra_cosine"]["data"]}
@@ -61,7 +61,7 @@ def test_plotly_accepts_the_figures_of_a_training_run(place: Place) -> None:
     assert lines["C"]["error_y"]["arrayminus"] == pytest.approx([0.2, 0.2 / 11], abs=1e-5)
     mean = drawn["effective_rank"]["data"][0]  # of layers: the mean over the phase, with its interval
     assert mean["name"] == "A"
-    first = run.views[0]
+    first = run.entries[0].view
     values = [first.layers[layer].metrics["raw"]["effective_rank"].value for layer in range(2)]
     assert mean["y"][0] == pytest.approx(sum(v for v in values if v) / 2, rel=1e-4)
     assert [shape["x0"] for shape in drawn["gamma"]["layout"]["shapes"]] == [10]

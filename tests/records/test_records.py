@@ -7,7 +7,6 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,7 +26,6 @@ from delta_suite.records.cache import Cache
 from delta_suite.records.format import from_json, to_json
 from delta_suite.records.store import JudgedBy, load, save, stamp, stamps
 from delta_suite.records.view import RecordView
-from delta_suite.records.writing import write_atomically
 
 
 @pytest.fixture(scope="module")
@@ -335,20 +333,6 @@ def test_damaged_records_are_refused(outcome: tuple[Outcome, Settings], tmp_path
     assert str(path) in str(caught.value)
 
 
-def test_a_damaged_cache_entry_is_measured_again(tiny: Path, tmp_path: Path) -> None:
-    settings = Settings(results=tmp_path / "results", device="cpu", cache=Cache(tmp_path / "cache"))
-    spec = ModelSpec(name="tiny", path=tiny)
-    first = measure(spec, settings)
-    arrays = settings.cache.entry(first.view.record.provenance.cache_key) / "arrays.safetensors"
-    arrays.write_bytes(arrays.read_bytes()[:100])
-    second = measure(spec, settings)
-    assert not second.cached
-    assert second.notes == (f"the cache entry {arrays.parent} was damaged, and is removed; tiny was measured again",)
-    third = measure(spec, settings)
-    assert (third.cached, third.notes) == (True, ())
-    assert second.view.layers == first.view.layers
-
-
 def test_changed_weights_are_another_measurement(tiny: Path, tmp_path: Path) -> None:
     import shutil
 
@@ -365,91 +349,6 @@ def test_changed_weights_are_another_measurement(tiny: Path, tmp_path: Path) -> 
     assert not second.cached
     assert second.view.layers[4].metrics["raw"]["gamma"] == first.view.layers[4].metrics["raw"]["gamma"]
     assert second.view.layers[5].metrics["raw"]["gamma"] != first.view.layers[5].metrics["raw"]["gamma"]
-
-
-def test_writing_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "record.json"
-    write_atomically(path, "old")
-
-    def fail(*args: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(RecordError, match="No space left"):
-        write_atomically(path, "new")
-    assert path.read_text() == "old"
-    assert [entry.name for entry in tmp_path.iterdir()] == ["record.json"]
-
-
-def test_a_killed_run_leaves_no_entry_and_no_lock(tiny: Path, tmp_path: Path) -> None:
-    """Killed while it measures: the next run starts from nothing and is not held up."""
-    code = (
-        "import os, sys; from pathlib import Path; import delta_suite.records.cache as c\n"
-        "c.Cache.put = lambda *a: os.kill(os.getpid(), 9)\n"
-        "from delta_suite.pipeline import *; from delta_suite.models.spec import ModelSpec\n"
-        "measure(ModelSpec(name='tiny', path=Path(sys.argv[1])), Settings(results=Path(sys.argv[2]), device='cpu'))"
-    )
-    environment = os.environ | {"DELTA_SUITE_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run([sys.executable, "-c", code, tiny, tmp_path / "results"], env=environment, check=False)
-    assert done.returncode == -9
-    settings = Settings(results=tmp_path / "results", device="cpu", cache=Cache(tmp_path / "cache"))
-    assert not measure(ModelSpec(name="tiny", path=tiny), settings).cached
-    assert len(list((tmp_path / "cache" / "measurements").iterdir())) == 1
-
-
-def test_two_processes_measure_a_model_once(tiny: Path, tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from delta_suite.pipeline import *\n"
-        "from delta_suite.models.spec import ModelSpec\n"
-        "spec = ModelSpec(name='tiny', path=Path(sys.argv[1]))\n"
-        "print(measure(spec, Settings(results=Path(sys.argv[2]), device='cpu')).cached)"
-    )
-    environment = os.environ | {"DELTA_SUITE_CACHE": str(tmp_path / "cache")}
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, tiny, tmp_path / "results"], env=environment, stdout=subprocess.PIPE, text=True
-        )
-        for _ in range(2)
-    ]
-    assert sorted(process.communicate(timeout=120)[0].split()[-1] for process in running) == ["False", "True"]
-    assert len(list((tmp_path / "results" / "runs" / "tiny").glob("*.json"))) == 1
-
-
-def test_unwritable_places_are_named(tiny: Path, tmp_path: Path) -> None:
-    blocked = tmp_path / "file"
-    blocked.write_text("")
-    cache = Cache(tmp_path / "cache")
-    with pytest.raises(RecordError, match="cannot be written"):
-        measure(ModelSpec(name="tiny", path=tiny), Settings(results=blocked, device="cpu", cache=cache))
-    with pytest.raises(RecordError, match="DELTA_SUITE_CACHE"):
-        measure(ModelSpec(name="tiny", path=tiny), Settings(results=tmp_path, device="cpu", cache=Cache(blocked)))
-
-
-def test_a_measurement_that_the_cache_has_no_room_for_is_recorded(
-    outcome: tuple[Outcome, Settings], tiny: Path, tmp_path: Path, largest_file: Callable[[int], None]
-) -> None:
-    entry = outcome[1].cache.entry(outcome[0].view.record.provenance.cache_key)
-    directions = (entry / "directions.safetensors").stat().st_size
-    record = outcome[0].path.stat().st_size
-    assert record < 0.9 * directions
-    cache = Cache(tmp_path / "cache")
-    largest_file((record + directions) // 2)
-    with pytest.raises(RecordError, match=r"in the cache, cannot be written: File too large\. Free space") as caught:
-        measure(ModelSpec(name="tiny", path=tiny), Settings(results=tmp_path / "results", device="cpu", cache=cache))
-    (path,) = (tmp_path / "results" / "runs" / "tiny").glob("*.json")
-    assert str(caught.value).endswith(f"The record is written: {path}.")
-    assert load(path).layers == outcome[0].view.layers
-    assert load(path).record.scopes == outcome[0].view.record.scopes
-    assert list((cache.root / "measurements").iterdir()) == []
-
-
-def test_a_lock_that_cannot_be_had_is_named(tmp_path: Path) -> None:
-    (tmp_path / "locks" / "key.lock").mkdir(parents=True)
-    with (
-        pytest.raises(RecordError, match=r"key\.lock, in the cache, cannot be written: .*DELTA_SUITE_CACHE"),
-        Cache(tmp_path).lock("key"),
-    ):
-        pytest.fail("nothing is held")
 
 
 def test_json_round_trip_is_exact(outcome: tuple[Outcome, Settings]) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -516,3 +519,57 @@ def test_all_names_of_items(path: Path) -> None:
     file = load_baseline(path)
     expected = {RECORD, *TURN_ITEMS, *by_item(compared(file, planted())), "verdict/claims/one"}
     assert expected <= set(item_names(file.view, file.content.verdicts))
+
+
+# --- several writers, and one that is killed -------------------------------------------------------------------
+
+
+def test_two_writers_with_caches_of_their_own_lose_nothing(path: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from delta_suite.regression.baseline import VerdictEntry\n"
+        "from delta_suite.regression.update import update_baseline; from tests.regression.planted import planted\n"
+        "for turn in range(5):\n"
+        "    entry = VerdictEntry(verdict='PASS', observed=1.0, claim='c', file='h.toml')\n"
+        "    update_baseline(Path(sys.argv[1]), planted(), {f'{sys.argv[2]}/{turn}': entry})"
+    )
+    before = set(load_baseline(path).content.verdicts)
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, path, name],
+            cwd=Path(__file__).parents[2],
+            env=os.environ | {"DELTA_SUITE_CACHE": str(tmp_path / name)},
+        )
+        for name in "ab"
+    ]
+    assert [process.wait(timeout=120) for process in running] == [0, 0]
+    content = load_baseline(path).content
+    assert set(content.verdicts) - before == {f"{name}/{turn}" for name in "ab" for turn in range(5)}
+    assert sum(change.action == "added" for change in content.history) == 10
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from delta_suite.regression.update import update_baseline
+from tests.crash.killing import kill_before
+from tests.regression.planted import planted
+
+path, step = Path(sys.argv[1]), int(sys.argv[2])
+view = planted(turn=40.0, fingerprint="e" * 64)
+kill_before(step, str(path.parent))
+update_baseline(path, view, {}, overwrite=True, reason="meant")
+"""
+
+
+@pytest.mark.parametrize("step", [6, 8, 10, 12, 13, 14, 15])
+def test_a_writer_that_is_killed_leaves_the_old_baseline_or_the_new_one(path: Path, step: int) -> None:
+    """While files are written, and before each move: of the arrays, the directions, the JSON, and of the two again."""
+    names = sorted(file.name for file in path.parent.iterdir())
+    command = [sys.executable, "-c", KILLED, path, str(step)]
+    assert subprocess.run(command, cwd=Path(__file__).parents[2], check=False).returncode == -9
+    file = load_baseline(path)
+    turned = planted(turn=40.0, fingerprint="e" * 64)
+    expected = {"f": planted(), "e": turned}[file.content.model.fingerprint[0]]
+    assert all(comparison.status is Status.SAME for comparison in file.compare(expected, direction_figures(expected)))
+    update_baseline(path, turned, {"claims/new": PASSED})
+    assert sorted(file.name for file in path.parent.iterdir()) == names

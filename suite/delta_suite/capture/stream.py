@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
 from delta_suite.errors import CaptureError, DeviceError
+from delta_suite.writing import temporary_folder
 
 Storage = Literal["device", "host", "disk"]
 """Place of a stream: the device, pinned memory of the host, or a memory-mapped file."""
@@ -204,8 +205,8 @@ def mapped(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     room for it.
     """
     size = math.prod(shape)
-    with tempfile.TemporaryDirectory(prefix="delta-suite-") as folder:
-        path = Path(folder) / "tensor"
+    with temporary_folder(Path(tempfile.gettempdir())) as folder:
+        path = folder / "tensor"
         try:
             with path.open("wb") as file:
                 if hasattr(os, "posix_fallocate"):  # asked for now: writing to a full disk later would kill the process

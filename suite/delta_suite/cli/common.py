@@ -23,6 +23,7 @@ from delta_suite.command_line import (
     empty_options,
 )
 from delta_suite.errors import OptionError, OutputError, SuiteError, explain, why_not_measured
+from delta_suite.interruption import keep, measured_so_far
 from delta_suite.paths import bundled
 
 if TYPE_CHECKING:
@@ -133,12 +134,17 @@ def measured(specs: Iterable[ModelSpec], settings: Settings) -> Iterator[tuple[M
     """Measure models with progress shown; None for one that cannot be measured, which is told, so that others are."""
     from delta_suite.pipeline import measure_all
     from delta_suite.progress import bars
+    from delta_suite.records.store import RUNS
 
+    specs, measured_count = list(specs), 0
+    keep(measured_so_far(0, len(specs), settings.results / RUNS))
     for spec, outcome in measure_all(specs, settings, bars()):
         if isinstance(outcome, Exception):
             say(why_not_measured(spec.name, outcome))
             yield spec, None
             continue
+        measured_count += 1
+        keep(measured_so_far(measured_count, len(specs), settings.results / RUNS))
         for note in outcome.notes:
             say(note)
         yield spec, outcome

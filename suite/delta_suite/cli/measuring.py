@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -249,11 +250,11 @@ def _show_run(
     """Judge the checkpoints of a run, show its tables, and write its page."""
     from delta_suite.claims.judge import judge_all
     from delta_suite.publish import trajectory as tables
-    from delta_suite.publish.board import Entry
+    from delta_suite.publish.entries import Entry
     from delta_suite.publish.rows import Row
     from delta_suite.publish.run_page import standalone
     from delta_suite.records.store import newest_control
-    from delta_suite.records.writing import write_atomically
+    from delta_suite.writing import write_atomically
 
     entries = {}
     for step, outcome in outcomes.items():
@@ -261,7 +262,7 @@ def _show_run(
         control = newest_control(results, view)
         rows = tuple(Row.of(judged, str(outcome.path)) for judged in judge_all(claims, [(view, control)]))
         keep_stamps(outcome.path, view, rows)
-        entries[step] = Entry(view, str(outcome.path), rows)
+        entries[step] = Entry(view.record, str(outcome.path), rows, partial(getattr, outcome, "view"))
     rows_of_run = [row for entry in entries.values() for row in entry.rows]
     show(tables.verdict_table(rows_of_run, steps))
     for change in tables.verdict_changes(rows_of_run, steps):

@@ -24,8 +24,8 @@ def selftest(
 ) -> None:
     """Hold intervals and verdicts against planted truth. Exits with 1 where a bound is violated."""
     from delta_suite.progress import bars
-    from delta_suite.records.writing import write_atomically
     from delta_suite.selftest import proof
+    from delta_suite.writing import write_atomically
 
     given = {"--repeats": repeats, "--processes": processes, "--only": only, "--out": out}
     words = [word for name, value in given.items() if value is not None for word in (name, str(value))]

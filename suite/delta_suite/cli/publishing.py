@@ -33,18 +33,17 @@ def leaderboard(
     from delta_suite.publish.leaderboard import files, stale, write
 
     board = build(results, load_hypotheses(hypotheses or [default_hypotheses()]), repository)
-    content = files(board)
-    changed = stale(results, content) if check else write(results, content)
+    changed = dict.fromkeys(stale(results, files(board)), "stale") if check else write(results, files(board))
     for item in board.broken:
         say(f"omitted: {item.why}")
     show(
         f"records: {sum(len(group.entries) for group in board.groups)} shown, tables: {len(board.groups)}, "
         f"superseded: {len(board.superseded)}, cannot be read: {len(board.broken)}"
     )
-    for name in changed:
-        show(f"{'stale' if check else 'written' if name in content else 'removed'}: {results / name}")
+    for name, change in changed.items():
+        show(f"{change}: {results / name}")
     if check and changed:
-        fail(f"{len(changed)} of {len(content)} files are stale. Build them anew: delta-suite leaderboard")
+        fail(f"{len(changed)} files are stale. Build them anew: delta-suite leaderboard")
     if not changed:
         show("every file is up to date")
     if board.broken:

@@ -62,8 +62,8 @@ def export(
     Exits with 1 where a record cannot be read; the others are exported.
     """
     from delta_suite.records.store import record_paths
-    from delta_suite.records.writing import write_together
     from delta_suite.sharing import export as exporting
+    from delta_suite.writing import write_together
 
     named = results or [Path(DEFAULT_RESULTS)]
     paths = [path for given in named for path in ([given] if given.suffix == ".json" else record_paths(given))]
@@ -80,7 +80,7 @@ def export(
         content = b"".join(pieces)
         if len(unreadable) == len(paths):
             raise typer.Exit(ExitCode.FAILED)
-        write_together({out: content})
+        write_together([(out, content)])
         say(f"written: {out}")
     if unreadable:
         raise typer.Exit(ExitCode.FAILED)

@@ -6,8 +6,9 @@ import atexit
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from delta_suite.command_line import DTYPES
@@ -22,6 +23,7 @@ from delta_suite.models.quiet import errors_only
 from delta_suite.models.spec import ModelSpec
 from delta_suite.models.tokenizer import load_tokenizer
 from delta_suite.models.weights import stored_tensors
+from delta_suite.writing import sweep, temporary_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -74,6 +76,7 @@ def load(
     if dtype not in DTYPES:
         raise SuiteError(f"dtype {dtype!r} is unknown: it is {', '.join(DTYPES)}.")
     started = time.perf_counter()
+    sweep(Path(tempfile.gettempdir()))  # offloaded weights of a killed run can be hundreds of gigabytes
     config = read_config(spec, files)
     builder = auto_class(config, spec)
     quantised = quantisation_method(config, spec)
@@ -263,9 +266,9 @@ def _devices(model: PreTrainedModel, device: str) -> tuple[str, ...]:
 
 def _offload_folder() -> str:
     """Return a new folder for offloaded weights, which is removed when the process ends."""
-    folder: tempfile.TemporaryDirectory[str] = tempfile.TemporaryDirectory(prefix="delta-suite-offload-")
-    atexit.register(folder.cleanup)
-    return folder.name
+    files = ExitStack()
+    atexit.register(files.close)
+    return str(files.enter_context(temporary_folder(Path(tempfile.gettempdir()))))
 
 
 def _plain_weights() -> dict[str, Any]:

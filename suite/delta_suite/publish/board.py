@@ -5,124 +5,32 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 from urllib.parse import quote
 
 from delta_suite.claims.judge import judge_all
 from delta_suite.claims.schema import Hypothesis
-from delta_suite.claims.verdict import Verdict, combine_verdicts
 from delta_suite.errors import OptionError, RecordError
 from delta_suite.escaping import is_web_address
 from delta_suite.models.spec import control_source, natural_key
 from delta_suite.paths import shorten
-from delta_suite.publish.labels import labels_of, shown_source
-from delta_suite.publish.rows import Row, changed_files, relative_margin, stamps_of
-from delta_suite.records.record import CalibrationRecord, Identity
+from delta_suite.publish.entries import Entry
+from delta_suite.publish.labels import labels_of
+from delta_suite.publish.rows import Row
+from delta_suite.publish.trajectory import PhaseFigures
+from delta_suite.records.record import CalibrationRecord, Identity, Record
 from delta_suite.records.store import JudgedBy, load, record_paths, stamps
-from delta_suite.records.view import RecordView
+
+_Words = ParamSpec("_Words")
+_Formed = TypeVar("_Formed")
 
 GROUPING_SETTINGS = ("max_tokens", "top_k", "drop_first_token")
 """Settings of a measurement that change what its numbers mean, beside the calibration and the metrics' versions."""
-
-
-@dataclass(frozen=True)
-class Tally:
-    """One hypothesis for one model. Claims that only warn are counted, but do not decide the verdict."""
-
-    hypothesis: str
-    verdict: str | None
-    """None where every claim only warns."""
-    supported: int
-    refuted: int
-    inconclusive: int
-    not_measured: int
-    vacuous: int
-    """How many of the supported ones also hold where there is nothing to find."""
-
-    @classmethod
-    def of(cls, hypothesis: str, rows: Sequence[Row]) -> Tally:
-        """Return the tally of one hypothesis from the rows of its claims."""
-        deciding = [Verdict(row.verdict) for row in rows if row.severity == "fail"]
-        words = [row.verdict for row in rows]
-        return cls(
-            hypothesis,
-            combine_verdicts(deciding).value if deciding else None,
-            words.count(Verdict.SUPPORTED.value),
-            words.count(Verdict.REFUTED.value),
-            words.count(Verdict.INCONCLUSIVE.value),
-            words.count(Verdict.NOT_MEASURED.value),
-            sum(row.vacuous and row.verdict == Verdict.SUPPORTED.value for row in rows),
-        )
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One record that counts, and its verdicts."""
-
-    view: RecordView
-    record: str
-    """Path relative to the results folder."""
-    rows: tuple[Row, ...]
-    judged_by: Mapping[str, JudgedBy] = field(default_factory=dict)
-    """The hypothesis files that a run last judged this record by."""
-    label: str = ""
-    """The model's name with what tells it from another model of that name; empty where there is none."""
-
-    @property
-    def changed(self) -> dict[str, str]:
-        """Return for each hypothesis how its file has changed since a run last judged this record by it."""
-        return changed_files(self.judged_by, stamps_of(self.rows))
-
-    @property
-    def model(self) -> str:
-        """Return the model's name, or what it is told apart by."""
-        return self.label or self.view.model.name
-
-    @property
-    def dtype(self) -> str:
-        """Return the dtype that the model was run in."""
-        return self.view.record.provenance.dtype
-
-    @property
-    def seconds(self) -> float:
-        """Return the seconds of all steps together."""
-        return sum(self.view.record.provenance.seconds.values())
-
-    @property
-    def host_bytes(self) -> int:
-        """Return the peak memory of the process."""
-        return self.view.record.provenance.peak_memory_bytes.get("host", 0)
-
-    @property
-    def gpu_bytes(self) -> int:
-        """Return the peak memory of all GPUs that were used."""
-        peaks = self.view.record.provenance.peak_memory_bytes
-        return sum(size for name, size in peaks.items() if name != "host")
-
-    @property
-    def source(self) -> str:
-        """Return the origin of the weights; of a directory only its name, as its path exists on one machine alone."""
-        return shown_source(self.view.model.source)
-
-    @property
-    def tallies(self) -> tuple[Tally, ...]:
-        """Return one tally for each hypothesis."""
-        hypotheses = dict.fromkeys(row.hypothesis for row in self.rows)
-        return tuple(Tally.of(name, [row for row in self.rows if row.hypothesis == name]) for name in hypotheses)
-
-    @property
-    def worst(self) -> Row | None:
-        """Return the claim furthest outside, or else nearest to its bound, by margin relative to what was required."""
-        measured = [row for row in self.rows if row.margin is not None]
-        return min(measured, key=relative_margin, default=None)
-
-    @property
-    def vacuous(self) -> int:
-        """Return the number of supported claims that are vacuous."""
-        return sum(tally.vacuous for tally in self.tallies)
 
 
 @dataclass(frozen=True)
@@ -145,10 +53,9 @@ class Run:
         """Return the model names by step."""
         return {step: entry.model for step, entry in self.entries.items()}
 
-    @property
-    def views(self) -> dict[int, RecordView]:
-        """Return the records by step."""
-        return {step: entry.view for step, entry in self.entries.items()}
+    def figures(self) -> dict[int, PhaseFigures]:
+        """Return the figures of each checkpoint's phases by step, from one record after the other."""
+        return {step: PhaseFigures(entry.view) for step, entry in self.entries.items()}
 
 
 @dataclass(frozen=True)
@@ -173,12 +80,12 @@ class Group:
         """Return the heading of the table."""
         return f"Calibration {self.calibration.name}, metric set {self.metrics}"
 
-    @property
+    @cached_property
     def described(self) -> str:
         """Return what all entries of the table share, and what they do not."""
         documents = self.calibration.documents
         versions = sorted(set(self.metric_versions.values()))
-        suites = sorted({entry.view.record.provenance.suite for entry in self.entries})
+        suites = sorted({entry.head.provenance.suite for entry in self.entries})
         settings = ", ".join(f"{name} {value}" for name, value in self.settings.items())
         return (
             f"{documents} document{'s' if documents != 1 else ''}, SHA-256 {self.calibration.sha256[:12]}; "
@@ -193,13 +100,13 @@ class Group:
             f"{self.label(entry)}: {name}, {how}" for entry in self.entries for name, how in entry.changed.items()
         )
 
-    @property
+    @cached_property
     def runs(self) -> tuple[Run, ...]:
         """Return the training runs among the entries. Where two models are one step, it is not known which is of it."""
         runs: dict[tuple[str, str], dict[int, list[Entry]]] = {}
         for entry in self.entries:
-            if entry.view.model.series is not None:
-                name, step = entry.view.model.series
+            if entry.head.model.series is not None:
+                name, step = entry.head.model.series
                 runs.setdefault((name, entry.dtype), {}).setdefault(step, []).append(entry)
         return tuple(
             Run(name, dtype, {step: entries[0] for step, entries in sorted(steps.items())})
@@ -209,8 +116,11 @@ class Group:
 
     def label(self, entry: Entry) -> str:
         """Return the model's name, with the dtype where the table has it in several."""
-        twice = sum(other.model == entry.model for other in self.entries) > 1
-        return f"{entry.model} ({entry.dtype})" if twice else entry.model
+        return f"{entry.model} ({entry.dtype})" if self._counts[entry.model] > 1 else entry.model
+
+    @cached_property
+    def _counts(self) -> Counter[str]:
+        return Counter(entry.model for entry in self.entries)
 
 
 @dataclass(frozen=True)
@@ -234,6 +144,18 @@ class Broken:
     why: str
 
 
+def _once(form: Callable[Concatenate[Board, _Words], _Formed]) -> Callable[Concatenate[Board, _Words], _Formed]:
+    """Form each link and place of a board once: it stands in many cells."""
+
+    def formed(board: Board, /, *words: _Words.args, **named: _Words.kwargs) -> _Formed:
+        known: dict[object, _Formed] = board.__dict__.setdefault(f"_{form.__name__}", {})
+        if words not in known:
+            known[words] = form(board, *words, **named)
+        return known[words]
+
+    return formed
+
+
 @dataclass(frozen=True)
 class Board:
     """Everything that is published, before it has a form."""
@@ -245,11 +167,12 @@ class Board:
     superseded: tuple[Superseded, ...]
     broken: tuple[Broken, ...]
 
-    @property
+    @cached_property
     def root(self) -> Path:
         """Return the folder that published paths are relative to: the one that holds the results folder."""
         return _absolute(self.results).parent
 
+    @_once
     def claim_place(self, where: str) -> str:
         """Return a claim's place as `hypotheses/phase_c.toml:14`, whatever the folder that the command ran in."""
         file, _, line = where.rpartition(":")
@@ -257,6 +180,7 @@ class Board:
         shown = path.relative_to(self.root) if path.is_relative_to(self.root) else Path(path.parent.name, path.name)
         return f"{shown.as_posix()}:{line}"
 
+    @_once
     def claim_link(self, where: str, folder: str) -> str | None:
         """Return the link to a claim's file and line, from a page in this folder of the results.
 
@@ -268,6 +192,7 @@ class Board:
             return None
         return f"{self._link(path, folder)}#L{line}"
 
+    @_once
     def record_link(self, record: str, folder: str) -> str:
         """Return the link to the raw record, from a page in this folder of the results."""
         return self._link(_absolute(self.results) / record, folder)
@@ -277,7 +202,7 @@ class Board:
             return f"{self.repository.rstrip('/')}/{quote(path.relative_to(self.root).as_posix())}"
         return quote(Path(os.path.relpath(path, _absolute(self.results) / folder)).as_posix())
 
-    @property
+    @cached_property
     def runs(self) -> dict[str, list[tuple[Group, Run]]]:
         """Return all training runs, by name."""
         by_name: dict[str, list[tuple[Group, Run]]] = {}
@@ -286,7 +211,7 @@ class Board:
                 by_name.setdefault(run.name, []).append((group, run))
         return dict(sorted(by_name.items()))
 
-    @property
+    @cached_property
     def models(self) -> dict[str, list[tuple[Group, Entry]]]:
         """Return all entries, by model."""
         by_name: dict[str, list[tuple[Group, Entry]]] = {}
@@ -316,32 +241,31 @@ def build(
             f"--repository {shorten(repository)} is no address that links can begin with: give one such as "
             "https://github.com/me/it/blob/main, without a user, a password, spaces or brackets."
         )
-    read: list[_Stored] = []
+    read: list[_Stored] = []  # without figures, or thousands of records would not fit into memory
     broken: list[Broken] = []
     root = _absolute(results)
     for path in record_paths(results) if records is None else records:
         place = _absolute(path)
         record = place.relative_to(root).as_posix() if place.is_relative_to(root) else path.name
         try:
-            read.append(_Stored(path, record, load(path)))
+            read.append(_Stored(path, record, _head(load(path).record)))
         except RecordError as error:
             broken.append(Broken(record, " ".join(str(error).replace(str(path), record).split())))
-    labels = labels_of(stored.view.model for stored in read)
+    labels = labels_of(stored.head.model for stored in read)
     newest, superseded = _newest(read, labels)
-    by_source: dict[tuple[object, ...], list[RecordView]] = {}
+    by_source: dict[tuple[object, ...], list[_Stored]] = {}
     for stored in sorted(newest.values(), key=lambda stored: stored.created, reverse=True):
-        by_source.setdefault((*_comparable(stored.view), stored.view.model.source), []).append(stored.view)
+        by_source.setdefault((*_comparable(stored.head), stored.head.model.source), []).append(stored)
     groups: dict[tuple[str, ...], list[Entry]] = {}
     for stored in newest.values():
-        view = stored.view
-        candidates = by_source.get((*_comparable(view), control_source(view.model.source)), ())
-        control = next((other for other in candidates if other.model.is_control_of(view.model)), None)
-        label = labels[view.model.name, view.model.identity]
-        rows = tuple(
-            replace(Row.of(each, stored.record), model=label) for each in judge_all(hypotheses, [(view, control)])
-        )
-        entry = Entry(view, stored.record, rows, _stamps(stored.path), label)
-        groups.setdefault(_group_key(view), []).append(entry)
+        model = stored.head.model
+        candidates = by_source.get((*_comparable(stored.head), control_source(model.source)), ())
+        control = next((other for other in candidates if other.head.model.is_control_of(model)), None)
+        judged = judge_all(hypotheses, [(load(stored.path), None if control is None else load(control.path))])
+        label = labels[model.name, model.identity]
+        rows = tuple(replace(Row.of(each, stored.record), model=label) for each in judged)
+        entry = Entry(stored.head, stored.record, rows, partial(load, stored.path), _stamps(stored.path), label)
+        groups.setdefault(_group_key(stored.head), []).append(entry)
     return Board(
         results,
         repository,
@@ -358,20 +282,20 @@ class _Stored(NamedTuple):
     path: Path
     record: str
     """Path relative to the results folder."""
-    view: RecordView
+    head: Record
 
     @property
     def created(self) -> str:
-        return self.view.record.provenance.created
+        return self.head.provenance.created
 
 
 _Key = tuple[tuple[str, ...], str, str, Identity]
 """A table's key, the model's name, the dtype and the model's identity. Of records of one key, the newest counts."""
 
 
-def _comparable(view: RecordView) -> tuple[object, ...]:
+def _comparable(record: Record) -> tuple[object, ...]:
     """Return what a model and its control must have in common."""
-    return _group_key(view), view.record.provenance.dtype
+    return _group_key(record), record.provenance.dtype
 
 
 def _newest(
@@ -380,8 +304,8 @@ def _newest(
     """Return the records that count, and those that they replace."""
     by_key: dict[_Key, list[_Stored]] = {}
     for stored in read:
-        model, dtype = stored.view.model, stored.view.record.provenance.dtype
-        by_key.setdefault((_group_key(stored.view), model.name, dtype, model.identity), []).append(stored)
+        model, dtype = stored.head.model, stored.head.provenance.dtype
+        by_key.setdefault((_group_key(stored.head), model.name, dtype, model.identity), []).append(stored)
     newest: dict[_Key, _Stored] = {}
     superseded: list[Superseded] = []
     for key, candidates in sorted(by_key.items()):
@@ -405,27 +329,31 @@ def _stamps(path: Path) -> Mapping[str, JudgedBy]:
         return {}
 
 
-def _reading(view: RecordView) -> tuple[str, dict[str, Any]]:
+def _head(record: Record) -> Record:
+    """Return a record without its figures."""
+    return record.model_copy(update={"layers": (), "scopes": {}, "boundaries": {}})
+
+
+def _reading(record: Record) -> tuple[str, dict[str, Any]]:
     """Return a short hash of what makes figures comparable beside the calibration, and the settings in it."""
-    provenance = view.record.provenance
+    provenance = record.provenance
     settings = {name: provenance.settings.get(name) for name in GROUPING_SETTINGS}
-    calibration = view.record.calibration
+    calibration = record.calibration
     if calibration.begins_with is not None:  # absent in older records
         settings["begins_with_special_token"] = bool(calibration.begins_with)
         settings["chat_template"] = bool(calibration.chat_template)
-    text = json.dumps([provenance.metric_versions, view.record.variants, settings], sort_keys=True)
+    text = json.dumps([provenance.metric_versions, record.variants, settings], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8], settings
 
 
-def _group_key(view: RecordView) -> tuple[str, ...]:
-    calibration = view.record.calibration
-    return (calibration.name, calibration.sha256, _reading(view)[0], str(view.record.schema_version))
+def _group_key(record: Record) -> tuple[str, ...]:
+    calibration = record.calibration
+    return (calibration.name, calibration.sha256, _reading(record)[0], str(record.schema_version))
 
 
 def _group(entries: Iterable[Entry]) -> Group:
     ordered = tuple(sorted(entries, key=lambda entry: (natural_key(entry.model), entry.dtype)))
-    view = ordered[0].view
-    record = view.record
-    metrics, settings = _reading(view)
+    record = ordered[0].head
+    metrics, settings = _reading(record)
     versions = record.provenance.metric_versions
     return Group(record.calibration, metrics, versions, settings, record.schema_version, ordered)

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from delta_suite.metrics.intervals import PERCENT
-from delta_suite.publish.board import Board, Entry, Group, Tally
+from delta_suite.publish.board import Board, Group
+from delta_suite.publish.entries import Entry, Tally
 from delta_suite.publish.pages import SITE, page_link
 from delta_suite.publish.rows import Row, margin_text, marks, relative_margin
 from delta_suite.publish.table import Cell, Line, Table
@@ -24,7 +25,7 @@ def models_table(board: Board, group: Group, folder: str) -> Table:
     hypotheses = [tally.hypothesis for tally in group.entries[0].tallies]
     lines = []
     for entry in group.entries:
-        provenance, worst = entry.view.record.provenance, entry.worst
+        provenance, worst = entry.head.provenance, entry.worst
         cells = (
             _model(group, entry, folder),
             *map(tally_cell, entry.tallies),
@@ -32,7 +33,7 @@ def models_table(board: Board, group: Group, folder: str) -> Table:
             Cell(str(entry.vacuous), entry.vacuous),
             Cell(f"{entry.seconds:.1f}", entry.seconds),
             Cell(memory_text(entry), entry.host_bytes + entry.gpu_bytes),
-            Cell(f"{entry.view.model.layers} x {entry.view.model.hidden}", entry.view.model.layers),
+            Cell(f"{entry.head.model.layers} x {entry.head.model.hidden}", entry.head.model.layers),
             Cell(f"{provenance.created[:10]}, {entry.dtype} on {provenance.device}", provenance.created),
             record_cell(board, entry, folder),
         )

@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING, Any
 from delta_suite.errors import RecordError
 from delta_suite.escaping import markdown, markdown_code, markdown_link, terminal
 from delta_suite.metrics.intervals import PERCENT
-from delta_suite.publish.board import Board, Entry, Group
+from delta_suite.publish.board import Board, Group
 from delta_suite.publish.board_tables import VERDICT_COLUMNS, memory_text, tally_cell, verdict_cells
 from delta_suite.publish.card_plots import ALTERNATIVES, card_plots
+from delta_suite.publish.entries import Entry
 from delta_suite.publish.plots import why_no_arrays
 from delta_suite.publish.table import Cell, Table
 from delta_suite.publish.wording import LEGEND
 from delta_suite.reading import UnreadableFileError, read_text
-from delta_suite.records.writing import write_atomically
+from delta_suite.writing import write_together
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -44,7 +45,7 @@ def newest(board: Board, model: str) -> tuple[Group, Entry]:
             f"{board.results / 'runs'} has no record of {model!r}; it has records of: {known}. "
             f"`delta-suite measure {model}` writes one."
         )
-    return max(entries, key=lambda item: (item[1].view.record.provenance.created, item[1].record))
+    return max(entries, key=lambda item: (item[1].head.provenance.created, item[1].record))
 
 
 def write_card(folder: Path, board: Board, group: Group, entry: Entry) -> list[Path]:
@@ -59,8 +60,7 @@ def write_card(folder: Path, board: Board, group: Group, entry: Entry) -> list[P
     except UnreadableFileError as error:
         raise RecordError(f"{error} Mend it, or name another folder with --out.") from None
     content = {"README.md": card_text(board, group, entry, list(drawn), old, str(readme)), **drawn}
-    for name, text in content.items():
-        write_atomically(folder / name, text)
+    write_together([(folder / name, text.encode()) for name, text in reversed(content.items())])
     return [folder / name for name in content]
 
 
@@ -128,7 +128,7 @@ def eval_results(group: Group, entry: Entry) -> list[EvalResult]:
 
 def section_text(board: Board, group: Group, entry: Entry, images: list[str]) -> str:
     """Return the Markdown section: what was measured, the verdicts, the plots."""
-    record = entry.view.record
+    record = entry.head
     provenance = record.provenance
     lines = []
     for row in entry.rows:

@@ -5,54 +5,81 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from delta_suite import escaping
 from delta_suite.errors import RecordError
-from delta_suite.publish.board import Board, Entry
+from delta_suite.publish.board import Board
 from delta_suite.publish.board_tables import claims_by_model, models_table
+from delta_suite.publish.entries import Entry
 from delta_suite.publish.pages import RUNS, SITE, run_link
 from delta_suite.publish.rows import Row, relative_margin
 from delta_suite.publish.run_page import run_files
-from delta_suite.publish.site import site_files
+from delta_suite.publish.site import index_page, site_files
 from delta_suite.publish.table import Cell
 from delta_suite.publish.wording import CHANGED, LEGEND, NEVER_MIXED, NO_SCORE
 from delta_suite.reading import UnreadableFileError, read_bytes
-from delta_suite.records.writing import write_together
+from delta_suite.writing import sweep, write_together
 
 
-def files(board: Board) -> dict[str, bytes]:
-    """Return all that is published: path relative to the results folder -> content."""
-    return {
-        "leaderboard.md": markdown(board).encode(),
-        "leaderboard.csv": as_csv(board).encode(),
-        "leaderboard.json": (json.dumps(as_json(board), indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode(),
-        **site_files(board),
-        **run_files(board),
-    }
+def files(board: Board) -> Iterator[tuple[str, bytes]]:
+    """Yield all that is published, one after the other: path relative to the results folder, and content.
+
+    What links to other files comes after them.
+    """
+    yield from run_files(board)
+    yield from site_files(board)
+    yield "leaderboard.csv", as_csv(board).encode()
+    yield "leaderboard.json", as_json(board).encode()
+    yield "leaderboard.md", markdown(board).encode()
+    yield f"{SITE}/index.html", index_page(board).encode()
 
 
-def write(results: Path, content: Mapping[str, bytes]) -> list[str]:
-    """Write what differs, remove the pages of models and runs that are gone, and name both. Raises RecordError."""
-    changed = stale(results, content)
-    write_together({results / name: content[name] for name in changed if name in content})
-    for gone in (results / name for name in changed if name not in content):
+def write(results: Path, content: Iterable[tuple[str, bytes]]) -> dict[str, str]:
+    """Write what differs, remove the pages of models and runs that are gone, and return what was done to which file.
+
+    A run that is killed leaves each file as it was or as it shall be, and the next one completes it. Raises RecordError
+    where a file cannot be written.
+    """
+    sweep(results)
+    changed: dict[str, str] = {}
+    write_together(((results / name, text) for name, text in _differing(results, content, changed)), results)
+    for gone in (results / name for name, change in changed.items() if change == REMOVED):
         try:
             gone.unlink()
         except OSError as error:
             raise RecordError(f"{gone} cannot be removed: {error.strerror}.") from None
-    return changed
+    return dict(sorted(changed.items()))
 
 
-def stale(results: Path, content: Mapping[str, bytes]) -> list[str]:
+def stale(results: Path, content: Iterable[tuple[str, bytes]]) -> list[str]:
     """Return the published files that are missing, differ from `content`, or are pages that it no longer has."""
-    differing = [name for name, text in content.items() if _read(results / name, len(text)) != text]
-    folders = (results / SITE / folder for folder in ("models", RUNS))
-    pages = (path.relative_to(results).as_posix() for folder in folders for path in folder.glob("*.html"))
-    return sorted([*differing, *(name for name in pages if name not in content)])
+    changed: dict[str, str] = {}
+    for _ in _differing(results, content, changed):
+        pass
+    return sorted(changed)
+
+
+WRITTEN, REMOVED = "written", "removed"
+"""The change to a published file that differs, and to the page of a model or run that is gone."""
+
+
+def _differing(
+    results: Path, content: Iterable[tuple[str, bytes]], changed: dict[str, str]
+) -> Iterator[tuple[str, bytes]]:
+    """Yield the files that are missing or differ, and fill `changed` by name."""
+    names = set()
+    for name, text in content:
+        names.add(name)
+        if _read(results / name, len(text)) != text:
+            changed[name] = WRITTEN
+            yield name, text
+    for page in (page for folder in ("models", RUNS) for page in (results / SITE / folder).glob("*.html")):
+        if (name := page.relative_to(results).as_posix()) not in names:
+            changed[name] = REMOVED
 
 
 def _read(path: Path, limit: int) -> bytes | None:
@@ -65,8 +92,22 @@ def _read(path: Path, limit: int) -> bytes | None:
 # --- JSON and CSV ----------------------------------------------------------------------------------------------
 
 
-def as_json(board: Board) -> dict[str, Any]:
-    """Return the whole leaderboard for programs."""
+def as_json(board: Board) -> str:
+    """Return the whole leaderboard for programs, as JSON that differs in few lines where little has changed."""
+    head = _indented(_head(board), "").split('"models": []')  # quotes in a text are escaped, so that this is the key
+    parts = head[:1]
+    for group, rest in zip(board.groups, head[1:], strict=True):  # one entry after the other: all would fill the memory
+        entries = ",\n    ".join(_indented(_entry_json(board, entry), "    ") for entry in group.entries)
+        parts += ['"models": [\n    ', entries, "\n   ]", rest]
+    return "".join([*parts, "\n"])
+
+
+def _indented(content: object, indent: str) -> str:
+    return json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False).replace("\n", f"\n{indent}")
+
+
+def _head(board: Board) -> dict[str, Any]:
+    """Return the leaderboard without its entries."""
     return {
         "schema": 1,
         "hypotheses": [
@@ -91,7 +132,7 @@ def as_json(board: Board) -> dict[str, Any]:
                 "metric_versions": group.metric_versions,
                 "settings": group.settings,
                 "record_schema": group.schema,
-                "models": [_entry_json(board, entry) for entry in group.entries],
+                "models": [],
                 "runs": [{"name": run.name, "dtype": run.dtype, "steps": run.steps} for run in group.runs],
             }
             for group in board.groups
@@ -102,7 +143,7 @@ def as_json(board: Board) -> dict[str, Any]:
 
 
 def _entry_json(board: Board, entry: Entry) -> dict[str, Any]:
-    record, worst = entry.view.record, entry.worst
+    record, worst = entry.head, entry.worst
     provenance = record.provenance
     return {
         "model": entry.model,
@@ -141,7 +182,7 @@ def _entry_json(board: Board, entry: Entry) -> dict[str, Any]:
 
 
 def _row_json(board: Board, row: Row) -> dict[str, Any]:
-    content = row.as_json() | {"where": board.claim_place(row.where), "flips": row.flips}
+    content = vars(row) | {"where": board.claim_place(row.where), "flips": row.flips}
     del content["model"], content["record"], content["judged_by"]
     return content
 
@@ -161,7 +202,7 @@ def as_csv(board: Board) -> str:
     writer.writeheader()
     for group in board.groups:
         for entry in group.entries:
-            record = entry.view.record
+            record = entry.head
             for row in entry.rows:
                 low, high = row.interval or (None, None)
                 values = (

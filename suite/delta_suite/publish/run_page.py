@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from delta_suite.escaping import script_json
-from delta_suite.publish.board import Board, Entry, Group, Run
+from delta_suite.publish.board import Board, Group, Run
 from delta_suite.publish.board_tables import record_cell
+from delta_suite.publish.entries import Entry
 from delta_suite.publish.model_tables import PHASE_COLUMNS
 from delta_suite.publish.pages import RUNS, SITE, page_link, run_page_name
 from delta_suite.publish.table import Cell, Table
 from delta_suite.publish.templates import asset, policy, template
-from delta_suite.publish.trajectory import figures, phase_estimate, verdict_changes
+from delta_suite.publish.trajectory import PhaseFigures, figures, verdict_changes
 from delta_suite.publish.verdict_tables import verdict_cell
 from delta_suite.publish.wording import NEVER_MIXED, number
 
@@ -20,14 +21,11 @@ INLINED = {"style": "site.css", "plotly": "plotly-cartesian.min.js", "script": "
 """Assets that stand in the page itself where it is one file."""
 
 
-def run_files(board: Board) -> dict[str, bytes]:
-    """Return path relative to the results folder -> content, for the page of every training run."""
-    return {
-        f"{SITE}/{RUNS}/{run_page_name(name)}": _page(
-            name, [_section(board, group, run) for group, run in runs]
-        ).encode()
-        for name, runs in board.runs.items()
-    }
+def run_files(board: Board) -> Iterator[tuple[str, bytes]]:
+    """Yield path relative to the results folder and content, for the page of every training run."""
+    for name, runs in board.runs.items():
+        sections = [_section(board, group, run) for group, run in runs]
+        yield f"{SITE}/{RUNS}/{run_page_name(name)}", _page(name, sections).encode()
 
 
 def standalone(name: str, entries: Mapping[int, Entry], shown: str = "raw") -> str:
@@ -57,11 +55,12 @@ def _page(
 
 
 def _section(board: Board | None, group: Group | None, run: Run) -> dict[str, Any]:
-    first = next(iter(run.views.values()))
-    variants = list(first.variants)
-    drawn = {variant: figures(run.views, run.rows, variant) for variant in variants}
+    checkpoints = run.figures()
+    first = next(iter(run.entries.values())).head
+    variants = list(next(iter(checkpoints.values())).variants)
+    drawn = {variant: figures(checkpoints, run.rows, variant) for variant in variants}
     identity = f"{group.id}-{run.dtype}" if group else "run"
-    calibration = first.record.calibration
+    calibration = first.calibration
     return {
         "id": identity,
         "title": f"{group.title}, {run.dtype}" if group else f"Calibration {calibration.name}, {run.dtype}",
@@ -72,7 +71,7 @@ def _section(board: Board | None, group: Group | None, run: Run) -> dict[str, An
         "variants": variants,
         "metrics": list(dict.fromkeys(metric for plots in drawn.values() for metric in plots)),
         "from_zero": 0 in run.entries,
-        "phases": _phases(run, identity),
+        "phases": _phases(run, checkpoints, identity),
         "checkpoints": _checkpoints(board, run, identity),
         "figures": drawn,
     }
@@ -93,12 +92,11 @@ def _verdicts(board: Board | None, run: Run, identity: str) -> Table:
     return Table.of(_head("claim", run), lines, id=f"verdicts-{identity}", caption="Verdicts over training")
 
 
-def _phases(run: Run, identity: str) -> Table:
+def _phases(run: Run, checkpoints: Mapping[int, PhaseFigures], identity: str) -> Table:
     lines = []
-    views = run.views.values()
     for metric, title in PHASE_COLUMNS.items():
-        for phase in dict.fromkeys(phase for view in views for phase in view.phases):
-            estimates = [phase_estimate(view, metric, phase, "raw") for view in views]
+        for phase in dict.fromkeys(phase for checkpoint in checkpoints.values() for phase in checkpoint.phases):
+            estimates = [checkpoint.estimate(metric, phase, "raw") for checkpoint in checkpoints.values()]
             values = [None if estimate is None else estimate.value for estimate in estimates]
             if any(value is not None for value in values):
                 name = f"{title}, {phase}"
@@ -110,14 +108,14 @@ def _phases(run: Run, identity: str) -> Table:
 def _checkpoints(board: Board | None, run: Run, identity: str) -> Table:
     lines = []
     for step, entry in run.entries.items():
-        provenance = entry.view.record.provenance
+        provenance = entry.head.provenance
         page = f"../{page_link(entry.model)}" if board else None
         record = record_cell(board, entry, f"{SITE}/{RUNS}") if board else Cell(entry.record, entry.record)
         lines.append(
             [
                 Cell(str(step), step),
                 Cell(entry.model, step, page),
-                Cell(entry.view.model.fingerprint[:12]),
+                Cell(entry.head.model.fingerprint[:12]),
                 Cell(f"{provenance.created[:10]}, {entry.dtype} on {provenance.device}", provenance.created),
                 record,
             ]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 from delta_suite.claims.schema import Expectation, Hypothesis
 from delta_suite.claims.verdict import Verdict
 from delta_suite.escaping import script_json
-from delta_suite.publish.board import Board, Entry, Group
+from delta_suite.publish.board import Board, Group
 from delta_suite.publish.board_tables import claim_by_claim, models_table
+from delta_suite.publish.entries import Entry
 from delta_suite.publish.model_tables import calibration_text, layers, phases, special_tokens_text, stream_text
 from delta_suite.publish.pages import SITE, page_name, run_link
 from delta_suite.publish.plots import Plot, plots
@@ -18,25 +20,26 @@ from delta_suite.publish.table import Cell, Table
 from delta_suite.publish.templates import asset, template
 from delta_suite.publish.verdict_tables import variant_cells
 from delta_suite.publish.wording import NEVER_MIXED, NO_SCORE, NONE, SYMBOLS, WARN, interval_text, number
+from delta_suite.records.view import RecordView
 
 SHIPPED = ("site.css", "site.js", "plotly-cartesian.min.js", "plotly-LICENSE.txt")
 """Copied as they are. The bundle is plotly.js without maps, 3D and WebGL: a third of the whole, and no function is made
 from text in it, so that the page's content policy can forbid that."""
 
 
-def site_files(board: Board) -> dict[str, bytes]:
-    """Return path relative to the results folder -> content, for the site without the pages of training runs."""
-    files = {f"assets/{name}": asset(name) for name in SHIPPED}
-    files["index.html"] = _index(board).encode()
+def site_files(board: Board) -> Iterator[tuple[str, bytes]]:
+    """Yield path relative to the results folder and content, for the site's assets and the pages of models."""
+    for name in SHIPPED:
+        yield f"{SITE}/assets/{name}", asset(name)
     for model, entries in board.models.items():
-        files[f"models/{page_name(model)}"] = _model(board, model, entries).encode()
-    return {f"{SITE}/{name}": content for name, content in files.items()}
+        yield f"{SITE}/models/{page_name(model)}", _model(board, model, entries).encode()
 
 
 # --- all models ------------------------------------------------------------------------------------------------
 
 
-def _index(board: Board) -> str:
+def index_page(board: Board) -> str:
+    """Return the page of all models."""
     words = [*(verdict.value for verdict in Verdict), WARN]
     return template("index.html.j2").render(
         no_score=NO_SCORE,
@@ -88,10 +91,10 @@ def _measurement(board: Board, group: Group, entry: Entry) -> dict[str, Any]:
         "facts": _facts(board, group, entry),
         "changed": tuple(f"{name}, {how}" for name, how in entry.changed.items()),
         "verdicts": [_verdict(board, row, entry) for row in entry.rows],
-        "multiverse": _multiverse(entry, identity),
+        "multiverse": _multiverse(entry, variants, identity),
         "variants": variants,
         "plots": figures["raw"],
-        "boundaries": _boundaries(entry),
+        "boundaries": _boundaries(view),
         "phases": replace(phases(view), id=f"phases-{identity}", caption="Phases"),
         "layers": replace(layers(view), id=f"layers-{identity}", caption="Every layer, variant raw"),
         "figures": {
@@ -101,7 +104,7 @@ def _measurement(board: Board, group: Group, entry: Entry) -> dict[str, Any]:
 
 
 def _facts(board: Board, group: Group, entry: Entry) -> list[tuple[str, Cell]]:
-    record = entry.view.record
+    record = entry.head
     model, calibration, provenance = record.model, record.calibration, record.provenance
     git = provenance.git or {}
     commit = f", commit {git['commit'][:12]}{' with changes' if git.get('dirty') else ''}" if git.get("commit") else ""
@@ -163,8 +166,7 @@ def _stated(board: Board, hypothesis: str, expectation: str) -> tuple[Hypothesis
     return stated, next(claim for claim in stated.expect if claim.id == expectation)
 
 
-def _multiverse(entry: Entry, identity: str) -> Table:
-    variants = entry.view.variants
+def _multiverse(entry: Entry, variants: Sequence[str], identity: str) -> Table:
     lines: list[list[Cell]] = []
     for row in entry.rows:
         flips = "flips" if row.flips else "agrees"
@@ -173,8 +175,8 @@ def _multiverse(entry: Entry, identity: str) -> Table:
     return Table.of(["claim", *variants, "agreement"], lines, id=f"multiverse-{identity}", caption=caption)
 
 
-def _boundaries(entry: Entry) -> str | None:
-    boundaries = entry.view.record.boundaries.get("raw")
+def _boundaries(view: RecordView) -> str | None:
+    boundaries = view.record.boundaries.get("raw")
     if boundaries is None:
         return None
     parts = [f"Detected (variant raw): before layers {', '.join(map(str, boundaries.detected)) or 'none'}."]

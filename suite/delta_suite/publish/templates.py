@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Iterable
 from functools import cache
 from importlib import resources
 from typing import TYPE_CHECKING
+
+from markupsafe import Markup, escape
 
 from delta_suite.escaping import terminal
 from delta_suite.metrics.intervals import PERCENT
@@ -15,6 +18,8 @@ from delta_suite.publish.wording import CHANGED, LEGEND, NONE, SYMBOLS
 
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
+
+    from delta_suite.publish.table import Cell, Table
 
 
 def policy(inline: Iterable[str] = ()) -> str:
@@ -41,7 +46,6 @@ def asset(name: str) -> bytes:
 @cache
 def _environment() -> Environment:
     from jinja2 import Environment, FunctionLoader, StrictUndefined
-    from markupsafe import Markup
 
     environment = Environment(
         loader=FunctionLoader(lambda name: asset(name).decode()),
@@ -56,7 +60,40 @@ def _environment() -> Environment:
     environment.globals.update(
         policy=policy(), symbols=SYMBOLS, changed_note=CHANGED, legend=LEGEND, percent=PERCENT, none_text=NONE
     )
+    environment.filters["body"] = table_body
     return environment
+
+
+def table_body(table: Table) -> Markup:
+    """Return the rows of a table as HTML. A template takes three times as long, and a site can have a million cells."""
+    parts = ["<tbody>\n"]
+    for line in table.lines:
+        parts.append(f'<tr data-verdicts="{_escaped("|".join(line.verdicts))}">\n')
+        opening, closing = '<th scope="row"', "</th>\n"
+        for cell in line.cells:
+            parts += [opening, f' data-value="{_escaped(cell.sort)}">', _content(cell), closing]
+            opening, closing = "<td", "</td>\n"
+        parts.append("</tr>\n")
+    parts.append("</tbody>\n")
+    return Markup("".join(parts))
+
+
+def _content(cell: Cell) -> str:
+    if cell.link:
+        title = f' title="{_escaped(cell.title)}"' if cell.title else ""
+        return f'<a href="{_escaped(cell.link)}"{title}>{_escaped(cell.text).replace("/", "/<wbr>")}</a>'
+    if cell.verdict in SYMBOLS:
+        kind = cell.verdict.lower().replace(" ", "-")
+        return f'<span class="verdict v-{_escaped(kind)}">{_escaped(cell.shown)}</span>'
+    return _escaped(cell.text)
+
+
+def _escaped(text: str) -> str:
+    shown = terminal(text)
+    return str(escape(shown)) if _SPECIAL.search(shown) else shown
+
+
+_SPECIAL = re.compile("[&<>'\"]")
 
 
 def template(name: str) -> Template:

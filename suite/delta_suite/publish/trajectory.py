@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import cycle, pairwise
+from itertools import cycle, pairwise, product
 from typing import Any
 
 from delta_suite.escaping import plot_text
@@ -118,13 +118,32 @@ STYLES = (
 """Colour, marker and dash of the phases, in their order; a seventh phase takes the first style again."""
 
 
-def figures(views: Mapping[int, RecordView], rows: Sequence[Row], variant: str) -> dict[str, Figure]:
+class PhaseFigures:
+    """The figures of a checkpoint's phases, without the record that they are from: a run can have thousands."""
+
+    def __init__(self, view: RecordView) -> None:
+        """Take the figures from a record."""
+        self.model, self.phases, self.variants = view.model, view.phases, view.variants
+        self._figures: dict[tuple[str, str, str], tuple[float, tuple[float, float] | None]] = {}
+        for variant, metric, phase in product(self.variants, METRICS, self.phases):
+            estimate = phase_estimate(view, metric, phase, variant)
+            if estimate is not None and estimate.value is not None:
+                self._figures[metric, phase, variant] = (estimate.value, estimate.interval)
+
+    def estimate(self, metric: str, phase: str, variant: str) -> Estimate | None:
+        """Return a metric over a phase, without its replicates; None where there is no value."""
+        if (figure := self._figures.get((metric, phase, variant))) is None:
+            return None
+        return Estimate(value=figure[0], interval=figure[1])
+
+
+def figures(checkpoints: Mapping[int, PhaseFigures], rows: Sequence[Row], variant: str) -> dict[str, Figure]:
     """Return by metric a line a phase over the steps, with intervals; dotted lines where a verdict changed.
 
     A layer metric is its mean over the phase. A metric that no phase has a value for is left out.
     """
-    steps = {step: view.model.name for step, view in views.items()}
-    phases = list(dict.fromkeys(phase for view in views.values() for phase in view.phases))
+    steps = {step: checkpoint.model.name for step, checkpoint in checkpoints.items()}
+    phases = list(dict.fromkeys(phase for checkpoint in checkpoints.values() for phase in checkpoint.phases))
     changes = [
         {
             **{"type": "line", "xref": "x", "yref": "paper", "x0": step, "x1": step, "y0": 0, "y1": 1},
@@ -137,7 +156,7 @@ def figures(views: Mapping[int, RecordView], rows: Sequence[Row], variant: str) 
         traces = [
             trace
             for phase, style in zip(phases, cycle(STYLES), strict=False)
-            if (trace := _line(views, metric, phase, variant, style)) is not None
+            if (trace := _line(checkpoints, metric, phase, variant, style)) is not None
         ]
         if traces:
             layout = {
@@ -151,15 +170,15 @@ def figures(views: Mapping[int, RecordView], rows: Sequence[Row], variant: str) 
 
 
 def _line(
-    views: Mapping[int, RecordView], metric: str, phase: str, variant: str, style: tuple[str, str, str]
+    checkpoints: Mapping[int, PhaseFigures], metric: str, phase: str, variant: str, style: tuple[str, str, str]
 ) -> dict[str, Any] | None:
-    estimates = [phase_estimate(view, metric, phase, variant) for view in views.values()]
+    estimates = [checkpoint.estimate(metric, phase, variant) for checkpoint in checkpoints.values()]
     values = [None if estimate is None or estimate.value is None else _short(estimate.value) for estimate in estimates]
     if all(value is None for value in values):
         return None
     colour, marker, dash = style
     trace = {
-        **{"type": "scatter", "mode": "lines+markers", "name": plot_text(phase), "x": list(views), "y": values},
+        **{"type": "scatter", "mode": "lines+markers", "name": plot_text(phase), "x": list(checkpoints), "y": values},
         **{"line": {"color": colour, "dash": dash, "width": 2}, "marker": {"symbol": marker, "size": 8}},
         "hovertemplate": f"phase {plot_text(phase)}, step %{{x}}: %{{y:.4g}}<extra></extra>",
     }

@@ -228,6 +228,18 @@ class Session:
         if (row := getattr(report, "delta_suite", None)) is not None:
             self.judged.append(row)
 
+    def pytest_keyboard_interrupt(self) -> None:
+        """Note what is kept of a run that is interrupted."""
+        if self.specs and not hasattr(self.config, "workerinput"):
+            from delta_suite.interruption import measured_so_far
+            from delta_suite.records.store import RUNS
+
+            measured = {name for name, outcome in self._outcomes.items() if not isinstance(outcome, Exception)}
+            names = {spec.name for spec in self.specs}
+            kept = names & (measured | {row["model"] for row in self.judged if row["record"]})
+            line = measured_so_far(len(kept), len(names), Path(self.config.getoption("results_dir")) / RUNS)
+            self.notes[f"interrupted: {line}"] = None
+
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
         """Write which hypothesis files judged each record; a record that is gone or damaged fails the run."""
         if not self.judged or hasattr(self.config, "workerinput"):

@@ -33,6 +33,7 @@ from delta_suite.errors import RecordError
 from delta_suite.metrics.direction_gram import DirectionGram, Products
 from delta_suite.paths import path_error, shorten
 from delta_suite.reading import ARRAYS_LIMIT, UnreadableFileError, decode, parse_json, read_bytes
+from delta_suite.writing import staged_path
 
 if TYPE_CHECKING:
     from delta_suite.reduction.replicates import LayerSpectra
@@ -54,18 +55,28 @@ class ArrayFile:
     @property
     def available(self) -> bool:
         """True if the arrays are in memory, or their file is there."""
-        return "content" in self.__dict__ or path_error(self.path) is None
+        if "content" in self.__dict__ or path_error(self.path) is None:
+            return True
+        return self.sha256 is not None and staged_path(self.path, self.sha256).exists()
 
     @cached_property
     def content(self) -> Arrays:
         """The arrays by name. Raises RecordError where the file is gone, damaged, or not the one that was named."""
+        if self.sha256 is None:
+            return unpack(self._read(self.path), self.path)
+        staged = staged_path(self.path, self.sha256)
+        # Staged where a writer was killed; one that is at work may move it between two of these looks.
+        for path in (self.path, staged, self.path):
+            if path.exists() and hashlib.sha256(packed := self._read(path)).hexdigest() == self.sha256:
+                return unpack(packed, self.path)
+        self._read(self.path)
+        raise RecordError(f"{self.path} is not the file that its record names: its SHA-256 is another")
+
+    def _read(self, path: Path) -> bytes:
         try:
-            packed = read_bytes(self.path, ARRAYS_LIMIT)
+            return read_bytes(path, ARRAYS_LIMIT)
         except UnreadableFileError as error:
-            raise RecordError(str(error)) from None
-        if self.sha256 is not None and hashlib.sha256(packed).hexdigest() != self.sha256:
-            raise RecordError(f"{self.path} is not the file that its record names: its SHA-256 is another.")
-        return unpack(packed, self.path)
+            raise RecordError(f"{self.path} cannot be read: {error.why}") from None
 
 
 _DTYPES: Mapping[str, np.dtype[Any]] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8")}

@@ -6,10 +6,11 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from delta_suite.records.format import from_json, to_json
 from delta_suite.records.problem import Problem, number
 from delta_suite.records.verify import problems, require
 from delta_suite.records.verify_arrays import direction_problems
+from delta_suite.version import __version__
+from delta_suite.writing import sweep, temporary_folder
 
 RECORD, ARRAYS, DIRECTIONS = "record.json", "arrays.safetensors", "directions.safetensors"
 """The files of an entry."""
@@ -64,8 +67,11 @@ class Cache:
     root: Path
 
     def entry(self, key: str) -> Path:
-        """Return the folder of an entry."""
-        return self.root / "measurements" / key
+        """Return the folder of an entry, whether there is one or not; the newest while one replaces another."""
+        return max(self._entries(key), key=_written, default=self.root / "measurements" / key)
+
+    def _entries(self, key: str) -> list[Path]:
+        return list((self.root / "measurements").glob(f"{key}*"))
 
     def directions(self, key: str) -> ArrayFile:
         """Return the directions of an entry, which are read when they are asked for."""
@@ -78,39 +84,38 @@ class Cache:
 
     @contextmanager
     def lock(self, key: str) -> Iterator[None]:
-        """Hold the lock of a key while a model is measured: a second process waits, and then reads the entry."""
-        path = self._folder("locks") / f"{key}.lock"
-        try:
-            held = FileLock(path).acquire()
-        except OSError as error:
-            raise _unwritable(path, error) from None
-        with held:
-            yield
+        """Hold the lock of a key while a model is measured: a second process waits, and then reads the entry.
 
-    def _folder(self, name: str = "") -> Path:
-        folder = self.root / name
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise _unwritable(folder, error) from None
-        return folder
+        A cache that cannot be written has no lock; nobody can change an entry in it.
+        """
+        path = self.root / "locks" / f"{key}.lock"
+        with ExitStack() as stack:
+            with suppress(OSError):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(FileLock(path))
+            yield
 
     def get(self, key: str, newer_than: float | None = None) -> Assembled | None:
         """Return the entry, or None. One made before `newer_than` (seconds since the epoch) does not count.
 
         Raises RecordError for a damaged entry, which is removed: the next time there is none.
         """
+        sweep(self.root / "measurements")
+        folder = self.entry(key)
         try:
-            return self.read(key, newer_than)
+            entry = self.read(key, newer_than)
         except RecordError as error:
-            shutil.rmtree(self.entry(key), ignore_errors=True)
-            raise RecordError(f"{error}, and is removed") from None
+            shutil.rmtree(folder, ignore_errors=True)
+            raise RecordError(f"{error}, and {'cannot be' if folder.exists() else 'is'} removed") from None
+        if entry is not None:
+            self._remove_older(key, folder)
+        return entry
 
     def read(self, key: str, newer_than: float | None = None) -> Assembled | None:
         """Return the entry as `get` does, and leave it as it is also where it is damaged, so that no lock is needed."""
         folder = self.entry(key)
         path = folder / RECORD
-        if not path.exists() or (newer_than is not None and path.stat().st_mtime < newer_than):
+        if not path.exists() or _written(folder) < (newer_than or 0.0):
             return None
         try:
             record, _ = from_json(read_text(path), path)
@@ -124,31 +129,73 @@ class Cache:
                 )
             require(path, contradictions or [*direction_problems(record, arrays, directions)])
         except (RecordError, UnreadableFileError):
+            if self.entry(key) != folder:  # replaced while it was read, without the lock of a cache that others write
+                return self.read(key, newer_than)
             raise RecordError(f"the cache entry {folder} was damaged") from None
         return Assembled(record, arrays, directions)
 
     def put(self, key: str, entry: Assembled) -> None:
         """Keep an entry, whole or not at all; an older one of this key is replaced.
 
-        Raises RecordError where the cache cannot be written.
+        The new folder is in its place before the old one is removed, so that there is one at any moment. Raises
+        RecordError where the cache cannot be written.
         """
-        folder = self.entry(key)
-        for unfinished in self._folder("measurements").glob(f".{key[:8]}-*"):
-            shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed: the lock is ours now
+        folder = self.root / "measurements" / key
         try:
-            with tempfile.TemporaryDirectory(
-                prefix=f".{key[:8]}-", dir=self._folder("measurements"), ignore_cleanup_errors=True
-            ) as written:
-                fresh = Path(written) / "entry"
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            with temporary_folder(folder.parent) as written:
+                fresh = written / "entry"
                 fresh.mkdir()
                 (fresh / ARRAYS).write_bytes(pack(entry.arrays))
                 (fresh / DIRECTIONS).write_bytes(pack(entry.directions))
                 (fresh / RECORD).write_text(to_json(entry.record), "utf-8")
-                if folder.exists():
-                    shutil.rmtree(folder)
-                fresh.rename(folder)
+                newest = folder.with_name(f"{key}-{time.time_ns()}") if folder.exists() else folder
+                fresh.rename(newest)
+                self._remove_older(key, newest)
         except OSError as error:
             raise _unwritable(folder, error) from None
+
+    def _remove_older(self, key: str, newest: Path) -> None:
+        """Remove the entries that this one replaced; a run that was killed may not have come to it."""
+        for other in self._entries(key):
+            if _written(other) < _written(newest):
+                shutil.rmtree(other, ignore_errors=True)
+
+    # --- records that were examined before
+
+    def verified(self, sha256: str) -> bool:
+        """Return True if a record with this SHA-256 was found right by this version of the suite."""
+        return sha256 in self._verified
+
+    def remember(self, sha256: str) -> None:
+        """Keep that the record with this SHA-256 is right; without a word where the cache cannot be written."""
+        if sha256 in self._verified:
+            return
+        self._verified.add(sha256)
+        with suppress(OSError):
+            self.root.mkdir(parents=True, exist_ok=True)
+            with self._verified_path.open("a", encoding="ascii") as file:
+                file.write(f"{sha256}\n")
+
+    @property
+    def _verified_path(self) -> Path:
+        return self.root / f"verified-{__version__}.txt"
+
+    @cached_property
+    def _verified(self) -> set[str]:
+        try:
+            lines = read_text(self._verified_path).split()
+        except UnreadableFileError:
+            return set()
+        return {line for line in lines if len(line) == 64}  # not what a run that was killed left of one
+
+
+def _written(folder: Path) -> float:
+    """Return when an entry was written; 0 where there is none."""
+    try:
+        return (folder / RECORD).stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _unwritable(path: Path, error: OSError) -> RecordError:

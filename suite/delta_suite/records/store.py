@@ -27,7 +27,7 @@ from delta_suite.records.problem import Problem, number
 from delta_suite.records.record import SCHEMA, ArrayReference, Record
 from delta_suite.records.verify import CURE, problems, require, unchecked
 from delta_suite.records.view import RecordView
-from delta_suite.records.writing import write_atomically, write_together
+from delta_suite.writing import folder_lock, sweep, write_atomically, write_together
 
 RESULTS = Path("results")
 """The default results folder, relative to where the command runs."""
@@ -85,9 +85,9 @@ def save(results: Path, view: RecordView, cache: Cache) -> tuple[Path, RecordVie
         update={"arrays": ArrayReference(file=beside.name, sha256=hashlib.sha256(packed).hexdigest())}
     )
     text = to_json(record)
-    with _lock(path, cache):
+    with exclusive(path, cache):
         if not (path.exists() and beside.exists()):
-            write_together({beside: packed, path: text.encode()})
+            write_together([(beside, packed), (path, text.encode())])
     record, _ = from_json(text, path)  # the figures as they are written, so that the cache gives back the same
     return path, RecordView(record, ArrayFile(beside, content=view.content()), view.directions)
 
@@ -227,7 +227,8 @@ def stamp(path: Path, judged_by: Mapping[str, JudgedBy], cache: Cache) -> None:
     where = stamps_path(path)
     if where is None:
         return
-    with _lock(path, cache):
+    with exclusive(path, cache):
+        sweep(where.parent)
         before = stamps(path)
         after = dict(sorted({**before, **judged_by}.items()))
         if after != before:
@@ -236,7 +237,13 @@ def stamp(path: Path, judged_by: Mapping[str, JudgedBy], cache: Cache) -> None:
 
 
 @contextmanager
-def _lock(path: Path, cache: Cache) -> Iterator[None]:
-    """Serialise concurrent writers of a record: read, change and write under one lock."""
-    with cache.lock(f"record-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"):
+def exclusive(path: Path, cache: Cache) -> Iterator[None]:
+    """Serialise the writers of a file: read, change and write under one lock.
+
+    The cache's lock reaches a user's processes on every machine that shares the cache, and the folder's lock every
+    user's on this one, whatever cache they have.
+    """
+    name = f"record-{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]}"
+    with cache.lock(name), folder_lock(path.parent):
+        sweep(path.parent)
         yield

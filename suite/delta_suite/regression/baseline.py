@@ -9,7 +9,6 @@ their SHA-256. The keys above `history` are the user's to edit.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shlex
@@ -25,8 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from delta_suite.errors import BaselineError, RecordError
 from delta_suite.metrics.registry import METRICS
 from delta_suite.paths import is_directory, shorten
-from delta_suite.reading import ARRAYS_LIMIT, UnreadableFileError, parse_json, read_bytes, read_text
-from delta_suite.records.arrays import ArrayFile, Arrays, unpack
+from delta_suite.reading import UnreadableFileError, parse_json, read_text
+from delta_suite.records.arrays import ArrayFile, Arrays
 from delta_suite.records.format import from_json, to_json
 from delta_suite.records.record import ModelRecord, Record
 from delta_suite.records.store import folder_name
@@ -285,6 +284,16 @@ def load_baseline(path: Path) -> BaselineFile:
     Raises BaselineError where there is none, where it or a file beside it is damaged, or where it is of schema 1.
     """
     content = read_baseline_json(path)
+    while True:
+        try:
+            return _whole_baseline(path, content)
+        except BaselineError:
+            before, content = content, read_baseline_json(path)
+            if content == before:  # else another run has written it meanwhile, and the files beside it are the new ones
+                raise
+
+
+def _whole_baseline(path: Path, content: Mapping[str, Any]) -> BaselineFile:
     if (outdated := _outdated(path, content)) is not None:
         raise BaselineError(
             f"{path} is a baseline of schema 1, whose figures cannot be compared with those of today.\n"
@@ -335,17 +344,15 @@ def _not_a_baseline(path: Path, listed: str, *, schema: int = SCHEMA) -> Baselin
     )
 
 
-def _directions(path: Path, content: Baseline) -> dict[str, np.ndarray]:
+def _directions(path: Path, content: Baseline) -> Arrays:
     """Return the directions beside a baseline; empty where there is no such file. Raises BaselineError."""
     beside = directions_path(path)
-    if not os.path.lexists(beside):
+    file = ArrayFile(beside, content.directions_sha256)
+    if not os.path.lexists(beside) and not file.available:
         return {}
     model = content.model
     try:
-        packed = read_bytes(beside, ARRAYS_LIMIT)
-        if content.directions_sha256 not in {None, hashlib.sha256(packed).hexdigest()}:
-            raise ValueError("its SHA-256 is another")
-        arrays = unpack(packed, beside)
+        arrays = file.content
         for name, array in arrays.items():
             directions = name.endswith(".directions")
             expected = (model.layers, TOP_K, model.hidden) if directions else (model.layers,)
@@ -360,10 +367,9 @@ def _directions(path: Path, content: Baseline) -> dict[str, np.ndarray]:
                     raise ValueError(f"{name} are not unit vectors")
             elif not ((array >= 0) & (array <= 90 + HALF_ROUNDING)).all():
                 raise ValueError(f"{name} are not degrees from 0 to 90")
-    except (ValueError, RecordError, UnreadableFileError) as error:
-        why = error.why if isinstance(error, UnreadableFileError) else str(error).removesuffix(".")
+    except (ValueError, RecordError) as error:
         raise BaselineError(
-            f"{beside} is not what was written with {path}: {why}.\n"
+            f"{beside} is not what was written with {path}: {str(error).removesuffix('.')}.\n"
             f"  Take both from version control again, or remove {beside}: the turning of directions is then not "
             f"measured until --baseline-update writes it anew."
         ) from None

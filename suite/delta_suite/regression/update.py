@@ -12,9 +12,10 @@ import numpy as np
 
 from delta_suite.errors import BaselineError
 from delta_suite.records.arrays import ArrayFile, Arrays, pack
+from delta_suite.records.cache import Cache, cache_root
 from delta_suite.records.record import ArrayReference, ModelRecord
+from delta_suite.records.store import exclusive
 from delta_suite.records.view import RecordView
-from delta_suite.records.writing import write_together
 from delta_suite.regression.baseline import (
     VERDICT,
     Baseline,
@@ -32,6 +33,7 @@ from delta_suite.regression.comparison import MODEL, Place, by_item, figures, it
 from delta_suite.regression.items import RECORD, TURN_ITEMS
 from delta_suite.regression.merging import merged, missing_figures
 from delta_suite.regression.turns import direction_figures
+from delta_suite.writing import settle_parts, write_with_parts
 
 
 def update_baseline(
@@ -54,6 +56,19 @@ def update_baseline(
     stand beside the old ones (another calibration or dtype), or where a reason is missing; RecordError where the
     record's arrays are gone or a file cannot be written.
     """
+    with exclusive(path, Cache(cache_root())):
+        return _update(path, view, verdicts, overwrite=overwrite, reason=reason, selected=selected)
+
+
+def _update(
+    path: Path,
+    view: RecordView,
+    verdicts: Mapping[str, VerdictEntry],
+    *,
+    overwrite: bool,
+    reason: str,
+    selected: Collection[str] | None,
+) -> str:
     change = Change(
         date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         action="created",
@@ -66,6 +81,7 @@ def update_baseline(
     before: OutdatedBaseline | Baseline | None = load_outdated(path) if overwrite else None
     if before is None:
         file = load_baseline(path)
+        settle_parts(_hashes(file))
         before = file.content
     elif selected is not None:
         raise BaselineError(f"{path} is of schema 1, and is renewed as a whole: run without a selection.")
@@ -197,23 +213,28 @@ def _shape(model: ModelRecord) -> str:
 
 
 def _write(path: Path, content: Baseline, arrays: Arrays, directions: Arrays | None) -> None:
-    """Write all files or none, the JSON last; without directions (None) those that are there stay.
-
-    Where a run is killed between two, the SHA-256 tells that they do not belong together.
-    """
+    """Write all files or none; without directions (None) those that are there stay."""
     packed = pack(arrays)
     beside = arrays_path(path)
     reference = ArrayReference(file=beside.name, sha256=hashlib.sha256(packed).hexdigest())
     update: dict[str, Any] = {"record": content.record.model_copy(update={"arrays": reference})}
-    files = {beside: packed}
+    parts = {beside: packed}
     if directions is not None:
         halved = {
             name: array.astype(np.float16 if name.endswith(".directions") else np.float32)
             for name, array in directions.items()
         }
-        files[directions_path(path)] = pack(halved)
-        update["directions_sha256"] = hashlib.sha256(files[directions_path(path)]).hexdigest()
-    write_together(files | {path: content.model_copy(update=update).to_json().encode()})
+        parts[directions_path(path)] = pack(halved)
+        update["directions_sha256"] = hashlib.sha256(parts[directions_path(path)]).hexdigest()
+    write_with_parts(path, content.model_copy(update=update).to_json().encode(), parts)
+
+
+def _hashes(file: BaselineFile) -> dict[Path, str]:
+    """Return the SHA-256 of each file that the baseline names."""
+    hashes = {directions_path(file.path): file.content.directions_sha256}
+    if file.content.record.arrays is not None:
+        hashes[arrays_path(file.path)] = file.content.record.arrays.sha256
+    return {part: sha256 for part, sha256 in hashes.items() if sha256 is not None}
 
 
 def names(sequence: Sequence[str], limit: int = 6) -> str:

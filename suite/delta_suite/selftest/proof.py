@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 import os
 import platform
+import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -16,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -246,7 +248,8 @@ def _mapper(processes: int) -> Iterator[Any]:
     before = {name: os.environ.get(name) for name in threads}
     os.environ.update(threads)
     try:
-        with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        context = get_context("spawn")
+        with ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_the_parent) as pool:
             yield lambda tasks: pool.map(run_task, tasks)
     finally:
         for name, value in before.items():
@@ -254,6 +257,19 @@ def _mapper(processes: int) -> Iterator[Any]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def _end_with_the_parent() -> None:
+    """Have this process end with the one that started it, however that ends; Ctrl-C is for that one to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _coverage(name: str, repeats: Sequence[Repeat], truth_documents: int) -> Iterator[Coverage]:

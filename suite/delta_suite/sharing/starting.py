@@ -8,7 +8,7 @@ from pathlib import Path
 from delta_suite.errors import SuiteError
 from delta_suite.paths import PACKAGE, bundled
 from delta_suite.reading import read_bytes
-from delta_suite.records.writing import write_together
+from delta_suite.writing import write_together
 
 STARTER = PACKAGE / "sharing" / "starter"
 """The folder of the files that are written beside the claims."""
@@ -52,5 +52,5 @@ def write_starter(folder: Path) -> list[Path]:
             f"{', '.join(taken)} {'is' if len(taken) == 1 else 'are'} there already, and nothing was written. "
             "Choose another folder: delta-suite init DIR"
         )
-    write_together(files)
+    write_together(files.items())
     return list(files)

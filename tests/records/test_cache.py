@@ -1,0 +1,225 @@
+"""The cache: entries whole or not at all, at any moment, and a cache that is read-only, full, damaged or shared."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from delta_suite.errors import RecordError
+from delta_suite.models.spec import ModelSpec
+from delta_suite.pipeline import Outcome, Settings, measure
+from delta_suite.records.arrays import unpack
+from delta_suite.records.assemble import Assembled
+from delta_suite.records.cache import DIRECTIONS, Cache
+from delta_suite.records.store import load
+
+
+@pytest.fixture(scope="module")
+def outcome(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Settings]:
+    root = tmp_path_factory.mktemp("cached")
+    settings = Settings(results=root / "results", device="cpu", cache=Cache(root / "cache"))
+    return measure(ModelSpec(name="tiny", path=tiny), settings), settings
+
+
+def test_a_damaged_cache_entry_is_measured_again(tiny: Path, tmp_path: Path) -> None:
+    settings = Settings(results=tmp_path / "results", device="cpu", cache=Cache(tmp_path / "cache"))
+    spec = ModelSpec(name="tiny", path=tiny)
+    first = measure(spec, settings)
+    arrays = settings.cache.entry(first.view.record.provenance.cache_key) / "arrays.safetensors"
+    arrays.write_bytes(arrays.read_bytes()[:100])
+    second = measure(spec, settings)
+    assert not second.cached
+    assert second.notes == (f"the cache entry {arrays.parent} was damaged, and is removed; tiny was measured again",)
+    third = measure(spec, settings)
+    assert (third.cached, third.notes) == (True, ())
+    assert second.view.layers == first.view.layers
+
+
+def test_a_killed_run_leaves_no_entry_and_no_lock(tiny: Path, tmp_path: Path) -> None:
+    """Killed while it measures: the next run starts from nothing and is not held up."""
+    code = (
+        "import os, sys; from pathlib import Path; import delta_suite.records.cache as c\n"
+        "c.Cache.put = lambda *a: os.kill(os.getpid(), 9)\n"
+        "from delta_suite.pipeline import *; from delta_suite.models.spec import ModelSpec\n"
+        "measure(ModelSpec(name='tiny', path=Path(sys.argv[1])), Settings(results=Path(sys.argv[2]), device='cpu'))"
+    )
+    environment = os.environ | {"DELTA_SUITE_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run([sys.executable, "-c", code, tiny, tmp_path / "results"], env=environment, check=False)
+    assert done.returncode == -9
+    settings = Settings(results=tmp_path / "results", device="cpu", cache=Cache(tmp_path / "cache"))
+    assert not measure(ModelSpec(name="tiny", path=tiny), settings).cached
+    assert len(list((tmp_path / "cache" / "measurements").iterdir())) == 1
+
+
+def test_two_processes_measure_a_model_once(tiny: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from delta_suite.pipeline import *\n"
+        "from delta_suite.models.spec import ModelSpec\n"
+        "spec = ModelSpec(name='tiny', path=Path(sys.argv[1]))\n"
+        "print(measure(spec, Settings(results=Path(sys.argv[2]), device='cpu')).cached)"
+    )
+    environment = os.environ | {"DELTA_SUITE_CACHE": str(tmp_path / "cache")}
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, tiny, tmp_path / "results"], env=environment, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    assert sorted(process.communicate(timeout=120)[0].split()[-1] for process in running) == ["False", "True"]
+    assert len(list((tmp_path / "results" / "runs" / "tiny").glob("*.json"))) == 1
+
+
+def test_a_results_folder_that_cannot_be_written_is_named_and_the_cache_keeps_the_measurement(
+    tiny: Path, tmp_path: Path
+) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    settings = Settings(results=blocked, device="cpu", cache=Cache(tmp_path / "cache"))
+    with pytest.raises(
+        RecordError, match=r"cannot be written: Not a directory.* The cache keeps the measurement of tiny"
+    ):
+        measure(ModelSpec(name="tiny", path=tiny), settings)
+    assert measure(ModelSpec(name="tiny", path=tiny), replace(settings, results=tmp_path / "results")).cached
+
+
+def test_a_cache_that_cannot_be_written_is_a_note(tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    settings = Settings(results=tmp_path / "results", device="cpu", cache=Cache(tmp_path / "file"))
+    measured = measure(ModelSpec(name="tiny", path=tiny), settings)
+    assert "DELTA_SUITE_CACHE" in " ".join(measured.notes)
+    assert load(measured.path).layers == measured.view.layers
+
+
+def test_a_measurement_that_the_cache_has_no_room_for_is_recorded(
+    outcome: tuple[Outcome, Settings], tiny: Path, tmp_path: Path, largest_file: Callable[[int], None]
+) -> None:
+    entry = outcome[1].cache.entry(outcome[0].view.record.provenance.cache_key)
+    directions = (entry / "directions.safetensors").stat().st_size
+    record = outcome[0].path.stat().st_size
+    assert record < 0.9 * directions
+    cache = Cache(tmp_path / "cache")
+    largest_file((record + directions) // 2)
+    settings = Settings(results=tmp_path / "results", device="cpu", cache=cache)
+    measured = measure(ModelSpec(name="tiny", path=tiny), settings)
+    assert re.search(
+        r"in the cache, cannot be written: File too large\. Free space.* tiny is measured", " ".join(measured.notes)
+    )
+    assert load(measured.path).layers == outcome[0].view.layers
+    assert load(measured.path).record.scopes == outcome[0].view.record.scopes
+    assert list((cache.root / "measurements").iterdir()) == []
+
+
+READ_ONLY = """
+import errno, os, sys
+from pathlib import Path
+from delta_suite.pipeline import *
+from delta_suite.models.spec import ModelSpec
+
+model, cache, results = map(Path, sys.argv[1:])
+CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.utime")
+
+def read_only(event, arguments):
+    changes = event in CHANGES or (event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+    if changes and str(arguments[0]).startswith(str(cache)):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(arguments[0]))
+
+sys.addaudithook(read_only)  # root writes whatever the permissions are
+outcome = measure(ModelSpec(name="tiny", path=model), Settings(results=results, device="cpu", cache=Cache(cache)))
+print(outcome.cached, *outcome.notes)
+"""
+
+
+def from_read_only(cache: Cache, model: Path, results: Path) -> str:
+    """What becomes of a measurement on a cache that is read-only."""
+    run = [sys.executable, "-c", READ_ONLY, model, cache.root, results]
+    done = subprocess.run(run, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_read_only_cache_answers_without_a_lock(
+    outcome: tuple[Outcome, Settings], tiny: Path, tmp_path: Path
+) -> None:
+    cache = Cache(tmp_path / "cache")
+    shutil.copytree(outcome[1].cache.root, cache.root, ignore=shutil.ignore_patterns("*.lock"))
+    (cache.root / "locks").rmdir()
+    assert from_read_only(cache, tiny, tmp_path / "results") == "True\n"
+    assert len(list((tmp_path / "results" / "runs" / "tiny").iterdir())) == 2
+    assert not (cache.root / "locks").exists()
+
+
+def test_a_read_only_cache_does_not_hinder_a_measurement(tiny: Path, tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache")
+    cache.root.mkdir()
+    text = from_read_only(cache, tiny, tmp_path / "results")
+    assert text.startswith(f"False {cache.root}/measurements")
+    assert "Read-only file system. Free space, or set DELTA_SUITE_CACHE" in text
+    assert len(list((tmp_path / "results" / "runs" / "tiny").iterdir())) == 2
+    assert list(cache.root.iterdir()) == []
+
+
+def test_an_entry_that_is_replaced_is_the_old_one_or_the_new_one_at_any_moment(
+    outcome: tuple[Outcome, Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view, cache = outcome[0].view, Cache(tmp_path)
+    directions = unpack((outcome[1].cache.entry(view.record.provenance.cache_key) / DIRECTIONS).read_bytes(), "")
+    old = Assembled(view.record, view.content(), directions)
+    new = Assembled(view.record.model_copy(update={"phases": {}, "scopes": {}}), view.content(), directions)
+    cache.put("k", old)
+    seen = []
+
+    def watched(event: str, arguments: tuple[object, ...]) -> None:
+        if event in ("os.rename", "os.remove", "os.rmdir") and not looking and watching:
+            looking.append(event)
+            entry = cache.get("k")
+            seen.append(None if entry is None else dict(entry.record.phases) == {})
+            looking.clear()
+
+    looking: list[str] = []
+    watching = [True]
+    sys.addaudithook(watched)
+    cache.put("k", new)
+    watching.clear()
+    assert None not in seen
+    assert sorted(seen) == seen  # the old one, and from some moment on the new one
+    assert set(seen) == {False, True}
+    assert len(list((tmp_path / "measurements").iterdir())) == 1
+
+
+def test_an_older_entry_that_a_killed_run_left_is_removed(outcome: tuple[Outcome, Settings], tmp_path: Path) -> None:
+    cache = Cache(tmp_path / "cache")
+    shutil.copytree(outcome[1].cache.root, cache.root)
+    key = outcome[0].view.record.provenance.cache_key
+    older = cache.entry(key)
+    newer = shutil.copytree(older, older.with_name(f"{key}-1"))
+    os.utime(older / "record.json", (1, 1))
+    assert cache.entry(key) == newer
+    assert cache.get(key) is not None
+    assert list((cache.root / "measurements").iterdir()) == [newer]
+
+
+def test_records_that_were_found_right_are_remembered_between_processes(tmp_path: Path) -> None:
+    right, other = "a" * 64, "b" * 64
+    cache = Cache(tmp_path / "cache")
+    assert not cache.verified(right)
+    cache.remember(right)
+    assert cache.verified(right)
+    with next(cache.root.iterdir()).open("a") as file:
+        file.write("b" * 20)  # of a run that was killed
+    Cache(cache.root).remember(other)
+    assert Cache(cache.root).verified(right)
+    assert not Cache(cache.root).verified("b" * 20)
+
+
+def test_a_read_only_cache_remembers_within_one_process(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    cache = Cache(tmp_path / "file")
+    cache.remember("a" * 64)
+    assert cache.verified("a" * 64)
