@@ -169,23 +169,25 @@ def test_an_entry_that_is_replaced_is_the_old_one_or_the_new_one_at_any_moment(
     outcome: tuple[Outcome, Settings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     view, cache = outcome[0].view, Cache(tmp_path)
-    directions = unpack((outcome[1].cache.entry(view.record.provenance.cache_key) / DIRECTIONS).read_bytes(), "")
+    key = view.record.provenance.cache_key
+    path = outcome[1].cache.entry(key) / DIRECTIONS
+    directions = unpack(path.read_bytes(), path)
     old = Assembled(view.record, view.content(), directions)
-    new = Assembled(view.record.model_copy(update={"phases": {}, "scopes": {}}), view.content(), directions)
-    cache.put("k", old)
+    new = Assembled(view.record.model_copy(update={"submitter": {"handle": "new"}}), view.content(), directions)
+    cache.put(key, old)
     seen = []
 
     def watched(event: str, arguments: tuple[object, ...]) -> None:
         if event in ("os.rename", "os.remove", "os.rmdir") and not looking and watching:
             looking.append(event)
-            entry = cache.get("k")
-            seen.append(None if entry is None else dict(entry.record.phases) == {})
+            entry = cache.get(key)
+            seen.append(None if entry is None else entry.record.submitter is not None)
             looking.clear()
 
     looking: list[str] = []
     watching = [True]
     sys.addaudithook(watched)
-    cache.put("k", new)
+    cache.put(key, new)
     watching.clear()
     assert None not in seen
     assert sorted(seen) == seen  # the old one, and from some moment on the new one
