@@ -16,6 +16,9 @@ from tabulate import tabulate
 from tests.fuzz.run import KEPT, Result, run
 from tests.fuzz.targets import TARGETS
 
+PART = 1000
+"""Number of inputs that one process tries at a time."""
+
 
 def main() -> int:
     """Run the targets named, or all, and print a table."""
@@ -26,12 +29,17 @@ def main() -> int:
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
     started = time.monotonic()
-    results: list[Result] = []
-    with ProcessPoolExecutor(options.processes, max_tasks_per_child=1) as pool:
-        jobs = [pool.submit(run, name, options.inputs, options.seed) for name in options.targets]
-        for job in jobs:
-            results.append(job.result())
-            print(results[-1].line(), flush=True)
+    results = [Result(name) for name in options.targets]
+    parts = [(name, first) for first in range(0, options.inputs, PART) for name in options.targets]
+    with ProcessPoolExecutor(options.processes) as pool:
+        jobs = [
+            pool.submit(run, name, min(PART, options.inputs - first), f"{options.seed}-{first // PART}")
+            for name, first in parts
+        ]
+        for (name, _), job in zip(parts, jobs, strict=True):
+            results[options.targets.index(name)].add(part := job.result())
+            if part.unforeseen:
+                print(part.line(), flush=True)
     rows = [(r.name, f"{r.inputs:,}", f"{r.read:,}", f"{r.refused:,}", f"{len(r.unforeseen):,}") for r in results]
     total = sum(r.inputs for r in results)
     print(tabulate(rows, ("format", "inputs", "read", "refused", "unforeseen"), disable_numparse=True))

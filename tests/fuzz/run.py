@@ -43,13 +43,20 @@ class Result:
     unforeseen: list[str] = field(default_factory=list)
     """The last line of each traceback."""
 
+    def add(self, part: Result) -> None:
+        """Add what came of further inputs of the same target."""
+        self.inputs += part.inputs
+        self.read += part.read
+        self.refused += part.refused
+        self.unforeseen += part.unforeseen
+
     def line(self) -> str:
         """Return the counts in one line."""
         kinds = sorted(set(self.unforeseen))[:5]
         return f"{self.name}: {self.inputs} inputs, {len(self.unforeseen)} unforeseen {kinds or ''}"
 
 
-def run(target: str, inputs: int, seed: int, keep: bool = True) -> Result:
+def run(target: str, inputs: int, seed: str, keep: bool = True) -> Result:
     """Try so many inputs of a target. With `keep`, what is not foreseen is written to KEPT."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     if keep:
@@ -69,7 +76,7 @@ def run(target: str, inputs: int, seed: int, keep: bool = True) -> Result:
                 last = traceback.format_exception_only(error)[-1].strip()[:200]
                 result.unforeseen.append(f"{last} [{_place(error)}]")
                 if keep:
-                    stem = Path(KEPT) / f"{target}-{len(result.unforeseen)}"
+                    stem = Path(KEPT) / f"{target}-{seed}-{len(result.unforeseen)}"
                     stem.with_suffix(".input").write_bytes(content)
                     stem.with_suffix(".txt").write_text("".join(traceback.format_exception(error)))
                 continue

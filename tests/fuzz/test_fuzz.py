@@ -11,6 +11,6 @@ INPUTS = {"gguf": 15, "parquet": 200, "jsonl": 500, "text": 500, "models-toml": 
 @pytest.mark.parametrize("target", TARGETS)
 def test_nothing_unforeseen(target):
     """A changed input is read, or refused with a message."""
-    result = run(target, INPUTS.get(target, 40), seed=1, keep=False)
+    result = run(target, INPUTS.get(target, 40), seed="1", keep=False)
     assert result.unforeseen == []
     assert result.read + result.refused == result.inputs
