@@ -67,6 +67,7 @@ def test_only_utf_8_is_text(tmp_path, content, why):
     ("text", "why"),
     [
         ("[" * 100_000, "nested too deeply"),
+        ('{"a":' * 101 + "1" + "}" * 101, "nested too deeply"),
         ('{"a": NaN}', "NaN is no number"),
         ('{"a": -Infinity}', "-Infinity is no number"),
         ('{"a": 1e400}', "1e400 is out of bounds"),

@@ -35,7 +35,7 @@ def expand_user(written: str | Path) -> Path:
     path = Path(written)
     try:
         return path.expanduser()
-    except RuntimeError:
+    except (RuntimeError, ValueError):  # ValueError: a null byte in the name of a user
         return path
 
 

@@ -14,7 +14,7 @@ import re
 import stat
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -31,6 +31,9 @@ TOML_LIMIT = 1 << 20
 
 ARRAYS_LIMIT = 1 << 30
 """Most bytes of a file of arrays that is read whole; those beside a record of 64 layers of 5,120 have 8 MB."""
+
+DEEPEST = 100
+"""Most levels of a JSON document; readers further in walk it by recursion. A config or a record has fewer than ten."""
 
 SECONDS = 60.0
 """Longest time to read one file; at 1 GiB a disk of 20 MB/s needs 54 s."""
@@ -173,9 +176,19 @@ def parse_json(text: str, path: Path) -> Any:
         ...
         delta_suite.reading.UnreadableFileError: x.json cannot be read: not JSON: the number 1e999 is out of bounds.
     """
-    return _parsed(
+    content = _parsed(
         lambda: json.loads(text, parse_float=_finite, parse_int=_whole, parse_constant=_no_constant), path, "JSON"
     )
+    level = [content]
+    for _ in range(DEEPEST):
+        level = [inner for outer in level for inner in _members(outer) if isinstance(inner, dict | list)]
+        if not level:
+            return content
+    raise UnreadableFileError(path, "not JSON: it is nested too deeply")
+
+
+def _members(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def read_toml(path: Path, limit: int = TOML_LIMIT) -> dict[str, Any]:
