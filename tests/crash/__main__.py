@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -33,6 +34,8 @@ SHARES = {
     "update a baseline": 0.2,
 }
 """The share of the points that a scenario gets; the others share the rest evenly."""
+
+INSIDE = "inside a write"
 
 SIZES = (1, 1000, 30_000)
 """Bytes after which a process is killed inside a write."""
@@ -132,7 +135,7 @@ def _points(scenario: Scenario, prepared: Path, root: Path, count: int) -> Itera
     shutil.rmtree(project)
     sizes = SIZES[: count // 8]
     for size in sizes:
-        yield Point("inside a write", lambda _, size=size: kill_inside_a_write(size))
+        yield Point(INSIDE, lambda _, size=size: kill_inside_a_write(size))
     steps = min(changes, count - len(sizes))
     for index in range(steps):
         step = 1 + index * (changes - 1) // max(1, steps - 1)
@@ -189,7 +192,7 @@ def _forked(project: Path, words: tuple[str, ...], point: Point) -> int:
         return child
     code = 1
     try:
-        _redirect(project)
+        _redirect(Path(os.devnull) if point.kind == INSIDE else _output_file(project))  # it would end at the output
         os.environ |= environment
         tempfile.tempdir = None
         os.chdir(project)
@@ -219,7 +222,7 @@ def _started(project: Path, words: tuple[str, ...], point: Point) -> int:
     """Run a command in a new process, in a session of its own."""
     site = f"{ROOT / 'tests' / 'crash' / 'site'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     crash = {"CRASH_BELOW": str(project), "CRASH_ROOT": str(ROOT), "PYTHONPATH": site} | point.environment
-    with (project.parent / f"{project.name}.txt").open("w") as output:
+    with _output_file(project).open("w") as output:
         return subprocess.Popen(
             [sys.executable, "-m", *words[:1], *_plugin(), *words[1:]],
             cwd=project,
@@ -252,14 +255,18 @@ def _in_child(check: Callable[[], object]) -> None:
     assert not text, text
 
 
-def _redirect(project: Path) -> None:
-    descriptor = os.open(project.parent / f"{project.name}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+def _redirect(output: Path) -> None:
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
 
 
+def _output_file(project: Path) -> Path:
+    return project.parent / f"{project.name}.txt"
+
+
 def _output(project: Path) -> str:
-    return (project.parent / f"{project.name}.txt").read_text(errors="replace")
+    return _output_file(project).read_text(errors="replace")
 
 
 def _must_succeed(project: Path, words: tuple[str, ...]) -> None:
@@ -269,7 +276,7 @@ def _must_succeed(project: Path, words: tuple[str, ...]) -> None:
 
 # --- the table -------------------------------------------------------------------------------------------------
 
-KINDS = ("before a change", "inside a write", "after some time")
+KINDS = ("before a change", INSIDE, "after some time")
 
 
 def _line(name: str, ends: Counter[str], wrong: int) -> str:
@@ -301,8 +308,11 @@ def _import_everything() -> None:
     from delta_suite.models import loading  # noqa: F401
     from delta_suite.publish import leaderboard  # noqa: F401
     from delta_suite.reduction import law_fit  # noqa: F401
+    from tqdm import tqdm
 
     torch.set_num_threads(1)
+    # Its own lock is one of all processes, and a process that was killed does not give it back.
+    tqdm.set_lock(threading.RLock())
 
 
 if __name__ == "__main__":

@@ -251,7 +251,7 @@ def test_damaged_directions_are_one_error_before_anything_runs(
     """Told by the SHA-256, and in a baseline without one as far as can be told."""
     beside = baseline.with_suffix(".safetensors")
     beside.write_bytes(damage(unpack(beside.read_bytes(), beside)))
-    for telling_now in ("its SHA-256 is another.", telling):
+    for telling_now in ("*its SHA-256 is another.", telling):
         result = project.runpytest(*RUN, "--baseline")
         assert result.ret == pytest.ExitCode.USAGE_ERROR
         result.stderr.fnmatch_lines(

@@ -369,7 +369,7 @@ def _directions(path: Path, content: Baseline) -> Arrays:
                 raise ValueError(f"{name} are not degrees from 0 to 90")
     except (ValueError, RecordError) as error:
         raise BaselineError(
-            f"{beside} is not what was written with {path}: {str(error).removesuffix('.')}.\n"
+            f"{beside} is not what was written with {path}: {str(error).removeprefix(f'{beside} ').removesuffix('.')}.\n"
             f"  Take both from version control again, or remove {beside}: the turning of directions is then not "
             f"measured until --baseline-update writes it anew."
         ) from None
