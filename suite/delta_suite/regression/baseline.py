@@ -368,8 +368,9 @@ def _directions(path: Path, content: Baseline) -> Arrays:
             elif not ((array >= 0) & (array <= 90 + HALF_ROUNDING)).all():
                 raise ValueError(f"{name} are not degrees from 0 to 90")
     except (ValueError, RecordError) as error:
+        why = str(error).removeprefix(f"{beside} ").removesuffix(".")
         raise BaselineError(
-            f"{beside} is not what was written with {path}: {str(error).removeprefix(f'{beside} ').removesuffix('.')}.\n"
+            f"{beside} is not what was written with {path}: {why}.\n"
             f"  Take both from version control again, or remove {beside}: the turning of directions is then not "
             f"measured until --baseline-update writes it anew."
         ) from None
