@@ -308,7 +308,8 @@ def test_the_tap_adds_two_kernels_a_block(padded: bool) -> None:
     """One copies the state and one takes the witnesses; a model on a GPU would wait for more."""
     model = Toy()
     texts = documents()[: 3 if padded else 1]
-    batch, _ = _batch(sequences(texts), range(len(texts)), 0, 2048, torch.device("cpu"))
+    chosen = range(len(texts))
+    batch = _batch(sequences(texts), chosen, chosen, 0, torch.device("cpu"))
     writer = StreamWriter(batch.tokens, "device")
     writer.range = (0, batch.tokens)
     counts = []

@@ -36,7 +36,7 @@ def test_a_name_with_terminal_codes_reaches_no_report(project: pytest.Pytester, 
         (["--model=tiny", "--documents=0"], "--documents is out of bounds"),
         (["--model=tiny", "--variant=rawish"], "--variant rawish: no such variant; use one of raw"),
         (["--model=tiny", "--models-file=pipe"], "pipe cannot be read: not a regular file"),
-        (["--model=tiny", "--baseline=pipe.json"], "at the whole file: not a regular file"),
+        (["--model=tiny", "--baseline=pipe.json"], "pipe.json cannot be read: not a regular file"),
     ],
 )
 def test_a_wrong_word_ends_the_run_before_anything_is_measured(
