@@ -27,14 +27,6 @@ from tests.crash.killing import kill_before, kill_inside_a_write, on_changes
 from tests.crash.scenarios import SCENARIOS, Scenario, litter, prepare
 
 ROOT = Path(__file__).parents[2]
-SHARES = {
-    "measure a model": 0.2,
-    "measure anew, --fresh": 0.15,
-    "measure, from the cache": 0.1,
-    "update a baseline": 0.2,
-}
-"""The share of the points that a scenario gets; the others share the rest evenly."""
-
 INSIDE = "inside a write"
 
 SIZES = (1, 1000, 30_000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from delta_suite.claims.verdict import Verdict
 from delta_suite.errors import RecordError
 from delta_suite.publish.board import build
 from delta_suite.publish.model_tables import calibration_text, special_tokens_text
+from delta_suite.records import store
 from delta_suite.records.record import CalibrationRecord
 from delta_suite.records.store import load
 
@@ -181,3 +183,23 @@ def test_what_the_tokenizer_did_is_told() -> None:
         "calibration mine, 3 documents (2 more were repetitions, and left out) in the model's chat template, 40 tokens "
         "(7.1% of them unknown to the tokenizer)"
     )
+
+
+def test_a_record_is_examined_once_in_its_place_and_its_arrays_are_looked_at_each_time(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = place.add()
+    examined = []
+    examine = store.examine
+    monkeypatch.setattr(store, "examine", lambda path, cache=None: examined.append(path) or examine(path, cache))
+    for _ in range(2):
+        assert len(place.board().groups) == 1
+    assert examined == [path]
+    elsewhere = path.parent.with_name("other") / path.name
+    shutil.copytree(path.parent, elsewhere.parent)
+    place.board()
+    assert examined == [path, elsewhere]
+    shutil.rmtree(elsewhere.parent)
+    beside = path.with_suffix(".safetensors")
+    beside.write_bytes(beside.read_bytes()[:-1] + b"?")
+    assert "its SHA-256 is another" in place.board().broken[0].why

@@ -23,8 +23,9 @@ from delta_suite.publish.entries import Entry
 from delta_suite.publish.labels import labels_of
 from delta_suite.publish.rows import Row
 from delta_suite.publish.trajectory import PhaseFigures
+from delta_suite.records.cache import Cache, cache_root
 from delta_suite.records.record import CalibrationRecord, Identity, Record
-from delta_suite.records.store import JudgedBy, load, record_paths, stamps
+from delta_suite.records.store import JudgedBy, load_once_verified, record_paths, stamps
 
 _Words = ParamSpec("_Words")
 _Formed = TypeVar("_Formed")
@@ -230,7 +231,7 @@ def build(
     """Read and judge every record under `results/runs/`, or else these, each under the phases it was recorded with.
 
     The newest record of a model, calibration, dtype and set of metric versions counts. Nothing but the records and the
-    hypotheses is read: no model, no cache, no clock.
+    hypotheses is read: no model, no clock, and of the cache only which records were found right before.
 
     Raises:
         OptionError: the repository is no http(s) address.
@@ -241,6 +242,7 @@ def build(
             f"--repository {shorten(repository)} is no address that links can begin with: give one such as "
             "https://github.com/me/it/blob/main, without a user, a password, spaces or brackets."
         )
+    view_of = partial(load_once_verified, cache=_cache())
     read: list[_Stored] = []  # without figures, or thousands of records would not fit into memory
     broken: list[Broken] = []
     root = _absolute(results)
@@ -248,7 +250,7 @@ def build(
         place = _absolute(path)
         record = place.relative_to(root).as_posix() if place.is_relative_to(root) else path.name
         try:
-            read.append(_Stored(path, record, _head(load(path).record)))
+            read.append(_Stored(path, record, _head(view_of(path).record)))
         except RecordError as error:
             broken.append(Broken(record, " ".join(str(error).replace(str(path), record).split())))
     labels = labels_of(stored.head.model for stored in read)
@@ -261,10 +263,10 @@ def build(
         model = stored.head.model
         candidates = by_source.get((*_comparable(stored.head), control_source(model.source)), ())
         control = next((other for other in candidates if other.head.model.is_control_of(model)), None)
-        judged = judge_all(hypotheses, [(load(stored.path), None if control is None else load(control.path))])
+        judged = judge_all(hypotheses, [(view_of(stored.path), None if control is None else view_of(control.path))])
         label = labels[model.name, model.identity]
         rows = tuple(replace(Row.of(each, stored.record), model=label) for each in judged)
-        entry = Entry(stored.head, stored.record, rows, partial(load, stored.path), _stamps(stored.path), label)
+        entry = Entry(stored.head, stored.record, rows, partial(view_of, stored.path), _stamps(stored.path), label)
         groups.setdefault(_group_key(stored.head), []).append(entry)
     return Board(
         results,
@@ -274,6 +276,14 @@ def build(
         tuple(sorted(superseded, key=lambda item: item.record)),
         tuple(broken),
     )
+
+
+def _cache() -> Cache:
+    """Return the cache; one that remembers nothing where there can be none."""
+    try:
+        return Cache(cache_root())
+    except RecordError:
+        return Cache(Path(os.devnull))
 
 
 class _Stored(NamedTuple):

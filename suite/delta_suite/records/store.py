@@ -109,10 +109,7 @@ def examine(path: Path, cache: Cache | None = None) -> Examined:
     Raises RecordError where there is no record, or it or its arrays are damaged or of a schema that is not read.
     """
     view = _read(path, cache)
-    try:
-        arrays = None if view.arrays is None else view.arrays.content
-    except RecordError as error:
-        raise RecordError(f"{path} cannot be believed: {error} {CURE}") from None
+    arrays = None if view.arrays is None else view.arrays.content
     contradictions = [*problems(view.record, arrays), *place_problems(path, view.record)]
     return Examined(view, contradictions, unchecked(view.record, arrays))
 
@@ -120,8 +117,8 @@ def examine(path: Path, cache: Cache | None = None) -> Examined:
 def load(path: Path, cache: Cache | None = None, *, verified: bool = False) -> RecordView:
     """Return a view of a stored record, with the arrays beside it, and its directions where the cache has them.
 
-    verified: true for a file whose bytes have been examined before. Raises RecordError where there is no record, it is
-    damaged or of a schema that is not read, or it contradicts itself, its arrays or its place.
+    verified: true for a file whose bytes have been examined before (`Cache.verified`). Raises RecordError where there
+    is no record, it is damaged or of a schema that is not read, or it contradicts itself, its arrays or its place.
     """
     if verified:
         return _read(path, cache)
@@ -131,7 +128,7 @@ def load(path: Path, cache: Cache | None = None, *, verified: bool = False) -> R
 
 
 def _read(path: Path, cache: Cache | None) -> RecordView:
-    """Return a view of a stored record, of which nothing has been checked but its shape."""
+    """Return a view of a stored record, of which nothing has been checked but its shape and its arrays' SHA-256."""
     try:
         text = read_text(path)
     except UnreadableFileError as error:
@@ -146,8 +143,25 @@ def _read(path: Path, cache: Cache | None) -> RecordView:
         beside = path.parent / record.arrays.file
         if path_error(beside) is None:
             arrays = ArrayFile(beside, record.arrays.sha256)
+    try:
+        _ = None if arrays is None else arrays.content
+    except RecordError as error:
+        raise RecordError(f"{path} cannot be believed: {error} {CURE}") from None
     directions = None if cache is None else cache.directions(record.provenance.cache_key)
     return RecordView(record, arrays, directions)
+
+
+def load_once_verified(path: Path, cache: Cache) -> RecordView:
+    """Return a view as `load` does; what the cache knows to be right in this place is not examined again."""
+    try:
+        content = read_bytes(path)
+    except UnreadableFileError:
+        return load(path)
+    known = hashlib.sha256(f"{path.parent.name}/{path.name}\0".encode("utf-8", "surrogateescape") + content).hexdigest()
+    view = load(path, verified=cache.verified(known))
+    if view.arrays is not None:  # without them, some of it could not be examined
+        cache.remember(known)
+    return view
 
 
 def place_problems(path: Path, record: Record) -> list[Problem]:
