@@ -8,12 +8,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tabulate import tabulate
 
-from tests.fuzz.run import KEPT, Result, run
+from tests.fuzz.run import KEPT, Result, run_apart
 from tests.fuzz.targets import TARGETS
 
 PART = 1000
@@ -31,9 +31,9 @@ def main() -> int:
     started = time.monotonic()
     results = [Result(name) for name in options.targets]
     parts = [(name, first) for first in range(0, options.inputs, PART) for name in options.targets]
-    with ProcessPoolExecutor(options.processes) as pool:
+    with ThreadPoolExecutor(options.processes) as pool:
         jobs = [
-            pool.submit(run, name, min(PART, options.inputs - first), f"{options.seed}-{first // PART}")
+            pool.submit(run_apart, name, min(PART, options.inputs - first), f"{options.seed}-{first // PART}")
             for name, first in parts
         ]
         for (name, _), job in zip(parts, jobs, strict=True):
