@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from string import hexdigits
 
 from delta_suite.errors import RecordError
 
@@ -125,7 +126,8 @@ def staged_path(part: Path, sha256: str) -> Path:
         >>> staged_path(Path("run.safetensors"), "0123456789abcdef" * 4).name
         'run.0123456789abcdef.safetensors'
     """
-    return part.with_name(f"{part.stem}.{sha256[:_DIGITS]}{part.suffix}")
+    digits = "".join(digit for digit in sha256[:_DIGITS] if digit in hexdigits)  # a damaged file may say anything
+    return part.with_name(f"{part.stem}.{digits}{part.suffix}")
 
 
 # --- temporary folders -----------------------------------------------------------------------------------------

@@ -79,6 +79,9 @@ class ArrayFile:
             raise RecordError(f"{self.path} cannot be read: {error.why}") from None
 
 
+LARGEST = 1e100
+"""Largest number of an array; squares and sums of larger ones overflow. Those of float32 end at 3e38."""
+
 _DTYPES: Mapping[str, np.dtype[Any]] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
 """The dtypes of arrays by their names in a safetensors file."""
 
@@ -126,7 +129,10 @@ def _array(data: memoryview, name: str, entry: Any) -> np.ndarray:
         raise ValueError(f"{shown} does not lie within the file")
     if math.prod(shape) * _DTYPES[dtype].itemsize != offsets[1] - offsets[0]:
         raise ValueError(f"{shown} of shape {shape} has {offsets[1] - offsets[0]} bytes")
-    return np.asarray(np.frombuffer(data[offsets[0] : offsets[1]], _DTYPES[dtype]).reshape(shape))
+    array = np.asarray(np.frombuffer(data[offsets[0] : offsets[1]], _DTYPES[dtype]).reshape(shape))
+    if dtype == "F64" and (np.abs(array) > LARGEST).any():
+        raise ValueError(f"{shown} holds a number above {LARGEST:g}")
+    return array
 
 
 def pack(arrays: Arrays) -> bytes:

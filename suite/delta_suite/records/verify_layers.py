@@ -237,7 +237,8 @@ def _rounding_problems(record: Record, variant: str, share: Figures, energy: Num
     norms = [layer.metrics.get(stored, {}).get("stream_norm") for layer in record.layers]
     if any(norm is None or norm.value is None or norm.sd is None for norm in norms):
         return
-    squares = np.array([norm.value**2 + norm.sd**2 for norm in norms if norm and norm.value and norm.sd is not None])
+    pairs = [(norm.value, norm.sd) for norm in norms if norm and norm.value and norm.sd is not None]
+    squares = np.square(np.array(pairs, dtype=np.float64)).sum(axis=1) if pairs else np.zeros(0)
     if len(squares) < len(norms):
         return
     per_square = squares / 24 / np.where(energy > 0, energy, np.nan)
