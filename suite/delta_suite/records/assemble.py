@@ -12,7 +12,7 @@ from delta_suite.metrics import nulls
 from delta_suite.metrics.boundaries import boundaries_under, boundary_metrics
 from delta_suite.metrics.direction_gram import DirectionGram
 from delta_suite.metrics.directions import NEEDS_PRODUCTS
-from delta_suite.metrics.estimate import Estimate, absent
+from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.estimators import direction_metrics, layer_metrics, layer_value, phase_metrics
 from delta_suite.metrics.law import law_estimates
 from delta_suite.metrics.registry import METRICS
@@ -221,15 +221,9 @@ def boundary_record(boundaries: Boundaries | str) -> BoundaryRecord:
     )
 
 
-def with_law(record: Record, law: Law | str) -> tuple[Record, dict[str, np.ndarray]]:
-    """Return the record with the update law over its phases, and the law's arrays.
-
-    law: the reason where it could not be fitted.
-    """
-    estimates = {
-        name: dict.fromkeys(LAW_METRICS, absent(law)) if isinstance(law, str) else law_estimates(law, name)
-        for name in record.phases
-    }
+def with_law(record: Record, law: Law) -> tuple[Record, dict[str, np.ndarray]]:
+    """Return the record with the update law over its phases, and the law's arrays."""
+    estimates = {name: law_estimates(law, name) for name in record.phases}
     scopes = {}
     for name, scope in record.scopes.items():
         metrics = dict(scope.metrics)
@@ -240,7 +234,7 @@ def with_law(record: Record, law: Law | str) -> tuple[Record, dict[str, np.ndarr
         replicates = [estimates[phase][name].replicates for phase in record.phases]
         if any(values is not None for values in replicates):
             arrays[f"law.units.{name}"] = columns(replicates).T
-    if not isinstance(law, str) and law.reason is None:
+    if law.reason is None:
         arrays["law.transfer"] = law.transfer[0].astype(np.float32)
     update = {"law": LawRecord(phases=record.phases), "scopes": scopes, "parts": _with_part(record, "law")}
     return record.model_copy(update=update), arrays
