@@ -111,6 +111,27 @@ def test_a_config_of_wrong_types_is_one_error(tmp_path: Path, config: dict[str, 
     assert str(caught.value).count("\n") == 1
 
 
+@pytest.mark.parametrize("place", ["vocabulary", "added", "file of its own"])
+def test_a_number_that_no_vocabulary_has_is_refused_before_a_table_is_made(tmp_path: Path, place: str) -> None:
+    content = json.loads(words().to_str())
+    if place == "vocabulary":
+        content["model"]["vocab"]["alpha"] = 2**31
+    elif place == "added":
+        content["added_tokens"] = [{"id": 2**31, "content": "<x>", "special": True}]
+    else:
+        (tmp_path / "added_tokens.json").write_text(json.dumps({"<x>": 2**31}))
+    named = "added_tokens" if place == "file of its own" else "tokenizer"
+    with pytest.raises(ModelUnavailableError, match=rf"{named}.json numbers a token 2147483648, and the most"):
+        saved(tmp_path, content)
+
+
+def test_a_number_as_long_that_is_no_tokens_is_none(tmp_path: Path) -> None:
+    content = json.loads(words().to_str())
+    content["model"]["vocab"]["123456789"] = 9
+    content["truncation"] = {"max_length": 2**31, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
+    assert encode(saved(tmp_path, content), "alpha beta gamma") == [2, 3, 4]
+
+
 def test_a_sentencepiece_model_names_the_packages_that_it_needs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

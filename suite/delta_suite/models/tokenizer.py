@@ -9,10 +9,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from delta_suite.errors import UnavailableError, brief
-from delta_suite.models.files import ModelFiles
-from delta_suite.models.model_config import newer_transformers
+from delta_suite.models.files import ModelFiles, is_tokenizer_file
+from delta_suite.models.model_config import MOST, newer_transformers
 from delta_suite.models.quiet import errors_only
 from delta_suite.models.spec import ModelSpec
+from delta_suite.reading import ARRAYS_LIMIT, UnreadableFileError, decode, parse_json, read_bytes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -28,16 +29,21 @@ _DATE = "{% macro strftime_now(form) %}26 Jul 2024{% endmacro %}\n"
 back to this one. A block takes the line break behind it along, so that the template still begins a line."""
 
 
+_LONG_NUMBER = re.compile(rb"[0-9]{%d}" % len(str(MOST)))
+"""Digits of a number that may be above MOST. Most files have none, and need not be parsed here as well."""
+
+
 def load_tokenizer(spec: ModelSpec, files: ModelFiles) -> PreTrainedTokenizerBase:
     """Return the model's tokenizer; one in a GGUF file is rebuilt, which takes seconds.
 
     It samples nothing (dropout of merges and SentencePiece's sampling are for training), and cuts and pads nothing.
 
     Raises:
-        ModelUnavailableError: transformers cannot build it from the files.
+        UnavailableError: transformers cannot build it from the files, or a token's number is absurd.
     """
     from transformers import AutoTokenizer
 
+    _check_numbers(spec, files)
     try:
         with errors_only(), _panics_as_errors():
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
@@ -49,6 +55,39 @@ def load_tokenizer(spec: ModelSpec, files: ModelFiles) -> PreTrainedTokenizerBas
             spec.name, f"its tokenizer cannot be built from {files.directory} ({brief(error)})", _cure(files)
         ) from error
     return tokenizer
+
+
+def _check_numbers(spec: ModelSpec, files: ModelFiles) -> None:
+    """Refuse numbers of tokens that no vocabulary has.
+
+    The tokenizers library makes a table as long as the largest; where memory does not hold it, the process ends.
+    """
+    for file in files.others:
+        if not is_tokenizer_file(file.name) or file.suffix != ".json":
+            continue
+        try:
+            content = read_bytes(file, ARRAYS_LIMIT)
+            if not _LONG_NUMBER.search(content):
+                continue
+            numbers = [*_token_numbers(parse_json(decode(content, file), file))]
+        except UnreadableFileError as error:
+            raise UnavailableError(spec.name, str(error), _cure(files)) from None
+        if max(numbers, default=0) > MOST:
+            why = f"{file} numbers a token {max(numbers)}, and the most that a vocabulary may have is {MOST:,}"
+            raise UnavailableError(spec.name, why, _cure(files))
+
+
+def _token_numbers(content: Any) -> Iterator[int]:
+    """Yield the numbers of the tokens in a tokenizer.json, or in a vocabulary that holds nothing else."""
+    if not isinstance(content, dict):
+        return
+    model, added = content.get("model"), content.get("added_tokens")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else content
+    if isinstance(vocabulary, dict) and all(type(number) is int for number in vocabulary.values()):
+        yield from vocabulary.values()
+    for token in added if isinstance(added, list) else ():
+        if isinstance(token, dict) and type(token.get("id")) is int:
+            yield token["id"]
 
 
 def _cure(files: ModelFiles) -> str:
