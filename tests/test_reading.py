@@ -71,7 +71,6 @@ def test_only_utf_8_is_text(tmp_path, content, why):
         ('{"a": NaN}', "NaN is no number"),
         ('{"a": -Infinity}', "-Infinity is no number"),
         ('{"a": 1e400}', "1e400 is out of bounds"),
-        ('{"a": -1e101}', "-1e101 is out of bounds"),
         ('{"a": 1' + "0" * 5000 + "}", "5001 digits"),
         ("{", "not JSON"),
     ],

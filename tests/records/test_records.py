@@ -292,6 +292,15 @@ def test_the_law_belongs_to_the_phase_map_that_it_was_fitted_under(outcome: tupl
 # --- older and damaged records ---------------------------------------------------------------------------------
 
 
+def test_replicates_of_schema_2_are_bounded_as_arrays_are(tmp_path: Path) -> None:
+    content = json.loads((Path(__file__).parent / "data" / "schema2.json").read_text())
+    estimate = content["layers"][0]["metrics"]["raw"]["gamma"]
+    estimate["replicates"][0] = 1e300
+    (tmp_path / "record.json").write_text(json.dumps(content))
+    with pytest.raises(RecordError, match=r"raw\.units\.gamma holds a number above 1e"):
+        load(tmp_path / "record.json")
+
+
 def test_a_record_of_schema_2_is_read() -> None:
     """Written by delta-suite 0.1 from a random Llama of 6 layers.."""
     view = load(Path(__file__).parent / "data" / "schema2.json")

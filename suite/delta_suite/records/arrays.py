@@ -32,7 +32,7 @@ import numpy as np
 from delta_suite.errors import RecordError
 from delta_suite.metrics.direction_gram import DirectionGram, Products
 from delta_suite.paths import path_error, shorten
-from delta_suite.reading import ARRAYS_LIMIT, LARGEST, UnreadableFileError, decode, parse_json, read_bytes
+from delta_suite.reading import ARRAYS_LIMIT, UnreadableFileError, decode, parse_json, read_bytes
 from delta_suite.writing import staged_path
 
 if TYPE_CHECKING:
@@ -78,6 +78,9 @@ class ArrayFile:
         except UnreadableFileError as error:
             raise RecordError(f"{self.path} cannot be read: {error.why}") from None
 
+
+LARGEST = 1e100
+"""Largest number of an array; squares and sums of larger ones overflow. Those of float32 end at 3e38."""
 
 _DTYPES: Mapping[str, np.dtype[Any]] = {"F16": np.dtype("<f2"), "F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
 """The dtypes of arrays by their names in a safetensors file."""

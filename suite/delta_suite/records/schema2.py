@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from delta_suite.records.arrays import LARGEST
+
 VARIANT_VERSION = 1
 """The version of every variant in a record of schema 2."""
 
@@ -66,4 +68,6 @@ def _keep(arrays: dict[str, np.ndarray], name: str, rows: list[Any], *, transpos
     if not length:
         return
     array = np.array([[np.nan] * length if row is None else row for row in rows], dtype=np.float64)
+    if (np.abs(array) > LARGEST).any():
+        raise ValueError(f"{name} holds a number above {LARGEST:g}")
     arrays[name] = array.T if transpose else array
