@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from delta_suite.capture.calibration import CORE_BYTES, load_calibration
 from delta_suite.cli import app
 from delta_suite.errors import RecordError
 from delta_suite.metrics.estimators import phase_metric
@@ -23,6 +24,7 @@ from delta_suite.records.arrays import ArrayFile, Arrays, pack, unpack
 from delta_suite.records.cache import Cache
 from delta_suite.records.format import from_json, to_json
 from delta_suite.records.store import examine, load, save
+from delta_suite.records.verify_facts import EARLIER_CORE, EARLIER_CORE_TOKENS
 from delta_suite.records.view import RecordView
 from delta_suite.selftest.planted import sinks
 from typer.testing import CliRunner
@@ -239,6 +241,22 @@ def test_an_edit_is_named_with_its_place(saved: Path, arrays: Arrays, change: Ch
     found = problems_of(content, arrays)
     assert any(telling in problem for problem in found), found[:5]
     assert not any("\x1b" in problem for problem in found)
+
+
+@pytest.mark.parametrize(
+    ("limit", "texts"),
+    [({"tokens_per_document": EARLIER_CORE_TOKENS}, EARLIER_CORE), ({"bytes_per_document": CORE_BYTES}, None)],
+    ids=["earlier", "present"],
+)
+def test_both_sets_that_were_called_core_are_known_by_their_hash(
+    saved: Path, arrays: Arrays, limit: dict[str, int], texts: str | None
+) -> None:
+    present = load_calibration("core").sha256
+    content = json.loads(saved.read_text())
+    content["calibration"] |= {"name": "core", "sha256": texts or present, **limit}
+    assert problems_of(content, arrays) == []
+    content["calibration"]["sha256"] = present if texts else EARLIER_CORE
+    assert [problem.split(":")[0] for problem in problems_of(content, arrays)] == ["calibration.sha256"]
 
 
 # --- arrays ----------------------------------------------------------------------------------------------------
