@@ -74,7 +74,7 @@ def test_it_loads_and_writes_nothing(
     result = shown(tiny, "--results-dir", tmp_path / "r")
     assert result.exit_code == 0, result.output
     assert "  would run  spectra, boundaries, law (nothing of it is in the cache)\n" in result.output
-    assert "  memory     weights 1.2 MB (288,432 parameters), residual stream 43.5 MB, update law" in result.output
+    assert "  memory     weights 1.2 MB (288,432 parameters), residual stream 0.1 GB, update law" in result.output
     assert "  time       unknown: no record of this architecture" in result.output
     assert not (tmp_path / "r").exists()
     assert not (own_cache / "measurements").exists()

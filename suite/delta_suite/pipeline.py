@@ -338,7 +338,7 @@ def _calibration_record(run: Run, sequences: TokenSequences, captured: Captured)
         sha256=calibration.sha256,
         documents=len(calibration.documents),
         first=calibration.first,
-        tokens_per_document=calibration.tokens_per_document,
+        bytes_per_document=calibration.bytes_per_document,
         tokens=captured.tokens,
         dropped=captured.dropped,
         unknown_tokens=sequences.unknown,

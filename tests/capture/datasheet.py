@@ -8,12 +8,14 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from delta_suite.capture import calibration
-from delta_suite.capture.calibration import CORE_TOKENS, load_calibration
+from delta_suite.capture.calibration import CORE_BYTES, first_bytes, load_calibration
+from scipy.stats import t as student
 
 DATA = Path(calibration.__file__).parent / "data"
 SHEET = DATA / "DATASHEET.md"
@@ -22,26 +24,33 @@ BEGIN, END = "<!-- counted by python -m tests.capture.datasheet -->", "<!-- end 
 SET_VOCABULARY = 8192
 """Number of entries of a byte-level BPE trained on the set itself: a small vocabulary with a share for every script."""
 
-WHAT = {
-    "encyclopaedic": "encyclopaedic prose",
-    "narrative": "narrative",
-    "dialogue": "dialogue",
-    "instructions": "instructions",
-    "news": "news-like",
-    "legal": "legal-like",
-    "mathematics": "mathematics, worked and proved",
-    "code": "code: Python, C, JavaScript, Rust, SQL, Bash, Go, Java",
-    "markup": "tables and markup: Markdown, HTML, LaTeX, CSV, YAML, JSON, XML, reStructuredText",
-    "german": "German prose, story, dialogue, letter",
-    "french": "French, likewise",
-    "spanish": "Spanish, likewise",
-    "chinese": "Chinese, likewise",
-    "arabic": "Arabic, likewise",
-    "hindi": "Hindi, likewise",
-    "russian": "Russian, likewise",
-    "mixed": "mixed register: forum post, review, e-mail, chat, poem, recipe notes, minutes, lab notes",
+EARLIER_DOMAINS = 17
+EARLIER_HALF_WIDTH = 0.145
+"""Half-width over that many domains of the earlier `core`, of `intra_cosine` of phase C on SmolLM2-135M."""
+
+HALF_WIDTH = 0.06
+"""Half-width of the same figure that the set was to reach."""
+
+FORMAL = {
+    "csv-table", "formal-grammar", "html-page", "json-data", "latex-article", "markdown-page", "mathematical-proof",
+    "restructuredtext-manual", "system-log", "terminal-session", "unified-diff", "worked-problem", "xml-document",
+    "yaml-configuration",
+}  # fmt: skip
+"""Domains of English text that is bound by a notation: markup, data, mathematics, logs."""
+
+STRATA = {
+    "prose": "English prose and dialogue",
+    "formal": "English in markup, data and mathematics",
+    "code": "source code, comments in English",
+    "de": "German",
+    "fr": "French",
+    "es": "Spanish",
+    "zh": "Chinese",
+    "ar": "Arabic",
+    "hi": "Hindi",
+    "ru": "Russian",
 }
-"""Description of each domain."""
+"""Kinds of documents that are spread evenly over the order."""
 
 
 @dataclass(frozen=True)
@@ -50,20 +59,51 @@ class Document:
 
     id: str
     domain: str
+    register: str
+    subject: str
     language: str
     text: str
-    format: str = ""
-    """Programming or markup language, where the document is written in one."""
+
+    @property
+    def stratum(self) -> str:
+        """The key in STRATA."""
+        if self.language != "en":
+            return self.language
+        return "formal" if self.domain in FORMAL else "prose"
+
+    @property
+    def cut(self) -> str:
+        """What runs of the text."""
+        return first_bytes(self.text, CORE_BYTES)
 
     @property
     def sha256(self) -> str:
-        """Hash of the text."""
-        return hashlib.sha256(self.text.encode()).hexdigest()
+        """Hash of what runs."""
+        return hashlib.sha256(self.cut.encode()).hexdigest()
 
 
 def core_documents() -> list[Document]:
     """Return the documents of `core`, in order."""
     return [Document(**json.loads(line)) for line in (DATA / "core.jsonl").read_text("utf-8").splitlines()]
+
+
+def deviation() -> float:
+    """Return the standard deviation of one domain's contribution that the earlier half-width implies."""
+    return EARLIER_HALF_WIDTH * math.sqrt(EARLIER_DOMAINS) / _quantile(EARLIER_DOMAINS)
+
+
+def half_width(domains: int) -> float:
+    """Return the half-width that so many domains of that deviation give."""
+    return _quantile(domains) * deviation() / math.sqrt(domains)
+
+
+def documents_needed() -> int:
+    """Return the smallest number of domains whose half-width is at most HALF_WIDTH."""
+    return next(domains for domains in range(2, 1000) if half_width(domains) <= HALF_WIDTH)
+
+
+def _quantile(domains: int) -> float:
+    return float(student.ppf(0.975, domains - 1))
 
 
 def set_tokenizer(documents: Sequence[Document]) -> Callable[[str], int]:
@@ -95,81 +135,62 @@ def smollm2_tokenizer() -> Callable[[str], int]:
     return lambda text: len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def words(text: str) -> int:
-    """Count the runs between white space. Chinese has no white space, so its count means nothing."""
-    return len(text.split())
+def _row(*cells: object) -> str:
+    return f"| {' | '.join(f'{cell:,}' if isinstance(cell, int) else str(cell) for cell in cells)} |"
+
+
+def _header(*names: str, texts: int, behind: int = 0) -> list[str]:
+    numbers = len(names) - texts - behind
+    return [_row(*names), _row(*["---"] * texts, *["---:"] * numbers, *["---"] * behind)]
 
 
 def counted(documents: Sequence[Document], tokenizers: Mapping[str, Callable[[str], int]]) -> str:
-    """Return the counted part in Markdown: the file, a table of domains, a table of documents."""
+    """Return the counted part in Markdown: the file, its size, a table of strata, a table of documents."""
     columns: dict[str, Callable[[str], int]] = {
-        "words": words, "characters": len, "bytes": lambda text: len(text.encode()), **tokenizers,
+        "characters": len, "bytes": lambda text: len(text.encode()), **tokenizers,
     }  # fmt: skip
-    counts = {name: {document.id: count(document.text) for document in documents} for name, count in columns.items()}
+    counts = {document.id: [count(document.cut) for count in columns.values()] for document in documents}
 
-    def row(*cells: object) -> str:
-        return f"| {' | '.join(f'{cell:,}' if isinstance(cell, int) else str(cell) for cell in cells)} |"
-
-    def header(*names: str, numbers: int, behind: int = 0) -> list[str]:
-        texts = len(names) - numbers - behind
-        return [row(*names), row(*["---"] * texts, *["---:"] * numbers, *["---"] * behind)]
-
-    def shown(name: str, ids: Sequence[str]) -> object:
-        values = [counts[name][i] for i in ids if name != "words" or not i.startswith("chinese")]
-        return sum(values) if values else "-"
+    def totals(members: Sequence[Document]) -> list[int]:
+        return [sum(column) for column in zip(*(counts[document.id] for document in members), strict=True)]
 
     content = (DATA / "core.jsonl").read_bytes()
-    core = load_calibration("core")
+    needed = documents_needed()
     lines = [
         f"`core.jsonl`: {len(documents)} documents, {len(content):,} bytes, sha256 "
         f"`{hashlib.sha256(content).hexdigest()}`.",
-        f"As a record names it (texts and the limit of {CORE_TOKENS} tokens a document): sha256 `{core.sha256}`.",
+        f"As a record names it (the first {CORE_BYTES} bytes of each text, in order): sha256 "
+        f"`{load_calibration('core').sha256}`.",
         "",
-        *header(
-            "domain", "what", "language", "documents", *columns, *(f"fewest {name}" for name in tokenizers),
-            numbers=1 + len(columns) + len(tokenizers),
-        ),
-    ]  # fmt: skip
-    for domain in dict.fromkeys(document.domain for document in documents):
-        members = [document for document in documents if document.domain == domain]
-        ids = [document.id for document in members]
-        totals = [shown(name, ids) for name in columns]
-        fewest = [min(counts[name][i] for i in ids) for name in tokenizers]
-        languages = ", ".join(sorted({document.language for document in members}))
-        lines.append(row(f"`{domain}`", WHAT[domain], languages, len(members), *totals, *fewest))
-    ids = [document.id for document in documents]
-    totals = [shown(name, ids) for name in columns]
-    lines.append(
-        row("all", "", "", len(documents), *totals, *(min(counts[name].values()) for name in tokenizers)),
-    )
-    fewest_words = min(count for i, count in counts["words"].items() if not i.startswith("chinese"))
-    lines += ["", f"Outside Chinese the fewest words in a document are {fewest_words}."]
-    for name in tokenizers:
-        cut = {limit: sum(min(limit, count) for count in counts[name].values()) for limit in (96, 128, 256)}
-        short = min(counts[name], key=lambda i: counts[name][i])
-        lines += [
-            "",
-            f"{name}: the shortest document is `{short}` with {counts[name][short]:,} tokens. Cut after 96, 128 or 256 "
-            f"tokens the set has {cut[96]:,}, {cut[128]:,} or {cut[256]:,}.",
-        ]
+        f"Deviation s = {deviation():.3f}; {needed} domains give a half-width of {half_width(needed):.4f}, "
+        f"{len(documents)} one of {half_width(len(documents)):.4f}.",
+        "",
+        *_header("language", "what", "documents", *columns, "fewest", "most", texts=2),
+    ]
+    for stratum, what in STRATA.items():
+        members = [document for document in documents if document.stratum == stratum]
+        tokens = [counts[document.id][2] for document in members]
+        language = stratum if stratum not in {"prose", "formal"} else "en"
+        lines.append(_row(language, what, len(members), *totals(members), min(tokens), max(tokens)))
+    every = [count[2] for count in counts.values()]
     lines += [
+        _row("all", "", len(documents), *totals(documents), min(every), max(every)),
+        "",
+        f"`fewest` and `most` are tokens of one document under {next(iter(tokenizers))}.",
         "",
         "### Every document",
         "",
-        "The domain is the name before the number; sha256 over the text, its first 16 digits.",
+        "In order; sha256 over what runs, its first 16 digits.",
         "",
-        *header("document", "language", "format", *columns, "sha256", numbers=len(columns), behind=1),
+        *_header("domain", "register", "subject", "language", *columns, "sha256", texts=4, behind=1),
     ]
     lines += [
-        row(
-            f"`{document.id}`",
-            document.language,
-            document.format,
-            *(shown(name, [document.id]) for name in columns),
-            f"`{document.sha256[:16]}`",
+        _row(
+            f"`{document.domain}`", document.register, document.subject, document.language,
+            *counts[document.id], f"`{document.sha256[:16]}`",
         )
         for document in documents
-    ]
+    ]  # fmt: skip
     return "\n".join(lines)
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from delta_suite.capture.calibration import Calibration, headline, load_calibration
+from delta_suite.capture.calibration import first_bytes, headline, load_calibration
 from delta_suite.capture.tokens import MAX_TOKENS, tokenize
 from delta_suite.errors import CalibrationError
 
@@ -30,20 +29,19 @@ def test_seed_is_the_reference_stream() -> None:
 
 def test_core_is_the_declared_set() -> None:
     core = load_calibration("core")
-    assert len(core.documents) == 136
-    assert core.tokens_per_document == 128
+    assert len(core.documents) == 112
+    assert core.bytes_per_document == 512
     assert not core.drop_first_token
 
 
-def test_the_token_limit_cuts_each_document_and_is_in_the_hash() -> None:
-    limited = Calibration("x", ("a b c d", "word " * 9, "f"), tokens_per_document=3)
-    sequences = tokenize(limited, Words(), vocabulary=100, context=None)
-    assert [ids.tolist() for ids in sequences.ids] == [[1, 1, 1], [4, 4, 4], [1]]
-    assert sequences.starts_document == (True, True, True)
-    assert limited.sha256 not in {
-        replace(limited, tokens_per_document=None).sha256,
-        replace(limited, tokens_per_document=4).sha256,
-    }
+@pytest.mark.parametrize("text", ["plain words", "naïve café", "кириллица", "漢字かな交じり", "𝔘𝔫𝔦", "e\u0301te\u0301"])
+def test_a_cut_in_bytes_keeps_whole_characters(text: str) -> None:
+    for limit in range(len(text.encode()) + 2):
+        cut = first_bytes(text, limit)
+        assert text.startswith(cut)
+        following = text[len(cut) : len(cut) + 1]
+        assert len(cut.encode()) <= limit
+        assert not following or len((cut + following).encode()) > limit
 
 
 def test_the_hash_names_texts_and_their_borders(tmp_path: Path) -> None:
@@ -78,8 +76,8 @@ def test_bad_files_are_named(tmp_path: Path, name: str, content: str | bytes, te
 
 
 def test_the_header_says_what_a_set_is_good_for(tmp_path: Path) -> None:
-    assert headline("core") == "core (136 documents, the first 128 tokens of each)"
-    assert headline("core", 20) == "core (20 documents, the first 128 tokens of each)"
+    assert headline("core") == "core (112 documents, the first 512 bytes of each)"
+    assert headline("core", 20) == "core (20 documents, the first 512 bytes of each)"
     assert "no interval" in headline("seed")
     assert headline("hf:org/corpus") == "hf:org/corpus (its first 128 documents)"
     assert headline(str(tmp_path / "absent.txt")) == str(tmp_path / "absent.txt")  # not read for the header

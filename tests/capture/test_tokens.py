@@ -72,7 +72,6 @@ def test_the_share_of_unknown_tokens(tmp_path: Path, texts: tuple[str, ...], sha
 
 def test_unknown_tokens_are_counted_among_those_that_enter_the_metrics(tmp_path: Path) -> None:
     tokenizer = saved(tmp_path, words())
-    assert sequences(tokenizer, "alpha beta zork", "beta gamma zork", tokens_per_document=2).unknown == 0.0
     assert sequences(tokenizer, "zork alpha beta", drop_first_token=True).unknown == 0.0
 
 
@@ -109,7 +108,8 @@ def test_special_tokens_at_either_end_are_named(
     tokenizer = saved(tmp_path, made(), **config)
     named = sequences(tokenizer, "alpha beta", "gamma alpha")
     assert (named.begins_with, named.ends_with) == (begins, ends)
-    cut = sequences(tokenizer, "alpha beta", "gamma alpha", tokens_per_document=2)
+    joined = Calibration("mine", ("alpha beta gamma alpha",), drop_first_token=True)
+    cut = tokenize(joined, tokenizer, 1000, context=3)
     assert (cut.begins_with, cut.ends_with) == (begins, ())
 
 
@@ -149,7 +149,10 @@ def test_the_chat_template_writes_the_special_tokens(tmp_path: Path) -> None:
         ("{{ range(1000)|random }}" + CHAT, "gives two answers for document"),
         ([{"name": "a", "template": CHAT}, {"name": "b", "template": CHAT}], "no default specified"),
         (5, "chat template or tokenizer .* fails on document 0"),
-        ("{{ bos_token }}hello", "2 documents .* run as the same 6 tokens: the chat template leaves no room"),
+        (
+            "{{ bos_token }}hello",
+            "2 documents .* run as the same 6 tokens: the chat template does not write their text",
+        ),
     ],
 )
 def test_a_template_that_cannot_be_applied_is_one_error(tmp_path: Path, template: Any, telling: str) -> None:
@@ -157,12 +160,6 @@ def test_a_template_that_cannot_be_applied_is_one_error(tmp_path: Path, template
     with pytest.raises(CalibrationError, match=telling) as caught:
         sequences(tokenizer, "ab", "cd e", chat_template=True)
     assert "\n" not in str(caught.value)
-
-
-def test_a_template_longer_than_what_runs_of_a_document_is_refused(tmp_path: Path) -> None:
-    tokenizer = saved(tmp_path, every_byte(), chat_template="You are a helpful assistant." + CHAT)
-    with pytest.raises(CalibrationError, match="the same 20 tokens: the chat template leaves no room for their text"):
-        sequences(tokenizer, "ab", "cd e", chat_template=True, tokens_per_document=20)
 
 
 def test_a_tokenizer_to_which_all_texts_are_one_is_refused() -> None:

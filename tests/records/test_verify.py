@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from delta_suite.capture.calibration import CORE_BYTES, load_calibration
 from delta_suite.cli import app
 from delta_suite.errors import RecordError
 from delta_suite.metrics.estimators import phase_metric
@@ -23,6 +24,7 @@ from delta_suite.records.arrays import ArrayFile, Arrays, pack, unpack
 from delta_suite.records.cache import Cache
 from delta_suite.records.format import from_json, to_json
 from delta_suite.records.store import examine, load, save
+from delta_suite.records.verify_facts import EARLIER_CORE, EARLIER_CORE_TOKENS
 from delta_suite.records.view import RecordView
 from delta_suite.selftest.planted import sinks
 from typer.testing import CliRunner
@@ -124,7 +126,7 @@ FREE = re.compile(
     r"|scopes\.\w+\.metrics\.\w+\.shared_fraction\.detail\.eigenvalues\.N"
     r"|boundaries\.\w+\.(metrics\.boundary_p\.detail\.drift_dimensions|recurrence\.N)"
     r"|sinks\.(largest\.N\.N|ratio)|certificate\.(forward_passes|identities\.\w+\.error)"
-    r"|calibration\.(dropped|tokens_per_document|first|unknown_tokens|duplicates)"
+    r"|calibration\.(dropped|first|unknown_tokens|duplicates)"
     r"|provenance\.(seconds|peak_memory_bytes|stream|settings)\..*"
 )
 """Numbers that nothing else in a record follows from: docs/records.md lists them."""
@@ -208,7 +210,8 @@ EDITS: list[tuple[Change, str]] = [
     (lambda c: c["model"].update(hidden=10**12), "raw.eigenvalues: its shape"),
     (lambda c: c["calibration"].update(tokens=10**15), "update_norm: its mean square is"),
     (lambda c: c["calibration"].update(tokens=1), "calibration.tokens"),
-    (lambda c: c["calibration"].update(name="core", tokens_per_document=128), "not that of core"),
+    (lambda c: c["calibration"].update(name="core", bytes_per_document=512), "not that of core"),
+    (lambda c: c["calibration"].update(name="core", tokens_per_document=128), "not that of core, 239458170252"),
     (lambda c: c["resampling"].update(groups=9), "its shape is (10, 6)"),
     (lambda c: c["sinks"].update(large_norm=-1), "sinks.large_norm"),
     (lambda c: c["certificate"]["identities"]["telescoping"].update(error=5.0), "certificate, telescoping: its error"),
@@ -238,6 +241,22 @@ def test_an_edit_is_named_with_its_place(saved: Path, arrays: Arrays, change: Ch
     found = problems_of(content, arrays)
     assert any(telling in problem for problem in found), found[:5]
     assert not any("\x1b" in problem for problem in found)
+
+
+@pytest.mark.parametrize(
+    ("limit", "texts"),
+    [({"tokens_per_document": EARLIER_CORE_TOKENS}, EARLIER_CORE), ({"bytes_per_document": CORE_BYTES}, None)],
+    ids=["earlier", "present"],
+)
+def test_both_sets_that_were_called_core_are_known_by_their_hash(
+    saved: Path, arrays: Arrays, limit: dict[str, int], texts: str | None
+) -> None:
+    present = load_calibration("core").sha256
+    content = json.loads(saved.read_text())
+    content["calibration"] |= {"name": "core", "sha256": texts or present, **limit}
+    assert problems_of(content, arrays) == []
+    content["calibration"]["sha256"] = present if texts else EARLIER_CORE
+    assert [problem.split(":")[0] for problem in problems_of(content, arrays)] == ["calibration.sha256"]
 
 
 # --- arrays ----------------------------------------------------------------------------------------------------

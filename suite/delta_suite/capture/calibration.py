@@ -12,9 +12,9 @@ from delta_suite.capture.texts import HUB, HUB_DOCUMENTS, read_texts
 from delta_suite.command_line import DOCUMENTS_OUT_OF_BOUNDS, EMPTY_VALUE, MOST_DOCUMENTS
 from delta_suite.errors import CalibrationError
 
-CORE_TOKENS = 128
-"""Number of tokens of each document of `core` that run. Its documents have at least 220 under every tokenizer that was
-tried (data/DATASHEET.md), so each document and each domain has the same number of rows."""
+CORE_BYTES = 512
+"""Number of UTF-8 bytes of each document of `core` that run, or a few less where a character would be cut. A limit in
+bytes gives every tokenizer the same text; tokens of one text differ fivefold between languages (data/DATASHEET.md)."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class Calibration:
     """The text of each document."""
     drop_first_token: bool = False
     """True if the first token of each document is dropped, as the reference script does with its one stream."""
-    tokens_per_document: int | None = None
-    """Number of tokens of each document that run, special tokens included; None means the whole document."""
+    bytes_per_document: int | None = None
+    """Number of UTF-8 bytes that the documents were cut at; None means that they are whole."""
     first: int | None = None
     """Number of documents that were taken from the start of the source; None means all of them."""
     duplicates: int = 0
@@ -40,13 +40,11 @@ class Calibration:
 
     @property
     def sha256(self) -> str:
-        """Hash of the texts in order and of the token limit, so that it identifies exactly what ran."""
+        """Hash of the texts in order, as they run."""
         digest = hashlib.sha256()
         for text in self.documents:
             encoded = text.encode()
             digest.update(len(encoded).to_bytes(8, "big") + encoded)
-        if self.tokens_per_document is not None:
-            digest.update(f"first {self.tokens_per_document} tokens".encode())
         return digest.hexdigest()
 
 
@@ -56,7 +54,7 @@ def load_calibration(name: str, documents: int | None = None) -> Calibration:
     Only the first `documents` are taken, if a number is given. A text that repeats another, but for white space, is
     left out, and does not count among them.
 
-    `core` has 136 documents in 17 domains and 8 languages; the first 128 tokens of each run, each document by itself
+    `core` has 112 documents, each of a domain of its own, in 8 languages and in code; the first 512 bytes of each run
     (data/DATASHEET.md). `seed` is the stream of the reference script: its 25 prompts joined by blank lines, one
     document whose first token is dropped. It serves parity: one document has no halves and no interval. Any other name
     is read by `texts.read_texts`: a `.jsonl` or `.parquet` file (key or column `text`), a folder (one document per
@@ -67,8 +65,8 @@ def load_calibration(name: str, documents: int | None = None) -> Calibration:
 
     Example:
         >>> core = load_calibration("core", documents=20)
-        >>> len(core.documents), core.tokens_per_document
-        (20, 128)
+        >>> len(core.documents), max(len(text.encode()) for text in core.documents)
+        (20, 512)
     """
     if documents is not None and not 1 <= documents <= MOST_DOCUMENTS:
         raise CalibrationError(DOCUMENTS_OUT_OF_BOUNDS)
@@ -78,14 +76,25 @@ def load_calibration(name: str, documents: int | None = None) -> Calibration:
         prompts = json.loads(_bundled("seed.json"))
         return Calibration("seed", ("\n\n".join(prompts),), drop_first_token=True)
     if name == "core":
-        texts = tuple(json.loads(line)["text"] for line in _bundled("core.jsonl").splitlines())
-        return Calibration("core", texts[:documents], tokens_per_document=CORE_TOKENS, first=documents)
+        rows = [json.loads(line) for line in _bundled("core.jsonl").splitlines()[:documents]]
+        cut = tuple(first_bytes(row["text"], CORE_BYTES) for row in rows)
+        return Calibration("core", cut, bytes_per_document=CORE_BYTES, first=documents)
     if name.startswith(HUB):
         documents = documents or HUB_DOCUMENTS
     texts, duplicates = read_texts(name, documents)
     if not name.startswith(HUB):
         name = _utf8_name(Path(name).resolve())
     return Calibration(name, texts, first=documents, duplicates=duplicates)
+
+
+def first_bytes(text: str, limit: int) -> str:
+    """Return the longest start of a text that has at most `limit` bytes in UTF-8. No character is cut.
+
+    Example:
+        >>> first_bytes("naïve", 3)
+        'na'
+    """
+    return text.encode()[:limit].decode(errors="ignore")
 
 
 def _utf8_name(path: Path) -> str:
@@ -107,7 +116,7 @@ def headline(name: str, documents: int | None = None) -> str:
         return "seed (one document, so no interval; it is there for parity)"
     if name == "core":
         core = load_calibration(name, documents)
-        return f"core ({len(core.documents)} documents, the first {core.tokens_per_document} tokens of each)"
+        return f"core ({len(core.documents)} documents, the first {core.bytes_per_document} bytes of each)"
     if name.startswith(HUB):
         documents = documents or HUB_DOCUMENTS
     return name + (f" (its first {documents} documents)" if documents else "")

@@ -61,9 +61,8 @@ def tokenize(
 ) -> TokenSequences:
     """Return the token sequences of the documents, with the special tokens that the tokenizer adds.
 
-    Of each document the first `tokens_per_document` tokens run. A document that is still longer than MAX_TOKENS, or
-    than the `context` of the model, runs in pieces of that length; of `seed` only the first piece is kept, as the
-    reference script does.
+    A document that is longer than MAX_TOKENS, or than the `context` of the model, runs in pieces of that length; of
+    `seed` only the first piece is kept, as the reference script does.
 
     vocabulary: how many ids the model embeds.
     chat_template: each document is one message of a user in the model's own chat template, which then writes the
@@ -92,7 +91,7 @@ def tokenize(
         for document in range(len(calibration.documents))
     ]
     most = limit if dropped else None
-    ran = [ids[: calibration.tokens_per_document][:most] for ids in whole]
+    ran = [ids[:most] for ids in whole]
     kept = sum(len(ids) - dropped for ids in ran)
     if kept < 2:
         raise CalibrationError(
@@ -173,10 +172,10 @@ def _check_text(
             f"it knows: --calibration FILE."
         )
     if len(ran) > 1 and all(ids == ran[0] for ids in ran):
-        why = "the chat template leaves no room for their text" if chat_template else "its tokenizer does not tell them"
+        why = "the chat template does not write their text" if chat_template else "its tokenizer does not tell them"
         raise CalibrationError(
             f"the {len(ran)} documents of calibration {calibration.name!r} run as the same {len(ran[0])} tokens: {why}."
-            " Bring other texts (--calibration FILE), which run in full length."
+            " Check the model's tokenizer files, or bring other texts: --calibration FILE."
         )
 
 

@@ -76,8 +76,10 @@ class CalibrationRecord(RecordPart):
     documents: int
     first: int | None = None
     """The number of documents asked for (`--documents`), the source's first ones; absent for all of them."""
+    bytes_per_document: int | None = None
+    """Documents were cut at so many bytes of UTF-8, as those of `core` are; absent for whole documents."""
     tokens_per_document: int | None = None
-    """Only so many tokens of each document ran; absent for whole documents."""
+    """Only so many tokens of each document ran, as of an earlier `core`; no newer record has it."""
     tokens: int
     """Tokens that enter the metrics."""
     dropped: int

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
 
-from delta_suite.capture.calibration import CORE_TOKENS, load_calibration
+from delta_suite.capture.calibration import CORE_BYTES, load_calibration
 from delta_suite.capture.tolerances import EPSILON, OPTIONAL, SINGLE_EPSILON, tolerances
 from delta_suite.metrics.definition import PART_OF, Metric
 from delta_suite.metrics.registry import METRICS
@@ -27,6 +27,12 @@ square."""
 
 MOST_GROUPS = 100
 """Most groups of units; each has matrices of its own."""
+
+EARLIER_CORE_TOKENS = 128
+"""Tokens of each document of the set that was called `core` until it was written anew, cut at bytes."""
+
+EARLIER_CORE = "239458170252a71265a7d10d2abe2d64ed3f32df3e8d48d84e118bdd85880009"
+"""SHA-256 of that set. Its records stay readable; by their hash they are those of another calibration."""
 
 AHEAD = timedelta(days=1)
 """How far in the future a record may have been made: clocks differ, and so do time zones that were taken for UTC."""
@@ -144,6 +150,7 @@ def _count_problems(record: Record) -> Iterator[Problem]:
         "calibration.tokens": (texts.tokens, 2, LARGEST_COUNT),
         "calibration.dropped": (texts.dropped, 0, texts.documents),
         "calibration.first": (texts.first, texts.documents, LARGEST_COUNT),
+        "calibration.bytes_per_document": (texts.bytes_per_document, 1, LARGEST_COUNT),
         "calibration.tokens_per_document": (texts.tokens_per_document, 1, LARGEST_COUNT),
         "calibration.unknown_tokens": (texts.unknown_tokens, 0, 1),
         "calibration.duplicates": (texts.duplicates, 0, LARGEST_COUNT),
@@ -231,9 +238,10 @@ def _calibration_problems(record: Record) -> Iterator[Problem]:
     texts = record.calibration
     # The user's own file may be called core or seed; only the bundled sets have these settings.
     seed = texts.name == "seed" and record.provenance.settings.get("drop_first_token") is True
-    core = texts.name == "core" and texts.tokens_per_document == CORE_TOKENS
-    if record.schema_version == SCHEMA and (core or seed):
-        expected = _bundled_sha256(texts.name, texts.first if core else None)
+    core = texts.name == "core" and texts.bytes_per_document == CORE_BYTES
+    before = texts.name == "core" and texts.tokens_per_document == EARLIER_CORE_TOKENS and texts.first is None
+    if record.schema_version == SCHEMA and (core or before or seed):
+        expected = EARLIER_CORE if before else _bundled_sha256(texts.name, texts.first if core else None)
         if texts.sha256 != expected:
             yield Problem(
                 "calibration.sha256",
