@@ -132,7 +132,7 @@ class Measured:
 
 def measure_view(spec: ModelSpec, settings: Settings, progress: Progress = no_progress) -> Measured:
     """Measure one model, or take it from the cache, without writing a record. Raises as `measure` does."""
-    run = prepare(spec, settings)
+    run = prepare(spec, settings, progress)
     notes = [f"{spec.name}: {note}" for note in run.files.notes]
     with settings.cache.lock(run.key):
         try:
@@ -181,7 +181,7 @@ class Run:
         )
 
 
-def prepare(spec: ModelSpec, settings: Settings, *, download: bool = True) -> Run:
+def prepare(spec: ModelSpec, settings: Settings, progress: Progress = no_progress, *, download: bool = True) -> Run:
     """Locate the model and everything it is measured with, without loading it.
 
     download: fetch the files of a hub model that are not here.
@@ -189,7 +189,7 @@ def prepare(spec: ModelSpec, settings: Settings, *, download: bool = True) -> Ru
     calibration = load_calibration(settings.calibration, settings.documents)
     device = resolve_device(settings.device, spec)
     files = locate(spec, download=download)
-    weights = control_fingerprint(files) if spec.random_weights else fingerprint(files, settings.cache.memo)
+    weights = control_fingerprint(files) if spec.random_weights else fingerprint(files, settings.cache.memo, progress)
     revision = None if spec.random_weights else files.revision or spec.revision  # a control belongs to no commit
     dtype = spec.dtype if settings.dtype is None else settings.dtype
     choices = {
@@ -275,6 +275,7 @@ def _measure(run: Run, entry: Assembled | None, *, with_spectra: bool, fit_law: 
                 documents=len(run.calibration.documents),
                 with_spectra=with_spectra,
                 advance=analysis_bar.update,
+                law_progress=lambda fits: progress(f"{run.spec.name}: law", fits, "fit"),
             )
     provenance = Provenance(
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),

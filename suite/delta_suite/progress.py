@@ -1,4 +1,4 @@
-"""Progress: bars on a terminal, silence elsewhere."""
+"""Progress: bars with rates and time left on a terminal, silence elsewhere."""
 
 from __future__ import annotations
 
@@ -8,6 +8,9 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 from delta_suite.escaping import terminal
+
+SCALED_FROM = 10_000
+"""Length of a step from which its figures are shown in thousands, millions, and so on."""
 
 
 class Progress(Protocol):
@@ -36,6 +39,7 @@ def bars() -> Progress:
     def bar(what: str, total: int, unit: str) -> AbstractContextManager[Any]:
         from tqdm import tqdm
 
-        return tqdm(desc=terminal(what), total=total, unit=unit, leave=False, dynamic_ncols=True)
+        thousands = total >= SCALED_FROM
+        return tqdm(desc=terminal(what), total=total, unit=unit, unit_scale=thousands, leave=False, dynamic_ncols=True)
 
     return bar

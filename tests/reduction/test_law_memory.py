@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from typing import Any
 
@@ -64,7 +65,23 @@ def test_the_law_is_the_same_in_less_memory(size: tuple[int, int], place: str, l
     room = {"device": beside, "host": 0, "disk": 0}
     room[place] += sums_bytes(layers, whole.components)
     room["device"] += room["device"] // 2  # of which rows take a quarter
-    assert_same(whole, measure_law(rows, PHASES, memory=Memory(**room)))
+    fits = Fits()
+    assert_same(whole, measure_law(rows, PHASES, memory=Memory(**room), progress=fits))
+    assert sum(fits.done) == fits.total > 0
+
+
+class Fits:
+    """Counts the fits that are told as done."""
+
+    def __init__(self) -> None:
+        self.total, self.done = 0, list[int]()
+
+    def __call__(self, fits: int) -> AbstractContextManager[Fits]:
+        self.total = fits
+        return nullcontext(self)
+
+    def update(self, done: int) -> None:
+        self.done.append(done)
 
 
 def plan_least(rows: ResidualStream, k: int) -> int:

@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 from delta_suite.errors import ModelUnavailableError
 from delta_suite.models.files import ModelFiles
+from delta_suite.progress import Progress, no_progress
 from delta_suite.reading import UnreadableFileError, read_json, system_reason
 
 PROGRESS_ABOVE = 2_000_000_000
@@ -39,7 +40,7 @@ _Report = Callable[[int], object]
 """Function that is told of each number of bytes that was hashed; it raises an error where the run was stopped."""
 
 
-def fingerprint(files: ModelFiles, memo: Path | None = None) -> str:
+def fingerprint(files: ModelFiles, memo: Path | None = None, progress: Progress = no_progress) -> str:
     """Return the SHA-256, in hex, over the name and the SHA-256 of each file that decides the measurement.
 
     The files are weights, config, tokenizer with chat templates, trusted code, and generation_config.json where it
@@ -49,13 +50,14 @@ def fingerprint(files: ModelFiles, memo: Path | None = None) -> str:
 
     memo: a folder that keeps the hashes of large files by real path, device, inode, size and times of change, so that
         weights are read once. Where it cannot be written or read, they are hashed each time.
+    progress: shows how many bytes are hashed, where they are many.
 
     Raises:
         ModelUnavailableError: a file was removed or changed meanwhile, or cannot be read.
     """
     paths = sorted((*files.weights, *files.others), key=files.relative)
     try:
-        hashes = _hash_files(paths, memo)
+        hashes = _hash_files(paths, memo, progress)
     except OSError as error:
         if isinstance(error, FileNotFoundError):
             raise ModelUnavailableError(f"{error.filename} was removed while it was read. Run again.") from None
@@ -68,7 +70,7 @@ def fingerprint(files: ModelFiles, memo: Path | None = None) -> str:
     return total.hexdigest()
 
 
-def _hash_files(paths: list[Path], memo: Path | None) -> dict[Path, str]:
+def _hash_files(paths: list[Path], memo: Path | None, progress: Progress) -> dict[Path, str]:
     """Return the SHA-256 of each file, from the memo or computed, several files at once."""
     kept = {path: _Kept.of(path, memo) for path in paths}
     known = {path: entry.remembered() for path, entry in kept.items()}
@@ -77,9 +79,7 @@ def _hash_files(paths: list[Path], memo: Path | None) -> dict[Path, str]:
     total = sum(kept[path].size for path in unknown)
     if total < PROGRESS_ABOVE:
         return hashes | _in_threads([kept[path] for path in unknown], lambda _: None)
-    from tqdm import tqdm
-
-    with tqdm(total=total, unit="B", unit_scale=True, desc="Fingerprint of the weights", leave=False) as bar:
+    with progress("fingerprint of the weights", total, "B") as bar:
         return hashes | _in_threads([kept[path] for path in unknown], bar.update)
 
 

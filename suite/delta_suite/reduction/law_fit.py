@@ -44,8 +44,10 @@ layer, and while a basis is sought 12 matrices of d x d. GiB of one basis:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,9 +57,10 @@ from torch import Tensor
 from delta_suite.capture.sinks import Sinks, find_sinks
 from delta_suite.capture.stream import Memory, ResidualStream
 from delta_suite.models.phases import PhaseMap
+from delta_suite.progress import no_progress
 from delta_suite.reduction.gram import algebra_device
 from delta_suite.reduction.law_maps import RIDGE_LAYERS, Fit, Scores, choose_ridge
-from delta_suite.reduction.law_memory import Portion, law_bytes, plan_law
+from delta_suite.reduction.law_memory import Plan, Portion, law_bytes, plan_law
 from delta_suite.reduction.law_scores import RUNGS, Law
 from delta_suite.reduction.law_sums import (
     FOLDS,
@@ -77,6 +80,19 @@ TOKENS_PER_DIMENSION = 10
 
 FEWEST_COMPONENTS = 16
 """Fewest principal components to fit in: with tokens for fewer, the maps say nothing about the stream."""
+
+
+FITS_OF_FOLD = 1 + GROUPS // 2
+"""Fits of a fold: with all of its groups, and without each."""
+
+
+LawProgress = Callable[[int], AbstractContextManager[Any]]
+"""Function that shows how many of so many fits are done: what it returns is told with `update(n)`."""
+
+
+def silent(fits: int) -> AbstractContextManager[Any]:
+    """Show nothing."""
+    return no_progress("", fits, "fit")
 
 
 def components(tokens: int, hidden: int) -> int:
@@ -108,6 +124,7 @@ def measure_law(
     form: Form = "normalised",
     sinks: Sinks | None = None,
     memory: Memory | None = None,
+    progress: LawProgress = silent,
 ) -> Law:
     """Return the law over every phase of one stream that holds all documents; see `measure_law_again`.
 
@@ -124,6 +141,7 @@ def measure_law(
         hidden=stream.hidden,
         form=form,
         memory=memory,
+        progress=progress,
     )
 
 
@@ -138,6 +156,7 @@ def measure_law_again(
     hidden: int,
     form: Form = "normalised",
     memory: Memory | None = None,
+    progress: LawProgress = silent,
 ) -> Law:
     """Return the law over every phase of a stream that can be had repeatedly, in shards.
 
@@ -146,7 +165,7 @@ def measure_law_again(
     The sums of layer L are formed on device L modulo their number, and the maps are fitted on the first device. Nothing
     depends on `memory` (by default a share of what is free) but the time. A law that cannot be fitted, as there are too
     few documents or tokens, is returned without numbers and with the reason. Raises DeviceError where the sums of no
-    phase fit memory.
+    phase fit memory. progress: shows how many fits are done.
     """
     device = algebra_device(devices[0])
     group = document[entering] % GROUPS
@@ -175,21 +194,29 @@ def measure_law_again(
     bases = fold_bases(walk, layers, hidden, k, device, plan.basis_layers)
     ridges = [float("nan")] * len(FOLDS)
     folds = [_Fold.empty(layers, hidden) for _ in FOLDS]
-    for together in plan.folds:
-        shared = [bases[fold] for fold in together] if k < hidden else bases[:1]
-        for portion in plan.portions(chosen):
-            by_basis = sum_groups(walk, portion.layers, hidden, shared, plan.home)
-            maps = Maps(plan.home, len(portion.layers), k)
-            for number, fold in enumerate(together):
-                sums = by_basis[number if k < hidden else 0]
-                if portion.chooses_ridge:
-                    places = [portion.layers.index(layer) for layer in chosen]
-                    ridges[fold] = choose_ridge(sums, places, FOLDS[fold], device)
-                if portion.fits:
-                    options = (fold, portion.inside, ridges[fold], plan, device)
-                    folds[fold].take(portion, partial(Fit, sums, maps, *options), fold, bases[fold])
-            del by_basis, sums, maps  # before those of the next portion are formed
+    with progress(_fits(plan, chosen)) as bar:
+        for together in plan.folds:
+            shared = [bases[fold] for fold in together] if k < hidden else bases[:1]
+            for portion in plan.portions(chosen):
+                by_basis = sum_groups(walk, portion.layers, hidden, shared, plan.home)
+                maps = Maps(plan.home, len(portion.layers), k)
+                for number, fold in enumerate(together):
+                    sums = by_basis[number if k < hidden else 0]
+                    if portion.chooses_ridge:
+                        places = [portion.layers.index(layer) for layer in chosen]
+                        ridges[fold] = choose_ridge(sums, places, FOLDS[fold], device)
+                    if portion.fits:
+                        options = (fold, portion.inside, ridges[fold], plan, device)
+                        folds[fold].take(portion, partial(Fit, sums, maps, *options), fold, bases[fold])
+                        bar.update(FITS_OF_FOLD)
+                del by_basis, sums, maps  # before those of the next portion are formed
     return _assemble(folds, phases, form, rows, documents, hidden, k, (ridges[0], ridges[1]))
+
+
+def _fits(plan: Plan, chosen: Sequence[int]) -> int:
+    """Return how many fits a plan has."""
+    fitting = sum(len(together) * portion.fits for together in plan.folds for portion in plan.portions(chosen))
+    return fitting * FITS_OF_FOLD
 
 
 # --- all fits --------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from delta_suite.errors import DeviceError
 from delta_suite.models.phases import PhaseMap
 from delta_suite.provenance import Clock
 from delta_suite.reduction.lanes import layers_at_once
-from delta_suite.reduction.law_fit import measure_law, measure_law_again
+from delta_suite.reduction.law_fit import LawProgress, measure_law, measure_law_again, silent
 from delta_suite.reduction.law_scores import Law
 from delta_suite.reduction.reduce import reduce_stream
 from delta_suite.reduction.replicates import LayerSpectra
@@ -75,6 +75,7 @@ class Passes:
         self._documents: list[Tensor] = []
         self._entering: list[Bool[Tensor, " tokens"]] = []
         self._norms: Sequence[Tensor] | None = None
+        self._law_progress: LawProgress = silent
 
     def run(
         self,
@@ -83,11 +84,13 @@ class Passes:
         documents: int,
         with_spectra: bool = True,
         advance: Advance = lambda tokens: None,
+        law_progress: LawProgress = silent,
     ) -> Captured:
         """Measure the spectra of `documents`, if wanted, and the law over these phases, if any.
 
-        `advance` is called with the tokens of each layer that has been reduced.
+        `advance` is called with the tokens of each layer that has been reduced. law_progress: shows the fits.
         """
+        self._law_progress = law_progress
         captured, clock = self.captured, self.clock
         with torch.no_grad(), clock("analysis"):
             if not self.capture.whole:
@@ -169,7 +172,7 @@ class Passes:
     def _law(self, measure: Callable[..., Law], *args: Any, **options: Any) -> Law | DeviceError:
         """Return the law, or the error that memory for it is not there: what was measured before is not lost."""
         try:
-            return measure(*args, **options)
+            return measure(*args, **options, progress=self._law_progress)
         except torch.OutOfMemoryError as error:
             return DeviceError(
                 f"memory ran out on {self.devices[0]} while the law was fitted ({error}). Use a device with more "
