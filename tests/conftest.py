@@ -23,10 +23,12 @@ pytest_plugins = ["pytester"]
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No test reads or writes the user's cache, or asks a hub."""
+    """No test reads or writes the user's cache, asks a hub, or tells a CI of the failures that it makes."""
     cache = tmp_path_factory.mktemp("cache")
     monkeypatch.setenv("DELTA_SUITE_CACHE", str(cache))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in ("GITHUB_ACTIONS", "GITHUB_STEP_SUMMARY", "NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
     return cache
 
 

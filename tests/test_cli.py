@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -47,10 +48,13 @@ def test_every_command_has_help_with_an_example(command: str) -> None:
     assert f"Example: delta-suite {command}" in result.output
 
 
-def test_the_package_runs_as_a_module() -> None:
+def test_the_package_runs_as_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
     command = [sys.executable, "-m", "delta_suite", "metrics"]
-    shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]).stdout
+    folder, env = Path(__file__).parents[1], dict(os.environ)
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder, env=env).stdout
     assert shown == run("metrics").output
+    assert max(map(len, shown.splitlines())) <= 100
 
 
 def test_measure_writes_a_record_and_shows_the_phases(tiny: Path, tmp_path: Path) -> None:
@@ -143,7 +147,7 @@ def test_judge_needs_no_model(record: Path, tmp_path: Path) -> None:
     )
     result = run("judge", record, "--hypotheses", claims)
     assert result.exit_code == 0, result.output
-    assert re.search(r"\. low\s+mean top1_energy over C <= 1\s+PASS", result.output)
+    assert re.search(r"\. low\s+mean top1_energy over C <= 1\s+✓ PASS", result.output)
     claims.write_text(claims.read_text().replace("threshold=1.0", "threshold=0.0"))
     result = run("judge", record, "--hypotheses", claims, "--explain")
     assert result.exit_code == 1
@@ -253,7 +257,8 @@ def test_hypotheses_shows_every_error_of_every_file(tmp_path: Path, options: tup
     assert re.search(r"a.toml:6: \[\[expect\]\] low: unknown phase 'Q'", run("hypotheses", tmp_path, *options).stderr)
 
 
-def test_models_tells_what_is_here_and_why_not(tiny: Path, tmp_path: Path) -> None:
+def test_models_tells_what_is_here_and_why_not(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
     (tmp_path / "models.toml").write_text(
         f'[models.gone]\npackage="absent"\ngguf="x.gguf"\n[models.tiny]\npath={str(tiny)!r}\n'
     )
@@ -316,7 +321,7 @@ def test_compare_prints_two_side_by_side(record: Path, tiny: Path, tmp_path: Pat
     assert result.exit_code == 0, result.output
     assert re.search(r"C +intra_cosine +(\S+) +\1 +0\.000", result.output)
     assert "paired by document" in result.output
-    assert "*" not in re.findall(r"^C .*$", result.output, re.MULTILINE)[0]
+    assert "≠" not in re.findall(r"^C .*$", result.output, re.MULTILINE)[0]
 
 
 def test_trajectory_writes_a_page_that_needs_nothing_else(tiny: Path, tmp_path: Path) -> None:
@@ -334,7 +339,7 @@ def test_trajectory_writes_a_page_that_needs_nothing_else(tiny: Path, tmp_path: 
     common = ("--device", "cpu", "--results-dir", tmp_path, "--hypotheses", claims)
     result = run("trajectory", pattern, "--out", page, *common)
     assert result.exit_code == 0, result.output
-    assert re.search(r"x/low +([A-Z]+) \S+ +[A-Z]+ ", result.output)
+    assert re.search(r"x/low +\S ([A-Z]+) \S+ +\S [A-Z]+ ", result.output)
     text = page.read_text()
     assert "<option>effective_rank</option>" in text
     assert "x/low" in text
@@ -346,7 +351,7 @@ def test_trajectory_writes_a_page_that_needs_nothing_else(tiny: Path, tmp_path: 
     assert holed.exit_code == 1
     assert re.search(r"^delta-suite: \S*checkpoint-10 cannot be measured: .* has no config.json", holed.stderr)
     assert re.search(r"^delta-suite: the page is without \S*checkpoint-10, which cannot", holed.stderr, re.MULTILINE)
-    assert re.search(r"x/low +([A-Z]+) \S+ +- +[A-Z]+ ", holed.output)
+    assert re.search(r"x/low +\S ([A-Z]+) \S+ +- +\S [A-Z]+ ", holed.output)
     assert page.read_text() == text
     alone = run("trajectory", tmp_path / "run" / "checkpoint-5", *common)
     assert alone.exit_code == 1

@@ -23,9 +23,11 @@ from delta_suite.escaping import (
     terminal_lines,
     xml,
 )
+from delta_suite.publish.screen import NARROWEST, Screen
 from delta_suite.publish.table import Cell, Table
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from rich.cells import cell_len
 
 # Signs that mean something somewhere are drawn far more often than chance would.
 SIGNS = st.sampled_from(
@@ -54,11 +56,15 @@ def test_no_terminal_is_told_anything(text: str) -> None:
 @given(st.lists(st.lists(WORDS, min_size=2, max_size=2), min_size=1, max_size=3))
 def test_a_table_has_as_many_lines_as_rows(rows: list[list[str]]) -> None:
     table = Table.of(["one\n", "two\x1b"], rows)
-    assert len(table.text().split("\n")) == 2 + len(rows)
+    assert len(table.text(Screen(10_000)).split("\n")) == 2 + len(rows)
     lines = table.markdown().split("\n")
     assert len(lines) == 2 + len(rows)
     assert {len(re.findall(r"(?<!\\)(?:\\\\)*\|", line)) for line in lines} == {3}
-    assert not FORBIDDEN.search(table.text().replace("\n", "") + table.markdown().replace("\n", ""))
+    assert not FORBIDDEN.search(table.markdown().replace("\n", ""))
+    for width in (NARROWEST, 33, 80):
+        drawn = table.text(Screen(width))
+        assert not FORBIDDEN.search(drawn.replace("\n", ""))
+        assert max(map(cell_len, drawn.split("\n"))) <= width
 
 
 LIVE = re.compile(r"(?<!\\)(?:\\\\)*(?:[`*_<|#~$&]|\]\(|\]:|\]\[)|(?<!\\)://|(?<!\\)www\.")

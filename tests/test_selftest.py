@@ -170,7 +170,7 @@ def test_command_writes_the_table_and_fails_where_a_bound_does(tmp_path: Path, m
     assert result.exit_code == 0, result.output
     page = out.read_text()
     assert f"`delta-suite selftest --repeats 3 --processes 1 --only wide --out {out}`" in page
-    assert "| wide      | effective_rank over layer:0" in page
+    assert "| wide | `effective_rank over layer:0` |" in page
     assert "Every bound holds." in page
     monkeypatch.setattr(report, "COVERAGE", (0.0, 0.05))
     result = CliRunner().invoke(app, arguments)

@@ -124,6 +124,7 @@ def test_other_documents_still_show_a_large_damage(run: Run) -> None:
 def project(pytester: pytest.Pytester, run: Run, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """What a training team has: claims, and a run somewhere else."""
     monkeypatch.setenv("DELTA_SUITE_CACHE", str(run.cache))
+    monkeypatch.setenv("COLUMNS", "250")  # so that what a test looks for stands on one line
     (pytester.path / "hypotheses").mkdir()
     (pytester.path / "hypotheses" / "claims.toml").write_text(CLAIMS)
     (pytester.path / "models.toml").write_text("[models]\n")

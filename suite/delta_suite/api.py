@@ -154,7 +154,8 @@ class Measurement:
         """
         from delta_suite.publish.baseline_tables import side_by_side
 
-        return side_by_side(self.view, other.view, variant)
+        parts = side_by_side(self.view, other.view, variant)
+        return "\n\n".join(part if isinstance(part, str) else part.text() for part in parts)
 
     def plot(self, metric: str = "effective_rank", variant: str = "raw") -> Any:
         """Return a plotly Figure of a layer metric over depth, with intervals and phases."""
@@ -177,13 +178,12 @@ class Measurement:
         """Return what was measured, and the table of phases."""
         from delta_suite.publish.model_tables import model_line, phase_table
 
-        return f"{model_line(self.view)}\n\n{phase_table(self.view)}"
+        return f"{model_line(self.view)}\n\n{phase_table(self.view).text()}"
 
     def _repr_html_(self) -> str:
-        from delta_suite.publish.model_tables import model_line
+        from delta_suite.publish.model_tables import model_line, phase_table
 
-        columns = ("intra_cosine", "cross_cosine", "block_effective_rank", "capture_fraction")
-        return f"<p>{xml(model_line(self.view))}</p>{self.phases(*columns)._repr_html_()}"
+        return f"<p>{xml(model_line(self.view))}</p>{phase_table(self.view).html()}"
 
 
 class Rows(list[dict[str, Any]]):
@@ -231,7 +231,7 @@ class Verdicts(list[Judged]):
         """Return the grid of verdicts."""
         from delta_suite.publish.verdict_tables import verdict_grid
 
-        return verdict_grid(self._rows())
+        return verdict_grid(self._rows()).text()
 
     def _repr_html_(self) -> str:
         return self.to_rows()._repr_html_()

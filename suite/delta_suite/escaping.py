@@ -130,6 +130,18 @@ def script_json(content: Any) -> str:
     return re.sub("[<\u2028\u2029]", lambda sign: f"\\u{ord(sign[0]):04x}", text)
 
 
+def workflow_command(kind: str, message: str, **properties: str | int) -> str:
+    r"""Return a command of GitHub Actions, which shows a message beside a file.
+
+    Example:
+        >>> workflow_command("error", "50% of\nC", file="a,b.toml", line=3)
+        '::error file=a%2Cb.toml,line=3::50%25 of\\nC'
+    """
+    values = {name: terminal(str(value)).replace("%", "%25") for name, value in properties.items()}
+    listed = ",".join(f"{name}={value.replace(':', '%3A').replace(',', '%2C')}" for name, value in values.items())
+    return f"::{kind} {listed}::{terminal(message).replace('%', '%25')}"
+
+
 def is_web_address(written: str) -> bool:
     """Return True for an http(s) address that may stand before a path in a link, and holds no user or password.
 

@@ -268,14 +268,13 @@ def _measure(run: Run, entry: Assembled | None, *, with_spectra: bool, fit_law: 
     phases = phase_map(len(decoder.blocks), run.spec.phases)
     with progress(f"{run.spec.name}: capture", sequences.tokens, "token") as capture_bar:
         passes = Passes(model, decoder, sequences, devices, clock, capture_bar.update)
-        layer_tokens = passes.captured.tokens * passes.captured.blocks
-        with progress(f"{run.spec.name}: analysis", layer_tokens, "token") as analysis_bar:
+        with progress(f"{run.spec.name}: analysis", passes.captured.tokens * passes.captured.blocks, "token") as bar:
             captured = passes.run(
                 phases if fit_law else None,
                 documents=len(run.calibration.documents),
                 with_spectra=with_spectra,
-                advance=analysis_bar.update,
-                law_progress=lambda fits: progress(f"{run.spec.name}: law", fits, "fit"),
+                advance=bar.update,
+                law_progress=partial(progress, f"{run.spec.name}: law", unit="fit"),
             )
     provenance = Provenance(
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),

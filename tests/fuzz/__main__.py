@@ -11,7 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tabulate import tabulate
+from delta_suite.publish.table import Table
 
 from tests.fuzz.run import KEPT, Result, run_apart
 from tests.fuzz.targets import TARGETS
@@ -42,7 +42,7 @@ def main() -> int:
                 print(part.line(), flush=True)
     rows = [(r.name, f"{r.inputs:,}", f"{r.read:,}", f"{r.refused:,}", f"{len(r.unforeseen):,}") for r in results]
     total = sum(r.inputs for r in results)
-    print(tabulate(rows, ("format", "inputs", "read", "refused", "unforeseen"), disable_numparse=True))
+    print(Table.of(("format", "inputs", "read", "refused", "unforeseen"), rows, align="lrrrr").text())
     unforeseen = sum(len(r.unforeseen) for r in results)
     print(f"{total:,} inputs in {time.monotonic() - started:.0f} s, {unforeseen} unforeseen")
     if unforeseen:

@@ -7,10 +7,11 @@ from dataclasses import replace
 
 import pytest
 from delta_suite.escaping import markdown
-from delta_suite.publish.model_tables import boundary_table, layer_table, metric_table, model_line, phase_table
+from delta_suite.publish.model_tables import boundary_tables, layer_table, metric_table, model_line, phase_table
 from delta_suite.publish.rows import Row, mark_lines, marks
+from delta_suite.publish.screen import Screen
 from delta_suite.publish.table import Cell, Table
-from delta_suite.publish.verdict_tables import failure_table, in_several_models, variant_table, verdict_grid
+from delta_suite.publish.verdict_tables import in_several_models, variant_table, verdict_grid
 from delta_suite.publish.wording import LEGEND, MARKS, SYMBOLS
 from delta_suite.records.view import RecordView
 
@@ -48,14 +49,13 @@ def table() -> Table:
     return Table.of(["model", "claim"], rows)
 
 
-def test_a_terminal_shows_the_texts_alone(table: Table) -> None:
+def test_a_terminal_shows_texts_and_symbols_without_markup(table: Table) -> None:
     assert table.text().splitlines() == [
-        "model    claim",
-        "-------  -----------",
-        "a|b*     PASS 0.81",
-        "<c>      gamma > |x|",
+        "model  claim",
+        "------------------",
+        "a|b*   ✓ PASS 0.81",
+        "<c>    gamma > |x|",
     ]
-    assert table.text(head=False).splitlines() == ["a|b*  PASS 0.81", "<c>   gamma > |x|"]
 
 
 def test_markdown_adds_links_symbols_and_code_and_escapes_the_rest(table: Table) -> None:
@@ -97,23 +97,25 @@ def test_a_table_without_rows_has_its_head() -> None:
 
 
 def test_the_grid_has_claims_by_models_with_every_mark() -> None:
-    head, _, *lines = verdict_grid(
-        [HELD, REFUTED, WARNS, replace(HELD, model="b", variants={}, vacuous=False)]
-    ).splitlines()
+    head, _, *lines = (
+        verdict_grid([HELD, REFUTED, WARNS, replace(HELD, model="b", variants={}, vacuous=False)])
+        .text(Screen(160))
+        .splitlines()
+    )
     assert head.split() == ["hypothesis", "claim", "a", "b"]
     assert [" ".join(line.split()) for line in lines] == [
-        "phase-c FAIL PASS (p 0.01, Holm 0.01)",
-        ". shared intra_cosine over C > 0.5 PASS 0.812 [0.780, 0.840] * ° PASS 0.812 [0.780, 0.840]",
-        ". few intra_cosine over C > 0.5 FAIL 0.310 * -",
+        "phase-c ✗ FAIL ✓ PASS (p 0.01, Holm 0.01)",
+        ". shared intra_cosine over C > 0.5 ✓ PASS 0.812 [0.780, 0.840] * ° ✓ PASS 0.812 [0.780, 0.840]",
+        ". few intra_cosine over C > 0.5 ✗ FAIL 0.310 * -",
         "extra - -",
-        ". loose intra_cosine over C > 0.5 WARN 0.400 * -",
+        ". loose intra_cosine over C > 0.5 ! WARN 0.400 * -",
     ]
 
 
 def test_intervals_leave_the_grid_where_many_models_stand_in_it() -> None:
     rows = [replace(HELD, model=name) for name in "abc"]
-    assert "[0.780" in verdict_grid(rows[:2])
-    assert "[0.780" not in verdict_grid(rows)
+    assert "[0.780" in verdict_grid(rows[:2]).text()
+    assert "[0.780" not in verdict_grid(rows).text()
 
 
 def test_every_mark_is_explained_where_it_is_shown() -> None:
@@ -127,31 +129,26 @@ def test_every_mark_is_explained_where_it_is_shown() -> None:
         assert f"{mark} {meaning}." in LEGEND
 
 
-def test_failures_stand_with_the_furthest_first() -> None:
-    head, _, *lines = failure_table([HELD, WARNS, REFUTED]).splitlines()
-    assert head.split() == ["model", "expectation", "claim", "observed", "margin", "stated", "at"]
-    assert [line.split()[1] for line in lines] == ["phase-c/few", "extra/loose"]
-    assert "-0.1900 (-38%)" in lines[0]
-
-
 def test_a_claim_is_shown_under_every_variant() -> None:
-    (line,) = variant_table([HELD, replace(HELD, variants={})]).splitlines()[2:]
-    assert line.split() == ["a", "phase-c/shared", "PASS", "0.812", "FAIL", "0.310", "flips"]
+    (line,) = variant_table([HELD, replace(HELD, variants={})]).text().splitlines()[2:]
+    assert line.split() == ["phase-c/shared", "✓", "PASS", "0.812", "✗", "FAIL", "0.310", "*"]
 
 
 def test_models_are_counted_only_where_a_p_exists() -> None:
     rows = [HELD, replace(HELD, model="b", p=0.2), replace(HELD, model="c", p=None)]
-    (line,) = in_several_models(rows).splitlines()[2:]
+    table = in_several_models(rows)
+    assert table is not None
+    (line,) = table.text().splitlines()[2:]
     assert line.split()[:4] == ["phase-c", "2", "of", "3"]
     assert line.split()[-1] == "-"
-    assert in_several_models([replace(HELD, p=None)]) == ""
+    assert in_several_models([replace(HELD, p=None)]) is None
 
 
 # --- one model -------------------------------------------------------------------------------------------------
 
 
 def test_phases_are_shown_with_their_figures(view: RecordView) -> None:
-    head, _, *lines = phase_table(view).splitlines()
+    head, _, *lines = phase_table(view).text().splitlines()
     assert head.split() == ["phase", "layers", "N", "intra", "cross", "block", "rank", "capture"]
     assert [line.split()[:3] for line in lines] == [["C", "6-10", "5"], ["E", "14-21", "8"]]
     intra = view.over(range(6, 11), "intra_cosine", "raw").value
@@ -159,14 +156,17 @@ def test_phases_are_shown_with_their_figures(view: RecordView) -> None:
 
 
 def test_layers_are_shown_one_a_line(view: RecordView) -> None:
-    head, _, *lines = layer_table(view).splitlines()
+    head, _, *lines = layer_table(view).text(Screen(130)).splitlines()
     assert head.split()[:4] == ["layer", "phase", "||h||", "||delta||"]
     assert [line.split()[0] for line in lines] == [str(layer) for layer in range(24)]
     assert lines[6].split()[1] == "C"
 
 
 def test_boundaries_are_shown_beside_the_declared_ones(view: RecordView) -> None:
-    table, summary = boundary_table(view).split("\n\n")
+    drawn, summary = boundary_tables(view)
+    assert isinstance(drawn, Table)
+    assert isinstance(summary, str)
+    table = drawn.text()
     detected = view.boundaries("raw").detected
     assert [line.split()[0] for line in table.splitlines()[2:] if line.split()[0] != "-"] == list(map(str, detected))
     assert summary.splitlines()[0].startswith("met ")
@@ -177,7 +177,8 @@ def test_boundaries_are_shown_beside_the_declared_ones(view: RecordView) -> None
 def test_boundaries_that_cannot_be_formed_say_why(view: RecordView) -> None:
     gone = without_arrays(view)
     record = gone.record.model_copy(update={"boundaries": {}})
-    assert boundary_table(RecordView(record)).startswith("no boundaries: its arrays, gone.safetensors, are not beside")
+    (text,) = boundary_tables(RecordView(record))
+    assert str(text).startswith("no boundaries: its arrays, gone.safetensors, are not beside")
 
 
 def test_the_line_of_a_model_says_what_was_measured(view: RecordView) -> None:
@@ -186,7 +187,7 @@ def test_the_line_of_a_model_says_what_was_measured(view: RecordView) -> None:
 
 
 def test_the_reference_of_metrics_has_every_formula() -> None:
-    text = metric_table()
+    text = metric_table().text(Screen(250))
     assert text.splitlines()[0].split() == ["metric", "scope", "formula", "unit", "range", "version", "source"]
     assert "effective_rank" in text
     assert "unbounded" in text

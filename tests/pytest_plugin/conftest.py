@@ -57,6 +57,7 @@ def measured(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def project(pytester: pytest.Pytester, tiny: Path, measured: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
     """A user's project: hypotheses/claims.toml, and models.toml that names the tiny model twice."""
     monkeypatch.setenv("DELTA_SUITE_CACHE", str(measured))
+    monkeypatch.setenv("COLUMNS", "250")  # so that what a test looks for stands on one line
     (pytester.path / "hypotheses").mkdir()
     (pytester.path / "hypotheses" / "claims.toml").write_text(CLAIMS)
     (pytester.path / "models.toml").write_text(

@@ -21,6 +21,7 @@ def models(models_file: ModelsFile = None) -> None:
     """List the models that are known, which of them are on this machine, and why the others are not."""
     from delta_suite.models.models_file import load_registry
     from delta_suite.models.sources import availability
+    from delta_suite.publish.screen import columns, prose
     from delta_suite.publish.table import Table
 
     registry = load_registry(models_file)
@@ -28,9 +29,10 @@ def models(models_file: ModelsFile = None) -> None:
     for name, spec in registry.specs.items():
         here, why = availability(spec)
         lines.append([name, "yes" if here else "no", spec.source, spec.dtype, why])
-    show(Table.of(["model", "here", "source", "dtype", "note"], lines).text())
+    show(Table.of(["model", "here", "source", "dtype", "note"], lines, drop={"dtype": 8}))
     where = f"{len(lines)} models in {registry.path}." if registry.path else "There is no models file."
-    show(f"\n{where} A directory or a hub id (org/name) can be given to --model, too.")
+    show()
+    show(prose(f"{where} A directory or a hub id (org/name) can be given to --model, too.", columns()))
 
 
 @app.command(epilog="Example: delta-suite hypotheses claims/ --check")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,6 +15,7 @@ from delta_suite.command_line import ExitCode
 
 if TYPE_CHECKING:
     from delta_suite.models.models_file import Registry
+    from delta_suite.publish.rows import Row
     from delta_suite.records.view import RecordView
 
 
@@ -30,12 +32,12 @@ def judge(
     """
     from delta_suite.claims.judge import judge_all
     from delta_suite.claims.loader import load_hypotheses, require_known_phases
-    from delta_suite.claims.verdict import Verdict
     from delta_suite.models.models_file import load_registry
     from delta_suite.publish.explanation import explanation
     from delta_suite.publish.model_tables import model_line, phase_table
-    from delta_suite.publish.rows import Row
-    from delta_suite.publish.verdict_tables import failure_table, variant_table, verdict_grid
+    from delta_suite.publish.rows import Row, mark_lines
+    from delta_suite.publish.screen import columns, prose
+    from delta_suite.publish.verdict_tables import variant_table, verdict_grid
     from delta_suite.records.cache import Cache, cache_root
     from delta_suite.records.store import load
 
@@ -43,29 +45,37 @@ def judge(
     registry = load_registry(models_file)
     views = [load(path, Cache(cache_root())) for path in records]
     require_known_phases(claims, [*registry.phases, *(phase for view in views for phase in view.phases)])
+    width = columns()
     rows: list[Row] = []
     texts: list[str] = []
     names = [view.model.name for view in views]
     for path, stored in zip(records, views, strict=True):
         view = _under_declared_phases(path, stored, registry)
-        show(model_line(view))
-        show(f"\n{phase_table(view)}\n")
+        show(prose(model_line(view), width), phase_table(view))
+        show()
         judgements = list(judge_all(claims, [(view, _control(path, view))]))
         name = view.model.name
         label = name if names.count(name) == 1 else f"{name} ({path.stem})"  # each record has a column of its own
         rows_of_record = [replace(Row.of(judged, str(path)), model=label) for judged in judgements]
         keep_stamps(path, view, rows_of_record)
         rows += rows_of_record
-        command = f"delta-suite judge --explain {path}"
-        texts += [explanation(judged, judged.where, command) for judged in judgements if explain]
+        command = shlex.join(["delta-suite", "judge", "--explain", str(path)])
+        texts += [
+            explanation(judged, judged.where, command, width, brief=not explain)
+            for judged, row in zip(judgements, rows_of_record, strict=True)
+            if explain or _fails(row)
+        ]
     show(verdict_grid(rows))
-    show(f"\n{variant_table(rows)}")
-    if texts:
-        show("\n" + "\n\n".join(texts))
-    failed = [row for row in rows if row.verdict == Verdict.REFUTED.value and row.severity == "fail"]
-    if failed:
-        show(f"\nrefuted, furthest from the claim first\n{failure_table(failed)}")
+    for line in mark_lines(rows):
+        show(prose(line, width))
+    show()
+    show(variant_table(rows), *texts)
+    if any(map(_fails, rows)):
         raise typer.Exit(ExitCode.FAILED)
+
+
+def _fails(row: Row) -> bool:
+    return row.word == "FAIL"
 
 
 def _under_declared_phases(path: Path, view: RecordView, registry: Registry) -> RecordView:

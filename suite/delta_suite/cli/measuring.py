@@ -78,6 +78,7 @@ def measure(
     from delta_suite.models.models_file import load_registry
     from delta_suite.pipeline import Settings
     from delta_suite.publish import model_tables
+    from delta_suite.publish.screen import columns, prose
 
     settings = Settings(
         calibration=calibration,
@@ -109,12 +110,10 @@ def measure(
             failed = True
             continue
         view = outcome.view
-        show(model_tables.model_line(view) + (" (from the cache)" if outcome.cached else ""))
-        show(f"\n{model_tables.phase_table(view)}\n")
-        if layers:
-            show(f"{model_tables.layer_table(view)}\n")
-            show(f"{model_tables.boundary_table(view)}\n")
-        show(f"record: {outcome.path}")
+        width = columns()
+        told = prose(model_tables.model_line(view) + (" (from the cache)" if outcome.cached else ""), width)
+        detailed = [model_tables.layer_table(view), *model_tables.boundary_tables(view, width=width)] if layers else []
+        show(told, model_tables.phase_table(view), *detailed, f"record: {outcome.path}")
     if failed:
         raise typer.Exit(ExitCode.FAILED)
 
@@ -143,6 +142,7 @@ def compare(
     from delta_suite.pipeline import Settings
     from delta_suite.publish.baseline_tables import side_by_side
     from delta_suite.publish.model_tables import model_line
+    from delta_suite.publish.screen import columns, prose
     from delta_suite.regression.comparison import require_compared
 
     require_compared(variant)
@@ -155,8 +155,10 @@ def compare(
         results=results,
     )
     old, new = _measured_or_stored([before, now], settings, models_file)
-    show(f"{model_line(old)}\n{model_line(new)}\n")
-    show(side_by_side(old, new, variant, layers=layers, other_documents=other_documents))
+    width = columns()
+    show("\n".join(prose(model_line(view), width) for view in (old, new)))
+    show()
+    show(*side_by_side(old, new, variant, layers=layers, other_documents=other_documents, width=width))
 
 
 def _measured_or_stored(names: Sequence[str], settings: Settings, models_file: Path | None) -> list[RecordView]:
@@ -268,5 +270,7 @@ def _show_run(
     for change in tables.verdict_changes(rows_of_run, steps):
         show(f"changed  {change}")
     views = {step: entry.view for step, entry in entries.items()}
-    show(f"\n{tables.metric_table(views, variant)}\n")
+    show()
+    show(tables.metric_table(views, variant))
+    show()
     write_atomically(page, standalone(name, entries, variant))

@@ -1,16 +1,20 @@
-"""The two streams of a command: stdout for what was asked for, stderr for messages, both without terminal codes."""
+"""The two streams of a command: stdout for what was asked for, stderr for messages. No text in them is a code."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
+from typing import TYPE_CHECKING
 
 import typer
 
 from delta_suite.command_line import ExitCode
 from delta_suite.errors import OutputError
 from delta_suite.escaping import terminal_lines
+
+if TYPE_CHECKING:
+    from delta_suite.publish.table import Table
 
 
 def prepare_streams() -> None:
@@ -28,12 +32,21 @@ def prepare_streams() -> None:
         sys.exit(ExitCode.FAILED)
 
 
-def show(text: str = "") -> None:
-    """Show text on stdout. Raises OutputError where that takes no more."""
+def show(*parts: str | Table) -> None:
+    """Show texts as they are, and tables that fit the terminal, on stdout, with a line between them.
+
+    Raises OutputError where that takes no more.
+    """
     try:
-        typer.echo(terminal_lines(text))
+        typer.echo("\n\n".join(terminal_lines(part) if isinstance(part, str) else _drawn(part) for part in parts))
     except OSError as error:
         raise _output_error(error) from None
+
+
+def _drawn(table: Table) -> str:
+    from delta_suite.publish.screen import Screen, draw
+
+    return draw(table, Screen.of(sys.stdout))
 
 
 def send(content: bytes) -> None:

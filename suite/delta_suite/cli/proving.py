@@ -32,7 +32,8 @@ def selftest(
     origin = proof.origin(shlex.join(["delta-suite", "selftest", *words]))
     outcome = proof.selftest(repeats, processes=processes, only=only, progress=bars(), origin=origin)
     for heading, table in outcome.tables().items():
-        show(f"{heading}\n\n{table}\n")
+        show(heading, table)
+        show()
     show(f"{repeats} repeats of {len(outcome.worlds)} planted populations in {outcome.seconds:.0f} s")
     if out is not None:
         write_atomically(out, outcome.markdown())

@@ -8,9 +8,10 @@ from typing import Any
 
 from delta_suite.metrics.intervals import PERCENT
 from delta_suite.metrics.registry import METRICS
+from delta_suite.publish.screen import WITHOUT_TERMINAL, Screen, command, prose
 from delta_suite.publish.table import Table
 from delta_suite.publish.trajectory import phase_estimate
-from delta_suite.publish.wording import NONE, number
+from delta_suite.publish.wording import DIFFERS, NONE, number
 from delta_suite.records.view import RecordView
 from delta_suite.regression.baseline import BaselineFile
 from delta_suite.regression.comparison import (
@@ -85,34 +86,37 @@ def item_text(
     baseline: BaselineFile,
     now: RecordView,
     reproduce: str,
+    width: int = WITHOUT_TERMINAL,
 ) -> str:
     """Return why an item of a baseline fails: every figure that changed, by how much, and what was allowed."""
     before, after = baseline.content.record, now.record
     lines = [
-        f"{item} of {now.model.name}: {status.value}",
-        f"  baseline   {baseline.path}, {before.model.name} of {before.provenance.created}",
+        prose(f"{item} of {now.model.name}: {status.value}", width),
+        prose(f"{baseline.path}, {before.model.name} of {before.provenance.created}", width, "  baseline"),
     ]
     shown = [comparison for comparison in comparisons if comparison.fails and comparison.status is status]
     shown.sort(key=lambda each: (each.layer if each.layer is not None else -1, each.variant))
     reasons = list(dict.fromkeys(comparison.reason for comparison in shown if comparison.reason))
-    lines += [f"  reason     {reason}" for reason in reasons[:3]]
+    lines += [prose(reason, width, "  reason") for reason in reasons[:3]]
     figures = [comparison for comparison in shown if comparison.difference is not None]
     if figures:
-        table = difference_table(figures[:MOST_LINES])
-        lines += ["", *(f"  {line}" for line in table.splitlines())]
+        table = difference_table(figures[:MOST_LINES]).text(Screen(width - 2))
+        lines += ["", *(f"  {line}".rstrip() for line in table.splitlines())]
         if len(figures) > MOST_LINES:
             lines.append(f"  and {len(figures) - MOST_LINES} more")
         lines.append("")
     layer = first_changed_layer(comparisons)
     if layer is not None:
-        lines.append(f"  first at   layer {layer}{': the layers before it are the same' if layer else ''}")
+        lines.append(
+            prose(f"layer {layer}{': the layers before it are the same' if layer else ''}", width, "  first at")
+        )
     if figures:
         paired = before.calibration.sha256 == after.calibration.sha256
-        lines.append(f"  tolerance  {_tolerance(figures[0], paired=paired)}")
+        lines.append(prose(_tolerance(figures[0], paired=paired), width, "  tolerance"))
         machines = before.provenance.hardware, after.provenance.hardware
         if machines[0] != machines[1]:
-            lines.append(f"  note       the baseline was measured on {machines[0]}, this on {machines[1]}")
-    return "\n".join([*lines, f"  reproduce  {reproduce}"])
+            lines.append(prose(f"the baseline was measured on {machines[0]}, this on {machines[1]}", width, "  note"))
+    return "\n".join([*lines, command(reproduce, width, "  reproduce")])
 
 
 def _tolerance(comparison: Comparison, *, paired: bool) -> str:
@@ -128,7 +132,7 @@ def _tolerance(comparison: Comparison, *, paired: bool) -> str:
     )
 
 
-def difference_table(comparisons: Sequence[Comparison]) -> str:
+def difference_table(comparisons: Sequence[Comparison]) -> Table:
     """Return one line per figure."""
     lines = [
         [
@@ -144,7 +148,7 @@ def difference_table(comparisons: Sequence[Comparison]) -> str:
         for comparison in comparisons
     ]
     head = ["scope", "metric", "variant", "before", "now", "difference", f"{PERCENT} interval", "tolerance"]
-    return Table.of(head, lines, align="lllrrrrr").text()
+    return Table.of(head, lines, align="lllrrrrr", drop={"tolerance": 0, "before": 0}, keys=3)
 
 
 def _signed(value: float | None) -> str:
@@ -156,7 +160,7 @@ def _interval(comparison: Comparison) -> str:
     return NONE if ends is None else f"{_signed(ends[0])} .. {_signed(ends[1])}"
 
 
-def run_table(rows: Sequence[BaselineRow]) -> str:
+def run_table(rows: Sequence[BaselineRow]) -> Table:
     """Return for each model the number of items by status, and the first layer that drifted."""
     words = [status.value for status in Status if any(row.status == status.value for row in rows)]
     lines = []
@@ -166,10 +170,10 @@ def run_table(rows: Sequence[BaselineRow]) -> str:
         counts = [str(sum(row.status == word for row in items)) for word in words]
         lines.append([model, items[0].baseline, *counts, NONE if first is None else str(first)])
     head = ["model", "baseline", *words, "first layer"]
-    return Table.of(head, lines, align="ll" + "r" * (len(words) + 1)).text()
+    return Table.of(head, lines, align="ll" + "r" * (len(words) + 1))
 
 
-def changes_table(rows: Sequence[BaselineRow], limit: int = 20) -> str:
+def changes_table(rows: Sequence[BaselineRow]) -> Table:
     """Return what failed, furthest beyond its tolerance first; one reason for many items is one line."""
     failed = [row for row in rows if row.fails]
     lines: list[list[str]] = []
@@ -193,22 +197,27 @@ def changes_table(rows: Sequence[BaselineRow], limit: int = 20) -> str:
             number(row.tolerance, 3),
             row.where,
         ]
-        for row in drifted[:limit]
+        for row in drifted
     ]
     head = ["model", "item", "status", "before", "now", "difference", "tolerance", "mostly"]
-    table = Table.of(head, lines, align="lllrrrrl").text()
-    return table + (f"\nand {len(drifted) - limit} more" if len(drifted) > limit else "")
+    return Table.of(head, lines, align="lllrrrrl", drop={"tolerance": 0, "before": 0}, keys=2)
 
 
 # --- two models side by side -----------------------------------------------------------------------------------
 
 
 def side_by_side(
-    before: RecordView, now: RecordView, variant: str = "raw", *, layers: bool = False, other_documents: bool = False
-) -> str:
+    before: RecordView,
+    now: RecordView,
+    variant: str = "raw",
+    *,
+    layers: bool = False,
+    other_documents: bool = False,
+    width: int = WITHOUT_TERMINAL,
+) -> list[Table | str]:
     """Return every metric over every phase that both have, and how far directions turned where the shapes agree.
 
-    Layer metrics are means over the phase. `*` marks a difference whose interval leaves out 0 when all of them are to
+    Layer metrics are means over the phase. `≠` marks a difference whose interval leaves out 0 when all of them are to
     hold at once. Metrics that the records hold in different versions are named, and not shown.
 
     Raises UnknownVariantError for a variant that is not compared, or that one of the records does not have.
@@ -221,10 +230,13 @@ def side_by_side(
     paired = calibrations[0].sha256 == calibrations[1].sha256
     if not paired and not other_documents:
         names = " and ".join(f"{calibration.name} ({calibration.sha256[:8]})" for calibration in calibrations)
-        return (
-            f"not comparable: the calibrations are {names}. Measure both on one, or say --other-documents where they "
-            f"are samples of the same source."
-        )
+        return [
+            prose(
+                f"not comparable: the calibrations are {names}. Measure both on one, or say --other-documents where "
+                f"they are samples of the same source.",
+                width,
+            )
+        ]
     mismatches = {metric: reason for metric in METRICS if (reason := metric_mismatch(before, now, metric))}
     pairs = [
         (phase, metric, (a, b))
@@ -237,7 +249,7 @@ def side_by_side(
         and a.value is not None
         and b.value is not None
     ]
-    parts = [_marked_table(compare_pairs(pairs, variant, paired=paired), "phase")]
+    parts: list[Table | str] = [_marked_table(compare_pairs(pairs, variant, paired=paired), "phase")]
     if (before.model.layers, before.model.hidden) == (now.model.layers, now.model.hidden):
         directions = direction_figures(before), direction_figures(now)
         turned = compare_turns(before, now, directions, other_documents=True)
@@ -251,32 +263,32 @@ def side_by_side(
     elif layers:
         parts.append("the models differ in shape, so their layers are not compared")
     if mismatches:
-        parts.append("not comparable:\n" + "\n".join(f"  {reason}" for reason in mismatches.values()))
+        parts.append("not comparable:\n" + "\n".join(prose(reason, width) for reason in mismatches.values()))
     if other_tokens := special_tokens_differ(*calibrations):
-        parts.append(f"careful: {other_tokens}, and what stands first is a sink in most models")
+        parts.append(prose(f"careful: {other_tokens}, and what stands first is a sink in most models", width))
     how = "paired by document" if paired else "unpaired: other documents"
-    return "\n\n".join([*parts, f"intervals: {PERCENT}, {how}; * all of them considered at once"])
+    meaning = f"{DIFFERS} a difference even if all of them are considered at once"
+    return [*parts, prose(f"intervals: {PERCENT}, {how}. {meaning}", width)]
 
 
-def _marked_table(comparisons: Sequence[Comparison], scope: str) -> str:
+def _marked_table(comparisons: Sequence[Comparison], scope: str) -> Table:
     lines = [
         [
             comparison.scope.removeprefix("layer:"),
             comparison.metric,
             number(comparison.old),
             number(comparison.new),
-            _signed(comparison.difference),
+            (f"{DIFFERS} " if comparison.fails else "") + _signed(comparison.difference),
             _interval(comparison),
-            "*" if comparison.fails else "",
         ]
         for comparison in comparisons
         if comparison.difference is not None
     ]
-    head = [scope, "metric", "A", "B", "difference", f"{PERCENT} interval", ""]
-    return Table.of(head, lines, align="llrrrrl").text()
+    head = [scope, "metric", "A", "B", "difference", f"{PERCENT} interval"]
+    return Table.of(head, lines, align="llrrrr", keys=2)
 
 
-def turn_table(turned: Sequence[Comparison]) -> str:
+def turn_table(turned: Sequence[Comparison]) -> Table:
     """Return the degrees that v_L and the top-8 subspace of each layer turned, beside those between document halves."""
     by_layer: dict[int, dict[str, Comparison]] = {}
     for comparison in turned:
@@ -293,5 +305,5 @@ def turn_table(turned: Sequence[Comparison]) -> str:
         ]
         for layer, metrics in by_layer.items()
     ]
-    head = ["layer", "v_L turned", "(halves)", "top 8 turned", "(halves)"]
-    return "degrees\n" + Table.of(head, lines, align="rrrrr").text()
+    head = ["layer", "v_L turned by degrees", "halves of v_L", "top 8 turned by degrees", "halves of top 8"]
+    return Table.of(head, lines, align="rrrrr")

@@ -2,78 +2,112 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from delta_suite.claims.judge import Judged
 from delta_suite.claims.observe import Observation
 from delta_suite.claims.verdict import Judgement, Verdict
 from delta_suite.metrics.intervals import CONFIDENCE, PERCENT, POWER
+from delta_suite.publish.screen import WITHOUT_TERMINAL, command, listed, prose
 from delta_suite.publish.wording import MARKS, OUTCOMES, VACUOUS, interval_text, number, verdict_text
 
 
-def explanation(judged: Judged, where: str, reproduce: str) -> str:
+def explanation(
+    judged: Judged, where: str, reproduce: str, width: int = WITHOUT_TERMINAL, *, brief: bool = False
+) -> str:
     """Return why an expectation has the verdict it has, and the command that shows it again.
 
-    where: file and line of the claim.
+    where: file and line of the claim. width: columns of a line. brief: without the values of the layers, the verdicts
+    under every variant, and what else is known of the observed value.
     """
     judgement = judged.judgement
     expectation, observation = judgement.expectation, judgement.observation
-    lines = [
-        f"{judgement.hypothesis.id}/{expectation.id} is {OUTCOMES[judgement.verdict.value]} for {judgement.model}",
-        f"  claim      {expectation.claim()}",
-        *_observed_lines(judgement),
-    ]
+    facts = [("claim", expectation.claim()), *_observed_facts(judgement, brief=brief)]
+    details: list[str] = []
     if judgement.reference is not None and judgement.reference.value is not None:
         other = judgement.reference
-        lines.append(f"  other side {other.metric} over {_scope(other)} = {number(other.value)}")
+        facts.append(("other side", f"{other.metric} over {_scope(other)} = {number(other.value)}"))
     if judgement.reason:
-        lines.append(f"  reason     {judgement.reason}")
+        facts.append(("reason", judgement.reason))
     if judgement.vacuous:
-        lines.append(f"  {VACUOUS}          {MARKS[VACUOUS]}")
-    lines.append(f"  over       {_scope(observation)}, variant {observation.variant}")
-    lines += _per_layer(observation, expectation.op)
-    variants = [
-        f"{name} {verdict_text(other.verdict.value, other.observed)}" for name, other in judged.variants.items()
-    ]
-    lines.append(f"  variants   {', '.join(variants)}")
-    lines += [f"  threshold  {expectation.origin}", f"  stated at  {where}", f"  reproduce  {reproduce}"]
-    return "\n".join(lines)
+        facts.append((VACUOUS, MARKS[VACUOUS]))
+    if not brief:
+        facts.append(("over", f"{_scope(observation)}, variant {observation.variant}"))
+        if values := _per_layer(observation, expectation.op):
+            details.append(listed(values, width, "  per layer"))
+        variants = [
+            f"{name} {verdict_text(other.verdict.value, other.observed)}" for name, other in judged.variants.items()
+        ]
+        details.append(prose(", ".join(variants), width, "  variants"))
+    outcome = f"{expectation_name(judged)} is {OUTCOMES[judgement.verdict.value]} for {judgement.model}"
+    origin = [("threshold", expectation.origin), ("stated at", where)]
+    return "\n".join(
+        [
+            prose(outcome, width),
+            *_fact_lines(facts, width),
+            *details,
+            *_fact_lines(origin, width),
+            command(reproduce, width, "  reproduce"),
+        ]
+    )
 
 
-def _observed_lines(judgement: Judgement) -> list[str]:
+def _fact_lines(facts: Iterable[tuple[str, str]], width: int) -> list[str]:
+    return [prose(" ".join(text.split()), width, f"  {label}") for label, text in facts]
+
+
+def expectation_name(judged: Judged) -> str:
+    """Return the hypothesis and the expectation, as `hypothesis/expectation`."""
+    return f"{judged.judgement.hypothesis.id}/{judged.judgement.expectation.id}"
+
+
+def headline(judged: Judged, where: str) -> str:
+    """Return one line on a verdict: where the claim is, what it claims, and what was observed."""
+    judgement = judged.judgement
+    known = "" if judgement.observed is None else f", observed {number(judgement.observed)}"
+    why = f": {judgement.reason}" if judgement.reason else ""
+    return (
+        f"{where}: {expectation_name(judged)}[{judgement.model}] is {OUTCOMES[judgement.verdict.value]}: "
+        f"{judgement.expectation.claim()}{known}{why}"
+    )
+
+
+def _observed_facts(judgement: Judgement, *, brief: bool) -> list[tuple[str, str]]:
     """Return the observed value with its interval and p, where there is one."""
     expectation, observation = judgement.expectation, judgement.observation
     if judgement.observed is None or judgement.margin is None:
         return []
     if expectation.over == "each":
-        return [
-            f"  observed   {judgement.observed:.0%} of the layers hold, {expectation.mostly:.0%} required "
-            f"(margin {judgement.margin:+.2f})"
-        ]
-    lines = [
-        f"  observed   {number(judgement.observed)}, required {expectation.op} {judgement.required:.6g} "
-        f"(margin {judgement.margin:+.4f})"
-    ]
-    if observation.interval is not None:
+        held = f"{judgement.observed:.0%} of the layers hold, {expectation.mostly:.0%} required"
+        return [("observed", f"{held} (margin {judgement.margin:+.2f})")]
+    required = f"required {expectation.op} {judgement.required:.6g} (margin {judgement.margin:+.4f})"
+    interval = "" if observation.interval is None else f" {interval_text(observation.interval)}"
+    facts = [("observed", f"{number(judgement.observed)}{interval}, {required}")]
+    if observation.interval is not None and not brief:
         margin = ""
         if expectation.than is not None and judgement.distance.interval is not None:
             margin = f"; of the margin {interval_text(judgement.distance.interval)}"
-        lines.append(f"  interval   {PERCENT} {interval_text(observation.interval)}, over documents{margin}")
-        lines.append(f"  as it is   {number(observation.value)} of these documents, its bias included")
-    if judgement.p is not None:
-        lines.append(f"  p          {judgement.p:.2g} that the claim is false (one-sided)")
-    if judgement.holds_for is not None:
-        lines.append(f"  same for   any threshold {judgement.holds_for}")
+        facts.append(("interval", f"{PERCENT}, over documents{margin}"))
     if judgement.verdict is Verdict.INCONCLUSIVE and judgement.detectable is not None:
         sure = f"{CONFIDENCE:.0%} confidence, {POWER:.0%} power"
-        lines.append(f"  detectable a margin of {judgement.detectable:.3g} ({sure})")
-    return lines
+        facts.append(("detectable", f"a margin of {judgement.detectable:.3g} ({sure})"))
+    if brief:
+        return facts
+    if observation.interval is not None:
+        facts.append(("as it is", f"{number(observation.value)} of these documents, its bias included"))
+    if judgement.p is not None:
+        facts.append(("p", f"{judgement.p:.2g} that the claim is false (one-sided)"))
+    if judgement.holds_for is not None:
+        facts.append(("same for", f"any threshold {judgement.holds_for}"))
+    return facts
 
 
-def quantity_lines(observation: Observation, comparison: str) -> list[str]:
+def quantity_lines(observation: Observation, comparison: str, width: int = WITHOUT_TERMINAL) -> list[str]:
     """Return the explanation of a plain assert on a number of the `measurement` fixture."""
     return [
         comparison,
         f"{observation.metric} over {_scope(observation)} of {observation.model}, variant {observation.variant}",
-        *(line.strip() for line in _per_layer(observation, comparison)),
+        *(listed(values, width, "per layer").split("\n") if (values := _per_layer(observation, comparison)) else []),
     ]
 
 
@@ -85,11 +119,9 @@ def _scope(observation: Observation) -> str:
 
 
 def _per_layer(observation: Observation, op: str) -> list[str]:
-    """Return the layers' values, eight to a line, the worst for the claim marked."""
+    """Return the layers' values, the worst for the claim marked; none where there are not two."""
     values = {layer: value for layer, value in observation.per_layer.items() if value is not None}
     if len(values) < 2:
         return []
     worst = max(values, key=values.__getitem__) if "<" in op else min(values, key=values.__getitem__)
-    cells = [f"{layer}: {number(value, 3)}{' <- worst' if layer == worst else ''}" for layer, value in values.items()]
-    rows = [cells[start : start + 8] for start in range(0, len(cells), 8)]
-    return [f"  {'per layer  ' if index == 0 else '           '}{'  '.join(row)}" for index, row in enumerate(rows)]
+    return [f"{layer}: {number(value, 3)}{' <- worst' if layer == worst else ''}" for layer, value in values.items()]

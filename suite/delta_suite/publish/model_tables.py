@@ -6,6 +6,7 @@ from delta_suite.claims.gates import MOST_UNKNOWN
 from delta_suite.escaping import terminal
 from delta_suite.metrics.registry import METRICS
 from delta_suite.metrics.segmentation import NEAR
+from delta_suite.publish.screen import WITHOUT_TERMINAL, prose
 from delta_suite.publish.table import Cell, Table
 from delta_suite.publish.wording import NONE, number
 from delta_suite.records.record import BoundarySearch, CalibrationRecord, StreamRecord
@@ -33,17 +34,19 @@ LAYER_COLUMNS = {
 }
 """The metrics of the table of layers that fit a terminal, with their headings; the record holds all of them."""
 
+FIRST_TO_GO = ("block_influence", "parallel_fraction", "spectral_gap", "relative_step")
+"""Metrics that a narrow terminal leaves out, the first to go first."""
 
-def phase_table(view: RecordView, variant: str = "raw") -> str:
+
+def phase_table(view: RecordView, variant: str = "raw") -> Table:
     """Return N, intra, cross, block rank and capture of each phase."""
-    return phases(view, variant).text()
-
-
-def phases(view: RecordView, variant: str = "raw") -> Table:
-    """Return the table of phases."""
     lines = []
     for name, (first, last) in view.phases.items():
-        values = [view.over(range(first, last + 1), metric, variant).value for metric in PHASE_COLUMNS]
+        layers = range(first, last + 1)
+        values = [
+            None if lacks_pairs(metric, layers) else view.over(layers, metric, variant).value
+            for metric in PHASE_COLUMNS
+        ]
         texts = [NONE if value is None else f"{value:.4f}" for value in values]
         count = last - first + 1
         cells = [Cell(name, name), Cell(f"{first}-{last}", first), Cell(str(count), count)]
@@ -51,30 +54,36 @@ def phases(view: RecordView, variant: str = "raw") -> Table:
     return Table.of(["phase", "layers", "N", *PHASE_COLUMNS.values()], lines, align="lrrrrrr")
 
 
-def layer_table(view: RecordView, variant: str = "raw") -> str:
+def lacks_pairs(metric: str, layers: range) -> bool:
+    """Return True for the mean over pairs of one layer, which the reference script sets to 1, and tables leave out.
+
+    Example:
+        >>> lacks_pairs("intra_cosine", range(4, 5)), lacks_pairs("cross_cosine", range(4, 5))
+        (True, False)
+    """
+    return metric == "intra_cosine" and len(layers) == 1
+
+
+def layer_table(view: RecordView, variant: str = "raw") -> Table:
     """Return the metrics of each layer that fit a terminal."""
-    return layers(view, variant).text()
-
-
-def layers(view: RecordView, variant: str = "raw") -> Table:
-    """Return the table of layers."""
     lines = []
     for layer in view.layers:
         values = [view.layer(layer.layer, metric, variant).value for metric in LAYER_COLUMNS]
         cells = [Cell(str(layer.layer), layer.layer), Cell(layer.phase, layer.phase)]
         lines.append([*cells, *map(Cell, map(number, values), values)])
     align = "rl" + "r" * len(LAYER_COLUMNS)
-    return Table.of(["layer", "phase", *LAYER_COLUMNS.values()], lines, align=align)
+    drop = dict.fromkeys((LAYER_COLUMNS[metric] for metric in FIRST_TO_GO), 0)
+    return Table.of(["layer", "phase", *LAYER_COLUMNS.values()], lines, align=align, drop=drop)
 
 
-def boundary_table(view: RecordView, variant: str = "raw") -> str:
+def boundary_tables(view: RecordView, variant: str = "raw", width: int = WITHOUT_TERMINAL) -> list[Table | str]:
     """Return the boundaries detected in the layers' similarity beside the declared ones, and what both are worth."""
     boundaries = view.boundaries(variant)
     p, agreement, rank = (
         boundaries.metrics[name].value for name in ("boundary_p", "boundary_agreement", "boundary_cost_rank")
     )
     if p is None or agreement is None:
-        return f"no boundaries: {boundaries.metrics['boundary_p'].reason}"
+        return [prose(f"no boundaries: {boundaries.metrics['boundary_p'].reason}", width)]
     phases = {first: f" {name}" for name, (first, _) in view.phases.items()}
     recurrence = dict(zip(boundaries.detected, boundaries.recurrence or (), strict=False))
     missed = [first for first in boundaries.declared if all(abs(first - other) > NEAR for other in boundaries.detected)]
@@ -92,8 +101,8 @@ def boundary_table(view: RecordView, variant: str = "raw") -> str:
     summary = [["met", f"{agreement:.0%} of the declared within {NEAR} layer"], ["p", f"{p:.3f} against smooth drift"]]
     if boundaries.search is not None:
         summary += _search_lines(boundaries.search, rank)
-    table = Table.of(["detected at", "declared at", "detected again"], lines).text()
-    return f"{table}\n\n{Table.of(['', ''], summary).text(head=False)}"
+    table = Table.of(["detected at", "declared at", "detected again"], lines)
+    return [table, "\n".join(prose(text, width, label) for label, text in summary)]
 
 
 def _search_lines(search: BoundarySearch, rank: float | None) -> list[list[str]]:
@@ -167,7 +176,7 @@ def stream_text(stream: StreamRecord, device: str) -> str:
     return f"{place[stream.storage]}{shards} {stream.largest_bytes / 1e9:.3g} GB"
 
 
-def metric_table() -> str:
+def metric_table() -> Table:
     """Return the reference table of every metric."""
     lines = [
         [
@@ -182,4 +191,4 @@ def metric_table() -> str:
         for metric in METRICS.values()
     ]
     head = ["metric", "scope", "formula", "unit", "range", "version", "source"]
-    return Table.of(head, lines, widths=(None, None, 44, None, None, None, 36)).text()
+    return Table.of(head, lines, drop={"source": 20, "version": 0, "unit": 6, "range": 0, "formula": 30})

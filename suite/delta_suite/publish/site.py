@@ -12,7 +12,13 @@ from delta_suite.escaping import script_json
 from delta_suite.publish.board import Board, Group
 from delta_suite.publish.board_tables import claim_by_claim, models_table
 from delta_suite.publish.entries import Entry
-from delta_suite.publish.model_tables import calibration_text, layers, phases, special_tokens_text, stream_text
+from delta_suite.publish.model_tables import (
+    calibration_text,
+    layer_table,
+    phase_table,
+    special_tokens_text,
+    stream_text,
+)
 from delta_suite.publish.pages import SITE, page_name, run_link
 from delta_suite.publish.plots import Plot, plots
 from delta_suite.publish.rows import Row, margin_text, mark_lines
@@ -95,8 +101,8 @@ def _measurement(board: Board, group: Group, entry: Entry) -> dict[str, Any]:
         "variants": variants,
         "plots": figures["raw"],
         "boundaries": _boundaries(view),
-        "phases": replace(phases(view), id=f"phases-{identity}", caption="Phases"),
-        "layers": replace(layers(view), id=f"layers-{identity}", caption="Every layer, variant raw"),
+        "phases": replace(phase_table(view), id=f"phases-{identity}", caption="Phases"),
+        "layers": replace(layer_table(view), id=f"layers-{identity}", caption="Every layer, variant raw"),
         "figures": {
             variant: {plot.name: plot.figure for plot in drawn if plot.figure} for variant, drawn in figures.items()
         },

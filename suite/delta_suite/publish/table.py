@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from tabulate import tabulate
-
-from delta_suite.escaping import markdown, markdown_code, markdown_link, terminal
+from delta_suite.escaping import markdown, markdown_code, markdown_link
 from delta_suite.publish.wording import SYMBOLS
+
+if TYPE_CHECKING:
+    from delta_suite.publish.screen import Screen
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table. Only `text` shows in a terminal; Markdown and HTML add the link and the verdict's symbol."""
+    """A cell of a table. A terminal shows its text and the verdict's symbol; Markdown and HTML add the link."""
 
     text: str
     value: float | str | None = None
@@ -68,8 +70,10 @@ class Table:
     lines: tuple[Line, ...]
     align: str = ""
     """`l` or `r` for each column, left where it is shorter than the head."""
-    widths: tuple[int | None, ...] = ()
-    """Characters after which a column wraps in a terminal; None for no limit."""
+    drop: Mapping[str, int] = field(default_factory=dict)
+    """Columns that a narrow terminal leaves out, the first to go first, and the least width of such a text."""
+    keys: int = 1
+    """Columns that name a row; a terminal repeats them where columns go on below."""
     id: str = ""
     caption: str = ""
 
@@ -80,7 +84,8 @@ class Table:
         rows: Iterable[Sequence[str | Cell]],
         *,
         align: str = "",
-        widths: Sequence[int | None] = (),
+        drop: Mapping[str, int] | None = None,
+        keys: int = 1,
         id: str = "",
         caption: str = "",
     ) -> Table:
@@ -88,33 +93,23 @@ class Table:
 
         Example:
             >>> print(Table.of(["phase", "N"], [["A", "4"]], align="lr").text())
-            phase      N
-            -------  ---
-            A          4
+            phase  N
+            --------
+            A      4
         """
         lines = (Line(tuple(cell if isinstance(cell, Cell) else Cell(cell) for cell in row)) for row in rows)
-        return cls(tuple(head), tuple(lines), align, tuple(widths), id, caption)
+        return cls(tuple(head), tuple(lines), align, drop or {}, keys, id, caption)
 
-    def text(self, *, head: bool = True) -> str:
-        """Return the table for a terminal, or without `head` only its columns of text."""
-        rows = [[terminal(cell.text) for cell in line.cells] for line in self.lines]
-        if not head:
-            return tabulate(rows, tablefmt="plain", disable_numparse=True)
-        sides = {"r": "right", "l": "left"}
-        return tabulate(
-            rows,
-            headers=[terminal(name) for name in self.head],
-            tablefmt="simple",
-            disable_numparse=True,
-            colalign=[sides[side] for side in self.align.ljust(len(self.head), "l")] if rows else None,
-            maxcolwidths=list(self.widths) if self.widths else None,
-        )
+    def text(self, screen: Screen | None = None) -> str:
+        """Return the table for a terminal; without `screen` for the width of the current one, and without colour."""
+        from delta_suite.publish.screen import Screen, columns, draw
+
+        return draw(self, screen or Screen(columns()))
 
     def markdown(self) -> str:
         """Return the table as GitHub's Markdown.
 
-        Columns are not padded: a longer cell would rewrite every line of a published file, and tabulate's padding
-        differs between machines with and without the package wcwidth.
+        Columns are not padded: a longer cell would rewrite every line of a published file.
 
         Example:
             >>> print(Table.of(["claim", "verdict"], [["a", Cell("PASS", verdict="PASS")]]).markdown())

@@ -11,16 +11,13 @@ from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.intervals import combine
 from delta_suite.metrics.registry import METRICS
 from delta_suite.models.spec import ModelSpec
-from delta_suite.publish.model_tables import PHASE_COLUMNS
+from delta_suite.publish.model_tables import PHASE_COLUMNS, lacks_pairs
 from delta_suite.publish.plots import BLUE, GREEN, ORANGE, VERMILION, Figure
 from delta_suite.publish.rows import Row
-from delta_suite.publish.table import Table
+from delta_suite.publish.table import Cell, Table
 from delta_suite.publish.wording import NONE, number, verdict_text
 from delta_suite.records.record import ModelRecord
 from delta_suite.records.view import RecordView
-
-STEPS_ABREAST = 8
-"""Columns of steps in one table; more steps go into a table below it."""
 
 
 def series(models: Iterable[ModelSpec | ModelRecord]) -> dict[str, dict[int, str]]:
@@ -35,16 +32,18 @@ def series(models: Iterable[ModelSpec | ModelRecord]) -> dict[str, dict[int, str
 # --- tables ----------------------------------------------------------------------------------------------------
 
 
-def verdict_table(rows: Sequence[Row], steps: Mapping[int, str]) -> str:
+def verdict_table(rows: Sequence[Row], steps: Mapping[int, str]) -> Table:
     """Return claims by steps."""
     claims = dict.fromkeys((row.hypothesis, row.expectation) for row in rows)
     cells = {(row.hypothesis, row.expectation, row.model): row for row in rows}
-    lines = []
+    lines: list[list[str | Cell]] = []
     for hypothesis, expectation in claims:
         claim_rows = [cells.get((hypothesis, expectation, model)) for model in steps.values()]
-        words = [NONE if row is None else verdict_text(row.word, row.observed) for row in claim_rows]
+        words = [
+            NONE if row is None else Cell(verdict_text(row.word, row.observed), verdict=row.word) for row in claim_rows
+        ]
         lines.append([f"{hypothesis}/{expectation}", *words])
-    return _abreast(lines, "expectation", steps)
+    return Table.of(["expectation", *(f"step {step}" for step in steps)], lines)
 
 
 def verdict_changes(rows: Sequence[Row], steps: Mapping[int, str]) -> list[str]:
@@ -63,10 +62,9 @@ def verdict_changes(rows: Sequence[Row], steps: Mapping[int, str]) -> list[str]:
     return lines
 
 
-def metric_table(views: Mapping[int, RecordView], variant: str = "raw", metrics: Sequence[str] | None = None) -> str:
+def metric_table(views: Mapping[int, RecordView], variant: str = "raw", metrics: Sequence[str] | None = None) -> Table:
     """Return metrics by steps, phase by phase: those of the table of phases, or others; layer metrics as their mean."""
     names = list(PHASE_COLUMNS) if metrics is None else metrics
-    steps = {step: view.model.name for step, view in views.items()}
     phases = dict.fromkeys(phase for view in views.values() for phase in view.phases)
     lines = []
     for name in names:
@@ -74,24 +72,13 @@ def metric_table(views: Mapping[int, RecordView], variant: str = "raw", metrics:
             values = _values(views, name, phase, variant)
             if any(value is not None for value in values):
                 lines.append([f"{PHASE_COLUMNS.get(name, name)} {phase}", *(number(value) for value in values)])
-    return _abreast(lines, "metric, phase", steps)
+    head = ["metric, phase", *(f"step {step}" for step in views)]
+    return Table.of(head, lines, align="l" + "r" * len(views))
 
 
 def _values(views: Mapping[int, RecordView], metric: str, phase: str, variant: str) -> list[float | None]:
     estimates = [phase_estimate(view, metric, phase, variant) for view in views.values()]
     return [None if estimate is None else estimate.value for estimate in estimates]
-
-
-def _abreast(lines: Sequence[Sequence[str]], first: str, steps: Mapping[int, str]) -> str:
-    """Return a table, or several below each other where there are many steps."""
-    numbers = [str(step) for step in steps]
-    tables = []
-    for start in range(0, len(numbers), STEPS_ABREAST):
-        part = slice(start + 1, start + 1 + STEPS_ABREAST)
-        head = [first, *(f"step {step}" for step in numbers[start : start + STEPS_ABREAST])]
-        align = "l" + "r" * (len(head) - 1)
-        tables.append(Table.of(head, [[line[0], *line[part]] for line in lines], align=align).text())
-    return "\n\n".join(tables)
 
 
 def phase_estimate(view: RecordView, metric: str, phase: str, variant: str) -> Estimate | None:
@@ -101,6 +88,8 @@ def phase_estimate(view: RecordView, metric: str, phase: str, variant: str) -> E
     first, last = view.phases[phase]
     layers = range(first, last + 1)
     definition = METRICS[metric]
+    if lacks_pairs(metric, layers):
+        return None
     if definition.scope != "layer":
         return None if definition.scope == "model" else view.over(layers, metric, variant)
     estimates = [view.layer(layer, metric, variant) for layer in layers]

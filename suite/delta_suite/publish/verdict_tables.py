@@ -1,4 +1,4 @@
-"""Tables of verdicts: claims by models, under every variant, the failures, and in how many models a claim holds."""
+"""Tables of verdicts: claims by models, under every variant, and in how many models a claim holds."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from collections.abc import Iterable, Sequence
 
 from delta_suite.claims.verdict import Verdict, combine_verdicts
 from delta_suite.metrics.intervals import holm, partial_conjunction
-from delta_suite.publish.rows import Row, margin_text, marks, relative_margin
+from delta_suite.publish.rows import Row, marks
 from delta_suite.publish.table import Cell, Table
-from delta_suite.publish.wording import NONE, interval_text, number, verdict_text
+from delta_suite.publish.wording import FLIPS, NONE, interval_text, verdict_text
 
 INTERVALS_UP_TO = 2
 """Models beside each other whose intervals still fit into the grid of verdicts."""
 
-CLAIM_WIDTH = 52
-"""Columns that a claim may take before it wraps."""
+CLAIM_WIDTH = 30
+"""Columns without which a terminal leaves the claims out of the grid."""
 
 
-def verdict_grid(rows: Sequence[Row]) -> str:
-    """Return hypotheses and their expectations by models."""
-    models = list(dict.fromkeys(row.model for row in rows))
+def verdict_grid(rows: Sequence[Row], models: Sequence[str] = ()) -> Table:
+    """Return hypotheses and their expectations by models, with a column for each of `models`, judged or not."""
+    models = list(dict.fromkeys([*models, *(row.model for row in rows)]))
     adjusted = {model: holm_by_hypothesis([row for row in rows if row.model == model]) for model in models}
     lines: list[list[str | Cell]] = []
     for hypothesis in dict.fromkeys(row.hypothesis for row in rows):
         claims = [row for row in rows if row.hypothesis == hypothesis]
-        overall = []
+        overall: list[str | Cell] = []
         for model in models:
             counted = [row for row in claims if row.model == model and row.severity == "fail"]
             overall.append(_overall(counted, adjusted[model].get(hypothesis)) if counted else NONE)
@@ -36,8 +36,7 @@ def verdict_grid(rows: Sequence[Row]) -> str:
             }
             claim = next(row.claim for row in claims if row.expectation == expectation)
             lines.append([f". {expectation}", claim, *(cells.get(model, NONE) for model in models)])
-    widths = (None, CLAIM_WIDTH, *[None] * len(models))
-    return Table.of(["hypothesis", "claim", *models], lines, widths=widths).text()
+    return Table.of(["hypothesis", "claim", *models], lines, drop={"claim": CLAIM_WIDTH})
 
 
 def verdict_cell(row: Row, *, interval: bool = True) -> Cell:
@@ -65,14 +64,15 @@ def holm_by_hypothesis(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
     return dict(zip(whole, zip(whole.values(), holm(list(whole.values())), strict=True), strict=True))
 
 
-def _overall(rows: Sequence[Row], p: tuple[float, float] | None) -> str:
+def _overall(rows: Sequence[Row], p: tuple[float, float] | None) -> Cell:
     """Return the verdict on a hypothesis, and p where it is supported."""
     verdict = combine_verdicts(Verdict(row.verdict) for row in rows)
-    return verdict.value + (f" (p {p[0]:.2g}, Holm {p[1]:.2g})" if p and verdict is Verdict.SUPPORTED else "")
+    shown = f" (p {p[0]:.2g}, Holm {p[1]:.2g})" if p and verdict is Verdict.SUPPORTED else ""
+    return Cell(verdict.value + shown, verdict=verdict.value)
 
 
-def in_several_models(rows: Sequence[Row]) -> str:
-    """Return for each hypothesis judged for several models in how many of them it holds, and with what p."""
+def in_several_models(rows: Sequence[Row]) -> Table | None:
+    """Return for each hypothesis with a p in how many of several models it holds, and with what p; None without any."""
     models = list(dict.fromkeys(row.model for row in rows))
     by_model = {model: holm_by_hypothesis([row for row in rows if row.model == model]) for model in models}
     lines = []
@@ -85,23 +85,24 @@ def in_several_models(rows: Sequence[Row]) -> str:
         if ps:
             lines.append([hypothesis, f"{len(ps)} of {len(models)}", *cells])
     head = ["hypothesis", "models with a p", *(f"p: in {r} or more" for r in range(1, len(models) + 1))]
-    return Table.of(head, lines).text() if lines else ""
+    return Table.of(head, lines) if lines else None
 
 
-def variant_table(rows: Sequence[Row]) -> str:
+def variant_table(rows: Sequence[Row]) -> Table:
     """Return the verdict of each claim under every variant, for each model."""
     variants = list(dict.fromkeys(name for row in rows for name in row.variants))
-    lines = [
+    several = ["model"] if len({row.model for row in rows}) > 1 else []
+    lines: list[list[str | Cell]] = [
         [
-            row.model,
             f"{row.hypothesis}/{row.expectation}",
+            *([row.model] if several else []),
             *variant_cells(row, variants),
-            "flips" if row.flips else "",
+            FLIPS if row.flips else "",
         ]
         for row in rows
         if row.variants
     ]
-    return Table.of(["model", "expectation", *variants, ""], lines).text()
+    return Table.of(["expectation", *several, *variants, ""], lines, keys=1 + len(several))
 
 
 def variant_cells(row: Row, variants: Iterable[str]) -> list[Cell]:
@@ -111,20 +112,3 @@ def variant_cells(row: Row, variants: Iterable[str]) -> list[Cell]:
         verdict, observed = row.variants.get(name, (NONE, None))
         cells.append(Cell(verdict_text(verdict, observed), observed, verdict=verdict))
     return cells
-
-
-def failure_table(rows: Iterable[Row]) -> str:
-    """Return refuted expectations, furthest outside the claim first, by margin relative to what was required."""
-    failed = sorted((row for row in rows if row.verdict == Verdict.REFUTED.value), key=relative_margin)
-    lines = [
-        [
-            row.model,
-            f"{row.hypothesis}/{row.expectation}",
-            row.claim,
-            number(row.observed) + ("" if row.interval is None else f" {interval_text(row.interval)}"),
-            margin_text(row),
-            row.where,
-        ]
-        for row in failed
-    ]
-    return Table.of(["model", "expectation", "claim", "observed", "margin", "stated at"], lines).text()

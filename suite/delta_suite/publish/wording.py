@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from delta_suite.claims.verdict import Verdict
 
 NONE = "-"
@@ -10,14 +12,30 @@ NONE = "-"
 WARN = "WARN"
 """The word for a refuted claim that only warns."""
 
-SYMBOLS = {
-    Verdict.SUPPORTED.value: "✓",
-    Verdict.REFUTED.value: "✗",
-    WARN: "!",
-    Verdict.INCONCLUSIVE.value: "?",
-    Verdict.NOT_MEASURED.value: "–",
-}
-"""Beside each verdict's word, so that neither colour nor language is needed to tell them apart."""
+
+@dataclass(frozen=True)
+class Mark:
+    """A sign with one meaning, wherever it is shown: terminal, Markdown, page and legend take it from here."""
+
+    symbol: str
+    word: str
+    """The word beside the sign; empty for a sign that stands alone."""
+    meaning: str
+    colour: str = ""
+    """Its colour in a terminal."""
+
+
+VERDICT_MARKS = (
+    Mark("✓", Verdict.SUPPORTED.value, "supported", "green"),
+    Mark("✗", Verdict.REFUTED.value, "refuted", "red"),
+    Mark("!", WARN, "refuted, but the claim only warns", "yellow"),
+    Mark("?", Verdict.INCONCLUSIVE.value, "the measurement cannot decide", "yellow"),
+    Mark("–", Verdict.NOT_MEASURED.value, "the number does not exist for this model", "bright_black"),
+)
+"""The mark of each verdict. The symbol tells them apart where neither colour nor language does."""
+
+SYMBOLS = {mark.word: mark.symbol for mark in VERDICT_MARKS}
+COLOURS = {mark.word: mark.colour for mark in VERDICT_MARKS}
 
 OUTCOMES = {
     Verdict.SUPPORTED.value: "supported",
@@ -30,16 +48,18 @@ OUTCOMES = {
 FLIPS, VACUOUS = "*", "°"
 """Marks beside a verdict: another variant reverses it; a model with random weights has it, too."""
 
+DIFFERS = "≠"
+"""Mark beside a difference whose interval leaves out 0."""
+
 MARKS = {
     FLIPS: "another variant gives another verdict",
     VACUOUS: "vacuous: random weights of the same architecture support the claim, too",
 }
-"""The meaning of each mark."""
+"""The meaning of each mark beside a verdict."""
 
-LEGEND = (
-    "✓ PASS: supported. ✗ FAIL: refuted. ! WARN: refuted, but the claim only warns. ? INCONCLUSIVE: the measurement "
-    "cannot decide. – NOT MEASURED: the number does not exist for this model. "
-    + " ".join(f"{mark} {meaning}." for mark, meaning in MARKS.items())
+LEGEND = " ".join(
+    [f"{mark.symbol} {mark.word}: {mark.meaning}." for mark in VERDICT_MARKS]
+    + [f"{mark} {meaning}." for mark, meaning in MARKS.items()]
 )
 """How to read a verdict."""
 

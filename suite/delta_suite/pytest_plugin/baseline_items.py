@@ -14,7 +14,7 @@ import pytest
 from delta_suite.errors import SuiteError
 from delta_suite.escaping import terminal, terminal_lines
 from delta_suite.pytest_plugin.baseline_session import REGRESSION, Regression
-from delta_suite.pytest_plugin.printing import failure_text, outcome_or_fail
+from delta_suite.pytest_plugin.printing import failure_text, outcome_or_fail, verdict_status
 
 if TYPE_CHECKING:
     from delta_suite.claims.schema import Expectation, Hypothesis
@@ -101,7 +101,8 @@ class BaselineItem(pytest.Item):
         if row.fails and regression.update == "all":
             pytest.skip(f"accepted: {status.value}")
         if row.fails:
-            raise ChangedError(item_text(self.item, status, comparisons, self.baseline, outcome.view, reproduce))
+            text = item_text(self.item, status, comparisons, self.baseline, outcome.view, reproduce, regression.width)
+            raise ChangedError(text)
         if status in {Status.NEW, Status.NOT_MEASURED}:
             pytest.skip(terminal(f"{status.value}: {row.reason}"))
 
@@ -149,4 +150,4 @@ def status_of(row: Mapping[str, Any]) -> tuple[str, str, Any]:
         return "accepted", "a", ("ACCEPTED", {"yellow": True})
     if row["status"] == "new":
         return "new", "n", ("NEW", {"yellow": True})
-    return "not measured", "-", ("NOT MEASURED", {"yellow": True})
+    return verdict_status("NOT MEASURED")

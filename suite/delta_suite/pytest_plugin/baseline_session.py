@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -35,6 +35,8 @@ class Regression:
     """Function that returns the record of the same architecture with random weights, or None."""
     reproduce: Callable[[str, str], str]
     """Function that returns the command that runs a node id for a model again."""
+    width: int
+    """Columns of the terminal."""
     paths: dict[str, Path] = field(default_factory=dict)
     """Path of the baseline of each model, by its name."""
     files: dict[Path, BaselineFile] = field(default_factory=dict)
@@ -45,6 +47,8 @@ class Regression:
     """Names of the baseline's items that the run selected, by model; a claim that was judged selects its verdict."""
     failed: set[str] = field(default_factory=set)
     """Names of models that at least one item could not be measured for."""
+    compared_rows: list[dict[str, Any]] = field(default_factory=list)
+    """Rows of the items that were compared."""
     messages: list[str] = field(default_factory=list)
     """Lines to print about what was written at the end of the run."""
     _compared: dict[str, dict[str, list[Comparison]]] = field(default_factory=dict)
@@ -57,6 +61,7 @@ class Regression:
         outcome: Callable[[ModelSpec], Outcome],
         control: Callable[[ModelSpec], RecordView | None],
         reproduce: Callable[[str, str], str],
+        width: int,
     ) -> Regression | None:
         """Return the baselines of a run, or None if no option asks for one.
 
@@ -68,7 +73,7 @@ class Regression:
             if option("baseline_reason"):
                 raise pytest.UsageError("--baseline-reason is for --baseline-update=all")
             return None
-        regression = cls(config, specs, outcome, control, reproduce)
+        regression = cls(config, specs, outcome, control, reproduce, width)
         regression._resolve()
         return regression
 
@@ -198,6 +203,7 @@ class Regression:
         """Note which items were selected, and in which files claims are stated."""
         if (row := getattr(report, "delta_suite_baseline", None)) is not None:
             self.selected.setdefault(row["model"], set()).add(row["item"])
+            self.compared_rows.append(row)
         if (row := getattr(report, "delta_suite", None)) is not None:
             selected = self.selected.setdefault(row["model"], set())
             where = self.config.rootpath / str(row["where"]).rpartition(":")[0]
@@ -222,20 +228,18 @@ class Regression:
         """Print the table of baselines, the changes, and what was written."""
         from delta_suite.publish.baseline_tables import BaselineRow, changes_table, run_table
 
-        reports = [report for group in terminalreporter.stats.values() for report in group]
-        items = [report.delta_suite_baseline for report in reports if hasattr(report, "delta_suite_baseline")]
         order = [spec.name for spec in self.specs]  # workers report as they finish
-        rows = sorted((BaselineRow(**row) for row in items), key=lambda row: order.index(row.model))
-        show = Printer(terminalreporter)
+        rows = sorted((BaselineRow(**row) for row in self.compared_rows), key=lambda row: order.index(row.model))
+        show = Printer(terminalreporter, self.width)
         if rows or self.messages:
             show.section("baselines")
         if rows:
             show(run_table(rows))
-        if any(row.fails for row in rows):
+        if any(row.fails for row in rows) and self.config.getoption("tbstyle") == "line":
             show()
             show(changes_table(rows))
         for line in self.messages:
-            show(line)
+            show.prose(line)
 
     def _write(self) -> bool:
         """Update the baselines of the models that were measured; return True if none failed."""

@@ -139,7 +139,7 @@ class ExpectationItem(pytest.Item):
             raise ExpectationRefutedError(judged)
         if judgement.verdict is not Verdict.REFUTED and self.config.getoption("strict_verdicts"):
             raise ExpectationRefutedError(judged)
-        pytest.skip(terminal(f"{judgement.verdict.value.lower()}: {judgement.reason or self._explain(judged)}"))
+        pytest.skip(terminal(f"{judgement.verdict.value.lower()}: {judgement.reason or judgement.expectation.claim()}"))
 
     def _properties(self, judgement: Judgement) -> dict[str, Any]:
         """Return the properties of the item in a JUnit report."""
@@ -167,9 +167,15 @@ class ExpectationItem(pytest.Item):
         return failure_text(excinfo.value, self.name) or super().repr_failure(excinfo, style)
 
     def _explain(self, judged: Judged) -> str:
-        from delta_suite.publish.explanation import explanation
+        """Return the text of a failure, as long as -v and --tb say."""
+        from delta_suite.publish.explanation import explanation, headline
 
-        return explanation(judged, self.where, self.config.stash[SESSION].reproduce(self.nodeid, self.spec.name))
+        session, style = self.config.stash[SESSION], self.config.getoption("tbstyle")
+        if style == "line":
+            return headline(judged, self.where)
+        in_full = style == "long" or (style == "auto" and self.config.get_verbosity() > 0)
+        reproduce = session.reproduce(self.nodeid, self.spec.name)
+        return explanation(judged, self.where, reproduce, session.width, brief=not in_full)
 
     @property
     def where(self) -> str:

@@ -25,7 +25,7 @@ def measurement(request: pytest.FixtureRequest) -> Measurement:
     return Measurement(outcome.view, outcome.path)
 
 
-def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str] | None:
+def pytest_assertrepr_compare(config: pytest.Config, op: str, left: object, right: object) -> list[str] | None:
     """Explain a failed comparison with an observed number: both values, and the values of each layer."""
     observing = modules.get("delta_suite.claims.observe")  # not imported yet: then neither side is a Quantity
     if observing is None:
@@ -35,11 +35,12 @@ def pytest_assertrepr_compare(op: str, left: object, right: object) -> list[str]
     sides = [side for side in (left, right) if isinstance(side, observing.Quantity)]
     if not sides:
         return None
+    width = config.stash[SESSION].width
     lines = (
         [f"{float(left):.6g} {op} {float(right):.6g}"]
         if isinstance(left, float | int) and isinstance(right, float | int)
         else [f"{left!r} {op} {right!r}"]
     )
     for side in sides:
-        lines += quantity_lines(side.observation, op if side is left else _MIRRORED.get(op, op))
+        lines += quantity_lines(side.observation, op if side is left else _MIRRORED.get(op, op), width)
     return lines

@@ -1,8 +1,10 @@
-"""The ways in which words of the plugin reach pytest: each without codes that a terminal would obey."""
+"""The ways in which words and tables of the plugin reach pytest: no word is a code that a terminal would obey."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -13,21 +15,49 @@ from delta_suite.escaping import terminal, terminal_lines
 if TYPE_CHECKING:
     from delta_suite.models.spec import ModelSpec
     from delta_suite.pipeline import Outcome
+    from delta_suite.publish.table import Table
 
 
 class Printer:
-    """Writes the sections at the end of a run."""
+    """Writes what stands at the end of a run."""
 
-    def __init__(self, reporter: pytest.TerminalReporter) -> None:
+    def __init__(self, reporter: pytest.TerminalReporter, width: int) -> None:
+        from delta_suite.publish.screen import Screen
+
         self._reporter = reporter
+        self.screen = replace(Screen.of(sys.stdout), width=width, colour=reporter.hasmarkup)
 
-    def __call__(self, text: str = "") -> None:
-        """Write lines."""
-        self._reporter.write_line(terminal_lines(text))
+    def __call__(self, *parts: str | Table) -> None:
+        """Write texts as they are, and tables that fit, with a line between them."""
+        from delta_suite.publish.screen import draw
+
+        texts = (terminal_lines(part) if isinstance(part, str) else draw(part, self.screen) for part in parts)
+        self._reporter.write_line("\n\n".join(texts))
+
+    def prose(self, text: str) -> None:
+        """Write a text as lines that fit."""
+        from delta_suite.publish.screen import prose
+
+        self(prose(text, self.screen.width))
+
+    def failure(self, text: str) -> None:
+        """Write lines as they are, the first of them as a heading."""
+        first, *others = terminal_lines(text).split("\n")
+        self._reporter.write_line(first, red=True, bold=True)
+        if others:
+            self("\n".join(others))
 
     def section(self, title: str) -> None:
         """Write a heading."""
-        self._reporter.section(terminal(title), sep="-")
+        self._reporter.write_sep("-", terminal(title), fullwidth=self.screen.width)
+
+
+def verdict_status(word: str) -> tuple[str, str, tuple[str, dict[str, bool]]]:
+    """Return pytest's category, letter and word for a verdict that neither passes nor fails."""
+    from delta_suite.publish.wording import SYMBOLS
+
+    category = "warned" if word == "WARN" else word.lower()
+    return category, SYMBOLS[word], (word, {"yellow": True})
 
 
 def usage_error(message: object) -> pytest.UsageError:

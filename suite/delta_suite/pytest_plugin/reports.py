@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from delta_suite.escaping import terminal
 from delta_suite.pytest_plugin.baseline_items import BaselineItem, status_of
 from delta_suite.pytest_plugin.collection import ExpectationItem, spec_of
-from delta_suite.pytest_plugin.printing import Printer
+from delta_suite.pytest_plugin.failures import claim_report, put_back
+from delta_suite.pytest_plugin.printing import Printer, verdict_status
 from delta_suite.pytest_plugin.session import SESSION, Session
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ def pytest_runtest_makereport(
     """Attach the row of a verdict to its report, as plain values that xdist can send between processes."""
     report = yield
     spec = spec_of(item)
+    if spec is not None:
+        claim_report(item, call, report)
     if spec is None or not (call.when == "call" or report.failed):
         return report
     session = item.config.stash[SESSION]
@@ -95,11 +97,7 @@ def pytest_report_teststatus(report: pytest.CollectReport | pytest.TestReport) -
     row = getattr(report, "delta_suite", None)
     if row is None:
         return None
-    if row["verdict"] == "FAIL":
-        return "warned", "w", ("WARN", {"yellow": True})
-    if row["verdict"] == "INCONCLUSIVE":
-        return "inconclusive", "?", ("INCONCLUSIVE", {"yellow": True})
-    return "not measured", "-", ("NOT MEASURED", {"yellow": True})
+    return verdict_status("WARN" if row["verdict"] == "FAIL" else row["verdict"])
 
 
 def pytest_report_header(config: pytest.Config) -> list[str] | None:
@@ -109,6 +107,7 @@ def pytest_report_header(config: pytest.Config) -> list[str] | None:
         return None
     import delta_suite
     from delta_suite.capture.calibration import headline
+    from delta_suite.publish.screen import prose
 
     settings = session.settings
     lines = [
@@ -120,68 +119,55 @@ def pytest_report_header(config: pytest.Config) -> list[str] | None:
     ]
     if session.unavailable:
         lines.append(f"not on this machine: {', '.join(session.unavailable)} (delta-suite models says why)")
-    return [terminal(line) for line in lines]
+    return [prose(line, session.width) for line in lines]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Print the tables of the models and of the verdicts."""
+    """Print the grid of verdicts; with -q nothing else, and with -v the tables of each model, too."""
     session = config.stash[SESSION]
-    show = Printer(terminalreporter)
+    put_back(terminalreporter)
+    show = Printer(terminalreporter, session.width)
     for note in session.notes:
-        show(f"delta-suite: {note}")
+        show.prose(f"delta-suite: {note}")
     if not session.judged:
         return
-    from delta_suite.publish.rows import Row
+    from delta_suite.publish.rows import mark_lines
+    from delta_suite.publish.verdict_tables import in_several_models, variant_table, verdict_grid
 
-    order = {spec.name: index for index, spec in enumerate(session.specs)}
-    rows = sorted((Row(**row) for row in session.judged), key=lambda row: (*row.place, order[row.model]))
-    _show_models(show, session)
-    _show_verdicts(show, session, rows, several=len(order) > 1)
-    _show_runs(show, session, rows)
-    if any(row.verdict == "FAIL" for row in rows):
-        from delta_suite.publish.verdict_tables import failure_table
+    verbosity, rows = config.get_verbosity(), session.rows
+    _show_models(show, session, verbosity)
+    if verbosity >= 0:
+        _show_runs(show, session, rows)
+    if verbosity > 0:
+        show.section("verdicts under every variant")
+        show(variant_table(rows))
+    if verbosity >= 0 and len({row.model for row in rows}) > 1 and (table := in_several_models(rows)):
+        show.section("in how many models")
+        show(table)
+    if verbosity >= 0:
+        show.section("verdicts")
+    show(verdict_grid(rows, [spec.name for spec in session.specs]))
+    for line in mark_lines(rows):
+        show.prose(line)
 
-        show.section("refuted, furthest from the claim first")
-        show(failure_table(rows))
 
-
-def _show_models(show: Printer, session: Session) -> None:
-    """Print the phases of each model, and with -v its layers and boundaries."""
+def _show_models(show: Printer, session: Session, verbosity: int) -> None:
+    """Print what was measured, and with -v the phases, layers and boundaries of each model."""
     from delta_suite.publish import model_tables
 
     variant = session.config.getoption("variant") or "raw"
     for name, kept in session.kept.items():
-        show.section(f"{name}: phases")
-        if kept.view is not None:
-            show(model_tables.model_line(kept.view))
+        if verbosity >= 0:
+            show.section(name)
+        if verbosity >= 0 and kept.view is not None:
+            show.prose(model_tables.model_line(kept.view))
             show(f"record: {kept.path}")
         for note in kept.notes:
-            show(note)
-        if kept.view is None:
-            continue
-        tables = [model_tables.phase_table(kept.view, variant)]
-        if session.config.get_verbosity() > 0:
-            tables += [model_tables.layer_table(kept.view, variant), model_tables.boundary_table(kept.view, variant)]
-        for table in tables:
+            show.prose(note)
+        if verbosity > 0 and kept.view is not None:
+            tables = [model_tables.phase_table(kept.view, variant), model_tables.layer_table(kept.view, variant)]
             show()
-            show(table)
-
-
-def _show_verdicts(show: Printer, session: Session, rows: list[Row], *, several: bool) -> None:
-    """Print the grid of verdicts, the number of models in which each claim holds, and the verdicts by variant."""
-    from delta_suite.publish import verdict_tables
-    from delta_suite.publish.rows import mark_lines
-
-    show.section("verdicts")
-    show(verdict_tables.verdict_grid(rows))
-    for line in mark_lines(rows):
-        show(line)
-    if several and (table := verdict_tables.in_several_models(rows)):
-        show.section("in how many models")
-        show(table)
-    if any(row.flips for row in rows) or session.config.get_verbosity() > 0:
-        show.section("verdicts under every variant")
-        show(verdict_tables.variant_table(rows))
+            show(*tables, *model_tables.boundary_tables(kept.view, variant, session.width))
 
 
 def _show_runs(show: Printer, session: Session, rows: list[Row]) -> None:
@@ -196,7 +182,7 @@ def _show_runs(show: Printer, session: Session, rows: list[Row]) -> None:
         show.section(f"{name}: over training")
         show(trajectory.verdict_table(rows, steps))
         for change in trajectory.verdict_changes(rows, steps):
-            show(f"changed  {change}")
+            show.prose(f"changed  {change}")
         show()
         metrics = [*METRICS] if session.config.get_verbosity() > 0 else None
         show(trajectory.metric_table(measured_at, variant, metrics))

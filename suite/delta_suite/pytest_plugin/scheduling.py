@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 
-from delta_suite.pytest_plugin.session import SESSION, STARTED
+from delta_suite.pytest_plugin.session import SESSION, STARTED, WIDTH
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_configure_node(node: Any) -> None:
-    """Tell a worker when the run started, for --fresh."""
-    node.workerinput[STARTED] = node.config.stash[SESSION].started
+    """Tell a worker when the run started, for --fresh, and how wide its terminal is."""
+    session = node.config.stash[SESSION]
+    node.workerinput |= {STARTED: session.started, WIDTH: session.width}
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from delta_suite.publish.rows import Row
     from delta_suite.records.view import RecordView
 
-STARTED = "delta_suite_started"
-"""Key of an xdist worker's input that holds the time at which the run started."""
+STARTED, WIDTH = "delta_suite_started", "delta_suite_width"
+"""Keys of an xdist worker's input: the time at which the run started, and the columns of its terminal."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -44,7 +44,9 @@ def pytest_configure(config: pytest.Config) -> None:
     config.stash[SESSION] = session = Session(config)
     config.pluginmanager.register(session, "delta-suite-session")
     config.addinivalue_line("markers", "baseline: compares a model with its baseline (--baseline)")
-    regression = Regression.create(config, session.specs, session.outcome, session.control, session.reproduce)
+    regression = Regression.create(
+        config, session.specs, session.outcome, session.control, session.reproduce, session.width
+    )
     if regression is not None:
         config.stash[REGRESSION] = regression
         config.pluginmanager.register(regression, "delta-suite-baselines")
@@ -77,6 +79,7 @@ class Session:
         """By name, and whether it is a control: a folder may be named like the control of another."""
         worker = getattr(config, "workerinput", None)
         self.started: float = worker[STARTED] if worker else time.time()
+        self.width: int = worker[WIDTH] if worker else _terminal_width()
         self.specs: list[ModelSpec] = []
         self.phases: tuple[str, ...] = ()
         """Names of the phases of all models of the models file, measured in this run or not."""
@@ -220,6 +223,15 @@ class Session:
                 words.append("--no-control")
         return shlex.join(words)
 
+    @property
+    def rows(self) -> list[Row]:
+        """The verdicts in the order of the files, their lines, and the models of the command line."""
+        from delta_suite.publish.rows import Row
+
+        order = {spec.name: index for index, spec in enumerate(self.specs)}
+        rows = (Row(**row) for row in self.judged)
+        return sorted(rows, key=lambda row: (*row.place, order[row.model]))
+
     # --- reports, which may come from xdist workers
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
@@ -269,6 +281,13 @@ class Session:
         except SuiteError as error:
             return KeptRecord(path, view, (*notes, f"ERROR: {error}")), False
         return KeptRecord(path, view, tuple(notes)), True
+
+
+def _terminal_width() -> int:
+    """Return the columns of the terminal, as they are before pytest captures the output."""
+    from delta_suite.publish.screen import columns
+
+    return columns()
 
 
 SESSION: pytest.StashKey[Session] = pytest.StashKey()

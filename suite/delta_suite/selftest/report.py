@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 from delta_suite.claims.verdict import Verdict
 from delta_suite.metrics.intervals import CONFIDENCE, PERCENT
@@ -13,6 +14,9 @@ from delta_suite.selftest.documents import DOCUMENTS
 from delta_suite.selftest.law_worlds import LAW_TOKENS
 from delta_suite.selftest.planted import TOKENS
 from delta_suite.selftest.worlds import WORLDS, Claim
+
+if TYPE_CHECKING:
+    from delta_suite.publish.table import Cell, Table
 
 COVERAGE = (0.92, 0.98)
 """The smallest and the largest coverage that an interval at CONFIDENCE may have."""
@@ -137,24 +141,23 @@ class Proof:
         rows: Iterable[Coverage | Rate] = [*self.coverage, *self.rates]
         return [line for row in rows if (line := row.violation) is not None]
 
-    def tables(self, style: str = "simple") -> dict[str, str]:
-        """Return the tables by heading, in a style of tabulate."""
-        from tabulate import tabulate
-
-        def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-            return tabulate(rows, headers=headers, tablefmt=style, disable_numparse=True)
+    def tables(self) -> dict[str, Table]:
+        """Return the tables by heading."""
+        from delta_suite.publish.table import Table
 
         out = {}
         if self.coverage:
-            out[f"Coverage of {PERCENT} intervals"] = table(
+            out[f"Coverage of {PERCENT} intervals"] = Table.of(
                 ["planted", "figure", "true value", "coverage", _BINOMIAL, "below", "above", "none", "bound"],
                 [_coverage_row(row) for row in self.coverage],
+                drop={"below": 5, "above": 5, "none": 4},
+                keys=2,
             )
         for kind in ("false positives", "power"):
             chosen = [row for row in self.rates if row.claim.kind == kind]
             if chosen:
                 headers = ["planted", "claim", "supported", _BINOMIAL, "refuted", "inconclusive", "bound"]
-                out[kind.capitalize()] = table(headers, [_rate_row(row) for row in chosen])
+                out[kind.capitalize()] = Table.of(headers, [_rate_row(row) for row in chosen], keys=2)
         return out
 
     def markdown(self) -> str:
@@ -176,8 +179,8 @@ class Proof:
             RULE,
             "",
         ]
-        for heading, table in self.tables("github").items():
-            lines += [f"## {heading}", "", table, ""]
+        for heading, table in self.tables().items():
+            lines += [f"## {heading}", "", table.markdown(), ""]
         notes = dict.fromkeys(row.note for row in self.coverage if row.note)
         notes |= dict.fromkeys(row.claim.note for row in self.rates if row.claim.note)
         lines += [f"- shown, not bounded: {note}" for note in notes]
@@ -214,11 +217,13 @@ def _bound(row: Coverage | Rate, bounded: bool) -> str:
     return "shown" if not bounded else "VIOLATED" if row.violation else "holds"
 
 
-def _coverage_row(row: Coverage) -> list[str]:
+def _coverage_row(row: Coverage) -> list[str | Cell]:
     """Return the cells of one row of the table of coverage."""
+    from delta_suite.publish.table import Cell
+
     return [
         row.world,
-        row.name,
+        Cell(row.name, code=True),
         f"{row.truth:.4g}",
         _share(row.covered, row.repeats),
         _range(row.covered, row.repeats),
@@ -229,12 +234,14 @@ def _coverage_row(row: Coverage) -> list[str]:
     ]
 
 
-def _rate_row(row: Rate) -> list[str]:
+def _rate_row(row: Rate) -> list[str | Cell]:
     """Return the cells of one row of a table of claims."""
+    from delta_suite.publish.table import Cell
+
     refuted = row.verdicts.get(Verdict.REFUTED, 0)
     return [
         row.world,
-        row.claim.expectation.claim(),
+        Cell(row.claim.expectation.claim(), code=True),
         _share(row.supported, row.repeats),
         _range(row.supported, row.repeats),
         _share(refuted, row.repeats),
