@@ -52,7 +52,7 @@ def table() -> Table:
 def test_a_terminal_shows_texts_and_symbols_without_markup(table: Table) -> None:
     assert table.text().splitlines() == [
         "model  claim",
-        "------------------",
+        "-----  -----------",
         "a|b*   ✓ PASS 0.81",
         "<c>    gamma > |x|",
     ]

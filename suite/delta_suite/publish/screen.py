@@ -274,31 +274,49 @@ def _widths(columns: list[_Column], width: int) -> list[int]:
 
 
 def _drawn(table: Table, columns: list[_Column], band: list[int], screen: Screen) -> str:
+    shown = [columns[index] for index in band]
+    widths = _widths(shown, screen.width)
+    head = [_block(column.head, width, column) for column, width in zip(shown, widths, strict=True)]
+    rows = [
+        [_block(column.cells[number], width, column) for column, width in zip(shown, widths, strict=True)]
+        for number in range(len(table.lines))
+    ]
+    if not screen.colour:
+        return _plain(head, rows, ["left" if column.wraps else "right" for column in shown])
+    colours = [[_colour(line.cells[index]) for index in band] for line in table.lines]
+    return _coloured(head, rows, colours, widths, screen.width)
+
+
+def _plain(head: list[str], rows: list[list[str]], sides: list[str]) -> str:
+    """Return the table as text for a pipe or a file."""
+    from tabulate import tabulate
+
+    # The head is a row like the others: as a head it would take two columns more than its text.
+    columns = zip(head, *rows, strict=True)
+    rule = ["-" * max(cell_len(line) for cell in column for line in cell.split("\n")) for column in columns]
+    text = tabulate([head, rule, *rows], tablefmt="plain", disable_numparse=True, colalign=sides)
+    return "\n".join(line.rstrip() for line in text.split("\n"))
+
+
+def _coloured(head: list[str], rows: list[list[str]], colours: list[list[str]], widths: list[int], width: int) -> str:
+    """Return the table for a terminal, with colours."""
     from rich.box import Box
     from rich.console import Console
     from rich.table import Table as Drawing
     from rich.text import Text
 
-    widths = _widths([columns[index] for index in band], screen.width)
     drawing = Drawing(box=Box(_RULE, ascii=True), show_edge=False, pad_edge=False, padding=0, header_style="bold")
-    shown = [columns[index] for index in band]
-    for column, width in zip(shown, widths, strict=True):
-        room = width if column is shown[-1] else width + GAP - 1  # and the box's own space between two columns
-        drawing.add_column(Text(_block(column.head, width, column)), width=room)
-    for number, line in enumerate(table.lines):
-        drawing.add_row(
-            *(
-                Text(_block(columns[index].cells[number], width, columns[index]), _colour(line.cells[index]))
-                for index, width in zip(band, widths, strict=True)
-            )
-        )
+    for index, (name, least) in enumerate(zip(head, widths, strict=True)):
+        room = least if index == len(head) - 1 else least + GAP - 1  # and the box's own space between two columns
+        drawing.add_column(Text(name), width=room)
+    for row, styles in zip(rows, colours, strict=True):
+        drawing.add_row(*(Text(text, style) for text, style in zip(row, styles, strict=True)))
     written = StringIO()
     Console(
         file=written,
-        width=max(screen.width, sum(widths) + GAP * len(widths)),
-        force_terminal=screen.colour,
-        color_system="standard" if screen.colour else None,
-        no_color=not screen.colour,
+        width=max(width, sum(widths) + GAP * len(widths)),
+        force_terminal=True,
+        color_system="standard",
         markup=False,
         highlight=False,
         emoji=False,

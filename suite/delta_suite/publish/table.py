@@ -94,7 +94,7 @@ class Table:
         Example:
             >>> print(Table.of(["phase", "N"], [["A", "4"]], align="lr").text())
             phase  N
-            --------
+            -----  -
             A      4
         """
         lines = (Line(tuple(cell if isinstance(cell, Cell) else Cell(cell) for cell in row)) for row in rows)
