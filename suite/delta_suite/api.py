@@ -9,19 +9,26 @@ m.judge("hypotheses/")
 
 from __future__ import annotations
 
+import os
+import time
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from delta_suite.capture.calibration import calibration_of
 from delta_suite.claims.judge import Judged, judge_all
 from delta_suite.claims.loader import load_hypotheses
 from delta_suite.claims.observe import Observation, Quantity, observe
-from delta_suite.command_line import DEFAULT_CALIBRATION
+from delta_suite.command_line import DEFAULT_CALIBRATION, DEFAULT_DEVICE
+from delta_suite.errors import OptionError
 from delta_suite.escaping import xml
-from delta_suite.metrics.registry import METRICS, PARTS
+from delta_suite.metrics.registry import METRICS, PARTS, chosen_parts
+from delta_suite.models.memory import module_in_memory
 from delta_suite.models.models_file import load_registry
 from delta_suite.models.phases import PhaseMap
+from delta_suite.models.spec import ModelSpec
+from delta_suite.models.subject import Subject
 from delta_suite.paths import bundled
 from delta_suite.pipeline import Settings, measure_view
 from delta_suite.records import store
@@ -31,38 +38,73 @@ from delta_suite.records.record import Record
 from delta_suite.records.view import RecordView
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+    from transformers import PreTrainedTokenizerBase
+
     from delta_suite.publish.rows import Row
     from delta_suite.publish.table import Table
 
 
 def measure(
-    model: str,
+    model: str | os.PathLike[str] | Module,
     *,
-    calibration: str = DEFAULT_CALIBRATION,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    texts: Iterable[str] | None = None,
+    calibration: str | None = None,
     documents: int | None = None,
     chat_template: bool = False,
-    device: str = "auto",
+    device: str | None = None,
     dtype: str | None = None,
-    parts: Collection[str] = PARTS,
+    parts: str | Iterable[str] = PARTS,
+    name: str | None = None,
+    phases: PhaseMap | None = None,
+    layers_path: str | None = None,
+    fresh: bool = False,
 ) -> Measurement:
     """Measure a model, or take it from the cache, with the names and defaults of the command line.
 
-    model: a name of models.toml, `name@revision`, a directory, a .gguf file, or a hub id; `@random-weights` behind it
-    measures its architecture with freshly initialised weights. parts: spectra, boundaries, law.
+    model: a name of models.toml, `name@revision`, a directory, a .gguf file, or a hub id; with `@random-weights` behind
+        it, its architecture with freshly initialised weights. Or a torch module in memory: a transformers model, also
+        one wrapped by PEFT (measured with its adapter), torch.compile or DistributedDataParallel.
+    tokenizer: that of a module in memory, which has none with it.
+    texts: what to measure on, instead of a calibration: each text is one document.
+    calibration: core (the default), seed, a file, a folder, or a dataset of the hub.
+    documents: only the first so many of them.
+    chat_template: put each document, as a user's message, into the model's own chat template.
+    device, dtype: "auto", "cuda:1", "bfloat16" and so on. A module in memory is neither moved nor cast.
+    parts: spectra, boundaries, law.
+    name: what the model is called; of a module in memory, by default its class and 8 hex digits of its tensors.
+    phases: name -> first and last layer, both included; by default those of models.toml, or by depth.
+    layers_path: dotted path of the decoder blocks, where they are not found by structure.
+    fresh: measure again, whatever the cache holds.
 
-    Nothing is written but the cache: `Measurement.save` writes a record. Raises a SuiteError whose message says what to
-    do.
+    A module in memory is left exactly as it was: weights, hooks, mode, gradients; so are random states. Nothing is
+    written but the cache: `Measurement.save` writes a record. Raises a SuiteError whose message says what to do.
     """
+    if texts is not None and calibration is not None:
+        raise OptionError("texts and calibration are given, and only one of them can be measured on. Leave one out.")
     settings = Settings(
-        calibration=calibration,
+        calibration=calibration or DEFAULT_CALIBRATION,
         documents=documents,
         chat_template=chat_template,
-        device=device,
+        device=device or DEFAULT_DEVICE,
         dtype=dtype,
-        parts=frozenset(parts),
+        parts=chosen_parts(parts),
+        fresh_since=time.time() if fresh else None,
     )
-    spec = load_registry().resolve(model)
-    measured = measure_view(spec, settings)
+    subject: ModelSpec | Subject
+    if isinstance(model, str | os.PathLike):
+        if tokenizer is not None:
+            raise OptionError("tokenizer is for a module in memory, and a named model brings its own. Leave it out.")
+        spec = load_registry().resolve(os.fspath(model))
+        given = {"name": name, "phases": phases, "layers_path": layers_path}
+        subject = spec.model_copy(update={key: value for key, value in given.items() if value is not None})
+    else:
+        subject = module_in_memory(
+            model, tokenizer, name=name, phases=phases, layers_path=layers_path, device=device, dtype=dtype
+        )
+    given_texts = None if texts is None else calibration_of(texts, documents)
+    measured = measure_view(subject, settings, calibration=given_texts)
     for note in measured.notes:
         warnings.warn(note, stacklevel=2)
     return Measurement(measured.view)
