@@ -26,6 +26,7 @@ from delta_suite.provenance import LIBRARIES, Clock, git_state, hardware, librar
 from delta_suite.records.arrays import ArrayFile
 from delta_suite.records.assemble import Assembled, assemble, with_boundaries, with_law
 from delta_suite.records.cache import ARRAYS, DIRECTIONS, Cache, cache_key, cache_root
+from delta_suite.records.format import from_json, to_json
 from delta_suite.records.record import (
     SCHEMA,
     CalibrationRecord,
@@ -149,8 +150,10 @@ def measure_view(
             entry = None
             notes.append(f"{error}; {subject.name} was measured again")
         complete = _complete(run, entry, settings.parts, progress)
-        kept = True
-        if complete is not entry:
+        cached, kept = complete is entry, True
+        if not cached:
+            record, _ = from_json(to_json(complete.record), subject.name)  # as the cache will give it back
+            complete = Assembled(record, complete.arrays, complete.directions)
             try:
                 settings.cache.put(run.key, complete)
             except RecordError as error:  # what was measured is not lost: the caller has it
@@ -159,7 +162,7 @@ def measure_view(
     # Names and phases are the user's, not the measurement's: they are put on each time, without a model.
     phases = phase_map(complete.record.model.layers, subject.phases)
     view = _view(run, complete).under(phases, name=subject.name, source=subject.source, revision=subject.revision)
-    return Measured(view, complete is entry, tuple(notes), kept)
+    return Measured(view, cached, tuple(notes), kept)
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,8 @@ HASHED_AT_ONCE = 64 << 20
 """Bytes of a tensor that are brought to the host at a time to be hashed."""
 
 _WITHOUT_EFFECT = {
-    *("training", "gradient_checkpointing", "name_or_path", "_is_full_backward_hook", "_is_hf_initialized"),
+    *("training", "gradient_checkpointing", "name_or_path"),
+    *("_is_full_backward_hook", "_is_hf_initialized", "_is_torch_compile"),
     *("_parameters", "_buffers", "_modules"),
 }
 """Attributes of modules that change no figure, as capture runs in evaluation mode and without gradients; or that are
@@ -244,11 +245,11 @@ def module_in_memory(
     module: Any,
     tokenizer: Any,
     *,
+    device: str | None = None,
+    dtype: str | None = None,
     name: str | None = None,
     phases: PhaseMap | None = None,
     layers_path: str | None = None,
-    device: str | None = None,
-    dtype: str | None = None,
 ) -> ModuleInMemory:
     """Return a module as a subject; `device` and `dtype` may only say what it has.
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,7 +34,7 @@ def usual_torch() -> Iterator[None]:
 
     dtype, device = torch.get_default_dtype(), torch.get_default_device()
     with ExitStack() as stack:
-        stack.enter_context(_random_states())
+        stack.enter_context(random_states_kept())
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
         for kind in {"cpu", _accelerator()}:
@@ -54,23 +56,29 @@ def _accelerator() -> str:
 
 
 @contextmanager
-def _random_states() -> Iterator[None]:
-    """Leave the random states of Python, numpy, torch and its devices as they were."""
-    import torch
-
-    python, legacy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-    mps = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+def random_states_kept() -> Iterator[None]:
+    """Leave the random states of Python, numpy, torch and its devices as they were; torch's where it is loaded."""
+    python, legacy = random.getstate(), np.random.get_state()
+    torch = sys.modules.get("torch")
+    states = [] if torch is None else _torch_states(torch)
     try:
         yield
     finally:
         random.setstate(python)
         np.random.set_state(legacy)
-        torch.set_rng_state(cpu)
-        for index, state in enumerate(cuda):
-            torch.cuda.set_rng_state(state, index)
-        if mps is not None:
-            torch.mps.set_rng_state(mps)
+        for set_state, state in states:
+            set_state(state)
+
+
+def _torch_states(torch: Any) -> list[tuple[Callable[[Tensor], object], Tensor]]:
+    """Return the random state of each device of torch that has one by now, and the function that sets it."""
+    states = [(torch.set_rng_state, torch.get_rng_state())]
+    if torch.cuda.is_initialized():
+        for index, state in enumerate(torch.cuda.get_rng_state_all()):
+            states.append((partial(torch.cuda.set_rng_state, device=index), state))
+    if torch.backends.mps.is_available():
+        states.append((torch.mps.set_rng_state, torch.mps.get_rng_state()))
+    return states
 
 
 @contextmanager
