@@ -10,7 +10,6 @@ m.judge("hypotheses/")
 from __future__ import annotations
 
 import os
-import time
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib import import_module
@@ -21,10 +20,9 @@ from delta_suite.capture.calibration import calibration_of
 from delta_suite.claims.judge import Judged, judge_all
 from delta_suite.claims.loader import load_hypotheses
 from delta_suite.claims.observe import Observation, Quantity, observe, require_names
-from delta_suite.command_line import DEFAULT_CALIBRATION, DEFAULT_DEVICE
 from delta_suite.errors import MissingPackageError, OptionError, UnknownNameError
 from delta_suite.escaping import terminal, xml
-from delta_suite.metrics.registry import METRICS, PARTS, chosen_parts
+from delta_suite.metrics.registry import METRICS
 from delta_suite.models.memory import module_in_memory
 from delta_suite.models.models_file import load_registry
 from delta_suite.models.phases import PhaseMap, declared_problems
@@ -32,7 +30,7 @@ from delta_suite.models.spec import ModelSpec
 from delta_suite.models.subject import Subject
 from delta_suite.models.undisturbed import random_states_kept
 from delta_suite.paths import bundled
-from delta_suite.pipeline import Settings, measure_view
+from delta_suite.pipeline import chosen_settings, measure_view
 from delta_suite.records import store
 from delta_suite.records.cache import Cache, cache_root
 from delta_suite.records.figures import COLUMNS, figures
@@ -58,7 +56,7 @@ def measure(
     chat_template: bool = False,
     device: str | None = None,
     dtype: str | None = None,
-    parts: str | Iterable[str] = PARTS,
+    parts: str | Iterable[str] = "all",
     name: str | None = None,
     phases: PhaseMap | None = None,
     layers_path: str | None = None,
@@ -75,7 +73,7 @@ def measure(
     documents: only the first so many of them.
     chat_template: put each document, as a user's message, into the model's own chat template.
     device, dtype: "auto", "cuda:1", "bfloat16" and so on. A module in memory is neither moved nor cast.
-    parts: spectra, boundaries, law.
+    parts: spectra, boundaries, law, or "all"; in one text with commas, or one by one.
     name: what the model is called; of a module in memory, by default its class and 8 hex digits of its tensors.
     phases: name -> first and last layer, both included; by default those of models.toml, or by depth.
     layers_path: dotted path of the decoder blocks, where they are not found by structure.
@@ -87,14 +85,14 @@ def measure(
     if texts is not None and calibration is not None:
         raise OptionError("texts and calibration are given, and only one of them can be measured on. Leave one out.")
     with random_states_kept():
-        settings = Settings(
-            calibration=calibration or DEFAULT_CALIBRATION,
+        settings = chosen_settings(
+            calibration=calibration,
             documents=documents,
             chat_template=chat_template,
-            device=device or DEFAULT_DEVICE,
+            device=device,
             dtype=dtype,
-            parts=chosen_parts(parts),
-            fresh_since=time.time() if fresh else None,
+            parts=parts,
+            fresh=fresh,
         )
         _check_labels(name, phases)
         labels = {"name": name, "phases": phases, "layers_path": layers_path}

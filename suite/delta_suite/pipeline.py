@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -14,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from delta_suite.capture.calibration import Calibration, load_calibration
 from delta_suite.capture.plan import REFERENCE_DOCUMENTS, TOKENS_PER_BATCH
 from delta_suite.capture.tokens import MAX_TOKENS, TokenSequences, tokenize
-from delta_suite.command_line import DEFAULT_CALIBRATION, check_settings
+from delta_suite.command_line import DEFAULT_CALIBRATION, DEFAULT_DEVICE, check_settings
 from delta_suite.engine import local
 from delta_suite.errors import DeviceError, RecordError
-from delta_suite.metrics.registry import PARTS, metric_versions
+from delta_suite.metrics.registry import PARTS, chosen_parts, metric_versions
 from delta_suite.models.phases import phase_map
 from delta_suite.models.spec import ModelSpec
 from delta_suite.models.subject import StoredModel, Subject
@@ -61,7 +62,7 @@ class Settings:
     """Only the first documents of the calibration; None for all of them (of a hub dataset, a fixed number)."""
     chat_template: bool = False
     """True if each document is one message of a user in the model's own chat template."""
-    device: str = "auto"
+    device: str = DEFAULT_DEVICE
     dtype: str | None = None
     """None for the dtype of the model's entry."""
     parts: frozenset[str] = frozenset(PARTS)
@@ -74,6 +75,33 @@ class Settings:
     def __post_init__(self) -> None:
         """Raise OptionError for a value that does not exist, before anything is measured."""
         check_settings(self.device, self.dtype, self.documents)
+
+
+def chosen_settings(
+    *,
+    calibration: str | None = None,
+    documents: int | None = None,
+    chat_template: bool = False,
+    device: str | None = None,
+    dtype: str | None = None,
+    parts: str | Iterable[str] = "all",
+    results: Path = RESULTS,
+    fresh: bool = False,
+) -> Settings:
+    """Return the settings of a measurement from the options of the command line, or what Python is given.
+
+    fresh: measure again, whatever the cache holds. Raises OptionError for a value that does not exist.
+    """
+    return Settings(
+        calibration=DEFAULT_CALIBRATION if calibration is None else calibration,
+        documents=documents,
+        chat_template=chat_template,
+        device=DEFAULT_DEVICE if device is None else device,
+        dtype=dtype,
+        parts=chosen_parts(parts),
+        results=results,
+        fresh_since=time.time() if fresh else None,
+    )
 
 
 @dataclass(frozen=True)

@@ -262,9 +262,8 @@ def test_peft_is_measured_with_its_adapter(usual: ds.Measurement, model: Any, to
     wrapped = peft.get_peft_model(
         model, peft.LoraConfig(target_modules=["up_proj"], init_lora_weights=False, lora_dropout=0.5)
     )
-    before = state_of(wrapped)
-    adapted = ds.measure(wrapped.train(), tokenizer=tokenizer, **SPECTRA)
-    wrapped.train()
+    before = state_of(wrapped.train())
+    adapted = ds.measure(wrapped, tokenizer=tokenizer, **SPECTRA)
     assert state_of(wrapped) == before
     assert adapted.name.startswith("PeftModel")
     assert adapted.layers("effective_rank") != usual.layers("effective_rank")

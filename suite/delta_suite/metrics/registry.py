@@ -54,5 +54,5 @@ def chosen_parts(given: str | Iterable[str]) -> frozenset[str]:
         return frozenset(PARTS)
     for name in names:
         if name not in PARTS:
-            raise OptionError(f"parts: there is no part {name!r}; use one or more of {', '.join(PARTS)}, or all")
+            raise OptionError(f"--parts: there is no part {name!r}; use one or more of {', '.join(PARTS)}, or all")
     return frozenset({"spectra", *names})
