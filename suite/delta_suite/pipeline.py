@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from delta_suite.capture.calibration import Calibration, load_calibration
-from delta_suite.capture.plan import REFERENCE_DOCUMENTS, TOKENS_PER_BATCH
+from delta_suite.capture.plan import REFERENCE_DOCUMENTS, tokens_per_batch
 from delta_suite.capture.tokens import MAX_TOKENS, TokenSequences, tokenize
 from delta_suite.command_line import DEFAULT_CALIBRATION, DEFAULT_DEVICE, check_settings
 from delta_suite.engine import local
@@ -223,7 +223,7 @@ def prepare(model: ModelSpec | Subject, settings: Settings, calibration: Calibra
         "drop_first_token": calibration.drop_first_token,
         "chat_template": settings.chat_template,  # without it, special tokens are those that the tokenizer adds
         "sink_reference_documents": REFERENCE_DOCUMENTS,
-        "tokens_per_batch": TOKENS_PER_BATCH.get(device, TOKENS_PER_BATCH["cuda"]),  # or sharded
+        "tokens_per_batch": tokens_per_batch(device),
     }
     key = cache_key(
         schema=SCHEMA,
