@@ -16,10 +16,10 @@ PAGE = (Path(__file__).parents[2] / "docs" / "python.md").read_text("utf-8")
 
 
 @pytest.fixture(scope="module")
-def measured(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> ds.Measurement:
+def measured(small: Path, tmp_path_factory: pytest.TempPathFactory) -> ds.Measurement:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DELTA_SUITE_CACHE", str(tmp_path_factory.mktemp("measured")))
-        return ds.measure(tiny, documents=8, device="cpu", name="small", parts="spectra, boundaries")
+        return ds.measure(small, documents=8, device="cpu", name="small", parts="spectra")
 
 
 def test_importing_loads_neither_torch_nor_numpy() -> None:
@@ -44,30 +44,30 @@ def test_every_public_name_is_there_and_documented() -> None:
 
 def test_a_measurement_shows_in_a_few_lines(measured: ds.Measurement) -> None:
     lines = repr(measured).splitlines()
-    assert lines[0].startswith("small: LlamaForCausalLM, 12 layers x 48; calibration core, 8 documents")
+    assert lines[0].startswith("small: LlamaForCausalLM, 6 layers x 16; calibration core, 8 documents")
     assert len(lines) < 12
     assert "<table" in measured._repr_html_()
 
 
 def test_layers_and_phases_are_rows(measured: ds.Measurement) -> None:
     rows = measured.layers("effective_rank")
-    assert [row["layer"] for row in rows] == [*range(12)]
+    assert [row["layer"] for row in rows] == [*range(6)]
     assert rows[3]["effective_rank"] == measured.value("effective_rank", "layer:3")
     phases = measured.phases("intra_cosine", variant="sink_free")
-    assert phases[1] == {"phase": "C", "first": 2, "last": 5, "intra_cosine": phases[1]["intra_cosine"]}
+    assert phases[1] == {"phase": "C", "first": 1, "last": 2, "intra_cosine": phases[1]["intra_cosine"]}
     assert phases[1]["intra_cosine"] == measured.value("intra_cosine", "C", variant="sink_free").value
     assert "effective_rank" in repr(rows)
     assert "<table" in rows._repr_html_()
 
 
-def test_judging_takes_files_and_a_control(measured: ds.Measurement, tiny: Path, tmp_path: Path) -> None:
+def test_judging_takes_files_and_a_control(measured: ds.Measurement, small: Path, tmp_path: Path) -> None:
     claim = tmp_path / "mine.toml"
     claim.write_text(
         'schema = 1\nid = "mine"\nversion = 1\ntitle = "Mine"\nrationale = "It is."\n'
         '[[expect]]\nid = "above-control"\norigin = "here"\nmetric = "effective_rank"\nscope = "model"\nop = ">="\n'
         'than = { null = "random-weights" }\n'
     )
-    control = ds.measure(f"{tiny}@random-weights", documents=8, device="cpu", parts="spectra")
+    control = ds.measure(f"{small}@random-weights", documents=8, device="cpu", parts="spectra")
     assert "NOT MEASURED" in repr(measured.judge(claim))
     assert "NOT MEASURED" not in repr(measured.judge([claim], control=control))
     assert measured.judge().to_rows()[0]["model"] == "small"
@@ -85,7 +85,7 @@ def test_a_plot_is_a_figure_of_plotly(measured: ds.Measurement) -> None:
 
     figure = measured.plot("gamma", variant="sink_free")
     assert isinstance(figure, Figure)
-    assert len(figure.data[-1].y) == 12
+    assert len(figure.data[-1].y) == 6
 
 
 def test_verify_shows_what_the_command_shows(measured: ds.Measurement, tmp_path: Path) -> None:
@@ -136,10 +136,10 @@ def test_errors_are_of_the_suite(measured: ds.Measurement, call: object, told: s
         call(measured)  # type: ignore[operator]
 
 
-def test_the_examples_of_the_page_run(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_examples_of_the_page_run(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As they stand, but for the model: the tiny one has its name."""
     pytest.importorskip("pandas")
-    (tmp_path / "checkpoint").symlink_to(tiny)
+    (tmp_path / "checkpoint").symlink_to(small)
     (tmp_path / "models.toml").write_text('[models."smollm2-135m-q4"]\npath = "checkpoint"\n')
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)

@@ -17,33 +17,26 @@ from delta_suite.models.memory import ModuleInMemory
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.tiny import make_tiny
-
 TEXTS = [f"The {who} went to the {where}, and said that all was well." for who in ("cat", "dog") for where in "abcd"]
 SPECTRA = {"texts": TEXTS, "parts": "spectra"}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny(tmp_path_factory.mktemp("models") / "small", layers=3, hidden=16)
-
-
-@pytest.fixture(scope="module")
-def tokenizer(folder: Path) -> Any:
-    return AutoTokenizer.from_pretrained(folder)
+def tokenizer(small: Path) -> Any:
+    return AutoTokenizer.from_pretrained(small)
 
 
 @pytest.fixture
-def model(folder: Path) -> Any:
-    return AutoModelForCausalLM.from_pretrained(folder)
+def model(small: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(small)
 
 
 @pytest.fixture(scope="module")
-def usual(folder: Path, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> ds.Measurement:
+def usual(small: Path, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> ds.Measurement:
     """The measurement of the module as it is loaded."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DELTA_SUITE_CACHE", str(tmp_path_factory.mktemp("usual")))
-        return ds.measure(AutoModelForCausalLM.from_pretrained(folder), tokenizer=tokenizer, texts=TEXTS)
+        return ds.measure(AutoModelForCausalLM.from_pretrained(small), tokenizer=tokenizer, texts=TEXTS)
 
 
 def as_bytes(tensor: torch.Tensor | None) -> bytes | None:
@@ -71,8 +64,8 @@ def random_states() -> list[Any]:
 # --- what is measured ------------------------------------------------------------------------------------------
 
 
-def test_figures_are_those_of_the_checkpoint(usual: ds.Measurement, folder: Path) -> None:
-    stored = ds.measure(folder, texts=TEXTS, device="cpu")
+def test_figures_are_those_of_the_checkpoint(usual: ds.Measurement, small: Path) -> None:
+    stored = ds.measure(small, texts=TEXTS, device="cpu")
     assert usual.record.layers == stored.record.layers
     assert usual.record.scopes == stored.record.scopes
     assert usual.record.boundaries == stored.record.boundaries
@@ -90,7 +83,7 @@ def test_the_name_is_the_class_and_the_tensors(usual: ds.Measurement, model: Any
 
 
 def test_a_record_of_it_can_be_kept_and_read_again(model: Any, tokenizer: Any, tmp_path: Path) -> None:
-    phases = {"low": (0, 0), "high": (1, 2)}
+    phases = {"low": (0, 0), "high": (1, 5)}
     here = ds.measure(model, tokenizer=tokenizer, name="run@step5", phases=phases, **SPECTRA)
     path = here.save(tmp_path / "results")
     again = ds.load(path)
@@ -123,23 +116,23 @@ def test_it_is_left_exactly_as_it_was(model: Any, tokenizer: Any, dtype: torch.d
     assert (vars(tokenizer).keys(), tokenizer.model_max_length, tokenizer.backend_tokenizer.to_str()) == settings
 
 
-def test_training_goes_on_as_it_would_have(folder: Path, tokenizer: Any) -> None:
+def test_training_goes_on_as_it_would_have(small: Path, tokenizer: Any) -> None:
     """Weights are equal to the bit, with dropout drawn from the random state."""
 
-    def trained(measured: bool) -> dict[str, torch.Tensor]:
-        model = AutoModelForCausalLM.from_pretrained(folder, attention_dropout=0.2).train()
+    def trained(*, measured: bool) -> dict[str, torch.Tensor]:
+        model = AutoModelForCausalLM.from_pretrained(small, attention_dropout=0.2).train()
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         torch.manual_seed(5)
-        for step in range(3):
+        for step in range(2):
             ids = torch.randint(0, 300, (2, 12))
             model(input_ids=ids, labels=ids).loss.backward()
-            if measured:
-                ds.measure(model, tokenizer=tokenizer, name=f"step{step}", **SPECTRA)
+            if measured and step == 0:
+                ds.measure(model, tokenizer=tokenizer, **SPECTRA)
             optimizer.step()
             optimizer.zero_grad()
         return model.state_dict()
 
-    with_it, without = trained(True), trained(False)
+    with_it, without = trained(measured=True), trained(measured=False)
     assert all(torch.equal(tensor, without[name]) for name, tensor in with_it.items())
 
 
@@ -328,10 +321,21 @@ def test_equal_integers_of_another_scale_are_another_model(model: Any, tokenizer
         (lambda model, it: ds.measure(model, tokenizer=it, texts=["a"], calibration="core"), OptionError, "only one"),
         (lambda model, it: ds.measure(model, tokenizer=it, texts=TEXTS, parts="walls"), OptionError, "no part 'walls'"),
         (lambda model, it: ds.measure(nn.Linear(2, 2), tokenizer=it, **SPECTRA), UnavailableError, "no transformers"),
-        (lambda model, it: ds.measure(model.double(), tokenizer=it, **SPECTRA), UnavailableError, "are float64"),
+        (lambda model, it: ds.measure(model.double(), tokenizer=it, **SPECTRA), UnavailableError, "are torch.float64"),
         (lambda model, it: ds.measure(model.to("meta"), tokenizer=it, **SPECTRA), UnavailableError, "not in memory"),
     ],
 )
 def test_what_cannot_be_measured_is_told(model: Any, tokenizer: Any, wrong: Any, error: type, told: str) -> None:
     with pytest.raises(error, match=told):
         wrong(model, tokenizer)
+
+
+def test_rwkv_is_refused(tokenizer: Any) -> None:
+    """It divides its weights by powers of two where it runs in evaluation mode."""
+    from transformers import RwkvConfig, RwkvForCausalLM
+
+    config = RwkvConfig(
+        vocab_size=400, hidden_size=16, num_hidden_layers=2, attention_hidden_size=16, context_length=64
+    )
+    with pytest.raises(UnavailableError, match="RWKV changes its weights"):
+        ds.measure(RwkvForCausalLM(config), tokenizer=tokenizer, **SPECTRA)

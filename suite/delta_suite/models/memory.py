@@ -114,6 +114,8 @@ class ModuleInMemory(Subject):
                     "Measure the model below it, or one with an adapter in its layers, such as LoRA.",
                 )
             module = module.get_base_model()
+        if any(type(part).__name__ == "FullyShardedDataParallel" for part in module.modules()):
+            raise self._spread("FSDP")
         if not isinstance(module, PreTrainedModel):
             raise self._unavailable(
                 f"{self._label} is no transformers model (transformers.PreTrainedModel)",
@@ -129,10 +131,7 @@ class ModuleInMemory(Subject):
         distributed = sys.modules.get("torch.distributed.tensor")
         for path, tensor in (*model.named_parameters(), *model.named_buffers()):
             if (distributed is not None and isinstance(tensor, distributed.DTensor)) or hasattr(tensor, "ds_id"):
-                raise self._unavailable(
-                    f"its weights are spread over processes ({path})",
-                    "Save a checkpoint, and measure that by its path.",
-                )
+                raise self._spread(path)
             if tensor.is_meta:
                 raise self._unavailable(
                     f"{path} is not in memory (it is on torch's meta device, or offloaded)",
@@ -140,7 +139,7 @@ class ModuleInMemory(Subject):
                 )
         if model.dtype not in (torch.float32, torch.bfloat16, torch.float16):
             raise self._unavailable(
-                f"its weights are {self.dtype_of(model)}, and states are measured in float32, bfloat16 or float16",
+                f"its weights are {model.dtype}, and states are measured in float32, bfloat16 or float16",
                 "Measure a copy: copy.deepcopy(model).float().",
             )
         if hasattr(getattr(model, "base_model", model), "layers_are_rescaled"):
@@ -149,10 +148,9 @@ class ModuleInMemory(Subject):
                 "Save it, and measure it by its path.",
             )
 
-    @staticmethod
-    def dtype_of(model: PreTrainedModel) -> str:
-        """Return the dtype of a model in a word."""
-        return str(model.dtype).removeprefix("torch.")
+    def _spread(self, where: str) -> UnavailableError:
+        do = "Save a checkpoint, and measure that by its path."
+        return self._unavailable(f"its weights are spread over processes ({where})", do)
 
     def _unavailable(self, what: str, do: str) -> UnavailableError:
         return UnavailableError(self.given_name or self._label, what, do)
