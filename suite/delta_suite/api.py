@@ -94,7 +94,7 @@ def measure(
             parts=parts,
             fresh=fresh,
         )
-        _check_labels(name, phases)
+        check_labels(name, phases)
         labels = {"name": name, "phases": phases, "layers_path": layers_path}
         if isinstance(model, str | os.PathLike):
             if tokenizer is not None:
@@ -113,7 +113,7 @@ def measure(
     return Measurement(measured.view)
 
 
-def _check_labels(name: str | None, phases: PhaseMap | None) -> None:
+def check_labels(name: str | None, phases: PhaseMap | None) -> None:
     """Raise OptionError for a name or phases that no model can have."""
     if name is not None and not (name.strip() and name.isprintable()):
         raise OptionError(f"name={name!a} cannot be the name of a model: write letters, digits and signs, on one line.")
@@ -140,9 +140,9 @@ def verify(records: str | Path | Sequence[str | Path] = "results") -> Verificati
     Raises RecordError where there is no record.
 
     Example:
-        >>> verify("nowhere.json")
-        nowhere.json: cannot be read: nowhere.json is not there.
-        records: 1, consistent: 0, not: 1
+        >>> checked = verify("nowhere.json")
+        >>> checked.consistent, checked[0].unreadable[:34]
+        (False, 'record nowhere.json cannot be read')
     """
     return Verification(store.verify([Path(place) for place in _several(records)]))
 
