@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from delta_suite.version import __version__
 
 if TYPE_CHECKING:
-    from delta_suite.api import Measurement, Results, Verdicts, load, load_results, measure
+    from delta_suite.api import Measurement, Results, Verdicts, Verification, load, load_results, measure, verify
     from delta_suite.claims.observe import NotMeasuredError
     from delta_suite.errors import SuiteError
 
@@ -27,14 +27,21 @@ __all__ = [
     "Results",
     "SuiteError",
     "Verdicts",
+    "Verification",
     "__version__",
     "load",
     "load_results",
     "measure",
+    "verify",
 ]
 
 _HOMES = {"NotMeasuredError": "claims.observe", "SuiteError": "errors"}
 """The modules of names that `api` does not define."""
+
+
+def __dir__() -> list[str]:
+    """Return the public names, imported or not."""
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> Any:

@@ -9,63 +9,116 @@ m.judge("hypotheses/")
 
 from __future__ import annotations
 
+import os
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from delta_suite.capture.calibration import calibration_of
 from delta_suite.claims.judge import Judged, judge_all
 from delta_suite.claims.loader import load_hypotheses
-from delta_suite.claims.observe import Observation, Quantity, observe
-from delta_suite.command_line import DEFAULT_CALIBRATION
-from delta_suite.escaping import xml
-from delta_suite.metrics.registry import METRICS, PARTS
+from delta_suite.claims.observe import Observation, Quantity, observe, require_names
+from delta_suite.errors import MissingPackageError, OptionError, UnknownNameError
+from delta_suite.escaping import terminal, xml
+from delta_suite.metrics.registry import METRICS
+from delta_suite.models.memory import module_in_memory
 from delta_suite.models.models_file import load_registry
-from delta_suite.models.phases import PhaseMap
+from delta_suite.models.phases import PhaseMap, declared_problems
+from delta_suite.models.spec import ModelSpec
+from delta_suite.models.subject import Subject
+from delta_suite.models.undisturbed import random_states_kept
 from delta_suite.paths import bundled
-from delta_suite.pipeline import Settings, measure_view
+from delta_suite.pipeline import chosen_settings, measure_view
 from delta_suite.records import store
 from delta_suite.records.cache import Cache, cache_root
-from delta_suite.records.figures import COLUMNS, Figure, figures
+from delta_suite.records.figures import COLUMNS, figures
 from delta_suite.records.record import Record
 from delta_suite.records.view import RecordView
 
 if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+    from torch.nn import Module
+    from transformers import PreTrainedTokenizerBase
+
     from delta_suite.publish.rows import Row
     from delta_suite.publish.table import Table
 
 
 def measure(
-    model: str,
+    model: str | os.PathLike[str] | Module,
     *,
-    calibration: str = DEFAULT_CALIBRATION,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    texts: Iterable[str] | None = None,
+    calibration: str | None = None,
     documents: int | None = None,
     chat_template: bool = False,
-    device: str = "auto",
+    device: str | None = None,
     dtype: str | None = None,
-    parts: Collection[str] = PARTS,
+    parts: str | Iterable[str] = "all",
+    name: str | None = None,
+    phases: PhaseMap | None = None,
+    layers_path: str | None = None,
+    fresh: bool = False,
 ) -> Measurement:
     """Measure a model, or take it from the cache, with the names and defaults of the command line.
 
-    model: a name of models.toml, `name@revision`, a directory, a .gguf file, or a hub id; `@random-weights` behind it
-    measures its architecture with freshly initialised weights. parts: spectra, boundaries, law.
+    model: a name of models.toml, `name@revision`, a directory, a .gguf file, or a hub id; with `@random-weights` behind
+        it, its architecture with freshly initialised weights. Or a torch module in memory: a transformers model, also
+        one wrapped by PEFT (measured with its adapter), torch.compile or DistributedDataParallel.
+    tokenizer: that of a module in memory, which has none with it.
+    texts: what to measure on, instead of a calibration: each text is one document.
+    calibration: core (the default), seed, a file, a folder, or a dataset of the hub.
+    documents: only the first so many of them.
+    chat_template: put each document, as a user's message, into the model's own chat template.
+    device, dtype: "auto", "cuda:1", "bfloat16" and so on. A module in memory is neither moved nor cast.
+    parts: spectra, boundaries, law, or "all"; in one text with commas, or one by one.
+    name: what the model is called; of a module in memory, by default its class and 8 hex digits of its tensors.
+    phases: name -> first and last layer, both included; by default those of models.toml, or by depth.
+    layers_path: dotted path of the decoder blocks, where they are not found by structure.
+    fresh: measure again, whatever the cache holds.
 
-    Nothing is written but the cache: `Measurement.save` writes a record. Raises a SuiteError whose message says what to
-    do.
+    A module in memory is left exactly as it was: weights, hooks, mode, gradients; so are random states. Nothing is
+    written but the cache: `Measurement.save` writes a record. Raises a SuiteError whose message says what to do.
     """
-    settings = Settings(
-        calibration=calibration,
-        documents=documents,
-        chat_template=chat_template,
-        device=device,
-        dtype=dtype,
-        parts=frozenset(parts),
-    )
-    spec = load_registry().resolve(model)
-    measured = measure_view(spec, settings)
+    if texts is not None and calibration is not None:
+        raise OptionError("texts and calibration are given, and only one of them can be measured on. Leave one out.")
+    with random_states_kept():
+        settings = chosen_settings(
+            calibration=calibration,
+            documents=documents,
+            chat_template=chat_template,
+            device=device,
+            dtype=dtype,
+            parts=parts,
+            fresh=fresh,
+        )
+        check_labels(name, phases)
+        labels = {"name": name, "phases": phases, "layers_path": layers_path}
+        if isinstance(model, str | os.PathLike):
+            if tokenizer is not None:
+                raise OptionError("tokenizer is for a module in memory; a named model brings its own. Leave it out.")
+            spec = load_registry().resolve(os.fspath(model))
+            given = {key: value for key, value in labels.items() if value is not None}
+            subject: ModelSpec | Subject = spec.model_copy(update=given)
+        else:
+            subject = module_in_memory(
+                *(model, tokenizer), device=device, dtype=dtype, name=name, phases=phases, layers_path=layers_path
+            )
+        chosen_texts = None if texts is None else calibration_of(texts, documents)
+        measured = measure_view(subject, settings, calibration=chosen_texts)
     for note in measured.notes:
         warnings.warn(note, stacklevel=2)
     return Measurement(measured.view)
+
+
+def check_labels(name: str | None, phases: PhaseMap | None) -> None:
+    """Raise OptionError for a name or phases that no model can have."""
+    if name is not None and not (name.strip() and name.isprintable()):
+        raise OptionError(f"name={name!a} cannot be the name of a model: write letters, digits and signs, on one line.")
+    if phases and (problems := declared_problems(phases)):
+        raise OptionError(f"phases: {'; '.join(problems)}.")
 
 
 def load(path: str | Path) -> Measurement:
@@ -79,6 +132,23 @@ def load_results(folder: str | Path = "results") -> Results:
     Raises RecordError where it holds no records, and for a record that is damaged.
     """
     return Results(load(path) for path in store.record_paths(Path(folder)))
+
+
+def verify(records: str | Path | Sequence[str | Path] = "results") -> Verification:
+    """Hold records, or all of results folders, against themselves, as `delta-suite verify` does.
+
+    Raises RecordError where there is no record.
+
+    Example:
+        >>> checked = verify("nowhere.json")
+        >>> checked.consistent, checked[0].unreadable[:34]
+        (False, 'record nowhere.json cannot be read')
+    """
+    return Verification(store.verify([Path(place) for place in _several(records)]))
+
+
+def _several(paths: str | Path | Sequence[str | Path]) -> list[str | Path]:
+    return [paths] if isinstance(paths, str | Path) else list(paths)
 
 
 class Measurement:
@@ -103,7 +173,7 @@ class Measurement:
         It is a float with `value`, `interval` and `reason`. Where the number does not exist, computing with it raises
         NotMeasuredError; in a test, that makes the test not measured, with the reason.
 
-        Raises ValueError for a metric, a variant or an aggregate that does not exist.
+        Raises UnknownNameError for a metric, a variant or an aggregate that does not exist.
         """
         return Quantity(self.observe(metric, scope, variant=variant, over=over))
 
@@ -114,6 +184,8 @@ class Measurement:
     def layers(self, *metrics: str, variant: str = "raw") -> Rows:
         """Return one row a layer with the metrics named, or with all metrics of layers."""
         names = metrics or [name for name, metric in METRICS.items() if metric.scope == "layer"]
+        for name in names:
+            _require_of_layers(name, variant)
         return Rows(
             {"layer": layer.layer, "phase": layer.phase}
             | {name: self.view.layer(layer.layer, name, variant).value for name in names}
@@ -133,32 +205,39 @@ class Measurement:
         """Return the same measurement under another phase map: name -> first and last layer, both included."""
         return Measurement(self.view.under(phases))
 
-    def judge(self, hypotheses: str | Path | Sequence[str | Path] | None = None) -> Verdicts:
+    def judge(
+        self, hypotheses: str | Path | Sequence[str | Path] | None = None, *, control: Measurement | None = None
+    ) -> Verdicts:
         """Judge the claims of hypothesis files or folders, or of those that ship with delta-suite.
 
-        A claim that needs a control is judged with the newest record of it in the folder that this one was loaded from.
+        control: the same architecture with random weights, which some claims need; by default its newest record in the
+            folder that this one was loaded from or saved to.
+
         Raises HypothesisFileError where a file is wrong.
         """
-        given = [bundled("hypotheses")] if hypotheses is None else hypotheses
-        paths = [given] if isinstance(given, str | Path) else list(given)
-        control = None
-        if self.path is not None and self.path.resolve().parent.parent.name == store.RUNS:
-            control = store.newest_control(self.path.resolve().parents[2], self.view)
+        control_view = None if control is None else control.view
+        if control is None and self.path is not None and self.path.resolve().parent.parent.name == store.RUNS:
+            control_view = store.newest_control(self.path.resolve().parents[2], self.view)
+        paths = [bundled("hypotheses")] if hypotheses is None else _several(hypotheses)
         claims = load_hypotheses([Path(path) for path in paths])
-        return Verdicts(judge_all(claims, [(self.view, control)]))
+        return Verdicts(judge_all(claims, [(self.view, control_view)]))
 
-    def compare(self, other: Measurement, variant: str = "raw") -> str:
-        """Return a table of this measurement beside another, with the interval of each difference.
+    def compare(self, other: Measurement, variant: str = "raw") -> Comparison:
+        """Return a table of this measurement, as the one before, beside another, with intervals of the differences.
 
         Raises UnknownVariantError for a variant that is not compared.
         """
         from delta_suite.publish.baseline_tables import side_by_side
 
         parts = side_by_side(self.view, other.view, variant)
-        return "\n\n".join(part if isinstance(part, str) else part.text() for part in parts)
+        return Comparison("\n\n".join(part if isinstance(part, str) else part.text() for part in parts))
 
-    def plot(self, metric: str = "effective_rank", variant: str = "raw") -> Any:
-        """Return a plotly Figure of a layer metric over depth, with intervals and phases."""
+    def plot(self, metric: str = "effective_rank", variant: str = "raw") -> Figure:
+        """Return a plotly Figure of a layer metric over depth, with intervals and phases.
+
+        Raises UnknownNameError for a metric or variant that does not exist, or a metric that is not of layers.
+        """
+        _require_of_layers(metric, variant)
         import plotly.graph_objects as graph
 
         from delta_suite.publish.plots import layer_figure
@@ -171,7 +250,7 @@ class Measurement:
         return self.path
 
     def to_frame(self) -> Any:
-        """Return all figures as a pandas DataFrame, one row each. Raises ImportError where pandas is not installed."""
+        """Return all figures as a pandas DataFrame, one row each. Raises MissingPackageError without pandas."""
         return Results([self]).to_frame()
 
     def __repr__(self) -> str:
@@ -186,6 +265,48 @@ class Measurement:
         return f"<p>{xml(model_line(self.view))}</p>{phase_table(self.view).html()}"
 
 
+def _pandas() -> Any:
+    try:
+        return import_module("pandas")
+    except ModuleNotFoundError:
+        raise MissingPackageError("to_frame() needs pandas, which is not installed: pip install pandas.") from None
+
+
+def _require_of_layers(metric: str, variant: str) -> None:
+    """Raise UnknownNameError for what no layer has."""
+    require_names(metric, variant)
+    if (scope := METRICS[metric].scope) not in {"layer", "pair"}:
+        raise UnknownNameError(f"{metric} is a metric of a {scope}, not of layers: value({metric!r}, ...) returns it")
+
+
+class Comparison(str):
+    """The text of a comparison, shown as it is."""
+
+    def __repr__(self) -> str:
+        """Return the text itself."""
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{xml(self)}</pre>"
+
+
+class Verification(list[store.Verified]):
+    """Stored records that were held against themselves, shown as `delta-suite verify` shows them."""
+
+    def __init__(self, records: Iterable[store.Verified]) -> None:
+        super().__init__(records)
+
+    @property
+    def consistent(self) -> bool:
+        """True where no record contradicts itself, and all can be read."""
+        return all(record.consistent for record in self)
+
+    def __repr__(self) -> str:
+        """Return what was found for each record, and how many are consistent."""
+        lines = [terminal(line) for record in self for line in record.lines()]
+        return "\n".join([*lines, store.verified_total(self)])
+
+
 class Rows(list[dict[str, Any]]):
     """Rows of plain values, shown as a table."""
 
@@ -193,10 +314,8 @@ class Rows(list[dict[str, Any]]):
         super().__init__(dict(row) for row in rows)
 
     def to_frame(self) -> Any:
-        """Return the rows as a pandas DataFrame. Raises ImportError where pandas is not installed."""
-        import pandas  # type: ignore[import-untyped,unused-ignore]
-
-        return pandas.DataFrame(list(self))
+        """Return the rows as a pandas DataFrame. Raises MissingPackageError where pandas is not installed."""
+        return _pandas().DataFrame(list(self))
 
     def _table(self) -> Table:
         from delta_suite.publish.table import Table
@@ -242,7 +361,7 @@ class Verdicts(list[Judged]):
         return Rows({key: getattr(row, key) for key in keys} for row in self._rows())
 
     def to_frame(self) -> Any:
-        """Return the verdicts as a pandas DataFrame. Raises ImportError where pandas is not installed."""
+        """Return the verdicts as a pandas DataFrame. Raises MissingPackageError where pandas is not installed."""
         return self.to_rows().to_frame()
 
 
@@ -252,16 +371,14 @@ class Results(list[Measurement]):
     def __init__(self, measurements: Iterable[Measurement]) -> None:
         super().__init__(measurements)
 
-    def rows(self) -> Iterator[Figure]:
+    def rows(self) -> Iterator[dict[str, str | int | float | None]]:
         """Yield a row for each figure, as `delta-suite export` writes them: see `records.figures.COLUMNS`."""
         for measurement in self:
             yield from figures(measurement.view, measurement.path)
 
     def to_frame(self) -> Any:
-        """Return all figures as a pandas DataFrame, one row each. Raises ImportError where pandas is not installed."""
-        import pandas
-
-        frame = pandas.DataFrame(list(self.rows()), columns=list(COLUMNS))
+        """Return all figures as a pandas DataFrame, one row each. Raises MissingPackageError without pandas."""
+        frame = _pandas().DataFrame(list(self.rows()), columns=list(COLUMNS))
         kinds = {int: "Int64", float: "float64"}  # Int64 has room for an absent layer
         return frame.astype({name: kinds[kind] for name, kind in COLUMNS.items() if kind in kinds})
 

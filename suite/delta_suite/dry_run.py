@@ -12,7 +12,8 @@ from delta_suite.metrics.registry import PARTS
 from delta_suite.models.device import SHARDED
 from delta_suite.models.device import hardware as machine
 from delta_suite.models.spec import ModelSpec
-from delta_suite.pipeline import Run, Settings, missing_parts, prepare, token_sequences
+from delta_suite.models.subject import StoredModel
+from delta_suite.pipeline import Run, Settings, missing_parts, prepare, stored, token_sequences
 from delta_suite.provenance import hardware
 from delta_suite.reading import UnreadableFileError, parse_json, read_text
 from delta_suite.records.cache import RECORD
@@ -111,7 +112,8 @@ def forecast(spec: ModelSpec, settings: Settings) -> Forecast:
     Raises the SuiteError that a measurement would end with, as far as it shows before weights are loaded.
     """
     try:
-        run = prepare(spec, settings, download=False)
+        model = stored(spec, settings, download=False)
+        run = prepare(model, settings)
     except IncompleteError as error:
         if spec.hub is None:
             raise
@@ -126,16 +128,18 @@ def forecast(spec: ModelSpec, settings: Settings) -> Forecast:
     known = Forecast(spec, missing=tuple(part for part in PARTS if part in missing), note=note)
     if record is not None and missing <= {"boundaries"}:
         return replace(known, where=_where(record.provenance.dtype, run))
-    return _sized(run, settings, known)
+    return _sized(model, run, settings, known)
 
 
 def _where(dtype: str, run: Run) -> str:
     here = machine()
-    memory = sum(gpu.memory_gb for gpu in here.gpus) if run.device.startswith(("cuda", SHARDED)) else here.memory_gb
-    return f"{dtype} on {run.device} (of {memory:.0f} GB)"
+    memory = (
+        sum(gpu.memory_gb for gpu in here.gpus) if run.subject.device.startswith(("cuda", SHARDED)) else here.memory_gb
+    )
+    return f"{dtype} on {run.subject.device} (of {memory:.0f} GB)"
 
 
-def _sized(run: Run, settings: Settings, known: Forecast) -> Forecast:
+def _sized(stored_model: StoredModel, run: Run, settings: Settings, known: Forecast) -> Forecast:
     """Return the forecast with memory and time, from the architecture without weights and the tokenizer."""
     from delta_suite.capture.residual import hidden_size, stream_bytes
     from delta_suite.models.blocks import find_decoder
@@ -144,19 +148,20 @@ def _sized(run: Run, settings: Settings, known: Forecast) -> Forecast:
     from delta_suite.reduction.law_fit import expected_law_bytes
 
     try:
-        model, quantised = skeleton(run.spec, run.files, run.dtype)
+        model, quantised = skeleton(stored_model.spec, stored_model.files, stored_model.dtype)
     except SkeletonError as error:
         note = f"memory unknown: the architecture cannot be built without its weights ({error})"
-        return replace(known, where=_where(run.dtype, run), note=note)
-    decoder = find_decoder(model, run.spec.layers_path)
-    sequences = token_sequences(run, model, decoder, load_tokenizer(run.spec, run.files))
+        return replace(known, where=_where(run.subject.dtype, run), note=note)
+    decoder = find_decoder(model, run.subject.layers_path)
+    sequences = token_sequences(run, model, decoder, load_tokenizer(stored_model.spec, stored_model.files))
     dtype, layers, hidden = str(model.dtype).removeprefix("torch."), len(decoder.blocks), hidden_size(model, decoder)
     documents = len(run.calibration.documents)
+    stored_bytes = sum(path.stat().st_size for path in stored_model.files.weights)
     size = Size(
         described=f"{type(model).__name__}, {layers} layers x {hidden}; calibration {run.calibration.name}, "
         f"{documents} document{'' if documents == 1 else 's'}, {sequences.tokens} tokens",
         parameters=model.num_parameters(),
-        weights=sum(path.stat().st_size for path in run.files.weights) if quantised else model.get_memory_footprint(),
+        weights=stored_bytes if quantised else model.get_memory_footprint(),
         stream=stream_bytes(model, decoder, sequences.tokens),
         law=expected_law_bytes(layers, hidden, sequences.tokens, documents) if "law" in known.missing else None,
     )
@@ -171,7 +176,8 @@ def _like(
     """Return the newest record of this shape, dtype and hardware and of as many tokens, if there is one."""
     import torch
 
-    names = [f"cuda:{index}" for index in range(len(machine().gpus))] if run.device == SHARDED else [run.device]
+    device = run.subject.device
+    names = [f"cuda:{index}" for index in range(len(machine().gpus))] if device == SHARDED else [device]
     here = hardware([torch.device(name) for name in names])
     steps = ["load", "capture", *(["analysis"] if "spectra" in missing else []), *({"law"} & set(missing))]
     newest: tuple[str, Like] | None = None

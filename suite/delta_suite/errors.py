@@ -15,6 +15,14 @@ class OptionError(SuiteError):
     """Error for a value that an option does not have, such as `--device gpu`."""
 
 
+class UnknownNameError(OptionError, ValueError):
+    """Error for a metric, variant or aggregate that does not exist."""
+
+
+class MissingPackageError(SuiteError, ImportError):
+    """Error for a package that is not installed, and that only some of delta-suite needs."""
+
+
 class OutputError(SuiteError):
     """Error for an output that takes no more: a full disk behind `>`, a pipe whose reader has gone."""
 

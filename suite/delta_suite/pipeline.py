@@ -1,9 +1,11 @@
-"""The pipeline: a ModelSpec becomes a record. Torch is imported only where the cache has no answer."""
+"""The pipeline: a model becomes a record. Torch is imported only where the cache has no answer."""
 
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
@@ -11,24 +13,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from delta_suite.capture.calibration import Calibration, load_calibration
-from delta_suite.capture.plan import REFERENCE_DOCUMENTS, TOKENS_PER_BATCH
+from delta_suite.capture.plan import REFERENCE_DOCUMENTS, tokens_per_batch
 from delta_suite.capture.tokens import MAX_TOKENS, TokenSequences, tokenize
-from delta_suite.command_line import DEFAULT_CALIBRATION, check_settings
+from delta_suite.command_line import DEFAULT_CALIBRATION, DEFAULT_DEVICE, check_settings
 from delta_suite.engine import local
 from delta_suite.errors import DeviceError, RecordError
-from delta_suite.metrics.registry import PARTS, metric_versions
-from delta_suite.models.control import control_fingerprint
-from delta_suite.models.device import resolve_device
-from delta_suite.models.files import ModelFiles
-from delta_suite.models.fingerprint import fingerprint
+from delta_suite.metrics.registry import PARTS, chosen_parts, metric_versions
 from delta_suite.models.phases import phase_map
-from delta_suite.models.sources import locate
 from delta_suite.models.spec import ModelSpec
+from delta_suite.models.subject import StoredModel, Subject
 from delta_suite.progress import Progress, no_progress
 from delta_suite.provenance import LIBRARIES, Clock, git_state, hardware, library_version, peak_memory, started_gpus
 from delta_suite.records.arrays import ArrayFile
 from delta_suite.records.assemble import Assembled, assemble, with_boundaries, with_law
 from delta_suite.records.cache import ARRAYS, DIRECTIONS, Cache, cache_key, cache_root
+from delta_suite.records.format import from_json, to_json
 from delta_suite.records.record import (
     SCHEMA,
     CalibrationRecord,
@@ -49,6 +48,8 @@ from delta_suite.version import __version__
 if TYPE_CHECKING:
     from delta_suite.capture.certificate import Certificate
     from delta_suite.capture.sinks import Sinks
+    from delta_suite.models.blocks import Decoder
+    from delta_suite.models.loading import LoadedModel
     from delta_suite.reduction.passes import Captured
 
 
@@ -61,7 +62,7 @@ class Settings:
     """Only the first documents of the calibration; None for all of them (of a hub dataset, a fixed number)."""
     chat_template: bool = False
     """True if each document is one message of a user in the model's own chat template."""
-    device: str = "auto"
+    device: str = DEFAULT_DEVICE
     dtype: str | None = None
     """None for the dtype of the model's entry."""
     parts: frozenset[str] = frozenset(PARTS)
@@ -74,6 +75,33 @@ class Settings:
     def __post_init__(self) -> None:
         """Raise OptionError for a value that does not exist, before anything is measured."""
         check_settings(self.device, self.dtype, self.documents)
+
+
+def chosen_settings(
+    *,
+    calibration: str | None = None,
+    documents: int | None = None,
+    chat_template: bool = False,
+    device: str | None = None,
+    dtype: str | None = None,
+    parts: str | Iterable[str] = "all",
+    results: Path = RESULTS,
+    fresh: bool = False,
+) -> Settings:
+    """Return the settings of a measurement from the options of the command line, or what Python is given.
+
+    fresh: measure again, whatever the cache holds. Raises OptionError for a value that does not exist.
+    """
+    return Settings(
+        calibration=DEFAULT_CALIBRATION if calibration is None else calibration,
+        documents=documents,
+        chat_template=chat_template,
+        device=DEFAULT_DEVICE if device is None else device,
+        dtype=dtype,
+        parts=chosen_parts(parts),
+        results=results,
+        fresh_since=time.time() if fresh else None,
+    )
 
 
 @dataclass(frozen=True)
@@ -130,81 +158,97 @@ class Measured:
     """True if the cache holds it; else a note says why not."""
 
 
-def measure_view(spec: ModelSpec, settings: Settings, progress: Progress = no_progress) -> Measured:
-    """Measure one model, or take it from the cache, without writing a record. Raises as `measure` does."""
-    run = prepare(spec, settings, progress)
-    notes = [f"{spec.name}: {note}" for note in run.files.notes]
+def measure_view(
+    model: ModelSpec | Subject,
+    settings: Settings,
+    progress: Progress = no_progress,
+    calibration: Calibration | None = None,
+) -> Measured:
+    """Measure one model, or take it from the cache, without writing a record. Raises as `measure` does.
+
+    calibration: the texts, where they are not those that the settings name.
+    """
+    run = prepare(model, settings, calibration, progress)
+    subject = run.subject
+    notes = [*subject.notes]
     with settings.cache.lock(run.key):
         try:
             entry = settings.cache.get(run.key, settings.fresh_since)
         except RecordError as error:
             entry = None
-            notes.append(f"{error}; {spec.name} was measured again")
+            notes.append(f"{error}; {subject.name} was measured again")
         complete = _complete(run, entry, settings.parts, progress)
-        kept = True
-        if complete is not entry:
+        cached, kept = complete is entry, True
+        if not cached:
+            record, _ = from_json(to_json(complete.record), subject.name)  # as the cache will give it back
+            complete = Assembled(record, complete.arrays, complete.directions)
             try:
                 settings.cache.put(run.key, complete)
             except RecordError as error:  # what was measured is not lost: the caller has it
                 kept = False
-                notes.append(f"{error} {spec.name} is measured, and only the cache does not keep it.")
+                notes.append(f"{error} {subject.name} is measured, and only the cache does not keep it.")
     # Names and phases are the user's, not the measurement's: they are put on each time, without a model.
-    phases = phase_map(complete.record.model.layers, spec.phases)
-    view = _view(run, complete).under(phases, name=spec.name, source=spec.source, revision=run.revision)
-    return Measured(view, complete is entry, tuple(notes), kept)
+    phases = phase_map(complete.record.model.layers, subject.phases)
+    view = _view(run, complete).under(phases, name=subject.name, source=subject.source, revision=subject.revision)
+    return Measured(view, cached, tuple(notes), kept)
 
 
 @dataclass(frozen=True)
 class Run:
     """Everything about a measurement that is known before the model is loaded."""
 
-    spec: ModelSpec
-    files: ModelFiles
+    subject: Subject
     calibration: Calibration
-    device: str
-    dtype: str
-    fingerprint: str
-    revision: str | None
     cache: Cache
     choices: dict[str, Any]
-
-    @property
-    def key(self) -> str:
-        """The cache key: the SHA-256 of everything that the numbers depend on."""
-        return cache_key(
-            schema=SCHEMA,
-            weights=self.fingerprint,
-            calibration=self.calibration.sha256,
-            metrics=metric_versions(),
-            libraries={name: library_version(name) for name in ("torch", "transformers")},
-            **self.choices,
-        )
+    key: str
+    """The cache key: the SHA-256 of everything that the numbers depend on."""
 
 
-def prepare(spec: ModelSpec, settings: Settings, progress: Progress = no_progress, *, download: bool = True) -> Run:
+def prepare(
+    model: ModelSpec | Subject,
+    settings: Settings,
+    calibration: Calibration | None = None,
+    progress: Progress = no_progress,
+) -> Run:
     """Locate the model and everything it is measured with, without loading it.
 
-    download: fetch the files of a hub model that are not here.
+    calibration: the texts, where they are not those that the settings name.
     """
-    calibration = load_calibration(settings.calibration, settings.documents)
-    device = resolve_device(settings.device, spec)
-    files = locate(spec, download=download)
-    weights = control_fingerprint(files) if spec.random_weights else fingerprint(files, settings.cache.memo, progress)
-    revision = None if spec.random_weights else files.revision or spec.revision  # a control belongs to no commit
-    dtype = spec.dtype if settings.dtype is None else settings.dtype
+    calibration = calibration or load_calibration(settings.calibration, settings.documents)
+    subject = stored(model, settings, progress=progress) if isinstance(model, ModelSpec) else model
+    device = subject.device.split(":")[0]
     choices = {
-        "dtype": dtype,
-        "device": device.split(":")[0],
-        "layers_path": spec.layers_path,
+        "dtype": subject.dtype,
+        "device": device,
+        "layers_path": subject.layers_path,
         "max_tokens": MAX_TOKENS,
         "top_k": TOP_K,
         "variants": {variant.name: variant.version for variant in VARIANTS.values()},
         "drop_first_token": calibration.drop_first_token,
         "chat_template": settings.chat_template,  # without it, special tokens are those that the tokenizer adds
         "sink_reference_documents": REFERENCE_DOCUMENTS,
-        "tokens_per_batch": TOKENS_PER_BATCH.get(device.split(":")[0], TOKENS_PER_BATCH["cuda"]),  # or sharded
+        "tokens_per_batch": tokens_per_batch(device),
     }
-    return Run(spec, files, calibration, device, dtype, weights, revision, settings.cache, choices)
+    key = cache_key(
+        schema=SCHEMA,
+        weights=subject.fingerprint,
+        calibration=calibration.sha256,
+        metrics=metric_versions(),
+        libraries={name: library_version(name) for name in ("torch", "transformers")},
+        **choices,
+    )
+    return Run(subject, calibration, settings.cache, choices, key)
+
+
+def stored(
+    spec: ModelSpec, settings: Settings, *, download: bool = True, progress: Progress = no_progress
+) -> StoredModel:
+    """Return the model of a spec as it is measured under these settings; nothing is looked up yet.
+
+    download: fetch the files of a hub model that are not here.
+    """
+    return StoredModel(spec, settings.device, settings.dtype, settings.cache.memo, download, progress)
 
 
 def _view(run: Run, entry: Assembled) -> RecordView:
@@ -221,7 +265,7 @@ def missing_parts(run: Run, record: Record | None, parts: frozenset[str]) -> fro
     """Return those of the parts that a record in the cache lacks; all where there is none."""
     if record is None:
         return parts
-    law_fits = record.law is not None and dict(record.law.phases) == phase_map(record.model.layers, run.spec.phases)
+    law_fits = record.law is not None and dict(record.law.phases) == phase_map(record.model.layers, run.subject.phases)
     return parts - (frozenset(record.parts) - ({"law"} if not law_fits else set()))
 
 
@@ -231,7 +275,7 @@ def _complete(run: Run, entry: Assembled | None, parts: frozenset[str], progress
     if entry is None:
         entry = _measure(run, None, with_spectra=True, fit_law="law" in parts, progress=progress)
     elif "law" in missing:
-        placed = _view(run, entry).under(phase_map(entry.record.model.layers, run.spec.phases))
+        placed = _view(run, entry).under(phase_map(entry.record.model.layers, run.subject.phases))
         entry = Assembled(placed.record, placed.content(), entry.directions)
         entry = _measure(run, entry, with_spectra=False, fit_law=True, progress=progress)
     if "boundaries" in missing:
@@ -249,63 +293,64 @@ def token_sequences(run: Run, model: Any, decoder: Any, tokenizer: Any) -> Token
 
 
 def _measure(run: Run, entry: Assembled | None, *, with_spectra: bool, fit_law: bool, progress: Progress) -> Assembled:
-    """Load, tokenize, capture and reduce; assemble a new entry, or complete the one given with the law."""
+    """Load, tokenize, capture and reduce; assemble a new entry, or complete the one given with the law.
+
+    The process is left as it was: what the caller has set of torch, and random states.
+    """
     import torch
 
-    from delta_suite.models.blocks import find_decoder
-    from delta_suite.models.loading import load
-    from delta_suite.reduction.passes import Passes
+    from delta_suite.models.undisturbed import usual_torch
 
     clock = Clock()
     for gpu in started_gpus():  # a second model in one process; before the first there is nothing to reset
         torch.cuda.reset_peak_memory_stats(gpu)
+    with usual_torch(), ExitStack() as stack:
+        with clock("load"):
+            loaded = stack.enter_context(run.subject.opened())
+        return _measure_loaded(run, entry, loaded, clock, with_spectra=with_spectra, fit_law=fit_law, progress=progress)
+
+
+def _measure_loaded(
+    run: Run,
+    entry: Assembled | None,
+    loaded: LoadedModel,
+    clock: Clock,
+    *,
+    with_spectra: bool,
+    fit_law: bool,
+    progress: Progress,
+) -> Assembled:
+    """Measure as `_measure` does, once the model is there."""
+    import torch
+
+    from delta_suite.models.blocks import find_decoder
+    from delta_suite.reduction.passes import Passes
+
     with clock("load"):
-        loaded = load(run.spec, run.files, device=run.device, dtype=run.dtype)
         model: Any = loaded.model
         devices = [torch.device(name) for name in loaded.devices]
-        decoder = find_decoder(model, run.spec.layers_path)
+        decoder = find_decoder(model, run.subject.layers_path)
         sequences = token_sequences(run, model, decoder, loaded.tokenizer)
-    phases = phase_map(len(decoder.blocks), run.spec.phases)
-    with progress(f"{run.spec.name}: capture", sequences.tokens, "token") as capture_bar:
+    phases = phase_map(len(decoder.blocks), run.subject.phases)
+    with progress(f"{run.subject.name}: capture", sequences.tokens, "token") as capture_bar:
         passes = Passes(model, decoder, sequences, devices, clock, capture_bar.update)
-        with progress(f"{run.spec.name}: analysis", passes.captured.tokens * passes.captured.blocks, "token") as bar:
+        with progress(f"{run.subject.name}: analysis", passes.captured.tokens * passes.captured.blocks, "token") as bar:
             captured = passes.run(
                 phases if fit_law else None,
                 documents=len(run.calibration.documents),
                 with_spectra=with_spectra,
                 advance=bar.update,
-                law_progress=partial(progress, f"{run.spec.name}: law", unit="fit"),
+                law_progress=partial(progress, f"{run.subject.name}: law", unit="fit"),
             )
-    provenance = Provenance(
-        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        suite=__version__,
-        git=git_state(),
-        dtype=loaded.dtype,
-        attention=loaded.attention,
-        device=devices[0].type,
-        hardware=hardware(devices),
-        versions={"python": platform.python_version()} | {name: library_version(name) for name in LIBRARIES},
-        settings=run.choices | {"blocks_path": decoder.path, "blocks_left_out": list(decoder.left_out)},
-        metric_versions=metric_versions(),
-        seconds=clock.seconds,
-        peak_memory_bytes=peak_memory(),
-        stream=StreamRecord(
-            storage=captured.storage[0][0],
-            shards=len(captured.storage),
-            largest_bytes=max(size for _, size in captured.storage),
-            planned_batch_tokens=captured.planned_tokens,
-            batch_tokens=captured.batch_tokens,
-        ),
-        cache_key=run.key,
-    )
+    provenance = _provenance(run, loaded, decoder, captured, clock)
     if entry is None:
         entry = assemble(
             captured.spectra,
             phases,
             model=ModelRecord(
-                name=run.spec.name,
-                source=run.spec.source,
-                fingerprint=run.fingerprint,
+                name=run.subject.name,
+                source=run.subject.source,
+                fingerprint=run.subject.fingerprint,
                 architecture=type(loaded.model).__name__,
                 layers=captured.blocks,
                 hidden=captured.spectra["raw"][0].statistics.hidden,
@@ -328,6 +373,35 @@ def _measure(run: Run, entry: Assembled | None, *, with_spectra: bool, fit_law: 
         return entry
     record, arrays = with_law(entry.record, captured.law)
     return Assembled(record, {**entry.arrays, **arrays}, entry.directions)
+
+
+def _provenance(run: Run, loaded: LoadedModel, decoder: Decoder, captured: Captured, clock: Clock) -> Provenance:
+    """Return how, when and with what the model was measured."""
+    import torch
+
+    devices = [torch.device(name) for name in loaded.devices]
+    return Provenance(
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        suite=__version__,
+        git=git_state(),
+        dtype=loaded.dtype,
+        attention=loaded.attention,
+        device=devices[0].type,
+        hardware=hardware(devices),
+        versions={"python": platform.python_version()} | {name: library_version(name) for name in LIBRARIES},
+        settings=run.choices | {"blocks_path": decoder.path, "blocks_left_out": list(decoder.left_out)},
+        metric_versions=metric_versions(),
+        seconds=clock.seconds,
+        peak_memory_bytes=peak_memory(),
+        stream=StreamRecord(
+            storage=captured.storage[0][0],
+            shards=len(captured.storage),
+            largest_bytes=max(size for _, size in captured.storage),
+            planned_batch_tokens=captured.planned_tokens,
+            batch_tokens=captured.batch_tokens,
+        ),
+        cache_key=run.key,
+    )
 
 
 def _calibration_record(run: Run, sequences: TokenSequences, captured: Captured) -> CalibrationRecord:

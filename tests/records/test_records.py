@@ -20,6 +20,7 @@ from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.estimators import phase_metric
 from delta_suite.metrics.intervals import interval
 from delta_suite.metrics.registry import METRICS
+from delta_suite.models import subject
 from delta_suite.models.spec import ModelSpec
 from delta_suite.pipeline import Outcome, Settings, measure
 from delta_suite.records.cache import Cache
@@ -429,7 +430,7 @@ def test_a_sharded_run_has_a_key_of_its_own(tiny: Path, tmp_path: Path, monkeypa
     """One GPU and several may round differently, so neither answers for the other; which GPU it is does not count."""
     keys = {}
     for device in ("cpu", "cuda", "cuda:1", "sharded"):
-        monkeypatch.setattr(pipeline, "resolve_device", lambda *_, device=device: device)
+        monkeypatch.setattr(subject, "resolve_device", lambda *_, device=device: device)
         settings = Settings(calibration="seed", cache=Cache(tmp_path))
         keys[device] = pipeline.prepare(ModelSpec(name="tiny", path=tiny), settings).key
     assert keys["cuda"] == keys["cuda:1"]

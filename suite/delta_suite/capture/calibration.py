@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from delta_suite.capture.texts import HUB, HUB_DOCUMENTS, read_texts
+from delta_suite.capture.texts import HUB, HUB_DOCUMENTS, distinct, listed, read_texts
 from delta_suite.command_line import DOCUMENTS_OUT_OF_BOUNDS, EMPTY_VALUE, MOST_DOCUMENTS
 from delta_suite.errors import CalibrationError
 
@@ -95,6 +96,22 @@ def first_bytes(text: str, limit: int) -> str:
         'na'
     """
     return text.encode()[:limit].decode(errors="ignore")
+
+
+def calibration_of(texts: Iterable[str], documents: int | None = None) -> Calibration:
+    """Return the calibration `texts` of a list of texts, as a file of them would be read.
+
+    Blank ones, and those that repeat another, are left out, and only the first `documents` are taken, if a number is
+    given. Raises CalibrationError for what is no text, and where none is left.
+
+    Example:
+        >>> calibration_of(["one text", "another", "one text"]).documents
+        ('one text', 'another')
+    """
+    chosen, duplicates = distinct(listed(texts), documents)
+    if not chosen:
+        raise CalibrationError("texts holds no text. Give it at least one document.")
+    return Calibration("texts", chosen, first=documents, duplicates=duplicates)
 
 
 def _utf8_name(path: Path) -> str:

@@ -23,6 +23,11 @@ REFERENCE_DOCUMENTS = 64
 """Number of documents, the first of the calibration, over which the median norm is taken that sinks are told by."""
 
 
+def tokens_per_batch(kind: str) -> int:
+    """Return the largest number of padded tokens of a batch on a kind of device; "sharded" is several GPUs."""
+    return TOKENS_PER_BATCH.get(kind, TOKENS_PER_BATCH["cuda"])
+
+
 def planned_tokens(kind: str, bytes_per_output: int) -> int:
     """Return the padded tokens of a batch on a kind of device.
 
@@ -32,7 +37,7 @@ def planned_tokens(kind: str, bytes_per_output: int) -> int:
         >>> planned_tokens("cuda", 2 * 28672), planned_tokens("cuda", 2 * 53248), planned_tokens("cpu", 4 * 1536)
         (16384, 10082, 2048)
     """
-    return max(1, min(TOKENS_PER_BATCH[kind], BATCH_BYTES // (COPIES_PER_TOKEN * bytes_per_output)))
+    return max(1, min(tokens_per_batch(kind), BATCH_BYTES // (COPIES_PER_TOKEN * bytes_per_output)))
 
 
 def plan_batches(lengths: Sequence[int], limit: int) -> list[range]:

@@ -9,7 +9,7 @@ import hashlib
 import importlib.util
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,26 +50,47 @@ def read_texts(name: str, documents: int | None) -> tuple[tuple[str, ...], int]:
 
     Raises CalibrationError where the source does not exist, cannot be read, or holds no text.
     """
-    chosen: list[str] = []
-    seen: set[bytes] = set()
-    repeated = 0
     try:
-        for text in _hub(name) if name.startswith(HUB) else _path(expand_user(name)):
-            if not text.strip():
-                continue
-            digest = _without_white_space(text)
-            if digest in seen:
-                repeated += 1
-                continue
-            seen.add(digest)
-            chosen.append(text)
-            if len(chosen) == documents:
-                break
+        chosen, repeated = distinct(_hub(name) if name.startswith(HUB) else _path(expand_user(name)), documents)
     except UnreadableFileError as error:
         raise CalibrationError(f"calibration file {error} --calibration takes {_FORMS}, all of them UTF-8.") from None
     if not chosen:
         raise CalibrationError(f"calibration {name} holds no text. Put at least one document into it.")
+    return chosen, repeated
+
+
+def distinct(texts: Iterable[str], documents: int | None = None) -> tuple[tuple[str, ...], int]:
+    """Return the first `documents` texts, without blank and repeated ones, and how many repeated ones were left out.
+
+    Example:
+        >>> distinct(["one text", " ", "another", "one  text"])
+        (('one text', 'another'), 1)
+    """
+    chosen: list[str] = []
+    seen: set[bytes] = set()
+    repeated = 0
+    for text in texts:
+        if not text.strip():
+            continue
+        digest = _without_white_space(text)
+        if digest in seen:
+            repeated += 1
+            continue
+        seen.add(digest)
+        chosen.append(text)
+        if len(chosen) == documents:
+            break
     return tuple(chosen), repeated
+
+
+def listed(texts: Iterable[str]) -> Iterator[str]:
+    """Yield the texts of a list. Raises CalibrationError for what is no text, and says which."""
+    if isinstance(texts, str):
+        raise CalibrationError("texts is one string, and a calibration is a list of them: texts=[...].")
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise CalibrationError(f"texts[{number}] is {type(text).__name__}, not text. Give a list of strings.")
+        yield _string(text, f"texts[{number}]", COLUMN)
 
 
 def _without_white_space(text: str) -> bytes:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from delta_suite.errors import RecordError, SuiteError
+from delta_suite.errors import RecordError, SuiteError, UnknownNameError
 from delta_suite.metrics.estimate import Estimate, absent
 from delta_suite.metrics.intervals import combine
 from delta_suite.metrics.registry import METRICS
@@ -139,17 +139,10 @@ def observe(
     the value of the metric itself. A metric of the law is the median of its layers already.
 
     Raises:
-        ValueError: no metric, variant or aggregate has this name. A variant that this record lacks, or that meant
+        UnknownNameError: no metric, variant or aggregate has this name. A variant that this record lacks, or that meant
             something else when it was measured, is no error: the estimate is absent, with the reason.
     """
-    for kind, word, known in (
-        ("metric", metric, METRICS),
-        ("variant", variant, VARIANTS),
-        ("aggregate", over, [*AGGREGATES, "each"]),
-    ):
-        if word not in known:
-            listed = "`delta-suite metrics` lists them" if kind == "metric" else f"one of {', '.join(known)}"
-            raise ValueError(f"no {kind} {word!r}: {listed}")
+    require_names(metric, variant, over)
     layers = scope_layers(view, scope)
 
     def observation(estimate: Estimate, each: Mapping[int, Estimate] | None = None) -> Observation:
@@ -161,6 +154,18 @@ def observe(
     if METRICS[metric].takes != "law" and (problem := view.variant_problem(variant)):
         return observation(absent(problem))
     return observation(*over_layers(view, layers, metric, variant, over))
+
+
+def require_names(metric: str, variant: str, over: str = "mean") -> None:
+    """Raise UnknownNameError for a metric, a variant or an aggregate that does not exist."""
+    for kind, word, known in (
+        ("metric", metric, METRICS),
+        ("variant", variant, VARIANTS),
+        ("aggregate", over, [*AGGREGATES, "each"]),
+    ):
+        if word not in known:
+            listed = "`delta-suite metrics` lists them" if kind == "metric" else f"one of {', '.join(known)}"
+            raise UnknownNameError(f"no {kind} {word!r}: {listed}")
 
 
 def over_layers(

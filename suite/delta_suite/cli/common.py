@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import wraps
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_type_hints
 
 import typer
 from typer.core import TyperGroup
@@ -120,8 +122,61 @@ Repository = Annotated[
         help="Where the files are to be seen, such as https://github.com/me/it/blob/main (default: relative links).",
     ),
 ]
-DEFAULTS = {"calibration": DEFAULT_CALIBRATION, "device": DEFAULT_DEVICE, "results": Path(DEFAULT_RESULTS)}
-"""The defaults of the options above."""
+RESULTS = Path(DEFAULT_RESULTS)
+"""The default of `--results-dir`."""
+
+
+_SETTINGS: dict[str, tuple[Any, Any]] = {
+    "calibration": (CalibrationOption, DEFAULT_CALIBRATION),
+    "documents": (Documents, None),
+    "chat_template": (ChatTemplate, False),
+    "device": (Device, DEFAULT_DEVICE),
+    "dtype": (Dtype, None),
+    "results": (ResultsDir, RESULTS),
+    "fresh": (Annotated[bool, typer.Option("--fresh", help=_sentence(HELP["fresh"]))], False),
+    "parts": (
+        Annotated[str, typer.Option("--parts", help="What to measure, with commas: spectra, boundaries, law; or all.")],
+        "all",
+    ),
+}
+"""The options that become the settings of a measurement, by parameter of `chosen_settings`: type and default."""
+
+_EXTRA = ("fresh", "parts")
+"""Options that only some commands have."""
+
+
+def takes_settings(*extra: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of a measurement, which it takes together as its argument `settings`.
+
+    extra: options that not every command has.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        names = [name for name in _SETTINGS if name not in _EXTRA or name in extra]
+        hints = get_type_hints(command, localns={"Settings": object}, include_extras=True)
+        parameters = []
+        for parameter in signature(command).parameters.values():
+            if parameter.name == "settings":
+                options = {name: _SETTINGS[name] for name in names}
+            else:
+                options = {parameter.name: (hints[parameter.name], parameter.default)}
+            parameters += [
+                Parameter(name, Parameter.KEYWORD_ONLY, annotation=kind, default=default)
+                for name, (kind, default) in options.items()
+            ]
+
+        @wraps(command)
+        def with_settings(**given: Any) -> None:
+            from delta_suite.pipeline import chosen_settings
+
+            settings = chosen_settings(**{name: given.pop(name) for name in names})
+            command(settings=settings, **given)
+
+        with_settings.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+        with_settings.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return with_settings
+
+    return decorate
 
 
 def fail(message: str) -> NoReturn:

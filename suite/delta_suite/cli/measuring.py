@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -11,20 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from delta_suite.cli.common import (
-    DEFAULTS,
-    CalibrationOption,
-    ChatTemplate,
-    Device,
-    Documents,
-    Dtype,
     Hypotheses,
     ModelsFile,
-    ResultsDir,
     app,
     default_hypotheses,
     fail,
     keep_stamps,
     measured,
+    takes_settings,
 )
 from delta_suite.cli.output import say, show
 from delta_suite.command_line import HELP, ExitCode
@@ -36,38 +29,11 @@ if TYPE_CHECKING:
     from delta_suite.records.view import RecordView
 
 
-def parts_named(given: str | None) -> frozenset[str]:
-    """Return the parts that `--parts` names: a list with commas, or `all`. Raises OptionError.
-
-    Example:
-        >>> sorted(parts_named("law"))
-        ['law', 'spectra']
-    """
-    from delta_suite.metrics.registry import PARTS
-
-    if given is None or given == "all":
-        return frozenset(PARTS)
-    names = [name.strip() for name in given.split(",")]
-    for name in names:
-        if name not in PARTS:
-            raise OptionError(f"--parts {given}: no part {name!r}; use one or more of {', '.join(PARTS)}, or all")
-    return frozenset({"spectra", *names})
-
-
 @app.command(epilog="Example: delta-suite measure smollm2-135m-q4")
+@takes_settings("fresh", "parts")
 def measure(
     models: Annotated[list[str], typer.Argument(help=f"For each model {HELP['model']}.")],
-    calibration: CalibrationOption = DEFAULTS["calibration"],  # type: ignore[assignment]
-    documents: Documents = None,
-    chat_template: ChatTemplate = False,
-    device: Device = DEFAULTS["device"],  # type: ignore[assignment]
-    dtype: Dtype = None,
-    results: ResultsDir = DEFAULTS["results"],  # type: ignore[assignment]
-    fresh: Annotated[bool, typer.Option("--fresh", help="Measure again, whatever the cache holds.")] = False,
-    parts: Annotated[
-        str | None,
-        typer.Option("--parts", help="What to measure, with commas: spectra, boundaries, law; or all (the default)."),
-    ] = None,
+    settings: Settings,
     layers: Annotated[bool, typer.Option("--layers", help="Show the table of layers, too.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show what would run, what is cached, memory and time, and refusals.")
@@ -76,20 +42,9 @@ def measure(
 ) -> None:
     """Measure models and write one record each; a model measured before comes from the cache."""
     from delta_suite.models.models_file import load_registry
-    from delta_suite.pipeline import Settings
     from delta_suite.publish import model_tables
     from delta_suite.publish.screen import columns, prose
 
-    settings = Settings(
-        calibration=calibration,
-        documents=documents,
-        chat_template=chat_template,
-        device=device,
-        dtype=dtype,
-        parts=parts_named(parts),
-        results=results,
-        fresh_since=time.time() if fresh else None,
-    )
     registry = load_registry(models_file)
     specs = registry.told_apart([spec for name in models for spec in registry.resolve_all(name)])
     failed = False
@@ -119,15 +74,11 @@ def measure(
 
 
 @app.command(epilog="Example: delta-suite compare runs/big/checkpoint-4000 runs/big/checkpoint-8000")
+@takes_settings()
 def compare(
     before: Annotated[str, typer.Argument(help="A model as `measure` takes it, or a record (.json).")],
     now: Annotated[str, typer.Argument(help="The other one.")],
-    calibration: CalibrationOption = DEFAULTS["calibration"],  # type: ignore[assignment]
-    documents: Documents = None,
-    chat_template: ChatTemplate = False,
-    device: Device = DEFAULTS["device"],  # type: ignore[assignment]
-    dtype: Dtype = None,
-    results: ResultsDir = DEFAULTS["results"],  # type: ignore[assignment]
+    settings: Settings,
     variant: Annotated[str, typer.Option(help="raw or sink_free.")] = "raw",
     layers: Annotated[bool, typer.Option("--layers", help="Layer by layer, too.")] = False,
     other_documents: Annotated[
@@ -139,21 +90,12 @@ def compare(
 
     Models of one calibration are paired by document. Of models of another depth the phases of one name are compared.
     """
-    from delta_suite.pipeline import Settings
     from delta_suite.publish.baseline_tables import side_by_side
     from delta_suite.publish.model_tables import model_line
     from delta_suite.publish.screen import columns, prose
     from delta_suite.regression.comparison import require_compared
 
     require_compared(variant)
-    settings = Settings(
-        calibration=calibration,
-        documents=documents,
-        chat_template=chat_template,
-        device=device,
-        dtype=dtype,
-        results=results,
-    )
     old, new = _measured_or_stored([before, now], settings, models_file)
     width = columns()
     show("\n".join(prose(model_line(view), width) for view in (old, new)))
@@ -182,15 +124,11 @@ def _measured_or_stored(names: Sequence[str], settings: Settings, models_file: P
 
 
 @app.command(epilog="Example: delta-suite trajectory 'runs/big/checkpoint-*' --out big.html")
+@takes_settings()
 def trajectory(
     pattern: Annotated[str, typer.Argument(help="name@step*, or a quoted pattern of directories.")],
+    settings: Settings,
     out: Annotated[Path | None, typer.Option(help="The page (default: <results>/trajectories/<run>.html).")] = None,
-    calibration: CalibrationOption = DEFAULTS["calibration"],  # type: ignore[assignment]
-    documents: Documents = None,
-    chat_template: ChatTemplate = False,
-    device: Device = DEFAULTS["device"],  # type: ignore[assignment]
-    dtype: Dtype = None,
-    results: ResultsDir = DEFAULTS["results"],  # type: ignore[assignment]
     variant: Annotated[str, typer.Option(help="The variant that is shown.")] = "raw",
     hypotheses: Hypotheses = None,
     models_file: ModelsFile = None,
@@ -201,21 +139,12 @@ def trajectory(
     """
     from delta_suite.claims.loader import load_hypotheses, require_known_phases
     from delta_suite.models.models_file import load_registry
-    from delta_suite.pipeline import Settings
     from delta_suite.publish.pages import RUNS, run_page_name
     from delta_suite.publish.trajectory import series
     from delta_suite.reduction.variants import VARIANTS
 
     if variant not in VARIANTS:
         raise OptionError(f"--variant {variant} is unknown: use one of {', '.join(VARIANTS)}.")
-    settings = Settings(
-        calibration=calibration,
-        documents=documents,
-        chat_template=chat_template,
-        device=device,
-        dtype=dtype,
-        results=results,
-    )
     registry = load_registry(models_file)
     specs = registry.told_apart(registry.resolve_all(pattern))
     runs = series(specs)
@@ -233,8 +162,8 @@ def trajectory(
     outcomes = {step_of[spec.name]: outcome for spec, outcome in measured(ordered, settings) if outcome is not None}
     if not outcomes:
         fail(f"no checkpoint of {name} can be measured, so there is no page")
-    page = out or results / RUNS / run_page_name(name)
-    _show_run(name, steps, outcomes, claims, results, variant, page)
+    page = out or settings.results / RUNS / run_page_name(name)
+    _show_run(name, steps, outcomes, claims, settings.results, variant, page)
     show(f"plot: {page}")
     if missing := [model for step, model in steps.items() if step not in outcomes]:
         fail(f"the page is without {', '.join(missing)}, which cannot be measured (see above)")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from delta_suite.cli.common import (
-    DEFAULTS,
+    RESULTS,
     Hypotheses,
     Repository,
     ResultsDir,
@@ -22,7 +22,7 @@ from delta_suite.command_line import ExitCode
 
 @app.command(epilog="Example: delta-suite leaderboard --check")
 def leaderboard(
-    results: ResultsDir = DEFAULTS["results"],  # type: ignore[assignment]
+    results: ResultsDir = RESULTS,
     hypotheses: Hypotheses = None,
     repository: Repository = None,
     check: Annotated[bool, typer.Option("--check", help="Write nothing; exit with 1 where a file is stale.")] = False,
@@ -56,7 +56,7 @@ def card(
         str | None, typer.Option("--model", help="A model with a record; its newest one is taken.")
     ] = None,
     record: Annotated[Path | None, typer.Option("--record", help="This record, wherever it lies.")] = None,
-    results: ResultsDir = DEFAULTS["results"],  # type: ignore[assignment]
+    results: ResultsDir = RESULTS,
     hypotheses: Hypotheses = None,
     repository: Repository = None,
     out: Annotated[

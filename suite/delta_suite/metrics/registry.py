@@ -6,9 +6,10 @@ under any phase map, without a model.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib import import_module
 
+from delta_suite.errors import OptionError
 from delta_suite.metrics.definition import DEFINED, Metric
 
 KINDS = ("layer", "directions", "law", "boundaries")
@@ -37,3 +38,21 @@ def parts_of(metrics: Collection[str]) -> frozenset[str]:
         ['law', 'spectra']
     """
     return frozenset({"spectra", *(METRICS[name].part for name in metrics)})
+
+
+def chosen_parts(given: str | Iterable[str]) -> frozenset[str]:
+    """Return the parts that are named, one by one or in a text with commas; spectra are always measured.
+
+    Raises OptionError for a part that does not exist.
+
+    Example:
+        >>> sorted(chosen_parts("law")), chosen_parts("all") == chosen_parts(PARTS)
+        (['law', 'spectra'], True)
+    """
+    names = [name.strip() for name in given.split(",")] if isinstance(given, str) else list(given)
+    if names == ["all"]:
+        return frozenset(PARTS)
+    for name in names:
+        if name not in PARTS:
+            raise OptionError(f"--parts: there is no part {name!r}; use one or more of {', '.join(PARTS)}, or all")
+    return frozenset({"spectra", *names})

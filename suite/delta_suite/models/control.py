@@ -18,7 +18,7 @@ from delta_suite.models.spec import CONTROL_SEED
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-_VOLATILE = ("_name_or_path", "name_or_path", "transformers_version")
+VOLATILE = ("_name_or_path", "name_or_path", "transformers_version")
 """Keys of config.json that tell who saved it, and nothing about the model."""
 
 
@@ -38,7 +38,7 @@ def control_fingerprint(files: ModelFiles) -> str:
             continue
         content = path.read_bytes()
         if path.name == "config.json":
-            config = {key: value for key, value in json.loads(content).items() if key not in _VOLATILE}
+            config = {key: value for key, value in json.loads(content).items() if key not in VOLATILE}
             content = json.dumps(config, sort_keys=True).encode()
         total.update(f"{files.relative(path)}\0{hashlib.sha256(content).hexdigest()}\n".encode())
     return total.hexdigest()

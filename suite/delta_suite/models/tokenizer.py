@@ -49,7 +49,7 @@ def load_tokenizer(spec: ModelSpec, files: ModelFiles) -> PreTrainedTokenizerBas
             tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
                 files.directory, gguf_file=files.gguf, local_files_only=True, trust_remote_code=spec.trust_remote_code
             )
-        _steady(tokenizer)
+        steady(tokenizer)
     except Exception as error:  # any type: it comes of the files, through transformers, tokenizers or trusted code
         raise UnavailableError(
             spec.name, f"its tokenizer cannot be built from {files.directory} ({brief(error)})", _cure(files)
@@ -107,7 +107,7 @@ def _installed(module: str) -> bool:
         return False
 
 
-def _steady(tokenizer: Any) -> None:
+def steady(tokenizer: Any) -> None:
     """Switch off what makes two answers for one text, and what a file may have saved of cutting and padding."""
     tokenizer.model_max_length = _UNLIMITED
     backend = getattr(tokenizer, "backend_tokenizer", None)

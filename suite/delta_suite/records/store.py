@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,6 +112,57 @@ def examine(path: Path, cache: Cache | None = None) -> Examined:
     arrays = None if view.arrays is None else view.arrays.content
     contradictions = [*problems(view.record, arrays), *place_problems(path, view.record)]
     return Examined(view, contradictions, unchecked(view.record, arrays))
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A stored record that was held against itself."""
+
+    path: Path
+    problems: tuple[str, ...] = ()
+    """How it contradicts itself, its arrays or its place."""
+    unchecked: tuple[str, ...] = ()
+    """The reasons why some of it could not be checked."""
+    unreadable: str | None = None
+    """Why it cannot be read, where it cannot."""
+
+    @property
+    def consistent(self) -> bool:
+        """True where it was read, and nothing contradicts anything else."""
+        return self.unreadable is None and not self.problems
+
+    def lines(self) -> Iterator[str]:
+        """Yield what was found, as lines of text."""
+        if self.unreadable is not None:
+            yield f"{self.path}: cannot be read: {self.unreadable}"
+            return
+        count = len(self.problems)
+        yield f"{self.path}: {'ok' if not count else f'{count} contradiction' + 's' * (count > 1)}"
+        yield from (f"  {problem}" for problem in self.problems)
+        yield from (f"  not checked: {note}" for note in self.unchecked)
+
+
+def verify(places: Iterable[Path]) -> Iterator[Verified]:
+    """Hold records, and all records of results folders, against themselves.
+
+    Raises RecordError where there is none.
+    """
+    paths = [path for place in places for path in (record_paths(place) if is_directory(place) else [place])]
+    if not paths:
+        raise RecordError("there are no records: `delta-suite measure NAME` writes one into results/runs/<model>/.")
+    for path in paths:
+        try:
+            examined = examine(path)
+        except RecordError as error:
+            yield Verified(path, unreadable=str(error))
+        else:
+            yield Verified(path, tuple(map(str, examined.problems)), tuple(examined.unchecked))
+
+
+def verified_total(records: Sequence[Verified]) -> str:
+    """Return one line about how many records are consistent."""
+    consistent = sum(record.consistent for record in records)
+    return f"records: {len(records)}, consistent: {consistent}, not: {len(records) - consistent}"
 
 
 def load(path: Path, cache: Cache | None = None, *, verified: bool = False) -> RecordView:
