@@ -23,6 +23,7 @@ import pytest
 import torch
 from delta_suite.claims.gates import MIN_DOCUMENTS
 from delta_suite.errors import BaselineError, CalibrationError, HypothesisFileError, OptionError
+from delta_suite.regression.update import update_baseline
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "training_loop.py"
@@ -268,6 +269,19 @@ def test_a_baseline_of_other_texts_is_told_and_the_numbers_stay(
     assert "delta/drifted" not in reading.scalars
 
 
+def test_a_baseline_of_the_saved_checkpoint_is_met_in_memory(tmp_path: Path, tokenizer: Any, claims: Path) -> None:
+    model = model_with_dropout()
+    model.save_pretrained(tmp_path / "checkpoint")
+    tokenizer.save_pretrained(tmp_path / "checkpoint")
+    saved = ds.measure(tmp_path / "checkpoint", texts=TEXTS, parts="spectra", device="cpu")
+    update_baseline(tmp_path / "saved.json", saved.view, {})
+    monitor = ds.DeltaMonitor(tokenizer=tokenizer, hypotheses=claims, texts=TEXTS, baseline=tmp_path / "saved.json")
+    reading = monitor.measure(model, 1)
+    assert reading is not None
+    assert reading.scalars["delta/drifted"] == 0
+    assert reading.measurement.record.layers == saved.record.layers
+
+
 # --- what fails ----------------------------------------------------------------------------------------------------
 
 
@@ -444,7 +458,7 @@ def test_of_two_processes_one_measures_and_both_stop(
         for rank in range(2)
     ]
     try:
-        errors = [process.communicate(timeout=240)[1] for process in processes]
+        errors = [process.communicate(timeout=600)[1] for process in processes]
     finally:
         for process in processes:
             process.kill()
@@ -465,10 +479,16 @@ def worker_environment(rank: int, port: int) -> dict[str, str]:
 
 
 def test_the_example_runs(
-    example: ModuleType, tmp_path: Path, claims: Path, capsys: pytest.CaptureFixture[str]
+    example: ModuleType,
+    tmp_path: Path,
+    claims: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     size = ["--layers=6", "--hidden=16", "--batch=2", "--steps=4", "--every=2", "--documents=6"]
     places = [f"--output={tmp_path}/run", f"--baseline={tmp_path}/b.json", f"--hypotheses={claims}"]
+    chapters = example.language_reference()
+    monkeypatch.setattr(example, "language_reference", lambda: chapters[:10])
     run = example.main([*size, *places])
     assert run.state.global_step == 4
     assert (tmp_path / "b.json").exists()
