@@ -15,7 +15,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from delta_suite.errors import OptionError, SuiteError
-from delta_suite.monitor import SAVE, DeltaMonitor, refusal
+from delta_suite.monitor import SAVE, DeltaMonitor
 
 
 class DeltaCallback(DeltaMonitor, TrainerCallback):  # type: ignore[misc,unused-ignore]
@@ -59,7 +59,11 @@ class DeltaCallback(DeltaMonitor, TrainerCallback):  # type: ignore[misc,unused-
         self._trainer = weakref.ref(trainer)  # the Trainer holds the callback
         for kind, used in (("FSDP", trainer.is_fsdp_enabled), ("DeepSpeed", trainer.is_deepspeed_enabled)):
             if used:
-                raise refusal(type(self).__name__, kind)
+                raise OptionError(
+                    f"DeltaCallback measures a model that each process holds as a whole, and this one is sharded by "
+                    f"{kind}. Leave it out, and measure the saved checkpoints: pytest hypotheses/ --model=CHECKPOINT "
+                    f"--baseline=FILE"
+                )
         if self.tokenizer is None:
             self.tokenizer = getattr(processing_class, "tokenizer", processing_class)  # a processor has one
         self.require_measurable(model)

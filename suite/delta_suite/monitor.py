@@ -59,9 +59,6 @@ LOGGED = ("effective_rank", "intra_cosine", "cross_cosine", "block_effective_ran
 STEPS_TIMED = 50
 """Number of training steps whose median length is the length of a step."""
 
-_SHARDING = {"FullyShardedDataParallel": "FSDP", "FSDPModule": "FSDP", "DeepSpeedEngine": "DeepSpeed"}
-"""Classes of wrappers that shard a model, and what they are called."""
-
 _CODES = {Verdict.SUPPORTED: 1.0, Verdict.INCONCLUSIVE: 0.0, Verdict.REFUTED: -1.0}
 """Numbers by which verdicts are plotted; a claim that is not measured has none."""
 
@@ -221,13 +218,11 @@ class DeltaMonitor:
         return reading
 
     def require_measurable(self, model: Any) -> None:
-        """Raise OptionError without a tokenizer or for a sharded model, ModelUnavailableError for another obstacle."""
+        """Raise OptionError without a tokenizer, ModelUnavailableError for a model that is sharded or unknown."""
         if self.tokenizer is None:
             raise OptionError(
                 f"{type(self).__name__} has no tokenizer: pass tokenizer=..., or processing_class=... to the Trainer."
             )
-        if kind := sharded(model):
-            raise refusal(type(self).__name__, kind)
         subject = module_in_memory(model, self.tokenizer, phases=self.phases, layers_path=self.layers_path)
         assert subject.devices  # finds the blocks, and looks at every tensor
         self._checked = True
@@ -346,20 +341,6 @@ class DeltaMonitor:
             if isinstance(self.every, int):
                 cost += f" ({reading.steps / self.every:.1%} at every={self.every})"
         return f"delta-suite at step {reading.step}: {'; '.join(parts)}. Measuring took {cost}."
-
-
-def sharded(model: Any) -> str | None:
-    """Return which wrapper shards a model over processes, or None; the weights themselves are not looked at."""
-    kinds = {kind.__name__ for kind in type(model).__mro__}
-    return next((_SHARDING[name] for name in _SHARDING if name in kinds), None)
-
-
-def refusal(who: str, kind: str) -> OptionError:
-    """Return the error for a model that no single process can measure."""
-    return OptionError(
-        f"{who} measures a model that each process holds as a whole, and this one is sharded by {kind}. Leave it out, "
-        f"and measure the saved checkpoints: pytest hypotheses/ --model=CHECKPOINT --baseline=FILE"
-    )
 
 
 def _check_options(
