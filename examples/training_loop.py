@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> Trainer:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--every", type=int, default=500, help="steps from one measurement to the next")
-    parser.add_argument("--documents", type=int, default=51, help="documents of the calibration that are measured")
+    parser.add_argument("--documents", type=int, default=56, help="documents of the calibration that are measured")
     parser.add_argument("--hypotheses", default=None, help="file or folder; by default the bundled claims")
     parser.add_argument("--baseline", default=None, help="baseline file; written where it does not exist")
     parser.add_argument("--output", default="runs/small")

@@ -49,9 +49,9 @@ from delta_suite.regression.update import names, update_baseline
 SAVE = "save"
 """The value of `every` for a measurement at each save of the Trainer."""
 
-DOCUMENTS = 51
-"""Number of documents of the calibration that are measured if none is given: three of each domain of `core`. Of fewer
-than `gates.MIN_DOCUMENTS`, no claim is decided."""
+DOCUMENTS = 56
+"""Number of documents of the calibration that are measured if none is given: half of those of `core`. Of fewer than
+`gates.MIN_DOCUMENTS`, no claim is decided."""
 
 LOGGED = ("effective_rank", "intra_cosine", "cross_cosine", "block_effective_rank", "capture_fraction")
 """Metrics whose values over each phase are logged if none are named."""
