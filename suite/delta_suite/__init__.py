@@ -18,12 +18,17 @@ from delta_suite.version import __version__
 
 if TYPE_CHECKING:
     from delta_suite.api import Measurement, Results, Verdicts, Verification, load, load_results, measure, verify
+    from delta_suite.callback import DeltaCallback
     from delta_suite.claims.observe import NotMeasuredError
     from delta_suite.errors import SuiteError
+    from delta_suite.monitor import DeltaMonitor, Reading
 
 __all__ = [
+    "DeltaCallback",
+    "DeltaMonitor",
     "Measurement",
     "NotMeasuredError",
+    "Reading",
     "Results",
     "SuiteError",
     "Verdicts",
@@ -35,7 +40,13 @@ __all__ = [
     "verify",
 ]
 
-_HOMES = {"NotMeasuredError": "claims.observe", "SuiteError": "errors"}
+_HOMES = {
+    "DeltaCallback": "callback",
+    "DeltaMonitor": "monitor",
+    "NotMeasuredError": "claims.observe",
+    "Reading": "monitor",
+    "SuiteError": "errors",
+}
 """The modules of names that `api` does not define."""
 
 

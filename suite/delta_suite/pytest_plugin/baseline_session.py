@@ -188,10 +188,7 @@ class Regression:
         if stated is None:
             return None
         judged = judge(hypothesis, stated, self.outcome(spec).view, self.control(spec))
-        claim = f"{stated.claim()}, {stated.variant}"
-        return VerdictEntry(
-            verdict=judged.verdict.value, observed=judged.observed, claim=claim, file=self._relative(hypothesis.path)
-        )
+        return VerdictEntry.of(judged, self._relative(hypothesis.path))
 
     def _relative(self, path: Path) -> str:
         path, root = path.resolve(), self.config.rootpath.resolve()

@@ -190,6 +190,22 @@ class Cache:
         return {line for line in lines if len(line) == 64}  # not what a run that was killed left of one
 
 
+class NoCache(Cache):
+    """A cache that holds and keeps nothing, for a model that is never met again, as one in training."""
+
+    @contextmanager
+    def lock(self, key: str) -> Iterator[None]:
+        """Hold nothing, as there is no entry to wait for."""
+        yield
+
+    def get(self, key: str, newer_than: float | None = None) -> Assembled | None:
+        """Return None."""
+        return None
+
+    def put(self, key: str, entry: Assembled) -> None:
+        """Leave the disk as it is."""
+
+
 def _written(folder: Path) -> float:
     """Return when an entry was written; 0 where there is none."""
     try:

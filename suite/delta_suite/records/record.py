@@ -62,7 +62,7 @@ class ModelRecord(RecordPart):
     def series(self) -> tuple[str, int] | None:
         """The training run and the step that this is a checkpoint of, or None: see `ModelSpec.series`."""
         kind, _, where = self.source.partition(":")
-        if kind == "hub":
+        if kind in {"hub", "memory"}:
             return series_of(self.name, self.name.partition("@")[2])
         path = Path(where)
         return series_of(self.name, path.parent.name if path.suffix == ".gguf" else path.name)

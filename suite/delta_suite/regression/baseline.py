@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from delta_suite.claims.verdict import Judgement
 from delta_suite.errors import BaselineError, RecordError
 from delta_suite.metrics.registry import METRICS
 from delta_suite.paths import is_directory, shorten
@@ -64,6 +65,13 @@ class VerdictEntry(BaseModel):
     claim: str
     file: str
     """The file that states the expectation, counted from pytest's root."""
+
+    @classmethod
+    def of(cls, judgement: Judgement, file: str) -> VerdictEntry:
+        """Return the entry of a judgement; `file` states the expectation."""
+        expectation = judgement.expectation
+        claim = f"{expectation.claim()}, {expectation.variant}"
+        return cls(verdict=judgement.verdict.value, observed=judgement.observed, claim=claim, file=file)
 
 
 class Change(BaseModel):
