@@ -8,11 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
+
+if TYPE_CHECKING:
+    from delta_suite.api import Measurement
 
 ROOT = Path(__file__).parents[1]
 
@@ -64,9 +67,7 @@ def metrics() -> str:
         for metric in METRICS.values():
             if metric.scope != scope:
                 continue
-            low, high = (
-                f"{bound:g}" if abs(bound) != float("inf") else "unbounded" for bound in (metric.low, metric.high)
-            )
+            low, high = _bound(metric.low), _bound(metric.high)
             formula = " ".join(metric.formula.split())
             sections.append(f"### {metric.name}\n\n```text\n{formula}\n```")
             facts = {
@@ -146,9 +147,55 @@ def checkpoint_workflow() -> str:
     return f"```yaml\n{starter_files()[WORKFLOW].decode()}```"
 
 
+def _example() -> Measurement:
+    """Return the newest published measurement of the embedded model on `core`, of which the pages show tables."""
+    from delta_suite.api import load
+
+    records = sorted((ROOT / "results/runs/smollm2-135m-q4").glob("*.json"), reverse=True)
+    measurements = (load(record) for record in records)
+    for measurement in measurements:
+        if measurement.view.record.calibration.name == "core":
+            return measurement
+    raise PluginError("results/runs has no record of smollm2-135m-q4 on core, of which docs/verdicts.md shows tables")
+
+
+def example_phases() -> str:
+    """Return the table of phases of the embedded model, below the line about it, which is broken at semicolons."""
+    line, table = repr(_example()).split("\n", 1)
+    return "```text\n" + line.replace("; ", ";\n  ") + f"\n{table}\n```"
+
+
+def example_verdicts() -> str:
+    """Return the verdicts of the embedded model on the claims about phase E."""
+    return f"```text\n{_example().judge(ROOT / 'hypotheses/phase_e.toml')!r}\n```"
+
+
+def example_failure() -> str:
+    """Return the explanation of a refuted claim, or of the first claim where none is refuted."""
+    from delta_suite.claims.verdict import Verdict
+    from delta_suite.publish.explanation import explanation
+
+    measurement = _example()
+    judged = measurement.judge(ROOT / "hypotheses/phase_e.toml")
+    shown = next((one for one in judged if one.judgement.verdict is Verdict.REFUTED), judged[0])
+    place = shown.where.replace(f"{ROOT}/", "")
+    return f"```text\n{explanation(shown, place, 'pytest hypotheses/phase_e.toml --model=smollm2-135m-q4')}\n```"
+
+
 GENERATED: Mapping[str, Callable[[], str]] = {
     function.__name__: function
-    for function in (metrics, variants, commands, exit_codes, pytest_options, python_api, checkpoint_workflow)
+    for function in (
+        metrics,
+        variants,
+        commands,
+        exit_codes,
+        pytest_options,
+        python_api,
+        checkpoint_workflow,
+        example_phases,
+        example_verdicts,
+        example_failure,
+    )
 }
 
 

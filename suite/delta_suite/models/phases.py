@@ -22,7 +22,7 @@ DEFAULT_64: PhaseMap = {
     "E": (47, 58),
     "tail": (59, 63),
 }
-"""Map of a model of 64 layers: the one published for Qwen3-32B (reference script)."""
+"""Map of a model of 64 layers: the one that the reference script states for Qwen3-32B; docs/phases.md."""
 
 DEFAULT_FRACTIONS: tuple[tuple[str, float], ...] = (
     ("A", 0.11),
