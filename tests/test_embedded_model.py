@@ -34,9 +34,9 @@ EFFECTIVE_RANK = {
 
 
 @pytest.fixture(scope="module")
-def embedded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Settings]:
+def embedded(tmp_path_factory: pytest.TempPathFactory, embedded_cache: Path) -> tuple[Outcome, Settings]:
     root = tmp_path_factory.mktemp("embedded")
-    settings = Settings(calibration="seed", results=root / "results", device="cpu", cache=Cache(root / "cache"))
+    settings = Settings(calibration="seed", results=root / "results", device="cpu", cache=Cache(embedded_cache))
     return measure(load_registry(Path("models.toml")).resolve("smollm2-135m-q4"), settings), settings
 
 
