@@ -207,9 +207,8 @@ def scripts() -> str:
     for path in sorted((ROOT / "examples").glob("*.py")):
         source = path.read_text("utf-8")
         about, code = ast.get_docstring(ast.parse(source)) or "", source.split('"""', 2)[2].strip()
-        sections.append(
-            f"## {path.stem.replace('_', ' ').capitalize().replace('lora', 'LoRA')}\n\n`examples/{path.name}`\n\n{about}"
-        )
+        title = path.stem.replace("_", " ").capitalize().replace("lora", "LoRA")
+        sections.append(f"## {title}\n\n`examples/{path.name}`\n\n{about}")
         sections.append(f'??? note "The script"\n    ```python\n{indent(code, "    ")}\n    ```')
     return "\n\n".join(sections)
 

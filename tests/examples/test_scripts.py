@@ -30,10 +30,12 @@ def test_own_prompts(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     main(["--model", str(small)])
     told = capsys.readouterr().out
     assert re.findall(r"^(\w+): 3 prompts$", told, re.MULTILINE) == ["prose", "code"]
-    (tmp_path / "mine.txt").write_text("One prompt of mine.\nAnother one, which is longer.\n")
+    assert "[" not in told  # too few for intervals
+    (tmp_path / "mine.txt").write_text("".join(f"This is prompt {number}.\n" for number in range(50)))
     main(["--model", str(small), str(tmp_path / "mine.txt")])
-    (kind,) = re.findall(r"^(\w+): 2 prompts$", capsys.readouterr().out, re.MULTILINE)
-    assert kind == "mine"
+    told = capsys.readouterr().out
+    assert told.lstrip().startswith("mine: 50 prompts\n")
+    assert re.search(r"^C +\d+\.\d+ \[\d+\.\d+, \d+\.\d+\]", told, re.MULTILINE)
 
 
 def test_merged_lora(capsys: pytest.CaptureFixture[str]) -> None:
