@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float32, Float64
 
+NO_DIRECTION = "the update of layer {} is zero, so it has no direction"
+"""The reason why figures of directions are absent, with the layer's number."""
+
 
 @dataclass(frozen=True)
 class Products:

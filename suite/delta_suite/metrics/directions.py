@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from delta_suite.metrics.definition import metric
-from delta_suite.metrics.direction_gram import DirectionGram
+from delta_suite.metrics.direction_gram import NO_DIRECTION, DirectionGram
 from delta_suite.metrics.estimate import ONE_DOCUMENT, Estimate, absent
 from delta_suite.metrics.layer import spectral_entropy_rank
 from delta_suite.reduction.statistics import TOP_K
@@ -172,7 +172,7 @@ def cross_cosine(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
     if not others:
         return absent("no layer lies outside")
     if missing := gram.without_direction(others):
-        return absent(f"the update of layer {missing[0]} is zero, so it has no direction")
+        return absent(NO_DIRECTION.format(missing[0]))
     cosines = np.minimum(np.abs(gram.cosines[np.ix_(layers, others)]), 1.0)
     return Estimate(value=float(cosines.mean()), per_layer=_by_layer(layers, cosines.mean(axis=1)))
 

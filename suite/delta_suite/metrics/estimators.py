@@ -11,7 +11,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from delta_suite.metrics.definition import Metric
-from delta_suite.metrics.direction_gram import DirectionGram
+from delta_suite.metrics.direction_gram import NO_DIRECTION, DirectionGram
 from delta_suite.metrics.estimate import Estimate, absent
 from delta_suite.metrics.intervals import with_interval
 from delta_suite.metrics.registry import METRICS
@@ -122,7 +122,7 @@ def _from_directions(
 
     def estimate(gram: DirectionGram) -> Estimate:
         missing = gram.without_direction(layers)
-        return absent(f"the update of layer {missing[0]} is zero, so it has no direction") if missing else compute(gram)
+        return absent(NO_DIRECTION.format(missing[0])) if missing else compute(gram)
 
     return _resampled(metric, estimate, gram, gram.halves or (), gram.replicates)
 
