@@ -11,11 +11,9 @@ Importing this package loads neither torch nor numpy: what it offers is imported
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
 from delta_suite.version import __version__
 
+TYPE_CHECKING = False  # not from `typing`, whose import takes longer than all that Ctrl-C finds unguarded otherwise
 if TYPE_CHECKING:
     from delta_suite.api import Measurement, Results, Verdicts, load, load_results, measure
     from delta_suite.claims.observe import NotMeasuredError
@@ -37,8 +35,10 @@ _HOMES = {"NotMeasuredError": "claims.observe", "SuiteError": "errors"}
 """The modules of names that `api` does not define."""
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import a public name when it is first used."""
+    from importlib import import_module
+
     if name not in __all__:
         raise AttributeError(f"module 'delta_suite' has no attribute {name!r}")
     return getattr(import_module(f"delta_suite.{_HOMES.get(name, 'api')}"), name)
