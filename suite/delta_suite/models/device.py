@@ -89,7 +89,7 @@ def _hardware(visible: str | None) -> Hardware:
 
 
 CGROUPS = Path("/sys/fs/cgroup")
-"""Where Linux shows the limits of groups of processes, such as containers and batch jobs."""
+"""Folder in which Linux shows the limits of groups of processes, such as containers and batch jobs."""
 
 
 def _cgroup_limits(membership: Path = Path("/proc/self/cgroup"), root: Path = CGROUPS) -> list[int]:

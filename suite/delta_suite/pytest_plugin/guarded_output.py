@@ -1,4 +1,4 @@
-"""What happens where pytest's output takes no more, such as a full disk or a closed pipe: one line, and the run ends.
+"""Guard of the output of pytest: where it takes no more (a full disk, a closed pipe), one line, and the run ends.
 
 pytest itself fails again while it reports that failure, and shows the traceback of its own code.
 """
