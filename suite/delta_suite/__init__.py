@@ -11,11 +11,9 @@ Importing this package loads neither torch nor numpy: what it offers is imported
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
 from delta_suite.version import __version__
 
+TYPE_CHECKING = False  # not from `typing`, whose import takes longer than all that Ctrl-C finds unguarded otherwise
 if TYPE_CHECKING:
     from delta_suite.api import Measurement, Results, Verdicts, Verification, load, load_results, measure, verify
     from delta_suite.callback import DeltaCallback
@@ -55,8 +53,10 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import a public name when it is first used."""
+    from importlib import import_module
+
     if name not in __all__:
         raise AttributeError(f"module 'delta_suite' has no attribute {name!r}")
     return getattr(import_module(f"delta_suite.{_HOMES.get(name, 'api')}"), name)

@@ -26,6 +26,9 @@ class MissingPackageError(SuiteError, ImportError):
 class OutputError(SuiteError):
     """Error for an output that takes no more: a full disk behind `>`, a pipe whose reader has gone."""
 
+    def __init__(self, error: OSError) -> None:
+        super().__init__(f"the output cannot be written: {error.strerror}. Files that were written before it are kept.")
+
 
 class UnknownModelError(SuiteError):
     """Error for a `--model` argument that is no entry of the models file, no path on the disk and no hub id."""

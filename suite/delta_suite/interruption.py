@@ -3,7 +3,8 @@
 It ends in the signal's handler, and not by an exception: that can be lost in a library's `__del__`, come in the middle
 of an import, or end as a traceback. Nothing is half-written by it, as by no other end of the process (`writing`).
 
-Little is imported here, as an interruption before `end_when_interrupted` is called is Python's own.
+Little is imported here and in the modules before, as an interruption before `end_when_interrupted` is called is
+Python's own.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from contextlib import suppress
 
 _kept = ""
 
@@ -43,11 +43,15 @@ def measured_so_far(count: int, total: int, folder: object) -> str:
 def _end(number: int, frame: object) -> None:
     for other in (signal.SIGINT, signal.SIGTERM):
         signal.signal(other, signal.SIG_IGN)
-    with suppress(Exception):  # the signal came in the middle of a print, or nobody reads
+    try:  # noqa: SIM105  (contextlib may be half imported now)
         sys.stdout.flush()
+    except Exception:  # the signal came in the middle of a print, or nobody reads
+        pass
     line = f"delta-suite: interrupted{f': {_kept}' if _kept else ''}\n"
-    with suppress(OSError):
+    try:  # noqa: SIM105
         os.write(2, ("\n" + line if os.isatty(2) else line).encode())
+    except OSError:
+        pass
     if (writing := sys.modules.get("delta_suite.writing")) is not None:
         getattr(writing, "remove_temporary_folders", lambda: None)()
     os._exit(128 + number)

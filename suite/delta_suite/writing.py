@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from string import hexdigits
+from typing import TextIO
 
 from delta_suite.errors import RecordError
 
@@ -216,3 +217,11 @@ def _open(folder: Path) -> int:
 
 def _machine() -> str:
     return hashlib.sha256(os.uname().nodename.encode()).hexdigest()[:8]
+
+
+def discard_output(stream: TextIO) -> None:
+    """Send a standard stream nowhere from now on, so that Python does not fail on it again when it ends."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)

@@ -54,6 +54,24 @@ class TestMissing:
         rewrite(llama, lambda old: {n: t for n, t in old.items() if "embed" not in n} | {"lm_head.weight": weight})
         assert torch.equal(loaded(llama).model.get_input_embeddings().weight, weight)
 
+    @pytest.mark.parametrize("name", ["qweight", "weight_packed"])
+    def test_packed_weights_that_no_config_tells_of(self, llama: Path, name: str) -> None:
+        """As of gptq, awq and compressed-tensors, with a config from elsewhere."""
+        words = torch.zeros(4, 4, dtype=torch.int32)
+        message = problem(
+            rewrite(
+                llama,
+                lambda old: {
+                    f"{tensor.removesuffix('weight')}{name}" if tensor.endswith("proj.weight") else tensor: (
+                        words.clone() if tensor.endswith("proj.weight") else value
+                    )
+                    for tensor, value in old.items()
+                },
+            )
+        )
+        assert f"packed weights, such as model.layers.0.mlp.down_proj.{name}" in message
+        assert "no quantization_config that says how to unpack them" in message
+
     @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_fsdp_wrapped_module."])
     def test_the_prefix_of_a_wrapper(self, llama: Path, prefix: str) -> None:
         message = problem(rewrite(llama, lambda old: {prefix + name: tensor for name, tensor in old.items()}))

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from delta_suite.errors import UnknownModelError
+from delta_suite.errors import DeviceError, ModelUnavailableError, UnknownModelError
+from delta_suite.models import loading
 from delta_suite.models.control import control_fingerprint
 from delta_suite.models.fingerprint import fingerprint
 from delta_suite.models.loading import load
@@ -172,3 +173,26 @@ def test_weights_in_a_gguf_file_do_not_count(tmp_path: Path) -> None:
     assert control_fingerprint(locate(ModelSpec(name="x", path=tmp_path).control())) == whole
     assert control(tensors=3) != whole
     assert control(change=(b"llama", b"gemma")) != whole
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"hidden_size": 1 << 24, "vocab_size": 1 << 24},
+            r"takes 2,[0-9,]{7} GB, and there are [0-9]+ GB here",
+        ),
+        ({"intermediate_size": 1 << 23}, "takes [0-9,]+ GB, and there are [0-9]+ GB here"),
+        ({"num_local_experts": 1 << 20}, "num_local_experts = 1048576, in up to 12 layers"),
+    ],
+)
+def test_a_control_that_memory_cannot_hold_is_refused_before_it_is_built(
+    tiny: Path, tmp_path: Path, changes: dict[str, int], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "absurd")
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(loading, "initialise", lambda *_, **__: pytest.fail("memory was asked for"))
+    spec = ModelSpec(name="absurd", path=folder).control()
+    with pytest.raises((DeviceError, ModelUnavailableError), match=says):
+        load(spec, locate(spec))

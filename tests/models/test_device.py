@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from delta_suite.errors import DeviceError
 from delta_suite.models import device as module
-from delta_suite.models.device import Gpu, Hardware, describe_devices, hardware, resolve_device
+from delta_suite.models.device import Gpu, Hardware, _cgroup_limits, describe_devices, hardware, resolve_device
 from delta_suite.models.spec import ModelSpec, Requires
 
 SMALL = ModelSpec(name="small", hub="a/small")
@@ -195,3 +195,24 @@ class TestProbe:
         monkeypatch.setattr(module, "_PROBE", "import os; os.abort()")
         assert "crashed when asked" in hardware().why_no_gpu
         assert resolve_device("auto", SMALL) == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("membership", "file", "content", "limits"),
+    [
+        ("0::/job/step\n", "job/memory.max", "4096\n", [4096]),
+        ("0::/job/step\n", "job/step/memory.max", "max\n", []),
+        ("0::/../outside\n", "memory.max", "4096\n", [4096]),
+        ("9:memory:/job\n0::/\n", "memory/job/memory.limit_in_bytes", "4096\n", [4096]),
+        ("9:memory:/seen/from/outside\n", "memory/memory.limit_in_bytes", "4096\n", [4096]),
+        ("8:cpu:/job\nnonsense\n", "cpu/job/memory.limit_in_bytes", "4096\n", []),
+    ],
+)
+def test_the_memory_of_a_container_is_its_limit(
+    tmp_path: Path, membership: str, file: str, content: str, limits: list[int]
+) -> None:
+    (tmp_path / "groups" / file).parent.mkdir(parents=True)
+    (tmp_path / "groups" / file).write_text(content)
+    (tmp_path / "cgroup").write_text(membership)
+    assert _cgroup_limits(tmp_path / "cgroup", tmp_path / "groups") == limits
+    assert _cgroup_limits(tmp_path / "none", tmp_path / "groups") == []

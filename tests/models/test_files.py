@@ -316,6 +316,17 @@ class TestNotes:
         assert f"{name} names code of its own (modeling_x.X), which is not trusted and does not run" in note
         assert locate(spec_of(checkpoint, trust_remote_code=True)).notes == ()
 
+    @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json"])
+    @pytest.mark.parametrize("code", ["them/code--modeling_x.X", ["them/code--tokenization_x.X", None]])
+    def test_trusted_code_of_another_repository(self, checkpoint: Path, name: str, code: object) -> None:
+        """It could change between two runs, and no fingerprint would show it."""
+        content = json.loads((checkpoint / name).read_text()) | {"auto_map": {"AutoModel": code}}
+        (checkpoint / name).write_text(json.dumps(content))
+        told = problem(spec_of(checkpoint, trust_remote_code=True))
+        assert f"{name} takes code from another repository" in told
+        assert "them/code--" in told
+        assert "Copy its .py files into the folder" in told
+
     @pytest.mark.parametrize(
         ("changes", "expected"),
         [

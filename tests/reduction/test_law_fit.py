@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -311,6 +313,42 @@ def test_a_layer_whose_update_does_not_vary_is_a_reason(constant: float) -> None
     assert all(estimate.value is not None for estimate in law_estimates(law, "C").values())
     assert np.isnan(law.transfer[0][2]).all()
     assert not np.isnan(law.transfer[0][[0, 1, 3]]).any()
+
+
+@pytest.mark.parametrize("hidden", [8, 160], ids=["all dimensions", "principal components"])
+@pytest.mark.parametrize(
+    ("where", "constant"),
+    [((0, 2, 4, 6, 8), 0.0), ((1, 3, 5, 7, 9), 0.0), ((1, 3, 5, 7, 9), 0.5), ((0, 1, 2, 4, 5, 6, 7, 8, 9), 0.0)],
+    ids=["zero in even documents", "zero in odd ones", "constant in odd ones", "zero but in one group"],
+)
+def test_an_update_that_does_not_vary_in_one_fold_is_a_reason(
+    where: tuple[int, ...], constant: float, hidden: int
+) -> None:
+    """Nothing is divided by its energy, and the maps that other phases share are as they were."""
+    stream, _ = planted(shared=0.5, per_layer=0.2, hidden=hidden)
+    states = [state.mul(2**12).round().div(2**12) for state in stream.states]  # so that updates are exact
+    updates = [after - before for before, after in pairwise(states)]
+    updates[2][(stream.document[:, None] % 10 == torch.tensor(where)).any(dim=1)] = constant
+    for layer, update in enumerate(updates):
+        states[layer + 1] = states[layer] + update
+    phases = {"C": (0, 1), "D": (2, 3)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        law = measure_law(replace(stream, states=states), phases)
+        still, others = law_estimates(law, "D"), law_estimates(law, "C")
+    assert all("layer 2 " in (estimate.reason or "") for estimate in still.values())
+    assert all(others[name].value is not None for name in ("own_r2", "shared_r2", "residual_rank_one_share"))
+    assert np.isnan(law.transfer[0][2]).all() or np.isnan(law.transfer[1:, 2]).any()
+    assert np.isfinite(law.transfer[:, [0, 1, 3]]).all()
+
+
+def test_the_ridge_is_chosen_by_the_layers_that_vary() -> None:
+    """The error of any map over that of a mean without error would be endless, and each ridge as good."""
+    stream, _ = planted(shared=0.3, noise=2.0, layers=3)
+    ridge = measure_law(stream, {"C": (0, 2)}).ridge
+    zero = [*stream.states[:1], stream.states[0], *stream.states[1:]]
+    assert measure_law(replace(stream, states=zero), {"C": (0, 3)}).ridge == ridge
+    assert min(ridge) > 1e-6
 
 
 def test_too_little_comes_back_with_the_reason() -> None:

@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 import delta_suite
-from delta_suite.cli.output import discard_output, flush, prepare_streams, say, show
+from delta_suite.cli.output import flush, prepare_streams, say, show
 from delta_suite.command_line import (
     DEFAULT_CALIBRATION,
     DEFAULT_DEVICE,
@@ -27,6 +27,7 @@ from delta_suite.command_line import (
 from delta_suite.errors import OptionError, OutputError, SuiteError, explain, why_not_measured
 from delta_suite.interruption import keep, measured_so_far
 from delta_suite.paths import bundled
+from delta_suite.writing import discard_output
 
 if TYPE_CHECKING:
     from delta_suite.models.spec import ModelSpec
@@ -58,7 +59,7 @@ class _Commands(TyperGroup):
 def _end(error: Exception) -> int:
     """Show why a command ended, and return the exit code."""
     if isinstance(error, OutputError):
-        discard_output()
+        discard_output(sys.stdout)
     if hasattr(error, "format_message"):  # the usage errors of click, which typer keeps a copy of
         if type(error).__name__ == "NoArgsIsHelpError":
             show(error.format_message())

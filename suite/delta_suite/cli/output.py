@@ -40,7 +40,7 @@ def show(*parts: str | Table) -> None:
     try:
         typer.echo("\n\n".join(terminal_lines(part) if isinstance(part, str) else _drawn(part) for part in parts))
     except OSError as error:
-        raise _output_error(error) from None
+        raise OutputError(error) from None
 
 
 def _drawn(table: Table) -> str:
@@ -54,7 +54,7 @@ def send(content: bytes) -> None:
     try:
         typer.echo(content, nl=False)
     except OSError as error:
-        raise _output_error(error) from None
+        raise OutputError(error) from None
 
 
 def say(message: str) -> None:
@@ -68,16 +68,4 @@ def flush() -> None:
     try:
         sys.stdout.flush()
     except OSError as error:
-        raise _output_error(error) from None
-
-
-def discard_output() -> None:
-    """Send stdout nowhere, so that Python does not fail on it a second time when it ends."""
-    with contextlib.suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
-
-
-def _output_error(error: OSError) -> OutputError:
-    return OutputError(f"the output cannot be written: {error.strerror}. Files that were written before it are kept.")
+        raise OutputError(error) from None

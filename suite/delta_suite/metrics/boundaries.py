@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from delta_suite.metrics.definition import DEFINED, metric
-from delta_suite.metrics.direction_gram import DirectionGram
+from delta_suite.metrics.direction_gram import NO_DIRECTION, DirectionGram
 from delta_suite.metrics.estimate import Estimate, absent
 from delta_suite.metrics.segmentation import Boundaries, find_boundaries, segments_of
 
@@ -16,7 +16,7 @@ def boundaries_under(gram: DirectionGram, phases: Mapping[str, tuple[int, int]])
     """Return the boundaries of a model under a phase map, first and last layer by phase, or why there are none."""
     layers = gram.layers
     if missing := gram.without_direction(range(layers)):
-        return f"the update of layer {missing[0]} is zero, so it has no direction"
+        return NO_DIRECTION.format(missing[0])
     declared = segments_of(phases, layers)
     if not declared:
         return "one phase holds all layers, so there is no boundary"

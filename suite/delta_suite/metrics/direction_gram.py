@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float32, Float64
+
+NO_DIRECTION = "the update of layer {} is zero, so it has no direction"
+"""The reason why figures of directions are absent, with the layer's number."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,28 @@ class DirectionGram:
 def layer_similarity(products: Float64[np.ndarray, "layers k layers k"]) -> Float64[np.ndarray, "layers layers"]:
     """Return ||U_L U_M^T||_F^2 / k from inner products of directions, averaged over (L, M) and (M, L); 0 to 1."""
     return symmetric((products**2).sum(axis=(1, 3)) / products.shape[1])
+
+
+@lru_cache
+def upper_pairs(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the positions of both members of each pair among `count` layers, once for the many figures over them.
+
+    Example:
+        >>> first, second = upper_pairs(3)
+        >>> first.tolist(), second.tolist()
+        ([0, 0, 1], [1, 2, 2])
+    """
+    first, second = np.triu_indices(count, k=1)
+    first.flags.writeable = second.flags.writeable = False
+    return first, second
+
+
+def among(matrix: Float64[np.ndarray, "layers layers"], layers: Sequence[int]) -> Float64[np.ndarray, "n n"]:
+    """Return the part of a matrix that belongs to these layers: of a contiguous set, without a list of places."""
+    first, last = layers[0], layers[-1]
+    if last - first + 1 == len(layers):
+        return matrix[first : last + 1, first : last + 1].copy()
+    return np.asarray(matrix[np.ix_(layers, layers)])
 
 
 def symmetric(matrix: np.ndarray) -> np.ndarray:

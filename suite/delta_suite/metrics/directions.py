@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from delta_suite.metrics.definition import metric
-from delta_suite.metrics.direction_gram import DirectionGram
+from delta_suite.metrics.direction_gram import NO_DIRECTION, DirectionGram, among, upper_pairs
 from delta_suite.metrics.estimate import ONE_DOCUMENT, Estimate, absent
 from delta_suite.metrics.layer import spectral_entropy_rank
 from delta_suite.reduction.statistics import TOP_K
@@ -109,8 +109,8 @@ def intra_cosine(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
     """
     if len(layers) == 1:
         return Estimate(value=1.0, per_layer={layers[0]: 1.0})  # the reference's convention
-    cosines = np.minimum(np.abs(gram.cosines[np.ix_(layers, layers)]), 1.0)
-    pairs = cosines[np.triu_indices(len(layers), k=1)]
+    cosines = np.minimum(np.abs(among(gram.cosines, layers)), 1.0)
+    pairs = cosines[upper_pairs(len(layers))]
     with_others = (cosines.sum(axis=1) - np.diag(cosines)) / (len(layers) - 1)
     return Estimate(value=float(pairs.mean()), per_layer=_by_layer(layers, with_others))
 
@@ -128,13 +128,13 @@ def intra_cosine_cross_fitted(gram: DirectionGram, layers: Sequence[int]) -> Est
     """Return the mean absolute cosine between layers that are fitted on different halves of the documents."""
     if gram.cross is None:
         return absent(ONE_DOCUMENT)
-    products = gram.cross[np.ix_(layers, layers)]
+    products = among(gram.cross, layers)
     if len(layers) == 1:
         return absent("one layer has no pairs")
     if missing := gram.without_half(layers):
         return absent(HALF_WITHOUT_UPDATE.format(missing[0]))
     with_others = (products.sum(axis=1) - np.diag(products)) / (len(layers) - 1)
-    pairs = products[np.triu_indices(len(layers), k=1)]
+    pairs = products[upper_pairs(len(layers))]
     return Estimate(value=float(pairs.mean()), per_layer=_by_layer(layers, with_others))
 
 
@@ -150,7 +150,7 @@ def intra_cosine_disattenuated(gram: DirectionGram, layers: Sequence[int]) -> Es
     """Return the cross-fitted cosine corrected for the layers' reliabilities; it may exceed 1 by chance."""
     if gram.cross is None:
         return absent(ONE_DOCUMENT)
-    products = gram.cross[np.ix_(layers, layers)]
+    products = among(gram.cross, layers)
     reliable = np.diag(products)
     usable = reliable > DISATTENUATION_FLOOR
     if usable.sum() < 2:
@@ -159,7 +159,7 @@ def intra_cosine_disattenuated(gram: DirectionGram, layers: Sequence[int]) -> Es
     with_others = (corrected.sum(axis=1) - 1.0) / (usable.sum() - 1)
     per_layer: dict[int, float | None] = dict.fromkeys(layers)
     per_layer |= _by_layer([layer for layer, used in zip(layers, usable, strict=True) if used], with_others)
-    return Estimate(value=float(corrected[np.triu_indices(len(corrected), k=1)].mean()), per_layer=per_layer)
+    return Estimate(value=float(corrected[upper_pairs(len(corrected))].mean()), per_layer=per_layer)
 
 
 @metric(
@@ -172,7 +172,7 @@ def cross_cosine(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
     if not others:
         return absent("no layer lies outside")
     if missing := gram.without_direction(others):
-        return absent(f"the update of layer {missing[0]} is zero, so it has no direction")
+        return absent(NO_DIRECTION.format(missing[0]))
     cosines = np.minimum(np.abs(gram.cosines[np.ix_(layers, others)]), 1.0)
     return Estimate(value=float(cosines.mean()), per_layer=_by_layer(layers, cosines.mean(axis=1)))
 
@@ -195,7 +195,7 @@ def block_effective_rank(gram: DirectionGram, layers: Sequence[int]) -> Estimate
         >>> round(block_effective_rank(gram, [0, 1, 2]).value, 6)
         3.0
     """
-    squared_singular_values = np.linalg.eigvalsh(gram.cosines[np.ix_(layers, layers)])
+    squared_singular_values = np.linalg.eigvalsh(among(gram.cosines, layers))
     return Estimate(value=spectral_entropy_rank(np.maximum(squared_singular_values, 0.0)))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from delta_suite.metrics.definition import Metric
-from delta_suite.metrics.direction_gram import DirectionGram
+from delta_suite.metrics.direction_gram import NO_DIRECTION, DirectionGram, upper_pairs
 from delta_suite.metrics.estimate import Estimate, absent
 from delta_suite.metrics.intervals import with_interval
 from delta_suite.metrics.registry import METRICS
@@ -122,7 +122,7 @@ def _from_directions(
 
     def estimate(gram: DirectionGram) -> Estimate:
         missing = gram.without_direction(layers)
-        return absent(f"the update of layer {missing[0]} is zero, so it has no direction") if missing else compute(gram)
+        return absent(NO_DIRECTION.format(missing[0])) if missing else compute(gram)
 
     return _resampled(metric, estimate, gram, gram.halves or (), gram.replicates)
 
@@ -167,7 +167,7 @@ def pairs_of(metric: Metric, layers: Sequence[int]) -> tuple[np.ndarray, np.ndar
 @lru_cache
 def _pairs(count: int, adjacent: bool) -> tuple[np.ndarray, np.ndarray]:
     """Return the positions of both members of each pair among `count` layers."""
-    first, second = np.triu_indices(count, k=1)
+    first, second = upper_pairs(count)
     if adjacent:
         next_to = second == first + 1
         return first[next_to], second[next_to]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from delta_suite.metrics.direction_gram import DirectionGram
+from delta_suite.metrics.direction_gram import NO_DIRECTION, DirectionGram
 from delta_suite.metrics.estimate import Estimate, absent
 from delta_suite.metrics.estimators import phase_value, resampled
 from delta_suite.metrics.intervals import combine
@@ -113,6 +113,8 @@ def random_directions(gram: DirectionGram, name: str, layers: Sequence[int]) -> 
     values = []
     for draw in gram.random.astype(np.float64):
         drawn = DirectionGram(gram.hidden, draw)
+        if missing := drawn.without_direction(layers):
+            return NO_DIRECTION.format(missing[0])
         value = phase_value(METRICS[name], drawn, layers).value
         if value is not None:
             values.append(value)

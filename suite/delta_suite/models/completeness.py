@@ -45,6 +45,9 @@ PACKING = re.compile(
 WHOLE = ("I8", "U8", "I16", "U16", "I32", "U32", "I64", "U64", "BOOL")
 """Dtypes in which quantised weights are packed, as safetensors names them."""
 
+PACKED = (".qweight", ".weight_packed")
+"""Ends of the names of packed weights that stand in place of a weight: of gptq and awq, and of compressed-tensors."""
+
 BESIDE_TEXT = re.compile(r"(^|[._])(mtp|nextn|vision|visual|image|img|audio|video|speech|talker|projector)", re.I)
 """Names of parts that text does not go through."""
 
@@ -105,6 +108,13 @@ def check_complete(
             f"such as {unread[0]}",
             "Save the model without it: accelerator.unwrap_model(model).save_pretrained(DIRECTORY), or that of "
             f"model.{prefix.removesuffix('.')}.",
+        )
+    if missing and (packed := [name for name in unread if name.endswith(PACKED)]):
+        raise UnavailableError(
+            spec.name,
+            f"{where} has {len(packed)} packed weights, such as {packed[0]}, and config.json has no "
+            "quantization_config that says how to unpack them",
+            "Add the one that they were packed by, or pass the unquantised model.",
         )
     if wrong := missing or mismatched:
         raise UnavailableError(

@@ -156,6 +156,14 @@ def _notes(spec: ModelSpec, directory: Path, config: dict[str, Any]) -> tuple[st
     values = dict(nested(config))
     for name, keys in (("config.json", values), ("tokenizer_config.json", _tokenizer_config(directory))):
         code = sorted({str(value) for key, value in keys.items() if key.startswith("auto_map")})
+        elsewhere = [value for value in code if "--" in value]
+        if elsewhere and spec.trust_remote_code:
+            raise UnavailableError(
+                spec.name,
+                f"{directory / name} takes code from another repository ({shorten(', '.join(elsewhere))}), which no "
+                "fingerprint covers",
+                f"Copy its .py files into the folder, and write auto_map in {name} without what stands before `--`.",
+            )
         if code and not spec.trust_remote_code:
             notes.append(
                 f"{name} names code of its own ({shorten(', '.join(code))}), which is not trusted and does not run; "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import math
 import tempfile
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from delta_suite.command_line import DTYPES
 from delta_suite.errors import DeviceError, SuiteError, UnavailableError, brief
 from delta_suite.models.completeness import check_complete, unread_names
 from delta_suite.models.control import initialise
-from delta_suite.models.device import SHARDED
+from delta_suite.models.device import SHARDED, hardware
 from delta_suite.models.files import ModelFiles
 from delta_suite.models.gguf_check import check_gguf, names_read
 from delta_suite.models.model_config import auto_class, newer_transformers, quantisation_method, read_config
@@ -88,6 +89,8 @@ def load(
             "Leave --dtype (or `dtype` of its entry) out, or pass the unquantised model.",
         )
     tokenizer = load_tokenizer(spec, files)
+    if spec.random_weights:
+        _check_memory(spec, files, wanted)
     with _explained(spec, files, device, quantised), _weights_alone(), unread_names() as unread, names_read() as read:
         model, report = _build(spec, files, builder, config, device=device, dtype=wanted, attention=attention)
     check_complete(spec, files, model, report, unread)
@@ -102,6 +105,27 @@ def load(
         attention=str(model.config._attn_implementation),
         seconds=time.perf_counter() - started,
     )
+
+
+def _check_memory(spec: ModelSpec, files: ModelFiles, dtype: str) -> None:
+    """Refuse a control that this machine cannot hold, before memory is asked for: no file bounds its size.
+
+    Its numbers are drawn in the memory of the host, whatever its device is.
+    """
+    try:
+        model, _ = skeleton(spec, files, dtype)
+        needed = float(model.get_memory_footprint())
+    except SkeletonError as error:
+        if "overflow" not in str(error):  # of the number of bytes of a tensor, in torch
+            return
+        needed = math.inf
+    memory = hardware().memory_gb * 1e9
+    if memory and needed > memory:
+        size = f"{needed / 1e9:,.0f} GB" if needed < math.inf else "more bytes than there are numbers for"
+        raise DeviceError(
+            f"{spec.name}: a model of the sizes in its config takes {size}, and there are {memory / 1e9:.0f} GB here.\n"
+            "  Check the sizes in the config, or run it on a larger machine, or with --dtype bfloat16."
+        )
 
 
 def skeleton(spec: ModelSpec, files: ModelFiles, dtype: str = "auto") -> tuple[Any, str | None]:

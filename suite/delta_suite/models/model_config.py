@@ -44,6 +44,12 @@ AT_LEAST_ONE = re.compile(
 MOST_LAYERS = 4096
 """Most layers of a model without weights to compare with; the deepest decoders that were trained had 1,000."""
 
+EXPERTS = re.compile(r"(\w*_)?experts")
+"""Keys that count the experts of a layer."""
+
+MOST_EXPERTS = 1 << 16
+"""Most experts in all layers of a model without weights to compare with; Switch-C has 30,000. Each may be a module."""
+
 MOST = 1 << 24
 """Largest size, count or length; contexts of ten million tokens and vocabularies of a million have been published."""
 
@@ -156,6 +162,7 @@ def _check_sizes(spec: ModelSpec, files: ModelFiles, where: Path, content: dict[
     if shapes and not spec.random_weights:
         # A size is a dimension of a tensor.
         layers, size = blocks, min(MOST, SLACK * max(max(shape, default=1) for shape in shapes.values()))
+    deepest = max((value for key, value in _numbers(content) if LAYERS.fullmatch(key.rpartition(".")[2])), default=1)
     for key, value in _numbers(content):
         name = key.rpartition(".")[2]
         if AT_LEAST_ONE.fullmatch(name) and (isinstance(value, bool) or value < 1):
@@ -165,6 +172,8 @@ def _check_sizes(spec: ModelSpec, files: ModelFiles, where: Path, content: dict[
         if LAYERS.fullmatch(name) and value > layers:
             there = f"and the weights have no tensors for more than {layers}" if shapes else f"and {layers} is the most"
             raise _impossible(spec, where, key, value, there)
+        if spec.random_weights and EXPERTS.fullmatch(name) and value * deepest > MOST_EXPERTS:
+            raise _impossible(spec, where, key, value, f"in up to {deepest} layers, and {MOST_EXPERTS} are the most")
         most = MOST_LABELS if name == "num_labels" else MOST
         if (SIZES.fullmatch(name) and value > size) or (LENGTHS.fullmatch(name) and value > most):
             raise _impossible(spec, where, key, value, "which is more than these weights can have")

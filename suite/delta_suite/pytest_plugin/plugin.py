@@ -21,7 +21,7 @@ from delta_suite.pytest_plugin.scope import (
     without_hypotheses,
 )
 
-MODULES = ("session", "collection", "fixture", "failures", "reports", "scheduling")
+MODULES = ("guarded_output", "session", "collection", "fixture", "failures", "reports", "scheduling")
 """Modules whose hooks and fixtures are registered in a run that is about hypotheses."""
 
 _DECLARED_TWICE = ("already added", "already used", "conflicting option string")

@@ -36,6 +36,7 @@ class RecordView:
         self._grams: dict[str, DirectionGram] = {}
         self._full_grams: dict[str, DirectionGram] = {}
         self._boundaries: dict[str, BoundaryRecord] = dict(record.boundaries)
+        self._formed: dict[tuple[str, str, int, int], Estimate] = {}
 
     @property
     def model(self) -> ModelRecord:
@@ -183,7 +184,13 @@ class RecordView:
         return estimate.model_copy(update={"replicates": computed.replicates})
 
     def _computed(self, layers: Sequence[int], metric: str, variant: str) -> Estimate:
-        """Return a figure formed from the arrays, or the reason why they do not suffice."""
+        """Return a figure formed from the arrays, or the reason why they do not suffice; once, as many claims ask."""
+        key = (metric, variant, layers[0], layers[-1])
+        if key not in self._formed:
+            self._formed[key] = self._form(layers, metric, variant)
+        return self._formed[key]
+
+    def _form(self, layers: Sequence[int], metric: str, variant: str) -> Estimate:
         try:
             with one_thread():
                 estimate = phase_metric(self.gram(variant), layers, METRICS[metric])
@@ -224,10 +231,13 @@ class RecordView:
 
     def lag_matched(self, layers: range, metric: str, variant: str) -> Estimate:
         """Return the metric over pairs outside these layers, at their distances: see `nulls.lag_matched`."""
-        try:
-            return nulls.lag_matched(self.gram(variant), metric, layers)
-        except RecordError as error:
-            return absent(str(error))
+        key = (f"{metric}, lag-matched", variant, layers[0], layers[-1])
+        if key not in self._formed:
+            try:
+                self._formed[key] = nulls.lag_matched(self.gram(variant), metric, layers)
+            except RecordError as error:
+                self._formed[key] = absent(str(error))
+        return self._formed[key]
 
     def random_directions(self, layers: range, metric: str, variant: str) -> Sequence[float] | str:
         """Return the metric with v_L drawn at random, or why there is none: see `nulls.random_directions`."""

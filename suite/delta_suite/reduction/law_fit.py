@@ -278,13 +278,20 @@ def _assemble(
     def averaged(figure: Iterable[Sequence[np.ndarray]]) -> np.ndarray:
         return np.stack([np.mean(np.concatenate(folds), axis=0) for folds in figure])
 
-    with np.errstate(invalid="ignore"):  # 0 / 0 of a layer whose update does not vary
-        r2 = {name: averaged([1 - fold.rungs[name] / fold.mean for fold in case] for case in cases) for name in RUNGS}
-        transfer = averaged([1 - fold.transfer / fold.mean[..., None] for fold in case] for case in cases)
-        share = averaged([fold.along / fold.rungs["shared"] for fold in case] for case in cases)
-        captured = averaged([fold.inside / fold.mean for fold in case] for case in cases[:1])[0]
+    def over(energy: np.ndarray, fold: Scores) -> np.ndarray:
+        """Return an energy to divide by; NaN where it is zero, or where a layer's update does not vary in a fold."""
+        return np.where((energy > 0) & (fold.mean > 0), energy, np.nan)
+
+    def r2(error: np.ndarray, fold: Scores) -> np.ndarray:
+        mean = over(fold.mean, fold)
+        return np.asarray(1 - error / (mean if error.ndim == 2 else mean[..., None]))
+
+    rungs = {name: averaged([r2(fold.rungs[name], fold) for fold in case] for case in cases) for name in RUNGS}
+    transfer = averaged([r2(fold.transfer, fold) for fold in case] for case in cases)
+    share = averaged([fold.along / over(fold.rungs["shared"], fold) for fold in case] for case in cases)
+    captured = averaged([fold.inside / over(fold.mean, fold) for fold in case] for case in cases[:1])[0]
     gains = np.mean([scores.gains for scores in whole], axis=0)
     directions = np.stack([fold.directions for fold in folds])
     return Law(
-        dict(phases), form, tokens, documents, hidden, k, ridges, r2, share, transfer, gains, captured, directions
+        dict(phases), form, tokens, documents, hidden, k, ridges, rungs, share, transfer, gains, captured, directions
     )

@@ -35,7 +35,7 @@ class Scores:
     """Squared errors of maps that were fitted on one set of documents, on each test set; additive over test sets."""
 
     mean: Float64[np.ndarray, "sets layers"]
-    """SSE of the training mean."""
+    """SSE of the training mean; NaN where the update does not vary in training, so that there is nothing to learn."""
     inside: Float64[np.ndarray, "sets layers"]
     """The part of `mean` inside the basis."""
     rungs: Mapping[str, Float64[np.ndarray, "sets layers"]]
@@ -239,7 +239,7 @@ class Fit:
             yy, xy, xx = test.yy[0], test.xy[0], test.xx[0]
             transfer = yy[:, None] - 2 * gain * explained + gain.square() * energy
             scores = {
-                "mean": yy,
+                "mean": yy.where(step.energy > TINY, torch.nan),
                 "inside": test.D[0].diagonal(dim1=1, dim2=2).sum(dim=-1),
                 "scaled": yy - 2 * step.scale * xy + step.scale.square() * xx,
                 "transfer": transfer,
@@ -323,14 +323,17 @@ def _iterate(
 def choose_ridge(sums: Sums, layers: Sequence[int], fold: slice, device: torch.device) -> float:
     """Return the ridge with the least held-out error of these layers' own maps, inside the training fold.
 
-    Three of its groups of documents fit and two test.
+    Three of its groups of documents fit and two test. Layers whose update does not vary in both have no error.
     """
     train = sums.total(slice(fold.start, fold.start + 3), layers, device)
     means = train.means()
     test, fit = sums.total(slice(fold.start + 3, fold.stop), layers, device).about(means), train.about(means)
+    varies = (fit.yy[0] > 0) & (test.yy[0] > 0)
+    if not varies.any():
+        return RIDGES[0]
     errors = []
     for ridge in RIDGES:
         T, _ = least_squares(fit.A[0], fit.B[0], ridge)
         explained = 2 * (T * test.B[0]).sum(dim=(1, 2)) - ((T @ test.A[0]) * T).sum(dim=(1, 2))
-        errors.append(float((1 - explained / test.yy[0].clamp_min(TINY)).mean()))
+        errors.append(float((1 - explained / test.yy[0])[varies].mean()))
     return RIDGES[int(np.argmin(errors))]

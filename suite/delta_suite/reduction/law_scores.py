@@ -33,7 +33,7 @@ class Law:
     ridge: tuple[float, float]
     """mu of the maps trained on even and on odd documents, in multiples of the mean eigenvalue of A."""
     r2: Mapping[str, Float64[np.ndarray, "cases layers"]]
-    """R^2 by rung. NaN where a phase of one layer has no shared map, and for a layer whose update does not vary."""
+    """R^2 by rung. NaN where a phase of one layer has no shared map, and where the update does not vary in a fold."""
     share: Float64[np.ndarray, "cases layers"]
     """Share along v_L in the held-out energy of the residual after the shared map."""
     transfer: Float64[np.ndarray, "cases layers layers"]

@@ -190,6 +190,12 @@ class _Product:
         return self._gram.addr_(self._total, self._total, alpha=-1.0 / self.rows)
 
 
+STILL = 1e-12
+"""Share of the sum of ||delta||^2 at or below which what is left about a mean is rounding, and is set to zero.
+
+Each update then differs from the mean by a millionth of its length, about what float32 keeps of it.
+"""
+
 SETS = GROUPS + len(FOLDS)
 """Number of sets of documents whose sums are stored: the groups in ORDER, then the folds."""
 
@@ -254,7 +260,11 @@ class Sums:
         return Sums(**{field.name: getattr(self, field.name) - getattr(other, field.name) for field in fields(self)})
 
     def about(self, means: Means) -> Sums:
-        """Return the sums of x and delta less their means in the one set on which a map is fitted."""
+        """Return the sums of x and delta less their means in the one set on which a map is fitted.
+
+        Updates that do not differ from the mean have sums of exactly zero: maps of what rounding leaves of them would
+        enter the shared maps of other layers like any.
+        """
         n = self.n[..., None]
         mean_x, mean_y, whole_x, whole_y = means.x, means.y, means.whole_x, means.whole_y
         rest_x, rest_y = self.x - n * mean_x, self.y - n * mean_y
@@ -267,18 +277,21 @@ class Sums:
             flat = torch.baddbmm(total.flatten(0, 1), columns.flatten(0, 1), rows.flatten(0, 1), alpha=-1.0)
             return flat.view_as(total)
 
+        yy = self.yy - (self.whole_y * whole_y + whole_y * rest_whole_y).sum(dim=-1)
+        varies = (yy > STILL * self.yy).to(yy.dtype)
+        each = varies[..., None, None]
         return Sums(
             self.n,
             shifted(self.A, self.x, mean_x, mean_x, rest_x),
-            shifted(self.B, self.y, mean_y, mean_x, rest_x),
-            shifted(self.D, self.y, mean_y, mean_y, rest_y),
+            shifted(self.B, self.y, mean_y, mean_x, rest_x).mul_(each),
+            shifted(self.D, self.y, mean_y, mean_y, rest_y).mul_(each),
             rest_x,
             rest_y,
             rest_whole_x,
             rest_whole_y,
             self.xx - (self.whole_x * whole_x + whole_x * rest_whole_x).sum(dim=-1),
-            self.xy - (self.whole_y * whole_x + whole_y * rest_whole_x).sum(dim=-1),
-            self.yy - (self.whole_y * whole_y + whole_y * rest_whole_y).sum(dim=-1),
+            varies * (self.xy - (self.whole_y * whole_x + whole_y * rest_whole_x).sum(dim=-1)),
+            varies * yy,
         )
 
 
