@@ -5,10 +5,12 @@ It takes the states of one stream, the last one raw, and returns every figure th
 
 from __future__ import annotations
 
+import math
 from itertools import combinations
 from typing import Any
 
 import numpy as np
+from scipy.optimize import brentq
 
 
 def entropy_rank(p: np.ndarray) -> float:
@@ -76,9 +78,21 @@ def phase_figures(directions: list[np.ndarray], phase: list[int]) -> dict[str, f
     sigma = np.linalg.svd(np.stack([v[layer] for layer in phase]), compute_uv=False)
     figures["block_effective_rank"] = entropy_rank(sigma**2 / (sigma**2).sum())
     figures["block_effective_rank_fraction"] = figures["block_effective_rank"] / len(phase)
+    if len(phase) > 1:
+        figures["equal_cosine"] = equal_cosine(figures["block_effective_rank"], len(phase))
     projector = sum(directions[layer].T @ directions[layer] for layer in phase) / len(phase)
     figures["shared_fraction"] = float(np.linalg.eigvalsh(projector)[-1])
     return figures
+
+
+def equal_cosine(rank: float, count: int) -> float:
+    """Return the c for which `count` unit vectors with all pairwise cosines c have this entropy rank."""
+
+    def excess(c: float) -> float:
+        eigenvalues = np.linalg.eigvalsh((1 - c) * np.eye(count) + c * np.ones((count, count)))
+        return entropy_rank(np.maximum(eigenvalues, 0.0) / count) - rank
+
+    return float(brentq(excess, 0.0, 1.0, xtol=1e-14)) if excess(0.0) > 0 else 0.0
 
 
 def held_out_capture(a: list[np.ndarray], b: list[np.ndarray], phase: list[int]) -> float:
@@ -90,3 +104,76 @@ def held_out_capture(a: list[np.ndarray], b: list[np.ndarray], phase: list[int])
         return float(((basis @ half[layer][0]) ** 2).sum())
 
     return float(np.mean([(captured(a, b, layer) + captured(b, a, layer)) / 2 for layer in phase]))
+
+
+def edge_contrast(cosines: np.ndarray, phase: range) -> float:
+    """Return the largest 1 - across / inside over shifts of a phase by up to two layers, pair by pair."""
+    layers, count, contrasts = len(cosines), len(phase), []
+    for shift in range(-2, 3):
+        window = set(range(phase[0] + shift, phase[-1] + 1 + shift))
+        if not window <= set(range(layers)):
+            continue
+        inside, across = 0.0, 0.0
+        for lag in range(1, count):
+            pairs = [(a, a + lag) for a in range(layers - lag)]
+            both = [cosines[pair] for pair in pairs if len(window & set(pair)) == 2]
+            one = [cosines[pair] for pair in pairs if len(window & set(pair)) == 1]
+            inside += (count - lag) * float(np.mean(both))
+            across += (count - lag) * float(np.mean(one))
+        contrasts.append(1 - across / inside)
+    return max(contrasts)
+
+
+def drift_p(cosines: np.ndarray, phase: range, seed: int, draws: int) -> float:
+    """Return the p-value of a phase against smooth drifts fitted to the other pairs, one drift after the other.
+
+    `cosines` have the reliability of each layer on the diagonal. Random numbers are those of the suite: 40 drifts for
+    each of eight steps of the fit, and then `draws`, 100 at a time.
+    """
+    layers, random = len(cosines), np.random.default_rng(seed)
+    reliable = np.diag(cosines)
+    squares = np.array(
+        [[min(1.0, cosines[a, b] ** 2 / (reliable[a] * reliable[b])) for b in range(layers)] for a in range(layers)]
+    )
+
+    def fitted(a: int, b: int) -> bool:
+        return a == b or not (a in phase and b in phase)
+
+    def by_lag(matrix: np.ndarray) -> tuple[list[float], float]:
+        means = []
+        for lag in range(layers):
+            pairs = [(a, a + lag) for a in range(layers - lag) if fitted(a, a + lag)]
+            means.append(float(np.mean([matrix[pair] for pair in pairs])))
+        both = [(a, b) for a in range(layers) for b in range(layers) if fitted(a, b)]
+        return means, float(np.mean([(matrix[a, b] - means[abs(a - b)]) ** 2 for a, b in both]))
+
+    def factor(dimensions: float) -> np.ndarray:
+        unrelated = 1 / (round(dimensions) if dimensions < layers else dimensions)
+        kernel = np.sqrt(np.maximum((np.array(means) - unrelated) / (1 - unrelated), 0))
+        values, vectors = np.linalg.eigh(kernel[np.abs(np.subtract.outer(range(layers), range(layers)))])
+        rows = vectors * np.sqrt(np.maximum(values, 0))
+        return np.asarray(rows / np.linalg.norm(rows, axis=1)[:, None])
+
+    def drawn(rows: np.ndarray, dimensions: float, count: int) -> list[np.ndarray]:
+        if dimensions < layers:
+            noises = [random.standard_normal((layers, round(dimensions))) for _ in range(count)]
+        else:
+            below = [np.tril(random.standard_normal((layers, layers)), k=-1) for _ in range(count)]
+            degrees = [dimensions - layer for layer in range(layers)]
+            noises = [noise + np.diag([math.sqrt(random.chisquare(nu)) for nu in degrees]) for noise in below]
+        paths = [rows @ noise for noise in noises]
+        unit = [path / np.linalg.norm(path, axis=1)[:, None] for path in paths]
+        return [np.abs(path @ path.T) for path in unit]
+
+    means, departure = by_lag(squares)
+    dimensions = 100.0
+    for _ in range(8):
+        pilot = drawn(factor(dimensions), dimensions, 40)
+        departures = float(np.mean([by_lag(drift**2)[1] for drift in pilot]))
+        dimensions = min(max(dimensions * departures / max(departure, departures / 1e6), 2.0), 1e6)
+    damping = np.sqrt(np.outer(reliable, reliable))
+    rows, beyond = factor(dimensions), 0
+    for first in range(0, draws, 100):
+        for drift in drawn(rows, dimensions, min(100, draws - first)):
+            beyond += edge_contrast(drift * damping, phase) >= edge_contrast(cosines, phase)
+    return (1 + beyond) / (1 + draws)

@@ -198,7 +198,7 @@ SLIPS = [
     Slip('scope = "model", times = 2', 'null = "lag", scope = "E"',
          '30: scope does not go with null = "lag": remove it', False),
     Slip('scope = "model", times = 2', 'scope = "E", quantile = 0.9',
-         '30: quantile goes with null = "window" or null = "random": remove it', False),
+         '30: quantile goes with null = "window" or null = "drift" or null = "random": remove it', False),
 ]
 # fmt: on
 

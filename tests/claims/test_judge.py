@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 from delta_suite.claims.judge import judge, judge_all, judge_claim, parts_of_claims
-from delta_suite.claims.null_kinds import NO_CONTROL, NULLS
+from delta_suite.claims.null_kinds import NO_CONTROL, NULLS, undecidable_at
 from delta_suite.claims.schema import Expectation, Hypothesis, Than
 from delta_suite.claims.verdict import Judgement, Verdict, combine_verdicts
+from delta_suite.metrics.estimate import Estimate
+from delta_suite.metrics.intervals import interval
 from delta_suite.records.view import RecordView
 from delta_suite.selftest.planted import noise
 from pydantic import ValidationError
@@ -93,21 +95,93 @@ def test_thresholds_are_judged_alike_without_arrays(
     assert without.holds_for == with_arrays.holds_for
 
 
-@pytest.mark.parametrize(("threshold", "verdict"), [(0.9, Verdict.SUPPORTED), (1.1, Verdict.REFUTED)])
+@pytest.mark.parametrize(("op", "verdict"), [(">=", Verdict.SUPPORTED), ("<=", Verdict.REFUTED)])
 def test_claims_of_each_layer_are_judged_without_arrays(
-    view: RecordView, bare: RecordView, threshold: float, verdict: Verdict
+    view: RecordView, bare: RecordView, op: str, verdict: Verdict
 ) -> None:
     for record in (view, bare):
-        judgement = judged(record, metric="reliability", scope="E", over="each", mostly=0.8, threshold=threshold)
+        judgement = judged(record, metric="reliability", scope="E", over="each", mostly=0.8, op=op, threshold=0.9)
         assert (judgement.verdict, judgement.required) == (verdict, 0.8)
-        assert judgement.observed == (1.0 if verdict is Verdict.SUPPORTED else 0.0)
+        assert judgement.observed == judgement.as_measured == (1.0 if verdict is Verdict.SUPPORTED else 0.0)
 
 
-def test_ranks_and_p_values_are_judged_without_an_interval(view: RecordView) -> None:
-    p = judged(view, metric="boundary_p", scope="model", op="<=", threshold=0.05)
-    assert p.observation.value is not None
-    assert p.observation.interval is None
-    assert p.verdict is (Verdict.SUPPORTED if p.observation.value <= 0.05 else Verdict.REFUTED)
+def test_layers_that_hold_as_measured_are_counted_beside_those_whose_intervals_do(view: RecordView) -> None:
+    """A threshold amid the layers' values: most intervals reach over it, and half of the values lie on either side."""
+    values = sorted(view.layer(layer, "reliability", "raw").best or 0.0 for layer in range(14, 22))
+    judgement = judged(
+        view, metric="reliability", scope="E", over="each", mostly=0.8, threshold=(values[3] + values[4]) / 2
+    )
+    assert judgement.as_measured == 0.5
+    assert judgement.observed is not None
+    assert judgement.observed < 0.5
+    assert judgement.notes == (f"50% of the layers hold as measured, {judgement.observed:.0%} by their intervals",)
+
+
+def boundaries_with(view: RecordView, metric: str, value: float, spread: float) -> RecordView:
+    """Return the record with a metric of its boundaries at a value, and an interval of about this half-width."""
+    boundary = view.record.boundaries["raw"]
+    replicates = tuple(value + spread * side for side in (-0.25, 0.25) * 5)
+    figure = Estimate(value=value, corrected=value, interval=interval(value, replicates, 0.0, 1.0))
+    changed = boundary.model_copy(
+        update={
+            "metrics": {**boundary.metrics, metric: figure},
+            "replicates": {**(boundary.replicates or {}), metric: replicates},
+        }
+    )
+    record = view.record.model_copy(update={"boundaries": {**view.record.boundaries, "raw": changed}})
+    return RecordView(record, view.arrays, view.directions)
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "spread", "verdict"),
+    [
+        ("boundary_p", 0.01, 0.01, Verdict.SUPPORTED),
+        ("boundary_p", 0.03, 0.1, Verdict.INCONCLUSIVE),  # significant, and without one group of documents not
+        ("boundary_p", 0.27, 0.01, Verdict.INCONCLUSIVE),  # no evidence against
+        ("boundary_p", 0.27, 0.5, Verdict.INCONCLUSIVE),
+        ("boundary_p", 0.99, 0.01, Verdict.REFUTED),  # fewer boundaries than 95% of drifts have
+        ("boundary_cost_rank", 0.01, 0.01, Verdict.SUPPORTED),
+        ("boundary_cost_rank", 0.27, 0.01, Verdict.REFUTED),  # the order is a fact about this model
+        ("boundary_cost_rank", 0.27, 0.5, Verdict.INCONCLUSIVE),
+    ],
+)
+def test_a_p_that_is_not_significant_is_no_evidence_against(
+    view: RecordView, metric: str, value: float, spread: float, verdict: Verdict
+) -> None:
+    judgement = judged(
+        boundaries_with(view, metric, value, spread), metric=metric, scope="model", op="<=", threshold=0.05
+    )
+    assert judgement.verdict is verdict
+    assert judgement.observation.interval is not None
+    assert judgement.p is not None
+    assert judgement.p >= (value if metric == "boundary_p" else 0.0)
+
+
+def test_boundaries_have_intervals_and_a_p_beside_a_record_and_without_its_arrays(
+    view: RecordView, bare: RecordView
+) -> None:
+    for metric in ("boundary_p", "boundary_cost_rank", "boundary_agreement"):
+        with_arrays, without = (
+            judged(each, metric=metric, scope="model", op="<=", threshold=0.5) for each in (view, bare)
+        )
+        assert with_arrays.observation.interval is not None
+        assert without.verdict is with_arrays.verdict
+        assert without.p == pytest.approx(with_arrays.p)
+
+
+def test_a_requirement_that_no_value_could_meet_is_not_measured(view: RecordView) -> None:
+    share = view.over(range(6, 11), "intra_cosine", "raw").best
+    assert share is not None
+    judgement = judged(view, scope="E", than={"scope": "C", "times": 2.0})
+    assert judgement.verdict is Verdict.NOT_MEASURED
+    assert judgement.reason == (
+        f"no value could meet it: >= {2 * share:.4g} is asked for, and intra_cosine is at most 1"
+    )
+    assert judged(view, threshold=1.0).verdict is Verdict.REFUTED  # 1 is a value of it
+    assert judged(view, op=">", threshold=1.0).verdict is Verdict.NOT_MEASURED
+    assert judged(view, metric="gamma", op="<", threshold=0.0).verdict is Verdict.NOT_MEASURED
+    assert judged(view, metric="block_effective_rank", threshold=5.5).verdict is Verdict.NOT_MEASURED  # 5 layers
+    assert judged(view, metric="effective_rank", threshold=33).verdict is Verdict.NOT_MEASURED  # 32 dimensions
 
 
 # --- the other side --------------------------------------------------------------------------------------------
@@ -117,10 +191,11 @@ def test_ranks_and_p_values_are_judged_without_an_interval(view: RecordView) -> 
     ("than", "verdict"),
     [
         ({"scope": "E", "times": 2.0}, Verdict.SUPPORTED),
-        ({"scope": "E", "plus": 0.9}, Verdict.REFUTED),
+        ({"scope": "E", "plus": 0.8}, Verdict.REFUTED),
         ({"null": "window"}, Verdict.SUPPORTED),
+        ({"null": "drift"}, Verdict.SUPPORTED),
         ({"null": "lag"}, Verdict.SUPPORTED),
-        ({"null": "lag", "times": 100.0}, Verdict.REFUTED),
+        ({"null": "lag", "times": 5.5}, Verdict.REFUTED),
         ({"null": "random"}, Verdict.SUPPORTED),
         ({"null": "random-weights"}, Verdict.NOT_MEASURED),
     ],
@@ -130,7 +205,7 @@ def test_comparisons_find_what_was_planted(view: RecordView, than: dict[str, Any
 
 
 def test_the_phase_that_shares_nothing_is_above_no_null(view: RecordView) -> None:
-    for null in ("window", "lag", "random"):
+    for null in ("window", "drift", "lag", "random"):
         assert judged(view, scope="E", than={"null": null}).verdict is not Verdict.SUPPORTED
 
 
@@ -154,12 +229,40 @@ def test_windows_need_the_cosines_of_all_layers(view: RecordView) -> None:
     assert "holds no cosines of raw" in str(judgement.reason)
 
 
-def test_too_few_windows_decide_nothing(control: RecordView) -> None:
-    judgement = judged(control, than={"null": "window"})
-    assert judgement.verdict is Verdict.INCONCLUSIVE
-    assert "null: a model of 12 layers has 9 windows of 4, so no rank among them has a p below 0.111" in str(
-        judgement.reason
-    )
+def test_a_null_that_cannot_decide_at_a_depth_says_so_and_is_not_measured(control: RecordView) -> None:
+    for null, needs in (
+        ("window", "12 layers have 9 windows of 4, and a rank with p <= 0.05 needs 23 layers"),
+        ("drift", "12 layers, and a comparison with smooth drifts needs 20 layers"),
+    ):
+        claim = expectation(than={"null": null})
+        judgement = judge(hypothesis(claim), claim, control)
+        assert judgement.verdict is Verdict.NOT_MEASURED
+        assert judgement.reason == f"this depth cannot decide: {needs}"
+        assert undecidable_at(claim, 12, {"C": (2, 5)}) == judgement.reason
+        assert undecidable_at(claim, 24, {"C": (2, 5)}) is None
+        assert undecidable_at(claim, 12, {"A": (2, 5)}) is None  # it has no phase C, which is another matter
+
+
+@pytest.mark.parametrize("null", ["window", "drift", "random"])
+def test_a_rank_that_is_not_significant_refutes_nothing(view: RecordView, null: str) -> None:
+    """Layers 5-9 are C but for one layer at each end; E shares no less than windows elsewhere, by chance."""
+    for scope in ("layers:5-9", "E"):
+        judgement = judged(view, scope=scope, than={"null": null, "quantile": 0.95})
+        assert judgement.verdict is not Verdict.REFUTED
+        if judgement.verdict is Verdict.INCONCLUSIVE and judgement.margin is not None and judgement.margin < -0.05:
+            assert judgement.reason == "not significant, which is no evidence against the claim"
+
+
+def test_a_phase_declared_two_layers_off_has_the_edges_all_the_same(view: RecordView) -> None:
+    for first in range(4, 9):
+        judgement = judged(view, scope=f"layers:{first}-{first + 4}", than={"null": "drift"})
+        assert judgement.verdict is Verdict.SUPPORTED, first
+    assert judged(view, scope="layers:0-4", than={"null": "drift"}).verdict is not Verdict.SUPPORTED
+
+
+def test_drifts_are_for_claims_that_a_phase_shares_more() -> None:
+    with pytest.raises(ValidationError, match="is for claims that a phase shares more, with > or >="):
+        expectation(op="<", than={"null": "drift"})
 
 
 def test_a_claim_against_random_weights_needs_their_record(view: RecordView, control: RecordView) -> None:
@@ -175,6 +278,20 @@ def test_a_claim_that_random_weights_support_is_vacuous(view: RecordView, contro
     assert judged(view, control, metric="effective_rank", threshold=1.5).vacuous
     assert not judged(view, metric="effective_rank", threshold=1.5).vacuous
     assert not judged(view, control, threshold=0.5).vacuous
+
+
+def test_random_weights_that_meet_a_claim_behind_a_gate_are_told(view: RecordView, control: RecordView) -> None:
+    """Noise has nearly orthogonal directions, and its gates are shut: it supports nothing, and E is no better."""
+    judgement = judged(view, control, scope="E", op="<=", threshold=0.3)
+    assert (judgement.verdict, judgement.vacuous, judgement.no_better) == (Verdict.SUPPORTED, False, True)
+    assert not judged(view, control, threshold=0.5).no_better  # noise does not share a direction
+    assert not judged(view, scope="E", op="<=", threshold=0.3).no_better
+
+
+def test_a_claim_of_each_layer_can_be_vacuous(view: RecordView, control: RecordView) -> None:
+    each = {"metric": "effective_rank", "over": "each", "mostly": 0.8, "threshold": 1.5}
+    assert judged(view, control, **each).vacuous
+    assert not judged(view, **each).vacuous
 
 
 # --- what cannot be judged -------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from delta_suite.metrics.boundaries import boundaries_under, boundary_metrics
 from delta_suite.metrics.direction_gram import DirectionGram, layer_similarity
+from delta_suite.metrics.intervals import interval
 from delta_suite.metrics.segmentation import DRAWS, Boundaries, against_smooth_drift, find_boundaries, segments_of
 
 LAYERS, HIDDEN, K = 30, 64, 8
@@ -148,6 +149,38 @@ def test_recurrence_counts_the_replicates_with_the_boundary() -> None:
     assert result.detected == (10, 20)
     assert result.recurrence == (0.75, 0.75)
     assert result.replicates == 4
+    assert result.without["agreement"] == (1.0, 1.0, 0.5, 0.5)
+    shares = [cost_by_definition(each, boundaries_of(each)) / cost_by_definition(each, ()) for each in shifted]
+    _, _, drawn = against_smooth_drift(whole, 2, draws=1)
+    assert result.without["p"] == tuple((1 + (drawn[0] <= share)) / 2 for share in shares)
+    assert len(set(result.without["cost_rank"])) > 1
+
+
+def test_metrics_of_boundaries_have_the_interval_of_their_replicates() -> None:
+    rng = np.random.default_rng(17)
+    gram = between_halves(rng, phases(rng))
+    gram = replace(
+        gram, replicates=tuple(between_halves(rng, phases(rng, within=within)) for within in (0.4, 0.5, 2.0))
+    )
+    estimates = boundary_metrics(
+        boundaries_under(gram, {"A": (0, 3), "B": (4, 4), "C": (5, 14), "D": (15, 22), "E": (23, 27), "tail": (28, 29)})
+    )
+    for name, estimate in estimates.items():
+        assert estimate.replicates is not None
+        assert len(estimate.replicates) == 3, name
+        assert estimate.interval == interval(estimate.value or 0.0, estimate.replicates, 0.0, 1.0)
+        assert estimate.corrected == estimate.value
+    assert (
+        boundary_metrics(boundaries_under(replace(gram, replicates=()), {"A": (0, 9), "B": (10, 29)}))[
+            "boundary_p"
+        ].interval
+        is None
+    )
+
+
+def boundaries_of(gram: np.ndarray) -> tuple[int, ...]:
+    """Return the two boundaries of least cost, found by trying all."""
+    return min(itertools.combinations(range(1, len(gram)), 2), key=lambda cuts: cost_by_definition(gram, cuts))
 
 
 def test_noise_has_no_boundaries_by_penalty() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import torch
 from delta_suite.capture.stream import ResidualStream
 from delta_suite.metrics.boundaries import boundaries_under, boundary_metrics
 from delta_suite.metrics.direction_gram import DirectionGram
+from delta_suite.metrics.drift import FITTED, SmoothDrifts, against_drifts
 from delta_suite.metrics.estimate import ONE_DOCUMENT
 from delta_suite.metrics.estimators import (
     direction_metrics,
@@ -19,13 +21,14 @@ from delta_suite.metrics.estimators import (
 )
 from delta_suite.metrics.nulls import OVER_PAIRS, lag_matched
 from delta_suite.metrics.registry import METRICS
+from delta_suite.metrics.segmentation import DRAWS, SEED
 from delta_suite.records.arrays import direction_arrays, full_gram
 from delta_suite.reduction.reduce import reduce_stream
 from delta_suite.reduction.replicates import LayerSpectra
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.reference import held_out_capture, layer_figures, phase_figures
+from tests.reference import drift_p, edge_contrast, held_out_capture, layer_figures, phase_figures
 
 SIZES = [(40, 64), (200, 64), (64, 64), (20, 96)]
 
@@ -132,6 +135,27 @@ def test_held_out_capture_equals_the_reference(tokens: int, hidden: int) -> None
         pytest.skip("the reference needs eight directions per half")
     got = phase_metrics(gram_of(reduced(residual)), [1, 2, 3])["capture_fraction_held_out"]
     assert got.value == pytest.approx(held_out_capture(*halves, [1, 2, 3]), rel=1e-6)
+
+
+@pytest.mark.parametrize(("tokens", "hidden"), [(200, 64), (120, 24)])
+@pytest.mark.parametrize("metric", FITTED)
+def test_smooth_drifts_equal_the_reference(tokens: int, hidden: int, metric: str) -> None:
+    """The states alone are shared: directions, cosines, fit and drifts are formed anew, one pair after the other."""
+    residual, phase = stream(tokens, hidden, layers=20, documents=4), range(6, 12)
+    halves = [residual.document % 2 == 0, residual.document % 2 == 1, residual.document >= 0]
+    a, b, whole = (
+        [layer_figures(h[rows].numpy(), after[rows].numpy())["directions"][0] for h, after in pairwise(residual.states)]
+        for rows in halves
+    )
+    if metric == "intra_cosine":
+        cosines = np.abs(np.array(whole) @ np.array(whole).T)
+    else:
+        crossed = np.abs(np.array(a) @ np.array(b).T)
+        cosines = (crossed + crossed.T) / 2
+    drifts = against_drifts(gram_of(reduced(residual)), metric, phase)
+    assert isinstance(drifts, SmoothDrifts)
+    assert drifts.statistic == pytest.approx(edge_contrast(cosines, phase), rel=1e-6)
+    assert drifts.p == pytest.approx(drift_p(cosines, phase, SEED, DRAWS), abs=1e-12)
 
 
 def test_one_document_has_no_held_out_capture() -> None:

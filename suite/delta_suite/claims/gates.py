@@ -12,6 +12,7 @@ from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.intervals import PERCENT
 from delta_suite.metrics.registry import METRICS
 from delta_suite.records.view import RecordView
+from delta_suite.reduction.variants import VARIANTS
 
 MIN_DOCUMENTS = 50
 """Documents are the unit of resampling; intervals of spectra need 50-100 of them."""
@@ -23,7 +24,7 @@ MOSTLY = 0.8
 """Share of a scope's layers that must have a direction."""
 
 SINK_ENERGY = 0.5
-"""Share of a layer's energy in sinks from which the raw spectrum describes the sinks, and not the text."""
+"""Share of a layer's energy in sinks from which a spectrum that keeps them describes the sinks, and not the text."""
 
 ROUNDING_ENERGY = 0.5
 """Share of a layer's energy in rounding from which the spectrum describes the dtype, and not the model."""
@@ -73,8 +74,6 @@ def _documents(observed: Observation, view: RecordView) -> Iterator[Gate]:
     if documents < MIN_DOCUMENTS:
         which = "one document" if documents == 1 else f"{documents} documents"
         yield Gate("documents", f"{which}; an interval needs {MIN_DOCUMENTS} (try --calibration core)")
-    elif METRICS[observed.metric].scope == "model":
-        return  # a rank or a p needs no interval
     elif observed.interval is None and not any(estimate.interval for estimate in observed.each.values()):
         yield Gate("interval", "this figure has no interval, as it has no value without some group of documents")
 
@@ -100,8 +99,8 @@ def _scope_gates(metric: Metric, layers: Sequence[int], variant: str, view: Reco
             return
         yield from _direction_gates(layers, variant, view)
     yield from _rounding_gate(layers, variant, view)
-    if variant == "raw" and "sink_free" in view.variants and metric.scope != "layer":
-        yield from _sink_gate(layers, view)
+    if VARIANTS[variant].keeps_sinks and "sink_free" in view.variants and metric.scope != "layer":
+        yield from _sink_gate(layers, variant, view)
 
 
 def _figures(view: RecordView, layers: Sequence[int], metric: str, variant: str) -> list[Estimate]:
@@ -143,14 +142,13 @@ def _rounding_gate(layers: Sequence[int], variant: str, view: RecordView) -> Ite
         yield Gate("rounding", says)
 
 
-def _sink_gate(layers: Sequence[int], view: RecordView) -> Iterator[Gate]:
-    """Yield the gate on layers whose raw energy is mostly that of sinks."""
+def _sink_gate(layers: Sequence[int], variant: str, view: RecordView) -> Iterator[Gate]:
+    """Yield the gate on layers whose energy is mostly that of sinks, in a variant that keeps them."""
+    both = (_figures(view, layers, "frobenius", name) for name in (variant, "sink_free"))
     shares = [
-        1.0 - (sink_free.value / raw.value) ** 2
-        for raw, sink_free in zip(
-            _figures(view, layers, "frobenius", "raw"), _figures(view, layers, "frobenius", "sink_free"), strict=True
-        )
-        if raw.value and sink_free.value is not None
+        1.0 - (sink_free.value / kept.value) ** 2
+        for kept, sink_free in zip(*both, strict=True)
+        if kept.value and sink_free.value is not None
     ]
     dominated = sum(share >= SINK_ENERGY for share in shares)
     if dominated > (1 - MOSTLY) * len(layers):

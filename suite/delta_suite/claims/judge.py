@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from delta_suite.claims.gates import Gate, failed_gates
 from delta_suite.claims.null_kinds import Requirement, requirement
@@ -13,6 +14,7 @@ from delta_suite.claims.verdict import NO_DISTANCE, Judgement, Verdict
 from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.intervals import PERCENT, combine, detectable_effect, p_value
 from delta_suite.metrics.registry import METRICS, parts_of
+from delta_suite.records.assemble import LAW_VARIANT
 from delta_suite.records.view import RecordView
 
 
@@ -26,7 +28,9 @@ class _Decision:
     distance: Estimate = NO_DISTANCE
     p: float | None = None
     holding: float | None = None
-    """The share of layers that hold, where the claim is made of each layer."""
+    """The share of layers whose intervals hold, where the claim is made of each layer."""
+    as_measured: float | None = None
+    """The share of layers whose values hold."""
 
 
 def judge(
@@ -37,6 +41,10 @@ def judge(
     Supported where the interval lies inside the claim, refuted where it lies wholly outside, else inconclusive; a gate
     that stays closed makes any verdict inconclusive. NaN never passes: every comparison must hold to support.
 
+    A p-value, and a rank within a null, that is not significant is no evidence against a claim: it is refuted only
+    where the interval lies beyond the other end of the null, as far out as was asked for. A requirement that no value
+    of the metric could meet, and a null that cannot decide at this depth, leave the claim not measured.
+
     A record without the arrays beside it is judged where its figures suffice, which is a comparison with a threshold;
     anything else is not measured, and the reason names the file.
 
@@ -45,18 +53,24 @@ def judge(
     observation = observe(view, expectation.metric, expectation.scope, expectation.variant, expectation.over)
     other_side = requirement(expectation, view, control, observation)
     observed, required = observation.estimate.best, other_side.estimate.best
-    vacuous = False
+    vacuous = no_better = False
     if observation.value is None:
         decision = _Decision(Verdict.NOT_MEASURED, observation.reason)
+    elif other_side.undecidable:
+        decision = _Decision(Verdict.NOT_MEASURED, other_side.undecidable)
     elif other_side.estimate.value is None:
         decision = _Decision(Verdict.NOT_MEASURED, f"the other side: {other_side.estimate.reason}")
+    elif problem := _unattainable(expectation, observation, other_side, view):
+        decision = _Decision(Verdict.NOT_MEASURED, problem)
     elif expectation.over == "each":
         decision = _decide_layers(expectation, observation, other_side, view)
         observed, required = decision.holding, expectation.mostly
     else:
         decision = _decide(expectation, observation, other_side, view)
-        if decision.verdict is Verdict.SUPPORTED and control is not None:
-            vacuous = judge(hypothesis, expectation, control).verdict is Verdict.SUPPORTED
+    if decision.verdict is Verdict.SUPPORTED and control is not None:
+        of_control = judge(hypothesis, expectation, control)
+        vacuous = of_control.verdict is Verdict.SUPPORTED
+        no_better = not vacuous and _meets(of_control)
     sign = 1 if expectation.rising or expectation.over == "each" else -1
     margin = None if observed is None or required is None else sign * (observed - required)
     return Judgement(
@@ -74,6 +88,42 @@ def judge(
         distance=decision.distance,
         p=decision.p,
         vacuous=vacuous,
+        no_better=no_better,
+        as_measured=decision.as_measured,
+        ceiling=view.closure_ceiling(observation.layers) if expectation.metric == "rank_one_closure" else None,
+    )
+
+
+def _meets(judgement: Judgement) -> bool:
+    """Return True if gates alone keep a claim from being decided, and the figure as it is meets it."""
+    if not judgement.gates or judgement.margin is None or judgement.required is None:
+        return False
+    if judgement.as_measured is not None:
+        return judgement.as_measured >= judgement.required
+    return judgement.margin > 0 or (judgement.margin == 0 and judgement.expectation.op in {">=", "<="})
+
+
+def _unattainable(
+    expectation: Expectation, observation: Observation, other_side: Requirement, view: RecordView
+) -> str | None:
+    """Return why no value of the metric could meet the requirement, or None if one could.
+
+    The end of a null is a value of the metric itself, but for its bias, so that one is always within reach.
+    """
+    if other_side.opposite is not None:
+        return None
+    metric, required = METRICS[expectation.metric], other_side.estimate.best
+    assert required is not None
+    assert observation.layers is not None
+    first, last = observation.layers
+    largest = {"rank": min(view.record.calibration.tokens, view.model.hidden), "layers": last + 1 - first}
+    most = min(metric.high, largest[metric.most] if isinstance(metric.most, str) else metric.most)
+    end, within = (most, required < most) if expectation.rising else (metric.low, required > metric.low)
+    if within or (required == end and expectation.op in {">=", "<="}):
+        return None
+    return (
+        f"no value could meet it: {expectation.op} {required:.4g} is asked for, and {metric.name} is "
+        f"{'at most' if expectation.rising else 'at least'} {end:g}"
     )
 
 
@@ -83,19 +133,28 @@ def _decide(expectation: Expectation, observation: Observation, other_side: Requ
     p = None
     if distance.replicates is not None and distance.corrected is not None:
         p = p_value(distance.corrected, distance.replicates)
-        p = max(p, other_side.p) if other_side.p is not None else p
+        of_null = observation.value if METRICS[expectation.metric].p_value else other_side.p
+        p = max(p, of_null) if of_null is not None else p
     gates = failed_gates(expectation, observation, other_side.reference, view)
-    if other_side.undecidable:
-        gates = (*gates, Gate("null", other_side.undecidable))
     if gates:
         return _Decision(Verdict.INCONCLUSIVE, _listed(gates), gates, distance, p)
-    verdict = _verdict(distance, expectation)
-    reason = None
-    if verdict is Verdict.INCONCLUSIVE:
+    verdict, reason = _verdict(distance, expectation), None
+    if verdict is Verdict.REFUTED and (opposite := _opposite(expectation, other_side)) is not None:
+        verdict = _verdict(_distance(expectation, observation.estimate, opposite), expectation)
+        if verdict is not Verdict.REFUTED:
+            verdict, reason = Verdict.INCONCLUSIVE, "not significant, which is no evidence against the claim"
+    elif verdict is Verdict.INCONCLUSIVE:
         reason = f"the {PERCENT} interval of the margin holds 0"
         if distance.replicates is not None:
             reason += f"; these documents show a margin of {detectable_effect(distance.replicates):.3g} or more"
     return _Decision(verdict, reason, distance=distance, p=p)
+
+
+def _opposite(expectation: Expectation, other_side: Requirement) -> Estimate | None:
+    """Return the other end of a null, beyond which alone a claim is refuted; None where the claim is no test."""
+    if METRICS[expectation.metric].p_value and expectation.threshold is not None:
+        return Estimate(value=1.0 - expectation.threshold)
+    return other_side.opposite
 
 
 def _decide_layers(
@@ -111,15 +170,25 @@ def _decide_layers(
     ]
     holding = sum(verdict is Verdict.SUPPORTED for verdict in verdicts) / len(verdicts)
     not_refuted = sum(verdict is not Verdict.REFUTED for verdict in verdicts) / len(verdicts)
+    inside = [_inside(expectation, estimate, other_side.estimate) for estimate in observation.each.values()]
+    decision = partial(_Decision, holding=holding, as_measured=sum(inside) / len(inside))
     gates = failed_gates(expectation, observation, other_side.reference, view)
     if gates:
-        return _Decision(Verdict.INCONCLUSIVE, _listed(gates), gates, holding=holding)
+        return decision(Verdict.INCONCLUSIVE, _listed(gates), gates)
     if holding >= expectation.mostly:
-        return _Decision(Verdict.SUPPORTED, holding=holding)
+        return decision(Verdict.SUPPORTED)
     if not_refuted < expectation.mostly:
-        return _Decision(Verdict.REFUTED, holding=holding)
+        return decision(Verdict.REFUTED)
     reason = f"{not_refuted - holding:.0%} of the layers' intervals reach over the threshold"
-    return _Decision(Verdict.INCONCLUSIVE, reason, holding=holding)
+    return decision(Verdict.INCONCLUSIVE, reason)
+
+
+def _inside(expectation: Expectation, observed: Estimate, required: Estimate) -> bool:
+    """Return True if a figure, without its bias where that is known, meets the claim."""
+    assert observed.best is not None
+    assert required.best is not None
+    margin = (observed.best - required.best) * (1.0 if expectation.rising else -1.0)
+    return margin > 0 or (margin == 0 and expectation.op in {">=", "<="})
 
 
 def _distance(expectation: Expectation, observed: Estimate, required: Estimate) -> Estimate:
@@ -139,12 +208,9 @@ def _distance(expectation: Expectation, observed: Estimate, required: Estimate) 
 
 def _verdict(distance: Estimate, expectation: Expectation) -> Verdict:
     """Return the verdict on a margin: inside the claim, outside, or neither."""
-    interval = distance.interval
-    if METRICS[expectation.metric].scope == "model" and distance.value is not None:
-        interval = (distance.value, distance.value)  # a rank or p-value already accounts for uncertainty
-    if interval is None:
+    if distance.interval is None:
         return Verdict.INCONCLUSIVE
-    low, high = interval
+    low, high = distance.interval
     if low > 0 or (low == 0 and expectation.op in {">=", "<="}):
         return Verdict.SUPPORTED
     return Verdict.REFUTED if high < 0 or (high == 0 and expectation.op in {">", "<"}) else Verdict.INCONCLUSIVE
@@ -189,7 +255,13 @@ def judge_all(
 def judge_claim(
     hypothesis: Hypothesis, expectation: Expectation, view: RecordView, control: RecordView | None = None
 ) -> Judged:
-    """Judge one claim on one record, under its variant and under every other one that the record has."""
+    """Judge one claim on one record, under its variant and under every other one that the record has.
+
+    A claim of the law has one variant, that of the rows it is fitted on: under others it would only say the same again.
+    """
+    if all(METRICS[metric].takes == "law" for metric in expectation.metrics):
+        judgement = judge(hypothesis, expectation, view, control)
+        return Judged(view, judgement, {LAW_VARIANT: judgement})
     variants = {
         variant: judge(hypothesis, expectation.model_copy(update={"variant": variant}), view, control)
         for variant in view.variants

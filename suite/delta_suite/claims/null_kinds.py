@@ -6,18 +6,21 @@ bound that it sets. The schema, the texts and the verdict all read that entry: a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from delta_suite.claims.observe import Observation, observe, over_layers
+from delta_suite.claims.observe import Observation, layers_of, observe, over_layers
 from delta_suite.errors import RecordError
 from delta_suite.metrics import nulls
+from delta_suite.metrics.drift import outside_fit
 from delta_suite.metrics.estimate import Estimate, absent
 from delta_suite.metrics.intervals import combine
 from delta_suite.metrics.registry import METRICS
+from delta_suite.models.phases import PhaseMap
 from delta_suite.records.view import RecordView
 
 if TYPE_CHECKING:
@@ -37,6 +40,12 @@ class Requirement:
     """The p-value of the observed value's rank in a null."""
     undecidable: str | None = None
     """Why no value, however large, could show the claim."""
+    opposite: Estimate | None = None
+    """With a null by rank, the bound at its other end: only beyond that is the claim refuted."""
+
+
+def _any_depth(layers: int, scope: range, quantile: float) -> None:
+    """Return None: the null can decide in models of any depth."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +62,8 @@ class Null:
     bound: Callable[[Expectation, Than, RecordView, RecordView | None, Observation], Requirement]
     """Function of a claim, its `than`, the record, the record of the control and the observed side that returns the
     other side."""
+    depth_problem: Callable[[int, range, float], str | None] = _any_depth
+    """Function of a model's layers, those of the scope and the quantile that returns why no figure could decide."""
 
     @property
     def by_rank(self) -> bool:
@@ -79,7 +90,22 @@ def requirement(
         return _scope(expectation, than, view)
     if observed.value is None or observed.layers is None:
         return Requirement(absent(observed.reason or "not measured"))
+    if problem := undecidable_at(expectation, view.model.layers, view.phases):
+        return Requirement(absent(problem), undecidable=problem)
     return NULLS[than.null].bound(expectation, than, view, control, observed)
+
+
+def undecidable_at(expectation: Expectation, layers: int, phases: PhaseMap) -> str | None:
+    """Return why no figure of a model of this depth and these phases could decide a claim; None where one could.
+
+    It is known before anything is measured. A scope that the model does not have is no such reason.
+    """
+    if expectation.than is None or expectation.than.null is None:
+        return None
+    scope = layers_of(expectation.scope, layers, phases)
+    if isinstance(scope, str):
+        return None
+    return NULLS[expectation.than.null].depth_problem(layers, scope, expectation.than.quantile)
 
 
 def _arrays_problem(view: RecordView) -> str | None:
@@ -134,14 +160,41 @@ def _window(
     allowed = nulls.allowed_above(len(others) + 1, than.quantile)
     values = [estimate.value for estimate in others if estimate.value is not None]
     p = nulls.rank_p(observed.value, values, high=expectation.rising)
-    undecidable = None
-    if allowed < 0:
-        undecidable = (
-            f"a model of {view.model.layers} layers has {len(others) + 1} windows of {len(layers)}, so no rank among "
-            f"them has a p below {1 / (len(others) + 1):.3f}, and {1 - than.quantile:.3g} is asked for"
-        )
-    bound = nulls.extreme(others, max(0, allowed), high=expectation.rising)
-    return Requirement(bound, p=p, undecidable=undecidable)
+    if allowed < 0:  # windows without a value leave too few
+        problem = f"{len(others)} other windows of {len(layers)} layers have a value, too few for a rank"
+        return Requirement(absent(problem), undecidable=problem)
+    bound, opposite = (
+        nulls.extreme(others, allowed, high=high) for high in (expectation.rising, not expectation.rising)
+    )
+    return Requirement(bound, p=p, opposite=opposite)
+
+
+def _too_few_windows(layers: int, scope: range, quantile: float) -> str | None:
+    """Return why no rank among windows of a model of this depth can be as rare as asked for; None where one can.
+
+    Example:
+        >>> _too_few_windows(30, range(5), 0.95) is None, _too_few_windows(20, range(5), 0.95)
+        (True, 'this depth cannot decide: 20 layers have 16 windows of 5, and a rank with p <= 0.05 needs 24 layers')
+    """
+    length = len(scope)
+    windows = layers - length + 1
+    if nulls.allowed_above(windows, quantile) >= 0:
+        return None
+    needed = math.ceil(1 / (1 - quantile) - 1e-9) + length - 1
+    return (
+        f"this depth cannot decide: {layers} layers have {max(0, windows)} windows of {length}, and a rank with "
+        f"p <= {1 - quantile:.3g} needs {needed} layers"
+    )
+
+
+def _drift(
+    expectation: Expectation, than: Than, view: RecordView, control: RecordView | None, observed: Observation
+) -> Requirement:
+    """Return the figure at which the phase would stand out among smooth drifts."""
+    contrast = view.edge_contrast(_layers(observed), expectation.metric, expectation.variant, than.quantile)
+    if isinstance(contrast, str):
+        return Requirement(absent(contrast), undecidable=contrast)
+    return Requirement(contrast.high, p=contrast.p, opposite=contrast.low)
 
 
 def _lag(
@@ -161,10 +214,13 @@ def _random(
     drawn = view.random_directions(layers, expectation.metric, expectation.variant)
     if isinstance(drawn, str):
         return Requirement(absent(drawn))
-    quantile = than.quantile if expectation.rising else 1.0 - than.quantile
-    bound = float(np.quantile(drawn, quantile, method="higher" if expectation.rising else "lower"))
+    ends = (
+        float(np.quantile(drawn, than.quantile if high else 1.0 - than.quantile, method="higher" if high else "lower"))
+        for high in (expectation.rising, not expectation.rising)
+    )
+    bound, opposite = (Estimate(value=end) for end in ends)
     p = nulls.rank_p(observed.value, drawn, high=expectation.rising)
-    return Requirement(Estimate(value=bound), p=p)
+    return Requirement(bound, p=p, opposite=opposite)
 
 
 _SCALED, _BY_RANK = frozenset({"times", "plus"}), frozenset({"quantile"})
@@ -178,6 +234,15 @@ NULLS: Mapping[str, Null] = {
             "{share} of windows of as many layers",
             _BY_RANK,
             _window,
+            _too_few_windows,
+        ),
+        Null(
+            "drift",
+            "smooth drifts over depth, fitted to the layers outside the phase; for claims that a phase shares more",
+            "{share} of smooth drifts",
+            _BY_RANK,
+            _drift,
+            lambda layers, scope, _: outside_fit(layers, scope),
         ),
         Null("lag", "pairs outside at the same distances", "pairs outside at the same distances", _SCALED, _lag),
         Null(

@@ -13,6 +13,7 @@ from delta_suite.errors import RecordError, SuiteError, UnknownNameError
 from delta_suite.metrics.estimate import Estimate, absent
 from delta_suite.metrics.intervals import combine
 from delta_suite.metrics.registry import METRICS
+from delta_suite.models.phases import PhaseMap
 from delta_suite.records.view import RecordView
 from delta_suite.reduction.variants import VARIANTS
 
@@ -219,15 +220,24 @@ def scope_layers(view: RecordView, scope: str) -> range | str:
 
     An unknown phase is no error, as another model may have it.
     """
-    layers = view.model.layers
+    return layers_of(scope, view.model.layers, view.phases)
+
+
+def layers_of(scope: str, layers: int, phases: PhaseMap) -> range | str:
+    """Return the layers of a scope in a model of so many layers, or the reason why it has none.
+
+    Example:
+        >>> layers_of("C", 12, {"C": (2, 5)}), layers_of("layer:12", 12, {})
+        (range(2, 6), 'the model has layers 0-11, so no layer:12')
+    """
     if scope == "model":
         return range(layers)
-    if scope in view.phases:
-        first, last = view.phases[scope]
+    if scope in phases:
+        first, last = phases[scope]
         return range(first, last + 1)
     if written := re.fullmatch(r"layers?:(\d+)(?:-(\d+))?", scope):
         first, last = int(written[1]), int(written[2] or written[1])
         if first <= last < layers:
             return range(first, last + 1)
         return f"the model has layers 0-{layers - 1}, so no {scope}"
-    return f"a model of {layers} layers has no phase {scope} (its phases: {', '.join(view.phases)})"
+    return f"a model of {layers} layers has no phase {scope} (its phases: {', '.join(phases)})"

@@ -309,6 +309,10 @@ class Expectation(_Table):
         if than is None or metric is None:
             return than
         other = than.metric or metric
+        if than.null == "drift" and info.data.get("op") in {"<", "<="}:
+            _refuse(
+                'null = "drift" is for claims that a phase shares more, with > or >=: for less, use "window"', at="null"
+            )
         if than.scope is None:
             return than
         _check_layers(other, than.scope, at="scope")

@@ -52,6 +52,24 @@ class Judgement:
     """One-sided p of the claim being false; with a null, the larger of the interval's and the null's."""
     vacuous: bool = False
     """True if the same claim is supported for the same architecture with random weights."""
+    no_better: bool = False
+    """True if it is supported, and the figure of random weights meets it, too, though a gate keeps them undecided."""
+    as_measured: float | None = None
+    """With over = "each", the share of layers whose values hold; `observed` is the share whose intervals do."""
+    ceiling: float | None = None
+    """Of a claim of rank_one_closure: the most that one direction with any f could close, median over layers."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a verdict must be read with: the share of layers that hold as measured, and the ceiling of a closure."""
+        notes = []
+        if self.as_measured is not None:
+            notes.append(
+                f"{self.as_measured:.0%} of the layers hold as measured, {self.observed:.0%} by their intervals"
+            )
+        if self.ceiling is not None:
+            notes.append(f"one direction with any f could close at most {self.ceiling:.3g} (median over layers)")
+        return tuple(notes)
 
     @property
     def detectable(self) -> float | None:

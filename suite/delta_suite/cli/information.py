@@ -44,6 +44,10 @@ def hypotheses(
         ),
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Only validate; show one line.")] = False,
+    model: Annotated[
+        list[str] | None,
+        typer.Option("--model", metavar="NAME", help="Also say which claims the depth of this model cannot decide."),
+    ] = None,
     models_file: ModelsFile = None,
 ) -> None:
     """List claims with their thresholds and where these come from, without a model. Exits with 1 where a file is wrong.
@@ -55,12 +59,20 @@ def hypotheses(
     from delta_suite.publish.claim_list import claim_list
 
     claims = load_hypotheses(paths or [default_hypotheses()])
-    require_known_phases(claims, load_registry(models_file).phases)
+    registry = load_registry(models_file)
+    require_known_phases(claims, registry.phases)
     if not check:
         show(f"{claim_list(claims)}\n")
     counts = ((sum(len(hypothesis.expect) for hypothesis in claims), "claim"), (len(claims), "hypothesis file"))
     told = (f"{count} {what}{'' if count == 1 else 's'}" for count, what in counts)
     show(f"{' in '.join(told)}, without an error")
+    if model:
+        from delta_suite.dry_run import undecidable_lines
+
+        named = [(f"{each.id}/{claim.id}", claim) for each in claims for claim in each.expect]
+        for spec in (spec for argument in model for spec in registry.resolve_all(argument)):
+            for line in undecidable_lines(spec, named):
+                show(line)
 
 
 @app.command(epilog="Example: delta-suite metrics")

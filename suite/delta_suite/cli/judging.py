@@ -37,7 +37,7 @@ def judge(
     from delta_suite.publish.model_tables import model_line, phase_table
     from delta_suite.publish.rows import Row, mark_lines
     from delta_suite.publish.screen import columns, prose
-    from delta_suite.publish.verdict_tables import variant_table, verdict_grid
+    from delta_suite.publish.verdict_tables import chance_text, variant_table, verdict_grid
     from delta_suite.records.cache import Cache, cache_root
     from delta_suite.records.store import load
 
@@ -66,6 +66,7 @@ def judge(
             if explain or _fails(row)
         ]
     show(verdict_grid(rows))
+    show(prose(chance_text(rows), width))
     for line in mark_lines(rows):
         show(prose(line, width))
     show()

@@ -9,6 +9,7 @@ import numpy as np
 from delta_suite.metrics.definition import DEFINED, metric
 from delta_suite.metrics.direction_gram import NO_DIRECTION, DirectionGram
 from delta_suite.metrics.estimate import Estimate, absent
+from delta_suite.metrics.intervals import with_interval
 from delta_suite.metrics.segmentation import Boundaries, find_boundaries, segments_of
 
 
@@ -57,7 +58,7 @@ def boundary_cost_rank(boundaries: Boundaries) -> Estimate:
         "detected_cost": boundaries.detected_cost,
         "total_cost": boundaries.total_cost,
     }
-    return Estimate(value=boundaries.cost_rank, detail=detail)
+    return _with_replicates(Estimate(value=boundaries.cost_rank, detail=detail), boundaries, "cost_rank")
 
 
 @metric(
@@ -75,7 +76,7 @@ def boundary_agreement(boundaries: Boundaries) -> Estimate:
         "declared": list(boundaries.declared),
         "detected": list(boundaries.detected),
     }
-    return Estimate(value=boundaries.agreement, detail=detail)
+    return _with_replicates(Estimate(value=boundaries.agreement, detail=detail), boundaries, "agreement")
 
 
 @metric(
@@ -85,6 +86,7 @@ def boundary_agreement(boundaries: Boundaries) -> Estimate:
     high=1.0,
     per_layer=False,
     source="999 Gaussian drifts with the mean of S by lag, as uneven as S",
+    p_value=True,
 )
 def boundary_p(boundaries: Boundaries) -> Estimate:
     """Return the p-value of phases against a smooth drift over depth."""
@@ -94,4 +96,10 @@ def boundary_p(boundaries: Boundaries) -> Estimate:
         "share": boundaries.detected_cost / boundaries.total_cost if boundaries.total_cost > 0.0 else 1.0,
         "drift_dimensions": boundaries.drift_dimensions,
     }
-    return Estimate(value=boundaries.p, detail=detail)
+    return _with_replicates(Estimate(value=boundaries.p, detail=detail), boundaries, "p")
+
+
+def _with_replicates(estimate: Estimate, boundaries: Boundaries, name: str) -> Estimate:
+    """Return the estimate with the interval over units, whose replicates search the boundaries anew."""
+    without = [Estimate(value=value) for value in boundaries.without.get(name, ())]
+    return with_interval(estimate, (), without, 0.0, 1.0, bias="none")

@@ -52,6 +52,8 @@ class Metric:
     most: float | Literal["rank", "layers"] = math.inf
     """The largest value where the range has no upper end: the smaller of tokens and hidden size, the number of layers
     of the phase, or a number. Corrected values and intervals may exceed it."""
+    p_value: bool = False
+    """True if the figure is a p-value: one above the level asked for is no evidence against the claim."""
 
     @property
     def part(self) -> str:
@@ -79,13 +81,28 @@ def metric(
     adjacent: bool = False,
     bias: Bias = "halves",
     most: float | Literal["rank", "layers"] = math.inf,
+    p_value: bool = False,
 ) -> Callable[[_Function], _Function]:
     """Return a decorator that registers a function as the metric of its name, and returns it unchanged."""
 
     def register(function: _Function) -> _Function:
         name = function.__name__
         DEFINED[name] = Metric(
-            name, scope, takes, formula, unit, low, high, source, version, per_layer, function, adjacent, bias, most
+            name,
+            scope,
+            takes,
+            formula,
+            unit,
+            low,
+            high,
+            source,
+            version,
+            per_layer,
+            function,
+            adjacent,
+            bias,
+            most,
+            p_value,
         )
         return function
 

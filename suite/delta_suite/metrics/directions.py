@@ -214,6 +214,52 @@ def block_effective_rank_fraction(gram: DirectionGram, layers: Sequence[int]) ->
     return Estimate(value=min(1.0, rank / len(layers)))
 
 
+_BISECTIONS = 60
+"""Halvings of the interval of equal cosines, after which it is shorter than the spacing of float64."""
+
+
+def equal_cosine_of(rank: float, layers: int) -> float:
+    """Return the cosine c for which `layers` directions of pairwise |cos| c have this effective rank, 0 to 1.
+
+    Such directions have the Gram matrix (1 - c) I + c J, so its eigenvalues over N are (1 + (N - 1) c) / N once and
+    (1 - c) / N otherwise, and the exponential of their entropy falls from N at c = 0 to 1 at c = 1.
+
+    Example:
+        >>> round(equal_cosine_of(0.35 * 22, 22), 3), round(equal_cosine_of(0.8 * 12, 12), 3)
+        (0.534, 0.255)
+    """
+    low, high = 0.0, 1.0
+    for _ in range(_BISECTIONS):
+        cosine = (low + high) / 2
+        first, other = (1.0 + (layers - 1) * cosine) / layers, (1.0 - cosine) / layers
+        entropy = -first * math.log(first) - (layers - 1) * (other * math.log(other) if other > 0.0 else 0.0)
+        low, high = (cosine, high) if entropy > math.log(rank) else (low, cosine)
+    return (low + high) / 2
+
+
+@metric(
+    "phase",
+    "the c for which N directions with pairwise |cos| c have the phase's block_effective_rank",
+    takes="directions",
+    high=1.0,
+    per_layer=False,
+    source="block_effective_rank, stated so that it means the same for every number of layers",
+)
+def equal_cosine(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
+    """Return the cosine that equally similar directions would need for the effective rank of the phase's directions.
+
+    Example:
+        >>> gram = DirectionGram(hidden=4, cosines=np.array([[1.0, 0.6], [0.6, 1.0]]))
+        >>> round(equal_cosine(gram, [0, 1]).value, 6)
+        0.6
+    """
+    if len(layers) == 1:
+        return absent("one layer has no pairs")
+    rank = block_effective_rank(gram, layers).value
+    assert rank is not None
+    return Estimate(value=equal_cosine_of(rank, len(layers)))
+
+
 def _captured(basis: np.ndarray, products: np.ndarray) -> np.ndarray:
     """Return the squared lengths of unit vectors inside the top-k right singular directions of a stack of rows.
 

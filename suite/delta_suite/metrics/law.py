@@ -171,6 +171,31 @@ def jackknife(values: Float64[np.ndarray, "cases ..."]) -> tuple[np.ndarray, np.
     return corrected, np.asarray(corrected - reach), np.asarray(corrected + reach)
 
 
+CEILING_FROM = ("residual_rank_one_share", "shared_r2", "own_r2")
+"""The metrics that `closure_ceiling` is formed from."""
+
+
+def closure_ceiling(share: Estimate, shared: Estimate, own: Estimate) -> float | None:
+    """Return the most of the way from the shared to the own map that gamma v f(...) can close, median over layers.
+
+    The residual after the shared map has the energy 1 - R2(shared), and the direction v holds `share` of it. No
+    function f along v takes away more, so rank_one_closure is at most share (1 - R2(shared)) / (R2(own) - R2(shared)),
+    whatever f. None where the figures of no layer give one.
+
+    Example:
+        >>> share, shared, own = (Estimate(value=x, per_layer={3: x}) for x in (0.05, 0.2, 0.4))
+        >>> round(closure_ceiling(share, shared, own), 6)
+        0.2
+    """
+    layers = [each.per_layer or {} for each in (share, shared, own)]
+    ceilings = []
+    for layer, part in layers[0].items():
+        below, above = layers[1].get(layer), layers[2].get(layer)
+        if part is not None and below is not None and above is not None and above > below:
+            ceilings.append(part * (1.0 - below) / (above - below))
+    return float(np.median(ceilings)) if ceilings else None
+
+
 MEDIAN_DRAWS = 1000
 """Draws of the layers' errors; each is used together with its negative."""
 

@@ -26,6 +26,7 @@ FROM_TOP_DIRECTIONS = (
     "adjacent_cosine",
     "block_effective_rank",
     "block_effective_rank_fraction",
+    "equal_cosine",
 )
 """Metrics computed from the top directions v_L alone, for which random directions can be substituted."""
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations, pairwise
 
 import numpy as np
@@ -84,6 +84,8 @@ class Boundaries:
     """Number of draws of smooth drift."""
     drift_dimensions: float
     """Degrees of freedom of the drift; fewer make it more irregular."""
+    without: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """cost_rank, agreement and p without each group of units, searched anew; p among the drifts fitted to the whole."""
 
 
 def segments_of(phases: Mapping[str, tuple[int, int]], layers: int) -> tuple[int, ...]:
@@ -125,20 +127,27 @@ def find_boundaries(
         raise ValueError(f"{len(cuts) + 1} segments of {layers} layers leave nothing to find")
     if list(cuts) != sorted(set(cuts)) or cuts[0] < 1 or cuts[-1] >= layers:
         raise ValueError(f"boundaries {list(cuts)} do not ascend from 1 to {layers - 1}")
-    embedding = _embedding(similarity)
+    embedding = embedding_of(similarity)
     gram = embedding @ embedding.T
     detected = _best(embedding, len(cuts))
     declared_cost = _cost(embedding, cuts)
     generator = np.random.default_rng(SEED)
     orders = _same_lengths(cuts, layers, generator)
     others = _same_number(cuts, layers, generator)
-    recurrence = None
+    p, dimensions, drawn = against_smooth_drift(similarity, len(cuts), draws)
+    recurrence, without = None, {}
     if replicates is not None:
-        again = [_best(_embedding(replicate), len(cuts)) for replicate in replicates]
+        embeddings = [embedding_of(replicate) for replicate in replicates]
+        again = [_best(each, len(cuts)) for each in embeddings]
         recurrence = tuple(
             float(np.mean([_meets(boundary, boundaries) for boundaries in again])) for boundary in detected
         )
-    p, dimensions = against_smooth_drift(similarity, len(cuts), draws)
+        shares = [_share(each, cut) for each, cut in zip(embeddings, again, strict=True)]
+        without = {
+            "cost_rank": tuple(_rank(each @ each.T, orders, _cost(each, cuts)) for each in embeddings),
+            "agreement": tuple(float(np.mean([_meets(cut, other) for cut in cuts])) for other in again),
+            "p": tuple(_drift_p(share, drawn) for share in shares),
+        }
     return Boundaries(
         layers=layers,
         declared=cuts,
@@ -158,6 +167,7 @@ def find_boundaries(
         p=p,
         draws=draws,
         drift_dimensions=dimensions,
+        without=without,
     )
 
 
@@ -167,7 +177,7 @@ _ROUNDING = 1e-9
 """Costs that differ by less than this share of the total are equal."""
 
 
-def _embedding(similarity: np.ndarray) -> np.ndarray:
+def embedding_of(similarity: Float64[np.ndarray, "layers layers"]) -> np.ndarray:
     """Return one row per layer, whose inner products are the nearest positive semidefinite matrix."""
     values, vectors = np.linalg.eigh((similarity + similarity.T) / 2)
     return np.asarray(vectors * np.sqrt(np.maximum(values, 0.0)))
@@ -191,7 +201,7 @@ def _cost(embedding: np.ndarray, boundaries: Sequence[int]) -> float:
 
 def cost_of(similarity: Float64[np.ndarray, "layers layers"], boundaries: Sequence[int]) -> float:
     """Return the cost of one segmentation, given the similarity of the layers."""
-    return _cost(_embedding(similarity), boundaries)
+    return _cost(embedding_of(similarity), boundaries)
 
 
 def _costs(
@@ -209,9 +219,14 @@ def _costs(
 
 def _best_share(embedding: np.ndarray, boundaries: int) -> float:
     """Return the least cost with this number of boundaries over that of one segment; 1 where all layers are equal."""
+    return _share(embedding, _best(embedding, boundaries))
+
+
+def _share(embedding: np.ndarray, boundaries: Sequence[int]) -> float:
+    """Return the cost of a segmentation over that of one segment; 1 where all layers are equal."""
     total = _cost(embedding, ())
     alike = total <= _ROUNDING * (embedding**2).sum()
-    return 1.0 if alike else _cost(embedding, _best(embedding, boundaries)) / total
+    return 1.0 if alike else _cost(embedding, boundaries) / total
 
 
 def _rank(gram: np.ndarray, segmentations: np.ndarray, cost: float) -> float:
@@ -302,8 +317,8 @@ def _chosen(embedding: np.ndarray) -> tuple[int, ...] | None:
 
 def against_smooth_drift(
     similarity: Float64[np.ndarray, "layers layers"], boundaries: int, draws: int = DRAWS
-) -> tuple[float, float]:
-    """Return the p-value of the data's phases against smooth drift, and the degrees of freedom of that drift.
+) -> tuple[float, float, list[float]]:
+    """Return the p-value of the data's phases against smooth drift, its degrees of freedom, and the drifts' statistics.
 
     The statistic is the least cost with this number of boundaries over the cost of one segment. With it,
     p = (1 + number of drifts whose statistic is at most the data's) / (draws + 1), so p >= 1 / (draws + 1).
@@ -318,22 +333,27 @@ def against_smooth_drift(
     places.
     """
     generator = np.random.default_rng(SEED)
-    embedding = _embedding(similarity)
+    embedding = embedding_of(similarity)
     observed = _best_share(embedding, boundaries)
     if observed == 1.0:  # all layers are equal, so no boundary reduces the cost
-        return 1.0, MOST_DIMENSIONS
+        return 1.0, MOST_DIMENSIONS, [1.0] * draws
     norms = np.linalg.norm(embedding, axis=1)
     unit = embedding / np.maximum(norms, np.finfo(np.float64).tiny)[:, None]
     means, departure = _by_lag(unit @ unit.T)
-    factor = _embedding(np.sqrt(np.maximum(means, 0.0)))
+    factor = embedding_of(np.sqrt(np.maximum(means, 0.0)))
     factor /= np.linalg.norm(factor, axis=1)[:, None]
     dimensions = _matching_dimensions(factor, departure, generator)
-    no_larger = 0
+    drawn = []
     for _ in range(draws):
         gram = np.outer(norms, norms) * _drift(factor, dimensions, generator)
         rows = np.linalg.cholesky(gram + _JITTER * gram.trace() * np.eye(len(gram)))
-        no_larger += _best_share(rows, boundaries) <= observed + _ROUNDING
-    return (1 + no_larger) / (draws + 1), dimensions
+        drawn.append(_best_share(rows, boundaries))
+    return _drift_p(observed, drawn), dimensions, drawn
+
+
+def _drift_p(observed: float, drawn: Sequence[float]) -> float:
+    """Return the p-value of a statistic among those of drifts, where small ones are extreme."""
+    return (1 + sum(share <= observed + _ROUNDING for share in drawn)) / (len(drawn) + 1)
 
 
 _JITTER = 1e-12
@@ -347,17 +367,25 @@ def _by_lag(correlation: np.ndarray) -> tuple[np.ndarray, float]:
     return means[lags], float(((correlation - means[lags]) ** 2).mean())
 
 
-def _drift(factor: np.ndarray, dimensions: float, generator: np.random.Generator) -> np.ndarray:
-    """Draw (y_L . y_M)^2 of unit vectors y_L that follow a Gaussian process with the kernel factor factor^T."""
+def drift_cosines(
+    factor: Float64[np.ndarray, "layers layers"], dimensions: float, generator: np.random.Generator, draws: int
+) -> Float64[np.ndarray, "draws layers layers"]:
+    """Draw y_L . y_M of unit vectors y_L that follow a Gaussian process with the kernel factor factor^T."""
     layers = len(factor)
     if dimensions < layers:
-        noise = generator.standard_normal((layers, round(dimensions)))
+        noise = generator.standard_normal((draws, layers, round(dimensions)))
     else:  # Bartlett's triangle has the inner products of this many columns, and nothing else is needed
-        noise = np.tril(generator.standard_normal((layers, layers)), k=-1)
-        np.fill_diagonal(noise, np.sqrt(generator.chisquare(dimensions - np.arange(layers))))
+        noise = np.tril(generator.standard_normal((draws, layers, layers)), k=-1)
+        diagonal = np.arange(layers)
+        noise[:, diagonal, diagonal] = np.sqrt(generator.chisquare(dimensions - diagonal, size=(draws, layers)))
     rows = factor @ noise
-    rows /= np.linalg.norm(rows, axis=1)[:, None]
-    return np.asarray((rows @ rows.T) ** 2)
+    rows /= np.linalg.norm(rows, axis=2, keepdims=True)
+    return np.asarray(rows @ rows.transpose(0, 2, 1))
+
+
+def _drift(factor: np.ndarray, dimensions: float, generator: np.random.Generator) -> np.ndarray:
+    """Draw (y_L . y_M)^2 of one drift."""
+    return np.asarray(drift_cosines(factor, dimensions, generator, 1)[0] ** 2)
 
 
 def _matching_dimensions(factor: np.ndarray, departure: float, generator: np.random.Generator) -> float:

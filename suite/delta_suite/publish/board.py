@@ -23,6 +23,7 @@ from delta_suite.publish.entries import Entry
 from delta_suite.publish.labels import labels_of
 from delta_suite.publish.rows import Row
 from delta_suite.publish.trajectory import PhaseFigures
+from delta_suite.publish.verdict_tables import chance_text
 from delta_suite.records.cache import Cache, cache_root
 from delta_suite.records.record import CalibrationRecord, Identity, Record
 from delta_suite.records.store import JudgedBy, load_once_verified, record_paths, stamps
@@ -91,7 +92,8 @@ class Group:
         return (
             f"{documents} document{'s' if documents != 1 else ''}, SHA-256 {self.calibration.sha256[:12]}; "
             f"{len(self.metric_versions)} metrics of version {', '.join(map(str, versions))}; {settings}; "
-            f"record schema {self.schema}; delta-suite {' and '.join(suites)}."
+            f"record schema {self.schema}; delta-suite {' and '.join(suites)}. "
+            f"{chance_text([row for entry in self.entries for row in entry.rows])}"
         )
 
     @property

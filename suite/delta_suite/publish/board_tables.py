@@ -66,7 +66,7 @@ def claim_by_claim(board: Board, group: Group, folder: str) -> Table:
 def _claims(board: Board, group: Group, entry: Entry, folder: str) -> Iterable[Line]:
     for row in entry.rows:
         others = ", ".join(f"{name} {verdict}" for name, (verdict, _) in row.variants.items() if verdict != row.verdict)
-        why = "; ".join(row.gates) or row.reason or NONE
+        why = "; ".join([*(row.gates or ([row.reason] if row.reason else [])), *row.notes]) or NONE
         name = f"{row.hypothesis}/{row.expectation}"
         link, place = board.claim_link(row.where, folder), board.claim_place(row.where)
         yield Line(

@@ -9,7 +9,7 @@ from delta_suite.claims.observe import Observation
 from delta_suite.claims.verdict import Judgement, Verdict
 from delta_suite.metrics.intervals import CONFIDENCE, PERCENT, POWER
 from delta_suite.publish.screen import WITHOUT_TERMINAL, command, listed, prose
-from delta_suite.publish.wording import MARKS, OUTCOMES, VACUOUS, interval_text, number, verdict_text
+from delta_suite.publish.wording import MARKS, NO_BETTER, OUTCOMES, VACUOUS, interval_text, number, verdict_text
 
 
 def explanation(
@@ -29,8 +29,9 @@ def explanation(
         facts.append(("other side", f"{other.metric} over {_scope(other)} = {number(other.value)}"))
     if judgement.reason:
         facts.append(("reason", judgement.reason))
-    if judgement.vacuous:
-        facts.append((VACUOUS, MARKS[VACUOUS]))
+    facts += [("note", note) for note in judgement.notes]
+    marked = ((VACUOUS, judgement.vacuous), (NO_BETTER, judgement.no_better))
+    facts += [(mark, MARKS[mark]) for mark, shown in marked if shown]
     if not brief:
         facts.append(("over", f"{_scope(observation)}, variant {observation.variant}"))
         if values := _per_layer(observation, expectation.op):
@@ -78,7 +79,7 @@ def _observed_facts(judgement: Judgement, *, brief: bool) -> list[tuple[str, str
     if judgement.observed is None or judgement.margin is None:
         return []
     if expectation.over == "each":
-        held = f"{judgement.observed:.0%} of the layers hold, {expectation.mostly:.0%} required"
+        held = f"{judgement.observed:.0%} of the layers' intervals hold, {expectation.mostly:.0%} required"
         return [("observed", f"{held} (margin {judgement.margin:+.2f})")]
     required = f"required {expectation.op} {judgement.required:.6g} (margin {judgement.margin:+.4f})"
     interval = "" if observation.interval is None else f" {interval_text(observation.interval)}"

@@ -8,7 +8,7 @@ from typing import Any
 
 from delta_suite.claims.judge import Judged
 from delta_suite.claims.verdict import Verdict
-from delta_suite.publish.wording import FLIPS, MARKS, NONE, VACUOUS, WARN
+from delta_suite.publish.wording import FLIPS, MARKS, NO_BETTER, NONE, VACUOUS, WARN
 from delta_suite.records.store import JudgedBy
 
 
@@ -43,6 +43,10 @@ class Row:
     """The margin that this many documents would show."""
     holds_for: str | None = None
     """The thresholds under which the verdict would be the same."""
+    no_better: bool = False
+    """True if the figure of random weights meets the claim, too, though a gate keeps them undecided."""
+    notes: tuple[str, ...] = ()
+    """What the verdict must be read with."""
     judged_by: tuple[int, str] | None = None
     """Version and SHA-256 of the hypothesis file; None for a plain test."""
 
@@ -74,6 +78,8 @@ class Row:
             judgement.vacuous,
             judgement.detectable,
             judgement.holds_for,
+            judgement.no_better,
+            judgement.notes,
             (judgement.hypothesis.version, judgement.hypothesis.sha256),
         )
 
@@ -152,4 +158,5 @@ def mark_lines(rows: Iterable[Row]) -> list[str]:
 
 
 def _marks(row: Row) -> list[str]:
-    return [*([FLIPS] if row.flips else []), *([VACUOUS] if row.vacuous else [])]
+    present = {FLIPS: row.flips, VACUOUS: row.vacuous, NO_BETTER: row.no_better}
+    return [mark for mark, shown in present.items() if shown]

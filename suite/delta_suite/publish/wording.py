@@ -45,8 +45,8 @@ OUTCOMES = {
 }
 """Each verdict as a participle."""
 
-FLIPS, VACUOUS = "*", "°"
-"""Marks beside a verdict: another variant reverses it; a model with random weights has it, too."""
+FLIPS, VACUOUS, NO_BETTER = "*", "°", "≈"
+"""Marks beside a verdict: another variant reverses it; random weights have it, too; they are as far, but for a gate."""
 
 DIFFERS = "≠"
 """Mark beside a difference whose interval leaves out 0."""
@@ -54,6 +54,7 @@ DIFFERS = "≠"
 MARKS = {
     FLIPS: "another variant gives another verdict",
     VACUOUS: "vacuous: random weights of the same architecture support the claim, too",
+    NO_BETTER: "no better than random weights: their figure meets the claim, too, though a gate keeps them undecided",
 }
 """The meaning of each mark beside a verdict."""
 

@@ -234,6 +234,18 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     session.config.stash[SESSION].parts.update(parts if len(claims) == len(with_model) else PARTS)
 
 
+def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
+    """Return which claims no measurement of a model could decide, before any model is measured."""
+    from delta_suite.dry_run import undecidable_lines
+
+    claims = [item for item in items if isinstance(item, ExpectationItem)]
+    lines = []
+    for spec in config.stash[SESSION].specs:
+        named = [(f"{i.hypothesis.id}/{i.expectation.id}", i.expectation) for i in claims if i.spec == spec]
+        lines += undecidable_lines(spec, named)
+    return [terminal(line) for line in lines]
+
+
 def spec_of(item: pytest.Item) -> ModelSpec | None:
     """Return the model of an item; None for an item without one."""
     if isinstance(item, ExpectationItem | BaselineItem):

@@ -132,7 +132,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if not session.judged:
         return
     from delta_suite.publish.rows import mark_lines
-    from delta_suite.publish.verdict_tables import in_several_models, variant_table, verdict_grid
+    from delta_suite.publish.verdict_tables import chance_text, in_several_models, variant_table, verdict_grid
 
     verbosity, rows = config.get_verbosity(), session.rows
     _show_models(show, session, verbosity)
@@ -147,6 +147,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if verbosity >= 0:
         show.section("verdicts")
     show(verdict_grid(rows, [spec.name for spec in session.specs]))
+    show.prose(chance_text(rows))
     for line in mark_lines(rows):
         show.prose(line)
 

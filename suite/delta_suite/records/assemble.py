@@ -218,6 +218,7 @@ def boundary_record(boundaries: Boundaries | str) -> BoundaryRecord:
         recurrence=boundaries.recurrence,
         metrics=metrics,
         search=BoundarySearch(**{name: getattr(boundaries, name) for name in BoundarySearch.model_fields}),
+        replicates={name: each.replicates for name, each in metrics.items() if each.replicates is not None} or None,
     )
 
 

@@ -227,6 +227,8 @@ class BoundaryRecord(RecordPart):
     metrics: dict[str, Estimate]
     search: BoundarySearch | None = None
     """Absent where nothing could be searched for, and in records older than this field."""
+    replicates: dict[str, tuple[float, ...]] | None = None
+    """Each metric without each group of units, as many as the record has groups; absent without intervals."""
 
 
 class ArrayReference(RecordPart):

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from delta_suite.metrics.intervals import interval
 from delta_suite.metrics.segmentation import NEAR, SEGMENTATIONS, cost_of, order_count, segments_of
 from delta_suite.records.arrays import Arrays
 from delta_suite.records.problem import WRITTEN, Problem, equal_numbers, number
@@ -54,6 +55,7 @@ def boundary_problems(
             )
     if search is not None:
         yield from _search_problems(record, arrays, variant, boundary)
+        yield from _replicate_problems(record, boundary, where)
 
 
 def _search_problems(
@@ -130,6 +132,37 @@ def _search_problems(
             yield Problem(
                 where, f"the {what} cost is {number(costs[what])}, and the overlaps beside it give {number(cost)}"
             )
+
+
+def _replicate_problems(record: Record, boundary: BoundaryRecord, where: str) -> Iterator[Problem]:
+    """Yield where replicates are no shares of what was counted, or do not give the metric's interval."""
+    search, groups = boundary.search, record.resampling.groups
+    assert search is not None
+    steps = {
+        "boundary_p": search.draws + 1,
+        "boundary_cost_rank": search.orders,
+        "boundary_agreement": len(boundary.declared),
+    }
+    without = boundary.replicates or {}
+    for name, estimate in boundary.metrics.items():
+        place, replicates = f"{where}, {name}", without.get(name)
+        if replicates is None:
+            if estimate.interval is not None:
+                yield Problem(place, "it has an interval, and no replicates")
+            continue
+        if len(replicates) != groups or name not in steps or estimate.value is None:
+            yield Problem(place, f"it has {len(replicates)} replicates, and the record {groups} groups")
+            continue
+        for share in replicates:
+            count = share * steps[name]
+            if not 0 <= share <= 1 or abs(count - round(count)) > WRITTEN * steps[name]:
+                yield Problem(place, f"its replicate {number(share)} is no share of {steps[name]}")
+        expected = interval(estimate.value, replicates, 0.0, 1.0)
+        stated = estimate.interval or (math.nan, math.nan)
+        if not equal_numbers(estimate.corrected, estimate.value) or any(
+            not abs(end - other) <= 16 * WRITTEN for end, other in zip(stated, expected, strict=True)
+        ):
+            yield Problem(place, f"its interval is {number(stated)}, and its replicates give {number(expected)}")
 
 
 def _similarity(arrays: Arrays, variant: str, layers: int) -> np.ndarray:

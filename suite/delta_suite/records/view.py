@@ -8,12 +8,14 @@ from functools import cached_property
 import numpy as np
 
 from delta_suite.errors import RecordError
-from delta_suite.metrics import nulls
+from delta_suite.metrics import drift, nulls
 from delta_suite.metrics.boundaries import boundaries_under
 from delta_suite.metrics.direction_gram import DirectionGram
 from delta_suite.metrics.directions import PRODUCTS_NEEDED
+from delta_suite.metrics.drift import EdgeContrast, SmoothDrifts
 from delta_suite.metrics.estimate import Estimate, absent
 from delta_suite.metrics.estimators import one_thread, phase_metric
+from delta_suite.metrics.law import CEILING_FROM, closure_ceiling
 from delta_suite.metrics.registry import METRICS
 from delta_suite.models.phases import PhaseMap
 from delta_suite.records import assemble
@@ -35,7 +37,11 @@ class RecordView:
         self.record, self.arrays, self.directions = record, arrays, directions
         self._grams: dict[str, DirectionGram] = {}
         self._full_grams: dict[str, DirectionGram] = {}
+        self._drifts: dict[tuple[str, str, int, int], SmoothDrifts | str] = {}
         self._boundaries: dict[str, BoundaryRecord] = dict(record.boundaries)
+        if record.resampling.groups > 1 and arrays is not None and arrays.available:
+            # Recorded before boundaries had replicates: these are formed anew, and with them the intervals.
+            self._boundaries = {name: each for name, each in record.boundaries.items() if each.replicates is not None}
         self._formed: dict[tuple[str, str, int, int], Estimate] = {}
 
     @property
@@ -160,7 +166,7 @@ class RecordView:
         if problem := self.variant_problem(variant):
             return absent(problem)
         if definition.takes == "boundaries":
-            return self.boundaries(variant).metrics.get(metric) or absent(_OLDER.format(metric))
+            return self._boundary_metric(metric, variant)
         for index, scope in enumerate(self.record.scopes.values()):
             if scope.layers == ends and metric in scope.metrics.get(variant, {}):
                 return self._scope_estimate(scope.metrics[variant][metric], index, layers, metric, variant)
@@ -218,6 +224,23 @@ class RecordView:
                 return estimate if units is None else _with_replicates(estimate, units[rows.index(ends)])
         return absent(f"the update law was fitted under another phase map, not over these layers: {command}")
 
+    def closure_ceiling(self, ends: tuple[int, int] | None) -> float | None:
+        """Return the most that one direction, with any function f, could close over these layers: see metrics/law."""
+        for scope in self.record.scopes.values():
+            metrics = scope.metrics.get(assemble.LAW_VARIANT, {})
+            if scope.layers == ends and all(name in metrics for name in CEILING_FROM):
+                return closure_ceiling(*(metrics[name] for name in CEILING_FROM))
+        return None
+
+    def _boundary_metric(self, metric: str, variant: str) -> Estimate:
+        """Return a metric of the boundaries with its replicates."""
+        boundaries = self.boundaries(variant)
+        estimate = boundaries.metrics.get(metric)
+        if estimate is None:
+            return absent(_OLDER.format(metric))
+        without = (boundaries.replicates or {}).get(metric)
+        return estimate if without is None else estimate.model_copy(update={"replicates": without})
+
     def boundaries(self, variant: str) -> BoundaryRecord:
         """Return the boundaries as recorded, or formed from the arrays; their metrics say why where neither is."""
         if variant not in self._boundaries:
@@ -238,6 +261,19 @@ class RecordView:
             except RecordError as error:
                 self._formed[key] = absent(str(error))
         return self._formed[key]
+
+    def edge_contrast(self, layers: range, metric: str, variant: str, quantile: float) -> EdgeContrast | str:
+        """Return a phase beside smooth drifts fitted to the other layers, or why there are none: see metrics/drift."""
+        try:
+            gram = self.gram(variant)
+        except RecordError as error:
+            return str(error)
+        key = (metric, variant, layers[0], layers[-1])
+        if key not in self._drifts:
+            with one_thread():
+                self._drifts[key] = drift.against_drifts(gram, metric, layers)
+        drifts = self._drifts[key]
+        return drifts if isinstance(drifts, str) else drift.edge_bounds(gram, metric, layers, drifts, quantile)
 
     def random_directions(self, layers: range, metric: str, variant: str) -> Sequence[float] | str:
         """Return the metric with v_L drawn at random, or why there is none: see `nulls.random_directions`."""

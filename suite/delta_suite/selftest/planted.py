@@ -245,6 +245,15 @@ def uneven_drift(draw: np.random.Generator) -> Spectral:
     return _without_means(draw, unit(path) @ orthonormal(draw, hidden, 6))
 
 
+def fast_ends(draw: np.random.Generator) -> Spectral:
+    """Return a population whose directions turn fast at both ends of the depth, and slowly in the middle."""
+    hidden, depth = 32, np.arange(DEPTH)
+    time = np.cumsum(0.2 + 2 * np.abs((2 * depth + 1) / DEPTH - 1) ** 2)
+    kernel = np.exp(-((time[:, None] - time) ** 2) / (2 * 3.0**2))
+    path = np.linalg.cholesky(kernel + 1e-9 * np.eye(DEPTH)) @ draw.standard_normal((DEPTH, hidden))
+    return _without_means(draw, unit(path))
+
+
 def _without_means(draw: np.random.Generator, directions: np.ndarray) -> Spectral:
     """Return a population with these directions and updates of mean zero."""
     return Spectral(_spiked(*directions.shape), _around(draw, directions), np.zeros_like(directions))

@@ -23,6 +23,7 @@ from delta_suite.selftest.planted import (
     SPECIAL,
     equal,
     even_drift,
+    fast_ends,
     independent,
     noise,
     phased,
@@ -126,7 +127,7 @@ _DIRECTION = ("e-residual-is-more-directed-than-c", "rank-one-closes-c", "rank-o
 _NO_DIRECTION = "c-residual-has-no-direction"
 _RANK, _NO_DRIFT = "declared-among-the-best", "no-smooth-drift"
 
-_WINDOW, _LAG, _RANDOM = {"null": "window"}, {"null": "lag"}, {"null": "random"}
+_WINDOW, _DRIFT, _LAG, _RANDOM = ({"null": name} for name in ("window", "drift", "lag", "random"))
 
 _OF_LAYERS = [name for name, m in METRICS.items() if m.scope == "layer" and name not in NO_POPULATION_VALUE]
 _OF_PAIRS = [
@@ -138,6 +139,8 @@ _OF_SPECTRA = [
     *("stable_rank", "top1_energy", "gamma"),
 ]
 
+_FITTED = ("intra_cosine", "intra_cosine_cross_fitted")
+
 _REALISED = "true of the drawn layers by chance over depth, which resampling documents cannot show and a rank can"
 
 _OVERFIT = (
@@ -147,7 +150,7 @@ _OVERFIT = (
 _FLAT = "the residual is equal in all directions, so its largest eigenvalue lies at the end of its range, as in noise"
 _UNSHARED = "nothing is shared, so the truth lies at the end of the range, 0, except for chance similarity of the maps"
 
-_E_LIKE = [("intra_cosine", "<=", 0.3), ("block_effective_rank_fraction", ">=", 0.8)]
+_E_LIKE = [("intra_cosine", "<=", 0.3), ("block_effective_rank_fraction", ">=", 0.8), ("equal_cosine", "<=", 0.3)]
 _C_LIKE = [("intra_cosine", ">=", 0.5), ("intra_cosine_cross_fitted", ">=", 0.5), ("adjacent_cosine", ">=", 0.5)]
 
 WORLDS: Mapping[str, World] = {
@@ -158,6 +161,8 @@ WORLDS: Mapping[str, World] = {
             *(_claim("power", metric, "C", op, bound) for metric, op, bound in _C_LIKE),
             _claim("power", "intra_cosine", "C", ">=", {"scope": "E", "times": 2.0}),
             _claim("power", "intra_cosine", "C", ">=", _WINDOW),
+            *(_claim("power", metric, "C", ">=", _DRIFT) for metric in _FITTED),
+            *(_claim("power", "intra_cosine", scope, ">=", _DRIFT) for scope in ("layers:5-9", "layers:8-12")),
             _claim("power", "intra_cosine", "C", ">", _LAG),
             _claim("power", "intra_cosine", "C", ">=", _RANDOM),
             *(_claim("power", metric, "E", op, bound) for metric, op, bound in _E_LIKE),
@@ -165,6 +170,7 @@ WORLDS: Mapping[str, World] = {
             *(_claim("false positives", metric, "C", op, bound) for metric, op, bound in _E_LIKE),
             _claim("false positives", "intra_cosine", "E", ">=", {"scope": "C"}),
             _claim("false positives", "intra_cosine", "E", ">=", _WINDOW),
+            _claim("false positives", "intra_cosine", "E", ">=", _DRIFT),
         ],
         covered={"layer:8": _OF_LAYERS, "C": [*_OF_LAYERS, *_OF_PAIRS], "E": _OF_PAIRS},
     ),
@@ -202,6 +208,7 @@ WORLDS: Mapping[str, World] = {
         even_drift,
         "directions turn steadily over depth, so the cosine of two layers depends on their distance alone",
         claims=[
+            *(_claim("false positives", metric, "C", ">=", _DRIFT) for metric in _FITTED),
             _claim("false positives", "intra_cosine", "C", ">=", _WINDOW),
             _claim("false positives", "intra_cosine", "C", ">", _LAG),
             _claim("false positives", "intra_cosine", "C", ">", {"scope": "layers:0-4"}),
@@ -213,6 +220,7 @@ WORLDS: Mapping[str, World] = {
         uneven_drift,
         "directions turn smoothly at a changing speed, as a Gaussian process over depth in six dimensions",
         claims=[
+            *(_claim("false positives", metric, "C", ">=", _DRIFT) for metric in _FITTED),
             _claim("false positives", "intra_cosine", "C", ">=", _WINDOW),
             _claim("false positives", "intra_cosine", "C", ">", _LAG, bounded=False, note=_REALISED),
             *_stated("false positives", _BOUNDARIES, _RANK, _NO_DRIFT),
@@ -223,6 +231,7 @@ WORLDS: Mapping[str, World] = {
         equal,
         "the directions of every two layers have the cosine 0.5, so no phase differs from another",
         claims=[
+            *(_claim("false positives", metric, "C", ">=", _DRIFT) for metric in _FITTED),
             _claim("false positives", "intra_cosine", "C", ">=", _WINDOW),
             _claim("false positives", "intra_cosine", "C", ">", _LAG),
             _claim("false positives", "intra_cosine", "C", ">", {"scope": "E"}),
@@ -234,6 +243,7 @@ WORLDS: Mapping[str, World] = {
         independent,
         "the directions of layers are independent, so phases differ by chance alone",
         claims=[
+            *(_claim("false positives", metric, "C", ">=", _DRIFT) for metric in _FITTED),
             _claim("false positives", "intra_cosine", "C", ">=", _WINDOW),
             _claim("false positives", "intra_cosine", "C", ">=", _RANDOM),
             _claim("false positives", "intra_cosine", "C", ">", _LAG, bounded=False, note=_REALISED),
@@ -302,6 +312,16 @@ WORLDS: Mapping[str, World] = {
         claims=_stated("false positives", _LAW, *_SHARED_MAP, _NO_DIRECTION, "e-residual-is-more-directed-than-c"),
         variants=("sink_free",),
         phases={"C": LAW_C, "E": LAW_E},
+    ),
+    "fast ends": World(
+        fast_ends,
+        "directions turn eleven times as fast at both ends of the depth as in the middle, where C lies",
+        claims=[
+            *(_claim("false positives", metric, "C", ">=", _DRIFT) for metric in _FITTED),
+            _claim("false positives", "intra_cosine", "C", ">=", _WINDOW),
+            *_stated("false positives", _BOUNDARIES, _RANK, _NO_DRIFT),
+        ],
+        redrawn=True,
     ),
 }
 """The cases that the self-test runs, by name."""
