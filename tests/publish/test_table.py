@@ -11,7 +11,13 @@ from delta_suite.publish.model_tables import boundary_tables, layer_table, metri
 from delta_suite.publish.rows import Row, mark_lines, marks
 from delta_suite.publish.screen import Screen
 from delta_suite.publish.table import Cell, Table
-from delta_suite.publish.verdict_tables import in_several_models, variant_table, verdict_grid
+from delta_suite.publish.verdict_tables import (
+    chance_text,
+    holm_by_hypothesis,
+    in_several_models,
+    variant_table,
+    verdict_grid,
+)
 from delta_suite.publish.wording import LEGEND, MARKS, SYMBOLS
 from delta_suite.records.view import RecordView
 
@@ -104,7 +110,7 @@ def test_the_grid_has_claims_by_models_with_every_mark() -> None:
     )
     assert head.split() == ["hypothesis", "claim", "a", "b"]
     assert [" ".join(line.split()) for line in lines] == [
-        "phase-c ✗ FAIL ✓ PASS (p 0.01, Holm 0.01)",
+        "phase-c ✗ FAIL ✓ PASS (p 0.01, Holm over 1 0.01)",
         ". shared intra_cosine over C > 0.5 ✓ PASS 0.812 [0.780, 0.840] * ° ✓ PASS 0.812 [0.780, 0.840]",
         ". few intra_cosine over C > 0.5 ✗ FAIL 0.310 * -",
         "extra - -",
@@ -134,14 +140,41 @@ def test_a_claim_is_shown_under_every_variant() -> None:
     assert line.split() == ["phase-c/shared", "✓", "PASS", "0.812", "✗", "FAIL", "0.310", "*"]
 
 
-def test_models_are_counted_only_where_a_p_exists() -> None:
+def test_a_model_without_a_p_has_not_shown_a_hypothesis() -> None:
     rows = [HELD, replace(HELD, model="b", p=0.2), replace(HELD, model="c", p=None)]
     table = in_several_models(rows)
     assert table is not None
     (line,) = table.text().splitlines()[2:]
-    assert line.split()[:4] == ["phase-c", "2", "of", "3"]
-    assert line.split()[-1] == "-"
+    assert line.split() == ["phase-c", "2", "of", "3", "0.03", "0.4", "1"]
     assert in_several_models([replace(HELD, p=None)]) is None
+
+
+def test_the_family_is_every_hypothesis_of_a_model() -> None:
+    others = [replace(HELD, hypothesis="b", p=None), replace(HELD, hypothesis="c", p=0.02, gates=("n/d",))]
+    assert holm_by_hypothesis([HELD]) == {"phase-c": (0.01, 0.01)}
+    assert holm_by_hypothesis([HELD, *others]) == {"phase-c": (0.01, 0.03)}
+    assert "(p 0.01, Holm over 3 0.03)" in verdict_grid([HELD, *others]).text()
+
+
+GATED = replace(HELD, verdict="INCONCLUSIVE", gates=("n/d",))
+
+
+def test_a_board_says_how_many_passes_chance_alone_would_give() -> None:
+    judged = [
+        replace(row, judged_by=(1, "0"))
+        for row in (HELD, REFUTED, WARNS, replace(HELD, verdict="INCONCLUSIVE", gates=("n/d",)))
+    ]
+    plain = replace(HELD, judged_by=None)
+    unmeasured = replace(judged[0], verdict="NOT MEASURED")
+    assert chance_text([*judged * 20, plain, unmeasured]) == (
+        "20 of 60 claims that could be decided are supported; if none held, chance alone would support 1.5 of them "
+        "(2.5% each)."
+    )
+
+
+def test_a_pass_that_random_weights_would_have_but_for_a_gate_is_marked() -> None:
+    assert marks(replace(REFUTED, no_better=True)) == " * ≈"
+    assert mark_lines([replace(HELD, no_better=True)])[-1] == f"≈ {MARKS['≈']}"
 
 
 # --- one model -------------------------------------------------------------------------------------------------

@@ -28,6 +28,8 @@ class _Figure:
     per_layer: np.ndarray | None = None
     unstable: bool = False
     """True where the arrays do not tell what enters a replicate."""
+    rounding: float | None = None
+    """How far a replicate may be off that is formed from float32, where `_rounding` does not say."""
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,7 @@ def _figures(matrices: _Matrices, first: int, last: int) -> dict[str, _Figure]:
     ranks = np.exp(-(p * np.log(np.where(p > ENTROPY_FLOOR, p, 1.0))).sum(axis=1)) + gone
     out["block_effective_rank"] = _Figure(ranks)
     out["block_effective_rank_fraction"] = _Figure(np.minimum(1.0, ranks / count))
-    alike = [np.nan if count == 1 or np.isnan(rank) else equal_cosine_of(rank, count) for rank in ranks]
-    out["equal_cosine"] = _Figure(np.array(alike))
+    out["equal_cosine"] = _equal_cosines(ranks, p, count)
     if matrices.cross is not None:
         out |= _cross_figures(matrices, inside, whole, pairs)
     return out
@@ -169,10 +170,9 @@ def phase_problems(
         halves = matrices.halves if METRICS[name].bias == "halves" else 0  # figures of cosines, which halves have
         values[name] = cases[0]
         rest = cases[1 + halves :]
-        rounding = _rounding(name, counts)
-        if name == "equal_cosine":
-            ranks = [row["block_effective_rank"].cases for row in followed]
-            rounding = _rounding_of_cosines(ranks, counts)
+        general = _rounding(name, counts)
+        own = [figure.rounding for figure in figures]
+        rounding = [error if one is None else one for one, error in zip(own, general, strict=True)]
         errors = np.where([figure.unstable for figure in figures], np.inf, rounding)
         resamples[name] = (rest if len(rest) else None, cases[1 : 1 + halves] if halves else None, errors)
         yield from _part_problems(name, scopes, variant, [figure.per_layer for figure in figures])
@@ -196,21 +196,24 @@ def _rounding(name: str, counts: np.ndarray) -> np.ndarray:
         return np.asarray(counts**2 * SINGLE * -np.log(ENTROPY_FLOOR))
     if name == "block_effective_rank_fraction":
         return np.asarray(counts * SINGLE * -np.log(ENTROPY_FLOOR))
-    if (
-        name == "equal_cosine"
-    ):  # the rank falls from N as N (N - 1) c^2 / 2 at the least, so an error of it grows to its root
-        return np.asarray(np.sqrt(2 * counts * SINGLE * -np.log(ENTROPY_FLOOR)))
     return np.asarray(np.full(len(counts), 4 * SINGLE if name == "intra_cosine_disattenuated" else SINGLE))
 
 
-def _rounding_of_cosines(ranks: Sequence[np.ndarray], counts: np.ndarray) -> np.ndarray:
-    """Return how far the equal cosine of these ranks may be off: by as much as the rank moves it that is off itself."""
-    errors = []
-    for cases, count, error in zip(ranks, counts.tolist(), _rounding("block_effective_rank", counts), strict=True):
-        known = cases[~np.isnan(cases)] if count > 1 else cases[:0]
-        pairs = [(equal_cosine_of(max(1.0, rank - error), count), equal_cosine_of(rank, count)) for rank in known]
-        errors.append(max((off - exact for off, exact in pairs), default=0.0))
-    return np.array(errors)
+def _equal_cosines(ranks: np.ndarray, p: np.ndarray, count: int) -> _Figure:
+    """Return the equal cosines of the cases, and how far float32 may move them: as far as the rank that it moves.
+
+    Each of the N shares is off by SINGLE / 2 at most, and an entropy by -ln p + 1 times that.
+    """
+    if count == 1:
+        return _Figure(ranks * np.nan)
+    known = ~np.isnan(ranks)
+    out, moved = ranks.copy(), [0.0]
+    for case in np.flatnonzero(known):
+        steepest = 1.0 - np.log(max(float(p[case].min()), ENTROPY_FLOOR))
+        error = float(ranks[case]) * count * SINGLE / 2 * steepest
+        out[case] = equal_cosine_of(float(ranks[case]), count)
+        moved.append(equal_cosine_of(max(1.0, float(ranks[case]) - error), count) - float(out[case]))
+    return _Figure(out, rounding=max(moved))
 
 
 def _part_problems(name: str, scopes: Scopes, variant: str, parts: Sequence[np.ndarray | None]) -> Iterator[Problem]:
