@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import permutations
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from delta_suite.metrics.intervals import with_interval
 from delta_suite.records.arrays import direction_arrays, full_gram
 from delta_suite.reduction import lanes as lanes_module
 from delta_suite.reduction import reduce as walk
+from delta_suite.reduction.disjoint import centred_pairs
 from delta_suite.reduction.groups import GROUPS, Groups, group_count
 from delta_suite.reduction.lanes import Lane, Workload, layers_at_once, make_lanes, rows_at_once
 from delta_suite.reduction.reduce import reduce_stream
@@ -221,19 +224,69 @@ def test_the_bias_of_a_figure_of_both_halves_is_removed_by_groups() -> None:
 @pytest.mark.parametrize("variant", ["raw", "centred"])
 @pytest.mark.parametrize("size", [FEW, MANY], ids=["rows", "moments"])
 def test_pairs_of_groups(size: tuple[int, int], variant: str) -> None:
-    """Check tr G_a tr G_b and tr G_a G_b over pairs of groups, of all and without one, against the matrices."""
+    """Check sums over different groups, of all and without one, against the matrices."""
     stream = planted(*size)
     layer = reduced(stream)[variant][1]
     update = stream.delta(1).double()
     rows = stream.position > 0 if variant == "centred" else stream.kept
     update = update - update[rows].mean(dim=0) if variant == "centred" else update
-    grams = [update[rows & (stream.document % GROUPS == group)] for group in range(GROUPS)]
-    grams = [rows.T @ rows for rows in grams]
+    updates = [update[rows & (stream.document % GROUPS == group)] for group in range(GROUPS)]
+    grams = [rows.T @ rows for rows in updates]
     for deleted, statistics in [(None, layer.statistics), (3, layer.replicates[3])]:
-        pairs = [(a, b) for a in range(GROUPS) for b in range(GROUPS) if a != b and deleted not in (a, b)]
+        kept = [group for group in range(GROUPS) if group != deleted]
+        if variant == "centred":
+            left = [updates[group].numpy() for group in kept]
+            assert statistics.between == pytest.approx(centred_pairs_by_definition(left), rel=1e-8)
+            continue
+        pairs = list(permutations(kept, 2))
         traces = sum(float(grams[a].trace() * grams[b].trace()) for a, b in pairs)
         overlaps = sum(float((grams[a] * grams[b]).sum()) for a, b in pairs)
         assert statistics.between == pytest.approx((traces, overlaps), rel=1e-9)
+
+
+def centred_pairs_by_definition(groups: list[np.ndarray]) -> tuple[float, float]:
+    """Return (tr Sigma)^2 and tr Sigma^2 from means over all choices of different groups, one by one."""
+    counts, totals = [len(rows) for rows in groups], [rows.sum(axis=0) for rows in groups]
+    grams = [rows.T @ rows for rows in groups]
+
+    def mean(size: int, term: Callable[..., float]) -> float:
+        chosen = list(permutations(range(len(groups)), size))
+        return sum(term(*each) for each in chosen) / sum(math.prod(counts[a] for a in each) for each in chosen)
+
+    spread = mean(4, lambda a, b, c, d: (totals[a] @ totals[b]) * (totals[c] @ totals[d]))
+    trace = mean(2, lambda a, b: grams[a].trace() * grams[b].trace())
+    trace -= 2 * mean(3, lambda a, b, c: grams[a].trace() * (totals[b] @ totals[c]))
+    squares = mean(2, lambda a, b: float((grams[a] * grams[b]).sum()))
+    squares -= 2 * mean(3, lambda a, b, c: totals[b] @ grams[a] @ totals[c])
+    return trace + spread, squares + spread
+
+
+def test_the_ratio_of_centred_updates_has_no_bias_of_their_mean() -> None:
+    """Ten groups of two tokens in 60 dimensions: the ratio of pairs about the sample mean loses a tenth."""
+    draw = np.random.default_rng(8)
+    variances, groups, length = np.array([3.0] + [1.0] * 59), 10, 2
+    truth = variances.sum() ** 2 / (variances**2).sum()
+    sums, pairs = np.zeros(2), np.zeros(2)
+    for _ in range(300):
+        rows = draw.standard_normal((groups, length, 60)) * np.sqrt(variances) + 1.5
+        centred = rows - rows.mean(axis=(0, 1))
+        totals = centred.sum(axis=1)
+        grams = np.einsum("gti,gtj->gij", centred, centred)
+        traces, overlaps = np.einsum("gii->g", grams), np.einsum("aij,bij->ab", grams, grams)
+        through = np.stack(
+            [
+                np.einsum("ai,aij,aj->a", totals, grams, totals),
+                np.einsum("aij,ij->a", grams, totals.T @ totals),
+                np.einsum("ai,ij,aj->a", totals, grams.sum(axis=0), totals),
+                totals @ np.einsum("aij,aj->i", grams, totals),
+            ],
+            axis=1,
+        )
+        sums += centred_pairs([length] * groups, traces, overlaps, totals @ totals.T, through) or (np.nan, np.nan)
+        pairs += traces.sum() ** 2 - (traces**2).sum(), overlaps.sum() - overlaps.trace()
+    assert sums[0] / sums[1] == pytest.approx(truth, rel=0.02)
+    assert pairs[0] / pairs[1] < 0.92 * truth
+    assert centred_pairs([1] * 3, np.ones(3), np.ones((3, 3)), np.ones((3, 3)), np.ones((3, 4))) is None
 
 
 def assert_equal(one: dict[str, list[LayerSpectra]], two: dict[str, list[LayerSpectra]]) -> None:

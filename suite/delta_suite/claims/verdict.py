@@ -57,11 +57,11 @@ class Judgement:
     as_measured: float | None = None
     """With over = "each", the share of layers whose values hold; `observed` is the share whose intervals do."""
     ceiling: float | None = None
-    """Of a claim of rank_one_closure: the most that one direction with any f could close, median over layers."""
+    """The most that one direction with any f could close, median over layers, for a claim of rank_one_closure."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a verdict must be read with: the share of layers that hold as measured, and the ceiling of a closure."""
+        """Return the share of layers that hold as measured and the ceiling of a closure, in words, where there are."""
         notes = []
         if self.as_measured is not None:
             notes.append(

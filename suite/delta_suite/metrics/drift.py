@@ -71,7 +71,7 @@ class SmoothDrifts:
 
 @dataclass(frozen=True)
 class EdgeContrast:
-    """What a metric over a phase would have to be for the phase to stand out among drifts as asked."""
+    """The values of a metric over a phase at which the phase stands at either end of the drifts."""
 
     p: float
     high: Estimate

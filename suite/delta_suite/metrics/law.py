@@ -175,7 +175,7 @@ CEILING_FROM = ("residual_rank_one_share", "shared_r2", "own_r2")
 """The metrics that `closure_ceiling` is formed from."""
 
 
-def closure_ceiling(share: Estimate, shared: Estimate, own: Estimate) -> float | None:
+def closure_ceiling(share: Estimate, shared: Estimate, single: Estimate) -> float | None:
     """Return the most of the way from the shared to the own map that gamma v f(...) can close, median over layers.
 
     The residual after the shared map has the energy 1 - R2(shared), and the direction v holds `share` of it. No
@@ -183,11 +183,11 @@ def closure_ceiling(share: Estimate, shared: Estimate, own: Estimate) -> float |
     whatever f. None where the figures of no layer give one.
 
     Example:
-        >>> share, shared, own = (Estimate(value=x, per_layer={3: x}) for x in (0.05, 0.2, 0.4))
-        >>> round(closure_ceiling(share, shared, own), 6)
+        >>> share, shared, single = (Estimate(value=x, per_layer={3: x}) for x in (0.05, 0.2, 0.4))
+        >>> round(closure_ceiling(share, shared, single), 6)
         0.2
     """
-    layers = [each.per_layer or {} for each in (share, shared, own)]
+    layers = [each.per_layer or {} for each in (share, shared, single)]
     ceilings = []
     for layer, part in layers[0].items():
         below, above = layers[1].get(layer), layers[2].get(layer)

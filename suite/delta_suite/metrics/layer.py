@@ -11,11 +11,14 @@ import numpy as np
 from jaxtyping import Float64
 
 from delta_suite.metrics.definition import metric
-from delta_suite.metrics.estimate import ONE_DOCUMENT, Estimate, absent
+from delta_suite.metrics.estimate import Estimate, absent
 from delta_suite.reduction.statistics import LayerStatistics
 
 ENTROPY_FLOOR = 1e-12
 """Energy shares at or below this are left out of an entropy, as the reference does."""
+
+TOO_FEW_GROUPS = "needs two groups of documents, and four where the updates are centred"
+"""The reason why there is no unbiased participation ratio."""
 
 
 def spectral_entropy_rank(weights: Float64[np.ndarray, " rank"]) -> float:
@@ -91,17 +94,19 @@ def participation_ratio(layer: LayerStatistics) -> Estimate:
 
 @metric(
     "layer",
-    "[(tr G)^2 - sum (tr G_a)^2] / [||G||_F^2 - sum ||G_a||_F^2], G_a the Gram matrix of a group a of documents",
+    "[(tr G)^2 - sum (tr G_a)^2] / [||G||_F^2 - sum ||G_a||_F^2], G_a the Gram matrix of a group a of documents; "
+    "centred: (tr Sigma)^2 / tr Sigma^2, the mean from groups that enter nothing else",
     takes="spectrum",
     unit="directions",
     low=1.0,
-    source="participation_ratio from pairs of different groups alone, which few tokens do not make small",
+    source="participation_ratio from different groups alone, which few tokens do not make small; arXiv 2509.26560",
+    version=2,
     bias="none",
 )
 def participation_ratio_unbiased(layer: LayerStatistics) -> Estimate:
-    """Return the participation ratio from pairs of different groups of documents; absent with one document."""
+    """Return the participation ratio from different groups of documents; absent with one document."""
     if layer.between is None:
-        return absent(ONE_DOCUMENT)
+        return absent(TOO_FEW_GROUPS)
     traces, squares = layer.between
     if squares <= 0.0:
         return absent("the updates of different groups of documents have no energy in common directions")

@@ -46,7 +46,7 @@ class Row:
     no_better: bool = False
     """True if the figure of random weights meets the claim, too, though a gate keeps them undecided."""
     notes: tuple[str, ...] = ()
-    """What the verdict must be read with."""
+    """Lines that the verdict must be read with."""
     judged_by: tuple[int, str] | None = None
     """Version and SHA-256 of the hypothesis file; None for a plain test."""
 

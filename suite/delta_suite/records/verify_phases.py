@@ -171,8 +171,8 @@ def phase_problems(
         values[name] = cases[0]
         rest = cases[1 + halves :]
         general = _rounding(name, counts)
-        own = [figure.rounding for figure in figures]
-        rounding = [error if one is None else one for one, error in zip(own, general, strict=True)]
+        given = [figure.rounding for figure in figures]
+        rounding = [error if one is None else one for one, error in zip(given, general, strict=True)]
         errors = np.where([figure.unstable for figure in figures], np.inf, rounding)
         resamples[name] = (rest if len(rest) else None, cases[1 : 1 + halves] if halves else None, errors)
         yield from _part_problems(name, scopes, variant, [figure.per_layer for figure in figures])

@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int64
 from torch import Tensor
 
+from delta_suite.reduction.disjoint import centred_pairs
 from delta_suite.reduction.eigen import Eigen
 from delta_suite.reduction.gram import (
     Spectrum,
@@ -160,19 +161,51 @@ class Groups(ABC):
         self.tokens, self.totals, self.centre = sums.tokens, sums.totals, centre
         # Everything that statistics need goes to the host in one copy: asked one by one, a GPU would stop for each.
         grams = self._grams() if len(self.tokens) > 1 else ()
-        parts = [sums.sums, sums.squares, self.totals @ self.totals.T, *grams]
+        through = [self._through()] if grams and centre else []
+        parts = [sums.sums, sums.squares, self.totals @ self.totals.T, *grams, *through]
         packed = torch.cat([part.to(self.totals.device) for part in parts], dim=1).cpu().numpy()
         ends = np.cumsum([part.shape[1] for part in parts])
         self.sums, self.squares, self.products, *of_grams = np.split(packed, ends[:-1], axis=1)
         """`products`: inner products of the groups' summed updates, (groups, groups)."""
         self.traces: Float64[np.ndarray, "groups 1"]
         self.overlaps: Float64[np.ndarray, "groups groups"]
-        self.traces, self.overlaps = of_grams or [np.zeros((1, 1))] * 2
+        self.traces, self.overlaps, *of_mean = of_grams or [np.zeros((1, 1))] * 2
         """tr G_a and tr G_a G_b of the groups' Gram matrices; zero where there is a single group."""
+        self.through: Float64[np.ndarray, "groups 4"] | None = of_mean[0] if of_mean else None
+        """What `disjoint.centred_pairs` takes; None where the variant is not centred, and of a single group."""
+
+    def pairs(self, groups: Sequence[int]) -> tuple[float, float] | None:
+        """Return the sums whose ratio is the unbiased participation ratio of these groups; None where they are too few.
+
+        Where the variant is centred, these must be all groups or all but one, and are None of others.
+        """
+        if not self.centre:
+            if sum(self.tokens[g] > 0 for g in groups) < 2:
+                return None
+            traces, overlaps = self.traces[groups], self.overlaps[np.ix_(groups, groups)]
+            return float(traces.sum() ** 2 - (traces**2).sum()), float(overlaps.sum() - overlaps.trace())
+        left_out = sorted(set(range(len(self.tokens))) - set(groups))
+        if self.through is None or len(left_out) > 1:
+            return None
+        n = np.asarray(self.tokens, dtype=np.float64)
+        along = self.products.sum(axis=1) / max(1.0, n.sum())  # t_a . m, from which those of t_a - n_a m follow
+        square = along.sum() / max(1.0, n.sum())
+        products = self.products - np.outer(along, n) - np.outer(n, along) + square * np.outer(n, n)
+        without = left_out[0] if left_out else None
+        return centred_pairs(self.tokens, self.traces[:, 0], self.overlaps, products, self.through, without)
+
+    def _centred_totals(self) -> Float64[Tensor, "groups hidden"]:
+        """Return the summed updates of each group about the mean of all."""
+        n = torch.tensor(self.tokens, dtype=torch.float64, device=self.totals.device)
+        return self.totals - torch.outer(n, self.totals.sum(dim=0) / n.sum().clamp_min(1))
 
     @abstractmethod
     def _grams(self) -> tuple[Float64[Tensor, "groups 1"], Float64[Tensor, "groups groups"]]:
         """Return tr G_a and tr G_a G_b, about the mean of all groups where the variant is centred."""
+
+    @abstractmethod
+    def _through(self) -> Float64[Tensor, "groups 4"]:
+        """Return what `disjoint.centred_pairs` takes of each group, about the mean of all groups."""
 
     @abstractmethod
     def matrix(self, groups: Sequence[int]) -> Float64[Tensor, "n n"]:
@@ -228,6 +261,17 @@ class GroupedRows(Groups):
         products = tokens_gram(rows)
         # tr G_a G_b = ||X_a X_b^T||_F^2, and X X^T is the smaller of the two products here.
         return member.T @ products.diagonal()[:, None], member.T @ products.square_() @ member
+
+    def _through(self) -> Float64[Tensor, "groups 4"]:
+        rows = self._rows_of(range(len(self.tokens))).double()
+        along = rows @ self._centred_totals().T.to(rows.device)  # x_i . t_a
+        member = torch.zeros(len(rows), dtype=torch.int64, device=rows.device)
+        for group, part in enumerate(self._slices_within(range(len(self.tokens)))):
+            member[part] = group
+        with_own = along.gather(1, member[:, None])
+        sums = torch.zeros(len(self.tokens), 2, dtype=torch.float64, device=rows.device)
+        sums.index_add_(0, member, torch.cat([with_own.square(), along.square().sum(dim=1, keepdim=True)], dim=1))
+        return torch.cat([sums, along.square().sum(dim=0)[:, None], along.T @ with_own], dim=1)
 
     def _mean(self, groups: Sequence[int]) -> Float64[Tensor, " hidden"]:
         return self.totals[list(groups)].sum(dim=0) / max(1, self.size(groups))
@@ -319,6 +363,20 @@ class GroupedMoments(Groups):
         shifts = 2 * (totals @ totals.T * square + torch.outer(along, along))
         shifts = shifts - 2 * square * (torch.outer(n, along) + torch.outer(along, n)) + square**2 * torch.outer(n, n)
         return (traces - 2 * along + n * square)[:, None], overlaps + crossed + crossed.T + shifts
+
+    def _through(self) -> Float64[Tensor, "groups 4"]:
+        totals = self._centred_totals()
+        n = torch.tensor(self.tokens, dtype=torch.float64, device=totals.device)
+        mean = self.totals.sum(dim=0) / n.sum().clamp_min(1)
+        along_mean = totals @ mean
+        images = torch.zeros(len(totals), *totals.shape, dtype=torch.float64, device=totals.device)
+        for a, group in enumerate(self._by_group.moments):  # t_b^T G_a for every b, G_a about the mean of all groups
+            images[a] = totals @ group.gram - torch.outer(along_mean, self.totals[a])
+            images[a] += torch.outer(n[a] * along_mean - totals @ self.totals[a], mean)
+        products = torch.einsum("abh,bh->ab", images, totals)  # t_b^T G_a t_b
+        u = images.diagonal(dim1=0, dim2=1).sum(dim=1)
+        columns = (products.diagonal(), products.sum(dim=1), products.sum(dim=0), totals @ u)
+        return torch.stack(columns, dim=1)
 
     def matrix(self, groups: Sequence[int]) -> Float64[Tensor, "n n"]:
         """Return the Gram matrix X^T X of these groups; n is the hidden size."""

@@ -221,11 +221,8 @@ def _statistics(
     total = float(grouped.products[np.ix_(index, index)].sum()) / count
     in_mean = 0.0 if grouped.centre or energy == 0 else total / energy
     scaled = eigenvalues * (tokens / count)
-    between = None
-    if sum(grouped.tokens[g] > 0 for g in groups) > 1:
-        traces, overlaps = grouped.traces[index], grouped.overlaps[np.ix_(index, index)]
-        between = (float(traces.sum() ** 2 - (traces**2).sum()), float(overlaps.sum() - overlaps.trace()))
-    return LayerStatistics(tokens, int(grouped.totals.shape[1]), scaled, averages, in_mean, epsilon, between)
+    hidden = int(grouped.totals.shape[1])
+    return LayerStatistics(tokens, hidden, scaled, averages, in_mean, epsilon, grouped.pairs(index))
 
 
 def _random_directions(spectrum: Spectrum, draws: Float32[Tensor, "draws rank"]) -> Float32[Tensor, "draws hidden"]:

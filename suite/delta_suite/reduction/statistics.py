@@ -38,7 +38,8 @@ class LayerStatistics:
     """Machine epsilon of the dtype in which the stream was computed."""
     between: tuple[float, float] | None = None
     """Sums of tr G_a tr G_b and of tr G_a G_b over all pairs of different groups of documents, where G_a is the Gram
-    matrix of the updates of group a; None where there is one group."""
+    matrix of the updates of group a; None where there is one group. Where the variant is centred, the estimates of
+    (tr Sigma)^2 and tr Sigma^2 of `disjoint.centred_pairs`; None with fewer than four groups, and of a half."""
 
     @property
     def energies(self) -> Float64[np.ndarray, " rank"]:
