@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 from delta_suite import dry_run
+from delta_suite.claims.loader import load_hypotheses
 from delta_suite.cli import app
-from delta_suite.dry_run import forecast
+from delta_suite.dry_run import forecast, undecidable_lines
 from delta_suite.errors import CaptureError, DeviceError, ModelUnavailableError
 from delta_suite.models import loading
+from delta_suite.models.depth import stated_depth
 from delta_suite.models.spec import ModelSpec, Requires
 from delta_suite.pipeline import Settings, measure
 from delta_suite.reduction.law_fit import components
@@ -20,6 +22,8 @@ from delta_suite.reduction.law_memory import law_bytes
 from typer.testing import CliRunner, Result
 
 DOCUMENTS = 12
+
+HYPOTHESES = Path(__file__).parent.parent / "hypotheses"
 
 
 @pytest.fixture
@@ -174,3 +178,46 @@ def test_a_model_without_a_file_is_refused_as_by_the_measurement(tmp_path: Path,
     with pytest.raises(ModelUnavailableError) as refused:
         measure(broken, settings)
     assert str(told.value) == str(refused.value)
+
+
+# --- claims that a depth cannot decide -------------------------------------------------------------------------
+
+
+def test_what_a_depth_cannot_decide_is_said_before_anything_is_measured(tiny: Path, spec: ModelSpec) -> None:
+    line = (
+        "tiny: phase-c/edges-that-no-drift-has would not be measured: this depth cannot decide: 12 layers, and a "
+        "comparison with smooth drifts needs 20 layers"
+    )
+    claims = [
+        (f"{hypothesis.id}/{claim.id}", claim)
+        for hypothesis in load_hypotheses([HYPOTHESES / "phase_c.toml", HYPOTHESES / "boundaries.toml"])
+        for claim in hypothesis.expect
+    ]
+    assert undecidable_lines(spec, claims) == [line]
+    assert undecidable_lines(ModelSpec(name="x", path=tiny, phases={"X": (0, 11)}), claims) == []  # it has no phase C
+    assert undecidable_lines(ModelSpec(name="gone", path=tiny / "gone"), claims) == []
+    result = CliRunner().invoke(app, ["hypotheses", str(HYPOTHESES), "--check", "--model", str(tiny)])
+    assert result.exit_code == 0
+    assert "would not be measured: this depth cannot decide: 12 layers have 10 windows of 3" in result.stdout
+    assert "a comparison with smooth drifts needs 20 layers" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("config", "depth"),
+    [
+        ({"num_hidden_layers": 7}, 7),
+        ({"n_layer": 7}, 7),
+        ({"text_config": {"num_hidden_layers": 7}}, 7),
+        ({"num_hidden_layers": "7"}, None),
+        ({"num_hidden_layers": -7}, None),
+        ({}, None),
+    ],
+)
+def test_a_depth_is_that_of_the_config(
+    tiny: Path, tmp_path: Path, config: dict[str, object], depth: int | None
+) -> None:
+    copy = shutil.copytree(tiny, tmp_path / "copy")
+    content = json.loads((copy / "config.json").read_text())
+    del content["num_hidden_layers"]
+    (copy / "config.json").write_text(json.dumps(content | config))
+    assert stated_depth(ModelSpec(name="copy", path=copy)) == depth

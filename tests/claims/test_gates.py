@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -63,6 +64,23 @@ def test_sinks_close_the_gate_on_raw_directions() -> None:
     assert "in 4 of 4 layers sinks hold half of the energy or more" in gates_of(view, "intra_cosine", "C")["sinks"]
     assert "sinks" not in gates_of(view, "intra_cosine", "C", variant="sink_free")
     assert "sinks" not in gates_of(view, "gamma", "C")
+
+
+def test_sinks_close_the_gate_of_every_variant_that_keeps_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    view = planted_view(sinks, phases={"C": (2, 5)}, variants=("raw", "sink_free", "centred"))
+    for keeps in (False, True):
+        monkeypatch.setitem(VARIANTS, "centred", replace(VARIANTS["centred"], keeps_sinks=keeps))  # type: ignore[arg-type]
+        layers = [layer.metrics["raw"] if keeps else layer.metrics["sink_free"] for layer in view.layers]
+        kept = [
+            each.model_copy(
+                update={
+                    "metrics": {**each.metrics, "centred": each.metrics["centred"] | {"frobenius": one["frobenius"]}}
+                }
+            )
+            for each, one in zip(view.layers, layers, strict=True)
+        ]
+        other = RecordView(view.record.model_copy(update={"layers": tuple(kept)}), view.arrays)
+        assert ("sinks" in gates_of(other, "intra_cosine", "C", variant="centred")) == keeps
 
 
 def test_too_few_documents_and_tokens_close_their_gates(constant: RecordView) -> None:

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from delta_suite.claims.judge import judge, judge_all, judge_claim, parts_of_claims
 from delta_suite.claims.null_kinds import NO_CONTROL, NULLS, undecidable_at
@@ -13,7 +14,9 @@ from delta_suite.claims.schema import Expectation, Hypothesis, Than
 from delta_suite.claims.verdict import Judgement, Verdict, combine_verdicts
 from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.intervals import interval
+from delta_suite.metrics.law import CEILING_FROM
 from delta_suite.records.view import RecordView
+from delta_suite.selftest.law_worlds import LAW_C, LAW_E, law
 from delta_suite.selftest.planted import noise
 from pydantic import ValidationError
 
@@ -292,6 +295,25 @@ def test_a_claim_of_each_layer_can_be_vacuous(view: RecordView, control: RecordV
     each = {"metric": "effective_rank", "over": "each", "mostly": 0.8, "threshold": 1.5}
     assert judged(view, control, **each).vacuous
     assert not judged(view, **each).vacuous
+
+
+def test_a_claim_of_the_law_has_one_variant_and_shows_its_ceiling() -> None:
+    view = planted_view(
+        law, phases={"C": LAW_C, "E": LAW_E}, variants=("raw", "sink_free"), parts=("spectra", "law"), name="lawful"
+    )
+    claim = expectation(metric="rank_one_closure", variant="sink_free", threshold=0.5)
+    row = judge_claim(hypothesis(claim), claim, view)
+    assert list(row.variants) == ["sink_free"]
+    metrics = view.record.scopes["C"].metrics["sink_free"]
+    share, shared, alone = (metrics[name].per_layer or {} for name in CEILING_FROM)
+    ceilings = [share[layer] * (1 - shared[layer]) / (alone[layer] - shared[layer]) for layer in share]
+    assert row.judgement.ceiling == pytest.approx(np.median(ceilings))
+    assert row.judgement.notes == (
+        f"one direction with any f could close at most {row.judgement.ceiling:.3g} (median over layers)",
+    )
+    closed = metrics["rank_one_closure"].per_layer or {}
+    assert all((closed[layer] or 0) <= ceiling + 0.05 for layer, ceiling in zip(share, ceilings, strict=True))
+    assert judge_claim(hypothesis(claim), expectation(threshold=0.5), view).judgement.ceiling is None
 
 
 # --- what cannot be judged -------------------------------------------------------------------------------------
