@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -226,6 +227,7 @@ def prepare(
         "top_k": TOP_K,
         "variants": {variant.name: variant.version for variant in VARIANTS.values()},
         "drop_first_token": calibration.drop_first_token,
+        "units": calibration.units.sha256,
         "chat_template": settings.chat_template,  # without it, special tokens are those that the tokenizer adds
         "sink_reference_documents": REFERENCE_DOCUMENTS,
         "tokens_per_batch": tokens_per_batch(device),
@@ -337,7 +339,7 @@ def _measure_loaded(
         with progress(f"{run.subject.name}: analysis", passes.captured.tokens * passes.captured.blocks, "token") as bar:
             captured = passes.run(
                 phases if fit_law else None,
-                documents=len(run.calibration.documents),
+                units=run.calibration.units,
                 with_spectra=with_spectra,
                 advance=bar.update,
                 law_progress=partial(progress, f"{run.subject.name}: law", unit="fit"),
@@ -359,6 +361,7 @@ def _measure_loaded(
             sinks=_sink_record(captured.sinks),
             certificate=_certificate_record(captured.certificates),
             provenance=provenance,
+            units=run.calibration.units,
         )
     else:
         before = entry.record.provenance.seconds  # of both runs together
@@ -419,6 +422,8 @@ def _calibration_record(run: Run, sequences: TokenSequences, captured: Captured)
         duplicates=calibration.duplicates,
         begins_with=sequences.begins_with,
         ends_with=sequences.ends_with,
+        domains=len(set(calibration.domains)) or None,
+        languages=dict(Counter(language or "unknown" for language in calibration.languages)) or None,
         chat_template=run.choices["chat_template"],
     )
 

@@ -91,20 +91,21 @@ def participation_ratio(layer: LayerStatistics) -> Estimate:
 
 @metric(
     "layer",
-    "[(tr G)^2 - sum (tr G_a)^2] / [||G||_F^2 - sum ||G_a||_F^2], G_a the Gram matrix of a group a of documents",
+    "[(tr G)^2 - sum (tr G_a)^2] / [||G||_F^2 - sum ||G_a||_F^2], G_a the Gram matrix of a group a of units",
     takes="spectrum",
     unit="directions",
     low=1.0,
     source="participation_ratio from pairs of different groups alone, which few tokens do not make small",
+    version=2,
     bias="none",
 )
 def participation_ratio_unbiased(layer: LayerStatistics) -> Estimate:
-    """Return the participation ratio from pairs of different groups of documents; absent with one document."""
+    """Return the participation ratio from pairs of different groups of units; absent with one document."""
     if layer.between is None:
         return absent(ONE_DOCUMENT)
     traces, squares = layer.between
     if squares <= 0.0:
-        return absent("the updates of different groups of documents have no energy in common directions")
+        return absent("the updates of different groups of units have no energy in common directions")
     return Estimate(value=max(1.0, traces / squares))
 
 
@@ -119,7 +120,7 @@ def participation_ratio_unbiased(layer: LayerStatistics) -> Estimate:
 )
 def stable_rank(layer: LayerStatistics) -> Estimate:
     """Return the energy of the update over that of its top direction."""
-    if layer.eigenvalues[0] == 0.0:  # one group of documents held all of the leading direction, and is deleted
+    if layer.eigenvalues[0] == 0.0:  # one group of units held all of the leading direction, and is deleted
         return absent("nothing is left of the leading direction")
     return Estimate(value=float(1.0 / layer.energies[0]))
 

@@ -1,4 +1,4 @@
-"""Spectra of one layer: of all documents, of each half of them, and without each group of them.
+"""Spectra of one layer: of all tokens, of each half of the units, and without each group of them.
 
 These are the material of every interval, and replicates cost no eigenproblem of their own. Without group g the second
 moment of the updates is S - E_g (groups.py). Its spectrum is taken to first order in E_g, lambda_i - v_i^T E_g v_i, the
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from delta_suite.reduction.eigen import Eigen, Eigensolver
 from delta_suite.reduction.gram import Spectrum
-from delta_suite.reduction.groups import LEADING, Groups
+from delta_suite.reduction.groups import LEADING, Groups, Removals
 from delta_suite.reduction.moments import TOKEN_QUANTITIES
 from delta_suite.reduction.statistics import TOP_K, LayerStatistics
 
@@ -28,8 +28,18 @@ RANDOM_DRAWS = 100
 
 
 @dataclass(frozen=True)
+class Replicates:
+    """One layer in one variant without each group in turn, scaled to the token count of the whole."""
+
+    statistics: tuple[LayerStatistics, ...]
+    directions: Float32[Tensor, "groups k hidden"]
+    half_directions: Float32[Tensor, "groups k hidden"]
+    """Directions of the half that a group lies in, without the group."""
+
+
+@dataclass(frozen=True)
 class LayerSpectra:
-    """One layer in one variant, of all tokens, of each half of the documents, and without each group of them.
+    """One layer in one variant, of all tokens, of each half of the units, and without each group of them.
 
     Statistics of halves and replicates are scaled to the token count of the whole, so that all are comparable.
     Directions are unit rows, on the host; those of replicates and random ones are in float32.
@@ -41,15 +51,19 @@ class LayerSpectra:
     random: Float[Tensor, "draws hidden"]
     """Directions drawn from a Gaussian with the covariance of the updates."""
     halves: tuple[LayerStatistics, LayerStatistics] | None = None
-    """Statistics of the even and of the odd documents; None where one half has no tokens."""
+    """Statistics of half a and of half b; None where one half has no tokens."""
     half_directions: tuple[Float[Tensor, "k hidden"], Float[Tensor, "k hidden"]] | None = None
-    """Directions of the even and of the odd documents."""
-    replicates: tuple[LayerStatistics, ...] = ()
-    """Statistics of all documents but one group, for each group; empty where there are no intervals."""
-    replicate_directions: Float[Tensor, "groups k hidden"] | None = None
-    """Directions of all documents but one group, for each group."""
-    replicate_half_directions: Float[Tensor, "groups k hidden"] | None = None
-    """Directions of one half of the documents but one of its groups, for each group."""
+    """Directions of half a and of half b."""
+    replicates: Replicates | None = None
+    """The layer without each group of units; None where there are no intervals."""
+    documents: Replicates | None = None
+    """The layer without each group of documents, where the unit is the domain."""
+
+    @property
+    def resamples(self) -> tuple[tuple[LayerStatistics, ...], ...]:
+        """The statistics of halves, without each group of units, and without each group of documents."""
+        without = (self.replicates, self.documents)
+        return self.halves or (), *(() if each is None else each.statistics for each in without)
 
 
 def random_draws(layer: int, rank: int) -> Float32[Tensor, "draws rank"]:
@@ -59,103 +73,131 @@ def random_draws(layer: int, rank: int) -> Float32[Tensor, "draws rank"]:
 
 @dataclass(frozen=True)
 class _Whole:
-    """The spectrum of all documents of a layer, and the parts of it that halves and replicates need later."""
+    """The spectrum of all tokens of a layer, and the parts of it that halves and replicates need later."""
 
     spectra: LayerSpectra
     leading: Spectrum
     """The spectrum with LEADING directions."""
-    energies: Float64[np.ndarray, "groups rank"] | None = None
-    """v_i^T E_g v_i of every direction; None where no replicates are formed."""
-    removed: Float64[Tensor, "groups m m"] | None = None
-    """V E_g V^T of the leading directions V; None where no replicates are formed."""
+    removed: tuple[Removals, ...]
+    """What each group takes, in each grouping; empty where there is one group."""
 
 
 def solve_layers(
-    layers: Sequence[Groups],
+    layers: Sequence[Sequence[Groups]],
     draws: Sequence[Callable[[], Float32[Tensor, "draws rank"]]],
     solve: Eigensolver,
     *,
     epsilon: float,
-    intervals: bool = True,
 ) -> list[LayerSpectra]:
     """Solve the eigenproblems of several layers in one variant, and return everything that is kept of each.
 
-    All layers must have the same tokens. `draws` gives each layer's `random_draws`, `epsilon` is the machine epsilon of
-    the stream's dtype. Replicates are formed if `intervals` is set; halves are formed wherever both have tokens.
+    All layers must have the same tokens. Each is given by groups of units, and where the unit is the domain by groups
+    of documents, too. `draws` gives each layer's `random_draws`, `epsilon` is the machine epsilon of the stream's
+    dtype. Halves and replicates are formed where both halves have tokens.
     """
-    first = layers[0]
-    tokens, everything = first.tokens, range(len(first.tokens))
-    if sum(tokens) == 0:
-        return [_without_tokens(grouped, epsilon) for grouped in layers]
-    sides = [list(everything[side::2]) for side in (0, 1)]
-    halved = all(any(tokens[g] for g in side) for side in sides)
-    solved = solve((grouped.matrix(everything) for grouped in layers), [first.size(everything)] * len(layers))
+    first = layers[0][0]
+    if first.count(None) == 0:
+        return [_without_tokens(groupings[0], epsilon) for groupings in layers]
+    halved = all(first.count(side) for side in (0, 1))
+    solved = solve((groupings[0].matrix(None) for groupings in layers), [first.size(None)] * len(layers))
     wholes = [
-        _whole(grouped, eigen, draw(), epsilon, intervals and halved)
-        for grouped, eigen, draw in zip(layers, solved, draws, strict=True)
+        _whole(groupings, eigen, draw(), epsilon) for groupings, eigen, draw in zip(layers, solved, draws, strict=True)
     ]
     if not halved:
         return [whole.spectra for whole in wholes]
     del solved  # it takes as much memory as the halves will
-    sizes = [first.size(side) for side in sides] * len(layers)
-    solved = solve((grouped.matrix(side) for grouped in layers for side in sides), sizes)
+    sizes = [first.size(side) for side in (0, 1)] * len(layers)
+    solved = solve((groupings[0].matrix(side) for groupings in layers for side in (0, 1)), sizes)
     return [
-        _with_halves(grouped, whole, sides, solved[2 * i : 2 * i + 2], epsilon)
-        for i, (grouped, whole) in enumerate(zip(layers, wholes, strict=True))
+        _with_halves(groupings, whole, solved[2 * i : 2 * i + 2], epsilon)
+        for i, (groupings, whole) in enumerate(zip(layers, wholes, strict=True))
     ]
 
 
 def _without_tokens(grouped: Groups, epsilon: float) -> LayerSpectra:
     """Return the spectra of a layer of which no token enters."""
-    hidden = grouped.totals.shape[1]
-    statistics = _statistics(grouped, np.zeros(0), range(len(grouped.tokens)), epsilon)
-    return LayerSpectra(statistics, torch.zeros(TOP_K, hidden, dtype=torch.float64), torch.zeros(RANDOM_DRAWS, hidden))
+    statistics = _statistics(grouped, np.zeros(0), grouped.within(None), epsilon)
+    directions = torch.zeros(TOP_K, grouped.hidden, dtype=torch.float64)
+    return LayerSpectra(statistics, directions, torch.zeros(RANDOM_DRAWS, grouped.hidden))
 
 
-def _whole(
-    grouped: Groups, eigen: Eigen, draws: Float32[Tensor, "draws rank"], epsilon: float, intervals: bool
-) -> _Whole:
-    """Return the spectra of all documents, from the eigenpairs of their matrix."""
-    groups = range(len(grouped.tokens))
-    spectrum = grouped.spectrum(groups, eigen, min(sum(grouped.tokens), grouped.totals.shape[1]))
+def _whole(groupings: Sequence[Groups], eigen: Eigen, draws: Float32[Tensor, "draws rank"], epsilon: float) -> _Whole:
+    """Return the spectra of all tokens, from the eigenpairs of their matrix."""
+    grouped = groupings[0]
+    spectrum = grouped.spectrum(None, eigen, min(grouped.count(None), grouped.hidden))
+    removed = tuple(each.removals(None, spectrum) for each in groupings) if len(grouped.tokens) > 1 else ()
     eigenvalues = spectrum.eigenvalues.cpu().numpy()
+    between = _between(grouped, eigenvalues, removed[0].pairs.cpu().numpy()) if removed else None
     spectra = LayerSpectra(
-        _statistics(grouped, eigenvalues, groups, epsilon),
+        _statistics(grouped, eigenvalues, grouped.within(None), epsilon, between),
         _first(spectrum.directions, TOP_K).cpu(),
         _random_directions(spectrum, draws),
     )
     # A copy: a view would keep all directions in memory.
     leading = Spectrum(spectrum.eigenvalues, spectrum.directions[:LEADING].clone())
-    if not intervals:
-        return _Whole(spectra, leading)
-    energies, removed = grouped.removals(groups, spectrum.directions)
-    return _Whole(spectra, leading, energies.cpu().numpy()[:, : len(eigenvalues)], removed)
+    return _Whole(spectra, leading, removed)
 
 
-def _with_halves(
-    grouped: Groups, whole: _Whole, sides: Sequence[list[int]], solved: Sequence[Eigen], epsilon: float
-) -> LayerSpectra:
-    """Return the spectra with halves, from the eigenpairs of each, and with replicates where they are wanted."""
-    groups = range(len(grouped.tokens))
-    halves = [grouped.spectrum(side, eigen, LEADING) for side, eigen in zip(sides, solved, strict=True)]
+def _with_halves(groupings: Sequence[Groups], whole: _Whole, solved: Sequence[Eigen], epsilon: float) -> LayerSpectra:
+    """Return the spectra with halves, from the eigenpairs of each, and with replicates."""
+    halves = [groupings[0].spectrum(side, eigen, LEADING) for side, eigen in enumerate(solved)]
     a, b = (
-        _statistics(grouped, half.eigenvalues.cpu().numpy(), side, epsilon)
-        for half, side in zip(halves, sides, strict=True)
+        _statistics(groupings[0], half.eigenvalues.cpu().numpy(), groupings[0].within(side), epsilon)
+        for side, half in enumerate(halves)
     )
     of_a, of_b = (_first(half.directions, TOP_K).cpu() for half in halves)
-    spectra = replace(whole.spectra, halves=(a, b), half_directions=(of_a, of_b))
-    if whole.energies is None or whole.removed is None:
-        return spectra
-    remaining = _eigenvalues_without(whole.leading.eigenvalues.cpu().numpy(), whole.energies)
-    of_half = torch.zeros(len(groups), TOP_K, grouped.totals.shape[1])
-    for side, half in zip(sides, halves, strict=True):
-        of_half[side] = _directions_without(grouped, side, half, grouped.removals(side, half.directions)[1])
-    return replace(
-        spectra,
-        replicates=tuple(_statistics(grouped, remaining[g], [i for i in groups if i != g], epsilon) for g in groups),
-        replicate_directions=_directions_without(grouped, groups, whole.leading, whole.removed),
-        replicate_half_directions=of_half,
+    units, *documents = (
+        _replicates(grouped, whole.leading, removed, halves, epsilon, paired=number == 0)
+        for number, (grouped, removed) in enumerate(zip(groupings, whole.removed, strict=True))
     )
+    return replace(
+        whole.spectra,
+        halves=(a, b),
+        half_directions=(of_a, of_b),
+        replicates=units,
+        documents=documents[0] if documents else None,
+    )
+
+
+def _replicates(
+    grouped: Groups, leading: Spectrum, removed: Removals, halves: Sequence[Spectrum], epsilon: float, *, paired: bool
+) -> Replicates:
+    """Return a layer without each group. paired: its figures of pairs of groups are formed, too."""
+    everything = grouped.within(None)
+    eigenvalues = leading.eigenvalues.cpu().numpy()
+    remaining = _eigenvalues_without(eigenvalues, removed.energies.cpu().numpy()[:, : len(eigenvalues)])
+    pairs = removed.pairs.cpu().numpy()
+    statistics = []
+    for g in everything:
+        between = _between(grouped, eigenvalues, pairs, g) if paired else None
+        statistics.append(_statistics(grouped, remaining[g], [i for i in everything if i != g], epsilon, between))
+    of_half = torch.zeros(len(everything), TOP_K, grouped.hidden)
+    for side, half in enumerate(halves):
+        blocks = grouped.removals(side, half).blocks
+        of_half[side::2] = _directions_without(grouped, side, half, blocks)
+    directions = _directions_without(grouped, None, leading, removed.blocks)
+    return Replicates(tuple(statistics), directions, of_half)
+
+
+def _between(
+    grouped: Groups,
+    eigenvalues: Float64[np.ndarray, " rank"],
+    pairs: Float64[np.ndarray, "groups 3"],
+    without: int = -1,
+) -> tuple[float, float] | None:
+    """Return the sums of tr G_a tr G_b and of tr G_a G_b over pairs of different groups, of all groups or without one.
+
+    S is the sum of all G_a, and the eigenvalues are those of S.
+    """
+    if sum(tokens > 0 for g, tokens in enumerate(grouped.tokens) if g != without) < 2:
+        return None
+    traces, with_whole, squares = pairs.T
+    of_traces = float(traces.sum() ** 2 - (traces**2).sum())
+    of_grams = float((eigenvalues**2).sum() - squares.sum())
+    if without >= 0:
+        of_traces -= 2 * float(traces[without] * (traces.sum() - traces[without]))
+        of_grams -= 2 * float(with_whole[without] - squares[without])
+    return of_traces, of_grams
 
 
 def _eigenvalues_without(
@@ -178,12 +220,13 @@ def _rounding(largest: float, size: int) -> float:
 
 
 def _directions_without(
-    grouped: Groups, groups: Sequence[int], spectrum: Spectrum, removed: Float64[Tensor, "groups m m"]
+    grouped: Groups, side: int | None, spectrum: Spectrum, removed: Float64[Tensor, "groups m m"]
 ) -> Float32[Tensor, "groups k hidden"]:
-    """Return the top-k directions of S - E_g for each group g, as unit rows.
+    """Return the top-k directions of S - E_g for each group g of a side, as unit rows.
 
-    Rows are zero where the rank is below k, as it is where all documents are in that group.
+    Rows are zero where the rank is below k, as it is where all tokens of the side are in that group.
     """
+    groups = grouped.within(side)
     leading = spectrum.directions[: removed.shape[1]]
     diagonal = torch.diag(_first(spectrum.eigenvalues[:, None], len(leading)).flatten())
     # Small problems are solved on the host in one call: a GPU would spend its time on launching them.
@@ -192,22 +235,28 @@ def _directions_without(
     present = values > _rounding(float(spectrum.eigenvalues[0]), len(spectrum.eigenvalues))
     inside = leading.T @ vectors
     # One application of S - E_g brings in what lies outside the span, to first order in it.
-    whole = grouped.times(groups, inside.transpose(0, 1).flatten(1)).view(-1, len(groups), inside.shape[2])
-    removals = [grouped.removed_times(g, groups, inside[i]) for i, g in enumerate(groups)]
+    whole = grouped.times(side, inside.transpose(0, 1).flatten(1)).view(-1, len(groups), inside.shape[2])
+    removals = [grouped.removed_times(g, side, inside[i]) for i, g in enumerate(groups)]
     outside = whole.transpose(0, 1) - torch.stack(removals)
     norms = outside.norm(dim=1, keepdim=True)
     outside = outside / torch.where(norms > 0, norms, torch.ones_like(norms))
     outside = outside * present.to(leading.device)[:, None, :]
     # QR makes them orthonormal in order; there are no more of them than dimensions.
     rows = torch.linalg.qr(outside.cpu()).Q.mT
-    rows = rows * present[:, : rows.shape[1], None]
+    # The sign of a direction is a convention; replicates take that of the whole, from which they then differ little.
+    along = (rows * leading[: rows.shape[1]].cpu()).sum(dim=2, keepdim=True)
+    rows = torch.where(along < 0, -rows, rows) * present[:, : rows.shape[1], None]
     out = torch.zeros(len(groups), TOP_K, leading.shape[1])
     out[:, : rows.shape[1]] = rows.float()
     return out
 
 
 def _statistics(
-    grouped: Groups, eigenvalues: Float64[np.ndarray, " rank"], groups: Sequence[int], epsilon: float
+    grouped: Groups,
+    eigenvalues: Float64[np.ndarray, " rank"],
+    groups: Sequence[int],
+    epsilon: float,
+    between: tuple[float, float] | None = None,
 ) -> LayerStatistics:
     """Return the statistics of these groups together, scaled to the token count of all."""
     tokens, count = sum(grouped.tokens), max(1, sum(grouped.tokens[g] for g in groups))
@@ -221,11 +270,7 @@ def _statistics(
     total = float(grouped.products[np.ix_(index, index)].sum()) / count
     in_mean = 0.0 if grouped.centre or energy == 0 else total / energy
     scaled = eigenvalues * (tokens / count)
-    between = None
-    if sum(grouped.tokens[g] > 0 for g in groups) > 1:
-        traces, overlaps = grouped.traces[index], grouped.overlaps[np.ix_(index, index)]
-        between = (float(traces.sum() ** 2 - (traces**2).sum()), float(overlaps.sum() - overlaps.trace()))
-    return LayerStatistics(tokens, int(grouped.totals.shape[1]), scaled, averages, in_mean, epsilon, between)
+    return LayerStatistics(tokens, grouped.hidden, scaled, averages, in_mean, epsilon, between)
 
 
 def _random_directions(spectrum: Spectrum, draws: Float32[Tensor, "draws rank"]) -> Float32[Tensor, "draws hidden"]:

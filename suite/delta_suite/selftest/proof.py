@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from delta_suite.capture.units import Units
 from delta_suite.claims.judge import judge
 from delta_suite.claims.observe import observe
 from delta_suite.claims.schema import Expectation, Hypothesis, nearest
@@ -138,7 +139,7 @@ def measured(stream: Any, world: World) -> RecordView:
             [stream],
             layers=stream.layers,
             tokens=len(stream.kept),
-            documents=DOCUMENTS,
+            units=Units.of(DOCUMENTS),
             variants=[VARIANTS[name] for name in world.variants],
             sinks=recorded,
         )
