@@ -14,7 +14,7 @@ from torch import Tensor
 
 from delta_suite.reduction.eigen import Eigen
 from delta_suite.reduction.gram import Spectrum, spectrum_of_gram
-from delta_suite.reduction.groups import LEADING, Groups, GroupSums, Removals
+from delta_suite.reduction.groups import LEADING, Groups, GroupSums, Removals, mixing
 from delta_suite.reduction.moments import Moments
 
 
@@ -93,21 +93,32 @@ class GroupedMoments(Groups):
 
     def removals(self, side: int | None, spectrum: Spectrum) -> Removals:
         """Return what each group takes, from the product of its Gram matrix with the spectrum's directions."""
-        basis = spectrum.directions
-        energies, blocks, pairs = [], [], []
+        basis, values = spectrum.directions, spectrum.eigenvalues
+        rank = len(values) if side is None else 0
+        gaps = (values[LEADING:, None] - values[LEADING:]).float()
+        energies, blocks, pairs, borders, shifts = [], [], [], [], []
         for g in self.within(side):
             product = self._group_times(g, side, basis.T)
             energy = (basis * product.T).sum(dim=1)
-            block = basis[:LEADING] @ product[:, :LEADING]
-            inside = energy[: len(spectrum.eigenvalues)] @ spectrum.eigenvalues[: len(energy)]
-            pairs.append(torch.stack([energy.sum(), inside, product.square().sum()]))
+            crossed = basis @ product
+            with_whole = energy[:rank] @ values if rank else energy.sum()
+            pairs.append(torch.stack([energy.sum(), with_whole, product.square().sum()]))
             if self.centre:
                 along = basis @ self._shift(g, side)
                 energy = energy + along.square()
-                block += torch.outer(along[:LEADING], along[:LEADING])
+                crossed += torch.outer(along, along)
             energies.append(energy)
-            blocks.append(block)
-        return Removals(torch.stack(energies), torch.stack(blocks), torch.stack(pairs))
+            blocks.append(crossed[:LEADING, :LEADING])
+            borders.append(crossed[:LEADING, LEADING:rank].float())
+            if rank:
+                shifts.append(mixing(crossed[LEADING:rank, LEADING:rank].float(), gaps).sum(dim=1))
+        return Removals(
+            torch.stack(energies),
+            torch.stack(blocks),
+            torch.stack(pairs),
+            torch.stack(borders) if rank else None,
+            torch.stack(shifts) if rank else None,
+        )
 
     def times(self, side: int | None, vectors: Float64[Tensor, "hidden k"]) -> Float64[Tensor, "hidden k"]:
         """Return the second moment of a side times vectors."""

@@ -25,7 +25,7 @@ from delta_suite.reduction.gram import (
     times_transposed,
     tokens_gram,
 )
-from delta_suite.reduction.groups import LEADING, Groups, GroupSums, Removals, members
+from delta_suite.reduction.groups import LEADING, Groups, GroupSums, Removals, members, mixing
 from delta_suite.reduction.lanes import rows_at_once
 from delta_suite.reduction.moments import widened
 
@@ -84,7 +84,7 @@ class GroupedRows(Groups):
 
     def __init__(self, rows: RowsByGroup, centre: bool, grouping: int = 0) -> None:
         """Take the rows of one layer, whether the variant takes them less their mean, and the way to group them."""
-        self._by_group, self._members = rows, rows.members[grouping]
+        self._by_group, self._members, self._of_units = rows, rows.members[grouping], grouping == 0
         super().__init__(rows.sums[grouping], centre)
         self._on_tokens = len(rows.rows) <= self.hidden
         """True if the eigenproblem is that of X X^T."""
@@ -123,36 +123,43 @@ class GroupedRows(Groups):
 
     def removals(self, side: int | None, spectrum: Spectrum) -> Removals:
         """Return what each group takes, from the coordinates of its rows in the spectrum's directions."""
-        basis, count = spectrum.directions, self.count(side)
-        complete = len(basis) >= len(spectrum.eigenvalues)
-        energies, blocks, pairs = [], [], []
+        basis, values = spectrum.directions, spectrum.eigenvalues
+        rank = len(values) if side is None else 0
+        gaps = (values[LEADING:, None] - values[LEADING:]).float()
+        energies, blocks, pairs, borders, shifts = [], [], [], [], []
         for g in self.within(side):
             energy, total = basis.new_zeros(len(basis)), basis.new_zeros(len(basis))
             block = basis.new_zeros((min(LEADING, len(basis)),) * 2)
-            product: Tensor | None = None
+            # Only what is of second order is taken from it, so it may be of float32.
+            product = torch.zeros(rank if self._of_units else len(block), rank, device=basis.device)
             for rows in self._blocks(self._members[g], side):
                 along = times_transposed(rows, basis)
                 energy += along.square().sum(dim=0)
                 total += along.sum(dim=0)
-                block += along[:, :LEADING].T @ along[:, :LEADING]
-                if complete:
-                    # ||Y^T Y|| = ||Y Y^T||, and the smaller one is formed.
-                    alone = len(self._members[g]) == len(along) <= along.shape[1]
-                    part = along @ along.T if alone else along.T @ along
-                    product = part if product is None else product + part
-            own = basis.new_zeros(()) if product is None else product.square().sum()
-            pairs.append(
-                torch.stack(
-                    [energy.sum(), energy[: len(spectrum.eigenvalues)] @ spectrum.eigenvalues[: len(energy)], own]
-                )
-            )
+                block += along[:, : len(block)].T @ along[:, : len(block)]
+                if rank:
+                    single = along.float()[:, :rank]
+                    product.addmm_(single[:, : len(product)].T, single)
+            squares = product.square().sum(dtype=torch.float64)
+            with_whole = energy[:rank] @ values if rank else squares
+            pairs.append(torch.stack([energy.sum(), with_whole, squares]))
             if self.centre:
-                shift = total / max(1, count - self.tokens[g]) ** 0.5
+                shift = total / max(1, self.count(side) - self.tokens[g]) ** 0.5
                 energy = energy + shift.square()
-                block += torch.outer(shift[:LEADING], shift[:LEADING])
+                block += torch.outer(shift[: len(block)], shift[: len(block)])
+                product += torch.outer(shift[: len(product)], shift[:rank]).float()
             energies.append(energy)
             blocks.append(block)
-        return Removals(torch.stack(energies), torch.stack(blocks), torch.stack(pairs))
+            borders.append(product[:LEADING, LEADING:].clone())
+            if rank and self._of_units:
+                shifts.append(mixing(product[LEADING:, LEADING:], gaps).sum(dim=1))
+        return Removals(
+            torch.stack(energies),
+            torch.stack(blocks),
+            torch.stack(pairs),
+            torch.stack(borders) if rank else None,
+            torch.stack(shifts) if rank and self._of_units else None,
+        )
 
     def times(self, side: int | None, vectors: Float64[Tensor, "hidden k"]) -> Float64[Tensor, "hidden k"]:
         """Return the second moment of a side times vectors."""

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
 from delta_suite.reduction.eigen import Eigen
@@ -54,7 +54,29 @@ class Removals:
     """V E_g V^T of the first LEADING directions V."""
     pairs: Float64[Tensor, "groups 3"]
     """tr G_g, tr G_g S and tr G_g G_g, where G_g is the Gram matrix of the group, about the mean of the side where the
-    variant is centred; only of complete bases, whose directions span all updates."""
+    variant is centred; only of groups of units, and of everything."""
+    borders: Float32[Tensor, "groups m rest"] | None = None
+    """V E_g R^T, R the directions that are not leading; only of everything."""
+    shifts: Float32[Tensor, "groups rest"] | None = None
+    """What the directions R do to each other's eigenvalues to second order (`mixing`); only of groups of units, and of everything."""
+
+
+def mixing(
+    removed: Float[Tensor, "... one other"], gaps: Float[Tensor, "... one other"]
+) -> Float[Tensor, "... one other"]:
+    """Return by how much each pair of directions i, j moves apart, where E_ij is removed: +- this for lambda_i and _j.
+
+    To second order it is E_ij^2 / (lambda_i - lambda_j). Where the two are nearly equal it is what the 2 x 2 problem
+    gives, (sqrt(gap^2 + 4 E_ij^2) - |gap|) / 2, which agrees where they are not, and never exceeds E_ij. So the
+    eigenvalues keep their sum, and sums of smooth functions of them are right to second order.
+
+    Example:
+        >>> mixing(torch.tensor([3.0]), torch.tensor([8.0])), mixing(torch.tensor([1e-2]), torch.tensor([-1.0]))
+        (tensor([1.]), tensor([-9.9990e-05]))
+    """
+    square = removed.square()
+    reach = torch.addcmul(4 * square, gaps, gaps).sqrt_().add_(gaps.abs()).clamp_min_(1e-30)
+    return square.mul_(2).div_(reach).mul_(gaps.sign())
 
 
 class Groups(ABC):

@@ -1,10 +1,10 @@
 """Spectra of one layer: of all tokens, of each half of the units, and without each group of them.
 
 These are the material of every interval, and replicates cost no eigenproblem of their own. Without group g the second
-moment of the updates is S - E_g (groups.py). Its spectrum is taken to first order in E_g, lambda_i - v_i^T E_g v_i, the
-infinitesimal jackknife: it gives every function of the spectrum its standard error, while its bias is estimated from
-the halves, which have eigenproblems of their own (metrics/intervals.py). Its leading directions are the Ritz vectors of
-S - E_g in the span of LEADING directions of S, corrected to first order for what lies outside that span.
+moment of the updates is S - E_g (groups.py). Its eigenvalues are taken to second order in E_g, the leading ones exactly
+in the span of LEADING directions of S. First order gave effective_rank_roy and top10_energy error bars of 0.64 to 1.4
+times the exact ones. Its leading directions are the Ritz vectors of S - E_g in that span, corrected to first order for
+what lies outside.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from delta_suite.reduction.eigen import Eigen, Eigensolver
 from delta_suite.reduction.gram import Spectrum
-from delta_suite.reduction.groups import LEADING, Groups, Removals
+from delta_suite.reduction.groups import LEADING, Groups, Removals, mixing
 from delta_suite.reduction.moments import TOKEN_QUANTITIES
 from delta_suite.reduction.statistics import TOP_K, LayerStatistics
 
@@ -165,7 +165,8 @@ def _replicates(
     """Return a layer without each group. paired: its figures of pairs of groups are formed, too."""
     everything = grouped.within(None)
     eigenvalues = leading.eigenvalues.cpu().numpy()
-    remaining = _eigenvalues_without(eigenvalues, removed.energies.cpu().numpy()[:, : len(eigenvalues)])
+    ritz = _ritz(leading, removed.blocks)
+    remaining = _eigenvalues_without(leading.eigenvalues, removed, ritz)
     pairs = removed.pairs.cpu().numpy()
     statistics = []
     for g in everything:
@@ -173,9 +174,8 @@ def _replicates(
         statistics.append(_statistics(grouped, remaining[g], [i for i in everything if i != g], epsilon, between))
     of_half = torch.zeros(len(everything), TOP_K, grouped.hidden)
     for side, half in enumerate(halves):
-        blocks = grouped.removals(side, half).blocks
-        of_half[side::2] = _directions_without(grouped, side, half, blocks)
-    directions = _directions_without(grouped, None, leading, removed.blocks)
+        of_half[side::2] = _directions_without(grouped, side, half, _ritz(half, grouped.removals(side, half).blocks))
+    directions = _directions_without(grouped, None, leading, ritz)
     return Replicates(tuple(statistics), directions, of_half)
 
 
@@ -200,18 +200,40 @@ def _between(
     return of_traces, of_grams
 
 
-def _eigenvalues_without(
-    eigenvalues: Float64[np.ndarray, " rank"], energies: Float64[np.ndarray, "groups rank"]
-) -> Float64[np.ndarray, "groups rank"]:
-    """Return lambda_i - v_i^T E_g v_i for each group g, in the order of the directions v_i of the whole.
+Ritz = tuple[Float64[Tensor, "groups m"], Float64[Tensor, "groups m m"]]
+"""Eigenvalues, descending, and eigenvectors (columns) of S - E_g in the span of the leading directions of S."""
 
-    So the replicates of a figure of the first direction follow that direction. Sorted anew, the spread of two nearly
-    equal eigenvalues would be that of the larger of them: in noise, where the interval of gamma covers 0.90 of the
-    cases, it then covered 0.79.
+
+def _ritz(spectrum: Spectrum, blocks: Float64[Tensor, "groups m m"]) -> Ritz:
+    """Return the eigenpairs of S - E_g in the span of the leading directions, for each group g, on the host.
+
+    Small problems are solved on the host in one call: a GPU would spend its time on launching them.
     """
-    remaining = eigenvalues - energies
-    remaining[remaining <= _rounding(eigenvalues[0], len(eigenvalues))] = 0.0
-    return np.asarray(remaining)
+    diagonal = torch.diag(_first(spectrum.eigenvalues[:, None], blocks.shape[1]).flatten())
+    values, vectors = torch.linalg.eigh((diagonal - blocks).cpu())
+    return values.flip(1), vectors.flip(2)
+
+
+def _eigenvalues_without(
+    eigenvalues: Float64[Tensor, " rank"], removed: Removals, ritz: Ritz
+) -> Float64[np.ndarray, "groups rank"]:
+    """Return the eigenvalues of S - E_g for each group g, to second order in E_g.
+
+    The leading ones are exact within the span of the leading directions of S; what the other directions do to them, and
+    to each other, is taken to second order (`groups.mixing`).
+    """
+    remaining = eigenvalues - removed.energies[:, : len(eigenvalues)]
+    if removed.borders is not None:
+        values, vectors = (part.to(eigenvalues.device) for part in ritz)
+        count = min(values.shape[1], len(eigenvalues))
+        rest = remaining[:, count:]
+        gaps = values[:, :count, None] - rest[:, None, :]
+        moved = mixing(vectors.mT[:, :count].float() @ removed.borders, gaps.float()).double()
+        rest = rest - moved.sum(dim=1) + (0.0 if removed.shifts is None else removed.shifts)
+        remaining = torch.cat([values[:, :count] + moved.sum(dim=2), rest], dim=1)
+    out = remaining.cpu().numpy()
+    out[out <= _rounding(float(eigenvalues[0]), len(eigenvalues))] = 0.0
+    return np.asarray(out)
 
 
 def _rounding(largest: float, size: int) -> float:
@@ -220,18 +242,15 @@ def _rounding(largest: float, size: int) -> float:
 
 
 def _directions_without(
-    grouped: Groups, side: int | None, spectrum: Spectrum, removed: Float64[Tensor, "groups m m"]
+    grouped: Groups, side: int | None, spectrum: Spectrum, ritz: Ritz
 ) -> Float32[Tensor, "groups k hidden"]:
     """Return the top-k directions of S - E_g for each group g of a side, as unit rows.
 
     Rows are zero where the rank is below k, as it is where all tokens of the side are in that group.
     """
     groups = grouped.within(side)
-    leading = spectrum.directions[: removed.shape[1]]
-    diagonal = torch.diag(_first(spectrum.eigenvalues[:, None], len(leading)).flatten())
-    # Small problems are solved on the host in one call: a GPU would spend its time on launching them.
-    values, vectors = torch.linalg.eigh((diagonal - removed).cpu())
-    values, vectors = values.flip(1)[:, :TOP_K], vectors.flip(2)[:, :, :TOP_K].to(leading.device)
+    leading = spectrum.directions[: ritz[0].shape[1]]
+    values, vectors = ritz[0][:, :TOP_K], ritz[1][:, :, :TOP_K].to(leading.device)
     present = values > _rounding(float(spectrum.eigenvalues[0]), len(spectrum.eigenvalues))
     inside = leading.T @ vectors
     # One application of S - E_g brings in what lies outside the span, to first order in it.
