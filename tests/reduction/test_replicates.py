@@ -15,7 +15,8 @@ from delta_suite.capture.units import Units
 from delta_suite.errors import DeviceError
 from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.estimators import direction_metrics, layer_metrics, phase_metrics
-from delta_suite.metrics.intervals import with_interval
+from delta_suite.metrics.intervals import standard_errors, with_interval
+from delta_suite.metrics.layer import spectral_entropy_rank
 from delta_suite.records.arrays import direction_arrays, full_gram
 from delta_suite.reduction import lanes as lanes_module
 from delta_suite.reduction import reduce as walk
@@ -74,29 +75,30 @@ def second_moment(stream: ResidualStream, layer: int, variant: str, rows: np.nda
 def test_replicates_match_deleting_the_group_for_real(size: tuple[int, int], variant: str) -> None:
     stream = planted(*size)
     group = stream.document.numpy() % GROUPS
-    everything = np.ones(size[0], dtype=bool)
     for layer, got in enumerate(reduced(stream)[variant]):
-        values, vectors = np.linalg.eigh(second_moment(stream, layer, variant, everything))
-        order = np.argsort(-values)[: min(size)]
-        values, vectors = values[order], vectors[:, order]
         assert got.replicates is not None
         assert len(got.replicates.statistics) == GROUPS
+        ranks = []
         for index, replicate in enumerate(got.replicates.statistics):
             remaining = second_moment(stream, layer, variant, group != index)
-            first_order = np.einsum("ij,ik,kj->j", vectors, remaining, vectors)
-            share = first_order.clip(0) / first_order.clip(0).sum()
+            exact_values = np.linalg.eigvalsh(remaining)[::-1].clip(0)[: min(size)]
+            share = exact_values / exact_values.sum()
             energies = replicate.eigenvalues / replicate.eigenvalues.sum()
-            assert energies == pytest.approx(share[: len(energies)], abs=1e-7)
+            assert energies[:8] == pytest.approx(share[:8], rel=1e-3)
+            ranks.append((spectral_entropy_rank(share), spectral_entropy_rank(energies)))
             exact = np.linalg.eigh(remaining)[1][:, ::-1]
             assert abs(got.replicates.directions[index, 0].numpy() @ exact[:, 0]) > 1 - 1e-4
             half = second_moment(stream, layer, variant, (group != index) & (group % 2 == index % 2))
             exact = np.linalg.eigh(half)[1][:, ::-1]
             assert abs(got.replicates.half_directions[index, 0].numpy() @ exact[:, 0]) > 1 - 1e-3
+        exactly, got_ranks = np.array(ranks).T
+        assert np.abs(got_ranks - exactly).max() < 0.05 * exactly.std()
+        assert standard_errors(got_ranks) == pytest.approx(standard_errors(exactly), rel=0.01)
 
 
 @pytest.mark.parametrize("size", [FEW, MANY])
 def test_a_group_that_holds_all_of_the_leading_direction(size: tuple[int, int]) -> None:
-    """A massive activation in one document may do so: without it that direction has no energy, so no stable rank."""
+    """A massive activation in one document may do so: without it another direction leads."""
     stream = planted(*size)
     stream.states[1][:, -1] = stream.states[0][:, -1]  # that dimension belongs to the row alone
     row = size[0] // 3
@@ -104,10 +106,11 @@ def test_a_group_that_holds_all_of_the_leading_direction(size: tuple[int, int]) 
     stream.states[1][row, -1] += 1000.0
     alone = int(stream.document[row]) % GROUPS
     got = reduced(stream)["raw"][0]
-    assert [replicate.eigenvalues[0] == 0.0 for replicate in got.resamples[1]] == [g == alone for g in range(GROUPS)]
+    leading = [replicate.eigenvalues.max() for replicate in got.resamples[1]]
+    assert [value < 1e-2 * max(leading) for value in leading] == [g == alone for g in range(GROUPS)]
     metrics = layer_metrics(got.statistics, *got.resamples)
     assert metrics["stable_rank"].value == pytest.approx(1.0, abs=1e-2)
-    assert metrics["stable_rank"].interval is None
+    assert metrics["stable_rank"].interval is not None
     gamma = metrics["gamma"]
     assert gamma.value == pytest.approx(1000.0, rel=1e-2)
     assert gamma.interval is not None

@@ -13,7 +13,7 @@ Scope = Literal["layer", "pair", "phase", "model"]
 Source = Literal["tokens", "spectrum", "directions", "law", "boundaries"]
 """The input that a metric is computed from."""
 
-Bias = Literal["halves", "groups", "none"]
+Bias = Literal["replicates", "halves", "groups", "none"]
 """How a metric's bias is estimated and removed: see `intervals.with_interval`."""
 
 PART_OF: dict[Source, str] = {
@@ -77,15 +77,16 @@ def metric(
     version: int = 1,
     per_layer: bool = True,
     adjacent: bool = False,
-    bias: Bias = "halves",
+    bias: Bias | None = None,
     most: float | Literal["rank", "layers"] = math.inf,
 ) -> Callable[[_Function], _Function]:
     """Return a decorator that registers a function as the metric of its name, and returns it unchanged."""
 
     def register(function: _Function) -> _Function:
         name = function.__name__
+        removed = bias or ("replicates" if takes == "spectrum" else "halves")
         DEFINED[name] = Metric(
-            name, scope, takes, formula, unit, low, high, source, version, per_layer, function, adjacent, bias, most
+            name, scope, takes, formula, unit, low, high, source, version, per_layer, function, adjacent, removed, most
         )
         return function
 

@@ -41,7 +41,9 @@ def _average(layer: LayerStatistics, quantity: str) -> Estimate:
     return Estimate(value=mean, sd=sd)
 
 
-@metric("layer", "sigma_1", takes="spectrum", unit="stream units", source="reference script: top_singvals[0]")
+@metric(
+    "layer", "sigma_1", takes="spectrum", unit="stream units", source="reference script: top_singvals[0]", version=2
+)
 def gamma(layer: LayerStatistics) -> Estimate:
     """Return the top singular value of the update."""
     return Estimate(value=math.sqrt(layer.eigenvalues[0]))
@@ -55,6 +57,7 @@ def gamma(layer: LayerStatistics) -> Estimate:
     low=1.0,
     most="rank",
     source="reference script: eff_rank",
+    version=2,
 )
 def effective_rank(layer: LayerStatistics) -> Estimate:
     """Return the exponential of the spectral entropy: the number of directions that the energy is spread over."""
@@ -69,6 +72,7 @@ def effective_rank(layer: LayerStatistics) -> Estimate:
     low=1.0,
     most="rank",
     source="Roy & Vetterli 2007, The effective rank",
+    version=2,
 )
 def effective_rank_roy(layer: LayerStatistics) -> Estimate:
     """Return the effective rank of Roy and Vetterli, which weighs singular values, not energies."""
@@ -83,6 +87,7 @@ def effective_rank_roy(layer: LayerStatistics) -> Estimate:
     low=1.0,
     most="rank",
     source="participation ratio of the energies",
+    version=2,
 )
 def participation_ratio(layer: LayerStatistics) -> Estimate:
     """Return the participation ratio of the energies: 1 for one direction, d for d equal ones."""
@@ -117,27 +122,26 @@ def participation_ratio_unbiased(layer: LayerStatistics) -> Estimate:
     low=1.0,
     most="rank",
     source="Rudelson & Vershynin 2007",
+    version=2,
 )
 def stable_rank(layer: LayerStatistics) -> Estimate:
     """Return the energy of the update over that of its top direction."""
-    if layer.eigenvalues[0] == 0.0:  # one group of units held all of the leading direction, and is deleted
-        return absent("nothing is left of the leading direction")
     return Estimate(value=float(1.0 / layer.energies[0]))
 
 
-@metric("layer", "p_1", takes="spectrum", high=1.0, source="reference script: top1_frac")
+@metric("layer", "p_1", takes="spectrum", high=1.0, source="reference script: top1_frac", version=2)
 def top1_energy(layer: LayerStatistics) -> Estimate:
     """Return the share of the energy in the top direction."""
     return _top_energy(layer, 1)
 
 
-@metric("layer", "p_1 + p_2 + p_3", takes="spectrum", high=1.0, source="reference script: top3_frac")
+@metric("layer", "p_1 + p_2 + p_3", takes="spectrum", high=1.0, source="reference script: top3_frac", version=2)
 def top3_energy(layer: LayerStatistics) -> Estimate:
     """Return the share of the energy in the top 3 directions."""
     return _top_energy(layer, 3)
 
 
-@metric("layer", "p_1 + ... + p_10", takes="spectrum", high=1.0, source="reference script: top10_frac")
+@metric("layer", "p_1 + ... + p_10", takes="spectrum", high=1.0, source="reference script: top10_frac", version=2)
 def top10_energy(layer: LayerStatistics) -> Estimate:
     """Return the share of the energy in the top 10 directions."""
     return _top_energy(layer, 10)
@@ -149,6 +153,8 @@ def top10_energy(layer: LayerStatistics) -> Estimate:
     takes="spectrum",
     low=1.0,
     source="Davis & Kahan 1970: the gap bounds how far v_L can turn",
+    version=2,
+    bias="none",
 )
 def spectral_gap(layer: LayerStatistics) -> Estimate:
     """Return the ratio of the first two singular values; absent for an update of rank one."""
@@ -157,7 +163,7 @@ def spectral_gap(layer: LayerStatistics) -> Estimate:
     return Estimate(value=math.sqrt(layer.eigenvalues[0] / layer.eigenvalues[1]))
 
 
-@metric("layer", "||delta||_F", takes="spectrum", unit="stream units", source="reference script: frob")
+@metric("layer", "||delta||_F", takes="spectrum", unit="stream units", source="reference script: frob", version=2)
 def frobenius(layer: LayerStatistics) -> Estimate:
     """Return the Frobenius norm of the update."""
     return Estimate(value=math.sqrt(layer.eigenvalues.sum()))
@@ -243,7 +249,7 @@ def angular_distance(layer: LayerStatistics) -> Estimate:
     "eps^2 / 24 * mean ||h_L||^2 / mean ||delta||^2, eps of the stream's dtype",
     takes="spectrum",
     source="uniform rounding error, per addition to the stream",
-    version=2,
+    version=3,
 )
 def rounding_share(layer: LayerStatistics) -> Estimate:
     """Return the share of the update's energy that is rounding error.
@@ -261,6 +267,7 @@ def rounding_share(layer: LayerStatistics) -> Estimate:
     takes="spectrum",
     high=1.0,
     source="the share of energy that centring removes",
+    version=2,
 )
 def mean_energy(layer: LayerStatistics) -> Estimate:
     """Return the share of the energy that the mean update holds, which centring removes."""

@@ -284,10 +284,12 @@ def resampling_problems(
     by_halves = (bias == "halves") & ~law & centred
     sides = [replicates[half::2] for half in (0, 1)]
     changes = sum((len(side) - 1) * (side.mean(axis=0) - value) for side in sides)
-    factor = groups // 2
     corrected = np.where(by_halves, 2 * value - means, np.where(bias == "groups", value - changes, value))
+    of_mean = value - (groups - 1) * (replicates.mean(axis=0) - value)
+    corrected = np.where(bias == "replicates", of_mean, corrected)
     size = 2 * np.abs(value) + np.where(by_halves, np.abs(means), 0.0)
-    allowance = np.where(bias == "groups", 2 * factor * (resamples.error + WRITTEN * np.abs(value)), 0.0)
+    times = np.where(np.isin(bias, ["groups", "replicates"]), 2 * groups, 0)
+    allowance = np.where(times > 0, times * (resamples.error + WRITTEN * np.abs(value)), 0.0)
     # The bias of the law is removed from figures that are not kept.
     allowance = np.where(law, np.inf, allowance) if centred else np.full(len(value), np.inf)
     errors = standard_errors(replicates)

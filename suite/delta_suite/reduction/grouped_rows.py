@@ -130,8 +130,9 @@ class GroupedRows(Groups):
         for g in self.within(side):
             energy, total = basis.new_zeros(len(basis)), basis.new_zeros(len(basis))
             block = basis.new_zeros((min(LEADING, len(basis)),) * 2)
-            # Only what is of second order is taken from it, so it may be of float32.
+            # Only what is of second order is taken from `product`, so it may be of float32.
             product = torch.zeros(rank if self._of_units else len(block), rank, device=basis.device)
+            own: Tensor | None = None
             for rows in self._blocks(self._members[g], side):
                 along = times_transposed(rows, basis)
                 energy += along.square().sum(dim=0)
@@ -140,8 +141,11 @@ class GroupedRows(Groups):
                 if rank:
                     single = along.float()[:, :rank]
                     product.addmm_(single[:, : len(product)].T, single)
-            squares = product.square().sum(dtype=torch.float64)
-            with_whole = energy[:rank] @ values if rank else squares
+                if rank and self._of_units:  # ||Y^T Y|| = ||Y Y^T||, and the smaller one is formed
+                    part = along @ along.T if self.tokens[g] <= min(len(rows), rank) else along.T @ along
+                    own = part if own is None else own + part
+            with_whole = energy[:rank] @ values if rank else energy.sum()
+            squares = energy.new_zeros(()) if own is None else own.square().sum()
             pairs.append(torch.stack([energy.sum(), with_whole, squares]))
             if self.centre:
                 shift = total / max(1, self.count(side) - self.tokens[g]) ** 0.5

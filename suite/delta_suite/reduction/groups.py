@@ -58,7 +58,7 @@ class Removals:
     borders: Float32[Tensor, "groups m rest"] | None = None
     """V E_g R^T, R the directions that are not leading; only of everything."""
     shifts: Float32[Tensor, "groups rest"] | None = None
-    """What the directions R do to each other's eigenvalues to second order (`mixing`); only of groups of units, and of everything."""
+    """What the directions R do to each other's eigenvalues (`mixing`); only of groups of units, and of everything."""
 
 
 def mixing(

@@ -20,11 +20,16 @@ from torch import Tensor
 from delta_suite.reduction.eigen import Eigen, Eigensolver
 from delta_suite.reduction.gram import Spectrum
 from delta_suite.reduction.groups import LEADING, Groups, Removals, mixing
+from delta_suite.reduction.leading import leading_spectrum
 from delta_suite.reduction.moments import TOKEN_QUANTITIES
 from delta_suite.reduction.statistics import TOP_K, LayerStatistics
 
 RANDOM_DRAWS = 100
 """Number of random directions per layer, drawn with the covariance of its updates."""
+
+
+SMALL = 4
+"""Eigenproblems of at most so many times LEADING rows are solved; they take no longer than block iterations."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,8 @@ class LayerSpectra:
     random: Float[Tensor, "draws hidden"]
     """Directions drawn from a Gaussian with the covariance of the updates."""
     halves: tuple[LayerStatistics, LayerStatistics] | None = None
-    """Statistics of half a and of half b; None where one half has no tokens."""
+    """Statistics of half a and of half b, of whose spectra the leading part alone may be known; None where one half has
+    no tokens."""
     half_directions: tuple[Float[Tensor, "k hidden"], Float[Tensor, "k hidden"]] | None = None
     """Directions of half a and of half b."""
     replicates: Replicates | None = None
@@ -106,12 +112,7 @@ def solve_layers(
     if not halved:
         return [whole.spectra for whole in wholes]
     del solved  # it takes as much memory as the halves will
-    sizes = [first.size(side) for side in (0, 1)] * len(layers)
-    solved = solve((groupings[0].matrix(side) for groupings in layers for side in (0, 1)), sizes)
-    return [
-        _with_halves(groupings, whole, solved[2 * i : 2 * i + 2], epsilon)
-        for i, (groupings, whole) in enumerate(zip(layers, wholes, strict=True))
-    ]
+    return [_with_halves(groupings, whole, solve, epsilon) for groupings, whole in zip(layers, wholes, strict=True)]
 
 
 def _without_tokens(grouped: Groups, epsilon: float) -> LayerSpectra:
@@ -138,9 +139,9 @@ def _whole(groupings: Sequence[Groups], eigen: Eigen, draws: Float32[Tensor, "dr
     return _Whole(spectra, leading, removed)
 
 
-def _with_halves(groupings: Sequence[Groups], whole: _Whole, solved: Sequence[Eigen], epsilon: float) -> LayerSpectra:
-    """Return the spectra with halves, from the eigenpairs of each, and with replicates."""
-    halves = [groupings[0].spectrum(side, eigen, LEADING) for side, eigen in enumerate(solved)]
+def _with_halves(groupings: Sequence[Groups], whole: _Whole, solve: Eigensolver, epsilon: float) -> LayerSpectra:
+    """Return the spectra with the leading part of each half, and with replicates."""
+    halves = [_half(groupings[0], side, whole.leading, solve) for side in (0, 1)]
     a, b = (
         _statistics(groupings[0], half.eigenvalues.cpu().numpy(), groupings[0].within(side), epsilon)
         for side, half in enumerate(halves)
@@ -157,6 +158,17 @@ def _with_halves(groupings: Sequence[Groups], whole: _Whole, solved: Sequence[Ei
         replicates=units,
         documents=documents[0] if documents else None,
     )
+
+
+def _half(grouped: Groups, side: int, leading: Spectrum, solve: Eigensolver) -> Spectrum:
+    """Return the spectrum of a half with LEADING directions: that of an eigenproblem where it is small or needed."""
+    size = grouped.size(side)
+    if size > SMALL * LEADING:
+        found = leading_spectrum(lambda columns: grouped.times(side, columns), leading.directions)
+        if found is not None:
+            return found
+    (eigen,) = solve([grouped.matrix(side)], [size])
+    return grouped.spectrum(side, eigen, LEADING)
 
 
 def _replicates(
