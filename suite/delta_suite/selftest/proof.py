@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 
-from delta_suite.capture.units import Units
 from delta_suite.claims.judge import judge
 from delta_suite.claims.observe import observe
 from delta_suite.claims.schema import Expectation, Hypothesis, nearest
@@ -139,11 +138,11 @@ def measured(stream: Any, world: World) -> RecordView:
             [stream],
             layers=stream.layers,
             tokens=len(stream.kept),
-            units=Units.of(DOCUMENTS),
+            units=world.units,
             variants=[VARIANTS[name] for name in world.variants],
             sinks=recorded,
         )
-        law = measure_law(stream, world.scopes, sinks=sinks[-1]) if world.needs_law else None
+        law = measure_law(stream, world.scopes, units=world.units, sinks=sinks[-1]) if world.needs_law else None
     entry = assemble(
         spectra,
         dict(world.scopes) if law else {},  # claims compute the figures that they need from the view
@@ -156,7 +155,12 @@ def measured(stream: Any, world: World) -> RecordView:
             hidden=stream.hidden,
         ),
         calibration=CalibrationRecord(
-            name="planted", sha256="", documents=DOCUMENTS, tokens=len(stream.kept), dropped=0
+            name="planted",
+            sha256="",
+            documents=DOCUMENTS,
+            tokens=len(stream.kept),
+            dropped=0,
+            domains=world.units.count if world.in_domain else None,
         ),
         sinks=SinkRecord(
             position_zero=sum(shard.first for shard in sinks),
@@ -179,6 +183,7 @@ def measured(stream: Any, world: World) -> RecordView:
             peak_memory_bytes={},
             cache_key="",
         ),
+        units=world.units,
     )
     record, arrays = with_law(entry.record, law) if law else (entry.record, {})
     record = record.model_copy(update={"phases": dict(world.scopes)})
