@@ -292,7 +292,7 @@ def first_entry(value: float) -> Callable[[np.ndarray], np.ndarray]:
         (changed("raw.cross", first_entry(np.nan)), "raw.cross: it holds nan"),
         (changed("raw.units.gamma", first_entry(np.inf)), "a replicate or half of it is infinite"),
         (changed("raw.units.gamma", first_entry(1.0)), "layer 0, raw, gamma: the lower end of the interval"),
-        (changed("raw.halves.gamma", first_entry(1.0)), "layer 0, raw, gamma: the corrected value"),
+        (changed("raw.halves.update_norm", first_entry(1.0)), "layer 0, raw, update_norm: the corrected value"),
         (changed("law.transfer", lambda array: array * 1.001), "the transfer matrix"),
     ],
 )

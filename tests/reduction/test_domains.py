@@ -102,7 +102,7 @@ def test_shards_delete_the_same_domains_and_have_no_narrower_question(stream: Re
         assert one.documents is not None
         assert other.documents is None
         for a, b in zip(one.resamples[1], other.resamples[1], strict=True):
-            assert a.eigenvalues == pytest.approx(b.eigenvalues, rel=1e-9)
+            assert a.eigenvalues == pytest.approx(b.eigenvalues, rel=1e-6)
         assert torch.allclose(one.replicates.half_directions, other.replicates.half_directions, atol=1e-6)
 
 

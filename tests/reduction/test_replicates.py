@@ -146,7 +146,7 @@ def test_shards_and_sides_give_the_same_replicates() -> None:
             continue
         for one, two in zip(whole[variant], sharded[variant], strict=True):
             for a, b in zip(one.resamples[1], two.resamples[1], strict=True):
-                assert a.eigenvalues == pytest.approx(b.eigenvalues, rel=1e-9)
+                assert a.eigenvalues == pytest.approx(b.eigenvalues, rel=1e-5)  # from float32
                 assert a.averages["relative_step"] == pytest.approx(b.averages["relative_step"], rel=1e-9)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from delta_suite.reduction.eigen import Eigen
 from delta_suite.reduction.gram import Spectrum, spectrum_of_gram
-from delta_suite.reduction.groups import LEADING, Groups, GroupSums, Removals, mixing
+from delta_suite.reduction.groups import LEADING, Groups, GroupSums, Removals, gaps_of, mixing
 from delta_suite.reduction.moments import Moments
 
 
@@ -95,7 +95,7 @@ class GroupedMoments(Groups):
         """Return what each group takes, from the product of its Gram matrix with the spectrum's directions."""
         basis, values = spectrum.directions, spectrum.eigenvalues
         rank = len(values) if side is None else 0
-        gaps = (values[LEADING:, None] - values[LEADING:]).float()
+        gaps = gaps_of(values[LEADING:])
         energies, blocks, pairs, borders, shifts = [], [], [], [], []
         for g in self.within(side):
             product = self._group_times(g, side, basis.T)

@@ -22,10 +22,9 @@ from delta_suite.reduction.gram import (
     mirror,
     spectrum_of_gram,
     spectrum_of_tokens_gram,
-    times_transposed,
     tokens_gram,
 )
-from delta_suite.reduction.groups import LEADING, Groups, GroupSums, Removals, members, mixing
+from delta_suite.reduction.groups import LEADING, Groups, GroupSums, Removals, gaps_of, members, mixing
 from delta_suite.reduction.lanes import rows_at_once
 from delta_suite.reduction.moments import widened
 
@@ -89,12 +88,15 @@ class GroupedRows(Groups):
         self._on_tokens = len(rows.rows) <= self.hidden
         """True if the eigenproblem is that of X X^T."""
 
-    def _blocks(self, index: Int64[Tensor, " _"], side: int | None) -> Iterator[Float64[Tensor, "rows hidden"]]:
-        """Yield rows in float64, as the variant takes them for a side, in blocks."""
-        rows = self._by_group.rows
+    def _blocks(self, index: Int64[Tensor, " _"], side: int | None) -> Iterator[Float32[Tensor, "rows hidden"]]:
+        """Yield rows as the variant takes them for a side, in blocks.
+
+        In float32, as they are stored: what a group takes is a small part of the whole, and only intervals come of it.
+        """
+        rows, mean = self._by_group.rows, self.mean(side).float() if self.centre else None
         for block in torch.split(index, rows_at_once(self.hidden)):
-            wide = rows.index_select(0, block).double()
-            yield wide.sub_(self.mean(side)) if self.centre else wide
+            chosen = rows.index_select(0, block)
+            yield chosen if mean is None else chosen.sub_(mean)
 
     def _rows_of(self, side: int | None) -> Float[Tensor, "tokens hidden"]:
         """Return the rows of a side as the variant takes them; used where there are at most `hidden` of them."""
@@ -123,47 +125,50 @@ class GroupedRows(Groups):
 
     def removals(self, side: int | None, spectrum: Spectrum) -> Removals:
         """Return what each group takes, from the coordinates of its rows in the spectrum's directions."""
-        basis, values = spectrum.directions, spectrum.eigenvalues
-        rank = len(values) if side is None else 0
-        gaps = (values[LEADING:, None] - values[LEADING:]).float()
+        values = spectrum.eigenvalues
+        basis = spectrum.directions.float()
+        rank, lead = len(values) if side is None else 0, min(LEADING, len(basis))
+        full = self._of_units and rank > 0
+        gaps = gaps_of(values[LEADING:rank]) if full else None
         energies, blocks, pairs, borders, shifts = [], [], [], [], []
         for g in self.within(side):
-            energy, total = basis.new_zeros(len(basis)), basis.new_zeros(len(basis))
-            block = basis.new_zeros((min(LEADING, len(basis)),) * 2)
-            # Only what is of second order is taken from `product`, so it may be of float32.
-            product = torch.zeros(rank if self._of_units else len(block), rank, device=basis.device)
-            own: Tensor | None = None
+            energy, total = values.new_zeros(len(basis)), values.new_zeros(len(basis))
+            # Of what is not leading, only units' second order is taken.
+            product = basis.new_zeros(len(basis) if full else lead, len(basis))
             for rows in self._blocks(self._members[g], side):
-                along = times_transposed(rows, basis)
+                along = rows @ basis.T
                 energy += along.square().sum(dim=0)
                 total += along.sum(dim=0)
-                block += along[:, : len(block)].T @ along[:, : len(block)]
-                if rank:
-                    single = along.float()[:, :rank]
-                    product.addmm_(single[:, : len(product)].T, single)
-                if rank and self._of_units:  # ||Y^T Y|| = ||Y Y^T||, and the smaller one is formed
-                    part = along @ along.T if self.tokens[g] <= min(len(rows), rank) else along.T @ along
-                    own = part if own is None else own + part
+                product.addmm_(along[:, : len(product)].T, along)
             with_whole = energy[:rank] @ values if rank else energy.sum()
-            squares = energy.new_zeros(()) if own is None else own.square().sum()
-            pairs.append(torch.stack([energy.sum(), with_whole, squares]))
+            pairs.append(torch.stack([energy.sum(), with_whole, self._square(g) if full else energy.new_zeros(())]))
             if self.centre:
                 shift = total / max(1, self.count(side) - self.tokens[g]) ** 0.5
                 energy = energy + shift.square()
-                block += torch.outer(shift[: len(block)], shift[: len(block)])
-                product += torch.outer(shift[: len(product)], shift[:rank]).float()
+                product += torch.outer(shift[: len(product)], shift).float()
             energies.append(energy)
-            blocks.append(block)
-            borders.append(product[:LEADING, LEADING:].clone())
-            if rank and self._of_units:
-                shifts.append(mixing(product[LEADING:, LEADING:], gaps).sum(dim=1))
+            blocks.append(product[:lead, :lead].double())
+            borders.append(product[:lead, lead:rank].clone() if rank else product[:0])
+            if gaps is not None:
+                shifts.append(mixing(product[LEADING:rank, LEADING:rank], gaps).sum(dim=1))
         return Removals(
             torch.stack(energies),
             torch.stack(blocks),
             torch.stack(pairs),
             torch.stack(borders) if rank else None,
-            torch.stack(shifts) if rank and self._of_units else None,
+            torch.stack(shifts) if shifts else None,
         )
+
+    def _square(self, group: int) -> Float64[Tensor, ""]:
+        """Return ||G_g||_F^2, of the Gram matrix of a group, about the mean of all where the variant is centred."""
+        rows = self._by_group.rows.index_select(0, self._members[group])
+        rows = rows.double().sub_(self.mean(None)) if self.centre else rows
+        if len(rows) <= self.hidden:  # ||X X^T|| = ||X^T X||
+            return tokens_gram(rows).square().sum()
+        out = torch.zeros(self.hidden, self.hidden, dtype=torch.float64, device=rows.device)
+        add_gram(out, widened(rows))
+        mirror(out)
+        return out.square().sum()
 
     def times(self, side: int | None, vectors: Float64[Tensor, "hidden k"]) -> Float64[Tensor, "hidden k"]:
         """Return the second moment of a side times vectors."""
@@ -180,11 +185,12 @@ class GroupedRows(Groups):
         self, group: int, side: int | None, vectors: Float64[Tensor, "hidden k"]
     ) -> Float64[Tensor, "hidden k"]:
         """Return E_g times vectors, from the rows of the group."""
-        out, total = torch.zeros_like(vectors), vectors.new_zeros(len(vectors))
+        single = vectors.float()
+        out, total = torch.zeros_like(single), vectors.new_zeros(len(vectors))
         for rows in self._blocks(self._members[group], side):
-            out += rows.T @ (rows @ vectors)
-            total += rows.sum(dim=0)
-        if self.centre:
-            remaining = max(1, self.count(side) - self.tokens[group])
-            out += torch.outer(total, (total @ vectors) / remaining)
-        return out
+            out.addmm_(rows.T, rows @ single)
+            total += rows.sum(dim=0, dtype=torch.float64)
+        if not self.centre:
+            return out.double()
+        remaining = max(1, self.count(side) - self.tokens[group])
+        return out.double() + torch.outer(total, (total @ vectors) / remaining)

@@ -68,15 +68,21 @@ def mixing(
 
     To second order it is E_ij^2 / (lambda_i - lambda_j). Where the two are nearly equal it is what the 2 x 2 problem
     gives, (sqrt(gap^2 + 4 E_ij^2) - |gap|) / 2, which agrees where they are not, and never exceeds E_ij. So the
-    eigenvalues keep their sum, and sums of smooth functions of them are right to second order.
+    eigenvalues keep their sum, and sums of smooth functions of them are right to second order. An infinite gap, such as
+    that of a direction to itself, moves nothing.
 
     Example:
         >>> mixing(torch.tensor([3.0]), torch.tensor([8.0])), mixing(torch.tensor([1e-2]), torch.tensor([-1.0]))
         (tensor([1.]), tensor([-9.9990e-05]))
     """
     square = removed.square()
-    reach = torch.addcmul(4 * square, gaps, gaps).sqrt_().add_(gaps.abs()).clamp_min_(1e-30)
-    return square.mul_(2).div_(reach).mul_(gaps.sign())
+    reach = torch.addcmul(gaps.square() + 1e-30, square, square.new_full((), 4.0)).sqrt_().copysign_(gaps).add_(gaps)
+    return square.mul_(2.0).div_(reach)
+
+
+def gaps_of(values: Float64[Tensor, " rank"]) -> Float32[Tensor, "rank rank"]:
+    """Return lambda_i - lambda_j, and infinity on the diagonal, for `mixing`."""
+    return (values[:, None] - values).float().fill_diagonal_(torch.inf)
 
 
 class Groups(ABC):
@@ -86,6 +92,7 @@ class Groups(ABC):
         """Take the sums of each group, and whether the variant takes rows less their mean."""
         self.tokens, self.totals, self.centre = sums.tokens, sums.totals, centre
         self.hidden = int(self.totals.shape[1])
+        self._means: dict[int | None, Tensor] = {}
         # Everything that statistics need goes to the host in one copy: asked one by one, a GPU would stop for each.
         parts = [sums.sums, sums.squares, self.totals @ self.totals.T]
         packed = torch.cat([part.to(self.totals.device) for part in parts], dim=1).cpu().numpy()
@@ -103,7 +110,9 @@ class Groups(ABC):
 
     def mean(self, side: int | None) -> Float64[Tensor, " hidden"]:
         """Return the mean update of a side."""
-        return self.totals[self.within(side)].sum(dim=0) / max(1, self.count(side))
+        if side not in self._means:
+            self._means[side] = self.totals[self.within(side)].sum(dim=0) / max(1, self.count(side))
+        return self._means[side]
 
     @abstractmethod
     def matrix(self, side: int | None) -> Float64[Tensor, "n n"]:

@@ -77,6 +77,10 @@ def random_draws(layer: int, rank: int) -> Float32[Tensor, "draws rank"]:
     return torch.from_numpy(np.random.default_rng(layer).standard_normal((RANDOM_DRAWS, rank), dtype=np.float32))
 
 
+Ritz = tuple[Float64[Tensor, "_ m"], Float64[Tensor, "_ m m"]]
+"""Eigenvalues, descending, and eigenvectors (columns) of S - E_g in the span of the leading directions of S."""
+
+
 @dataclass(frozen=True)
 class _Whole:
     """The spectrum of all tokens of a layer, and the parts of it that halves and replicates need later."""
@@ -86,6 +90,8 @@ class _Whole:
     """The spectrum with LEADING directions."""
     removed: tuple[Removals, ...]
     """What each group takes, in each grouping; empty where there is one group."""
+    without: tuple[tuple[Ritz, Float32[Tensor, "_ k hidden"]], ...]
+    """The leading eigenpairs without each group, and the directions in hidden space, in each grouping."""
 
 
 def solve_layers(
@@ -136,7 +142,11 @@ def _whole(groupings: Sequence[Groups], eigen: Eigen, draws: Float32[Tensor, "dr
     )
     # A copy: a view would keep all directions in memory.
     leading = Spectrum(spectrum.eigenvalues, spectrum.directions[:LEADING].clone())
-    return _Whole(spectra, leading, removed)
+    without = []
+    for each in removed:
+        ritz = _ritz(leading, each.blocks)
+        without.append((ritz, _directions_without(spectrum, ritz, _outside(spectrum, each, ritz))))
+    return _Whole(spectra, leading, removed, tuple(without))
 
 
 def _with_halves(groupings: Sequence[Groups], whole: _Whole, solve: Eigensolver, epsilon: float) -> LayerSpectra:
@@ -148,8 +158,7 @@ def _with_halves(groupings: Sequence[Groups], whole: _Whole, solve: Eigensolver,
     )
     of_a, of_b = (_first(half.directions, TOP_K).cpu() for half in halves)
     units, *documents = (
-        _replicates(grouped, whole.leading, removed, halves, epsilon, paired=number == 0)
-        for number, (grouped, removed) in enumerate(zip(groupings, whole.removed, strict=True))
+        _replicates(groupings[number], whole, number, halves, epsilon) for number in range(len(groupings))
     )
     return replace(
         whole.spectra,
@@ -171,23 +180,21 @@ def _half(grouped: Groups, side: int, leading: Spectrum, solve: Eigensolver) -> 
     return grouped.spectrum(side, eigen, LEADING)
 
 
-def _replicates(
-    grouped: Groups, leading: Spectrum, removed: Removals, halves: Sequence[Spectrum], epsilon: float, *, paired: bool
-) -> Replicates:
-    """Return a layer without each group. paired: its figures of pairs of groups are formed, too."""
-    everything = grouped.within(None)
-    eigenvalues = leading.eigenvalues.cpu().numpy()
-    ritz = _ritz(leading, removed.blocks)
-    remaining = _eigenvalues_without(leading.eigenvalues, removed, ritz)
+def _replicates(grouped: Groups, whole: _Whole, number: int, halves: Sequence[Spectrum], epsilon: float) -> Replicates:
+    """Return a layer without each group of a grouping; figures of pairs of groups are those of the first one, units."""
+    everything, (ritz, directions) = grouped.within(None), whole.without[number]
+    eigenvalues = whole.leading.eigenvalues.cpu().numpy()
+    removed = whole.removed[number]
+    remaining = _eigenvalues_without(whole.leading.eigenvalues, removed, ritz)
     pairs = removed.pairs.cpu().numpy()
     statistics = []
     for g in everything:
-        between = _between(grouped, eigenvalues, pairs, g) if paired else None
+        between = None if number else _between(grouped, eigenvalues, pairs, g)
         statistics.append(_statistics(grouped, remaining[g], [i for i in everything if i != g], epsilon, between))
     of_half = torch.zeros(len(everything), TOP_K, grouped.hidden)
     for side, half in enumerate(halves):
-        of_half[side::2] = _directions_without(grouped, side, half, _ritz(half, grouped.removals(side, half).blocks))
-    directions = _directions_without(grouped, None, leading, ritz)
+        of_side = _ritz(half, grouped.removals(side, half).blocks)
+        of_half[side::2] = _directions_without(half, of_side, _applied(grouped, side, half, of_side))
     return Replicates(tuple(statistics), directions, of_half)
 
 
@@ -210,10 +217,6 @@ def _between(
         of_traces -= 2 * float(traces[without] * (traces.sum() - traces[without]))
         of_grams -= 2 * float(with_whole[without] - squares[without])
     return of_traces, of_grams
-
-
-Ritz = tuple[Float64[Tensor, "groups m"], Float64[Tensor, "groups m m"]]
-"""Eigenvalues, descending, and eigenvectors (columns) of S - E_g in the span of the leading directions of S."""
 
 
 def _ritz(spectrum: Spectrum, blocks: Float64[Tensor, "groups m m"]) -> Ritz:
@@ -253,22 +256,36 @@ def _rounding(largest: float, size: int) -> float:
     return float(largest) * max(size, LEADING) * float(np.finfo(np.float64).eps)
 
 
-def _directions_without(
-    grouped: Groups, side: int | None, spectrum: Spectrum, ritz: Ritz
-) -> Float32[Tensor, "groups k hidden"]:
-    """Return the top-k directions of S - E_g for each group g of a side, as unit rows.
+def _outside(spectrum: Spectrum, removed: Removals, ritz: Ritz) -> Float64[Tensor, "groups hidden k"]:
+    """Return S - E_g times its leading Ritz vectors, from what E_g does in all directions of S."""
+    assert removed.borders is not None
+    values, vectors = ritz[0][:, :TOP_K].to(spectrum.directions.device), ritz[1][:, :, :TOP_K]
+    vectors = vectors.to(spectrum.directions.device)
+    count = vectors.shape[1]
+    rest = spectrum.directions[count : count + removed.borders.shape[2]]
+    inside = spectrum.directions[:count].T @ (vectors * values[:, None, :])
+    return inside - rest.T @ (removed.borders.mT @ vectors.float()).double()
 
-    Rows are zero where the rank is below k, as it is where all tokens of the side are in that group.
-    """
-    groups = grouped.within(side)
-    leading = spectrum.directions[: ritz[0].shape[1]]
-    values, vectors = ritz[0][:, :TOP_K], ritz[1][:, :, :TOP_K].to(leading.device)
-    present = values > _rounding(float(spectrum.eigenvalues[0]), len(spectrum.eigenvalues))
-    inside = leading.T @ vectors
-    # One application of S - E_g brings in what lies outside the span, to first order in it.
+
+def _applied(grouped: Groups, side: int, half: Spectrum, ritz: Ritz) -> Float64[Tensor, "groups hidden k"]:
+    """Return S - E_g of a half times its leading Ritz vectors, for each group of the half."""
+    groups, leading = grouped.within(side), half.directions[: ritz[0].shape[1]]
+    inside = leading.T @ ritz[1][:, :, :TOP_K].to(leading.device)
     whole = grouped.times(side, inside.transpose(0, 1).flatten(1)).view(-1, len(groups), inside.shape[2])
     removals = [grouped.removed_times(g, side, inside[i]) for i, g in enumerate(groups)]
-    outside = whole.transpose(0, 1) - torch.stack(removals)
+    return whole.transpose(0, 1) - torch.stack(removals)
+
+
+def _directions_without(
+    spectrum: Spectrum, ritz: Ritz, outside: Float64[Tensor, "groups hidden k"]
+) -> Float32[Tensor, "groups k hidden"]:
+    """Return the top-k directions of S - E_g for each group g, as unit rows.
+
+    outside: S - E_g times the Ritz vectors. It brings in what lies outside their span, to first order in it. Rows are
+    zero where the rank is below k, as it is where all tokens are in that group.
+    """
+    leading = spectrum.directions[: ritz[0].shape[1]]
+    present = ritz[0][:, :TOP_K] > _rounding(float(spectrum.eigenvalues[0]), len(spectrum.eigenvalues))
     norms = outside.norm(dim=1, keepdim=True)
     outside = outside / torch.where(norms > 0, norms, torch.ones_like(norms))
     outside = outside * present.to(leading.device)[:, None, :]
@@ -277,7 +294,7 @@ def _directions_without(
     # The sign of a direction is a convention; replicates take that of the whole, from which they then differ little.
     along = (rows * leading[: rows.shape[1]].cpu()).sum(dim=2, keepdim=True)
     rows = torch.where(along < 0, -rows, rows) * present[:, : rows.shape[1], None]
-    out = torch.zeros(len(groups), TOP_K, leading.shape[1])
+    out = torch.zeros(len(rows), TOP_K, leading.shape[1])
     out[:, : rows.shape[1]] = rows.float()
     return out
 
