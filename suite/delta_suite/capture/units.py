@@ -33,8 +33,8 @@ class Units:
     """The units of a calibration, and the groups of them that are left out in turn.
 
     Example:
-        >>> Units.of(4, ["a", "a", "b", "c"])
-        Units(unit='domain', count=3, groups=(1, 1, 0, 2), documents=(1, 3, 0, 2))
+        >>> Units.of(4, ["a", "b", "b", "a"])
+        Units(unit='domain', count=2, groups=(0, 1, 1, 0), documents=(0, 1, 3, 2))
         >>> Units.of(3).groups
         (0, 1, 0)
     """
@@ -45,7 +45,8 @@ class Units:
     groups: tuple[int, ...]
     """The group of each document. All documents of a unit are in one group."""
     documents: tuple[int, ...] | None = None
-    """The group of each document in the narrower question, where the unit is the domain. It lies in the same half."""
+    """The group of each document in the narrower question, where the unit is the domain, and each has several documents.
+    It lies in the same half."""
 
     @classmethod
     def of(cls, documents: int, domains: Sequence[str] = ()) -> Units:
@@ -59,7 +60,7 @@ class Units:
         sizes = Counter(domains)
         group = dict(zip(names, _dealt([sizes[name] for name in names], DOMAIN_GROUPS), strict=True))
         groups = tuple(group[name] for name in domains)
-        return cls("domain", len(names), groups, _within_halves(groups))
+        return cls("domain", len(names), groups, _within_halves(groups) if min(sizes.values()) > 1 else None)
 
     def at_most(self, most: int) -> Units:
         """Return the same units in at most so many groups, each of whole units, without the groups of documents."""

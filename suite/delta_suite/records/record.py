@@ -147,7 +147,10 @@ class SinkRecord(RecordPart):
 
 
 class StreamRecord(RecordPart):
-    """The memory that held the residual stream while it was analysed. The figures do not depend on it."""
+    """The memory that held the residual stream while it was analysed.
+
+    The figures do not depend on it, and intervals over domains only by the number of their groups.
+    """
 
     storage: Literal["device", "host", "disk"]
     """In the memory of the device; in pinned host memory beside a GPU; in a memory-mapped file."""
