@@ -13,9 +13,7 @@ from delta_suite.errors import CalibrationError
 from hypothesis import given
 from hypothesis import strategies as st
 
-DOMAINS = st.integers(1, 300).flatmap(
-    lambda most: st.lists(st.integers(0, most).map(str), min_size=2, max_size=400)
-)
+DOMAINS = st.integers(1, 300).flatmap(lambda most: st.lists(st.integers(0, most).map(str), min_size=2, max_size=400))
 
 
 @given(DOMAINS, st.integers(2, 128).map(lambda most: most // 2 * 2))
