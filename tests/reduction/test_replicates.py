@@ -240,7 +240,8 @@ def test_pairs_of_groups(size: tuple[int, int], variant: str) -> None:
         pairs = [(a, b) for a in range(GROUPS) for b in range(GROUPS) if a != b and deleted not in (a, b)]
         traces = sum(float(grams[a].trace() * grams[b].trace()) for a, b in pairs)
         overlaps = sum(float((grams[a] * grams[b]).sum()) for a, b in pairs)
-        assert statistics.between == pytest.approx((traces, overlaps), rel=1e-9)
+        rel = 1e-9 if deleted is None else 1e-6
+        assert statistics.between == pytest.approx((traces, overlaps), rel=rel)
 
 
 def assert_equal(one: dict[str, list[LayerSpectra]], two: dict[str, list[LayerSpectra]]) -> None:

@@ -45,8 +45,7 @@ class Units:
     groups: tuple[int, ...]
     """The group of each document. All documents of a unit are in one group."""
     documents: tuple[int, ...] | None = None
-    """The group of each document in the narrower question, where the unit is the domain, and each has several documents.
-    It lies in the same half."""
+    """The group of each document in the narrower question, in the same half; where each domain has several."""
 
     @classmethod
     def of(cls, documents: int, domains: Sequence[str] = ()) -> Units:

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 Arrays = Mapping[str, np.ndarray]
 
 KINDS = ("units", "documents")
-"""What is left out in turn: groups of units, and where the unit is the domain also groups of documents."""
+"""Kinds of groups that are left out in turn: of units, and where the unit is the domain also of documents."""
 
 _GRAMS_OF = {"units": "replicates", "documents": "documents"}
 """The attribute of grams and layers that holds what each kind leaves."""
@@ -266,11 +266,11 @@ def _products_without(arrays: Arrays, without: Sequence[Replicates]) -> dict[str
         sides, side = [a, b], group % 2
         sides[side] = np.stack([layer.half_directions[group].numpy() for layer in without])
         of_all = np.stack([layer.directions[group].numpy() for layer in without])
-        own = base.bb if side else base.aa
-        assert own is not None
+        same_half = base.bb if side else base.aa
+        assert same_half is not None
         for name, products, of_whole in (
             ("whole", inner_products(of_all, of_all), base.whole),
-            ("own", inner_products(sides[side], sides[side]), own),
+            ("own", inner_products(sides[side], sides[side]), same_half),
             ("ab", inner_products(*sides), base.ab),
         ):
             out[name].append((products - of_whole).astype(np.float16))
@@ -311,9 +311,11 @@ def _grams_without(arrays: Arrays, variant: str, whole: DirectionGram, kind: str
     if base is None or base.aa is None or base.ab is None or base.bb is None or any(stack is None for stack in stacks):
         return ()
     out = []
-    for group, (of_all, own, ab) in enumerate(zip(*(stack for stack in stacks if stack is not None), strict=True)):
+    for group, (of_all, same_half, ab) in enumerate(
+        zip(*(stack for stack in stacks if stack is not None), strict=True)
+    ):
         halves = [base.aa, base.bb]
-        halves[group % 2] = halves[group % 2] + own
+        halves[group % 2] = halves[group % 2] + same_half
         gram = DirectionGram.from_products(
             whole.hidden, Products(base.whole + of_all, halves[0], base.ab + ab, halves[1])
         )

@@ -88,15 +88,12 @@ class GroupedRows(Groups):
         self._on_tokens = len(rows.rows) <= self.hidden
         """True if the eigenproblem is that of X X^T."""
 
-    def _blocks(self, index: Int64[Tensor, " _"], side: int | None) -> Iterator[Float32[Tensor, "rows hidden"]]:
-        """Yield rows as the variant takes them for a side, in blocks.
-
-        In float32, as they are stored: what a group takes is a small part of the whole, and only intervals come of it.
-        """
-        rows, mean = self._by_group.rows, self.mean(side).float() if self.centre else None
+    def _blocks(self, index: Int64[Tensor, " _"], side: int | None) -> Iterator[Float64[Tensor, "rows hidden"]]:
+        """Yield rows in float64, as the variant takes them for a side, in blocks."""
+        rows = self._by_group.rows
         for block in torch.split(index, rows_at_once(self.hidden)):
-            chosen = rows.index_select(0, block)
-            yield chosen if mean is None else chosen.sub_(mean)
+            wide = rows.index_select(0, block).double()
+            yield wide.sub_(self.mean(side)) if self.centre else wide
 
     def _rows_of(self, side: int | None) -> Float[Tensor, "tokens hidden"]:
         """Return the rows of a side as the variant takes them; used where there are at most `hidden` of them."""
@@ -124,39 +121,50 @@ class GroupedRows(Groups):
         return spectrum_of_gram(eigen, self.count(side), k)
 
     def removals(self, side: int | None, spectrum: Spectrum) -> Removals:
-        """Return what each group takes, from the coordinates of its rows in the spectrum's directions."""
-        values = spectrum.eigenvalues
-        basis = spectrum.directions.float()
-        rank, lead = len(values) if side is None else 0, min(LEADING, len(basis))
-        full = self._of_units and rank > 0
-        gaps = gaps_of(values[LEADING:rank]) if full else None
+        """Return what each group takes, from the coordinates of its rows in the spectrum's directions.
+
+        Those in the leading directions are of float64. The others are of float32, as only small parts of intervals come
+        of them.
+        """
+        values, leading = spectrum.eigenvalues, spectrum.directions[:LEADING]
+        rest = spectrum.directions[LEADING:].float() if side is None else leading[:0].float()
+        full = self._of_units and side is None
+        gaps = gaps_of(values[LEADING:]) if full else None
         energies, blocks, pairs, borders, shifts = [], [], [], [], []
         for g in self.within(side):
-            energy, total = values.new_zeros(len(basis)), values.new_zeros(len(basis))
-            # Of what is not leading, only units' second order is taken.
-            product = basis.new_zeros(len(basis) if full else lead, len(basis))
+            block, trace = values.new_zeros(len(leading), len(leading)), values.new_zeros(())
+            border, product = rest.new_zeros(len(leading), len(rest)), rest.new_zeros((len(rest) if full else 0,) * 2)
+            energy = values.new_zeros(len(rest))
+            totals = [values.new_zeros(len(leading)), values.new_zeros(len(rest))]
             for rows in self._blocks(self._members[g], side):
-                along = rows @ basis.T
-                energy += along.square().sum(dim=0)
-                total += along.sum(dim=0)
-                product.addmm_(along[:, : len(product)].T, along)
-            with_whole = energy[:rank] @ values if rank else energy.sum()
-            pairs.append(torch.stack([energy.sum(), with_whole, self._square(g) if full else energy.new_zeros(())]))
+                along, single = rows @ leading.T, rows.float() @ rest.T
+                trace += rows.square().sum()
+                block += along.T @ along
+                border += along.T.float() @ single
+                energy += single.square().sum(dim=0)
+                if full:
+                    product.addmm_(single.T, single)
+                totals = [total + part.sum(dim=0) for total, part in zip(totals, (along, single), strict=True)]
+            taken = torch.cat([block.diagonal(), energy])
+            with_whole = taken @ values if full else trace
+            pairs.append(torch.stack([trace, with_whole, self._square(g) if full else trace]))
             if self.centre:
-                shift = total / max(1, self.count(side) - self.tokens[g]) ** 0.5
-                energy = energy + shift.square()
-                product += torch.outer(shift[: len(product)], shift).float()
-            energies.append(energy)
-            blocks.append(product[:lead, :lead].double())
-            borders.append(product[:lead, lead:rank].clone() if rank else product[:0])
+                at_leading, at_rest = (t / max(1, self.count(side) - self.tokens[g]) ** 0.5 for t in totals)
+                taken = taken + torch.cat([at_leading, at_rest]).square()
+                block += torch.outer(at_leading, at_leading)
+                border += torch.outer(at_leading, at_rest).float()
+                product += torch.outer(at_rest, at_rest).float() if full else 0.0
+            energies.append(taken)
+            blocks.append(block)
+            borders.append(border)
             if gaps is not None:
-                shifts.append(mixing(product[LEADING:rank, LEADING:rank], gaps).sum(dim=1))
+                shifts.append(mixing(product, gaps).sum(dim=1))
         return Removals(
             torch.stack(energies),
             torch.stack(blocks),
             torch.stack(pairs),
-            torch.stack(borders) if rank else None,
-            torch.stack(shifts) if shifts else None,
+            torch.stack(borders) if side is None else None,
+            torch.stack(shifts) if full else None,
         )
 
     def _square(self, group: int) -> Float64[Tensor, ""]:
@@ -185,12 +193,11 @@ class GroupedRows(Groups):
         self, group: int, side: int | None, vectors: Float64[Tensor, "hidden k"]
     ) -> Float64[Tensor, "hidden k"]:
         """Return E_g times vectors, from the rows of the group."""
-        single = vectors.float()
-        out, total = torch.zeros_like(single), vectors.new_zeros(len(vectors))
+        out, total = torch.zeros_like(vectors), vectors.new_zeros(len(vectors))
         for rows in self._blocks(self._members[group], side):
-            out.addmm_(rows.T, rows @ single)
-            total += rows.sum(dim=0, dtype=torch.float64)
-        if not self.centre:
-            return out.double()
-        remaining = max(1, self.count(side) - self.tokens[group])
-        return out.double() + torch.outer(total, (total @ vectors) / remaining)
+            out += rows.T @ (rows @ vectors)
+            total += rows.sum(dim=0)
+        if self.centre:
+            remaining = max(1, self.count(side) - self.tokens[group])
+            out += torch.outer(total, (total @ vectors) / remaining)
+        return out

@@ -46,7 +46,7 @@ class GroupSums:
 
 @dataclass(frozen=True)
 class Removals:
-    """What deleting each group takes from the second moment, in a basis of r directions v_i."""
+    """Parts of the second moment that deleting each group takes, in a basis of r directions v_i."""
 
     energies: Float64[Tensor, "groups r"]
     """v_i^T E_g v_i."""
@@ -58,7 +58,7 @@ class Removals:
     borders: Float32[Tensor, "groups m rest"] | None = None
     """V E_g R^T, R the directions that are not leading; only of everything."""
     shifts: Float32[Tensor, "groups rest"] | None = None
-    """What the directions R do to each other's eigenvalues (`mixing`); only of groups of units, and of everything."""
+    """Shifts of their eigenvalues by each other (`mixing`); only of groups of units, and of everything."""
 
 
 def mixing(

@@ -173,9 +173,9 @@ def _half(grouped: Groups, side: int, leading: Spectrum, solve: Eigensolver) -> 
     """Return the spectrum of a half with LEADING directions: that of an eigenproblem where it is small or needed."""
     size = grouped.size(side)
     if size > SMALL * LEADING:
-        found = leading_spectrum(lambda columns: grouped.times(side, columns), leading.directions)
-        if found is not None:
-            return found
+        spectrum = leading_spectrum(lambda columns: grouped.times(side, columns), leading.directions)
+        if spectrum is not None:
+            return spectrum
     (eigen,) = solve([grouped.matrix(side)], [size])
     return grouped.spectrum(side, eigen, LEADING)
 
@@ -278,7 +278,7 @@ def _applied(grouped: Groups, side: int, half: Spectrum, ritz: Ritz) -> Float64[
 
 def _directions_without(
     spectrum: Spectrum, ritz: Ritz, outside: Float64[Tensor, "groups hidden k"]
-) -> Float32[Tensor, "groups k hidden"]:
+) -> Float32[Tensor, "groups top hidden"]:
     """Return the top-k directions of S - E_g for each group g, as unit rows.
 
     outside: S - E_g times the Ritz vectors. It brings in what lies outside their span, to first order in it. Rows are

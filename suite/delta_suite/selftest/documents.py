@@ -19,7 +19,7 @@ SCALE, SPREAD = 0.3, 0.4
 """Spread of the log scale of documents (30%), and of document means (14% of a layer's variance)."""
 
 DOMAIN_SCALE, DOMAIN_SPREAD = 0.3, 0.4
-"""The same for domains, where a population has them: they differ as much as documents of one domain do."""
+"""Spreads of domains, where a population has them: they differ as much as documents of one domain do."""
 
 START = 3.0
 """Standard deviation of the entries of h_0; one update is then a tenth to a fifth of the stream."""
