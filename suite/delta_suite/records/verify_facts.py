@@ -256,7 +256,7 @@ def _calibration_problems(record: Record) -> Iterator[Problem]:
                 "calibration.sha256",
                 f"{number(texts.sha256[:12])} is not that of {texts.name}, {expected[:12]}: these are other texts",
             )
-        elif record.resampling.assignment not in {None, assignment}:
+        elif assignment is not None and record.resampling.assignment not in {None, assignment}:
             yield Problem("resampling.assignment", f"it is not that of the {record.resampling.unit}s of {texts.name}")
 
 
