@@ -89,7 +89,9 @@ def test_tables_may_name_domain_and_language(tmp_path: Path, ending: str) -> Non
 
 def test_a_domain_is_named_for_every_document_or_for_none(tmp_path: Path) -> None:
     some = _jsonl(tmp_path / "some.jsonl", [{"text": "a", "domain": "x"}, {"text": "b"}])
-    with pytest.raises(CalibrationError, match=r"some.jsonl:1 has a `domain` and .*some.jsonl:2 has none\. Name"):
+    with pytest.raises(
+        CalibrationError, match=r"some.jsonl:1 has a `domain` and .*some.jsonl:2 has none\. Name that of every"
+    ):
         load_calibration(some)
     odd = _jsonl(tmp_path / "odd.jsonl", [{"text": "a", "domain": ["x"]}])
     with pytest.raises(CalibrationError, match=r"odd.jsonl:1: not a document: `domain` is list, not text\. Write"):

@@ -100,7 +100,7 @@ def distinct(texts: Iterable[Document], documents: int | None = None) -> tuple[t
         if chosen and (document.domain is None) != (chosen[0].domain is None):
             one, other = (chosen[0], document) if document.domain is None else (document, chosen[0])
             raise CalibrationError(
-                f"{one.where} has a `{DOMAIN}` and {other.where} has none. Name the domain of every document, or of none."
+                f"{one.where} has a `{DOMAIN}` and {other.where} has none. Name that of every document, or of none."
             )
         chosen.append(document)
         if len(chosen) == documents:
