@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -49,6 +50,11 @@ class Calibration:
     def units(self) -> Units:
         """The units that intervals are formed over: domains where they are declared, else documents."""
         return Units.of(len(self.documents), self.domains)
+
+    @property
+    def documents_by_language(self) -> dict[str, int]:
+        """The number of documents in each language; empty where none are declared."""
+        return dict(Counter(language or "unknown" for language in self.languages))
 
     @property
     def sha256(self) -> str:

@@ -72,8 +72,8 @@ def mixing(
     that of a direction to itself, moves nothing.
 
     Example:
-        >>> mixing(torch.tensor([3.0]), torch.tensor([8.0])), mixing(torch.tensor([1e-2]), torch.tensor([-1.0]))
-        (tensor([1.]), tensor([-9.9990e-05]))
+        >>> mixing(torch.tensor([[3.0]]), torch.tensor([[8.0]])).tolist()
+        [[1.0]]
     """
     square = removed.square()
     reach = torch.addcmul(gaps.square() + 1e-30, square, square.new_full((), 4.0)).sqrt_().copysign_(gaps).add_(gaps)
