@@ -177,3 +177,30 @@ def drift_p(cosines: np.ndarray, phase: range, seed: int, draws: int) -> float:
         for drift in drawn(rows, dimensions, min(100, draws - first)):
             beyond += edge_contrast(drift * damping, phase) >= edge_contrast(cosines, phase)
     return (1 + beyond) / (1 + draws)
+
+
+def domain_jackknife(
+    updates: list[np.ndarray], domain: np.ndarray, phase: list[int]
+) -> dict[str, tuple[float, np.ndarray]]:
+    """Return figures of all rows, and without the rows of each domain, by full SVDs.
+
+    `updates` are the rows of each layer, `domain` the domain of each row, in numbers from 0. The figures are the mean
+    |cos| of a phase, under "intra_cosine", and those of the spectrum of its first layer.
+    """
+
+    def figures(kept: np.ndarray) -> dict[str, float]:
+        directions = [np.linalg.svd(rows[kept].astype(np.float64), full_matrices=False)[2][0] for rows in updates]
+        s = np.linalg.svd(updates[phase[0]][kept].astype(np.float64), compute_uv=False)
+        p = s**2 / (s**2).sum()
+        return {
+            "intra_cosine": float(np.mean([abs(directions[a] @ directions[b]) for a, b in combinations(phase, 2)])),
+            "gamma": float(s[0]) * np.sqrt(len(kept) / kept.sum()),
+            "effective_rank": entropy_rank(p),
+            "effective_rank_roy": entropy_rank(s / s.sum()),
+            "top10_energy": float(p[:10].sum()),
+            "spectral_gap": float(s[0] / s[1]),
+        }
+
+    whole = figures(np.ones(len(domain), dtype=bool))
+    without = [figures(domain != number) for number in range(domain.max() + 1)]
+    return {name: (value, np.array([row[name] for row in without])) for name, value in whole.items()}

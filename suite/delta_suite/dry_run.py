@@ -182,7 +182,7 @@ def _sized(stored_model: StoredModel, run: Run, settings: Settings, known: Forec
     decoder = find_decoder(model, run.subject.layers_path)
     sequences = token_sequences(run, model, decoder, load_tokenizer(stored_model.spec, stored_model.files))
     dtype, layers, hidden = str(model.dtype).removeprefix("torch."), len(decoder.blocks), hidden_size(model, decoder)
-    documents = len(run.calibration.documents)
+    documents, units = len(run.calibration.documents), run.calibration.units.count
     stored_bytes = sum(path.stat().st_size for path in stored_model.files.weights)
     size = Size(
         described=f"{type(model).__name__}, {layers} layers x {hidden}; calibration {run.calibration.name}, "
@@ -190,7 +190,7 @@ def _sized(stored_model: StoredModel, run: Run, settings: Settings, known: Forec
         parameters=model.num_parameters(),
         weights=stored_bytes if quantised else model.get_memory_footprint(),
         stream=stream_bytes(model, decoder, sequences.tokens),
-        law=expected_law_bytes(layers, hidden, sequences.tokens, documents) if "law" in known.missing else None,
+        law=expected_law_bytes(layers, hidden, sequences.tokens, units) if "law" in known.missing else None,
     )
     shape = {"architecture": type(model).__name__, "layers": layers, "hidden": hidden}
     like = _like(run, settings, known.missing, shape, dtype, sequences.tokens)

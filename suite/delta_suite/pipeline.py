@@ -27,16 +27,14 @@ from delta_suite.provenance import LIBRARIES, Clock, git_state, hardware, librar
 from delta_suite.records.arrays import ArrayFile
 from delta_suite.records.assemble import Assembled, assemble, with_boundaries, with_law
 from delta_suite.records.cache import ARRAYS, DIRECTIONS, Cache, cache_key, cache_root
+from delta_suite.records.captured import certificate_record, sink_record
 from delta_suite.records.format import from_json, to_json
 from delta_suite.records.record import (
     SCHEMA,
     CalibrationRecord,
-    CertificateRecord,
-    IdentityRecord,
     ModelRecord,
     Provenance,
     Record,
-    SinkRecord,
     StreamRecord,
 )
 from delta_suite.records.store import RESULTS, save
@@ -46,8 +44,6 @@ from delta_suite.reduction.variants import VARIANTS
 from delta_suite.version import __version__
 
 if TYPE_CHECKING:
-    from delta_suite.capture.certificate import Certificate
-    from delta_suite.capture.sinks import Sinks
     from delta_suite.models.blocks import Decoder
     from delta_suite.models.loading import LoadedModel
     from delta_suite.reduction.passes import Captured
@@ -226,6 +222,7 @@ def prepare(
         "top_k": TOP_K,
         "variants": {variant.name: variant.version for variant in VARIANTS.values()},
         "drop_first_token": calibration.drop_first_token,
+        "units": calibration.units.sha256,
         "chat_template": settings.chat_template,  # without it, special tokens are those that the tokenizer adds
         "sink_reference_documents": REFERENCE_DOCUMENTS,
         "tokens_per_batch": tokens_per_batch(device),
@@ -337,7 +334,7 @@ def _measure_loaded(
         with progress(f"{run.subject.name}: analysis", passes.captured.tokens * passes.captured.blocks, "token") as bar:
             captured = passes.run(
                 phases if fit_law else None,
-                documents=len(run.calibration.documents),
+                units=run.calibration.units,
                 with_spectra=with_spectra,
                 advance=bar.update,
                 law_progress=partial(progress, f"{run.subject.name}: law", unit="fit"),
@@ -356,9 +353,10 @@ def _measure_loaded(
                 hidden=captured.spectra["raw"][0].statistics.hidden,
             ),
             calibration=_calibration_record(run, sequences, captured),
-            sinks=_sink_record(captured.sinks),
-            certificate=_certificate_record(captured.certificates),
+            sinks=sink_record(captured.sinks),
+            certificate=certificate_record(captured.certificates),
             provenance=provenance,
+            units=run.calibration.units,
         )
     else:
         before = entry.record.provenance.seconds  # of both runs together
@@ -419,34 +417,7 @@ def _calibration_record(run: Run, sequences: TokenSequences, captured: Captured)
         duplicates=calibration.duplicates,
         begins_with=sequences.begins_with,
         ends_with=sequences.ends_with,
+        domains=len(set(calibration.domains)) or None,
+        languages=calibration.documents_by_language or None,
         chat_template=run.choices["chat_template"],
-    )
-
-
-def _sink_record(sinks: list[Sinks]) -> SinkRecord:
-    from delta_suite.capture.sinks import SINK_RATIO
-
-    largest = sorted((row for shard in sinks for row in shard.largest), key=lambda row: -row[3])
-    return SinkRecord(
-        position_zero=sum(shard.first for shard in sinks),
-        large_norm=sum(shard.large for shard in sinks),
-        ratio=SINK_RATIO,
-        largest=tuple(largest[:10]),
-    )
-
-
-def _certificate_record(certificates: list[Certificate]) -> CertificateRecord:
-    certificate = certificates[0]
-    for other in certificates[1:]:
-        certificate = certificate + other
-    identities = {
-        identity.name: IdentityRecord(says=identity.says, error=identity.error, tolerance=identity.tolerance)
-        for identity in certificate.identities
-    }
-    return CertificateRecord(
-        holds=True,
-        blocks=certificate.blocks,
-        forward_passes=certificate.forward_passes,
-        final_norm=certificate.final_norm,
-        identities=identities,
     )

@@ -10,6 +10,7 @@ import pytest
 import torch
 from delta_suite.capture.residual import capture
 from delta_suite.capture.stream import ResidualStream
+from delta_suite.capture.units import Units
 from delta_suite.models.blocks import find_decoder
 from delta_suite.reduction.reduce import reduce_stream
 from delta_suite.reduction.replicates import LayerSpectra
@@ -42,7 +43,7 @@ def test_large_model_over_two_gpus(benchmark: Any, subject: Subject, record: Cal
     def reduced(stream: ResidualStream, devices: list[torch.device]) -> list[LayerSpectra]:
         with torch.no_grad():
             return reduce_stream(
-                iter([stream]), layers=subject.layers, tokens=TOKENS, documents=DOCUMENTS, devices=devices
+                iter([stream]), layers=subject.layers, tokens=TOKENS, units=Units.of(DOCUMENTS), devices=devices
             )["raw"]
 
     stream = captured(subject.model)

@@ -21,6 +21,7 @@ import torch
 from delta_suite.capture.residual import capture, planned_batch
 from delta_suite.capture.stream import Memory
 from delta_suite.capture.tokens import TokenSequences
+from delta_suite.capture.units import Units
 from delta_suite.metrics.estimators import direction_metrics, layer_metrics, phase_metrics
 from delta_suite.metrics.layer import spectral_entropy_rank
 from delta_suite.models.phases import phase_map
@@ -58,7 +59,7 @@ def core(
     for variant, layers in spectra.items():
         gram = full_gram(direction_arrays(variant, layers), variant)
         for index, layer in enumerate(layers):
-            layer_metrics(layer.statistics, layer.halves or (), layer.replicates)
+            layer_metrics(layer.statistics, *layer.resamples)
             direction_metrics(gram, index)
         for first, last in phase_map(subject.layers).values():
             phase_metrics(gram, range(first, last + 1))
@@ -82,7 +83,7 @@ def reduced(
             streams,
             layers=subject.layers,
             tokens=sequences.tokens - dropped,
-            documents=max(sequences.documents) + 1,
+            units=Units.of(max(sequences.documents) + 1),
             variants=variants,
             devices=[subject.device],
             memory=None if room is None else Memory(device=room),

@@ -10,6 +10,7 @@ import torch
 from delta_suite.capture.calibration import Calibration
 from delta_suite.capture.residual import capture
 from delta_suite.capture.tokens import tokenize
+from delta_suite.capture.units import Units
 from delta_suite.models.blocks import find_decoder
 from delta_suite.reduction.reduce import reduce_stream
 from delta_suite.reduction.replicates import LayerSpectra
@@ -27,7 +28,7 @@ def reduced(directory: Path, device: str = "cpu", side: str = "right", **options
     sequences = tokenize(Calibration("test", TEXTS), tokenizer, 400, None)
     streams = (stream for stream, _ in capture(model, find_decoder(model), sequences, device=torch.device(device)))
     on = [torch.device(device)]
-    return reduce_stream(streams, layers=12, tokens=sequences.tokens, documents=len(TEXTS), devices=on)["raw"]
+    return reduce_stream(streams, layers=12, tokens=sequences.tokens, units=Units.of(len(TEXTS)), devices=on)["raw"]
 
 
 def test_attention_kernel(tiny: Path) -> None:

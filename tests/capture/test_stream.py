@@ -14,6 +14,7 @@ from delta_suite.capture.plan import plan_batches, planned_tokens
 from delta_suite.capture.residual import Capture, capture
 from delta_suite.capture.stream import Memory, plan_shards
 from delta_suite.capture.tokens import TokenSequences, tokenize
+from delta_suite.capture.units import Units
 from delta_suite.errors import DeviceError
 from delta_suite.models.blocks import find_decoder
 from delta_suite.reduction.reduce import reduce_stream
@@ -42,7 +43,7 @@ def reduced(loaded: tuple[Any, TokenSequences], **options: Any) -> tuple[list[La
             places.append(stream.storage)
             yield stream
 
-    layers = reduce_stream(streams(), layers=12, tokens=sequences.tokens, documents=24)["raw"]
+    layers = reduce_stream(streams(), layers=12, tokens=sequences.tokens, units=Units.of(24))["raw"]
     return layers, places
 
 
@@ -79,7 +80,9 @@ def test_several_devices_reduce_the_same(loaded: tuple[Any, TokenSequences], mem
     model, sequences = loaded
     # Not a generator expression: its variable would hold a shard while the next one is filled.
     streams = map(itemgetter(0), capture(model, find_decoder(model), sequences, device=CPU, memory=memory))
-    spread = reduce_stream(streams, layers=12, tokens=sequences.tokens, documents=24, devices=[CPU, CPU, CPU])["raw"]
+    spread = reduce_stream(streams, layers=12, tokens=sequences.tokens, units=Units.of(24), devices=[CPU, CPU, CPU])[
+        "raw"
+    ]
     assert_same(reduced(loaded, memory=memory)[0], spread, 1e-12)
 
 

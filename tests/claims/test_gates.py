@@ -42,6 +42,16 @@ def gates_of(view: RecordView, metric: str, scope: str, **keys: Any) -> dict[str
     return {gate.name: gate.says for gate in failed_gates(expectation, observed, None, view)}
 
 
+@pytest.mark.parametrize(("domains", "closed"), [(None, False), (1, True), (11, True), (12, False)])
+def test_few_domains_decide_nothing(constant: RecordView, domains: int | None, closed: bool) -> None:
+    calibration = constant.record.calibration.model_copy(update={"domains": domains})
+    view = RecordView(constant.record.model_copy(update={"calibration": calibration}), constant.arrays)
+    gates = gates_of(view, "gamma", "C")
+    assert ("domains" in gates) == closed
+    if closed:
+        assert "a claim about other text needs 12" in gates["domains"]
+
+
 @pytest.mark.parametrize(("variant", "closed"), [("raw", False), ("sink_free", False), ("centred", True)])
 @pytest.mark.parametrize("metric", ["effective_rank", "intra_cosine"])
 def test_rounding_decides_nothing(constant: RecordView, metric: str, variant: str, closed: bool) -> None:

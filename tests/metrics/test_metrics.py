@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from delta_suite.capture.stream import ResidualStream
+from delta_suite.capture.units import Units
 from delta_suite.metrics.boundaries import boundaries_under, boundary_metrics
 from delta_suite.metrics.direction_gram import DirectionGram
 from delta_suite.metrics.drift import FITTED, SmoothDrifts, against_drifts
@@ -53,7 +54,9 @@ def stream(tokens: int, hidden: int, layers: int = 6, seed: int = 0, documents: 
 
 def reduced(residual: ResidualStream) -> list[LayerSpectra]:
     documents = int(residual.document.max()) + 1
-    return reduce_stream([residual], layers=residual.layers, tokens=len(residual.document), documents=documents)["raw"]
+    return reduce_stream([residual], layers=residual.layers, tokens=len(residual.document), units=Units.of(documents))[
+        "raw"
+    ]
 
 
 def gram_of(layers: list[LayerSpectra]) -> DirectionGram:

@@ -60,6 +60,7 @@ def _record(
     import torch
     from delta_suite.capture.sinks import find_sinks
     from delta_suite.capture.stream import ResidualStream
+    from delta_suite.capture.units import Units
     from delta_suite.reduction.law_fit import measure_law
     from delta_suite.reduction.reduce import reduce_stream
 
@@ -85,7 +86,7 @@ def _record(
             [stream],
             layers=layers,
             tokens=len(token),
-            documents=documents,
+            units=Units.of(documents),
             variants=list(VARIANTS.values()),
             sinks=lambda shard: found.append(find_sinks(shard)) or found[-1],
         )

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from delta_suite.capture.stream import ResidualStream
+from delta_suite.capture.units import Units
 from delta_suite.metrics.estimators import phase_metrics
 from delta_suite.metrics.intervals import standard_errors
 from delta_suite.metrics.law import PhaseLaw, jackknife, law_estimates, median_deviations, transfer_intervals
@@ -65,6 +66,10 @@ def planted(
         states.append(states[-1] + (1 + 0.3 * layer) * update)
     position = torch.arange(len(document)) % length + 1  # none at 0: nothing is a sink
     return ResidualStream(states, document, position, torch.ones(len(document), dtype=torch.bool), "device"), V
+
+
+def groups_of(stream: ResidualStream) -> torch.Tensor:
+    return torch.tensor(Units.of(int(stream.document.max()) + 1).groups)
 
 
 def value(law: Law, metric: str) -> float:
@@ -277,7 +282,7 @@ def test_few_tokens_are_fitted_in_fewer_dimensions() -> None:
 
 def test_the_basis_holds_the_first_principal_components() -> None:
     stream, _ = planted(20, 20, 24, shared=0.5)
-    walk = walk_rows(lambda layers: [stream], stream.kept, "normalised", ())
+    walk = walk_rows(lambda layers: [stream], stream.kept, groups_of(stream), "normalised", ())
     for fold, basis in enumerate(fold_bases(walk, LAYERS, 24, 5, CPU)):
         pooled = np.zeros((2, 24, 24))
         for own_rows in walk(range(LAYERS)):
@@ -355,7 +360,7 @@ def test_too_little_comes_back_with_the_reason() -> None:
     few = measure_law(planted(12, 20, 64)[0], ONE_PHASE)
     assert "n = 120 tokens allows k = 12 of d = 64" in (few.reason or "")
     one = measure_law(planted(9, 200)[0], ONE_PHASE)
-    assert "9 documents leave 1 of them" in (one.reason or "")
+    assert "9 documents leave 2 of them" in (one.reason or "")
     for law in (few, one):
         assert all(law.reason in (estimate.reason or "") for estimate in law_estimates(law, "C").values() if law.reason)
 
@@ -395,7 +400,7 @@ def test_intervals_cover() -> None:
     planted_parts = {"shared": 0.4, "per_layer": 0.3, "rank_one": 0.5}
     population = planted(10000, 20, 6, seed=999, **planted_parts)[0]
     even = replace(population, document=2 * population.document)  # all of it is one fold
-    walk = walk_rows(lambda layers: [even], even.kept, "normalised", ())
+    walk = walk_rows(lambda layers: [even], even.kept, groups_of(even), "normalised", ())
     (sums,) = sum_groups(walk, range(LAYERS), 6, [Basis(None, None)], Home(CPU, "device"))
     plan = plan_law(LAYERS, 6, 6, len(even.document), ONE_PHASE, CPU, None)
     maps = Maps(plan.home, LAYERS, 6)

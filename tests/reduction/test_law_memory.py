@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from delta_suite.capture.stream import Memory, ResidualStream
+from delta_suite.capture.units import Units
 from delta_suite.errors import DeviceError
 from delta_suite.reduction import law_sums
 from delta_suite.reduction.law_fit import measure_law, measure_law_again
@@ -117,7 +118,15 @@ def test_the_law_is_the_same_in_shards(size: tuple[int, int], shards: int) -> No
     for memory in (Memory(1 << 40), Memory(beside, disk=sums_bytes(4, whole.components))):
         asked.clear()
         law = measure_law_again(
-            streams, rows.kept, rows.document, PHASES, [CPU], layers=LAYERS, hidden=rows.hidden, memory=memory
+            streams,
+            rows.kept,
+            rows.document,
+            PHASES,
+            [CPU],
+            units=Units.of(int(rows.document.max()) + 1),
+            layers=LAYERS,
+            hidden=rows.hidden,
+            memory=memory,
         )
         assert_same(whole, law)
         assert (len(asked) > 2) == (memory.disk > 0)  # a pass for the basis and one for the sums, where they fit
@@ -127,7 +136,7 @@ def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = stream(FEWER)
     whole = measure_law(rows, PHASES)
     walk = law_sums.walk_rows
-    monkeypatch.setattr("delta_suite.reduction.law_fit.walk_rows", lambda *args: walk(*args[:4], 70))
+    monkeypatch.setattr("delta_suite.reduction.law_fit.walk_rows", lambda *args: walk(*args[:5], 70))
     assert_same(whole, measure_law(rows, PHASES))
 
 

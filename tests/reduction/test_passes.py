@@ -15,6 +15,7 @@ from delta_suite.capture.residual import Capture
 from delta_suite.capture.sinks import SINK_RATIO, find_sinks
 from delta_suite.capture.stream import Memory
 from delta_suite.capture.tokens import TokenSequences, tokenize
+from delta_suite.capture.units import Units
 from delta_suite.errors import DeviceError
 from delta_suite.models.blocks import find_decoder
 from delta_suite.provenance import Clock
@@ -59,7 +60,7 @@ def measured(
     rooms = {0.5: stream, 0.25: Memory(moments * MOMENTS), 0.75: options.pop("law", LAW)}
     monkeypatch.setattr(Memory, "free", classmethod(lambda cls, device, share=0.5: rooms[share]))
     passes = Passes(model, find_decoder(model), sequences, [CPU], Clock())
-    return passes.run(PHASES, documents=DOCUMENTS, **options), passes
+    return passes.run(PHASES, units=Units.of(DOCUMENTS), **options), passes
 
 
 @pytest.mark.parametrize(("parts", "moments"), [(3, 5), (30, 12)])
@@ -80,8 +81,8 @@ def test_shards_change_no_figure(
             largest = one.statistics.eigenvalues[0]
             assert np.abs(one.statistics.eigenvalues - other.statistics.eigenvalues).max() <= 1e-10 * largest
             assert abs(float(one.directions[0] @ other.directions[0])) > 1 - 1e-10
-            assert len(one.replicates) == len(other.replicates) == 10
-            for a, b in zip(one.replicates, other.replicates, strict=True):
+            assert len(one.resamples[1]) == len(other.resamples[1]) == 10
+            for a, b in zip(one.resamples[1], other.resamples[1], strict=True):
                 assert a.eigenvalues == pytest.approx(b.eigenvalues, rel=1e-9, abs=1e-10 * largest)
             assert one.statistics.averages.keys() == other.statistics.averages.keys()
             for name, values in one.statistics.averages.items():

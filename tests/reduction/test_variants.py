@@ -7,6 +7,7 @@ import pytest
 import torch
 from delta_suite.capture.sinks import SINK_RATIO, find_sinks
 from delta_suite.capture.stream import ResidualStream
+from delta_suite.capture.units import Units
 from delta_suite.metrics.estimators import layer_metrics
 from delta_suite.reduction import eigen, moments
 from delta_suite.reduction import gram as spectra
@@ -54,7 +55,7 @@ def reduced(stream: ResidualStream, shards: int = 1) -> dict[str, list[LayerSpec
     pieces = [stream.take(rows) for rows in torch.arange(len(stream.kept)).chunk(shards)]
     variants = list(VARIANTS.values())
     return reduce_stream(
-        pieces, layers=stream.layers, tokens=int(stream.kept.sum()), documents=documents, variants=variants
+        pieces, layers=stream.layers, tokens=int(stream.kept.sum()), units=Units.of(documents), variants=variants
     )
 
 
@@ -154,7 +155,7 @@ def test_a_variant_does_not_depend_on_the_variants_beside_it(size: tuple[int, in
     stream = with_sinks(*size)
     variants = [VARIANTS[name] for name in names]
     together = reduced(stream)
-    spectra = reduce_stream([stream], layers=stream.layers, tokens=size[0], documents=6, variants=variants)
+    spectra = reduce_stream([stream], layers=stream.layers, tokens=size[0], units=Units.of(6), variants=variants)
     assert list(spectra) == names
     for name, layers in spectra.items():
         for one, other in zip(layers, together[name], strict=True):
@@ -207,7 +208,7 @@ def test_reliability_tells_a_planted_direction_from_noise() -> None:
     rows = torch.arange(400)
     gram = gram_of(
         reduce_stream(
-            [ResidualStream(states, document, rows % 10, rows >= 0, "device")], layers=3, tokens=400, documents=40
+            [ResidualStream(states, document, rows % 10, rows >= 0, "device")], layers=3, tokens=400, units=Units.of(40)
         )["raw"]
     )
     planted_layers = [direction_metrics(gram, layer)["reliability"].value for layer in (0, 1)]

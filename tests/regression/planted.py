@@ -16,7 +16,7 @@ from delta_suite.metrics.intervals import with_interval
 from delta_suite.metrics.registry import METRICS, metric_versions
 from delta_suite.models.phases import PhaseMap
 from delta_suite.records import assemble
-from delta_suite.records.arrays import ArrayFile, gram_arrays
+from delta_suite.records.arrays import ArrayFile, as_kept, gram_arrays
 from delta_suite.records.record import Record
 from delta_suite.records.view import RecordView
 from delta_suite.reduction.variants import VARIANTS
@@ -89,7 +89,7 @@ def _planted(
     grams = {}
     for variant in record.variants:
         a, b = _fitted(bases, draw), _fitted(bases, draw)
-        gram = grams[variant] = _with_replicates(bases, (a, b), draw)
+        gram = grams[variant] = as_kept(_with_replicates(bases, (a, b), draw))
         directions |= {f"{variant}.directions": bases[:, :TOP_K].astype(np.float32)}
         directions |= {f"{variant}.directions_a": a.astype(np.float32), f"{variant}.directions_b": b.astype(np.float32)}
         arrays |= gram_arrays(variant, gram)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 
-from delta_suite.capture.texts import HUB, HUB_DOCUMENTS, distinct, listed, read_texts
+from delta_suite.capture.texts import HUB, HUB_DOCUMENTS, Document, distinct, listed, read_texts
+from delta_suite.capture.units import Units
 from delta_suite.command_line import DOCUMENTS_OUT_OF_BOUNDS, EMPTY_VALUE, MOST_DOCUMENTS
 from delta_suite.errors import CalibrationError
 
@@ -38,6 +41,20 @@ class Calibration:
     """Number of documents that were taken from the start of the source; None means all of them."""
     duplicates: int = 0
     """Number of documents that were left out because they repeat another."""
+    domains: tuple[str, ...] = ()
+    """The domain of each document; empty where none are declared."""
+    languages: tuple[str | None, ...] = ()
+    """The language of each document, None where it is not declared; empty where none are."""
+
+    @cached_property
+    def units(self) -> Units:
+        """The units that intervals are formed over: domains where they are declared, else documents."""
+        return Units.of(len(self.documents), self.domains)
+
+    @property
+    def documents_by_language(self) -> dict[str, int]:
+        """The number of documents in each language; empty where none are declared."""
+        return dict(Counter(language or "unknown" for language in self.languages))
 
     @property
     def sha256(self) -> str:
@@ -58,9 +75,9 @@ def load_calibration(name: str, documents: int | None = None) -> Calibration:
     `core` has 112 documents, each of a domain of its own, in 8 languages and in code; the first 512 bytes of each run
     (data/DATASHEET.md). `seed` is the stream of the reference script: its 25 prompts joined by blank lines, one
     document whose first token is dropped. It serves parity: one document has no halves and no interval. Any other name
-    is read by `texts.read_texts`: a `.jsonl` or `.parquet` file (key or column `text`), a folder (one document per
-    `.txt` or `.md` file, by name), any other file (one document), or `hf:org/name[/config][:split[:column]]`, of which
-    128 documents are taken where no number is given.
+    is read by `texts.read_texts`: a `.jsonl` or `.parquet` file (key or column `text`, and `domain` and `language`
+    where it has them), a folder (one document per `.txt` or `.md` file, by name), any other file (one document), or
+    `hf:org/name[/config][:split[:column]]`, of which 128 documents are taken where no number is given.
 
     Raises CalibrationError for an unknown name, and for unreadable, empty or malformed files.
 
@@ -78,14 +95,36 @@ def load_calibration(name: str, documents: int | None = None) -> Calibration:
         return Calibration("seed", ("\n\n".join(prompts),), drop_first_token=True)
     if name == "core":
         rows = [json.loads(line) for line in _bundled("core.jsonl").splitlines()[:documents]]
-        cut = tuple(first_bytes(row["text"], CORE_BYTES) for row in rows)
-        return Calibration("core", cut, bytes_per_document=CORE_BYTES, first=documents)
+        cut = [Document(first_bytes(row["text"], CORE_BYTES), row["domain"], row["language"]) for row in rows]
+        return _calibration("core", cut, bytes_per_document=CORE_BYTES, first=documents)
     if name.startswith(HUB):
         documents = documents or HUB_DOCUMENTS
     texts, duplicates = read_texts(name, documents)
     if not name.startswith(HUB):
         name = _utf8_name(Path(name).resolve())
-    return Calibration(name, texts, first=documents, duplicates=duplicates)
+    return _calibration(name, texts, first=documents, duplicates=duplicates)
+
+
+def _calibration(
+    name: str,
+    documents: Sequence[Document],
+    *,
+    first: int | None,
+    duplicates: int = 0,
+    bytes_per_document: int | None = None,
+) -> Calibration:
+    """Return the calibration of documents, which either all have a domain, or none."""
+    domains = tuple(document.domain for document in documents if document.domain is not None)
+    languages = tuple(document.language for document in documents)
+    return Calibration(
+        name,
+        tuple(document.text for document in documents),
+        bytes_per_document=bytes_per_document,
+        first=first,
+        duplicates=duplicates,
+        domains=domains,
+        languages=languages if any(languages) else (),
+    )
 
 
 def first_bytes(text: str, limit: int) -> str:
@@ -108,10 +147,10 @@ def calibration_of(texts: Iterable[str], documents: int | None = None) -> Calibr
         >>> calibration_of(["one text", "another", "one text"]).documents
         ('one text', 'another')
     """
-    chosen, duplicates = distinct(listed(texts), documents)
+    chosen, duplicates = distinct(map(Document, listed(texts)), documents)
     if not chosen:
         raise CalibrationError("texts holds no text. Give it at least one document.")
-    return Calibration("texts", chosen, first=documents, duplicates=duplicates)
+    return _calibration("texts", chosen, first=documents, duplicates=duplicates)
 
 
 def _utf8_name(path: Path) -> str:

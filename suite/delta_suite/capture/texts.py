@@ -9,7 +9,8 @@ import hashlib
 import importlib.util
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ HUB_DOCUMENTS = 128
 COLUMN = "text"
 """Key or column that holds the text of a document, unless another is named."""
 
+DOMAIN, LANGUAGE = "domain", "language"
+"""Keys or columns that hold the domain and the language of a document, where a source has them."""
+
 TEXT_SUFFIXES = (".txt", ".md")
 """Endings of the files in a folder that are documents."""
 
@@ -37,7 +41,19 @@ DOCUMENT_LIMIT = 256 << 20
 _FORMS = f"a text file, a .jsonl or .parquet file, a folder of {' or '.join(TEXT_SUFFIXES)} files, or {HUB}org/name"
 
 
-def read_texts(name: str, documents: int | None) -> tuple[tuple[str, ...], int]:
+@dataclass(frozen=True)
+class Document:
+    """One text, and what its source says of it."""
+
+    text: str
+    domain: str | None = None
+    """The domain, such as `news`: documents of one domain are no independent draws."""
+    language: str | None = None
+    where: str = ""
+    """The place of the document in its source, for messages."""
+
+
+def read_texts(name: str, documents: int | None) -> tuple[tuple[Document, ...], int]:
     """Return the first `documents` texts of a source, in order, and how many repeated ones were left out.
 
     All texts are returned if `documents` is None. Blank ones are left out. So is one that differs from an earlier one
@@ -46,9 +62,10 @@ def read_texts(name: str, documents: int | None) -> tuple[tuple[str, ...], int]:
 
     `name` is a path, or `hf:org/name[/config][:split[:column]]`, where org/name may also be a local folder, and split
     and column are `train` and `text` unless given. In `.jsonl` and `.parquet` files the key or column is `text`. Files
-    are UTF-8.
+    are UTF-8. Tables may have `domain` and `language`, too.
 
-    Raises CalibrationError where the source does not exist, cannot be read, or holds no text.
+    Raises CalibrationError where the source does not exist, cannot be read, or holds no text, and where some of the
+    documents have a domain and others none.
     """
     try:
         chosen, repeated = distinct(_hub(name) if name.startswith(HUB) else _path(expand_user(name)), documents)
@@ -59,25 +76,33 @@ def read_texts(name: str, documents: int | None) -> tuple[tuple[str, ...], int]:
     return chosen, repeated
 
 
-def distinct(texts: Iterable[str], documents: int | None = None) -> tuple[tuple[str, ...], int]:
+def distinct(texts: Iterable[Document], documents: int | None = None) -> tuple[tuple[Document, ...], int]:
     """Return the first `documents` texts, without blank and repeated ones, and how many repeated ones were left out.
 
+    Raises CalibrationError where some of them have a domain and others none.
+
     Example:
-        >>> distinct(["one text", " ", "another", "one  text"])
-        (('one text', 'another'), 1)
+        >>> chosen, repeated = distinct(map(Document, ["one text", " ", "another", "one  text"]))
+        >>> [document.text for document in chosen], repeated
+        (['one text', 'another'], 1)
     """
-    chosen: list[str] = []
+    chosen: list[Document] = []
     seen: set[bytes] = set()
     repeated = 0
-    for text in texts:
-        if not text.strip():
+    for document in texts:
+        if not document.text.strip():
             continue
-        digest = _without_white_space(text)
+        digest = _without_white_space(document.text)
         if digest in seen:
             repeated += 1
             continue
         seen.add(digest)
-        chosen.append(text)
+        if chosen and (document.domain is None) != (chosen[0].domain is None):
+            one, other = (chosen[0], document) if document.domain is None else (document, chosen[0])
+            raise CalibrationError(
+                f"{one.where} has a `{DOMAIN}` and {other.where} has none. Name that of every document, or of none."
+            )
+        chosen.append(document)
         if len(chosen) == documents:
             break
     return tuple(chosen), repeated
@@ -101,7 +126,7 @@ def _without_white_space(text: str) -> bytes:
     return digest.digest()
 
 
-def _path(path: Path) -> Iterator[str]:
+def _path(path: Path) -> Iterator[Document]:
     if why := path_error(path):
         raise CalibrationError(
             f"no calibration {shorten(path)!r} (looked for {shorten(path.absolute())}: {why}). "
@@ -113,10 +138,10 @@ def _path(path: Path) -> Iterator[str]:
         return _jsonl(path)
     if path.suffix == ".parquet":
         return _parquet(path)
-    return iter([read_text(path, DOCUMENT_LIMIT)])
+    return iter([Document(read_text(path, DOCUMENT_LIMIT))])
 
 
-def _folder(path: Path) -> Iterator[str]:
+def _folder(path: Path) -> Iterator[Document]:
     try:
         # What is no file under such a name, or leads nowhere, is not passed over: reading it says why.
         files = sorted(file for file in path.iterdir() if file.suffix in TEXT_SUFFIXES and not file.is_dir())
@@ -129,10 +154,10 @@ def _folder(path: Path) -> Iterator[str]:
         raise CalibrationError(
             f"calibration folder {path} holds no {' or '.join(TEXT_SUFFIXES)} file. Put one document in each.{hint}"
         )
-    return (read_text(file, DOCUMENT_LIMIT) for file in files)
+    return (Document(read_text(file, DOCUMENT_LIMIT)) for file in files)
 
 
-def _jsonl(path: Path) -> Iterator[str]:
+def _jsonl(path: Path) -> Iterator[Document]:
     with open_regular(path) as lines:
         number = 0
         while line := lines.readline(DOCUMENT_LIMIT + 1):
@@ -145,10 +170,10 @@ def _jsonl(path: Path) -> Iterator[str]:
             except UnreadableFileError as error:
                 raise CalibrationError(f"{where}: not a document: {error.why}.") from None
             if text.strip():
-                yield _text_of(text, where)
+                yield _document_of(text, where)
 
 
-def _text_of(line: str, where: str) -> str:
+def _document_of(line: str, where: str) -> Document:
     try:
         row = json.loads(line, object_pairs_hook=_unrepeated)
     except RecursionError:
@@ -163,7 +188,17 @@ def _text_of(line: str, where: str) -> str:
             f"{where}: not a document: it has no key `{COLUMN}` (its keys: {shorten(', '.join(row) or 'none')}). "
             f"Rename the one that holds the text."
         )
-    return _string(row[COLUMN], where, COLUMN)
+    return _document(row, COLUMN, where)
+
+
+def _document(row: Mapping[str, Any], column: str, where: str) -> Document:
+    """Return the document of a row. Raises CalibrationError where its text or domain is none."""
+    domain, language = row.get(DOMAIN), row.get(LANGUAGE)
+    if isinstance(domain, int) and not isinstance(domain, bool):
+        domain = str(domain)
+    if domain is not None:
+        domain = _string(domain, where, DOMAIN).strip() or None
+    return Document(_string(row[column], where, column), domain, language if isinstance(language, str) else None, where)
 
 
 def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -175,9 +210,12 @@ def _unrepeated(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _string(value: object, where: str, column: str) -> str:
     if not isinstance(value, str):
-        raise CalibrationError(
-            f"{where}: not a document: `{column}` is {type(value).__name__}, not text. Name or write a column of texts."
+        cure = (
+            "Write its name, or leave it out of every document"
+            if column == DOMAIN
+            else "Name or write a column of texts"
         )
+        raise CalibrationError(f"{where}: not a document: `{column}` is {type(value).__name__}, not text. {cure}.")
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -188,7 +226,7 @@ def _string(value: object, where: str, column: str) -> str:
     return value
 
 
-def _parquet(path: Path) -> Iterator[str]:
+def _parquet(path: Path) -> Iterator[Document]:
     if importlib.util.find_spec("pyarrow") is None:
         raise _without_extra(str(path), "pyarrow", "parquet")
     import pyarrow
@@ -203,17 +241,18 @@ def _parquet(path: Path) -> Iterator[str]:
                     f"one that holds the texts, or name it: {HUB}FOLDER:train:COLUMN, with the folder of the file."
                 )
             row = 0
-            for batch in file.iter_batches(batch_size=1024, columns=[COLUMN]):
-                for value in batch.column(0).to_pylist():
+            columns = [COLUMN, *(name for name in (DOMAIN, LANGUAGE) if name in names)]
+            for batch in file.iter_batches(batch_size=1024, columns=columns):
+                for value in batch.to_pylist():
                     row += 1
-                    yield _string(value, f"{path}, row {row}", COLUMN)
+                    yield _document(value, COLUMN, f"{path}, row {row}")
     except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as error:
         raise CalibrationError(
             f"calibration file {path} cannot be read as parquet: {brief(error)}. Is it whole?"
         ) from None
 
 
-def _hub(name: str) -> Iterator[str]:
+def _hub(name: str) -> Iterator[Document]:
     """Stream the texts of a dataset. No code of the dataset runs: `datasets` cannot run any from 4.0 on."""
     dataset, config, split, column = _parts(name)
     if importlib.util.find_spec("datasets") is None:
@@ -236,7 +275,7 @@ def _hub(name: str) -> Iterator[str]:
             f"calibration {name}: the dataset has no column `{column}` (its columns: {', '.join(columns)}). "
             f"Name the one that holds the texts: {HUB}{dataset}{f'/{config}' if config else ''}:{split}:COLUMN."
         )
-    read = iter(rows.select_columns([column]))
+    read = iter(rows.select_columns([column, *({DOMAIN, LANGUAGE} & set(columns) - {column})]))
     number = 0
     while True:
         try:
@@ -246,7 +285,7 @@ def _hub(name: str) -> Iterator[str]:
         if row is None:
             return
         number += 1
-        yield _string(row[column], f"calibration {name}, row {number}", column)
+        yield _document(row, column, f"calibration {name}, row {number}")
 
 
 def _parts(name: str) -> tuple[str, str | None, str, str]:

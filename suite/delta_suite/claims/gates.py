@@ -15,7 +15,11 @@ from delta_suite.records.view import RecordView
 from delta_suite.reduction.variants import VARIANTS
 
 MIN_DOCUMENTS = 50
-"""Documents are the unit of resampling; intervals of spectra need 50-100 of them."""
+"""Intervals of spectra over documents need 50-100 of them."""
+
+MIN_DOMAINS = 12
+"""Domains below which no verdict is drawn where a calibration declares them: the spread of fewer is hardly known, and
+each decides too much of it."""
 
 RELIABLE = 0.9
 """Split-half |cos| below which a layer's direction is noise."""
@@ -74,8 +78,12 @@ def _documents(observed: Observation, view: RecordView) -> Iterator[Gate]:
     if documents < MIN_DOCUMENTS:
         which = "one document" if documents == 1 else f"{documents} documents"
         yield Gate("documents", f"{which}; an interval needs {MIN_DOCUMENTS} (try --calibration core)")
+    elif (domains := view.record.calibration.domains) is not None and domains < MIN_DOMAINS:
+        which = "one domain" if domains == 1 else f"{domains} domains"
+        says = f"{which}; a claim about other text needs {MIN_DOMAINS} (try --calibration core)"
+        yield Gate("domains", says)
     elif observed.interval is None and not any(estimate.interval for estimate in observed.each.values()):
-        yield Gate("interval", "this figure has no interval, as it has no value without some group of documents")
+        yield Gate("interval", "this figure has no interval, as it has no value without some group of its units")
 
 
 def _unknown(view: RecordView) -> Iterator[Gate]:
@@ -117,7 +125,7 @@ def _direction_gates(layers: Sequence[int], variant: str, view: RecordView) -> I
         yield Gate(
             "reliability",
             f"{sum(reliable)} of {len(reliable)} layers point the same way (|cos| >= {RELIABLE:g}) in both halves "
-            f"of the documents; {MOSTLY:.0%} required",
+            f"of the {view.record.resampling.unit}s; {MOSTLY:.0%} required",
         )
     resolved = [
         estimate.interval is not None and estimate.interval[0] > 1.0

@@ -146,7 +146,8 @@ def _decide(expectation: Expectation, observation: Observation, other_side: Requ
     elif verdict is Verdict.INCONCLUSIVE:
         reason = f"the {PERCENT} interval of the margin holds 0"
         if distance.replicates is not None:
-            reason += f"; these documents show a margin of {detectable_effect(distance.replicates):.3g} or more"
+            reason += f"; these {view.record.resampling.unit}s show a margin of "
+            reason += f"{detectable_effect(distance.replicates):.3g} or more"
     return _Decision(verdict, reason, distance=distance, p=p)
 
 
@@ -202,8 +203,11 @@ def _distance(expectation: Expectation, observed: Estimate, required: Estimate) 
     if distance.interval is not None or observed.interval is None or observed.best is None:
         return distance
     # The replicates are gone, and the interval of a difference from a constant is the interval, moved.
-    ends = sorted(sign * (end - bound) for end in observed.interval)
-    return distance.model_copy(update={"corrected": sign * (observed.best - bound), "interval": (ends[0], ends[1])})
+    update: dict[str, object] = {"corrected": sign * (observed.best - bound)}
+    for name in ("interval", "interval_documents"):
+        if (ends := getattr(observed, name)) is not None:
+            update[name] = tuple(sorted(sign * (end - bound) for end in ends))
+    return distance.model_copy(update=update)
 
 
 def _verdict(distance: Estimate, expectation: Expectation) -> Verdict:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
+from delta_suite.capture.units import Unit
 from delta_suite.errors import RecordError, SuiteError, UnknownNameError
 from delta_suite.metrics.estimate import Estimate, absent
 from delta_suite.metrics.intervals import combine
@@ -45,6 +46,8 @@ class Observation:
     estimate: Estimate
     each: Mapping[int, Estimate] = field(default_factory=dict)
     """The estimates of the single layers, where the metric is one of layers."""
+    unit: Unit = "document"
+    """The unit that the interval is over."""
 
     @property
     def value(self) -> float | None:
@@ -144,11 +147,11 @@ def observe(
             something else when it was measured, is no error: the estimate is absent, with the reason.
     """
     require_names(metric, variant, over)
-    layers = scope_layers(view, scope)
+    layers, unit = scope_layers(view, scope), view.record.resampling.unit
 
     def observation(estimate: Estimate, each: Mapping[int, Estimate] | None = None) -> Observation:
         ends = None if isinstance(layers, str) else (layers[0], layers[-1])
-        return Observation(view.model.name, metric, scope, variant, over, ends, estimate, each or {})
+        return Observation(view.model.name, metric, scope, variant, over, ends, estimate, each or {}, unit)
 
     if isinstance(layers, str):
         return observation(absent(layers))

@@ -13,7 +13,7 @@ Scope = Literal["layer", "pair", "phase", "model"]
 Source = Literal["tokens", "spectrum", "directions", "law", "boundaries"]
 """The input that a metric is computed from."""
 
-Bias = Literal["halves", "groups", "none"]
+Bias = Literal["replicates", "halves", "groups", "none"]
 """How a metric's bias is estimated and removed: see `intervals.with_interval`."""
 
 PART_OF: dict[Source, str] = {
@@ -79,7 +79,7 @@ def metric(
     version: int = 1,
     per_layer: bool = True,
     adjacent: bool = False,
-    bias: Bias = "halves",
+    bias: Bias | None = None,
     most: float | Literal["rank", "layers"] = math.inf,
     p_value: bool = False,
 ) -> Callable[[_Function], _Function]:
@@ -87,6 +87,7 @@ def metric(
 
     def register(function: _Function) -> _Function:
         name = function.__name__
+        removed = bias or ("replicates" if takes == "spectrum" else "halves")
         DEFINED[name] = Metric(
             name,
             scope,
@@ -100,7 +101,7 @@ def metric(
             per_layer,
             function,
             adjacent,
-            bias,
+            removed,
             most,
             p_value,
         )

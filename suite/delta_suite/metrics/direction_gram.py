@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Float32, Float64
+from jaxtyping import Float, Float32, Float64
 
 NO_DIRECTION = "the update of layer {} is zero, so it has no direction"
 """The reason why figures of directions are absent, with the layer's number."""
@@ -20,12 +20,29 @@ class Products:
     A layer of rank below k has zeros for the directions it lacks.
     """
 
-    whole: Float64[np.ndarray, "layers k layers k"]
-    aa: Float64[np.ndarray, "layers k layers k"] | None = None
-    """Between directions fitted on document half a."""
-    ab: Float64[np.ndarray, "layers k layers k"] | None = None
+    whole: Float[np.ndarray, "layers k layers k"]
+    aa: Float[np.ndarray, "layers k layers k"] | None = None
+    """Between directions fitted on half a."""
+    ab: Float[np.ndarray, "layers k layers k"] | None = None
     """Between directions fitted on half a (rows) and on half b (columns)."""
-    bb: Float64[np.ndarray, "layers k layers k"] | None = None
+    bb: Float[np.ndarray, "layers k layers k"] | None = None
+
+    def single(self) -> Products:
+        """Return the products in float32: there is a set of them for each group that is left out."""
+        return Products(*(None if part is None else part.astype(np.float32) for part in _parts(self)))  # type: ignore[arg-type]
+
+
+def _parts(products: Products) -> tuple[np.ndarray | None, ...]:
+    return products.whole, products.aa, products.ab, products.bb
+
+
+def inner_products(
+    rows: Float[np.ndarray, "layers k hidden"], others: Float[np.ndarray, "layers k hidden"]
+) -> Float64[np.ndarray, "layers k layers k"]:
+    """Return the inner products of two sets of directions."""
+    layers, k, hidden = rows.shape
+    one, other = (each.reshape(layers * k, hidden).astype(np.float64) for each in (rows, others))
+    return np.asarray((one @ other.T).reshape(layers, k, layers, k))
 
 
 @dataclass(frozen=True)
@@ -48,33 +65,29 @@ class DirectionGram:
     angles: Float64[np.ndarray, "layers layers"] | None = None
     """Mean of the k principal angles between the top-k subspaces, in radians."""
     halves: tuple[DirectionGram, DirectionGram] | None = None
-    """The grams of half a and of half b of the documents, which hold cosines alone."""
+    """The grams of half a and of half b of the units, which hold cosines alone."""
     cross: Float64[np.ndarray, "layers layers"] | None = None
     """|v_L^a . v_M^b|, averaged with the halves exchanged."""
     cross_overlaps: Float64[np.ndarray, "layers layers"] | None = None
     """Overlaps of subspaces fitted on different halves, averaged in the same way."""
     products: Products | None = None
     replicates: tuple[DirectionGram, ...] = ()
-    """The grams without each group of documents in turn."""
+    """The grams without each group of units in turn."""
+    documents: tuple[DirectionGram, ...] = ()
+    """The grams without each group of documents in turn, where the unit is the domain."""
     random: Float32[np.ndarray, "draws layers layers"] | None = None
     """Cosines of directions drawn at random with the covariance of each layer's updates."""
 
     @classmethod
     def of(cls, directions: np.ndarray, halves: tuple[np.ndarray, np.ndarray] | None = None) -> DirectionGram:
-        """Return the gram of unit directions (layers, k, hidden), and of those of the two document halves if given."""
-        layers, k, hidden = directions.shape
-
-        def rows(array: np.ndarray) -> np.ndarray:
-            return array.reshape(layers * k, hidden).astype(np.float64)
-
-        def inner(rows_a: np.ndarray, rows_b: np.ndarray) -> np.ndarray:
-            return np.asarray((rows_a @ rows_b.T).reshape(layers, k, layers, k))
-
-        whole = inner(rows(directions), rows(directions))
+        """Return the gram of unit directions (layers, k, hidden), and of those of the two halves if given."""
+        hidden = directions.shape[2]
+        whole = inner_products(directions, directions)
         if halves is None:
             return cls.from_products(hidden, Products(whole))
-        a, b = map(rows, halves)
-        return cls.from_products(hidden, Products(whole, inner(a, a), inner(a, b), inner(b, b)))
+        a, b = halves
+        products = Products(whole, inner_products(a, a), inner_products(a, b), inner_products(b, b))
+        return cls.from_products(hidden, products)
 
     @classmethod
     def from_products(cls, hidden: int, products: Products) -> DirectionGram:

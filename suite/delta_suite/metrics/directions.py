@@ -1,7 +1,7 @@
 """Metrics of directions: of one layer, of a pair of layers, and of a phase.
 
 Notation. v_L is the top right singular vector of layer L's update; k = 8 directions are kept per layer; a and b are the
-two halves of the documents.
+two halves of the units (capture/units.py): of the domains where they are declared, else of the documents.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from delta_suite.reduction.statistics import TOP_K
 DISATTENUATION_FLOOR = 0.6
 """A cosine is corrected for attenuation only where both reliabilities exceed this: below, the correction is noise."""
 
-HALF_WITHOUT_UPDATE = "one half of the documents leaves layer {} without an update, so it has no direction there"
-"""The reason of a metric that compares document halves, with the number of the layer."""
+HALF_WITHOUT_UPDATE = "one half of the units leaves layer {} without an update, so it has no direction there"
+"""The reason of a metric that compares the halves, with the number of the layer."""
 
 PRODUCTS_NEEDED = "the inner products of all 8 directions are not at hand"
 """The reason of an absent subspace metric: a record stores the cosines of the top directions alone."""
@@ -32,14 +32,14 @@ NEEDS_PRODUCTS = ("capture_fraction", "capture_fraction_held_out", "shared_fract
 
 @metric(
     "layer",
-    "r_L = |v_L^a . v_L^b|, v_L fitted on document halves a and b",
+    "r_L = |v_L^a . v_L^b|, v_L fitted on halves a and b of the units",
     takes="directions",
     high=1.0,
     source="split-half reliability; below 0.9 a layer has no direction to speak of",
     bias="none",
 )
 def reliability(gram: DirectionGram, layer: int) -> Estimate:
-    """Return how well the two halves of the documents agree on a layer's direction; absent with one document."""
+    """Return how well the two halves agree on a layer's direction; absent with one document."""
     if gram.cross is None:
         return absent(ONE_DOCUMENT)
     if gram.without_half([layer]):
@@ -117,7 +117,7 @@ def intra_cosine(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
 
 @metric(
     "phase",
-    "mean over pairs of |v_L^a . v_M^b|, each layer fitted on another half of the documents",
+    "mean over pairs of |v_L^a . v_M^b|, each layer fitted on another half of the units",
     takes="directions",
     high=1.0,
     source="cross-fit: tokens that two layers share cannot make them agree",
@@ -125,7 +125,7 @@ def intra_cosine(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
     bias="groups",
 )
 def intra_cosine_cross_fitted(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
-    """Return the mean absolute cosine between layers that are fitted on different halves of the documents."""
+    """Return the mean absolute cosine between layers that are fitted on different halves."""
     if gram.cross is None:
         return absent(ONE_DOCUMENT)
     products = among(gram.cross, layers)
@@ -268,7 +268,7 @@ def _captured(basis: np.ndarray, products: np.ndarray) -> np.ndarray:
     """
     from scipy.linalg import eigh
 
-    # Solving for the top k alone takes half the time, and there is one problem per layer, half and group of documents.
+    # Solving for the top k alone takes half the time, and there is one problem per layer, half and group.
     size = len(basis)
     values, vectors = eigh(basis, subset_by_index=(max(0, size - TOP_K), size - 1), check_finite=False)
     present = values > size * np.finfo(np.float64).eps * values[-1]
@@ -298,14 +298,14 @@ def capture_fraction(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
 
 @metric(
     "phase",
-    "capture_fraction with B from the other layers of the phase, fitted on the other half of the documents",
+    "capture_fraction with B from the other layers of the phase, fitted on the other half of the units",
     takes="directions",
     high=1.0,
     source="capture_fraction, cross-fitted over layers and documents",
     bias="none",
 )
 def capture_fraction_held_out(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
-    """Return the capture fraction with the basis from other layers and from the other half of the documents."""
+    """Return the capture fraction with the basis from other layers and from the other half."""
     if len(layers) == 1:
         return absent("no other layer in the phase to form a basis from")
     if gram.halves is None:
@@ -347,7 +347,7 @@ def shared_fraction(gram: DirectionGram, layers: Sequence[int]) -> Estimate:
 def _stack(gram: np.ndarray, rows: Sequence[int], columns: Sequence[int]) -> np.ndarray:
     """Return the inner products of two sets of layers' directions, (len(rows) k, len(columns) k)."""
     k = gram.shape[1]
-    return np.asarray(gram[rows][:, :, columns].reshape(len(rows) * k, len(columns) * k))
+    return np.asarray(gram[rows][:, :, columns].reshape(len(rows) * k, len(columns) * k), dtype=np.float64)
 
 
 def _by_layer(layers: Sequence[int], values: np.ndarray) -> dict[int, float | None]:

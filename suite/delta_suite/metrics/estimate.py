@@ -25,12 +25,15 @@ class Estimate(BaseModel):
     interval: tuple[float, float] | None = None
     """The interval at `intervals.CONFIDENCE`; absent where the calibration is one document."""
     interval_documents: tuple[float, float] | None = None
-    """The interval with documents as the unit, where the unit of `interval` is another."""
+    """The interval with documents as the unit, where the unit of `interval` is the domain: the narrower question, on
+    other documents of these domains."""
     replicates: tuple[float, ...] | None = Field(default=None, exclude=True)
-    """The values without each group of documents in turn, from which intervals are computed.
+    """The values without each group of units in turn, from which intervals are computed.
 
     They are kept in the arrays beside a record, not in its JSON.
     """
+    replicates_documents: tuple[float, ...] | None = Field(default=None, exclude=True)
+    """The values without each group of documents in turn, where the unit is another."""
     per_layer: dict[int, float | None] | None = None
     """The number that each layer of a phase contributes to the phase's value."""
     detail: dict[str, Any] | None = None

@@ -26,7 +26,7 @@ TOO_FEW_TOKENS = "fewer than two tokens enter"
 _DEFINED_WITHOUT_UPDATE = ("frobenius", "update_norm", "stream_norm", "relative_step", "block_influence")
 
 _Case = TypeVar("_Case", LayerStatistics, DirectionGram)
-"""The part of the calibration that a figure is computed from: all documents, one half, or all but one group of them."""
+"""The part of the calibration that a figure is computed from: all units, one half, or all but one group of them."""
 
 
 def layer_value(layer: LayerStatistics, metric: Metric) -> Estimate:
@@ -43,16 +43,18 @@ def layer_metrics(
     layer: LayerStatistics,
     halves: Sequence[LayerStatistics] = (),
     replicates: Sequence[LayerStatistics] = (),
+    documents: Sequence[LayerStatistics] = (),
     *,
     averages: bool = True,
 ) -> dict[str, Estimate]:
     """Return every metric of a layer that takes tokens or its spectrum, by name.
 
-    `halves` are the statistics of each half of the documents, which remove biases; `replicates` those without each
-    group of documents, which give intervals. `averages` includes the metrics that average over tokens.
+    `halves` are the statistics of each half of the units, which remove biases; `replicates` those without each group of
+    units, which give intervals; `documents` those without each group of documents, where the unit is the domain.
+    `averages` includes the metrics that average over tokens.
     """
     return {
-        name: _resampled(metric, partial(layer_value, metric=metric), layer, halves, replicates)
+        name: _resampled(metric, partial(layer_value, metric=metric), layer, halves, replicates, documents)
         for name, metric in METRICS.items()
         if metric.takes == "spectrum" or (averages and metric.takes == "tokens")
     }
@@ -64,14 +66,16 @@ def _resampled(
     whole: _Case,
     halves: Iterable[_Case],
     replicates: Sequence[_Case],
+    documents: Sequence[_Case],
 ) -> Estimate:
-    """Return compute(whole) with its bias removed, as the metric asks for it, and its interval from the replicates."""
+    """Return compute(whole) with its bias removed, as the metric asks for it, and its intervals from replicates."""
     estimate = compute(whole)
     if estimate.value is None or not replicates:
         return estimate
     half_estimates = [compute(half) for half in halves] if metric.bias == "halves" else []
     without = [compute(replicate) for replicate in replicates]
-    return with_interval(estimate, half_estimates, without, metric.low, metric.high, metric.bias)
+    narrower = [compute(replicate) for replicate in documents]
+    return with_interval(estimate, half_estimates, without, metric.low, metric.high, metric.bias, narrower)
 
 
 def direction_metrics(gram: DirectionGram, layer: int) -> dict[str, Estimate]:
@@ -124,13 +128,13 @@ def _from_directions(
         missing = gram.without_direction(layers)
         return absent(NO_DIRECTION.format(missing[0])) if missing else compute(gram)
 
-    return _resampled(metric, estimate, gram, gram.halves or (), gram.replicates)
+    return _resampled(metric, estimate, gram, gram.halves or (), gram.replicates, gram.documents)
 
 
 def resampled(metric: Metric, gram: DirectionGram, compute: Callable[[DirectionGram], Estimate]) -> Estimate:
     """Return a figure of directions with its bias removed and its interval."""
     with one_thread():
-        return _resampled(metric, compute, gram, gram.halves or (), gram.replicates)
+        return _resampled(metric, compute, gram, gram.halves or (), gram.replicates, gram.documents)
 
 
 @lru_cache

@@ -18,7 +18,7 @@ ONE_LAYER = "one layer has no others to share a map with"
 """The reason why a phase of one layer has no shared map."""
 
 NOTHING_TO_PREDICT = (
-    "the update of layer {} is zero, or the same on all tokens, in at least half of the documents, so there is nothing "
+    "the update of layer {} is zero, or the same on all tokens, in at least half of the units, so there is nothing "
     "to predict"
 )
 """The reason why a layer has no R^2, with its number."""

@@ -44,7 +44,9 @@ def _average(layer: LayerStatistics, quantity: str) -> Estimate:
     return Estimate(value=mean, sd=sd)
 
 
-@metric("layer", "sigma_1", takes="spectrum", unit="stream units", source="reference script: top_singvals[0]")
+@metric(
+    "layer", "sigma_1", takes="spectrum", unit="stream units", source="reference script: top_singvals[0]", version=2
+)
 def gamma(layer: LayerStatistics) -> Estimate:
     """Return the top singular value of the update."""
     return Estimate(value=math.sqrt(layer.eigenvalues[0]))
@@ -58,6 +60,7 @@ def gamma(layer: LayerStatistics) -> Estimate:
     low=1.0,
     most="rank",
     source="reference script: eff_rank",
+    version=2,
 )
 def effective_rank(layer: LayerStatistics) -> Estimate:
     """Return the exponential of the spectral entropy: the number of directions that the energy is spread over."""
@@ -72,6 +75,7 @@ def effective_rank(layer: LayerStatistics) -> Estimate:
     low=1.0,
     most="rank",
     source="Roy & Vetterli 2007, The effective rank",
+    version=2,
 )
 def effective_rank_roy(layer: LayerStatistics) -> Estimate:
     """Return the effective rank of Roy and Vetterli, which weighs singular values, not energies."""
@@ -86,6 +90,7 @@ def effective_rank_roy(layer: LayerStatistics) -> Estimate:
     low=1.0,
     most="rank",
     source="participation ratio of the energies",
+    version=2,
 )
 def participation_ratio(layer: LayerStatistics) -> Estimate:
     """Return the participation ratio of the energies: 1 for one direction, d for d equal ones."""
@@ -94,7 +99,7 @@ def participation_ratio(layer: LayerStatistics) -> Estimate:
 
 @metric(
     "layer",
-    "[(tr G)^2 - sum (tr G_a)^2] / [||G||_F^2 - sum ||G_a||_F^2], G_a the Gram matrix of a group a of documents; "
+    "[(tr G)^2 - sum (tr G_a)^2] / [||G||_F^2 - sum ||G_a||_F^2], G_a the Gram matrix of a group a of units; "
     "centred: (tr Sigma)^2 / tr Sigma^2, the mean from groups that enter nothing else",
     takes="spectrum",
     unit="directions",
@@ -104,12 +109,12 @@ def participation_ratio(layer: LayerStatistics) -> Estimate:
     bias="none",
 )
 def participation_ratio_unbiased(layer: LayerStatistics) -> Estimate:
-    """Return the participation ratio from different groups of documents; absent with one document."""
+    """Return the participation ratio from different groups of units; absent with one document."""
     if layer.between is None:
         return absent(TOO_FEW_GROUPS)
     traces, squares = layer.between
     if squares <= 0.0:
-        return absent("the updates of different groups of documents have no energy in common directions")
+        return absent("the updates of different groups of units have no energy in common directions")
     return Estimate(value=max(1.0, traces / squares))
 
 
@@ -121,27 +126,26 @@ def participation_ratio_unbiased(layer: LayerStatistics) -> Estimate:
     low=1.0,
     most="rank",
     source="Rudelson & Vershynin 2007",
+    version=2,
 )
 def stable_rank(layer: LayerStatistics) -> Estimate:
     """Return the energy of the update over that of its top direction."""
-    if layer.eigenvalues[0] == 0.0:  # one group of documents held all of the leading direction, and is deleted
-        return absent("nothing is left of the leading direction")
     return Estimate(value=float(1.0 / layer.energies[0]))
 
 
-@metric("layer", "p_1", takes="spectrum", high=1.0, source="reference script: top1_frac")
+@metric("layer", "p_1", takes="spectrum", high=1.0, source="reference script: top1_frac", version=2)
 def top1_energy(layer: LayerStatistics) -> Estimate:
     """Return the share of the energy in the top direction."""
     return _top_energy(layer, 1)
 
 
-@metric("layer", "p_1 + p_2 + p_3", takes="spectrum", high=1.0, source="reference script: top3_frac")
+@metric("layer", "p_1 + p_2 + p_3", takes="spectrum", high=1.0, source="reference script: top3_frac", version=2)
 def top3_energy(layer: LayerStatistics) -> Estimate:
     """Return the share of the energy in the top 3 directions."""
     return _top_energy(layer, 3)
 
 
-@metric("layer", "p_1 + ... + p_10", takes="spectrum", high=1.0, source="reference script: top10_frac")
+@metric("layer", "p_1 + ... + p_10", takes="spectrum", high=1.0, source="reference script: top10_frac", version=2)
 def top10_energy(layer: LayerStatistics) -> Estimate:
     """Return the share of the energy in the top 10 directions."""
     return _top_energy(layer, 10)
@@ -153,6 +157,8 @@ def top10_energy(layer: LayerStatistics) -> Estimate:
     takes="spectrum",
     low=1.0,
     source="Davis & Kahan 1970: the gap bounds how far v_L can turn",
+    version=2,
+    bias="none",
 )
 def spectral_gap(layer: LayerStatistics) -> Estimate:
     """Return the ratio of the first two singular values; absent for an update of rank one."""
@@ -161,7 +167,7 @@ def spectral_gap(layer: LayerStatistics) -> Estimate:
     return Estimate(value=math.sqrt(layer.eigenvalues[0] / layer.eigenvalues[1]))
 
 
-@metric("layer", "||delta||_F", takes="spectrum", unit="stream units", source="reference script: frob")
+@metric("layer", "||delta||_F", takes="spectrum", unit="stream units", source="reference script: frob", version=2)
 def frobenius(layer: LayerStatistics) -> Estimate:
     """Return the Frobenius norm of the update."""
     return Estimate(value=math.sqrt(layer.eigenvalues.sum()))
@@ -247,7 +253,7 @@ def angular_distance(layer: LayerStatistics) -> Estimate:
     "eps^2 / 24 * mean ||h_L||^2 / mean ||delta||^2, eps of the stream's dtype",
     takes="spectrum",
     source="uniform rounding error, per addition to the stream",
-    version=2,
+    version=3,
 )
 def rounding_share(layer: LayerStatistics) -> Estimate:
     """Return the share of the update's energy that is rounding error.
@@ -265,6 +271,7 @@ def rounding_share(layer: LayerStatistics) -> Estimate:
     takes="spectrum",
     high=1.0,
     source="the share of energy that centring removes",
+    version=2,
 )
 def mean_energy(layer: LayerStatistics) -> Estimate:
     """Return the share of the energy that the mean update holds, which centring removes."""

@@ -123,7 +123,7 @@ def _tolerance(comparison: Comparison, *, paired: bool) -> str:
     if comparison.stated:
         return "stated in the baseline"
     if comparison.metric in TURNS:
-        return "how far the directions of two halves of the documents are apart"
+        return "how far the directions of two halves of the units are apart"
     if comparison.interval_alone is None:
         return "rounding: there is no interval, as the calibration is one document"
     how = "paired by document" if paired else "on other documents"

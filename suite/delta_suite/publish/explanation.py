@@ -88,7 +88,9 @@ def _observed_facts(judgement: Judgement, *, brief: bool) -> list[tuple[str, str
         margin = ""
         if expectation.than is not None and judgement.distance.interval is not None:
             margin = f"; of the margin {interval_text(judgement.distance.interval)}"
-        facts.append(("interval", f"{PERCENT}, over documents{margin}"))
+        facts.append(("interval", f"{PERCENT}, over {observation.unit}s{margin}"))
+        if (narrower := observation.estimate.interval_documents) is not None:
+            facts.append(("on these", f"{interval_text(narrower)} on other documents of these domains"))
     if judgement.verdict is Verdict.INCONCLUSIVE and judgement.detectable is not None:
         sure = f"{CONFIDENCE:.0%} confidence, {POWER:.0%} power"
         facts.append(("detectable", f"a margin of {judgement.detectable:.3g} ({sure})"))

@@ -149,6 +149,8 @@ def model_line(view: RecordView) -> str:
 def calibration_text(calibration: CalibrationRecord) -> str:
     """Return what ran, and what a reader must know of it before the figures."""
     documents = "1 document (so no interval)" if calibration.documents == 1 else f"{calibration.documents} documents"
+    if calibration.domains is not None:
+        documents += f" of {calibration.domains} domain{'' if calibration.domains == 1 else 's'}"
     if calibration.duplicates:
         documents += f" ({calibration.duplicates} more were repetitions, and left out)"
     if calibration.chat_template:

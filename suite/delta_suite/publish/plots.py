@@ -355,7 +355,6 @@ def _hover(layer: int, name: str, unit: str, estimate: Estimate) -> str:
 
 def _about_intervals(view: RecordView, variant: str, metrics: Sequence[str]) -> str:
     if any(e.interval for metric in metrics for e in estimates(view, variant, metric)):
-        return (
-            f"Bands: {PERCENT} intervals over documents, around the bias-corrected value, so the line can leave them."
-        )
+        unit = view.record.resampling.unit
+        return f"Bands: {PERCENT} intervals over {unit}s, around the bias-corrected value, so the line can leave them."
     return "This record holds no intervals for them."

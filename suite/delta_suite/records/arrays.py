@@ -4,17 +4,21 @@ Beside a record, for each variant V, all layers, U groups of units left out in t
 
     V.eigenvalues          (layers, rank)      squared singular values, float32
     V.units.METRIC         (U, layers)         a layer metric without each group
-    V.halves.METRIC        (2, layers)         a layer metric of each half of the documents, where its bias needs them
+    V.halves.METRIC        (2, layers)         a layer metric of each half of the units, where its bias needs them
     V.cosines, V.cross, V.overlaps, V.cross_overlaps, V.angles      (pairs,) matrices of a DirectionGram
-    V.NAME.units           (U, pairs)          the same without each group, float32
+    V.NAME.units           (U, pairs)          the same without each group, less the whole, float16
     V.cosines_a, V.cosines_b    (pairs,)       cosines of directions fitted on one half
     V.scope_units.METRIC   (phases, U)         metrics of stacked subspaces, which need more than the above
     V.random.METRIC        (phases, draws)     a metric with each v_L drawn at random
     law.units.METRIC       (phases, groups)    the law's metrics without each group
     law.transfer           (layers, layers)    R^2 on layer L (row) of layer M's map, held out
 
-Missing values are NaN. In the cache, `directions` hold the leading 8 directions of every layer and their inner products
-without each group, from which the figures of any other phase map are formed.
+Where the unit is the domain, `documents` in place of `units` is the same without each group of documents. Replicates of
+metrics are float32. Missing values are NaN. In the cache, `directions` hold the leading 8 directions of every layer and
+their inner products without each group, from which the figures of any other phase map are formed.
+
+Replicates differ little from the whole, and an interval needs no more of the difference than its first digits: as
+float16 it has three, and an array of many units half of the size.
 """
 
 from __future__ import annotations
@@ -28,19 +32,26 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float64
 
 from delta_suite.errors import RecordError
-from delta_suite.metrics.direction_gram import DirectionGram, Products
+from delta_suite.metrics.direction_gram import DirectionGram, Products, inner_products
 from delta_suite.paths import path_error, shorten
 from delta_suite.reading import ARRAYS_LIMIT, UnreadableFileError, decode, parse_json, read_bytes
 from delta_suite.writing import staged_path
 
 if TYPE_CHECKING:
-    from delta_suite.reduction.replicates import LayerSpectra
+    from delta_suite.reduction.replicates import LayerSpectra, Replicates
 
 Arrays = Mapping[str, np.ndarray]
 
-_PRODUCTS = ("whole", "aa", "ab", "bb")
+KINDS = ("units", "documents")
+"""Kinds of groups that are left out in turn: of units, and where the unit is the domain also of documents."""
+
+_GRAMS_OF = {"units": "replicates", "documents": "documents"}
+"""The attribute of grams and layers that holds what each kind leaves."""
+
+_PRODUCTS = ("whole", "own", "ab")
 _MATRICES = ("cosines", "overlaps", "angles", "cross", "cross_overlaps")
 
 
@@ -154,51 +165,60 @@ def gram_arrays(variant: str, gram: DirectionGram) -> dict[str, np.ndarray]:
         matrix = getattr(gram, name)
         if matrix is None:
             continue
-        arrays[f"{variant}.{name}"] = matrix[first, second]
-        if gram.replicates:
-            rows = [getattr(replicate, name)[first, second] for replicate in gram.replicates]
-            arrays[f"{variant}.{name}.units"] = np.stack(rows).astype(np.float32)
+        whole = arrays[f"{variant}.{name}"] = matrix[first, second]
+        for kind in KINDS:
+            if without := getattr(gram, _GRAMS_OF[kind]):
+                rows = np.stack([getattr(replicate, name)[first, second] for replicate in without])
+                arrays[f"{variant}.{name}.{kind}"] = (rows - whole).astype(np.float16)
     for half, cosines in zip("ab", gram.halves or (), strict=False):
         arrays[f"{variant}.cosines_{half}"] = cosines.cosines[first, second]
     return arrays
+
+
+def matrices_without(arrays: Arrays, name: str, kind: str) -> Float64[np.ndarray, "groups pairs"] | None:
+    """Return the matrices `name` (such as `raw.cosines`) without each group, or None where the arrays have none."""
+    stored = arrays.get(f"{name}.{kind}")
+    if stored is None:
+        return None
+    # Records whose units were ten groups of documents held them as they are, in float32.
+    whole = arrays[name] if stored.dtype == np.float16 else 0.0
+    return np.asarray(whole + stored.astype(np.float64))
 
 
 def stored_gram(arrays: Arrays, variant: str, layers: int, hidden: int) -> DirectionGram | None:
     """Return the gram that `gram_arrays` kept, without inner products of all directions; None where it kept none."""
     if f"{variant}.cosines" not in arrays:
         return None
+    first, second = np.triu_indices(layers)
 
     def square(pairs: np.ndarray | None) -> np.ndarray | None:
         if pairs is None:
             return None
-        first, second = np.triu_indices(layers)
         matrix = np.zeros((layers, layers))
         matrix[first, second] = matrix[second, first] = pairs
         return matrix
 
-    def gram(row: int | None) -> DirectionGram:
-        matrices = {}
-        for name in _MATRICES:
-            stored = arrays.get(f"{variant}.{name}" if row is None else f"{variant}.{name}.units")
-            matrices[name] = square(stored if row is None or stored is None else stored[row])
-        cosines = matrices["cosines"]
+    def gram(matrices: Mapping[str, np.ndarray | None]) -> DirectionGram:
+        squares = {name: square(matrices.get(name)) for name in _MATRICES}
+        cosines = squares.pop("cosines")
         assert cosines is not None
-        return DirectionGram(
-            hidden,
-            cosines,
-            overlaps=matrices["overlaps"],
-            angles=matrices["angles"],
-            cross=matrices["cross"],
-            cross_overlaps=matrices["cross_overlaps"],
+        return DirectionGram(hidden, cosines, **squares)  # type: ignore[arg-type]
+
+    def without(kind: str) -> tuple[DirectionGram, ...]:
+        stored = {name: matrices_without(arrays, f"{variant}.{name}", kind) for name in _MATRICES}
+        groups = 0 if stored["cosines"] is None else len(stored["cosines"])
+        return tuple(
+            gram({name: None if rows is None else rows[group] for name, rows in stored.items()})
+            for group in range(groups)
         )
 
     halves = [square(arrays.get(f"{variant}.cosines_{half}")) for half in "ab"]
     a, b = (None if cosines is None else DirectionGram(hidden, cosines) for cosines in halves)
-    units = len(arrays.get(f"{variant}.cosines.units", ()))
     return replace(
-        gram(None),
+        gram({name: arrays.get(f"{variant}.{name}") for name in _MATRICES}),
         halves=None if a is None or b is None else (a, b),
-        replicates=tuple(gram(unit) for unit in range(units)),
+        replicates=without("units"),
+        documents=without("documents"),
     )
 
 
@@ -221,31 +241,84 @@ def direction_arrays(variant: str, layers: Sequence[LayerSpectra]) -> dict[str, 
         arrays["directions_a"], arrays["directions_b"] = (
             np.stack([directions.numpy() for directions in half]) for half in zip(*halves, strict=True)
         )
-    without = [layer.replicate_directions for layer in layers if layer.replicate_directions is not None]
-    half_without = [layer.replicate_half_directions for layer in layers if layer.replicate_half_directions is not None]
-    if len(without) == len(half_without) == len(halves) == len(layers):
-        products = []
-        for group in range(len(without[0])):
-            sides = [arrays["directions_a"], arrays["directions_b"]]
-            sides[group % 2] = np.stack([directions[group].numpy() for directions in half_without])
-            whole = np.stack([directions[group].numpy() for directions in without])
-            products.append(DirectionGram.of(whole, (sides[0], sides[1])).products)
-        for name in _PRODUCTS:
-            arrays[f"replicates_{name}"] = np.stack([getattr(product, name) for product in products])
-    return {f"{variant}.{name}": array.astype(np.float32) for name, array in arrays.items()}
+    for kind in KINDS if "directions_a" in arrays else ():
+        without = [replicates for layer in layers if (replicates := getattr(layer, _GRAMS_OF[kind])) is not None]
+        if len(without) == len(layers):
+            arrays |= {f"{kind}_{name}": rows for name, rows in _products_without(arrays, without).items()}
+    return {
+        f"{variant}.{name}": array if array.dtype == np.float16 else array.astype(np.float32)
+        for name, array in arrays.items()
+    }
+
+
+def _products_without(arrays: Arrays, without: Sequence[Replicates]) -> dict[str, np.ndarray]:
+    """Return the inner products of directions without each group, less those of the whole, in float16.
+
+    A group lies in one half, so the directions of the other half are those of the whole: `own` are the products of the
+    group's half with itself.
+    """
+    # Rounded as the cache keeps them, so that it gives back exactly what was measured.
+    whole, a, b = (arrays[name].astype(np.float32) for name in ("directions", "directions_a", "directions_b"))
+    base = DirectionGram.of(whole, (a, b)).products
+    assert base is not None
+    out: dict[str, list[np.ndarray]] = {name: [] for name in _PRODUCTS}
+    for group in range(len(without[0].directions)):
+        sides, side = [a, b], group % 2
+        sides[side] = np.stack([layer.half_directions[group].numpy() for layer in without])
+        of_all = np.stack([layer.directions[group].numpy() for layer in without])
+        same_half = base.bb if side else base.aa
+        assert same_half is not None
+        for name, products, of_whole in (
+            ("whole", inner_products(of_all, of_all), base.whole),
+            ("own", inner_products(sides[side], sides[side]), same_half),
+            ("ab", inner_products(*sides), base.ab),
+        ):
+            out[name].append((products - of_whole).astype(np.float16))
+    return {name: np.stack(rows) for name, rows in out.items()}
 
 
 def full_gram(arrays: Arrays, variant: str) -> DirectionGram:
-    """Return the gram of the directions that `direction_arrays` kept, with all inner products."""
+    """Return the gram of the directions that `direction_arrays` kept, with all inner products.
+
+    Its replicates are as `gram_arrays` keeps them, so that the figures of a record follow from what lies beside it.
+    """
     a, b = arrays.get(f"{variant}.directions_a"), arrays.get(f"{variant}.directions_b")
     whole = DirectionGram.of(arrays[f"{variant}.directions"], None if a is None or b is None else (a, b))
-    stacks = [arrays.get(f"{variant}.replicates_{name}") for name in _PRODUCTS]
-    replicates = (
-        tuple(
-            DirectionGram.from_products(whole.hidden, Products(*(product.astype(np.float64) for product in products)))
-            for products in zip(*(stack for stack in stacks if stack is not None), strict=True)
+    replicates, documents = (_grams_without(arrays, variant, whole, kind) for kind in KINDS)
+    gram = replace(whole, replicates=replicates, documents=documents, random=arrays.get(f"{variant}.random"))
+    return as_kept(gram)
+
+
+def as_kept(gram: DirectionGram) -> DirectionGram:
+    """Return a gram whose replicates are rounded as `gram_arrays` keeps them."""
+
+    def rounded(replicate: DirectionGram) -> DirectionGram:
+        matrices = {}
+        for name in _MATRICES:
+            whole, matrix = getattr(gram, name), getattr(replicate, name)
+            if matrix is not None:
+                matrices[name] = whole + (matrix - whole).astype(np.float16).astype(np.float64)
+        return replace(replicate, **matrices)
+
+    replicates, documents = (tuple(map(rounded, without)) for without in (gram.replicates, gram.documents))
+    return replace(gram, replicates=replicates, documents=documents)
+
+
+def _grams_without(arrays: Arrays, variant: str, whole: DirectionGram, kind: str) -> tuple[DirectionGram, ...]:
+    """Return the grams without each group, or none where they were not kept."""
+    stacks = [arrays.get(f"{variant}.{kind}_{name}") for name in _PRODUCTS]
+    base = whole.products
+    if base is None or base.aa is None or base.ab is None or base.bb is None or any(stack is None for stack in stacks):
+        return ()
+    out = []
+    for group, (of_all, same_half, ab) in enumerate(
+        zip(*(stack for stack in stacks if stack is not None), strict=True)
+    ):
+        halves = [base.aa, base.bb]
+        halves[group % 2] = halves[group % 2] + same_half
+        gram = DirectionGram.from_products(
+            whole.hidden, Products(base.whole + of_all, halves[0], base.ab + ab, halves[1])
         )
-        if all(stack is not None for stack in stacks)
-        else ()
-    )
-    return replace(whole, replicates=replicates, random=arrays.get(f"{variant}.random"))
+        assert gram.products is not None
+        out.append(replace(gram, products=gram.products.single()))
+    return tuple(out)

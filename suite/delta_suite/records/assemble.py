@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from delta_suite.capture.units import Units
 from delta_suite.metrics import nulls
 from delta_suite.metrics.boundaries import boundaries_under, boundary_metrics
 from delta_suite.metrics.direction_gram import DirectionGram
@@ -67,8 +68,13 @@ def assemble(
     sinks: SinkRecord,
     certificate: CertificateRecord,
     provenance: Provenance,
+    units: Units | None = None,
 ) -> Assembled:
-    """Return the record of the spectra by variant, layer by layer, under a phase map."""
+    """Return the record of the spectra by variant, layer by layer, under a phase map.
+
+    units: over which the spectra were reduced, by default the calibration's documents.
+    """
+    units = units or Units.of(calibration.documents)
     directions: dict[str, np.ndarray] = {}
     arrays: dict[str, np.ndarray] = {}
     metrics: dict[str, list[dict[str, Estimate]]] = {}
@@ -78,18 +84,24 @@ def assemble(
         gram = grams[variant] = full_gram(directions, variant)
         averages = not VARIANTS[variant].centre  # those of a centred variant are those of the rows it centres
         metrics[variant] = [
-            layer_metrics(layer.statistics, layer.halves or (), layer.replicates, averages=averages)
-            | direction_metrics(gram, index)
+            layer_metrics(layer.statistics, *layer.resamples, averages=averages) | direction_metrics(gram, index)
             for index, layer in enumerate(layers)
         ]
         arrays[f"{variant}.eigenvalues"] = _eigenvalues(layers)
         arrays |= _layer_arrays(variant, layers, metrics[variant]) | gram_arrays(variant, gram)
     replicates = [len(gram.replicates) for gram in grams.values()]
+    documents = max(len(gram.documents) for gram in grams.values())
     record = Record(
         schema_version=SCHEMA,
         model=model,
         calibration=calibration,
-        resampling=ResamplingRecord(units=calibration.documents, groups=max(1, *replicates)),
+        resampling=ResamplingRecord(
+            unit=units.unit,
+            units=units.count,
+            groups=max(1, *replicates),
+            document_groups=documents or None,
+            assignment=units.sha256,
+        ),
         parts=("spectra",),
         variants={variant: VARIANTS[variant].version for variant in spectra},
         sinks=sinks,
@@ -119,17 +131,25 @@ def _layer_arrays(
     variant: str, layers: Sequence[LayerSpectra], metrics: Sequence[Mapping[str, Estimate]]
 ) -> dict[str, np.ndarray]:
     """Return the replicates and the halves' values of every layer metric."""
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for name in metrics[0]:
         metric = METRICS[name]
-        replicates = [layer[name].replicates for layer in metrics]
-        if any(values is not None for values in replicates):
-            arrays[f"{variant}.units.{name}"] = columns(replicates)
+        for kind, replicates in replicates_of([layer[name] for layer in metrics]).items():
+            arrays[f"{variant}.{kind}.{name}"] = columns(replicates).astype(np.float32)
         if metric.takes in {"spectrum", "tokens"} and metric.bias == "halves":
             halves = [[layer_value(half, metric).value for half in layer.halves or ()] for layer in layers]
             if all(halves):
                 arrays[f"{variant}.halves.{name}"] = np.array(halves, dtype=np.float64).T
     return arrays
+
+
+def replicates_of(estimates: Sequence[Estimate]) -> dict[str, list[tuple[float, ...] | None]]:
+    """Return the replicates of estimates by kind (arrays.KINDS), of the kinds that any of them has."""
+    kinds = {
+        "units": [estimate.replicates for estimate in estimates],
+        "documents": [estimate.replicates_documents for estimate in estimates],
+    }
+    return {kind: rows for kind, rows in kinds.items() if any(row is not None for row in rows)}
 
 
 def columns(replicates: Sequence[Sequence[float] | None]) -> np.ndarray:
@@ -183,9 +203,8 @@ def _scope_arrays(record: Record, gram_of: GramOf) -> dict[str, np.ndarray]:
             (range(scope.layers[0], scope.layers[1] + 1), scope.metrics[variant]) for scope in record.scopes.values()
         ]
         for name in NEEDS_PRODUCTS:
-            replicates = [metrics[name].replicates for _, metrics in scopes]
-            if any(values is not None for values in replicates):
-                arrays[f"{variant}.scope_units.{name}"] = columns(replicates).T
+            for kind, replicates in replicates_of([metrics[name] for _, metrics in scopes]).items():
+                arrays[f"{variant}.scope_{kind}.{name}"] = columns(replicates).T.astype(np.float32)
         if gram.random is None:
             continue
         for name in nulls.FROM_TOP_DIRECTIONS:

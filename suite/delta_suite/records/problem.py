@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Bool, Float64
@@ -78,15 +78,22 @@ class Figures:
     """The lower end of the interval."""
     high: Numbers
     """The upper end of the interval."""
+    low_documents: Numbers
+    """The ends of the interval over documents, where the unit is the domain."""
+    high_documents: Numbers
 
     @classmethod
     def of(cls, rows: Sequence[tuple[Metric, str, Estimate]]) -> Figures:
         """Return the figures of these metrics, places and estimates."""
         nan = (None, None)
         numbers = np.array(
-            [(item.value, item.sd, item.corrected, *(item.interval or nan)) for _, _, item in rows], dtype=np.float64
+            [
+                (item.value, item.sd, item.corrected, *(item.interval or nan), *(item.interval_documents or nan))
+                for _, _, item in rows
+            ],
+            dtype=np.float64,
         )
-        return cls([row[0] for row in rows], [row[1] for row in rows], *numbers.reshape(-1, 5).T)
+        return cls([row[0] for row in rows], [row[1] for row in rows], *numbers.reshape(-1, 7).T)
 
     def __len__(self) -> int:
         """Return the number of figures."""
@@ -94,13 +101,21 @@ class Figures:
 
     def take(self, chosen: slice) -> Figures:
         """Return some of the figures."""
-        numbers = (self.value, self.sd, self.corrected, self.low, self.high)
-        return Figures(self.metrics[chosen], self.places[chosen], *(array[chosen] for array in numbers))
+        return Figures(self.metrics[chosen], self.places[chosen], *(array[chosen] for array in self._numbers))
+
+    @property
+    def _numbers(self) -> tuple[Numbers, ...]:
+        ends = (self.low, self.high, self.low_documents, self.high_documents)
+        return self.value, self.sd, self.corrected, *ends
+
+    def over_documents(self) -> Figures:
+        """Return the figures with their intervals over documents in place of those over domains."""
+        return replace(self, low=self.low_documents, high=self.high_documents)
 
     def joined(self, spans: Sequence[slice]) -> Figures:
         """Return the figures of several spans, one after the other."""
         parts = [self.take(span) for span in spans]
-        numbers = [(part.value, part.sd, part.corrected, part.low, part.high) for part in parts]
+        numbers = [part._numbers for part in parts]
         return Figures(
             [metric for part in parts for metric in part.metrics],
             [place for part in parts for place in part.places],
@@ -194,12 +209,13 @@ def range_problems(figures: Figures, most: Numbers) -> Iterator[Problem]:
     yield from figures.outside("the lower end of the interval", figures.low, low, figures.high)
     yield from figures.outside("the upper end of the interval", figures.high, figures.low, high)
     yield from figures.outside("the corrected value", figures.corrected, figures.low, figures.high, ", its interval")
-    # Neither end was cut: then the interval reaches as far to either side.
-    whole = (figures.low > low) & (figures.high < high)
-    centre = np.where(whole, (figures.low + figures.high) / 2, np.nan)
-    tolerance = WRITTEN * (np.abs(figures.low) + np.abs(figures.high) + np.abs(figures.corrected))
-    stated = np.where(whole, figures.corrected, np.nan)
-    yield from figures.differing("the corrected value", stated, centre, tolerance, "the middle of its interval")
+    for over in (figures, figures.over_documents()):
+        # Neither end was cut: then the interval reaches as far to either side.
+        whole = (over.low > low) & (over.high < high)
+        centre = np.where(whole, (over.low + over.high) / 2, np.nan)
+        tolerance = WRITTEN * (np.abs(over.low) + np.abs(over.high) + np.abs(over.corrected))
+        stated = np.where(whole, over.corrected, np.nan)
+        yield from over.differing("the corrected value", stated, centre, tolerance, "the middle of its interval")
     averages = np.array([metric.takes == "tokens" for metric in figures.metrics])
     for index in np.flatnonzero(averages & np.isnan(figures.sd) & ~np.isnan(figures.value)):
         yield Problem(figures.where(int(index)), "its sd is missing")
@@ -207,6 +223,10 @@ def range_problems(figures: Figures, most: Numbers) -> Iterator[Problem]:
         yield Problem(figures.where(int(index)), "it has one of corrected value and interval without the other")
     for index in np.flatnonzero(np.isnan(figures.value) & ~np.isnan(figures.corrected)):
         yield Problem(figures.where(int(index)), "it has an interval and no value")
+
+
+Part = tuple[np.ndarray | None, np.ndarray | None, np.ndarray | float]
+"""Replicates, halves and error of the figures of one metric."""
 
 
 @dataclass(frozen=True)
@@ -225,14 +245,14 @@ class Resamples:
     @classmethod
     def join(
         cls,
-        parts: Sequence[tuple[np.ndarray | None, np.ndarray | None, np.ndarray | float]],
+        parts: Sequence[Part],
         rows: int,
         groups: int,
     ) -> Resamples:
         """Return the resamples of several metrics of `rows` layers or phases: replicates, halves and error of each."""
         none = np.full((groups, rows), np.nan)
         return cls(
-            np.concatenate([none if replicates is None else replicates for replicates, _, _ in parts], axis=1),
+            np.concatenate([none if r is None else r.astype(np.float64) for r, _, _ in parts], axis=1),
             np.concatenate([none[:1].repeat(2, 0) if halves is None else halves for _, halves, _ in parts], axis=1),
             np.concatenate([np.broadcast_to(error, rows) for _, _, error in parts]),
             np.repeat([replicates is None for replicates, _, _ in parts], rows),
@@ -240,12 +260,13 @@ class Resamples:
 
 
 def resampling_problems(
-    figures: Figures, resamples: Resamples, *, centred: bool = True, quantile: float = 0.0
+    figures: Figures, resamples: Resamples, *, centred: bool = True, narrower: bool = False, quantile: float = 0.0
 ) -> Iterator[Problem]:
     """Yield where corrected values and intervals do not follow from the replicates and halves.
 
-    centred: false where the corrected values cannot be formed anew, and only the intervals around them are. quantile:
-    the relative error of the quantile of t that was used.
+    centred: false where the corrected values cannot be formed anew, and only the intervals around them are. narrower:
+    true for intervals over documents, which are around the corrected values of those over domains. quantile: the
+    relative error of the quantile of t that was used.
     """
     replicates, value = resamples.replicates, figures.value
     for index in np.flatnonzero(resamples.absent & ~np.isnan(figures.low)):
@@ -261,11 +282,14 @@ def resampling_problems(
     bias = np.array([metric.bias for metric in figures.metrics])
     means = resamples.halves.mean(axis=0)
     by_halves = (bias == "halves") & ~law & centred
-    changes = sum(replicates[half::2].mean(axis=0) - value for half in (0, 1))
-    factor = groups // 2 - 1
-    corrected = np.where(by_halves, 2 * value - means, np.where(bias == "groups", value - factor * changes, value))
+    sides = [replicates[half::2] for half in (0, 1)]
+    changes = sum((len(side) - 1) * (side.mean(axis=0) - value) for side in sides)
+    corrected = np.where(by_halves, 2 * value - means, np.where(bias == "groups", value - changes, value))
+    of_mean = value - (groups - 1) * (replicates.mean(axis=0) - value)
+    corrected = np.where(bias == "replicates", of_mean, corrected)
     size = 2 * np.abs(value) + np.where(by_halves, np.abs(means), 0.0)
-    allowance = np.where(bias == "groups", 2 * factor * (resamples.error + WRITTEN * np.abs(value)), 0.0)
+    times = np.where(np.isin(bias, ["groups", "replicates"]), 2 * groups, 0)
+    allowance = np.where(times > 0, times * (resamples.error + WRITTEN * np.abs(value)), 0.0)
     # The bias of the law is removed from figures that are not kept.
     allowance = np.where(law, np.inf, allowance) if centred else np.full(len(value), np.inf)
     errors = standard_errors(replicates)
@@ -275,9 +299,10 @@ def resampling_problems(
     corrected = np.where(np.isnan(errors) | ~known, np.nan, np.minimum(high, np.maximum(low, corrected)))
     stated = np.where(known, figures.corrected, np.nan)
     tolerance = allowance + WRITTEN * (size + np.abs(corrected))
-    yield from figures.differing(
-        "the corrected value", stated, corrected, tolerance, "its value, less the bias of halves or replicates,"
-    )
+    if not narrower:
+        yield from figures.differing(
+            "the corrected value", stated, corrected, tolerance, "its value, less the bias of halves or replicates,"
+        )
     reach = critical_t(groups) * errors
     # An error of every deviation moves their norm by 2 e sqrt(G) at most, and the standard error by less than that.
     tolerance = WRITTEN * (np.abs(stated) + size) + (WRITTEN + quantile) * reach
@@ -286,5 +311,9 @@ def resampling_problems(
         expected = np.minimum(high, np.maximum(low, stated + sign * reach))
         stated_end = np.where(known, end, np.nan)
         yield from figures.differing(
-            f"the {what} end of the interval", stated_end, expected, tolerance, "the spread of its replicates"
+            f"the {what} end of the interval{' over documents' if narrower else ''}",
+            stated_end,
+            expected,
+            tolerance,
+            "the spread of its replicates",
         )

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_serializer
 
+from delta_suite.capture.units import Unit
 from delta_suite.metrics.estimate import Estimate
 from delta_suite.models.phases import PhaseMap
 from delta_suite.models.spec import control_source, series_of
@@ -92,6 +93,10 @@ class CalibrationRecord(RecordPart):
     """Special tokens, each with its id, that every document begins with, such as BOS; absent in older records."""
     ends_with: tuple[tuple[str, int], ...] | None = None
     """Special tokens that every document ends with; none where documents were cut."""
+    domains: int | None = None
+    """The number of domains that the calibration declares; absent where it declares none."""
+    languages: dict[str, int] | None = None
+    """The number of documents in each language, where they are declared."""
     chat_template: bool | None = None
     """True if each document was one message of a user in the model's own chat template."""
 
@@ -99,11 +104,16 @@ class CalibrationRecord(RecordPart):
 class ResamplingRecord(RecordPart):
     """The units that intervals are formed over."""
 
-    unit: Literal["document", "domain"] = "document"
+    unit: Unit = "document"
     units: int
     """The number of documents or domains."""
     groups: int
     """Groups of units that are left out in turn; the length of every array of replicates. 1 where there are none."""
+    document_groups: int | None = None
+    """Groups of documents that are left out in turn for the narrower question, where the unit is the domain."""
+    assignment: str | None = None
+    """SHA-256 of the group of each document. Replicates are paired only where it is the same; absent in older records,
+    where document i is in group i modulo their number."""
 
 
 class IdentityRecord(RecordPart):
@@ -137,7 +147,10 @@ class SinkRecord(RecordPart):
 
 
 class StreamRecord(RecordPart):
-    """The memory that held the residual stream while it was analysed. The figures do not depend on it."""
+    """The memory that held the residual stream while it was analysed.
+
+    The figures do not depend on it, and intervals over domains only by the number of their groups.
+    """
 
     storage: Literal["device", "host", "disk"]
     """In the memory of the device; in pinned host memory beside a GPU; in a memory-mapped file."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from delta_suite.metrics.registry import METRICS
-from delta_suite.records.arrays import Arrays
+from delta_suite.records.arrays import KINDS, Arrays
 from delta_suite.records.problem import SINGLE, WRITTEN, Problem
 from delta_suite.records.record import SCHEMA, Record
 from delta_suite.records.verify_layers import pair_index, pairs_of_layers, tokens_of
@@ -38,7 +38,7 @@ def array_problems(record: Record, arrays: Arrays) -> Iterator[Problem]:
             if np.isinf(array).any():
                 yield Problem(name, "it holds an infinite number")
         return
-    layers, groups = record.model.layers, record.resampling.groups
+    layers, groups = record.model.layers, _groups(record)
     pairs, phases = layers * (layers + 1) // 2, len(record.scopes)
     today = {
         name for name, version in record.variants.items() if name in VARIANTS and VARIANTS[name].version == version
@@ -60,22 +60,27 @@ def array_problems(record: Record, arrays: Arrays) -> Iterator[Problem]:
         elif kind == "eigenvalues":
             rank = min(max(0, tokens_of(record, variant)), record.model.hidden)
             shape = (layers, rank)
-        elif head == "units" and rest in METRICS:
-            shape = (groups, layers)
+        elif head in KINDS and rest in METRICS:
+            shape = (groups[head], layers)
         elif head == "halves" and rest in METRICS:
             shape = (2, layers)
-        elif head == "scope_units" and rest in METRICS:
-            shape = (phases, groups)
+        elif head.removeprefix("scope_") in KINDS and rest in METRICS:
+            shape = (phases, groups[head.removeprefix("scope_")])
         elif head == "random":
             shape = (phases, array.shape[-1] if array.ndim else 0)
         elif head in RANGES:
-            shape = (groups, pairs) if rest == "units" else (pairs,)
+            shape = (groups[rest], pairs) if rest in KINDS else (pairs,)
         if shape is None:
             continue  # of a later version, and read by nobody
         if array.shape != shape:
             yield Problem(name, f"its shape is {array.shape}, and the record's layers and groups make it {shape}")
         else:
             yield from _content_problems(name, head, rest, array, layers)
+
+
+def _groups(record: Record) -> dict[str, int]:
+    """Return the number of groups of each kind that are left out in turn."""
+    return dict(zip(KINDS, (record.resampling.groups, record.resampling.document_groups or 0), strict=True))
 
 
 def _content_problems(name: str, head: str, rest: str, array: np.ndarray, layers: int) -> Iterator[Problem]:
@@ -85,6 +90,8 @@ def _content_problems(name: str, head: str, rest: str, array: np.ndarray, layers
     least, most = float(np.min(array)), float(np.max(array))
     if head in RANGES:
         low, high = RANGES[head]
+        if array.dtype == np.float16:  # less the whole
+            low, high = low - high, high - low
         if not (low - UNIT <= least and most <= high + UNIT):
             yield Problem(name, f"it holds {least:.9g} to {most:.9g}, outside {low:.9g} to {high:.9g}")
         elif head == "cosines" and not rest:
@@ -118,7 +125,7 @@ def _cosine_problems(name: str, cosines: np.ndarray, layers: int) -> Iterator[Pr
 
 def direction_problems(record: Record, arrays: Arrays, directions: Arrays) -> Iterator[Problem]:
     """Yield where the directions of a cache entry are not of its shape, or are not those of its cosines."""
-    layers, hidden, groups = record.model.layers, record.model.hidden, record.resampling.groups
+    layers, hidden, groups = record.model.layers, record.model.hidden, _groups(record)
     for variant in record.variants:
         if f"{variant}.directions" not in directions:
             yield Problem(f"{variant}.directions", "the array is missing")
@@ -128,8 +135,8 @@ def direction_problems(record: Record, arrays: Arrays, directions: Arrays) -> It
             shape: tuple[int, ...] = (layers, TOP_K, hidden)
         elif kind == "random":
             shape = (array.shape[0] if array.ndim else 0, layers, layers)
-        elif kind.startswith("replicates_"):
-            shape = (groups, layers, TOP_K, layers, TOP_K)
+        elif (left_out := kind.partition("_")[0]) in KINDS:
+            shape = (groups[left_out], layers, TOP_K, layers, TOP_K)
         else:
             continue
         if array.shape != shape:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from delta_suite.capture.calibration import CORE_BYTES, load_calibration
 from delta_suite.capture.tolerances import EPSILON, OPTIONAL, SINGLE_EPSILON, tolerances
+from delta_suite.capture.units import DOCUMENT_GROUPS, DOMAIN_GROUPS
 from delta_suite.metrics.definition import PART_OF, Metric
 from delta_suite.metrics.registry import METRICS
 from delta_suite.models.phases import declared_problems, phase_of
@@ -25,7 +26,7 @@ MOST_LAYERS = 1024
 """Most layers of a model whose record is read; the deepest decoders have some 130, and matrices of pairs grow with the
 square."""
 
-MOST_GROUPS = 100
+MOST_GROUPS = DOMAIN_GROUPS
 """Most groups of units; each has matrices of its own."""
 
 EARLIER_CORE_TOKENS = 128
@@ -159,6 +160,8 @@ def _count_problems(record: Record) -> Iterator[Problem]:
         "sinks.ratio": (sinks.ratio, 1, LARGEST_COUNT),
         "resampling.units": (units.units, 1, texts.documents),
         "resampling.groups": (units.groups, 1, min(MOST_GROUPS, max(1, units.units))),
+        "resampling.document_groups": (units.document_groups, 1, min(DOCUMENT_GROUPS, max(1, texts.documents))),
+        "calibration.domains": (texts.domains, 1, texts.documents),
         "certificate.blocks": (record.certificate.blocks, model.layers, model.layers),
         "certificate.forward_passes": (record.certificate.forward_passes, 1, LARGEST_COUNT),
     }
@@ -167,6 +170,11 @@ def _count_problems(record: Record) -> Iterator[Problem]:
             yield Problem(name, f"{number(value)} is outside {number(least)} to {number(most)}")
     if units.unit == "document" and units.units != texts.documents:
         yield Problem("resampling.units", f"{units.units} documents, and the calibration has {texts.documents}")
+    if units.unit == "domain" and units.units != texts.domains:
+        yield Problem("resampling.units", f"{units.units} domains, and the calibration has {number(texts.domains)}")
+    languages = texts.languages or {}
+    if languages and (min(languages.values()) < 1 or sum(languages.values()) != texts.documents):
+        yield Problem("calibration.languages", f"{sum(languages.values())} documents, of {texts.documents}")
     if texts.tokens_per_document is not None:
         most = texts.documents * texts.tokens_per_document
         if texts.tokens + texts.dropped > most:
@@ -241,17 +249,22 @@ def _calibration_problems(record: Record) -> Iterator[Problem]:
     core = texts.name == "core" and texts.bytes_per_document == CORE_BYTES
     before = texts.name == "core" and texts.tokens_per_document == EARLIER_CORE_TOKENS and texts.first is None
     if record.schema_version == SCHEMA and (core or before or seed):
-        expected = EARLIER_CORE if before else _bundled_sha256(texts.name, texts.first if core else None)
+        known = (EARLIER_CORE, None) if before else _bundled(texts.name, texts.first if core else None)
+        expected, assignment = known
         if texts.sha256 != expected:
             yield Problem(
                 "calibration.sha256",
                 f"{number(texts.sha256[:12])} is not that of {texts.name}, {expected[:12]}: these are other texts",
             )
+        elif assignment is not None and record.resampling.assignment not in {None, assignment}:
+            yield Problem("resampling.assignment", f"it is not that of the {record.resampling.unit}s of {texts.name}")
 
 
 @lru_cache
-def _bundled_sha256(name: str, first: int | None) -> str:
-    return load_calibration(name, first if first is None or first > 0 else None).sha256
+def _bundled(name: str, first: int | None) -> tuple[str, str]:
+    """Return the hashes of the texts of a bundled set, and of its units."""
+    calibration = load_calibration(name, first if first is None or first > 0 else None)
+    return calibration.sha256, calibration.units.sha256
 
 
 def _provenance_problems(record: Record) -> Iterator[Problem]:
@@ -261,6 +274,8 @@ def _provenance_problems(record: Record) -> Iterator[Problem]:
         "model.fingerprint": record.model.fingerprint,
         "provenance.cache_key": provenance.cache_key,
     }
+    if record.resampling.assignment is not None:
+        hashes["resampling.assignment"] = record.resampling.assignment
     if record.arrays is not None:
         hashes["arrays.sha256"] = record.arrays.sha256
         if Path(record.arrays.file).name != record.arrays.file or record.arrays.file in {"", ".", ".."}:

@@ -13,12 +13,13 @@ from jaxtyping import Float64
 from delta_suite.capture.tolerances import EPSILON
 from delta_suite.metrics.layer import ENTROPY_FLOOR
 from delta_suite.metrics.registry import METRICS
-from delta_suite.records.arrays import Arrays
+from delta_suite.records.arrays import KINDS, Arrays, matrices_without
 from delta_suite.records.problem import (
     SINGLE,
     WRITTEN,
     Figures,
     Numbers,
+    Part,
     Problem,
     Resamples,
     resampling_problems,
@@ -127,15 +128,23 @@ def layer_problems(
     names = [name for name in layers.spans if not merged or f"{variant}.units.{name}" in arrays]
     if not names:
         return
-    parts = []
+    parts: list[Part] = []
+    narrower: list[Part] = []
     for name in names:
         halves = arrays.get(f"{variant}.halves.{name}")
         if name == "adjacent_cosine":
             halves = _adjacent_halves(record, arrays, variant)
-        parts.append((arrays.get(f"{variant}.units.{name}"), halves, 0.0))
-    resamples = Resamples.join(parts, record.model.layers, record.resampling.groups)
+        for out, kind in zip((parts, narrower), KINDS, strict=True):
+            replicates = arrays.get(f"{variant}.{kind}.{name}")
+            # Stored as float32; those of records of ten groups of documents are of float64.
+            error = 0.0 if replicates is None or replicates.dtype == np.float64 else SINGLE * np.abs(replicates).max(0)
+            out.append((replicates, halves, error))
     chosen = layers.figures.joined([layers.spans[name] for name in names])
+    resamples = Resamples.join(parts, record.model.layers, record.resampling.groups)
     yield from resampling_problems(chosen, resamples, centred=not merged)
+    if (groups := record.resampling.document_groups) is not None:
+        of_documents = Resamples.join(narrower, record.model.layers, groups)
+        yield from resampling_problems(chosen.over_documents(), of_documents, centred=False, narrower=True)
     if merged:
         return
     yield from _mean_problems(chosen, resamples, centre=VARIANTS[variant].centre)
@@ -156,7 +165,7 @@ def _mean_problems(figures: Figures, resamples: Resamples, *, centre: bool) -> I
     )
     least, most = resamples.replicates.min(axis=0), resamples.replicates.max(axis=0)
     known = means & ~np.isnan(least)
-    slack = WRITTEN * (np.abs(least) + np.abs(most))
+    slack = (WRITTEN + SINGLE) * (np.abs(least) + np.abs(most))
     least, most = np.where(known, least - slack, -np.inf), np.where(known, most + slack, np.inf)
     yield from figures.outside("the value", figures.value, least, most, ", the range of its replicates")
 
@@ -297,12 +306,14 @@ def _pair_problems(record: Record, arrays: Arrays, variant: str, layers: LayerFi
         figures, values, most = layers[name], arrays[f"{variant}.{stored}"], METRICS[name].high
         expected = _between(values, cosines, count, most)
         yield from figures.differing("the value", figures.value, expected, WRITTEN, f"the array {variant}.{stored}")
-        replicates, units = arrays.get(f"{variant}.{stored}.units"), arrays.get(f"{variant}.units.{name}")
-        if replicates is not None and units is not None and count > 1:
-            apart = np.abs(np.minimum(np.abs(replicates[:, following]), most) - units[:, :-1])
-            for layer in np.flatnonzero((apart > 2 * SINGLE).any(axis=0)):
-                says = f"its replicates are not those of the array {variant}.{stored}.units"
-                yield Problem(figures.where(int(layer)), says)
+        for kind in KINDS:
+            replicates = matrices_without(arrays, f"{variant}.{stored}", kind)
+            units = arrays.get(f"{variant}.{kind}.{name}")
+            if replicates is not None and units is not None and count > 1:
+                apart = np.abs(np.clip(np.abs(replicates[:, following]), 0.0, most) - units[:, :-1])
+                for layer in np.flatnonzero((apart > 2 * SINGLE).any(axis=0)):
+                    says = f"its replicates are not those of the array {variant}.{stored}.{kind}"
+                    yield Problem(figures.where(int(layer)), says)
     cross = arrays.get(f"{variant}.cross")
     if "reliability" in layers and cross is not None:
         present = np.all([arrays.get(f"{variant}.{name}", cosines)[diagonal] >= 0.5 for name in _COSINES], axis=0)

@@ -11,10 +11,13 @@ from delta_suite.metrics.directions import DISATTENUATION_FLOOR, NEEDS_PRODUCTS,
 from delta_suite.metrics.estimators import one_thread
 from delta_suite.metrics.layer import ENTROPY_FLOOR
 from delta_suite.metrics.registry import METRICS
-from delta_suite.records.arrays import Arrays
-from delta_suite.records.problem import SINGLE, WRITTEN, Figures, Problem, Resamples, number, resampling_problems
+from delta_suite.records.arrays import KINDS, Arrays, matrices_without
+from delta_suite.records.problem import SINGLE, WRITTEN, Figures, Part, Problem, Resamples, number, resampling_problems
 from delta_suite.records.record import Record, ScopeRecord
 from delta_suite.records.verify_layers import pairs_of_layers
+
+HALF = float(np.finfo(np.float16).eps)
+"""Relative spacing of float16, in which replicates of matrices are kept, less the whole: 2^-10."""
 
 Scopes = Sequence[tuple[str, ScopeRecord]]
 
@@ -43,11 +46,11 @@ class _Matrices:
     cross: np.ndarray | None
 
     @classmethod
-    def of(cls, arrays: Arrays, variant: str, layers: int) -> _Matrices:
+    def of(cls, arrays: Arrays, variant: str, layers: int, kind: str) -> _Matrices:
         first, second = pairs_of_layers(layers)
 
         def square(names: Sequence[str]) -> np.ndarray:
-            rows = np.concatenate([np.atleast_2d(arrays[f"{variant}.{name}"]) for name in names if stored(name)])
+            rows = np.concatenate([_rows(arrays, f"{variant}.{name}") for name in names if stored(name)])
             out = np.zeros((len(rows), layers, layers))
             out[:, first, second] = out[:, second, first] = rows
             return out
@@ -57,12 +60,19 @@ class _Matrices:
 
         halved = stored("cosines_a") and stored("cosines_b")
         return cls(
-            square(["cosines", *(["cosines_a", "cosines_b"] if halved else []), "cosines.units"]),
+            square(["cosines", *(["cosines_a", "cosines_b"] if halved else []), f"cosines.{kind}"]),
             2 if halved else 0,
-            square(["overlaps", "overlaps.units"]),
-            square(["angles", "angles.units"]),
-            square(["cross", "cross.units"]) if stored("cross") else None,
+            square(["overlaps", f"overlaps.{kind}"]),
+            square(["angles", f"angles.{kind}"]),
+            square(["cross", f"cross.{kind}"]) if stored("cross") else None,
         )
+
+
+def _rows(arrays: Arrays, name: str) -> np.ndarray:
+    """Return an array of pairs, or one for each group that is left out."""
+    matrix, _, kind = name.rpartition(".")
+    without = matrices_without(arrays, matrix, kind) if kind in KINDS else None
+    return np.atleast_2d(arrays[name]) if without is None else without
 
 
 def _figures(matrices: _Matrices, first: int, last: int) -> dict[str, _Figure]:
@@ -109,7 +119,7 @@ def _figures(matrices: _Matrices, first: int, last: int) -> dict[str, _Figure]:
 
 
 def _cross_figures(matrices: _Matrices, inside: slice, gone: np.ndarray, pairs: np.ndarray) -> dict[str, _Figure]:
-    """Return the figures of a phase that compare the halves of the documents."""
+    """Return the figures of a phase that compare the halves of the units."""
     assert matrices.cross is not None
     products = matrices.cross[:, inside, inside]
     count = len(pairs)
@@ -118,7 +128,7 @@ def _cross_figures(matrices: _Matrices, inside: slice, gone: np.ndarray, pairs: 
     halved = gone.copy()
     halved[0] += np.nan if (diagonals < 0.5).any() else 0.0
     # A half without an update has a direction of zeros there; of replicates nothing else tells that it has none.
-    unknown = bool((reliable[1:] == 0.0).any())
+    unknown = bool((reliable[1:] <= 2 * HALF).any())
     out = {}
     if count == 1:
         out["intra_cosine_cross_fitted"] = _Figure(np.full(len(products), np.nan))
@@ -147,20 +157,39 @@ def phase_problems(
     scopes = list(record.scopes.items())
     if not scopes or not spans:
         return
+    groups = dict(zip(KINDS, (record.resampling.groups, record.resampling.document_groups), strict=True))
+    for kind, count in groups.items():
+        if count is not None:
+            of_kind = phases if kind == "units" else phases.over_documents()
+            yield from _kind_problems(record, arrays, variant, of_kind, spans, kind, count, merged=merged)
+
+
+def _kind_problems(
+    record: Record,
+    arrays: Arrays,
+    variant: str,
+    phases: Figures,
+    spans: Mapping[str, slice],
+    kind: str,
+    groups: int,
+    *,
+    merged: bool,
+) -> Iterator[Problem]:
+    """Yield where figures and their intervals over one kind of groups contradict the arrays."""
+    scopes = list(record.scopes.items())
     counts = np.array([scope.layers[1] - scope.layers[0] + 1 for _, scope in scopes])
     followed: list[dict[str, _Figure]] = []
     if not merged:
-        matrices = _Matrices.of(arrays, variant, record.model.layers)
+        matrices = _Matrices.of(arrays, variant, record.model.layers, kind)
         with one_thread():
             followed = [_figures(matrices, *scope.layers) for _, scope in scopes]
-    resamples: dict[str, tuple[np.ndarray | None, np.ndarray | None, np.ndarray | float]] = {}
+    resamples: dict[str, Part] = {}
     values: dict[str, np.ndarray] = {}
     for name in spans:
-        stored = arrays.get(f"{variant}.scope_units.{name}")
+        stored = arrays.get(f"{variant}.scope_{kind}.{name}")
         if merged or name in NEEDS_PRODUCTS:
             if stored is not None or not merged:
-                error = _rounding(name, counts) if merged else 0.0
-                resamples[name] = (None if stored is None else stored.T, None, error)
+                resamples[name] = (None if stored is None else stored.T, None, _rounding(name, counts))
             continue
         if name not in followed[0]:  # it compares halves, and there are none
             values[name] = np.full(len(scopes), np.nan)
@@ -175,15 +204,17 @@ def phase_problems(
         rounding = [error if one is None else one for one, error in zip(given, general, strict=True)]
         errors = np.where([figure.unstable for figure in figures], np.inf, rounding)
         resamples[name] = (rest if len(rest) else None, cases[1 : 1 + halves] if halves else None, errors)
-        yield from _part_problems(name, scopes, variant, [figure.per_layer for figure in figures])
-    if values:
+        if kind == "units":
+            yield from _part_problems(name, scopes, variant, [figure.per_layer for figure in figures])
+    if values and kind == "units":
         chosen, expected = phases.joined([spans[name] for name in values]), np.concatenate(list(values.values()))
         tolerance = WRITTEN * np.maximum(1.0, np.abs(expected))
         yield from chosen.differing("the value", chosen.value, expected, tolerance, "the cosines beside it")
     if resamples:
         chosen = phases.joined([spans[name] for name in resamples])
-        joined = Resamples.join(list(resamples.values()), len(scopes), record.resampling.groups)
-        yield from resampling_problems(chosen, joined, centred=not merged)
+        joined = Resamples.join(list(resamples.values()), len(scopes), groups)
+        narrower = kind == "documents"
+        yield from resampling_problems(chosen, joined, centred=not (merged or narrower), narrower=narrower)
 
 
 def _rounding(name: str, counts: np.ndarray) -> np.ndarray:

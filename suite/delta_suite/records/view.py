@@ -19,7 +19,7 @@ from delta_suite.metrics.law import CEILING_FROM, closure_ceiling
 from delta_suite.metrics.registry import METRICS
 from delta_suite.models.phases import PhaseMap
 from delta_suite.records import assemble
-from delta_suite.records.arrays import ArrayFile, Arrays, full_gram, stored_gram
+from delta_suite.records.arrays import KINDS, ArrayFile, Arrays, full_gram, stored_gram
 from delta_suite.records.record import BoundaryRecord, LayerRecord, ModelRecord, Record
 from delta_suite.reduction.variants import VARIANTS
 
@@ -90,7 +90,7 @@ class RecordView:
             kept = {
                 name: array
                 for name, array in arrays.content.items()
-                if ".scope_units." not in name and ".random." not in name
+                if ".scope_" not in name and ".random." not in name
             }
             arrays = ArrayFile(arrays.path, content=kept | scope_arrays)
         return RecordView(record.model_copy(update={"arrays": None}), arrays, self.directions)
@@ -155,8 +155,8 @@ class RecordView:
         estimate = self.layers[layer].metrics[stored].get(metric)
         if estimate is None:
             return absent(_OLDER.format(metric))
-        units = self._replicates(f"{stored}.units.{metric}")
-        return estimate if units is None else _with_replicates(estimate, units[:, layer])
+        by_kind = {kind: self._replicates(f"{stored}.{kind}.{metric}") for kind in KINDS}
+        return _with_replicates(estimate, {kind: rows[:, layer] for kind, rows in by_kind.items() if rows is not None})
 
     def over(self, layers: Sequence[int], metric: str, variant: str) -> Estimate:
         """Return a pair, phase, model or law metric over a contiguous set of layers, with its replicates."""
@@ -183,11 +183,12 @@ class RecordView:
         """Return a recorded figure of a phase with its replicates, stored or formed from the stored cosines."""
         if estimate.interval is None:
             return estimate
-        units = self._replicates(f"{variant}.scope_units.{metric}")
-        if units is not None:
-            return _with_replicates(estimate, units[index])
+        by_kind = {kind: self._replicates(f"{variant}.scope_{kind}.{metric}") for kind in KINDS}
+        if by_kind["units"] is not None:
+            return _with_replicates(estimate, {kind: rows[index] for kind, rows in by_kind.items() if rows is not None})
         computed = self._computed(layers, metric, variant)
-        return estimate.model_copy(update={"replicates": computed.replicates})
+        replicates = {name: getattr(computed, name) for name in ("replicates", "replicates_documents")}
+        return estimate.model_copy(update=replicates)
 
     def _computed(self, layers: Sequence[int], metric: str, variant: str) -> Estimate:
         """Return a figure formed from the arrays, or the reason why they do not suffice; once, as many claims ask."""
@@ -221,7 +222,7 @@ class RecordView:
             estimate = scope.metrics.get(assemble.LAW_VARIANT, {}).get(metric)
             if scope.layers == ends and ends in rows and estimate is not None:
                 units = self._replicates(f"law.units.{metric}")
-                return estimate if units is None else _with_replicates(estimate, units[rows.index(ends)])
+                return estimate if units is None else _with_replicates(estimate, {"units": units[rows.index(ends)]})
         return absent(f"the update law was fitted under another phase map, not over these layers: {command}")
 
     def closure_ceiling(self, ends: tuple[int, int] | None) -> float | None:
@@ -315,8 +316,11 @@ class RecordView:
         return self._replicates("law.transfer")
 
 
-def _with_replicates(estimate: Estimate, replicates: np.ndarray) -> Estimate:
-    """Return the estimate with its replicates, if all of them exist."""
-    if estimate.value is None or np.isnan(replicates).any():
-        return estimate
-    return estimate.model_copy(update={"replicates": tuple(float(value) for value in replicates)})
+def _with_replicates(estimate: Estimate, by_kind: Arrays) -> Estimate:
+    """Return the estimate with its replicates of each kind, if all of them exist."""
+    update = {
+        "replicates" if kind == "units" else "replicates_documents": tuple(float(value) for value in rows)
+        for kind, rows in by_kind.items()
+        if estimate.value is not None and not np.isnan(rows).any()
+    }
+    return estimate.model_copy(update=update)

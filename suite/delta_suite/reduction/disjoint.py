@@ -26,16 +26,16 @@ FEWEST = 4
 def centred_pairs(
     tokens: Sequence[int],
     traces: Float64[np.ndarray, " groups"],
-    overlaps: Float64[np.ndarray, "groups groups"],
+    squares: float,
     products: Float64[np.ndarray, "groups groups"],
     through: Float64[np.ndarray, "groups 4"],
     without: int | None = None,
 ) -> tuple[float, float] | None:
     """Return estimates of (tr Sigma)^2 and tr Sigma^2 from all groups, or all but one; None with fewer than FEWEST.
 
-    All are of the updates about the mean of all groups: tr G_a, tr G_a G_b, and t_a . t_b of the groups' summed updates
-    t. `through` holds for each group t_a^T G_a t_a, tr(G_a K), t_a^T S t_a and t_a . u, where K = sum t_b t_b^T,
-    S = sum G_b and u = sum G_b t_b.
+    All are of the updates about the mean of all groups: `traces` tr G_a; `squares` the sum of tr G_a G_b over all pairs
+    of different groups that enter; `products` t_a . t_b of the groups' summed updates t. `through` holds for each group
+    t_a^T G_a t_a, tr(G_a K), t_a^T S t_a and t_a . u, where K = sum t_b t_b^T, S = sum G_b and u = sum G_b t_b.
     """
     kept = np.array([a for a, count in enumerate(tokens) if count and a != without])
     if len(kept) < FEWEST:
@@ -45,12 +45,11 @@ def centred_pairs(
     pairs = first**2 - second
     triples = first**3 - 3 * first * second + 2 * third
     quadruples = first**4 - 6 * first**2 * second + 3 * second**2 + 8 * first * third - 6 * fourth
-    trace, overlap, product = traces[kept], overlaps[np.ix_(kept, kept)], products[np.ix_(kept, kept)].copy()
+    trace, product = traces[kept], products[np.ix_(kept, kept)].copy()
     np.fill_diagonal(product, 0.0)
     rows = product.sum(axis=1)
     both = product.sum()
     squared_trace = trace.sum() ** 2 - (trace**2).sum()
-    squares = overlap.sum() - overlap.trace()
     trace_of_mean = (trace * (both - 2 * rows)).sum()
     mean_of_mean = both**2 - 4 * (rows**2).sum() + 2 * (product**2).sum()
     alone, of_all, whole, mixed = through.T

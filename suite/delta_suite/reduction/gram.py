@@ -149,7 +149,7 @@ def spectrum_of_gram(eigen: Eigen, tokens: int, k: int) -> Spectrum:
     """
     values, vectors = eigen
     values = _without_rounding(values.flip(0))[: min(tokens, len(values))]
-    return Spectrum(values, _signed(_masked(_leading(vectors, k).contiguous(), values, k)))
+    return Spectrum(values, signed(_masked(_leading(vectors, k).contiguous(), values, k)))
 
 
 def spectrum_of_tokens_gram(eigen: Eigen, rows: Float[Tensor, "tokens hidden"], k: int) -> Spectrum:
@@ -162,7 +162,7 @@ def spectrum_of_tokens_gram(eigen: Eigen, rows: Float[Tensor, "tokens hidden"], 
         directions[:, start:stop] = leading @ rows[:, start:stop].to(leading.device).double()
     scale = directions.norm(dim=1, keepdim=True)
     directions /= torch.where(scale > 0, scale, torch.ones_like(scale))
-    return Spectrum(values, _signed(_masked(directions, values, k)))
+    return Spectrum(values, signed(_masked(directions, values, k)))
 
 
 def _leading(vectors: Float64[Tensor, "n n"], k: int) -> Float64[Tensor, "leading n"]:
@@ -188,7 +188,7 @@ def _masked(directions: Tensor, values: Tensor, k: int) -> Tensor:
     return out
 
 
-def _signed(directions: Tensor) -> Tensor:
+def signed(directions: Tensor) -> Tensor:
     """Choose the sign of each direction so that its largest component is positive. Overwrites the directions."""
     negative = -directions.amin(dim=1, keepdim=True) > directions.amax(dim=1, keepdim=True)
     return directions.mul_(torch.where(negative, -1.0, 1.0))

@@ -14,6 +14,7 @@ import torch
 
 from delta_suite.capture.forward import side_streams
 from delta_suite.capture.stream import Memory, ResidualStream, gib
+from delta_suite.capture.units import ADDED_GROUPS, Units
 from delta_suite.errors import DeviceError
 from delta_suite.reduction.eigen import (
     LARGEST_BATCH,
@@ -24,7 +25,6 @@ from delta_suite.reduction.eigen import (
     can_batch,
     load_algebra,
 )
-from delta_suite.reduction.groups import group_count
 from delta_suite.reduction.variants import Variant, drops_sinks
 
 LANES = 4
@@ -47,6 +47,11 @@ NARROW_ENTRIES_AT_ONCE = 1 << 24
 tokens are taken at once; copies of them in float64 stay small beside the stream, at 134 MB each."""
 
 
+ROW_COPIES = 3
+"""Copies of the rows of a layer, in float32, that are held while it is reduced: before and after sinks are left out,
+and those of a group or block."""
+
+
 def rows_at_once(hidden: int) -> int:
     """Return how many tokens are reduced at a time.
 
@@ -62,61 +67,77 @@ class Plan:
     """How a stream is reduced; the same for all layers and shards."""
 
     variants: Sequence[Variant]
-    groups: int
-    """Number of groups of documents."""
+    as_rows: bool
+    """True if layers are reduced from their rows, False if moments are added over shards."""
+    units: Units
+    """The units, in as many groups as are left out."""
     keep_on: torch.device | None
     """Device on which moments wait for the next shard; None leaves them where they were formed."""
 
+    @property
+    def groupings(self) -> list[tuple[Sequence[int], int]]:
+        """The group of each document and the number of groups: of units, and of documents where domains are units."""
+        of_units = (self.units.groups, self.units.group_count)
+        of_documents = self.units.documents
+        return [of_units] if of_documents is None else [of_units, (of_documents, self.units.document_group_count)]
+
 
 def make_plan(
-    stream: ResidualStream, variants: Sequence[Variant], documents: int, layers: int, memory: Memory | None
+    stream: ResidualStream,
+    variants: Sequence[Variant],
+    units: Units,
+    layers: int,
+    memory: Memory | None,
+    *,
+    whole: bool,
 ) -> Plan:
     """Return the plan for a stream, from its first shard.
 
-    `layers` is the number of layers whose moments are held at once: one where there is a single shard. `memory` is what
-    they may take, by default a share of what is free.
+    `layers` is the number of layers whose moments are held at once, where the stream is not `whole`, in one shard.
+    `memory` is what they may take, by default a share of what is free. The rows of a layer that memory does not hold
+    are reduced as if they came in shards.
 
     Raises DeviceError where the moments of several shards fit neither the device nor the host.
     """
-    groups = group_count(documents)
-    if layers == 1:
-        return Plan(variants, groups, None)
     device = stream.states[0].device
     memory = memory or Memory.free(device)
-    if layers > layers_at_once(stream.hidden, variants, documents, memory):
-        raise _no_room(layers, stream.hidden, variants, documents, memory)
-    fits = layers * _moments_bytes(stream.hidden, variants, documents) <= memory.device
-    return Plan(variants, groups, None if fits else torch.device("cpu"))
+    if whole:
+        as_rows = ROW_COPIES * 4 * len(stream.kept) * stream.hidden <= max(memory.device, memory.host)
+        return Plan(variants, as_rows, units if as_rows else units.at_most(ADDED_GROUPS), None)
+    if layers > layers_at_once(stream.hidden, variants, units, memory):
+        raise _no_room(layers, stream.hidden, variants, units, memory)
+    fits = layers * _moments_bytes(stream.hidden, variants, units) <= memory.device
+    return Plan(variants, False, units.at_most(ADDED_GROUPS), None if fits else torch.device("cpu"))
 
 
-def layers_at_once(hidden: int, variants: Sequence[Variant], documents: int, memory: Memory) -> int:
+def layers_at_once(hidden: int, variants: Sequence[Variant], units: Units, memory: Memory) -> int:
     """Return for how many layers memory holds the moments that are added over several shards.
 
     The other layers are reduced in further passes over the stream. Raises DeviceError where there is room for none.
     """
-    most = max(memory.device, memory.host) // _moments_bytes(hidden, variants, documents)
+    most = max(memory.device, memory.host) // _moments_bytes(hidden, variants, units)
     if most == 0:
-        raise _no_room(1, hidden, variants, documents, memory)
+        raise _no_room(1, hidden, variants, units, memory)
     return most
 
 
-def _moments_bytes(hidden: int, variants: Sequence[Variant], documents: int) -> int:
-    """Return the size of the moments of one layer: a Gram matrix for each group of documents and set of rows."""
-    return _row_sets(variants) * group_count(documents) * hidden**2 * 8
+def _moments_bytes(hidden: int, variants: Sequence[Variant], units: Units) -> int:
+    """Return the size of the moments of one layer: a Gram matrix for each group of units and set of rows."""
+    return _row_sets(variants) * units.at_most(ADDED_GROUPS).group_count * hidden**2 * 8
 
 
-def _no_room(layers: int, hidden: int, variants: Sequence[Variant], documents: int, memory: Memory) -> DeviceError:
-    needed = layers * _moments_bytes(hidden, variants, documents)
+def _no_room(layers: int, hidden: int, variants: Sequence[Variant], units: Units, memory: Memory) -> DeviceError:
+    needed = layers * _moments_bytes(hidden, variants, units)
     return DeviceError(
         f"the stream needs several shards, and the moments of {layers} layer(s) that are added over them take "
-        f"{gib(needed)} ({group_count(documents)} groups of documents, {_row_sets(variants)} sets of rows, {hidden} x "
-        f"{hidden}). May be taken: {memory}. Use a calibration set of fewer tokens, so that the whole stream fits, or "
-        f"a machine with more memory."
+        f"{gib(needed)} ({units.at_most(ADDED_GROUPS).group_count} groups of {units.unit}s, {_row_sets(variants)} sets "
+        f"of rows, {hidden} x {hidden}). May be taken: {memory}. Use a calibration set of fewer tokens, so that the "
+        f"whole stream fits, or a machine with more memory."
     )
 
 
 def _row_sets(variants: Sequence[Variant]) -> int:
-    """Return how many sets of moments each group of documents has: sinks are kept apart where a variant drops them."""
+    """Return how many sets of moments each group has: sinks are kept apart where a variant drops them."""
     return 1 + drops_sinks(variants)
 
 
@@ -136,21 +157,21 @@ class Workload:
     """True if everything before the eigenproblem of one layer nearly fills a GPU."""
 
     @classmethod
-    def of(cls, stream: ResidualStream, plan: Plan, *, as_rows: bool, moments_on_device: bool) -> Workload:
-        """Return the workload of a shard.
-
-        `as_rows` tells whether its updates are reduced as rows rather than moments, `moments_on_device` whether the
-        moments of earlier shards are there already.
-        """
-        hidden = n = stream.hidden
-        if as_rows:  # updates in float32, and again as the variant takes them; for a while all directions in float64
-            n = int(stream.kept.sum())
-            held, passing = 4 * n * hidden * (1 + (len(plan.variants) > 1)), 8 * n * hidden
+    def of(cls, stream: ResidualStream, plan: Plan, *, moments_on_device: bool) -> Workload:
+        """Return the workload of a shard. moments_on_device: the moments of earlier shards are there already."""
+        hidden, tokens = stream.hidden, int(stream.kept.sum())
+        n = hidden
+        block = 32 * rows_at_once(hidden) * hidden  # a block of rows in float64, and its coordinates
+        if plan.as_rows:  # updates in float32, and again as the variant takes them; for a while all in float64
+            n = min(tokens, hidden)
+            held, passing = 4 * tokens * hidden * (1 + (len(plan.variants) > 1)), 8 * tokens * hidden
+            if tokens > hidden:  # Gram matrices of the halves and of both, and those of one group
+                held, passing = held + 8 * hidden**2 * 5, min(block, 4 * passing)
         else:  # moments that are not there yet, the sums formed of them, and a block of rows in float64
             new = 0 if moments_on_device else _row_sets(plan.variants)
-            held = 8 * hidden**2 * (plan.groups * (new + drops_sinks(plan.variants)) + 4)
-            passing = 32 * rows_at_once(hidden) * hidden
-        return cls(stream.layers, n, held, passing, not as_rows)
+            held = 8 * hidden**2 * (plan.units.group_count * (new + drops_sinks(plan.variants)) + 4)
+            passing = block
+        return cls(stream.layers, n, held, passing, not plan.as_rows or tokens > hidden)
 
     def lanes(self, device: torch.device, layers: int, room: int) -> tuple[int, int]:
         """Return how many lanes a GPU has, and how many layers are solved in one batch in each.

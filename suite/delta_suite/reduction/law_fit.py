@@ -4,8 +4,8 @@
 
 For a layer, x is h_L / rms(h_L) (or h_L) and delta its update. Both are taken less their mean over the training
 documents, so each layer has a separate offset on every rung, and the ladder begins at the training mean. Rows are those
-of `sink_free`, as massive rows would decide every least-squares fit. Even documents train and odd ones test, then the
-other way round.
+of `sink_free`, as massive rows would decide every least-squares fit. Half a of the units (capture/units.py) trains and
+half b tests, then the other way round.
 
 A = sum x x^T, B = sum delta x^T, D = sum delta delta^T over n training tokens; mu is in multiples of the mean
 eigenvalue of A.
@@ -18,7 +18,7 @@ eigenvalue of A.
     held-out error  SSE(T) = tr D - 2 tr(T B^T) + tr(T A T^T) over the test tokens; R^2 = 1 - SSE(T) / SSE(their mean
                     in training)
 
-Intervals come from deleting a group of documents from both training and test and fitting the maps and v_L again, with
+Intervals come from deleting a group of units from both training and test and fitting the maps and v_L again, with
 the same basis and mu. So they cover what these maps would reach with unlimited text and the same mu. That differs a
 little from mu = 0: a shared map is no optimum of the layer on which it is scored, so its R^2 changes with mu to first
 order, and the ratios show it where R^2(own) - R^2(shared) is small.
@@ -27,7 +27,7 @@ Least squares in d dimensions wants 10 d tokens in the training fold. With fewer
 principal components of its training fold, and delta on k of its own; the energy of delta outside counts as unexplained
 on every rung but c_L h.
 
-Memory. For L layers in k dimensions the sums of 10 groups of documents and 2 folds are 36 L matrices of k x k in
+Memory. For L layers in k dimensions the sums of 10 groups of units and 2 folds are 36 L matrices of k x k in
 float64, and the maps of one fit 6 L: 42 * 8 * L * k^2 bytes, once for each basis (two where k < d, one fold after the
 other where memory is short). They lie on the device, else in host memory, else in memory-mapped files. Where none of
 these holds them, the layers of one phase at a time are summed and fitted, and pairs of parts of the model for the
@@ -56,6 +56,7 @@ from torch import Tensor
 
 from delta_suite.capture.sinks import Sinks, find_sinks
 from delta_suite.capture.stream import Memory, ResidualStream
+from delta_suite.capture.units import Units
 from delta_suite.models.phases import PhaseMap
 from delta_suite.progress import no_progress
 from delta_suite.reduction.gram import algebra_device
@@ -105,13 +106,13 @@ def components(tokens: int, hidden: int) -> int:
     return hidden if tokens >= TOKENS_PER_DIMENSION * hidden else tokens // TOKENS_PER_DIMENSION
 
 
-def expected_law_bytes(layers: int, hidden: int, tokens: int, documents: int) -> int | None:
-    """Return the bytes of the law's sums and algebra, or None where there are too few documents or tokens for a law.
+def expected_law_bytes(layers: int, hidden: int, tokens: int, units: int) -> int | None:
+    """Return the bytes of the law's sums and algebra, or None where there are too few units or tokens for a law.
 
     Two folds of half the tokens each are assumed, and no sinks.
     """
     k = components(tokens // 2, hidden)
-    if documents < GROUPS or k < min(FEWEST_COMPONENTS, hidden):
+    if units < GROUPS or k < min(FEWEST_COMPONENTS, hidden):
         return None
     return sum(law_bytes(layers, k, 1 if k == hidden else 2))
 
@@ -121,6 +122,7 @@ def measure_law(
     phases: PhaseMap,
     devices: Sequence[torch.device] = (),
     *,
+    units: Units | None = None,
     form: Form = "normalised",
     sinks: Sinks | None = None,
     memory: Memory | None = None,
@@ -128,7 +130,7 @@ def measure_law(
 ) -> Law:
     """Return the law over every phase of one stream that holds all documents; see `measure_law_again`.
 
-    Pass `sinks` where they are known, so that they are not sought again.
+    Documents are the units by default. Pass `sinks` where they are known, so that they are not sought again.
     """
     sinks = find_sinks(stream) if sinks is None else sinks
     return measure_law_again(
@@ -137,6 +139,7 @@ def measure_law(
         stream.document.cpu(),
         phases,
         devices or [stream.states[0].device],
+        units=units or Units.of(int(stream.document.max()) + 1),
         layers=stream.layers,
         hidden=stream.hidden,
         form=form,
@@ -152,6 +155,7 @@ def measure_law_again(
     phases: PhaseMap,
     devices: Sequence[torch.device],
     *,
+    units: Units,
     layers: int,
     hidden: int,
     form: Form = "normalised",
@@ -160,7 +164,8 @@ def measure_law_again(
 ) -> Law:
     """Return the law over every phase of a stream that can be had repeatedly, in shards.
 
-    entering, document: which of all tokens enter, and the document of each, in the order of the stream.
+    entering, document: which of all tokens enter, and the document of each, in the order of the stream. units: they are
+    dealt into GROUPS groups, each within one half.
 
     The sums of layer L are formed on device L modulo their number, and the maps are fitted on the first device. Nothing
     depends on `memory` (by default a share of what is free) but the time. A law that cannot be fitted, as there are too
@@ -168,7 +173,8 @@ def measure_law_again(
     phase fit memory. progress: shows how many fits are done.
     """
     device = algebra_device(devices[0])
-    group = document[entering] % GROUPS
+    groups = torch.tensor(units.at_most(GROUPS).groups)
+    group = groups[document[entering]]
     counts = [int((group == number).sum()) for number in ORDER]
     rows = int(entering.sum())
     tokens = min(sum(counts[fold]) for fold in FOLDS)
@@ -180,8 +186,8 @@ def measure_law_again(
 
     if min(counts) == 0:
         return unmeasured(
-            f"the law needs {GROUPS} groups of documents (document i is in group i % {GROUPS}), and these "
-            f"{documents} documents leave {counts.count(0)} of them without a token"
+            f"the law needs {GROUPS} groups of {units.unit}s, and these {units.count} {units.unit}s leave "
+            f"{counts.count(0)} of them without a token"
         )
     if k < FEWEST_COMPONENTS and k < hidden:
         return unmeasured(
@@ -190,7 +196,7 @@ def measure_law_again(
         )
     chosen = sorted({round(i * (layers - 1) / (RIDGE_LAYERS - 1)) for i in range(RIDGE_LAYERS)})
     plan = plan_law(layers, hidden, k, rows, phases, device, memory)
-    walk = walk_rows(streams, entering, form, devices, plan.rows)
+    walk = walk_rows(streams, entering, groups, form, devices, plan.rows)
     bases = fold_bases(walk, layers, hidden, k, device, plan.basis_layers)
     ridges = [float("nan")] * len(FOLDS)
     folds = [_Fold.empty(layers, hidden) for _ in FOLDS]
@@ -266,7 +272,7 @@ def _assemble(
     k: int,
     ridges: tuple[float, float],
 ) -> Law:
-    """Return the law: averages over the two folds, for all documents and without each group of them in turn."""
+    """Return the law: averages over the two folds, for all units and without each group of them in turn."""
     whole, without = [fold.whole for fold in folds], [fold.without for fold in folds]
     cases: list[list[Scores]] = [[scores.total() for scores in whole]] + [[]] * GROUPS
     for position, group in enumerate(ORDER):

@@ -16,7 +16,7 @@ RUNGS = ("scaled", "shared", "rank_one", "own")
 
 @dataclass(frozen=True)
 class Law:
-    """Held-out R^2 and shares of every layer. The axis `cases` is all documents, then all without group 0 .. 9."""
+    """Held-out R^2 and shares of every layer. The axis `cases` is all units, then all without group 0 .. 9."""
 
     phases: PhaseMap
     """The phases whose layers share a map: the shared rungs hold for these and no others."""
@@ -31,7 +31,7 @@ class Law:
     components: int
     """k, the number of dimensions of x and delta in which the maps act; `hidden` where they act in all."""
     ridge: tuple[float, float]
-    """mu of the maps trained on even and on odd documents, in multiples of the mean eigenvalue of A."""
+    """mu of the maps trained on half a and on half b, in multiples of the mean eigenvalue of A."""
     r2: Mapping[str, Float64[np.ndarray, "cases layers"]]
     """R^2 by rung. NaN where a phase of one layer has no shared map, and where the update does not vary in a fold."""
     share: Float64[np.ndarray, "cases layers"]
@@ -43,7 +43,7 @@ class Law:
     captured: Float64[np.ndarray, " layers"]
     """Share of the held-out energy of delta inside its k dimensions."""
     directions: Float64[np.ndarray, "folds layers hidden"]
-    """v_L of the residual, as trained on even and on odd documents."""
+    """v_L of the residual, as trained on half a and on half b."""
     reason: str | None = None
     """Reason why nothing was measured; the arrays are then empty."""
 

@@ -1,4 +1,4 @@
-"""Sums from which the law is fitted: x x^T, delta x^T and delta delta^T, by layer and group of documents.
+"""Sums from which the law is fitted: x x^T, delta x^T and delta delta^T, by layer and group of units.
 
 A `Walk` brings the rows of the layers, in one or more parts each: shards of the stream, and blocks of rows that keep
 copies in float64 small. What is added up does not depend on the parts, but for rounding in float64.
@@ -25,8 +25,7 @@ Form = Literal["normalised", "raw"]
 """Rows x on which a map acts: `normalised` is h / rms(h), as the first norm of a block returns it; `raw` is h."""
 
 GROUPS = 10
-"""Number of groups: document i is in group i % 10. Even documents are one fold and odd ones the other, so each group
-lies in one fold."""
+"""Number of groups that units are dealt into. The even ones, of half a, are one fold, the odd ones the other."""
 
 ORDER = (*range(0, GROUPS, 2), *range(1, GROUPS, 2))
 """Order in which groups are stored: those of the even fold, then those of the odd one."""
@@ -40,7 +39,7 @@ Streams = Callable[[Sequence[int]], Iterable[ResidualStream]]
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of one layer that enter, sorted by group of documents, in float64, about a point near their mean.
+    """Rows of one layer that enter, sorted by group of units, in float64, about a point near their mean.
 
     The shift changes no result, because each fit subtracts its training mean, and it avoids cancellation there.
     """
@@ -68,20 +67,22 @@ Walk = Callable[[Sequence[int]], Iterator[Rows]]
 def walk_rows(
     streams: Streams,
     entering: Bool[Tensor, " tokens"],
+    groups: Int64[Tensor, " documents"],
     form: Form,
     devices: Sequence[torch.device],
     at_once: int | None = None,
 ) -> Walk:
     """Return a walk over layers: layer L on device L modulo their number, or where its state lies without devices.
 
-    `entering` tells which of all tokens enter, in the order of the stream; they come in blocks of `at_once` rows.
+    `entering` tells which of all tokens enter, in the order of the stream, and `groups` the group of each document; the
+    rows come in blocks of `at_once`.
     """
 
     def walk(layers: Sequence[int]) -> Iterator[Rows]:
         centres: dict[int, tuple[Tensor, Tensor]] = {}
         start = 0
         for stream in streams(layers):
-            blocks = list(_row_blocks(stream, entering[start : start + len(stream.document)], at_once))
+            blocks = list(_row_blocks(stream, entering[start : start + len(stream.document)], groups, at_once))
             start += len(stream.document)
             for layer in layers:
                 device = algebra_device(devices[layer % len(devices)] if devices else stream.states[layer].device)
@@ -104,12 +105,12 @@ def walk_rows(
 
 
 def _row_blocks(
-    stream: ResidualStream, entering: Bool[Tensor, " tokens"], at_once: int | None
+    stream: ResidualStream, entering: Bool[Tensor, " tokens"], groups: Int64[Tensor, " documents"], at_once: int | None
 ) -> Iterator[tuple[slice, Int64[Tensor, " rows"], list[slice]]]:
     """Yield blocks of rows, the entering ones of each in the order of their groups, and the slice of each group."""
     place = torch.empty(GROUPS, dtype=torch.int64)
     place[list(ORDER)] = torch.arange(GROUPS)
-    group = place[stream.document.cpu() % GROUPS]
+    group = place[groups[stream.document.cpu()]]
     size = at_once or rows_at_once(stream.hidden)
     for start in range(0, len(group), size):
         rows = slice(start, start + size)

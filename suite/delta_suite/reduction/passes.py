@@ -20,6 +20,7 @@ from delta_suite.capture.residual import Capture
 from delta_suite.capture.sinks import Sinks, find_sinks
 from delta_suite.capture.stream import MEMORY_SHARE, Memory, ResidualStream, Storage
 from delta_suite.capture.tokens import TokenSequences
+from delta_suite.capture.units import Units
 from delta_suite.errors import DeviceError
 from delta_suite.models.phases import PhaseMap
 from delta_suite.provenance import Clock
@@ -81,12 +82,12 @@ class Passes:
         self,
         phases: PhaseMap | None,
         *,
-        documents: int,
+        units: Units,
         with_spectra: bool = True,
         advance: Advance = lambda tokens: None,
         law_progress: LawProgress = silent,
     ) -> Captured:
-        """Measure the spectra of `documents`, if wanted, and the law over these phases, if any.
+        """Measure the spectra over these units, if wanted, and the law over these phases, if any.
 
         `advance` is called with the tokens of each layer that has been reduced. law_progress: shows the fits.
         """
@@ -96,9 +97,9 @@ class Passes:
             if not self.capture.whole:
                 with clock("capture"):
                     self._norms = self.capture.reference_norms()
-            streams = self._first(phases)
+            streams = self._first(phases, units)
             if with_spectra:
-                self._reduce(streams, documents, advance)
+                self._reduce(streams, units, advance)
             else:
                 for stream in streams:
                     self._sinks(stream)
@@ -114,13 +115,14 @@ class Passes:
                     torch.cat(self._documents),
                     phases,
                     self.devices,
+                    units=units,
                     layers=captured.blocks,
                     hidden=self.capture.hidden,
                 )
         captured.batch_tokens = self.capture.batch_tokens
         return captured
 
-    def _first(self, phases: PhaseMap | None) -> Iterator[ResidualStream]:
+    def _first(self, phases: PhaseMap | None, units: Units) -> Iterator[ResidualStream]:
         """Yield the shards of the first pass; the law is fitted on a whole stream once its layers are reduced."""
         shards = self.capture.shards()
         while True:
@@ -135,7 +137,7 @@ class Passes:
             if phases is not None and self.capture.whole:
                 with self.clock("law"):
                     sinks = self.captured.sinks[-1]
-                    self.captured.law = self._law(measure_law, stream, phases, self.devices, sinks=sinks)
+                    self.captured.law = self._law(measure_law, stream, phases, self.devices, units=units, sinks=sinks)
             del item, stream  # a shard is large, and the next one is filled now
 
     def _sinks(self, stream: ResidualStream) -> Sinks:
@@ -145,20 +147,20 @@ class Passes:
         self._entering.append((stream.kept & ~sinks.dropped).cpu())
         return sinks
 
-    def _reduce(self, streams: Iterator[ResidualStream], documents: int, advance: Advance) -> None:
+    def _reduce(self, streams: Iterator[ResidualStream], units: Units, advance: Advance) -> None:
         """Reduce the layers, in further passes where the moments of several shards do not fit memory."""
         captured, variants, device = self.captured, list(VARIANTS.values()), self.devices[0]
         at_once, memory = captured.blocks, None
         if not self.capture.whole:
             memory = Memory.free(device, MEMORY_SHARE * (1 - MEMORY_SHARE))  # the stream takes its share first
-            at_once = min(at_once, layers_at_once(self.capture.hidden, variants, documents, memory))
+            at_once = min(at_once, layers_at_once(self.capture.hidden, variants, units, memory))
         for start in range(0, captured.blocks, at_once):
             chosen = range(start, min(start + at_once, captured.blocks))
             spectra = reduce_stream(
                 self.capture.updates(chosen) if start else streams,
                 layers=captured.blocks,
                 tokens=captured.tokens,
-                documents=documents,
+                units=units,
                 variants=variants,
                 devices=self.devices,
                 advance=advance,

@@ -1,8 +1,8 @@
 """Walk over the residual stream, layer by layer: spectra, directions and token averages in every variant.
 
-The stream comes in one or more shards. A layer is reduced from its rows where one shard holds all tokens and there are
-at most `hidden` of them, and from moments that are added over the shards otherwise (groups.py). Where layers run, and
-how many at once, is decided in lanes.py.
+The stream comes in one or more shards. A layer is reduced from its rows where one shard holds all tokens, and from
+moments that are added over the shards otherwise (groups.py). Where layers run, and how many at once, is decided in
+lanes.py.
 """
 
 from __future__ import annotations
@@ -19,16 +19,12 @@ from torch import Tensor
 
 from delta_suite.capture.sinks import Sinks, find_sinks
 from delta_suite.capture.stream import Memory, ResidualStream
+from delta_suite.capture.units import Units
 from delta_suite.reduction.eigen import Eigensolver
 from delta_suite.reduction.gram import algebra_device
-from delta_suite.reduction.groups import (
-    GroupedMoments,
-    GroupedRows,
-    Groups,
-    MomentsByGroup,
-    RowsByGroup,
-    rows_by_group,
-)
+from delta_suite.reduction.grouped_moments import GroupedMoments, MomentsByGroup
+from delta_suite.reduction.grouped_rows import GroupedRows, RowsByGroup
+from delta_suite.reduction.groups import Groups
 from delta_suite.reduction.lanes import (
     LANES,
     Lane,
@@ -44,7 +40,7 @@ from delta_suite.reduction.replicates import LayerSpectra, random_draws, solve_l
 from delta_suite.reduction.variants import VARIANTS, Variant, drops_sinks
 
 Part = tuple[int, bool]
-"""Key of a moments bucket: group of documents, and whether its rows are sinks. Variants are sums of buckets."""
+"""Key of a moments bucket: group of units, and whether its rows are sinks. Variants are sums of buckets."""
 
 
 def reduce_stream(
@@ -52,7 +48,7 @@ def reduce_stream(
     *,
     layers: int,
     tokens: int,
-    documents: int,
+    units: Units,
     variants: Sequence[Variant] = (VARIANTS["raw"],),
     devices: Sequence[torch.device] = (),
     advance: Callable[[int], object] = lambda tokens: None,
@@ -63,11 +59,11 @@ def reduce_stream(
 ) -> dict[str, list[LayerSpectra]]:
     """Return the spectra of every layer, by name of the variant.
 
-    The shards hold `tokens` kept rows of `documents` in all. One shard of at most `hidden` tokens is reduced on the
-    token side. Otherwise moments are added over the shards, apart for each group of documents (groups.GROUPS); the
-    moments of a layer are dropped as soon as the last shard has been added. Only the `chosen` layers are reduced, by
-    default all; where there is no room for the moments of all, the caller asks for `lanes.layers_at_once` of them in
-    each pass over the stream.
+    The shards hold `tokens` kept rows in all, of the documents of `units`. One shard is reduced from the rows of each
+    layer, without each group of units in turn. Otherwise moments are added over the shards, apart for each of at most
+    units.ADDED_GROUPS groups; the moments of a layer are dropped as soon as the last shard has been added. Only the
+    `chosen` layers are reduced, by default all; where there is no room for the moments of all, the caller asks for
+    `lanes.layers_at_once` of them in each pass over the stream.
 
     Layer L is reduced on device L modulo their number, all devices at once; without devices, where its state lies. A
     GPU with enough memory reduces several layers at once and solves their eigenproblems together.
@@ -92,14 +88,13 @@ def reduce_stream(
             kept = int(stream.kept.sum())
             seen += kept
             last = seen == tokens
-            as_rows = seen == kept == tokens <= stream.hidden
             if plan is None:
-                plan = make_plan(stream, variants, documents, 1 if last else len(chosen), keep or memory)
+                plan = make_plan(stream, variants, units, len(chosen), keep or memory, whole=last)
             if last:  # beside the first eigenproblems, which do not need them yet
                 draws = [drawing.submit(random_draws, layer, min(tokens, stream.hidden)) for layer in range(layers)]
-            shard = _Shard.of(stream, dropped, plan, as_rows=as_rows, last=last)
+            shard = _Shard.of(stream, dropped, plan, last=last)
             on_device = bool(moments[chosen[0]]) and plan.keep_on is None
-            workload = Workload.of(stream, plan, as_rows=as_rows, moments_on_device=on_device)
+            workload = Workload.of(stream, plan, moments_on_device=on_device)
             lanes = make_lanes(devices, workload, memory)
             step = _Step(shard, plan, moments, spectra, draws, advance)
             assigned = [chosen[lane :: len(lanes)] for lane in range(len(lanes))]
@@ -129,24 +124,23 @@ class _Shard:
     stream: ResidualStream
     tokens: int
     """Number of kept tokens."""
-    group: Int64[Tensor, " tokens"]
-    """The group of documents of each token."""
+    groupings: Sequence[tuple[Int64[Tensor, " tokens"], int]]
+    """The group of each token and the number of groups, in each grouping of the plan."""
     sink: Bool[Tensor, " tokens"]
     """True for sinks; all False where no variant drops them."""
-    as_rows: bool
-    """True if its layers are reduced as rows, False if as moments."""
     last: bool
     """True for the last shard, after which layers are solved."""
     row_blocks: Sequence[_RowBlock]
     """All kept rows, in blocks; empty where layers are reduced as rows."""
 
     @classmethod
-    def of(cls, stream: ResidualStream, sinks: Sinks | None, plan: Plan, *, as_rows: bool, last: bool) -> _Shard:
-        group = stream.document % plan.groups
+    def of(cls, stream: ResidualStream, sinks: Sinks | None, plan: Plan, *, last: bool) -> _Shard:
+        document = stream.document.cpu()
+        groupings = [(torch.tensor(groups)[document], count) for groups, count in plan.groupings]
         sink = torch.zeros_like(stream.kept) if sinks is None else sinks.dropped
         # Formed on the host and once, because they are the same for all layers.
-        blocks = () if as_rows else tuple(_row_blocks(stream, group, sink))
-        return cls(stream, int(stream.kept.sum()), group, sink, as_rows, last, blocks)
+        blocks = () if plan.as_rows else tuple(_row_blocks(stream, groupings[0][0], sink))
+        return cls(stream, int(stream.kept.sum()), groupings, sink, last, blocks)
 
 
 def _row_blocks(
@@ -185,7 +179,7 @@ class _Step:
         """Reduce the layers of one lane, portion by portion."""
         with lane.entered() as solve:
             for portion in lane.portions(layers):
-                if not self.shard.as_rows:
+                if not self.plan.as_rows:
                     for layer in portion:
                         self._accumulate(layer, lane.device)
                 if self.shard.last:
@@ -237,12 +231,12 @@ class _Step:
         epsilon = torch.finfo(self.shard.stream.states[0].dtype).eps
         draws = [self.draws[layer].result for layer in layers]
         out: list[dict[str, LayerSpectra]] = [{} for _ in layers]
-        if self.shard.as_rows:
+        if self.plan.as_rows:
             variants = _grouped_rows(self.shard, layers, lane.device, self.plan)
         else:
             variants = _grouped_moments([self.moments[layer] for layer in layers], self.plan)
         for variant, grouped in variants:
-            solved = solve_layers(grouped, draws, solve, epsilon=epsilon, intervals=self.plan.groups > 1)
+            solved = solve_layers(grouped, draws, solve, epsilon=epsilon)
             for by_variant, spectra in zip(out, solved, strict=True):
                 by_variant[variant] = spectra
             del grouped  # before the next variant is formed
@@ -251,12 +245,12 @@ class _Step:
 
 def _grouped_rows(
     shard: _Shard, layers: Sequence[int], device: torch.device | None, plan: Plan
-) -> Iterator[tuple[str, Sequence[Groups]]]:
+) -> Iterator[tuple[str, Sequence[Sequence[Groups]]]]:
     """Yield the layers in each variant, as rows. Variants that take the same rows share them."""
     stream = shard.stream
-    kept = stream.kept.nonzero().flatten()
-    index = kept[rows_by_group(shard.group[kept], plan.groups)]
-    group, sink = shard.group[index], shard.sink[index]
+    index = stream.kept.nonzero().flatten()
+    groupings = [(group[index], count) for group, count in shard.groupings]
+    sink = shard.sink[index]
     order = _unless_all(index, len(stream.kept))
     updates, quantities = [], []
     for layer in layers:
@@ -267,27 +261,35 @@ def _grouped_rows(
     for keeps_sinks, same_rows in groupby(plan.variants, attrgetter("keeps_sinks")):
         chosen = torch.ones_like(sink) if keeps_sinks else ~sink
         numbers = _unless_all(chosen.nonzero().flatten(), len(chosen))
-        tokens = torch.bincount(group[chosen], minlength=plan.groups).tolist()
+        entering = [(group[chosen], count) for group, count in groupings]
         by_layer = [
-            RowsByGroup(_taken(numbers, update), _taken(numbers, update_quantities), tokens)
+            RowsByGroup(_taken(numbers, update), _taken(numbers, update_quantities), entering)
             for update, update_quantities in zip(updates, quantities, strict=True)
         ]
         for variant in same_rows:
-            yield variant.name, [GroupedRows(layer_rows, variant.centre) for layer_rows in by_layer]
+            yield (
+                variant.name,
+                [
+                    [GroupedRows(layer_rows, variant.centre, grouping) for grouping in range(len(groupings))]
+                    for layer_rows in by_layer
+                ],
+            )
         del by_layer  # before the rows of the next variant are chosen
 
 
-def _grouped_moments(layers: Sequence[Mapping[Part, Moments]], plan: Plan) -> Iterator[tuple[str, Sequence[Groups]]]:
+def _grouped_moments(
+    layers: Sequence[Mapping[Part, Moments]], plan: Plan
+) -> Iterator[tuple[str, Sequence[Sequence[Groups]]]]:
     """Yield the layers in each variant, as moments. Variants that take the same rows share their sums."""
     for keeps_sinks, same_rows in groupby(plan.variants, attrgetter("keeps_sinks")):
-        by_layer = [_moments_by_group(moments, keeps_sinks, plan.groups) for moments in layers]
+        by_layer = [_moments_by_group(moments, keeps_sinks, plan.units.group_count) for moments in layers]
         for variant in same_rows:
-            yield variant.name, [GroupedMoments(moments, variant.centre) for moments in by_layer]
+            yield variant.name, [[GroupedMoments(moments, variant.centre)] for moments in by_layer]
         del by_layer  # before the sums of the next variant are formed
 
 
 def _moments_by_group(moments: Mapping[Part, Moments], keeps_sinks: bool, groups: int) -> MomentsByGroup:
-    """Return the moments of each group of documents, with or without its sinks."""
+    """Return the moments of each group, with or without its sinks."""
     by_group: list[Moments | None] = [None] * groups
     for (group, sink), part in moments.items():
         if keeps_sinks or not sink:

@@ -29,7 +29,7 @@ class LayerStatistics:
     """Width of the stream."""
     eigenvalues: Float64[np.ndarray, " rank"]
     """Squared singular values of delta, descending, min(tokens, hidden) of them; those below rounding are 0. For all
-    documents but one group: the remaining energy along each direction, in the same order."""
+    units but one group: the remaining energy along each direction, in the same order."""
     averages: Mapping[str, tuple[float, float]]
     """Mean and standard deviation over tokens of each of `moments.TOKEN_QUANTITIES`."""
     mean_energy: float
@@ -37,7 +37,7 @@ class LayerStatistics:
     epsilon: float
     """Machine epsilon of the dtype in which the stream was computed."""
     between: tuple[float, float] | None = None
-    """Sums of tr G_a tr G_b and of tr G_a G_b over all pairs of different groups of documents, where G_a is the Gram
+    """Sums of tr G_a tr G_b and of tr G_a G_b over all pairs of different groups of units, where G_a is the Gram
     matrix of the updates of group a; None where there is one group. Where the variant is centred, the estimates of
     (tr Sigma)^2 and tr Sigma^2 of `disjoint.centred_pairs`; None with fewer than four groups, and of a half."""
 

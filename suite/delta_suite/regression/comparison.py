@@ -1,6 +1,6 @@
 """Two records side by side: what is the same, what drifted, and what cannot be compared.
 
-A difference is told from noise by its interval, with documents as the unit. On the same documents the two sides are
+A difference is told from noise by its interval, over the units of the calibration. On the same units the two sides are
 paired: the delete-a-group replicates are subtracted group by group, and the noise that they share goes away. On other
 documents of the same source the variances add.
 """
@@ -17,7 +17,7 @@ from delta_suite.metrics.directions import NEEDS_PRODUCTS
 from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.intervals import CONFIDENCE, standard_error, t_quantile
 from delta_suite.metrics.registry import METRICS
-from delta_suite.records.record import CalibrationRecord
+from delta_suite.records.record import CalibrationRecord, ResamplingRecord
 from delta_suite.records.view import RecordView
 from delta_suite.reduction.variants import VARIANTS
 
@@ -203,6 +203,8 @@ def obstacle(old: RecordView, new: RecordView, *, other_documents: bool = False)
             return f"the same documents are {a.tokens} tokens there and {b.tokens} here: the tokenizer is another"
     if other_tokens := special_tokens_differ(a, b):
         return other_tokens
+    if other_units := _units_differ(old.record.resampling, new.record.resampling, paired=a.sha256 == b.sha256):
+        return other_units
     if (old.model.layers, old.model.hidden) != (new.model.layers, new.model.hidden):
         return (
             f"the model has {old.model.layers} layers x {old.model.hidden} there, "
@@ -215,6 +217,15 @@ def obstacle(old: RecordView, new: RecordView, *, other_documents: bool = False)
         if before.settings[key] != after.settings[key]:
             return f"the setting {key} was {before.settings[key]} there and is {after.settings[key]} here"
     return None
+
+
+def _units_differ(old: ResamplingRecord, new: ResamplingRecord, *, paired: bool) -> str | None:
+    """Return how the units of resampling differ, or None. Older records do not hold their assignment."""
+    if old.unit != new.unit:
+        return f"intervals are over {old.unit}s there and over {new.unit}s here"
+    if not paired or (old.groups, old.assignment or new.assignment) == (new.groups, new.assignment or old.assignment):
+        return None
+    return f"the {old.units} {old.unit}s there and the {new.units} here are left out in other groups"
 
 
 def special_tokens_differ(old: CalibrationRecord, new: CalibrationRecord) -> str | None:

@@ -10,12 +10,14 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from delta_suite.metrics.estimate import Estimate
+from delta_suite.metrics.estimate import Estimate, absent
 from delta_suite.metrics.registry import METRICS
-from delta_suite.records.assemble import LAW_METRICS, LAW_VARIANT, columns
+from delta_suite.records.assemble import LAW_METRICS, LAW_VARIANT, columns, replicates_of
 from delta_suite.records.record import BoundaryRecord, LawRecord, Metrics, Record, ScopeRecord
 from delta_suite.records.view import RecordView
 from delta_suite.regression.comparison import MODEL, Place, estimate_at, figures
+
+ABSENT = absent("neither record has it")
 
 
 def missing_figures(old: RecordView, new: RecordView) -> list[Place]:
@@ -97,25 +99,23 @@ def _replicate_arrays(record: Record, old: RecordView, added: Mapping[Place, Est
     """Return the arrays of replicates of every metric that was added to, one row or column for each layer or phase."""
     present = set(figures(old))
 
-    def replicates(place: Place) -> Sequence[float] | None:
-        if place in added:
-            return added[place].replicates
-        return estimate_at(old, place).replicates if place in present else None
+    def estimate(place: Place) -> Estimate:
+        return added.get(place) or (estimate_at(old, place) if place in present else ABSENT)
 
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     layers = [f"layer:{layer}" for layer in range(record.model.layers)]
     for variant, scope, metric in added:
         if scope == MODEL:
             continue
         if scope in layers:
-            name, scopes = f"{variant}.units.{metric}", layers
+            prefix, scopes = f"{variant}.", layers
         elif METRICS[metric].takes == "law":
-            name, scopes = f"law.units.{metric}", list(record.law.phases if record.law is not None else ())
+            prefix, scopes = "law.", list(record.law.phases if record.law is not None else ())
         else:
-            name, scopes = f"{variant}.scope_units.{metric}", list(record.scopes)
-        if name in arrays:
+            prefix, scopes = f"{variant}.scope_", list(record.scopes)
+        if f"{prefix}units.{metric}" in arrays:
             continue
-        rows = [replicates((variant, each, metric)) for each in scopes]
-        if any(row is not None for row in rows):
-            arrays[name] = columns(rows) if scopes is layers else columns(rows).T
+        for kind, rows in replicates_of([estimate((variant, each, metric)) for each in scopes]).items():
+            array = columns(rows) if scopes is layers else columns(rows).T
+            arrays[f"{prefix}{kind}.{metric}"] = array.astype(np.float64 if prefix == "law." else np.float32)
     return arrays

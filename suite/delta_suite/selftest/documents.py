@@ -18,6 +18,9 @@ DOCUMENTS = 80
 SCALE, SPREAD = 0.3, 0.4
 """Spread of the log scale of documents (30%), and of document means (14% of a layer's variance)."""
 
+DOMAIN_SCALE, DOMAIN_SPREAD = 0.3, 0.4
+"""Spreads of domains, where a population has them: they differ as much as documents of one domain do."""
+
 START = 3.0
 """Standard deviation of the entries of h_0; one update is then a tenth to a fifth of the stream."""
 
@@ -36,11 +39,13 @@ class Population(ABC):
 
     The noise of token t of document j in layer L is s_j (z_t + SPREAD m_jL) with s_j = exp(SCALE g_j), where z, m and g
     are standard normal. So documents differ in scale (the same in all layers) and in mean, and tokens of one document
-    are alike.
+    are alike. Where there are domains, each has a scale exp(DOMAIN_SCALE g_k) and a mean DOMAIN_SPREAD m_kL more.
     """
 
     tokens: int
     """Number of tokens in each document."""
+    in_domain: int = 0
+    """Number of documents of each domain; 0 where documents are independent."""
     sink: Float64[np.ndarray, " hidden"] | None = None
     """The direction in which every layer pushes two tokens of each document, the first and one more."""
 
@@ -75,12 +80,17 @@ class Population(ABC):
         document = np.arange(documents * self.tokens) // self.tokens
         shape = (len(document), self.hidden)
         scale = np.exp(SCALE * draw.standard_normal(documents))[document, None]
+        domains = documents // self.in_domain if self.in_domain else 0
+        if domains:
+            scale = scale * np.exp(DOMAIN_SCALE * draw.standard_normal(domains))[document % domains, None]
         sinks = np.arange(documents) * self.tokens
         sinks = np.concatenate([sinks, sinks + draw.integers(1, self.tokens, documents)])
         state = START * draw.standard_normal(shape)
         out = [state.astype(np.float32)]
         for layer in range(self.layers):
             noise = draw.standard_normal(shape) + SPREAD * draw.standard_normal((documents, self.hidden))[document]
+            if domains:
+                noise += DOMAIN_SPREAD * draw.standard_normal((domains, self.hidden))[document % domains]
             update = self.update(layer, state, noise, scale)
             if self.sink is not None:
                 update[sinks] += SINK * self.sink
@@ -102,6 +112,16 @@ class Population(ABC):
             torch.ones(len(token), dtype=torch.bool),
             "device",
         )
+
+
+def domains_of(documents: int, in_domain: int) -> list[str]:
+    """Return the domain of each document, as `Population.states` draws them; none where documents are independent.
+
+    Example:
+        >>> domains_of(4, in_domain=2)
+        ['0', '1', '0', '1']
+    """
+    return [str(document % (documents // in_domain)) for document in range(documents)] if in_domain else []
 
 
 def unit(vectors: Float64[np.ndarray, "... hidden"]) -> Float64[np.ndarray, "... hidden"]:

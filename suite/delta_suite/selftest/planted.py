@@ -13,7 +13,7 @@ directions estimate the second moment of delta,
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -23,7 +23,18 @@ from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.estimators import phase_value
 from delta_suite.metrics.registry import METRICS
 from delta_suite.reduction.statistics import TOP_K, LayerStatistics
-from delta_suite.selftest.documents import DOCUMENTS, SCALE, SPREAD, Layers, Population, ValueOf, orthonormal, unit
+from delta_suite.selftest.documents import (
+    DOCUMENTS,
+    DOMAIN_SCALE,
+    DOMAIN_SPREAD,
+    SCALE,
+    SPREAD,
+    Layers,
+    Population,
+    ValueOf,
+    orthonormal,
+    unit,
+)
 
 TOKENS = 12
 """Number of tokens in a document of these populations."""
@@ -44,6 +55,7 @@ class Spectral(Population):
     """mu_L."""
     sink: Float64[np.ndarray, " hidden"] | None = None
     tokens: int = TOKENS
+    in_domain: int = 0
 
     @property
     def layers(self) -> int:
@@ -73,11 +85,15 @@ class Truth:
         tokens = DOCUMENTS * TOKENS
         averages = _averages(population, draw, documents)
         self._layers, directions = [], []
-        of_scale, of_square = math.exp(SCALE**2 / 2), math.exp(2 * SCALE**2)
+        of_scale, of_square, spread = math.exp(SCALE**2 / 2), math.exp(2 * SCALE**2), 1 + SPREAD**2
+        if population.in_domain:
+            of_scale *= math.exp(DOMAIN_SCALE**2 / 2)
+            of_square *= math.exp(2 * DOMAIN_SCALE**2)
+            spread += DOMAIN_SPREAD**2
         for layer, (spectrum, basis, mean) in enumerate(
             zip(population.spectra, population.bases, population.means, strict=True)
         ):
-            moment = of_square * ((1 + SPREAD**2) * (basis.T * spectrum) @ basis + np.outer(mean, mean))
+            moment = of_square * (spread * (basis.T * spectrum) @ basis + np.outer(mean, mean))
             values, vectors = np.linalg.eigh(moment)
             energies = np.maximum(values[::-1], 0.0) * tokens
             self._layers.append(
@@ -172,6 +188,15 @@ def phased(draw: np.random.Generator) -> Spectral:
     bases = _around(draw, directions)
     means = np.einsum("ld,ldh->lh", 0.5 * np.sqrt(spectra) * draw.standard_normal((DEPTH, hidden)), bases)
     return Spectral(spectra, bases, means)
+
+
+DOMAIN_DOCUMENTS = 2
+"""Number of documents of a domain in `domains`, as in `core`."""
+
+
+def domains(draw: np.random.Generator) -> Spectral:
+    """Return the population `phased`, whose documents come from domains that differ as much as documents do."""
+    return replace(phased(draw), in_domain=DOMAIN_DOCUMENTS)
 
 
 def wide(draw: np.random.Generator) -> Spectral:

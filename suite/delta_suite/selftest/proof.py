@@ -138,11 +138,11 @@ def measured(stream: Any, world: World) -> RecordView:
             [stream],
             layers=stream.layers,
             tokens=len(stream.kept),
-            documents=DOCUMENTS,
+            units=world.units,
             variants=[VARIANTS[name] for name in world.variants],
             sinks=recorded,
         )
-        law = measure_law(stream, world.scopes, sinks=sinks[-1]) if world.needs_law else None
+        law = measure_law(stream, world.scopes, units=world.units, sinks=sinks[-1]) if world.needs_law else None
     entry = assemble(
         spectra,
         dict(world.scopes) if law else {},  # claims compute the figures that they need from the view
@@ -155,7 +155,12 @@ def measured(stream: Any, world: World) -> RecordView:
             hidden=stream.hidden,
         ),
         calibration=CalibrationRecord(
-            name="planted", sha256="", documents=DOCUMENTS, tokens=len(stream.kept), dropped=0
+            name="planted",
+            sha256="",
+            documents=DOCUMENTS,
+            tokens=len(stream.kept),
+            dropped=0,
+            domains=world.units.count if world.in_domain else None,
         ),
         sinks=SinkRecord(
             position_zero=sum(shard.first for shard in sinks),
@@ -178,6 +183,7 @@ def measured(stream: Any, world: World) -> RecordView:
             peak_memory_bytes={},
             cache_key="",
         ),
+        units=world.units,
     )
     record, arrays = with_law(entry.record, law) if law else (entry.record, {})
     record = record.model_copy(update={"phases": dict(world.scopes)})

@@ -10,17 +10,20 @@ from typing import Any, Literal
 
 import numpy as np
 
+from delta_suite.capture.units import Units
 from delta_suite.claims.gates import MIN_TOKENS_PER_DIMENSION
 from delta_suite.claims.loader import load_hypothesis
 from delta_suite.claims.schema import Expectation, Hypothesis
 from delta_suite.metrics.registry import METRICS
 from delta_suite.paths import bundled
-from delta_suite.selftest.documents import DOCUMENTS, Layers, Population
+from delta_suite.selftest.documents import DOCUMENTS, Layers, Population, domains_of
 from delta_suite.selftest.law_worlds import LAW_C, LAW_E, exchanged, law, law_without_direction, own_maps
 from delta_suite.selftest.planted import (
+    DOMAIN_DOCUMENTS,
     NO_POPULATION_VALUE,
     SHARED,
     SPECIAL,
+    domains,
     equal,
     even_drift,
     fast_ends,
@@ -86,6 +89,13 @@ class World:
     """The variants that are reduced; intervals are those of the first."""
     phases: Mapping[str, Layers] | None = None
     """The phase map, if not that of `scopes`."""
+    in_domain: int = 0
+    """The number of documents of each domain of the population; 0 where it has none."""
+
+    @property
+    def units(self) -> Units:
+        """Return the units of the documents of a repeat."""
+        return Units.of(DOCUMENTS, domains_of(DOCUMENTS, self.in_domain))
 
     @property
     def needs_law(self) -> bool:
@@ -322,6 +332,17 @@ WORLDS: Mapping[str, World] = {
             *_stated("false positives", _BOUNDARIES, _RANK, _NO_DRIFT),
         ],
         redrawn=True,
+    ),
+    "domains": World(
+        domains,
+        "the phases, in documents of 40 domains that differ as much as documents do, so that the domain is the unit",
+        claims=[
+            *(_claim("power", metric, "C", op, bound) for metric, op, bound in _C_LIKE),
+            *(_claim("false positives", metric, "E", op, bound) for metric, op, bound in _C_LIKE),
+            *(_claim("false positives", metric, "C", op, bound) for metric, op, bound in _E_LIKE),
+        ],
+        covered={"layer:8": _OF_SPECTRA, "C": _OF_PAIRS, "E": _OF_PAIRS},
+        in_domain=DOMAIN_DOCUMENTS,
     ),
 }
 """The cases that the self-test runs, by name."""
