@@ -151,7 +151,7 @@ def drift_p(cosines: np.ndarray, phase: range, seed: int, draws: int) -> float:
         unrelated = 1 / (round(dimensions) if dimensions < layers else dimensions)
         kernel = np.sqrt(np.maximum((np.array(means) - unrelated) / (1 - unrelated), 0))
         values, vectors = np.linalg.eigh(kernel[np.abs(np.subtract.outer(range(layers), range(layers)))])
-        rows = vectors * np.sqrt(np.maximum(values, 0))
+        rows = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
         return np.asarray(rows / np.linalg.norm(rows, axis=1)[:, None])
 
     def drawn(rows: np.ndarray, dimensions: float, count: int) -> list[np.ndarray]:

@@ -86,6 +86,7 @@ def boundary_agreement(boundaries: Boundaries) -> Estimate:
     high=1.0,
     per_layer=False,
     source="999 Gaussian drifts with the mean of S by lag, as uneven as S",
+    version=2,
     p_value=True,
 )
 def boundary_p(boundaries: Boundaries) -> Estimate:

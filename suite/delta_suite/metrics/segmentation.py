@@ -178,9 +178,13 @@ _ROUNDING = 1e-9
 
 
 def embedding_of(similarity: Float64[np.ndarray, "layers layers"]) -> np.ndarray:
-    """Return one row per layer, whose inner products are the nearest positive semidefinite matrix."""
+    """Return one row per layer, whose inner products are the nearest positive semidefinite matrix.
+
+    It is the symmetric root of that matrix, which does not depend on the signs that a library gives eigenvectors, so that
+    drifts drawn through it are the same on every machine.
+    """
     values, vectors = np.linalg.eigh((similarity + similarity.T) / 2)
-    return np.asarray(vectors * np.sqrt(np.maximum(values, 0.0)))
+    return np.asarray((vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T)
 
 
 def _best(embedding: np.ndarray, boundaries: int) -> tuple[int, ...]:

@@ -249,6 +249,8 @@ class RecordView:
                 with one_thread():
                     boundaries = boundaries_under(self.gram(variant), self.phases)
             except RecordError as error:
+                if variant in self.record.boundaries:  # of schema 2, which kept no cosines to form them anew
+                    return self.record.boundaries[variant]
                 boundaries = str(error)
             self._boundaries[variant] = assemble.boundary_record(boundaries)
         return self._boundaries[variant]
