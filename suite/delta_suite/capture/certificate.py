@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from delta_suite.capture.tolerances import tolerances
+from delta_suite.capture.tolerances import WRITES, tolerances
 from delta_suite.errors import CertificateError
 
 if TYPE_CHECKING:
@@ -55,6 +55,9 @@ class Observations:
     tensor."""
     factors: dict[int, float] = field(default_factory=dict)
     """Power of two by which the input of a layer is the output of the block before; factors of 1 are omitted."""
+    writes: dict[int, Tensor] = field(default_factory=dict)
+    """Largest difference between what follows the state between a block's sublayers and what its MLP gave out, relative
+    to the norm of the block's output."""
     witnesses: list[Witnesses] = field(default_factory=list)
     """The witnesses of each forward pass."""
     causality: float | None = None
@@ -72,12 +75,17 @@ class Observations:
             firings=list(self.firings),
             gaps=dict(self.gaps),
             factors=dict(self.factors),
+            writes=dict(self.writes),
             witnesses=list(self.witnesses),
         )
 
     def continuity(self, layer: int, gap: Tensor) -> None:
         """Record the largest gap before a layer, on its device: reading it now would make the forward pass wait."""
         self.gaps[layer] = torch.maximum(self.gaps[layer], gap) if layer in self.gaps else gap
+
+    def wrote(self, layer: int, error: Tensor) -> None:
+        """Record the error of the sublayers of a block, on its device."""
+        self.writes[layer] = torch.maximum(self.writes[layer], error) if layer in self.writes else error
 
     def passed(self, final: FinalNorm, witnesses: Witnesses) -> None:
         """Count one forward pass."""
@@ -132,6 +140,8 @@ def certify(observed: Observations, stream: ResidualStream) -> Certificate:
         _telescoping(observed, stream),
         _final_norm(observed, stream),
     ]
+    if stream.middles:
+        identities.append(_writes(observed, stream))
     if observed.causality is not None:
         identities.append(_causality(observed.causality, stream))
     assert observed.final is not None
@@ -244,6 +254,22 @@ def _final_norm(observed: Observations, stream: ResidualStream) -> Identity:
     else:
         says = "nothing follows the last block: last_hidden_state is the stored h_N itself"
     return Identity("final_norm", says, final.error, tolerance)
+
+
+def _writes(observed: Observations, stream: ResidualStream) -> Identity:
+    tolerance = _tolerance(WRITES, stream)
+    errors = {layer: float(error) for layer, error in observed.writes.items()}
+    for layer, error in sorted(errors.items()):
+        if not error <= tolerance:
+            raise CertificateError(
+                f"capture certificate: writes fail at block {layer}: what is added behind the state between its "
+                f"sublayers differs from what its MLP gave out by {error:.3g} of the stream's norm, more than "
+                f"{tolerance:.1g}. Leave out the claims about attention and MLP apart."
+            )
+    says = "attention's and the MLP's writes add up to the block's, and the MLP's is its module's output"
+    if len(errors) < len(stream.middles):
+        says += f" (compared in {len(errors)} of {len(stream.middles)} blocks)"
+    return Identity(WRITES, says, max(errors.values(), default=0.0), tolerance)
 
 
 def _causality(error: float, stream: ResidualStream) -> Identity:

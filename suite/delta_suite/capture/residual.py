@@ -19,7 +19,8 @@ from delta_suite.capture.forward import ForwardError, Prefix, last_hidden_state,
 from delta_suite.capture.layout import Layout
 from delta_suite.capture.plan import REFERENCE_DOCUMENTS, plan_batches, planned_tokens
 from delta_suite.capture.stream import Memory, NormWriter, ResidualStream, StreamWriter, plan_shards
-from delta_suite.capture.tap import Batch, Tap, UnfamiliarShapeError
+from delta_suite.capture.sublayers import PROBE_TOKENS, Sublayers, find_sublayers
+from delta_suite.capture.tap import Batch, Between, Tap, UnfamiliarShapeError
 from delta_suite.capture.tokens import TokenSequences
 from delta_suite.errors import CaptureError, DeviceError
 from delta_suite.models.blocks import Decoder
@@ -52,12 +53,14 @@ class Capture:
         memory: Memory | None = None,
         tokens_per_batch: int | None = None,
         advance: Advance = lambda tokens: None,
+        writes: bool = False,
     ) -> None:
         """Plan the batches.
 
         `memory` limits the size of the stream, by default a share of what is free; `tokens_per_batch` the padded tokens
         of a batch, by default `planned_batch`. A batch that runs out of memory is halved and run again, as are all that
-        follow. A model that takes no padded batch is given one sequence at a time.
+        follow. A model that takes no padded batch is given one sequence at a time. With `writes` the state between
+        attention and MLP is kept as well, where every block has both.
         """
         self.model, self.decoder, self.sequences = model, decoder, sequences
         self.device, self.memory, self.advance = device, memory, advance
@@ -65,9 +68,14 @@ class Capture:
         """Largest number of padded tokens of a batch, as planned."""
         self.batch_tokens = self.planned_tokens
         """The same after the last forward pass: less where memory ran out."""
+        self.sublayers: tuple[Sublayers, ...] | str = "attention and MLP were not asked for apart"
+        """Where attention and MLP write in each block; or why they are not measured apart."""
+        if writes:
+            self.sublayers = self._find_sublayers()
         self._lengths = [len(ids) for ids in sequences.ids]
         self._batches = plan_batches(self._lengths, self.planned_tokens)
-        self._shards = list(plan_shards(self._lengths, self._bytes_per_state * self._states, device, memory))
+        kept = self._states + (0 if isinstance(self.sublayers, str) else len(self.sublayers))
+        self._shards = list(plan_shards(self._lengths, self._bytes_per_state * kept, device, memory))
         self._layout = Layout.BATCH_TIME
         self._causality: Tensor | None = None
 
@@ -79,14 +87,21 @@ class Capture:
         """
         for shard, storage in self._shards:
             writer = StreamWriter(sum(self._lengths[i] for i in shard), storage)
-            observed = self._run(shard, writer, self.advance)
-            stream = ResidualStream(writer.states, *_rows(self.sequences, shard), storage)
+            middles = None if isinstance(self.sublayers, str) else StreamWriter(writer.tokens, storage)
+            observed = self._run(shard, writer, self.advance, middles)
+            stream = ResidualStream(
+                writer.states,
+                *_rows(self.sequences, shard),
+                storage,
+                middles.states if middles else (),
+                () if isinstance(self.sublayers, str) else tuple(parts.parallel for parts in self.sublayers),
+            )
             stream.require_finite()
             assert self._causality is not None
             observed.causality = float(self._causality)
             yield stream, certify(observed, stream)
             # The shard is the largest thing in memory: nothing here may hold it while the next one is filled.
-            del stream, writer, observed
+            del stream, writer, middles, observed
 
     def updates(self, layers: Container[int]) -> Iterator[ResidualStream]:
         """Run the sequences again and yield streams of the states around these blocks alone, in fewer shards.
@@ -132,17 +147,31 @@ class Capture:
     def _bytes_per_state(self) -> int:
         return self.hidden * int(self.model.dtype.itemsize)
 
+    def _find_sublayers(self) -> tuple[Sublayers, ...] | str:
+        ids = next((ids for ids in self.sequences.ids if len(ids) > 1), self.sequences.ids[0])[None, :PROBE_TOKENS]
+        ids = ids.to(self.device)
+        return find_sublayers(self.decoder, lambda: last_hidden_state(self.decoder, ids, torch.ones_like(ids)))
+
     def _run(
-        self, shard: Sequence[int], writer: StreamWriter | NormWriter, advance: Advance | None = None
+        self,
+        shard: Sequence[int],
+        writer: StreamWriter | NormWriter,
+        advance: Advance | None = None,
+        middles: StreamWriter | None = None,
     ) -> Observations:
         """Run the batches that hold sequences of a shard, write their states, and return what the hooks observed."""
         tokens, filled, done = sum(self._lengths[i] for i in shard), 0, 0
-        with torch.no_grad(), Tap(self.decoder, writer.write, writer.read, self._layout) as tap:
+        between = None
+        if middles is not None and not isinstance(self.sublayers, str):
+            between = Between(self.sublayers, middles.write)
+        with torch.no_grad(), Tap(self.decoder, writer.write, writer.read, self._layout, between) as tap:
             while done < len(shard):
                 together = next(batch for batch in self._batches if shard[done] in batch)
                 used = sum(i in together for i in shard)
                 batch = _batch(self.sequences, together, shard[done : done + used], filled, self.device)
                 writer.range = (batch.start, batch.start + batch.tokens)
+                if middles is not None:
+                    middles.range = writer.range
                 before = tap.observed.copy()
                 try:
                     witnesses = _witnesses(batch, tokens)
@@ -184,6 +213,8 @@ class Capture:
                 if advance is not None:
                     advance(batch.tokens)
         writer.finish()
+        if middles is not None:
+            middles.finish()
         return tap.observed
 
     def _split(self, first: int, limit: int) -> None:

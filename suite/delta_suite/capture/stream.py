@@ -22,6 +22,9 @@ from delta_suite.writing import temporary_folder
 Storage = Literal["device", "host", "disk"]
 """Place of a stream: the device, pinned memory of the host, or a memory-mapped file."""
 
+Write = Literal["block", "attention", "mlp"]
+"""What adds to the stream: a whole block, or one of its two sublayers."""
+
 MEMORY_SHARE = 0.5
 """Share of free memory that the stream may take; the rest is for the forward pass and the algebra."""
 
@@ -40,6 +43,11 @@ class ResidualStream:
     kept: Bool[Tensor, " tokens"]
     """False for a token that the calibration drops."""
     storage: Storage
+    middles: Sequence[Float[Tensor, "tokens hidden"]] = ()
+    """For each block the state between attention and MLP, or where `parallel` what the MLP writes; empty where they are
+    not apart."""
+    parallel: Sequence[bool] = ()
+    """For each block whether both sublayers read its input."""
 
     @property
     def layers(self) -> int:
@@ -54,20 +62,34 @@ class ResidualStream:
     @property
     def nbytes(self) -> int:
         """Size of all states in bytes."""
-        return sum(state.nbytes for state in self.states)
+        return sum(state.nbytes for state in (*self.states, *self.middles))
 
     def step(
-        self, layer: int, rows: slice = slice(None), device: torch.device | None = None
+        self, layer: int, rows: slice = slice(None), device: torch.device | None = None, write: Write = "block"
     ) -> tuple[Float[Tensor, "rows hidden"], Float32[Tensor, "rows hidden"]]:
-        """Return h_L in the dtype of the stream and delta_L = h_{L+1} - h_L in float32, for a slice of rows.
+        """Return h_L in the dtype of the stream and what is written to it in float32, for a slice of rows.
+
+        write: the whole block, delta_L = h_{L+1} - h_L; or what attention or the MLP adds, a + m = delta_L.
 
         They are returned on `device`, by default that of h_L. The subtraction is in float32: the spacing of bfloat16
         numbers near 3,000 is 16.
         """
-        before, after = self.states[layer][rows], self.states[layer + 1][rows]
+        before = self.states[layer][rows]
         device = before.device if device is None else device
-        before, after = (state.to(device, non_blocking=True) for state in (before, after))
-        return before, after.float() - before
+
+        def there(states: Tensor) -> Tensor:
+            return states[rows].to(device, non_blocking=True)
+
+        before = there(self.states[layer])
+        if write == "block":
+            return before, there(self.states[layer + 1]).float() - before
+        middle = there(self.middles[layer])
+        if self.parallel[layer]:
+            wrote = middle.float()
+            return before, wrote if write == "mlp" else there(self.states[layer + 1]).float() - before - wrote
+        return before, (
+            middle.float() - before if write == "attention" else there(self.states[layer + 1]).float() - middle
+        )
 
     def delta(self, layer: int) -> Float32[Tensor, "tokens hidden"]:
         """Return h_{L+1} - h_L of all rows, in float32."""
