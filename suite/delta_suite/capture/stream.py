@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,14 +16,12 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
+from delta_suite.capture.writes import Write
 from delta_suite.errors import CaptureError, DeviceError
 from delta_suite.writing import temporary_folder
 
 Storage = Literal["device", "host", "disk"]
 """Place of a stream: the device, pinned memory of the host, or a memory-mapped file."""
-
-Write = Literal["block", "attention", "mlp"]
-"""What adds to the stream: a whole block, or one of its two sublayers."""
 
 MEMORY_SHARE = 0.5
 """Share of free memory that the stream may take; the rest is for the forward pass and the algebra."""
@@ -43,11 +41,13 @@ class ResidualStream:
     kept: Bool[Tensor, " tokens"]
     """False for a token that the calibration drops."""
     storage: Storage
-    middles: Sequence[Float[Tensor, "tokens hidden"]] = ()
-    """For each block the state between attention and MLP, or where `parallel` what the MLP writes; empty where they are
-    not apart."""
+    middles: Sequence[Float[Tensor, "_ hidden"]] = ()
+    """For each block the state between attention and MLP, or where `parallel` what the MLP writes, of all tokens or as
+    the states of those that were asked for; empty where they are not apart."""
     parallel: Sequence[bool] = ()
     """For each block whether both sublayers read its input."""
+    write: Write = "block"
+    """The write that `step` returns beside the state."""
 
     @property
     def layers(self) -> int:
@@ -64,15 +64,18 @@ class ResidualStream:
         """Size of all states in bytes."""
         return sum(state.nbytes for state in (*self.states, *self.middles))
 
+    def of_write(self, write: Write) -> ResidualStream:
+        """Return a view of the same states whose `step` returns what attention, the MLP, or the whole block writes."""
+        return replace(self, write=write)
+
     def step(
-        self, layer: int, rows: slice = slice(None), device: torch.device | None = None, write: Write = "block"
+        self, layer: int, rows: slice = slice(None), device: torch.device | None = None
     ) -> tuple[Float[Tensor, "rows hidden"], Float32[Tensor, "rows hidden"]]:
         """Return h_L in the dtype of the stream and what is written to it in float32, for a slice of rows.
 
-        write: the whole block, delta_L = h_{L+1} - h_L; or what attention or the MLP adds, a + m = delta_L.
-
-        They are returned on `device`, by default that of h_L. The subtraction is in float32: the spacing of bfloat16
-        numbers near 3,000 is 16.
+        That is delta_L = h_{L+1} - h_L; or where `write` names a sublayer, what it adds, a + m = delta_L. They are
+        returned on `device`, by default that of h_L. The subtraction is in float32: the spacing of bfloat16 numbers
+        near 3,000 is 16.
         """
         before = self.states[layer][rows]
         device = before.device if device is None else device
@@ -81,14 +84,14 @@ class ResidualStream:
             return states[rows].to(device, non_blocking=True)
 
         before = there(self.states[layer])
-        if write == "block":
+        if self.write == "block":
             return before, there(self.states[layer + 1]).float() - before
         middle = there(self.middles[layer])
         if self.parallel[layer]:
             wrote = middle.float()
-            return before, wrote if write == "mlp" else there(self.states[layer + 1]).float() - before - wrote
+            return before, wrote if self.write == "mlp" else there(self.states[layer + 1]).float() - before - wrote
         return before, (
-            middle.float() - before if write == "attention" else there(self.states[layer + 1]).float() - middle
+            middle.float() - before if self.write == "attention" else there(self.states[layer + 1]).float() - middle
         )
 
     def delta(self, layer: int) -> Float32[Tensor, "tokens hidden"]:

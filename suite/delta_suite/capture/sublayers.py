@@ -34,7 +34,7 @@ bit by bit first: this is for terms with a factor."""
 
 @dataclass(frozen=True)
 class Sublayers:
-    """Where attention and MLP write in a block that has both.
+    """Places at which attention and MLP write in a block that has both.
 
     Example:
         >>> Sublayers("post_attention_layernorm", "input", 0, "mlp").parallel
@@ -160,8 +160,8 @@ class _Probe:
                         return Sublayers(middle.module, middle.side, middle.argument, wrote.module, scale, whole=whole)
         if single is not None:
             return f"has one sublayer, {single}"
-        found = self._side_by_side(given, gave, inside) or self._two_mlps(given, gave, inside)
-        return found or "has not two sublayers that can be told by structure"
+        sublayers = self._side_by_side(given, gave, inside) or self._two_mlps(given, gave, inside)
+        return sublayers or "has not two sublayers that can be told by structure"
 
     def _two_mlps(self, given: Tensor, gave: Tensor, inside: Sequence[_Passage]) -> Sublayers | None:
         """Return the sublayers of a block that adds the outputs of two MLPs, of experts and a shared one."""
@@ -212,10 +212,8 @@ class _Probe:
 
     def _gives(self, name: str, rows: Tensor) -> bool:
         """Return True if a module gives out these rows and was not given them, as dropout is."""
-        own = [passage for passage in self.passages if passage.module == name]
-        return any(p.side == "output" and torch.equal(p.rows, rows) for p in own) and not any(
-            p.side == "input" and torch.equal(p.rows, rows) for p in own
-        )
+        sides = {other.side for other in self.passages if other.module == name and torch.equal(other.rows, rows)}
+        return sides == {"output"}
 
     def _works_alone(self, name: str) -> bool:
         """Return True if a module, given the tokens in reversed order, answers in reversed order."""

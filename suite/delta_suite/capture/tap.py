@@ -91,8 +91,8 @@ class Tap(AbstractContextManager["Tap"]):
             after = end.register_forward_hook(partial(self._after, layer))
             self._handles.callback(before.remove)
             self._handles.callback(after.remove)
-        for layer, found in enumerate(self.between.sublayers if self.between else ()):
-            self._watch_sublayers(layer, found)
+        for layer, parts in enumerate(self.between.sublayers if self.between else ()):
+            self._watch_sublayers(layer, parts)
         for place, block in self.decoder.left_out.items():
             self._handles.callback(block.register_forward_pre_hook(partial(self._unexpected, place)).remove)
         for name, module in _outside_blocks(self.decoder.module, self.decoder.blocks):
@@ -210,22 +210,25 @@ class Tap(AbstractContextManager["Tap"]):
         self, layer: int, argument: int | str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> None:
         if not self._paused:
-            self._between(layer, args[argument] if isinstance(argument, int) else kwargs[argument])
+            given = args[argument : argument + 1] if isinstance(argument, int) else (kwargs.get(argument),)
+            self._between(layer, next(iter(given), None))
 
     def _out_of(self, layer: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not self._paused:
             self._between(layer, output[0] if isinstance(output, tuple | list) else output)
 
-    def _between(self, layer: int, value: Tensor) -> None:
+    def _between(self, layer: int, value: object) -> None:
         """Store what passes between the sublayers of a block, or in a parallel one what its MLP writes."""
         assert self.between is not None
-        if layer in self._middle:
-            raise CertificateError(
-                f"capture certificate: writes fail at block {layer}: {self.between.sublayers[layer].place} runs "
-                f"twice in one forward pass. Leave out the claims about attention and MLP apart."
-            )
         parts = self.between.sublayers[layer]
-        state = self._state(self._unflattened(value), layer, "state between its sublayers")
+        if layer in self._middle:
+            self._not_apart(layer, f"{parts.place} runs twice in one forward pass")
+        elif len(self._middle) < layer:
+            earlier = len(self._middle)
+            self._not_apart(earlier, f"{self.between.sublayers[earlier].place} did not run")
+        state = self._sublayer_state(value, layer, "state between its sublayers")
+        if state is None or self.observed.not_apart is not None:
+            return
         state = state * parts.scale if parts.parallel and parts.scale != 1.0 else state
         state = state if self._scale == 1.0 else state / self._scale
         real = None if self._real is None else self._real.on(state.device)
@@ -234,8 +237,23 @@ class Tap(AbstractContextManager["Tap"]):
 
     def _out_of_mlp(self, layer: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not self._paused:
-            gave = self._unflattened(output[0] if isinstance(output, tuple | list) else output)
-            self._mlp[layer] = self._witnessed(self._state(gave, layer, "MLP's output"))
+            gave = self._sublayer_state(
+                output[0] if isinstance(output, tuple | list) else output, layer, "MLP's output"
+            )
+            if gave is not None:
+                self._mlp[layer] = self._witnessed(gave)
+
+    def _sublayer_state(self, value: object, layer: int, side: str) -> Tensor | None:
+        """Return a state inside a block; None, and the reason is kept, where it is of another kind than the stream."""
+        try:
+            return self._state(self._unflattened(value) if isinstance(value, Tensor) else value, layer, side)
+        except CaptureError as error:
+            self._not_apart(layer, str(error))
+            return None
+
+    def _not_apart(self, layer: int, why: str) -> None:
+        """Keep the first reason why attention and MLP are not told apart; the blocks are measured all the same."""
+        self.observed.not_apart = self.observed.not_apart or f"block {layer}: {why}"
 
     def _unflattened(self, value: Tensor) -> Tensor:
         """Return a tensor of all positions in one dimension, as in OPT, with those of batch and time."""
@@ -251,10 +269,8 @@ class Tap(AbstractContextManager["Tap"]):
         """
         for layer, parts in enumerate(between.sublayers):
             if layer not in self._middle:
-                raise CertificateError(
-                    f"capture certificate: writes fail at block {layer}: {parts.place} did not run. "
-                    f"Leave out the claims about attention and MLP apart."
-                )
+                self._not_apart(layer, f"{parts.place} did not run")
+                return
             if layer in self._mlp:
                 scale, gave = self._scales[layer], self._gave[layer].float()
                 wrote = gave / scale - self._middle[layer].float().to(gave.device)
