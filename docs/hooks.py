@@ -86,10 +86,10 @@ def metrics() -> str:
 
 def variants() -> str:
     """Return the table of variants."""
-    from delta_suite.reduction.variants import VARIANTS
+    from delta_suite.reduction.variants import BLOCK_VARIANTS
 
     rows = "\n".join(
-        f"| `{variant.name}` | {variant.description} | {variant.version} |" for variant in VARIANTS.values()
+        f"| `{variant.name}` | {variant.description} | {variant.version} |" for variant in BLOCK_VARIANTS.values()
     )
     return f"| variant | rows | version |\n| --- | --- | --- |\n{rows}"
 

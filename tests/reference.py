@@ -56,6 +56,50 @@ def layer_figures(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
     }
 
 
+def write_figures(model: Any, texts: list[Any]) -> dict[str, list[dict[str, Any]]]:
+    """Return the figures of what attention and MLP write in each layer of a Llama, without sinks, by variant and write.
+
+    texts: the token ids of each document, which runs alone. Sinks are each first token, and tokens whose state exceeds
+    six times the median norm in any layer.
+    """
+    import torch
+
+    layers = model.model.layers
+    rows: dict[str, list[list[np.ndarray]]] = {name: [[] for _ in layers] for name in ("h", "attention", "mlp")}
+    rows["h"].append([])
+
+    def kept(name: str, layer: int, state: Any) -> None:
+        rows[name][layer].append(state[0].numpy().astype(np.float64))
+
+    handles = []
+    for layer, block in enumerate(layers):
+        handles += [
+            block.register_forward_pre_hook(lambda m, args, layer=layer: kept("h", layer, args[0])),
+            block.self_attn.register_forward_hook(lambda m, args, out, layer=layer: kept("attention", layer, out[0])),
+            block.mlp.register_forward_hook(lambda m, args, out, layer=layer: kept("mlp", layer, out)),
+        ]
+    handles.append(model.model.norm.register_forward_pre_hook(lambda m, args: kept("h", len(layers), args[0])))
+    with torch.no_grad():
+        for text in texts:
+            model(input_ids=text[None], use_cache=False)
+    for handle in handles:
+        handle.remove()
+    first = np.concatenate([np.arange(len(text)) == 0 for text in texts])
+    norms = np.stack([np.linalg.norm(np.concatenate(states), axis=1) for states in rows["h"]])
+    large = (norms > 6 * np.median(norms[:, ~first], axis=1, keepdims=True)).any(axis=0)
+    figures: dict[str, list[dict[str, Any]]] = {}
+    for write in ("attention", "mlp"):
+        for documents in rows[write]:
+            wrote = np.concatenate(documents)[~first & ~large]
+            for variant, delta in (("sink_free", wrote), ("centred", wrote - wrote.mean(axis=0))):
+                _, s, vt = np.linalg.svd(delta, full_matrices=False)
+                p = s**2 / (s**2).sum()
+                figures.setdefault(f"{variant}.{write}", []).append(
+                    {"gamma": s[0], "effective_rank": entropy_rank(p), "top3_energy": p[:3].sum(), "directions": vt[:8]}
+                )
+    return figures
+
+
 def phase_figures(directions: list[np.ndarray], phase: list[int]) -> dict[str, float]:
     """Return the figures of a phase from the directions of every layer, (8, hidden) each."""
     v = [rows[0] for rows in directions]

@@ -20,6 +20,7 @@ from delta_suite.capture.calibration import calibration_of
 from delta_suite.claims.judge import Judged, judge_all
 from delta_suite.claims.loader import load_hypotheses
 from delta_suite.claims.observe import Observation, Quantity, observe, require_names
+from delta_suite.command_line import DEFAULT_PARTS
 from delta_suite.errors import MissingPackageError, OptionError, UnknownNameError
 from delta_suite.escaping import terminal, xml
 from delta_suite.metrics.registry import METRICS
@@ -56,7 +57,7 @@ def measure(
     chat_template: bool = False,
     device: str | None = None,
     dtype: str | None = None,
-    parts: str | Iterable[str] = "all",
+    parts: str | Iterable[str] = DEFAULT_PARTS,
     name: str | None = None,
     phases: PhaseMap | None = None,
     layers_path: str | None = None,
@@ -73,7 +74,8 @@ def measure(
     documents: only the first so many of them.
     chat_template: put each document, as a user's message, into the model's own chat template.
     device, dtype: "auto", "cuda:1", "bfloat16" and so on. A module in memory is neither moved nor cast.
-    parts: spectra, boundaries, law, or "all"; in one text with commas, or one by one.
+    parts: spectra, boundaries, law, writes (attention and MLP apart, which is not measured by default), or "all"; in
+        one text with commas, or one by one.
     name: what the model is called; of a module in memory, by default its class and 8 hex digits of its tensors.
     phases: name -> first and last layer, both included; by default those of models.toml, or by depth.
     layers_path: dotted path of the decoder blocks, where they are not found by structure.

@@ -37,6 +37,9 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 DTYPES: tuple[str, ...] = get_args(Dtype)
 """The values of `Dtype`."""
 
+DEFAULT_PARTS = ("spectra", "boundaries", "law")
+"""The parts that are measured where none is named."""
+
 DEFAULT_CALIBRATION = "core"
 """Calibration set of a measurement that names none."""
 

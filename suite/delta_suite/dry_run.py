@@ -206,7 +206,12 @@ def _like(
     device = run.subject.device
     names = [f"cuda:{index}" for index in range(len(machine().gpus))] if device == SHARDED else [device]
     here = hardware([torch.device(name) for name in names])
-    steps = ["load", "capture", *(["analysis"] if "spectra" in missing else []), *({"law"} & set(missing))]
+    steps = [
+        "load",
+        "capture",
+        *(["analysis"] if "spectra" in missing else []),
+        *sorted({"law", "writes"} & set(missing)),
+    ]
     newest: tuple[str, Like] | None = None
     kept = [*settings.results.glob(f"{RUNS}/*/*.json"), *settings.cache.root.glob(f"measurements/*/{RECORD}")]
     for path in kept:

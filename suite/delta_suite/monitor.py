@@ -40,7 +40,7 @@ from delta_suite.paths import bundled
 from delta_suite.pipeline import Settings, measure_view
 from delta_suite.records.cache import NoCache, cache_root
 from delta_suite.records.view import RecordView
-from delta_suite.reduction.variants import VARIANTS
+from delta_suite.reduction.variants import BLOCK_VARIANTS
 from delta_suite.regression.baseline import DECISIVE, BaselineFile, VerdictEntry, load_baseline, unknown_keys
 from delta_suite.regression.comparison import Status, by_item, obstacle
 from delta_suite.regression.turns import direction_figures
@@ -364,8 +364,8 @@ def _check_options(
     for metric in metrics:
         if metric not in METRICS:
             raise OptionError(f"metrics: {metric!r} is unknown: `delta-suite metrics` lists them.")
-    if variant not in VARIANTS:
-        raise OptionError(f"variant {variant!r} is unknown: use one of {', '.join(VARIANTS)}.")
+    if variant not in BLOCK_VARIANTS:
+        raise OptionError(f"variant {variant!r} is unknown: use one of {', '.join(BLOCK_VARIANTS)}.")
 
 
 def _baseline(path: Path | None, may_be_missing: bool) -> BaselineFile | None:

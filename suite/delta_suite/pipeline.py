@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Any
 from delta_suite.capture.calibration import Calibration, load_calibration
 from delta_suite.capture.plan import REFERENCE_DOCUMENTS, tokens_per_batch
 from delta_suite.capture.tokens import MAX_TOKENS, TokenSequences, tokenize
-from delta_suite.command_line import DEFAULT_CALIBRATION, DEFAULT_DEVICE, check_settings
+from delta_suite.command_line import DEFAULT_CALIBRATION, DEFAULT_DEVICE, DEFAULT_PARTS, check_settings
 from delta_suite.engine import local
 from delta_suite.errors import DeviceError, RecordError
-from delta_suite.metrics.registry import PARTS, chosen_parts, metric_versions
+from delta_suite.metrics.registry import chosen_parts, metric_versions
 from delta_suite.models.phases import phase_map
 from delta_suite.models.spec import ModelSpec
 from delta_suite.models.subject import StoredModel, Subject
 from delta_suite.progress import Progress, no_progress
 from delta_suite.provenance import LIBRARIES, Clock, git_state, hardware, library_version, peak_memory, started_gpus
 from delta_suite.records.arrays import ArrayFile
-from delta_suite.records.assemble import Assembled, assemble, with_boundaries, with_law
+from delta_suite.records.assemble import Assembled, assemble, with_boundaries, with_law, with_writes
 from delta_suite.records.cache import ARRAYS, DIRECTIONS, Cache, cache_key, cache_root
-from delta_suite.records.captured import certificate_record, sink_record
+from delta_suite.records.captured import certificate_record, identity_record, sink_record
 from delta_suite.records.format import from_json, to_json
 from delta_suite.records.record import (
     SCHEMA,
@@ -40,7 +40,7 @@ from delta_suite.records.record import (
 from delta_suite.records.store import RESULTS, save
 from delta_suite.records.view import RecordView
 from delta_suite.reduction.statistics import TOP_K
-from delta_suite.reduction.variants import VARIANTS
+from delta_suite.reduction.variants import BLOCK_VARIANTS, VARIANTS
 from delta_suite.version import __version__
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ class Settings:
     device: str = DEFAULT_DEVICE
     dtype: str | None = None
     """None for the dtype of the model's entry."""
-    parts: frozenset[str] = frozenset(PARTS)
-    """The parts that are measured: spectra always; boundaries and law where named."""
+    parts: frozenset[str] = frozenset(DEFAULT_PARTS)
+    """The parts that are measured: spectra always; boundaries, law and writes where named."""
     results: Path = RESULTS
     fresh_since: float | None = None
     """Cache entries written before this moment (seconds since the epoch) do not count."""
@@ -80,7 +80,7 @@ def chosen_settings(
     chat_template: bool = False,
     device: str | None = None,
     dtype: str | None = None,
-    parts: str | Iterable[str] = "all",
+    parts: str | Iterable[str] = DEFAULT_PARTS,
     results: Path = RESULTS,
     fresh: bool = False,
 ) -> Settings:
@@ -220,7 +220,8 @@ def prepare(
         "layers_path": subject.layers_path,
         "max_tokens": MAX_TOKENS,
         "top_k": TOP_K,
-        "variants": {variant.name: variant.version for variant in VARIANTS.values()},
+        # Without the writes: an entry that lacks them, or has them in an older version, is completed.
+        "variants": {variant.name: variant.version for variant in BLOCK_VARIANTS.values()},
         "drop_first_token": calibration.drop_first_token,
         "units": calibration.units.sha256,
         "chat_template": settings.chat_template,  # without it, special tokens are those that the tokenizer adds
@@ -263,18 +264,19 @@ def missing_parts(run: Run, record: Record | None, parts: frozenset[str]) -> fro
     if record is None:
         return parts
     law_fits = record.law is not None and dict(record.law.phases) == phase_map(record.model.layers, run.subject.phases)
-    return parts - (frozenset(record.parts) - ({"law"} if not law_fits else set()))
+    writes_fit = all(version == VARIANTS[name].version for name, version in record.variants.items() if name in VARIANTS)
+    stale = ({"law"} if not law_fits else set()) | ({"writes"} if not writes_fit else set())
+    return parts - (frozenset(record.parts) - stale)
 
 
 def _complete(run: Run, entry: Assembled | None, parts: frozenset[str], progress: Progress) -> Assembled:
     """Return the entry with all parts: the one given where it has them, else one with what was missing measured."""
     missing = missing_parts(run, None if entry is None else entry.record, parts)
-    if entry is None:
-        entry = _measure(run, None, with_spectra=True, fit_law="law" in parts, progress=progress)
-    elif "law" in missing:
+    if entry is not None and "law" in missing:
         placed = _view(run, entry).under(phase_map(entry.record.model.layers, run.subject.phases))
         entry = Assembled(placed.record, placed.content(), entry.directions)
-        entry = _measure(run, entry, with_spectra=False, fit_law=True, progress=progress)
+    if entry is None or missing & {"law", "writes"}:
+        entry = _measure(run, entry, missing, progress)
     if "boundaries" in missing:
         record = with_boundaries(entry.record, _view(run, entry).gram)
         entry = Assembled(record, entry.arrays, entry.directions)
@@ -289,8 +291,8 @@ def token_sequences(run: Run, model: Any, decoder: Any, tokenizer: Any) -> Token
     return tokenize(run.calibration, tokenizer, vocabulary, context, chat_template=run.choices["chat_template"])
 
 
-def _measure(run: Run, entry: Assembled | None, *, with_spectra: bool, fit_law: bool, progress: Progress) -> Assembled:
-    """Load, tokenize, capture and reduce; assemble a new entry, or complete the one given with the law.
+def _measure(run: Run, entry: Assembled | None, missing: frozenset[str], progress: Progress) -> Assembled:
+    """Load, tokenize, capture and reduce; assemble a new entry, or complete the one given with law and writes.
 
     The process is left as it was: what the caller has set of torch, and random states.
     """
@@ -304,17 +306,15 @@ def _measure(run: Run, entry: Assembled | None, *, with_spectra: bool, fit_law: 
     with usual_torch(), ExitStack() as stack:
         with clock("load"):
             loaded = stack.enter_context(run.subject.opened())
-        return _measure_loaded(run, entry, loaded, clock, with_spectra=with_spectra, fit_law=fit_law, progress=progress)
+        return _measure_loaded(run, entry, missing, loaded, clock, progress)
 
 
 def _measure_loaded(
     run: Run,
     entry: Assembled | None,
+    missing: frozenset[str],
     loaded: LoadedModel,
     clock: Clock,
-    *,
-    with_spectra: bool,
-    fit_law: bool,
     progress: Progress,
 ) -> Assembled:
     """Measure as `_measure` does, once the model is there."""
@@ -330,12 +330,12 @@ def _measure_loaded(
         sequences = token_sequences(run, model, decoder, loaded.tokenizer)
     phases = phase_map(len(decoder.blocks), run.subject.phases)
     with progress(f"{run.subject.name}: capture", sequences.tokens, "token") as capture_bar:
-        passes = Passes(model, decoder, sequences, devices, clock, capture_bar.update)
+        passes = Passes(model, decoder, sequences, devices, clock, capture_bar.update, writes="writes" in missing)
         with progress(f"{run.subject.name}: analysis", passes.captured.tokens * passes.captured.blocks, "token") as bar:
             captured = passes.run(
-                phases if fit_law else None,
+                phases if "law" in missing else None,
                 units=run.calibration.units,
-                with_spectra=with_spectra,
+                with_spectra=entry is None,
                 advance=bar.update,
                 law_progress=partial(progress, f"{run.subject.name}: law", unit="fit"),
             )
@@ -364,13 +364,17 @@ def _measure_loaded(
         provenance = provenance.model_copy(update={"seconds": seconds})
         record = entry.record.model_copy(update={"provenance": provenance})
         entry = Assembled(record, entry.arrays, entry.directions)
-    if isinstance(captured.law, DeviceError):
-        run.cache.put(run.key, entry)  # the next run need not measure it again
-        raise captured.law
-    if captured.law is None:
-        return entry
-    record, arrays = with_law(entry.record, captured.law)
-    return Assembled(record, {**entry.arrays, **arrays}, entry.directions)
+    if captured.law is not None and not isinstance(captured.law, DeviceError):
+        record, arrays = with_law(entry.record, captured.law)
+        entry = Assembled(record, {**entry.arrays, **arrays}, entry.directions)
+    if captured.writes is not None and not isinstance(captured.writes, DeviceError):
+        identity = None if captured.apart is None else identity_record(captured.apart)
+        entry = with_writes(entry, captured.writes, identity)
+    for part in (captured.law, captured.writes):
+        if isinstance(part, DeviceError):
+            run.cache.put(run.key, entry)  # the next run need not measure the rest again
+            raise part
+    return entry
 
 
 def _provenance(run: Run, loaded: LoadedModel, decoder: Decoder, captured: Captured, clock: Clock) -> Provenance:

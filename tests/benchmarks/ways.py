@@ -29,7 +29,7 @@ from delta_suite.records.arrays import direction_arrays, full_gram
 from delta_suite.reduction.reduce import reduce_stream
 from delta_suite.reduction.replicates import LayerSpectra
 from delta_suite.reduction.statistics import TOP_K, LayerStatistics
-from delta_suite.reduction.variants import VARIANTS, Variant
+from delta_suite.reduction.variants import BLOCK_VARIANTS, Variant
 from torch import Tensor
 
 from tests.benchmarks.measuring import Peak, seconds
@@ -38,10 +38,10 @@ from tests.benchmarks.subjects import Subject, build
 # --- the core ----------------------------------------------------------------------------------------------------
 
 
-EVERY_VARIANT = tuple(VARIANTS.values())
+EVERY_VARIANT = tuple(BLOCK_VARIANTS.values())
 
-RAW = (VARIANTS["raw"],)
-"""The variant that the reference and everyone else computes; a run of the suite computes all of VARIANTS."""
+RAW = (BLOCK_VARIANTS["raw"],)
+"""The variant that the reference and everyone else computes; a run of the suite computes all of BLOCK_VARIANTS."""
 
 
 def core(

@@ -84,7 +84,7 @@ class Slip(NamedTuple):
 CLAIMS = GOOD[GOOD.index('\n[[expect]]\nid = "direction') :]
 SCOPES = "name a phase (C), one layer (layer:3), a range of layers (layers:8-15) or all of them (model)"
 HEAD_KEYS = "schema, id, title, version, rationale, tags, expect"
-CLAIM_KEYS = "id, metric, scope, variant, over, mostly, op, threshold, than, severity, rationale, origin, xfail"
+CLAIM_KEYS = "id, metric, scope, variant, write, over, mostly, op, threshold, than, severity, rationale, origin, xfail"
 ID_RULE = "write it in small letters, digits and hyphens, beginning with a letter or digit"
 MARKER_RULE = "a pytest marker has letters, digits, hyphens and underscores, and begins with a letter"
 TAKEN = "already means something to pytest or its plugins: choose another word"
@@ -92,6 +92,9 @@ ORIGIN = "where the threshold or the comparison comes from"
 SEVERAL = "is one: name a phase, model, or a range of layers"
 NO_LIMIT = "which nothing can be compared with: write a finite number"
 BOTH = "threshold and than are both given, and a claim compares with one: remove the other"
+
+NO_SINKS = 'what attention and mlp write is measured without sinks: add variant = "sink_free" or "centred"'
+OF_BLOCKS = "is measured of whole blocks alone, as attention and mlp have spectra and directions"
 
 # fmt: off
 SLIPS = [
@@ -199,6 +202,20 @@ SLIPS = [
          '30: scope does not go with null = "lag": remove it', False),
     Slip('scope = "model", times = 2', 'scope = "E", quantile = 0.9',
          '30: quantile goes with null = "window" or null = "drift" or null = "random": remove it', False),
+    # attention and MLP
+    Slip('scope = "C"', 'scope = "C"\nwrite = "ml"', "15: unknown write 'ml': did you mean 'mlp'?"),
+    Slip('scope = "C"', 'scope = "C"\nwrite = "mlp"', f"15: {NO_SINKS}", False),
+    Slip("threshold = 0.5", 'than = { scope = "E", write = "attention" }', f"16: {NO_SINKS}", False),
+    Slip('"intra_cosine"\nscope = "C"', '"relative_step"\nscope = "C"\nvariant = "centred"\nwrite = "mlp"',
+         f'16: relative_step {OF_BLOCKS}: remove write = "mlp", or name another metric', False),
+    Slip('"intra_cosine"\nscope = "C"', '"sharing_index"\nscope = "C"\nvariant = "centred"\nwrite = "mlp"',
+         f'16: sharing_index {OF_BLOCKS}: remove write = "mlp", or name another metric', False),
+    Slip("threshold = 0.5", 'variant = "centred"\nthan = { metric = "alignment", scope = "E", write = "mlp" }',
+         f'17: alignment {OF_BLOCKS}: remove write = "mlp", or name another metric', False),
+    Slip("threshold = 0.5", 'variant = "centred"\nwrite = "mlp"\nthan = { scope = "C", write = "mlp" }',
+         "18: intra_cosine over C is compared with itself: name another scope or metric", False),
+    Slip('scope = "model", times = 2', 'null = "lag", write = "mlp"',
+         '30: write does not go with null = "lag": remove it', False),
 ]
 # fmt: on
 

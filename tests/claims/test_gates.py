@@ -12,7 +12,7 @@ from delta_suite.claims.gates import failed_gates
 from delta_suite.claims.observe import observe
 from delta_suite.claims.schema import Expectation
 from delta_suite.records.view import RecordView
-from delta_suite.reduction.variants import VARIANTS
+from delta_suite.reduction.variants import BLOCK_VARIANTS
 from delta_suite.selftest.documents import DOCUMENTS
 from delta_suite.selftest.planted import noise, sinks
 
@@ -31,7 +31,7 @@ def constant() -> RecordView:
         states.append(states[-1] + torch.randn(HIDDEN, generator=draw))
     position = torch.arange(len(document)) % LENGTH + 1
     stream = ResidualStream(states, document, position, torch.ones(len(document), dtype=torch.bool), "device")
-    return view_of_stream(stream, phases={"C": (0, LAYERS - 1)}, variants=list(VARIANTS))
+    return view_of_stream(stream, phases={"C": (0, LAYERS - 1)}, variants=list(BLOCK_VARIANTS))
 
 
 def gates_of(view: RecordView, metric: str, scope: str, **keys: Any) -> dict[str, str]:

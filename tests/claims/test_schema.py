@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from delta_suite.claims.json_schema import json_schema
 from delta_suite.claims.loader import load_hypothesis
 from delta_suite.claims.null_kinds import NULLS
-from delta_suite.claims.schema import Expectation, Than, json_schema
+from delta_suite.claims.schema import Expectation, Than
 from delta_suite.metrics.registry import METRICS
 from delta_suite.models.phases import declared_problems
-from delta_suite.reduction.variants import VARIANTS
+from delta_suite.reduction.variants import BLOCK_VARIANTS
 from jsonschema import Draft4Validator
 
 from tests.claims.hypothesis_texts import ALSO_GOOD, GOOD, SLIPS, Slip, errors_of, slipped
@@ -77,6 +78,19 @@ HYPOTHESES = Path(__file__).parents[2] / "hypotheses"
             {"metric": "gamma", "over": "max", "than": Than(null="random-weights", scope="E", times=2)},
             "max gamma over C >= 2 x max gamma over E with random weights",
         ),
+        (
+            {"metric": "gamma", "variant": "centred", "write": "mlp", "over": "each", "threshold": 12},
+            "gamma of the MLP of each layer of C >= 12 (centred)",
+        ),
+        (
+            {
+                "metric": "intra_cosine",
+                "variant": "sink_free",
+                "write": "mlp",
+                "than": Than(scope="C", write="attention", times=2),
+            },
+            "intra_cosine of the MLP over C >= 2 x intra_cosine of attention over C (sink_free)",
+        ),
     ],
 )
 def test_a_claim_in_one_line(keys: dict[str, Any], claim: str) -> None:
@@ -120,7 +134,7 @@ def test_the_schema_refuses_wrong_keys_types_and_words_and_leaves_the_rest_to_th
 def test_the_schema_lists_every_metric_variant_and_null_with_its_description() -> None:
     claim, than = (json_schema()["definitions"][table]["properties"] for table in ("Expectation", "Than"))
     assert claim["metric"]["enum"] == than["metric"]["enum"] == list(METRICS)
-    assert claim["variant"]["enum"] == list(VARIANTS)
+    assert claim["variant"]["enum"] == list(BLOCK_VARIANTS)
     assert than["null"]["enum"] == list(NULLS)
     assert all(f"{null.name}, {null.description}" in than["null"]["description"] for null in NULLS.values())
 

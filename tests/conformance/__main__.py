@@ -101,10 +101,14 @@ def table(verdicts: list[Verdict]) -> str:
         "of different lengths in one padded batch (one after the other where the model takes none, as XLNet does not).",
         "*Supported*: every identity of the certificate holds; each document run alone, unpadded, gives the same",
         "h_0 .. h_N; and h_0 .. h_{N-1} equal `output_hidden_states` of the whole model, all within 1e-5 in float32.",
+        "*Attention and MLP*: whether what the two write can be told apart, with its own identity of the certificate:",
+        "in turn, in parallel, or why not.",
         "*Refused*: an error of the suite says why. *Wrong*: states were given out that differ from the model's own;",
         "there must be none.",
         "",
     ]
+    apart = sum(verdict.writes in {"in turn", "parallel"} for verdict in verdicts)
+    lines += [f"Attention and MLP are told apart in {apart} of those that are supported.", ""]
     causal = [verdict for verdict in verdicts if verdict.architecture.mapping == "AutoModelForCausalLM"]
     lines += [
         f"Causal language models alone: {summary(causal)}",
@@ -126,7 +130,8 @@ def table(verdicts: list[Verdict]) -> str:
     for mapping, title in SECTIONS.items():
         section = [verdict for verdict in verdicts if verdict.architecture.mapping == mapping]
         lines += [f"## {title}", "", f"{summary(section)}", ""]
-        lines += ["| type | class | verdict | reason | after the last block |", "| --- | --- | --- | --- | --- |"]
+        lines += ["| type | class | verdict | reason | after the last block | attention and MLP |"]
+        lines += ["| --- | --- | --- | --- | --- | --- |"]
         lines += [_row(verdict) for verdict in section]
         lines.append("")
     lines += ["## What the refused are told", ""]
@@ -159,7 +164,14 @@ def _row(verdict: Verdict) -> str:
     if verdict.outcome == "refused":
         reason = _words(verdict)
     architecture: Architecture = verdict.architecture
-    cells = (architecture.model_type, architecture.class_name, verdict.outcome, reason[:200], verdict.norm)
+    cells = (
+        architecture.model_type,
+        architecture.class_name,
+        verdict.outcome,
+        reason[:200],
+        verdict.norm,
+        verdict.writes,
+    )
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from delta_suite.capture.certificate import Certificate
-from delta_suite.capture.residual import capture
+from delta_suite.capture.residual import Capture, capture
 from delta_suite.capture.stream import Memory, ResidualStream
 from delta_suite.capture.tokens import TokenSequences
 from delta_suite.errors import SuiteError
@@ -37,6 +37,8 @@ class Verdict:
     reason: str
     norm: str = ""
     """Modules after the last block, from the certificate."""
+    writes: str = ""
+    """How attention and MLP write, one after the other or in parallel; or why they are not measured apart."""
 
 
 def documents() -> list[Tensor]:
@@ -55,6 +57,21 @@ def captured(model: Any, decoder: Decoder | None = None, **options: Any) -> tupl
     return stream, certificate
 
 
+def captured_apart(model: Any, decoder: Decoder, **options: Any) -> tuple[ResidualStream, Certificate, str]:
+    """Return the stream with the states between the sublayers, the certificate, and why there are none."""
+    options = {"memory": Memory(1 << 30), "device": torch.device("cpu"), "writes": True} | options
+    runs = Capture(model, decoder, sequences(documents()), **options)
+    ((stream, certificate),) = runs.shards()
+    return stream, certificate, runs.sublayers if isinstance(runs.sublayers, str) else ""
+
+
+def writes(stream: ResidualStream, why_not: str) -> str:
+    """Return how attention and MLP of the blocks write, in a word."""
+    if not stream.middles:
+        return why_not
+    return " and ".join(sorted({"parallel" if parallel else "in turn" for parallel in stream.parallel}))
+
+
 def examine(architecture: Architecture) -> Verdict:
     """Build, capture, certify, compare. Any exception but a SuiteError is a defect, and is not caught."""
     try:
@@ -63,18 +80,21 @@ def examine(architecture: Architecture) -> Verdict:
         return Verdict(architecture, "not built", _brief(error))
     try:
         decoder = find_decoder(model)
-        padded, certificate = captured(model, decoder)
+        padded, certificate, why_not = captured_apart(model, decoder)
     except SuiteError as error:
         return Verdict(architecture, "refused", str(error))
     norm = " -> ".join(certificate.final_norm) or "none"
 
-    alone, _ = captured(model, decoder, tokens_per_batch=1)
+    alone, _, _ = captured_apart(model, decoder, tokens_per_batch=1)
+    how = writes(padded, why_not)
     if (error := difference(padded.states, alone.states)) > TOLERANCE:
-        return Verdict(architecture, "wrong", f"padding changes the stream by {error:.2g}", norm)
+        return Verdict(architecture, "wrong", f"padding changes the stream by {error:.2g}", norm, how)
+    if (error := difference(padded.middles, alone.middles)) > TOLERANCE:
+        return Verdict(architecture, "wrong", f"padding changes what attention writes by {error:.2g}", norm, how)
     if architecture.model_type in REFERENCE:
         model = build(architecture, **REFERENCE[architecture.model_type])
     right, reason = _as_transformers_says(model, decoder, list(padded.states))
-    return Verdict(architecture, "supported" if right else "wrong", reason, norm)
+    return Verdict(architecture, "supported" if right else "wrong", reason, norm, how)
 
 
 def _as_transformers_says(model: Any, decoder: Decoder, states: list[Tensor]) -> tuple[bool, str]:

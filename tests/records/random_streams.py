@@ -21,7 +21,7 @@ from delta_suite.records.record import (
     SinkRecord,
 )
 from delta_suite.records.view import RecordView
-from delta_suite.reduction.variants import VARIANTS
+from delta_suite.reduction.variants import BLOCK_VARIANTS
 
 from tests.planted_records import with_facts
 
@@ -87,7 +87,7 @@ def _record(
             layers=layers,
             tokens=len(token),
             units=Units.of(documents),
-            variants=list(VARIANTS.values()),
+            variants=list(BLOCK_VARIANTS.values()),
             sinks=lambda shard: found.append(find_sinks(shard)) or found[-1],
         )
         law = measure_law(stream, phases, sinks=found[-1])

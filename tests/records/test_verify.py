@@ -127,6 +127,7 @@ def test_the_door_imports_no_torch(saved: Path) -> None:
 
 FREE = re.compile(
     r"(layers\.N|scopes\.\w+)\.metrics\.\w+\.(relative_step|block_influence|angular_distance|stream_norm)\.sd"
+    r"|layers\.N\.metrics\.raw\.mean_energy\.value"
     r"|scopes\.\w+\.metrics\.\w+\.shared_fraction\.detail\.eigenvalues\.N"
     r"|boundaries\.\w+\.(metrics\.boundary_p\.detail\.drift_dimensions|recurrence\.N)"
     r"|sinks\.(largest\.N\.N|ratio)|certificate\.(forward_passes|identities\.\w+\.error)"

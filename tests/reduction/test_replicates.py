@@ -27,7 +27,7 @@ from delta_suite.reduction.groups import Groups
 from delta_suite.reduction.lanes import Lane, Workload, layers_at_once, make_lanes, rows_at_once
 from delta_suite.reduction.reduce import reduce_stream
 from delta_suite.reduction.replicates import LayerSpectra
-from delta_suite.reduction.variants import VARIANTS
+from delta_suite.reduction.variants import BLOCK_VARIANTS
 
 FEW, MANY = (120, 150), (900, 40)
 """(tokens, hidden): reduced as rows, and as moments."""
@@ -56,7 +56,7 @@ def planted(tokens: int, hidden: int, seed: int = 0) -> ResidualStream:
 
 def reduced(stream: ResidualStream, shards: int = 1) -> dict[str, list[LayerSpectra]]:
     pieces = [stream.take(rows) for rows in torch.arange(len(stream.kept)).chunk(shards)]
-    documents, variants = int(stream.document.max()) + 1, list(VARIANTS.values())
+    documents, variants = int(stream.document.max()) + 1, list(BLOCK_VARIANTS.values())
     return reduce_stream(
         pieces, layers=stream.layers, tokens=len(stream.kept), units=Units.of(documents), variants=variants
     )
@@ -65,16 +65,16 @@ def reduced(stream: ResidualStream, shards: int = 1) -> dict[str, list[LayerSpec
 def second_moment(stream: ResidualStream, layer: int, variant: str, rows: np.ndarray) -> np.ndarray:
     """Return the second moment straight from the definition."""
     delta = (stream.states[layer + 1] - stream.states[layer]).double().numpy()
-    if not VARIANTS[variant].keeps_sinks:
+    if not BLOCK_VARIANTS[variant].keeps_sinks:
         rows = rows & (stream.position.numpy() > 0)
     delta = delta[rows]
-    if VARIANTS[variant].centre:
+    if BLOCK_VARIANTS[variant].centre:
         delta = delta - delta.mean(axis=0)
     return np.asarray(delta.T @ delta)
 
 
 @pytest.mark.parametrize("size", [FEW, MANY])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", BLOCK_VARIANTS)
 def test_replicates_match_deleting_the_group_for_real(size: tuple[int, int], variant: str) -> None:
     stream = planted(*size)
     group = stream.document.numpy() % GROUPS
@@ -144,8 +144,8 @@ def test_without_its_only_group_a_half_has_no_direction(size: tuple[int, int], d
 def test_shards_and_sides_give_the_same_replicates() -> None:
     stream = planted(*MANY)
     whole, sharded = reduced(stream), reduced(stream, shards=4)
-    for variant in VARIANTS:
-        if not VARIANTS[variant].keeps_sinks:  # medians are taken shard by shard
+    for variant in BLOCK_VARIANTS:
+        if not BLOCK_VARIANTS[variant].keeps_sinks:  # medians are taken shard by shard
             continue
         for one, two in zip(whole[variant], sharded[variant], strict=True):
             for a, b in zip(one.resamples[1], two.resamples[1], strict=True):
@@ -176,7 +176,7 @@ def test_moments_that_do_not_fit_are_added_for_fewer_layers_at_a_time() -> None:
     pieces = [stream.take(rows) for rows in torch.arange(len(stream.kept)).chunk(3)]
     units = Units.of(DOCUMENTS)
     options = {"layers": 2, "tokens": len(stream.kept), "units": units}
-    matrix, raw = 40**2 * 8, [VARIANTS["raw"]]
+    matrix, raw = 40**2 * 8, [BLOCK_VARIANTS["raw"]]
     assert layers_at_once(40, raw, units, Memory(0, host=2 * 10 * matrix)) == 2
     together = reduce_stream(pieces, **options, memory=Memory(0, host=2 * 10 * matrix))["raw"]
     assert len(together[0].resamples[1]) == GROUPS
@@ -207,7 +207,7 @@ def test_a_shard_is_freed_before_the_next_one_is_filled(devices: list[torch.devi
             yield shard
             del shard
 
-    variants = list(VARIANTS.values())
+    variants = list(BLOCK_VARIANTS.values())
     reduce_stream(shards(), layers=2, tokens=MANY[0], units=Units.of(DOCUMENTS), variants=variants, devices=devices)
     assert len(alive) == 3
 
@@ -327,7 +327,7 @@ def test_layers_together_give_what_each_gives_alone(size: tuple[int, int], monke
 
     monkeypatch.setattr(walk, "solve_layers", counted)
     assert_equal(alone, reduced(stream))
-    assert sizes == [2] * len(VARIANTS)
+    assert sizes == [2] * len(BLOCK_VARIANTS)
 
     def no_room(portion: Sequence[Groups], *arguments: Any, **options: Any) -> list[LayerSpectra]:
         if len(portion) > 1:
@@ -337,7 +337,7 @@ def test_layers_together_give_what_each_gives_alone(size: tuple[int, int], monke
     sizes.clear()
     monkeypatch.setattr(walk, "solve_layers", no_room)
     assert_equal(alone, reduced(stream))
-    assert sizes == [1] * 2 * len(VARIANTS)
+    assert sizes == [1] * 2 * len(BLOCK_VARIANTS)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from delta_suite.reduction import eigen, moments
 from delta_suite.reduction import gram as spectra
 from delta_suite.reduction.reduce import reduce_stream
 from delta_suite.reduction.replicates import LayerSpectra
-from delta_suite.reduction.variants import VARIANTS
+from delta_suite.reduction.variants import BLOCK_VARIANTS
 
 from tests.metrics.test_metrics import gram_of
 from tests.metrics.test_metrics import stream as random_stream
@@ -38,13 +38,13 @@ def with_sinks(tokens: int, hidden: int, documents: int = 6) -> ResidualStream:
 def plain(stream: ResidualStream, layer: int, variant: str, rows: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
     """Return singular values and top direction, straight from the definition."""
     delta = (stream.states[layer + 1] - stream.states[layer]).double().numpy()
-    if not VARIANTS[variant].keeps_sinks:
+    if not BLOCK_VARIANTS[variant].keeps_sinks:
         norms = np.stack([np.linalg.norm(state.numpy(), axis=1) for state in stream.states])
         medians = np.median(norms[:, stream.position.numpy() > 0], axis=1, keepdims=True)
         sink = (stream.position.numpy() == 0) | ((norms / medians) > SINK_RATIO).any(axis=0)
         rows = rows & torch.tensor(~sink)
     delta = delta[rows.numpy()]
-    if VARIANTS[variant].centre:
+    if BLOCK_VARIANTS[variant].centre:
         delta = delta - delta.mean(axis=0)
     _, sigma, vt = np.linalg.svd(delta, full_matrices=False)
     return sigma, vt[0]
@@ -53,14 +53,14 @@ def plain(stream: ResidualStream, layer: int, variant: str, rows: torch.Tensor) 
 def reduced(stream: ResidualStream, shards: int = 1) -> dict[str, list[LayerSpectra]]:
     documents = int(stream.document.max()) + 1
     pieces = [stream.take(rows) for rows in torch.arange(len(stream.kept)).chunk(shards)]
-    variants = list(VARIANTS.values())
+    variants = list(BLOCK_VARIANTS.values())
     return reduce_stream(
         pieces, layers=stream.layers, tokens=int(stream.kept.sum()), units=Units.of(documents), variants=variants
     )
 
 
 @pytest.mark.parametrize("size", [FEW, MANY])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", BLOCK_VARIANTS)
 def test_against_the_definition(size: tuple[int, int], variant: str) -> None:
     stream = with_sinks(*size)
     everything = torch.ones(size[0], dtype=torch.bool)
@@ -153,7 +153,7 @@ def test_centred_is_the_rows_of_sink_free_less_their_mean(size: tuple[int, int],
 @pytest.mark.parametrize("size", [FEW, MANY])
 def test_a_variant_does_not_depend_on_the_variants_beside_it(size: tuple[int, int], names: list[str]) -> None:
     stream = with_sinks(*size)
-    variants = [VARIANTS[name] for name in names]
+    variants = [BLOCK_VARIANTS[name] for name in names]
     together = reduced(stream)
     spectra = reduce_stream([stream], layers=stream.layers, tokens=size[0], units=Units.of(6), variants=variants)
     assert list(spectra) == names

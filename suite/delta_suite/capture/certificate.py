@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from delta_suite.capture.tolerances import tolerances
+from delta_suite.capture.tolerances import WRITES, tolerances
 from delta_suite.errors import CertificateError
 
 if TYPE_CHECKING:
@@ -55,6 +55,11 @@ class Observations:
     tensor."""
     factors: dict[int, float] = field(default_factory=dict)
     """Power of two by which the input of a layer is the output of the block before; factors of 1 are omitted."""
+    writes: dict[int, Tensor] = field(default_factory=dict)
+    """Largest difference between what follows the state between a block's sublayers and what its MLP gave out, relative
+    to the norm of the block's output."""
+    not_apart: str | None = None
+    """Why attention and MLP are not told apart in a pass, where the hooks saw it."""
     witnesses: list[Witnesses] = field(default_factory=list)
     """The witnesses of each forward pass."""
     causality: float | None = None
@@ -72,12 +77,17 @@ class Observations:
             firings=list(self.firings),
             gaps=dict(self.gaps),
             factors=dict(self.factors),
+            writes=dict(self.writes),
             witnesses=list(self.witnesses),
         )
 
     def continuity(self, layer: int, gap: Tensor) -> None:
         """Record the largest gap before a layer, on its device: reading it now would make the forward pass wait."""
         self.gaps[layer] = torch.maximum(self.gaps[layer], gap) if layer in self.gaps else gap
+
+    def wrote(self, layer: int, error: Tensor) -> None:
+        """Record the error of the sublayers of a block, on its device."""
+        self.writes[layer] = torch.maximum(self.writes[layer], error) if layer in self.writes else error
 
     def passed(self, final: FinalNorm, witnesses: Witnesses) -> None:
         """Count one forward pass."""
@@ -120,7 +130,7 @@ class Certificate:
 
 
 def certify(observed: Observations, stream: ResidualStream) -> Certificate:
-    """Check every identity and return the certificate.
+    """Check every identity of the stream and return the certificate; that of the writes is `check_writes`.
 
     Raises CertificateError naming the first identity that fails, and the layer.
     """
@@ -244,6 +254,27 @@ def _final_norm(observed: Observations, stream: ResidualStream) -> Identity:
     else:
         says = "nothing follows the last block: last_hidden_state is the stored h_N itself"
     return Identity("final_norm", says, final.error, tolerance)
+
+
+def check_writes(observed: Observations, layers: int, dtype: torch.dtype) -> Identity | str:
+    """Return the identity of attention's and the MLP's writes; or why it does not hold: then the two are not apart.
+
+    It is no error, because the whole updates of the blocks are right without it.
+    """
+    if observed.not_apart is not None:
+        return observed.not_apart
+    tolerance = tolerances(layers, torch.finfo(dtype).eps)[WRITES]
+    errors = {layer: float(error) for layer, error in observed.writes.items()}
+    for layer, error in sorted(errors.items()):
+        if not error <= tolerance:
+            return (
+                f"what block {layer} adds behind the state between its sublayers differs from what its MLP gave out by "
+                f"{error:.3g} of the stream's norm, more than {tolerance:.1g}"
+            )
+    says = "attention's and the MLP's writes add up to the block's, and the MLP's is its module's output"
+    if len(errors) < layers:
+        says += f" (compared in {len(errors)} of {layers} blocks)"
+    return Identity(WRITES, says, max(errors.values(), default=0.0), tolerance)
 
 
 def _causality(error: float, stream: ResidualStream) -> Identity:

@@ -8,18 +8,20 @@ input.
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from delta_suite.capture.certificate import Certificate, Observations, certify
+from delta_suite.capture.certificate import Certificate, Identity, Observations, certify, check_writes
 from delta_suite.capture.forward import ForwardError, Prefix, last_hidden_state, side_streams
 from delta_suite.capture.layout import Layout
 from delta_suite.capture.plan import REFERENCE_DOCUMENTS, plan_batches, planned_tokens
 from delta_suite.capture.stream import Memory, NormWriter, ResidualStream, StreamWriter, plan_shards
-from delta_suite.capture.tap import Batch, Tap, UnfamiliarShapeError
+from delta_suite.capture.sublayers import PROBE_TOKENS, Sublayers, find_sublayers
+from delta_suite.capture.tap import Batch, Between, Tap, UnfamiliarShapeError
 from delta_suite.capture.tokens import TokenSequences
 from delta_suite.errors import CaptureError, DeviceError
 from delta_suite.models.blocks import Decoder
@@ -33,6 +35,10 @@ LAYOUT_TOKENS = 8
 
 Advance = Callable[[int], object]
 """Function that is called with the number of tokens that have gone through the model."""
+
+
+class NotApartError(CaptureError):
+    """Error of a pass in which what attention and MLP write turned out not to be told apart."""
 
 
 class Capture:
@@ -52,12 +58,15 @@ class Capture:
         memory: Memory | None = None,
         tokens_per_batch: int | None = None,
         advance: Advance = lambda tokens: None,
+        writes: bool = False,
     ) -> None:
         """Plan the batches.
 
         `memory` limits the size of the stream, by default a share of what is free; `tokens_per_batch` the padded tokens
         of a batch, by default `planned_batch`. A batch that runs out of memory is halved and run again, as are all that
-        follow. A model that takes no padded batch is given one sequence at a time.
+        follow. A model that takes no padded batch is given one sequence at a time. With `writes` the states between
+        attention and MLP are sought, and kept by `shards` where memory holds them beside a stream that is whole:
+        otherwise they come from `updates`, so that the shards are the same without them.
         """
         self.model, self.decoder, self.sequences = model, decoder, sequences
         self.device, self.memory, self.advance = device, memory, advance
@@ -65,11 +74,29 @@ class Capture:
         """Largest number of padded tokens of a batch, as planned."""
         self.batch_tokens = self.planned_tokens
         """The same after the last forward pass: less where memory ran out."""
+        self.sublayers: tuple[Sublayers, ...] | str = "attention and MLP were not asked for apart"
+        """Where attention and MLP write in each block; or why they are not measured apart."""
         self._lengths = [len(ids) for ids in sequences.ids]
         self._batches = plan_batches(self._lengths, self.planned_tokens)
         self._shards = list(plan_shards(self._lengths, self._bytes_per_state * self._states, device, memory))
         self._layout = Layout.BATCH_TIME
         self._causality: Tensor | None = None
+        self.apart: Identity | None = None
+        """The identity of what attention and MLP write, with the largest error of all passes so far."""
+        self.keeps_middles = False
+        """True if `shards` keeps the states between attention and MLP."""
+        if writes:
+            self.sublayers = self._find_sublayers()
+            self._plan_middles()
+
+    def _plan_middles(self) -> None:
+        """Keep the states between the sublayers beside a whole stream, where there is a place for both."""
+        if not self.whole or isinstance(self.sublayers, str):
+            return
+        kept = self._states + len(self.sublayers)
+        together = list(plan_shards(self._lengths, self._bytes_per_state * kept, self.device, self.memory))
+        if len(together) == 1:
+            self._shards, self.keeps_middles = together, True
 
     def shards(self) -> Iterator[tuple[ResidualStream, Certificate]]:
         """Run the sequences through the decoder and yield the stream, in shards where it is too large for memory.
@@ -79,26 +106,53 @@ class Capture:
         """
         for shard, storage in self._shards:
             writer = StreamWriter(sum(self._lengths[i] for i in shard), storage)
-            observed = self._run(shard, writer, self.advance)
+            middles = StreamWriter(writer.tokens, storage) if self.keeps_middles else None
+            observed = self._run(shard, writer, self.advance, middles)
             stream = ResidualStream(writer.states, *_rows(self.sequences, shard), storage)
             stream.require_finite()
             assert self._causality is not None
             observed.causality = float(self._causality)
-            yield stream, certify(observed, stream)
+            certificate = certify(observed, stream)
+            if middles is not None and self._told_apart(observed):
+                stream = self._with_middles(stream, middles)
+            yield stream, certificate
             # The shard is the largest thing in memory: nothing here may hold it while the next one is filled.
-            del stream, writer, observed
+            del stream, writer, middles, observed
 
-    def updates(self, layers: Container[int]) -> Iterator[ResidualStream]:
+    def updates(self, layers: Container[int], *, writes: bool = False) -> Iterator[ResidualStream]:
         """Run the sequences again and yield streams of the states around these blocks alone, in fewer shards.
 
-        The other states have no rows. What the hooks see was certified by `shards`.
+        The other states have no rows. What the hooks see was certified by `shards`, but for the states between
+        attention and MLP, which the streams hold with `writes`. Raises NotApartError where those turn out not to be
+        told apart.
         """
         kept = {layer for layer in range(self._states) if layer in layers or layer - 1 in layers}
-        for shard, storage in plan_shards(self._lengths, self._bytes_per_state * len(kept), self.device, self.memory):
+        size = len(kept) + (sum(layer in layers for layer in range(self._states - 1)) if writes else 0)
+        for shard, storage in plan_shards(self._lengths, self._bytes_per_state * size, self.device, self.memory):
             writer = StreamWriter(sum(self._lengths[i] for i in shard), storage, kept)
-            self._run(shard, writer)
-            yield ResidualStream(writer.states, *_rows(self.sequences, shard), storage)
-            del writer
+            middles = StreamWriter(writer.tokens, storage, layers) if writes else None
+            observed = self._run(shard, writer, middles=middles)
+            stream = ResidualStream(writer.states, *_rows(self.sequences, shard), storage)
+            if middles is not None:
+                if not self._told_apart(observed):
+                    raise NotApartError(str(self.sublayers))
+                stream = self._with_middles(stream, middles)
+            yield stream
+            del stream, writer, middles
+
+    def _told_apart(self, observed: Observations) -> bool:
+        """Check the identity of the sublayers, and keep it, or the reason why it does not hold."""
+        answer = check_writes(observed, len(self.decoder.blocks), self.model.dtype)
+        if isinstance(answer, str):
+            self.sublayers = answer
+        elif self.apart is None or answer.error > self.apart.error:
+            self.apart = answer
+        return not isinstance(answer, str)
+
+    def _with_middles(self, stream: ResidualStream, middles: StreamWriter) -> ResidualStream:
+        assert not isinstance(self.sublayers, str)
+        parallel = tuple(parts.parallel for parts in self.sublayers)
+        return replace(stream, middles=middles.states, parallel=parallel)
 
     def reference_norms(self) -> list[Float[Tensor, " tokens"]]:
         """Run the reference documents of the sinks, and return the norms of their tokens in each state.
@@ -132,17 +186,34 @@ class Capture:
     def _bytes_per_state(self) -> int:
         return self.hidden * int(self.model.dtype.itemsize)
 
+    def _find_sublayers(self) -> tuple[Sublayers, ...] | str:
+        ids = next((ids for ids in self.sequences.ids if len(ids) > 1), self.sequences.ids[0])[None, :PROBE_TOKENS]
+        ids = ids.to(self.device)
+        try:
+            return find_sublayers(self.decoder, lambda: last_hidden_state(self.decoder, ids, torch.ones_like(ids)))
+        except CaptureError as error:
+            return str(error)
+
     def _run(
-        self, shard: Sequence[int], writer: StreamWriter | NormWriter, advance: Advance | None = None
+        self,
+        shard: Sequence[int],
+        writer: StreamWriter | NormWriter,
+        advance: Advance | None = None,
+        middles: StreamWriter | None = None,
     ) -> Observations:
         """Run the batches that hold sequences of a shard, write their states, and return what the hooks observed."""
         tokens, filled, done = sum(self._lengths[i] for i in shard), 0, 0
-        with torch.no_grad(), Tap(self.decoder, writer.write, writer.read, self._layout) as tap:
+        between = None
+        if middles is not None and not isinstance(self.sublayers, str):
+            between = Between(self.sublayers, middles.write)
+        with torch.no_grad(), Tap(self.decoder, writer.write, writer.read, self._layout, between) as tap:
             while done < len(shard):
                 together = next(batch for batch in self._batches if shard[done] in batch)
                 used = sum(i in together for i in shard)
                 batch = _batch(self.sequences, together, shard[done : done + used], filled, self.device)
                 writer.range = (batch.start, batch.start + batch.tokens)
+                if middles is not None:
+                    middles.range = writer.range
                 before = tap.observed.copy()
                 try:
                     witnesses = _witnesses(batch, tokens)
@@ -184,6 +255,8 @@ class Capture:
                 if advance is not None:
                     advance(batch.tokens)
         writer.finish()
+        if middles is not None:
+            middles.finish()
         return tap.observed
 
     def _split(self, first: int, limit: int) -> None:

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Container, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
+from delta_suite.capture.writes import Write
 from delta_suite.errors import CaptureError, DeviceError
 from delta_suite.writing import temporary_folder
 
@@ -40,6 +41,13 @@ class ResidualStream:
     kept: Bool[Tensor, " tokens"]
     """False for a token that the calibration drops."""
     storage: Storage
+    middles: Sequence[Float[Tensor, "_ hidden"]] = ()
+    """For each block the state between attention and MLP, or where `parallel` what the MLP writes, of all tokens or as
+    the states of those that were asked for; empty where they are not apart."""
+    parallel: Sequence[bool] = ()
+    """For each block whether both sublayers read its input."""
+    write: Write = "block"
+    """The write that `step` returns beside the state."""
 
     @property
     def layers(self) -> int:
@@ -54,20 +62,37 @@ class ResidualStream:
     @property
     def nbytes(self) -> int:
         """Size of all states in bytes."""
-        return sum(state.nbytes for state in self.states)
+        return sum(state.nbytes for state in (*self.states, *self.middles))
+
+    def of_write(self, write: Write) -> ResidualStream:
+        """Return a view of the same states whose `step` returns what attention, the MLP, or the whole block writes."""
+        return replace(self, write=write)
 
     def step(
         self, layer: int, rows: slice = slice(None), device: torch.device | None = None
     ) -> tuple[Float[Tensor, "rows hidden"], Float32[Tensor, "rows hidden"]]:
-        """Return h_L in the dtype of the stream and delta_L = h_{L+1} - h_L in float32, for a slice of rows.
+        """Return h_L in the dtype of the stream and what is written to it in float32, for a slice of rows.
 
-        They are returned on `device`, by default that of h_L. The subtraction is in float32: the spacing of bfloat16
-        numbers near 3,000 is 16.
+        That is delta_L = h_{L+1} - h_L; or where `write` names a sublayer, what it adds, a + m = delta_L. They are
+        returned on `device`, by default that of h_L. The subtraction is in float32: the spacing of bfloat16 numbers
+        near 3,000 is 16.
         """
-        before, after = self.states[layer][rows], self.states[layer + 1][rows]
+        before = self.states[layer][rows]
         device = before.device if device is None else device
-        before, after = (state.to(device, non_blocking=True) for state in (before, after))
-        return before, after.float() - before
+
+        def there(states: Tensor) -> Tensor:
+            return states[rows].to(device, non_blocking=True)
+
+        before = there(self.states[layer])
+        if self.write == "block":
+            return before, there(self.states[layer + 1]).float() - before
+        middle = there(self.middles[layer])
+        if self.parallel[layer]:
+            wrote = middle.float()
+            return before, wrote if self.write == "mlp" else there(self.states[layer + 1]).float() - before - wrote
+        return before, (
+            middle.float() - before if self.write == "attention" else there(self.states[layer + 1]).float() - middle
+        )
 
     def delta(self, layer: int) -> Float32[Tensor, "tokens hidden"]:
         """Return h_{L+1} - h_L of all rows, in float32."""

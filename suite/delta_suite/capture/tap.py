@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from delta_suite.capture.certificate import FinalNorm, Observations, Witnesses, require_fired_once
 from delta_suite.capture.layout import Layout
+from delta_suite.capture.sublayers import Sublayers
 from delta_suite.errors import CaptureError, CertificateError
 from delta_suite.models.blocks import Decoder
 
@@ -33,6 +34,15 @@ class Batch:
     """Number of tokens without padding."""
     shortest: int
     """Number of tokens of the last sequence, which has the most padding."""
+
+
+@dataclass(frozen=True)
+class Between:
+    """The sublayers of every block, and what takes the states between them."""
+
+    sublayers: Sequence[Sublayers]
+    write: Callable[[int, Tensor, Tensor | None], None]
+    """Called as the `write` of the tap is, with the state between the sublayers of block L."""
 
 
 class UnfamiliarShapeError(CaptureError):
@@ -53,8 +63,9 @@ class Tap(AbstractContextManager["Tap"]):
         write: Callable[[int, Tensor, Tensor | None], None],
         read: Callable[[int], Tensor],
         layout: Layout = Layout.BATCH_TIME,
+        between: Between | None = None,
     ) -> None:
-        self.decoder = decoder
+        self.decoder, self.between = decoder, between
         self.write, self.read, self.layout = write, read, layout
         self.observed = Observations.of(len(decoder.blocks))
         self._paused = False
@@ -66,6 +77,8 @@ class Tap(AbstractContextManager["Tap"]):
         self._given: list[Tensor] = []
         self._gave: list[Tensor] = []
         self._scales: list[float] = []
+        self._middle: dict[int, Tensor] = {}
+        self._mlp: dict[int, Tensor] = {}
         self._output: Tensor | None = None
         self._version = 0
         self._next = 0
@@ -78,12 +91,26 @@ class Tap(AbstractContextManager["Tap"]):
             after = end.register_forward_hook(partial(self._after, layer))
             self._handles.callback(before.remove)
             self._handles.callback(after.remove)
+        for layer, parts in enumerate(self.between.sublayers if self.between else ()):
+            self._watch_sublayers(layer, parts)
         for place, block in self.decoder.left_out.items():
             self._handles.callback(block.register_forward_pre_hook(partial(self._unexpected, place)).remove)
         for name, module in _outside_blocks(self.decoder.module, self.decoder.blocks):
             outside = module.register_forward_hook(partial(self._outside, name), with_kwargs=True)
             self._handles.callback(outside.remove)
         return self
+
+    def _watch_sublayers(self, layer: int, parts: Sublayers) -> None:
+        block = self.decoder.blocks[layer]
+        module = block.get_submodule(parts.place)
+        if parts.side == "input":
+            handle = module.register_forward_pre_hook(partial(self._into, layer, parts.argument), with_kwargs=True)
+        else:
+            handle = module.register_forward_hook(partial(self._out_of, layer))
+        self._handles.callback(handle.remove)
+        if parts.whole and not parts.parallel:
+            mlp = block.get_submodule(parts.mlp).register_forward_hook(partial(self._out_of_mlp, layer))
+            self._handles.callback(mlp.remove)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -110,6 +137,7 @@ class Tap(AbstractContextManager["Tap"]):
         self._real = None if batch.real is None else _Rows(batch.real)
         self._witnesses = _Rows(witnesses if batch.real is None else batch.real[witnesses])
         self._given, self._gave, self._scales = [], [], []
+        self._middle, self._mlp = {}, {}
         self._output = None
         self._next = 0
         self._scale = 1.0
@@ -121,6 +149,8 @@ class Tap(AbstractContextManager["Tap"]):
         `last` is the last_hidden_state of the decoder. Raises CertificateError where a block did not run exactly once.
         """
         require_fired_once(self.observed.firings, self.observed.passes + 1)
+        if self.between:
+            self._check_sublayers(self.between)
         final = self.final_norm(last)
         # Subtracted here, all at once: in the hooks it would take three more kernels per block.
         updates = _stacked(self._gave) - _stacked(self._given)
@@ -175,6 +205,77 @@ class Tap(AbstractContextManager["Tap"]):
         self._scales.append(self._scale)
         self._output, self._version = gave, gave._version
         self._after_last.clear()
+
+    def _into(
+        self, layer: int, argument: int | str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
+        if not self._paused:
+            given = args[argument : argument + 1] if isinstance(argument, int) else (kwargs.get(argument),)
+            self._between(layer, next(iter(given), None))
+
+    def _out_of(self, layer: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not self._paused:
+            self._between(layer, output[0] if isinstance(output, tuple | list) else output)
+
+    def _between(self, layer: int, value: object) -> None:
+        """Store what passes between the sublayers of a block, or in a parallel one what its MLP writes."""
+        assert self.between is not None
+        parts = self.between.sublayers[layer]
+        if layer in self._middle:
+            self._not_apart(layer, f"{parts.place} runs twice in one forward pass")
+        elif len(self._middle) < layer:
+            earlier = len(self._middle)
+            self._not_apart(earlier, f"{self.between.sublayers[earlier].place} did not run")
+        state = self._sublayer_state(value, layer, "state between its sublayers")
+        if state is None or self.observed.not_apart is not None:
+            return
+        state = state * parts.scale if parts.parallel and parts.scale != 1.0 else state
+        state = state if self._scale == 1.0 else state / self._scale
+        real = None if self._real is None else self._real.on(state.device)
+        self.between.write(layer, state.reshape(-1, state.shape[-1]), real)
+        self._middle[layer] = self._witnessed(state)
+
+    def _out_of_mlp(self, layer: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not self._paused:
+            gave = self._sublayer_state(
+                output[0] if isinstance(output, tuple | list) else output, layer, "MLP's output"
+            )
+            if gave is not None:
+                self._mlp[layer] = self._witnessed(gave)
+
+    def _sublayer_state(self, value: object, layer: int, side: str) -> Tensor | None:
+        """Return a state inside a block; None, and the reason is kept, where it is of another kind than the stream."""
+        try:
+            return self._state(self._unflattened(value) if isinstance(value, Tensor) else value, layer, side)
+        except CaptureError as error:
+            self._not_apart(layer, str(error))
+            return None
+
+    def _not_apart(self, layer: int, why: str) -> None:
+        """Keep the first reason why attention and MLP are not told apart; the blocks are measured all the same."""
+        self.observed.not_apart = self.observed.not_apart or f"block {layer}: {why}"
+
+    def _unflattened(self, value: Tensor) -> Tensor:
+        """Return a tensor of all positions in one dimension, as in OPT, with those of batch and time."""
+        batch, time = self._shape
+        if value.dim() != 2 or len(value) != batch * time:
+            return value
+        return value.view(time, batch, -1) if self.layout is Layout.TIME_BATCH else value.view(batch, time, -1)
+
+    def _check_sublayers(self, between: Between) -> None:
+        """Compare what follows the state between the sublayers with what the MLP gave out, for the witnesses.
+
+        The rest of the update is what attention wrote, so a + m = delta holds by itself.
+        """
+        for layer, parts in enumerate(between.sublayers):
+            if layer not in self._middle:
+                self._not_apart(layer, f"{parts.place} did not run")
+                return
+            if layer in self._mlp:
+                scale, gave = self._scales[layer], self._gave[layer].float()
+                wrote = gave / scale - self._middle[layer].float().to(gave.device)
+                error = (wrote - self._mlp[layer].float().to(gave.device) * parts.scale / scale).norm(dim=1)
+                self.observed.wrote(layer, (error / (gave / scale).norm(dim=1).clamp_min(1e-30)).max())
 
     def _outside(
         self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any

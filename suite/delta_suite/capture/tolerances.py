@@ -11,8 +11,14 @@ EPSILON = {"float64": 2.0**-52, "float32": SINGLE_EPSILON, "float16": 2.0**-10, 
 ROUNDINGS = 16
 """Tolerance of an identity between floating-point results, in units of rounding of the dtype."""
 
-OPTIONAL = "causality"
+CAUSALITY = "causality"
 """The identity that is checked only where a sequence has enough tokens."""
+
+WRITES = "writes"
+"""The identity that is checked where attention and MLP are measured apart."""
+
+OPTIONAL = frozenset({CAUSALITY, WRITES})
+"""The identities that a certificate may lack."""
 
 
 def tolerances(layers: int, epsilon: float) -> dict[str, float]:
@@ -28,6 +34,7 @@ def tolerances(layers: int, epsilon: float) -> dict[str, float]:
         "continuity": 0.0,
         "telescoping": layers * SINGLE_EPSILON,  # each subtraction rounds once
         "final_norm": ROUNDINGS * epsilon,
+        WRITES: ROUNDINGS * epsilon,
         # A third of the digits: rounding grows through the blocks, and TF32 keeps ten bits; a leak changes the first.
-        OPTIONAL: epsilon ** (1 / 3),
+        CAUSALITY: epsilon ** (1 / 3),
     }

@@ -66,10 +66,10 @@ def failed_gates(
     """
     sides = [side for side in (observed, reference) if side is not None and side.model == observed.model]
     gates = [*_documents(observed, view), *_unknown(view)]
-    for metric, layers in dict.fromkeys((side.metric, side.layers) for side in sides):
+    for metric, variant, layers in dict.fromkeys((side.metric, side.variant, side.layers) for side in sides):
         if layers is not None:
             scope = range(layers[0], layers[1] + 1)
-            gates += _scope_gates(METRICS[metric], scope, expectation.variant, view)
+            gates += _scope_gates(METRICS[metric], scope, variant, view)
     return tuple(dict.fromkeys(gates))
 
 

@@ -16,6 +16,7 @@ from delta_suite.metrics.intervals import PERCENT, combine, detectable_effect, p
 from delta_suite.metrics.registry import METRICS, parts_of
 from delta_suite.records.assemble import LAW_VARIANT
 from delta_suite.records.view import RecordView
+from delta_suite.reduction.variants import VARIANTS
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ def judge(
 
     control: the same architecture with random weights. A claim that is supported there too is marked vacuous.
     """
-    observation = observe(view, expectation.metric, expectation.scope, expectation.variant, expectation.over)
+    observation = observe(view, expectation.metric, expectation.scope, expectation.figures, expectation.over)
     other_side = requirement(expectation, view, control, observation)
     observed, required = observation.estimate.best, other_side.estimate.best
     vacuous = no_better = False
@@ -262,6 +263,7 @@ def judge_claim(
     """Judge one claim on one record, under its variant and under every other one that the record has.
 
     A claim of the law has one variant, that of the rows it is fitted on: under others it would only say the same again.
+    What attention and MLP write is measured in the variants without sinks alone.
     """
     if all(METRICS[metric].takes == "law" for metric in expectation.metrics):
         judgement = judge(hypothesis, expectation, view, control)
@@ -269,11 +271,14 @@ def judge_claim(
     variants = {
         variant: judge(hypothesis, expectation.model_copy(update={"variant": variant}), view, control)
         for variant in view.variants
+        if not (expectation.of_writes and VARIANTS[variant].keeps_sinks)
     }
     judgement = variants.get(expectation.variant) or judge(hypothesis, expectation, view, control)
     return Judged(view, judgement, variants)
 
 
 def parts_of_claims(claims: Iterable[Expectation]) -> frozenset[str]:
-    """Return the parts of a measurement that claims need for the metrics on either side."""
-    return parts_of([metric for claim in claims for metric in claim.metrics])
+    """Return the parts of a measurement that claims need for the metrics and writes on either side."""
+    claims = list(claims)
+    parts = parts_of([metric for claim in claims for metric in claim.metrics])
+    return parts | {"writes"} if any(claim.of_writes for claim in claims) else parts

@@ -58,7 +58,7 @@ class Null:
     words: str
     """Its words in the text of a claim; {share} is the quantile in percent."""
     allows: frozenset[str]
-    """The keys of `than` that go with it: scope, metric, times, plus, quantile."""
+    """The keys of `than` that go with it: scope, metric, write, times, plus, quantile."""
     bound: Callable[[Expectation, Than, RecordView, RecordView | None, Observation], Requirement]
     """Function of a claim, its `than`, the record, the record of the control and the observed side that returns the
     other side."""
@@ -120,7 +120,7 @@ def _arrays_problem(view: RecordView) -> str | None:
 def _scope(expectation: Expectation, than: Than, view: RecordView) -> Requirement:
     """Return a figure over another scope, times a factor and plus a number."""
     metric, scope = than.metric or expectation.metric, than.scope or expectation.scope
-    reference = observe(view, metric, scope, expectation.variant, expectation.aggregate)
+    reference = observe(view, metric, scope, expectation.other_figures, expectation.aggregate)
     return Requirement(combine(than.required, reference.estimate), reference)
 
 
@@ -145,7 +145,7 @@ def _window(
     """Return the bound of a rank among all runs of as many layers."""
     layers = _layers(observed)
     assert observed.value is not None
-    metric, variant = expectation.metric, expectation.variant
+    metric, variant = expectation.metric, expectation.figures
     if METRICS[metric].takes == "directions" and METRICS[metric].scope != "layer":
         try:  # a record may hold its phases' figures and no cosines, and phases alone are not all windows
             view.gram(variant)
@@ -191,7 +191,7 @@ def _drift(
     expectation: Expectation, than: Than, view: RecordView, control: RecordView | None, observed: Observation
 ) -> Requirement:
     """Return the figure at which the phase would stand out among smooth drifts."""
-    contrast = view.edge_contrast(_layers(observed), expectation.metric, expectation.variant, than.quantile)
+    contrast = view.edge_contrast(_layers(observed), expectation.metric, expectation.figures, than.quantile)
     if isinstance(contrast, str):
         return Requirement(absent(contrast), undecidable=contrast)
     return Requirement(contrast.high, p=contrast.p, opposite=contrast.low)
@@ -202,7 +202,7 @@ def _lag(
 ) -> Requirement:
     """Return the figure of pairs outside the phase, at the distances of those inside."""
     layers = _layers(observed)
-    return Requirement(combine(than.required, view.lag_matched(layers, expectation.metric, expectation.variant)))
+    return Requirement(combine(than.required, view.lag_matched(layers, expectation.metric, expectation.figures)))
 
 
 def _random(
@@ -211,7 +211,7 @@ def _random(
     """Return the quantile of the figure with each direction drawn at random."""
     layers = _layers(observed)
     assert observed.value is not None
-    drawn = view.random_directions(layers, expectation.metric, expectation.variant)
+    drawn = view.random_directions(layers, expectation.metric, expectation.figures)
     if isinstance(drawn, str):
         return Requirement(absent(drawn))
     ends = (
@@ -256,7 +256,7 @@ NULLS: Mapping[str, Null] = {
             "random-weights",
             "the same architecture with random weights",
             "random weights",
-            _SCALED | {"scope", "metric"},
+            _SCALED | {"scope", "metric", "write"},
             _random_weights,
         ),
     )

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from delta_suite.capture.units import Unit
+from delta_suite.capture.writes import SUBLAYERS
 from delta_suite.errors import RecordError, SuiteError, UnknownNameError
 from delta_suite.metrics.estimate import Estimate, absent
 from delta_suite.metrics.intervals import combine
@@ -142,6 +143,8 @@ def observe(
     mean, and each layer is decided by itself). So are the layers' shares in a phase metric, but for the mean: that is
     the value of the metric itself. A metric of the law is the median of its layers already.
 
+    What attention or the MLP writes alone is a variant of its own: `sink_free.attention`, `centred.mlp`.
+
     Raises:
         UnknownNameError: no metric, variant or aggregate has this name. A variant that this record lacks, or that meant
             something else when it was measured, is no error: the estimate is absent, with the reason.
@@ -162,9 +165,10 @@ def observe(
 
 def require_names(metric: str, variant: str, over: str = "mean") -> None:
     """Raise UnknownNameError for a metric, a variant or an aggregate that does not exist."""
+    rows, _, write = variant.partition(".")
     for kind, word, known in (
         ("metric", metric, METRICS),
-        ("variant", variant, VARIANTS),
+        ("variant", rows if write in SUBLAYERS else variant, VARIANTS),
         ("aggregate", over, [*AGGREGATES, "each"]),
     ):
         if word not in known:

@@ -1,4 +1,4 @@
-"""Hypothesis files as models: the keys, types and rules of each table, and the JSON Schema generated from them.
+"""Hypothesis files as models: the keys, types and rules of each table.
 
 A field's docstring is its description in the JSON Schema, and what the loader says when the key is missing.
 """
@@ -6,7 +6,7 @@ A field's docstring is its description in the JSON Schema, and what the loader s
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any, Literal, NoReturn, Self
 
@@ -14,11 +14,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInf
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import PydanticCustomError
 
+from delta_suite.capture.writes import SUBLAYERS, Write
 from delta_suite.claims.null_kinds import NULLS
-from delta_suite.metrics.registry import METRICS
+from delta_suite.metrics.registry import METRICS, OF_WRITES
 from delta_suite.models.phases import PHASE_NAME
 from delta_suite.paths import shorten
-from delta_suite.reduction.variants import VARIANTS
+from delta_suite.reduction.variants import BLOCK_VARIANTS, of_write
 
 _LAYER = r"(0|[1-9][0-9]{0,5})"
 """A layer in the scope of a claim: no model has a million of them."""
@@ -71,9 +72,8 @@ def unknown(what: str, word: str, known: Collection[str]) -> str:
         "unknown metric 'gama': did you mean 'gamma'?"
     """
     near = nearest(word, known)
-    return f"unknown {what} '{shorten(word)}': " + (
-        f"did you mean '{near}'?" if near else f"use one of {', '.join(known)}"
-    )
+    cure = f"did you mean '{near}'?" if near else f"use one of {', '.join(known)}"
+    return f"unknown {what} '{shorten(word)}': {cure}"
 
 
 def _refuse(why: str, at: str = "", kind: Literal["refused", "no_requirement"] = "refused") -> NoReturn:
@@ -142,7 +142,7 @@ _Tag = Annotated[
     AfterValidator(_free_marker),
 ]
 _Metric = Annotated[str, _listed(METRICS), _one_of("metric", METRICS)]
-_Variant = Annotated[str, _listed(VARIANTS), _one_of("variant", VARIANTS)]
+_Variant = Annotated[str, _listed(BLOCK_VARIANTS), _one_of("variant", BLOCK_VARIANTS)]
 _Null = Annotated[str, _listed(NULLS), _one_of("null", NULLS)]
 _SchemaVersion = Annotated[int, Field(json_schema_extra={"enum": [1]}), AfterValidator(_readable_schema)]
 
@@ -170,6 +170,20 @@ def _check_aggregation(metric: str, over: str, at: str = "") -> None:
         _refuse(
             f'{metric} is one number for a {METRICS[metric].scope}, with none per layer: remove over = "{over}"', at
         )
+
+
+def _check_write(metric: str | None, variant: str | None, write: Write, at: str = "") -> None:
+    """Refuse attention and MLP for metrics of other sources than spectra and directions, and where sinks enter."""
+    if write == "block":
+        return
+    if metric is not None and METRICS[metric].takes not in OF_WRITES:
+        _refuse(
+            f"{metric} is measured of whole blocks alone, as attention and mlp have spectra and directions: "
+            f'remove write = "{write}", or name another metric',
+            at,
+        )
+    if variant is not None and BLOCK_VARIANTS[variant].keeps_sinks:
+        _refuse('what attention and mlp write is measured without sinks: add variant = "sink_free" or "centred"', at)
 
 
 # --- tables ----------------------------------------------------------------------------------------------------
@@ -208,6 +222,8 @@ class Than(_Table):
     """what is added to the other side, in the metric's unit; negative to ask for a difference"""
     metric: _Metric | None = None
     """the metric of the other side, where it is not the same"""
+    write: Write | None = None
+    """what is added to the stream on the other side, where it is not the same: block, attention or mlp"""
 
     @model_validator(mode="after")
     def _one_other_side(self) -> Self:
@@ -217,7 +233,7 @@ class Than(_Table):
             if "quantile" in self.model_fields_set:
                 _refuse(f"quantile goes with {_BY_RANK}: remove it", at="quantile")
             return self
-        for key in ("scope", "quantile", "times", "plus", "metric"):
+        for key in ("scope", "quantile", "times", "plus", "metric", "write"):
             if key in self.model_fields_set and key not in NULLS[self.null].allows:
                 _refuse(f'{key} does not go with null = "{self.null}": remove it', at=key)
         return self
@@ -248,6 +264,8 @@ class Expectation(_Table):
     """what it is taken over: a phase, layer:3, layers:8-15 or model"""
     variant: _Variant = "raw"
     """which rows enter"""
+    write: Write = "block"
+    """what is measured: the whole update of each block, or what attention or mlp adds to the stream alone"""
     over: Literal["mean", "median", "min", "max", "each"] = "mean"
     """how the layers of the scope become one number, or each: layer by layer"""
     mostly: float = Field(default=1.0, gt=0, le=1, allow_inf_nan=False)
@@ -276,6 +294,12 @@ class Expectation(_Table):
             _check_layers(metric, scope)
         return scope
 
+    @field_validator("write")
+    @classmethod
+    def _measured_apart(cls, write: Write, info: ValidationInfo) -> Write:
+        _check_write(info.data.get("metric"), info.data.get("variant"), write)
+        return write
+
     @field_validator("over")
     @classmethod
     def _layers_to_aggregate(cls, over: str, info: ValidationInfo) -> str:
@@ -297,9 +321,8 @@ class Expectation(_Table):
         if than is not None and has_threshold:
             _refuse("threshold and than are both given, and a claim compares with one: remove the other")
         if than is None and not has_threshold:
-            _refuse(
-                'nothing to compare with: add threshold = <number>, or than = { scope = "E" }', kind="no_requirement"
-            )
+            why = 'nothing to compare with: add threshold = <number>, or than = { scope = "E" }'
+            _refuse(why, kind="no_requirement")
         return than
 
     @field_validator("than")
@@ -308,17 +331,17 @@ class Expectation(_Table):
         metric, scope, over = (info.data.get(key) for key in ("metric", "scope", "over"))
         if than is None or metric is None:
             return than
-        other = than.metric or metric
+        other, write = than.metric or metric, info.data.get("write")
+        at = "write" if than.write else "metric"
+        _check_write(other, info.data.get("variant"), than.write or write or "block", at=at)
         if than.null == "drift" and info.data.get("op") in {"<", "<="}:
-            _refuse(
-                'null = "drift" is for claims that a phase shares more, with > or >=: for less, use "window"', at="null"
-            )
+            _refuse('null = "drift" is for claims that a phase shares more, with > or >=; use "window"', at="null")
         if than.scope is None:
             return than
         _check_layers(other, than.scope, at="scope")
         if over and over != "each":  # "each" compares with a mean, be it the mean of the same layers
             _check_aggregation(other, over, at="metric")
-            if (other, than.scope) == (metric, scope):
+            if (other, than.scope, than.write or write) == (metric, scope, write):
                 _refuse(f"{metric} over {scope} is compared with itself: name another scope or metric", at="scope")
         return than
 
@@ -326,6 +349,21 @@ class Expectation(_Table):
     def rising(self) -> bool:
         """True if the claim asks for large values."""
         return self.op in {">=", ">"}
+
+    @property
+    def of_writes(self) -> bool:
+        """True if the claim names attention or MLP, on either side."""
+        return self.write != "block" or (self.than is not None and self.than.write in SUBLAYERS)
+
+    @property
+    def figures(self) -> str:
+        """The variant under which the claim's figures stand, which names attention or MLP where the claim does."""
+        return of_write(self.variant, self.write)
+
+    @property
+    def other_figures(self) -> str:
+        """The variant of the other side, in the same way."""
+        return of_write(self.variant, (self.than and self.than.write) or self.write)
 
     @property
     def aggregate(self) -> str:
@@ -347,9 +385,9 @@ class Expectation(_Table):
         """Return the claim in one line, such as `intra_cosine over C >= 2 x intra_cosine over E`."""
         if self.over == "each":
             share = "each layer" if self.mostly == 1 else f"at least {_digits(100 * self.mostly)}% of the layers"
-            observed = f"{self.metric} of {share} of {self.scope}"
+            observed = f"{_written(self.metric, self.write)} of {share} of {self.scope}"
         else:
-            observed = _side(self.metric, self.scope, self.over)
+            observed = _side(self.metric, self.scope, self.over, self.write)
         variant = "" if self.variant == "raw" else f" ({self.variant})"
         return f"{observed} {self.op} {self._required()}{variant}"
 
@@ -361,7 +399,7 @@ class Expectation(_Table):
         than = self.than
         times = "" if than.times == 1 else f"{_digits(than.times)} x "
         plus = f" {'-' if than.plus < 0 else '+'} {_digits(abs(than.plus))}" if than.plus else ""
-        side = _side(than.metric or self.metric, than.scope or self.scope, self.aggregate)
+        side = _side(than.metric or self.metric, than.scope or self.scope, self.aggregate, than.write or self.write)
         if than.null is None:
             return f"{times}{side}{plus}"
         null = NULLS[than.null]
@@ -392,56 +430,21 @@ class Hypothesis(_Table):
     """SHA-256 of the file's bytes."""
 
 
-def _side(metric: str, scope: str, over: str) -> str:
+def _written(metric: str, write: Write) -> str:
+    """Return a metric in words, such as `gamma of the MLP`."""
+    return metric + {"block": "", "attention": " of attention", "mlp": " of the MLP"}[write]
+
+
+def _side(metric: str, scope: str, over: str, write: Write = "block") -> str:
     """Return one side of a comparison in words, such as `mean gamma over C`."""
     one_number = _is_one_layer(scope) or not METRICS[metric].per_layer
     if METRICS[metric].takes == "law" and over == "mean":
         over = "median"  # the value of a metric of the law is the median of its layers
     means_already = over == "mean" and metric in _MEANS_BY_DEFINITION
-    return f"{metric} over {scope}" if one_number or means_already else f"{over} {metric} over {scope}"
+    shown = _written(metric, write)
+    return f"{shown} over {scope}" if one_number or means_already else f"{over} {shown} over {scope}"
 
 
 def _digits(x: float) -> str:
     """Return all the digits that were written, and 2 rather than 2.0."""
     return f"{x:.15g}"
-
-
-# --- JSON Schema -----------------------------------------------------------------------------------------------
-
-
-def json_schema() -> dict[str, Any]:
-    """Return the JSON Schema of a hypothesis file, in Draft 4, which is what the taplo editor server reads.
-
-    It knows the keys, types and words of each table. Rules between keys are checked by the loader, which says what to
-    do about a violation.
-    """
-    return {"$schema": "http://json-schema.org/draft-04/schema#", **_draft4(Hypothesis.model_json_schema())}
-
-
-def _draft4(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return pydantic's 2020-12 schema as Draft 4, without titles, and without null, which TOML does not have."""
-    draft: dict[str, Any] = {}
-    for keyword, value in schema.items():
-        match keyword:
-            case "title":
-                pass
-            case "default" if value is None:
-                pass
-            case "$ref":  # Draft 4 ignores what stands beside a $ref, so that one stands alone
-                draft["allOf"] = [{"$ref": value.replace("#/$defs/", "#/definitions/")}]
-            case "exclusiveMinimum":
-                draft |= {"minimum": value, "exclusiveMinimum": True}
-            case "exclusiveMaximum":
-                draft |= {"maximum": value, "exclusiveMaximum": True}
-            case "anyOf":
-                [other_than_null] = (branch for branch in value if branch != {"type": "null"})
-                draft |= _draft4(other_than_null)
-            case "$defs":
-                draft["definitions"] = {name: _draft4(definition) for name, definition in value.items()}
-            case "properties":  # a property may be called `title`
-                draft["properties"] = {name: _draft4(definition) for name, definition in value.items()}
-            case "items":
-                draft["items"] = _draft4(value)
-            case _:
-                draft[keyword] = value
-    return draft

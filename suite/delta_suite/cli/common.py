@@ -17,6 +17,7 @@ from delta_suite.cli.output import flush, prepare_streams, say, show
 from delta_suite.command_line import (
     DEFAULT_CALIBRATION,
     DEFAULT_DEVICE,
+    DEFAULT_PARTS,
     DEFAULT_RESULTS,
     EMPTY_VALUE,
     EXIT_CODES,
@@ -136,8 +137,11 @@ _SETTINGS: dict[str, tuple[Any, Any]] = {
     "results": (ResultsDir, RESULTS),
     "fresh": (Annotated[bool, typer.Option("--fresh", help=_sentence(HELP["fresh"]))], False),
     "parts": (
-        Annotated[str, typer.Option("--parts", help="What to measure, with commas: spectra, boundaries, law; or all.")],
-        "all",
+        Annotated[
+            str,
+            typer.Option("--parts", help="What to measure, with commas: spectra, boundaries, law, writes; or all."),
+        ],
+        ",".join(DEFAULT_PARTS),
     ),
 }
 """The options that become the settings of a measurement, by parameter of `chosen_settings`: type and default."""

@@ -94,7 +94,7 @@ def metrics(as_json: Annotated[bool, typer.Option("--json", help="Machine-readab
 @app.command(epilog="Example: delta-suite schema > hypotheses/hypothesis.schema.json")
 def schema() -> None:
     """Show the JSON Schema of hypothesis files, for editors (`#:schema ./hypothesis.schema.json` in a file's head)."""
-    from delta_suite.claims.schema import json_schema
+    from delta_suite.claims.json_schema import json_schema
 
     show(json.dumps(json_schema(), indent=2, ensure_ascii=False))
 

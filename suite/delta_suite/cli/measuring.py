@@ -68,7 +68,8 @@ def measure(
         width = columns()
         told = prose(model_tables.model_line(view) + (" (from the cache)" if outcome.cached else ""), width)
         detailed = [model_tables.layer_table(view), *model_tables.boundary_tables(view, width=width)] if layers else []
-        show(told, model_tables.phase_table(view), *detailed, f"record: {outcome.path}")
+        writes = [model_tables.writes_table(view)] if "writes" in settings.parts else []
+        show(told, model_tables.phase_table(view), *writes, *detailed, f"record: {outcome.path}")
     if failed:
         raise typer.Exit(ExitCode.FAILED)
 
@@ -141,10 +142,10 @@ def trajectory(
     from delta_suite.models.models_file import load_registry
     from delta_suite.publish.pages import RUNS, run_page_name
     from delta_suite.publish.trajectory import series
-    from delta_suite.reduction.variants import VARIANTS
+    from delta_suite.reduction.variants import BLOCK_VARIANTS
 
-    if variant not in VARIANTS:
-        raise OptionError(f"--variant {variant} is unknown: use one of {', '.join(VARIANTS)}.")
+    if variant not in BLOCK_VARIANTS:
+        raise OptionError(f"--variant {variant} is unknown: use one of {', '.join(BLOCK_VARIANTS)}.")
     registry = load_registry(models_file)
     specs = registry.told_apart(registry.resolve_all(pattern))
     runs = series(specs)

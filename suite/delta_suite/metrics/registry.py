@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from importlib import import_module
 
+from delta_suite.command_line import DEFAULT_PARTS
 from delta_suite.errors import OptionError
 from delta_suite.metrics.definition import DEFINED, Metric
 
@@ -21,8 +22,11 @@ for _kind in KINDS:
 METRICS: Mapping[str, Metric] = DEFINED
 """Every metric by name."""
 
-PARTS = ("spectra", "boundaries", "law")
-"""The parts that a measurement has, and the default of `delta-suite measure`."""
+PARTS = (*DEFAULT_PARTS, "writes")
+"""The parts that a measurement may have. `writes` is attention and MLP apart, and takes a third longer than spectra."""
+
+OF_WRITES = frozenset({"spectrum", "directions"})
+"""Sources of the metrics that exist of attention and MLP apart."""
 
 
 def metric_versions() -> dict[str, int]:

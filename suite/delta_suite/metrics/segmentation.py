@@ -180,7 +180,7 @@ _ROUNDING = 1e-9
 def embedding_of(similarity: Float64[np.ndarray, "layers layers"]) -> np.ndarray:
     """Return one row per layer, whose inner products are the nearest positive semidefinite matrix.
 
-    It is the symmetric root of that matrix, which does not depend on the signs that a library gives eigenvectors, so that
+    It is the symmetric root of that matrix, which does not depend on the signs that a library gives eigenvectors:
     drifts drawn through it are the same on every machine.
     """
     values, vectors = np.linalg.eigh((similarity + similarity.T) / 2)

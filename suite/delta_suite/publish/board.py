@@ -27,6 +27,7 @@ from delta_suite.publish.verdict_tables import chance_text
 from delta_suite.records.cache import Cache, cache_root
 from delta_suite.records.record import CalibrationRecord, Identity, Record
 from delta_suite.records.store import JudgedBy, load_once_verified, record_paths, stamps
+from delta_suite.reduction.variants import WRITE_VARIANTS
 
 _Words = ParamSpec("_Words")
 _Formed = TypeVar("_Formed")
@@ -354,7 +355,8 @@ def _reading(record: Record) -> tuple[str, dict[str, Any]]:
     if calibration.begins_with is not None:  # absent in older records
         settings["begins_with_special_token"] = bool(calibration.begins_with)
         settings["chat_template"] = bool(calibration.chat_template)
-    text = json.dumps([provenance.metric_versions, record.variants, settings], sort_keys=True)
+    variants = {name: version for name, version in record.variants.items() if name not in WRITE_VARIANTS}
+    text = json.dumps([provenance.metric_versions, variants, settings], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8], settings
 
 

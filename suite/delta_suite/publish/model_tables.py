@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from delta_suite.capture.writes import SUBLAYERS
 from delta_suite.claims.gates import MOST_UNKNOWN
 from delta_suite.escaping import terminal
 from delta_suite.metrics.registry import METRICS
@@ -11,6 +12,7 @@ from delta_suite.publish.table import Cell, Table
 from delta_suite.publish.wording import NONE, number
 from delta_suite.records.record import BoundarySearch, CalibrationRecord, StreamRecord
 from delta_suite.records.view import RecordView
+from delta_suite.reduction.variants import of_write
 
 PHASE_COLUMNS = {
     "intra_cosine": "intra",
@@ -62,6 +64,24 @@ def lacks_pairs(metric: str, layers: range) -> bool:
         (True, False)
     """
     return metric == "intra_cosine" and len(layers) == 1
+
+
+def writes_table(view: RecordView) -> Table | str:
+    """Return the table of phases of what blocks, attention and MLP write, without sinks; or why they are not apart."""
+    if view.record.not_apart is not None:
+        return f"attention and MLP are not measured apart: {view.record.not_apart}"
+    lines = []
+    for name, (first, last) in view.phases.items():
+        layers = range(first, last + 1)
+        for write in ("block", *SUBLAYERS):
+            variant = of_write("sink_free", write)
+            values = [
+                None if lacks_pairs(metric, layers) else view.over(layers, metric, variant).value
+                for metric in PHASE_COLUMNS
+            ]
+            texts = [NONE if value is None else f"{value:.4f}" for value in values]
+            lines.append([Cell(name, name), Cell(write, write), *map(Cell, texts, values)])
+    return Table.of(["phase", "write", *PHASE_COLUMNS.values()], lines, align="llrrrr")
 
 
 def layer_table(view: RecordView, variant: str = "raw") -> Table:

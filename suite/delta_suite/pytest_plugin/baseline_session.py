@@ -79,11 +79,11 @@ class Regression:
 
     @property
     def parts(self) -> set[str]:
-        """Parts of a measurement that the baselines hold, or will hold once they are written."""
-        from delta_suite.metrics.registry import PARTS
+        """Parts that are compared and that the baselines hold, or will hold once they are written."""
+        from delta_suite.command_line import DEFAULT_PARTS
 
         held = {part for file in self.files.values() for part in file.content.record.parts}
-        return held | (set(PARTS) if self.update else set())
+        return (held & set(DEFAULT_PARTS)) | (set(DEFAULT_PARTS) if self.update else set())
 
     @property
     def update(self) -> str | None:

@@ -221,17 +221,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_collection_finish(session: pytest.Session) -> None:
     """Choose the parts of a measurement that the items need which -k, -m and node ids selected.
 
-    A plain test may ask for any metric, so a run with one measures every part.
+    A plain test may ask for any metric of blocks, so a run with one measures every part that is measured by default.
     """
     with_model = [item for item in session.items if spec_of(item) is not None]
     if not with_model:
         return
     from delta_suite.claims.judge import parts_of_claims
-    from delta_suite.metrics.registry import PARTS
+    from delta_suite.command_line import DEFAULT_PARTS
 
     claims = [item.expectation for item in with_model if isinstance(item, ExpectationItem | BaselineItem)]
     parts = parts_of_claims(claim for claim in claims if claim is not None)
-    session.config.stash[SESSION].parts.update(parts if len(claims) == len(with_model) else PARTS)
+    session.config.stash[SESSION].parts.update(parts if len(claims) == len(with_model) else parts.union(DEFAULT_PARTS))
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:

@@ -37,10 +37,10 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(f"{option} {EMPTY_VALUE}")
     variant = config.getoption("variant")
     if variant is not None:
-        from delta_suite.reduction.variants import VARIANTS
+        from delta_suite.reduction.variants import BLOCK_VARIANTS
 
-        if variant not in VARIANTS:
-            raise usage_error(f"--variant {variant}: no such variant; use one of {', '.join(VARIANTS)}")
+        if variant not in BLOCK_VARIANTS:
+            raise usage_error(f"--variant {variant}: no such variant; use one of {', '.join(BLOCK_VARIANTS)}")
     config.stash[SESSION] = session = Session(config)
     config.pluginmanager.register(session, "delta-suite-session")
     config.addinivalue_line("markers", "baseline: compares a model with its baseline (--baseline)")

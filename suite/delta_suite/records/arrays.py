@@ -1,6 +1,7 @@
 """The arrays beside a record, and the larger ones of directions that the cache keeps.
 
-Beside a record, for each variant V, all layers, U groups of units left out in turn, and the pairs of layers L <= M:
+Beside a record, for each variant V (`raw`, or of what the MLP writes `sink_free.mlp`), all layers, U groups of units
+left out in turn, and the pairs of layers L <= M:
 
     V.eigenvalues          (layers, rank)      squared singular values, float32
     V.units.METRIC         (U, layers)         a layer metric without each group
@@ -34,6 +35,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float64
 
+from delta_suite.capture.writes import SUBLAYERS
 from delta_suite.errors import RecordError
 from delta_suite.metrics.direction_gram import DirectionGram, Products, inner_products
 from delta_suite.paths import path_error, shorten
@@ -50,6 +52,19 @@ KINDS = ("units", "documents")
 
 _GRAMS_OF = {"units": "replicates", "documents": "documents"}
 """The attribute of grams and layers that holds what each kind leaves."""
+
+
+def variant_and_kind(name: str) -> tuple[str, str]:
+    """Return the variant of an array, and what it holds of it.
+
+    Example:
+        >>> variant_and_kind("raw.units.gamma"), variant_and_kind("sink_free.mlp.eigenvalues")
+        (('raw', 'units.gamma'), ('sink_free.mlp', 'eigenvalues'))
+    """
+    variant, _, kind = name.partition(".")
+    write, _, rest = kind.partition(".")
+    return (f"{variant}.{write}", rest) if write in SUBLAYERS else (variant, kind)
+
 
 _PRODUCTS = ("whole", "own", "ab")
 _MATRICES = ("cosines", "overlaps", "angles", "cross", "cross_overlaps")

@@ -1,13 +1,14 @@
-"""Records from what a stream was reduced to: the spectra first, then boundaries and law, under one phase map."""
+"""Records from what a stream was reduced to: the spectra first, then boundaries, law and writes, under a phase map."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from delta_suite.capture.tolerances import WRITES
 from delta_suite.capture.units import Units
 from delta_suite.metrics import nulls
 from delta_suite.metrics.boundaries import boundaries_under, boundary_metrics
@@ -26,6 +27,7 @@ from delta_suite.records.record import (
     BoundarySearch,
     CalibrationRecord,
     CertificateRecord,
+    IdentityRecord,
     LawRecord,
     LayerRecord,
     ModelRecord,
@@ -35,7 +37,7 @@ from delta_suite.records.record import (
     ScopeRecord,
     SinkRecord,
 )
-from delta_suite.reduction.variants import VARIANTS
+from delta_suite.reduction.variants import VARIANTS, WRITE_VARIANTS, has_averages
 
 if TYPE_CHECKING:
     from delta_suite.reduction.law_scores import Law
@@ -75,22 +77,9 @@ def assemble(
     units: over which the spectra were reduced, by default the calibration's documents.
     """
     units = units or Units.of(calibration.documents)
-    directions: dict[str, np.ndarray] = {}
-    arrays: dict[str, np.ndarray] = {}
-    metrics: dict[str, list[dict[str, Estimate]]] = {}
-    grams: dict[str, DirectionGram] = {}
-    for variant, layers in spectra.items():
-        directions |= direction_arrays(variant, layers)
-        gram = grams[variant] = full_gram(directions, variant)
-        averages = not VARIANTS[variant].centre  # those of a centred variant are those of the rows it centres
-        metrics[variant] = [
-            layer_metrics(layer.statistics, *layer.resamples, averages=averages) | direction_metrics(gram, index)
-            for index, layer in enumerate(layers)
-        ]
-        arrays[f"{variant}.eigenvalues"] = _eigenvalues(layers)
-        arrays |= _layer_arrays(variant, layers, metrics[variant]) | gram_arrays(variant, gram)
-    replicates = [len(gram.replicates) for gram in grams.values()]
-    documents = max(len(gram.documents) for gram in grams.values())
+    figures = _Figures.of(spectra)
+    replicates = [len(gram.replicates) for gram in figures.grams.values()]
+    documents = max(len(gram.documents) for gram in figures.grams.values())
     record = Record(
         schema_version=SCHEMA,
         model=model,
@@ -110,12 +99,45 @@ def assemble(
         phases={},
         scopes={},
         layers=tuple(
-            LayerRecord(layer=index, phase="", metrics={variant: layers[index] for variant, layers in metrics.items()})
-            for index in range(model.layers)
+            LayerRecord(layer=index, phase="", metrics=figures.of_layer(index)) for index in range(model.layers)
         ),
     )
-    record, scope_arrays = under(record, grams.__getitem__, phases)
-    return Assembled(record, arrays | scope_arrays, directions)
+    record, scope_arrays = under(record, figures.grams.__getitem__, phases)
+    return Assembled(record, figures.arrays | scope_arrays, figures.directions)
+
+
+@dataclass(frozen=True)
+class _Figures:
+    """The figures of layers in some variants, and the arrays that they follow from."""
+
+    metrics: Mapping[str, Sequence[dict[str, Estimate]]]
+    """The metrics of each layer, by variant."""
+    arrays: dict[str, np.ndarray]
+    directions: dict[str, np.ndarray]
+    grams: Mapping[str, DirectionGram]
+
+    @classmethod
+    def of(cls, spectra: Mapping[str, Sequence[LayerSpectra]]) -> _Figures:
+        """Return the figures of the spectra by variant, layer by layer."""
+        directions: dict[str, np.ndarray] = {}
+        arrays: dict[str, np.ndarray] = {}
+        metrics: dict[str, list[dict[str, Estimate]]] = {}
+        grams: dict[str, DirectionGram] = {}
+        for variant, layers in spectra.items():
+            directions |= direction_arrays(variant, layers)
+            gram = grams[variant] = full_gram(directions, variant)
+            averages = has_averages(VARIANTS[variant])
+            metrics[variant] = [
+                layer_metrics(layer.statistics, *layer.resamples, averages=averages) | direction_metrics(gram, index)
+                for index, layer in enumerate(layers)
+            ]
+            arrays[f"{variant}.eigenvalues"] = _eigenvalues(layers)
+            arrays |= _layer_arrays(variant, layers, metrics[variant]) | gram_arrays(variant, gram)
+        return cls(metrics, arrays, directions, grams)
+
+    def of_layer(self, layer: int) -> dict[str, dict[str, Estimate]]:
+        """Return the metrics of one layer, by variant."""
+        return {variant: layers[layer] for variant, layers in self.metrics.items()}
 
 
 def _eigenvalues(layers: Sequence[LayerSpectra]) -> np.ndarray:
@@ -182,7 +204,7 @@ def under(record: Record, gram_of: GramOf, phases: PhaseMap) -> tuple[Record, di
     placed = record.model_copy(update={"phases": phases, "scopes": scopes, "layers": layers})
     if "boundaries" in record.parts:
         placed = with_boundaries(placed, gram_of)
-    return placed, _scope_arrays(placed, gram_of)
+    return placed, _scope_arrays(placed, gram_of, placed.variants)
 
 
 def _law_metrics(record: Record, layers: tuple[int, int]) -> dict[str, Estimate]:
@@ -194,10 +216,10 @@ def _law_metrics(record: Record, layers: tuple[int, int]) -> dict[str, Estimate]
     return {}
 
 
-def _scope_arrays(record: Record, gram_of: GramOf) -> dict[str, np.ndarray]:
-    """Return what the figures of the record's phases need beyond the arrays of its layers."""
+def _scope_arrays(record: Record, gram_of: GramOf, variants: Collection[str]) -> dict[str, np.ndarray]:
+    """Return what the figures of the record's phases need beyond the arrays of its layers, in these variants."""
     arrays = {}
-    for variant in record.variants:
+    for variant in variants:
         gram = gram_of(variant)
         scopes = [
             (range(scope.layers[0], scope.layers[1] + 1), scope.metrics[variant]) for scope in record.scopes.values()
@@ -215,13 +237,15 @@ def _scope_arrays(record: Record, gram_of: GramOf) -> dict[str, np.ndarray]:
     return arrays
 
 
-# --- boundaries and law ----------------------------------------------------------------------------------------
+# --- boundaries, law and writes --------------------------------------------------------------------------------
 
 
 def with_boundaries(record: Record, gram_of: GramOf) -> Record:
-    """Return the record with its boundaries measured in every variant."""
+    """Return the record with its boundaries measured in every variant of whole blocks."""
     boundaries = {
-        variant: boundary_record(boundaries_under(gram_of(variant), record.phases)) for variant in record.variants
+        variant: boundary_record(boundaries_under(gram_of(variant), record.phases))
+        for variant in record.variants
+        if variant not in WRITE_VARIANTS
     }
     return record.model_copy(update={"boundaries": boundaries, "parts": _with_part(record, "boundaries")})
 
@@ -258,6 +282,41 @@ def with_law(record: Record, law: Law) -> tuple[Record, dict[str, np.ndarray]]:
         arrays["law.transfer"] = law.transfer[0].astype(np.float32)
     update = {"law": LawRecord(phases=record.phases), "scopes": scopes, "parts": _with_part(record, "law")}
     return record.model_copy(update=update), arrays
+
+
+def with_writes(
+    entry: Assembled, spectra: Mapping[str, Sequence[LayerSpectra]] | str, identity: IdentityRecord | None = None
+) -> Assembled:
+    """Return the entry with what attention and MLP write, layer by layer and over its phases.
+
+    spectra: by variant; or the reason why the model has none, which is kept so that it is not tried again. identity:
+    that of the certificate, that they are told apart.
+    """
+    record = entry.record.model_copy(update={"parts": _with_part(entry.record, "writes")})
+    if isinstance(spectra, str):
+        return Assembled(record.model_copy(update={"not_apart": spectra}), entry.arrays, entry.directions)
+    assert identity is not None
+    figures = _Figures.of(spectra)
+    identities = {**record.certificate.identities, WRITES: identity}
+    scopes = {}
+    for name, scope in record.scopes.items():
+        span = range(scope.layers[0], scope.layers[1] + 1)
+        metrics = {variant: phase_metrics(gram, span) for variant, gram in figures.grams.items()}
+        scopes[name] = scope.model_copy(update={"metrics": {**scope.metrics, **metrics}})
+    record = record.model_copy(
+        update={
+            "certificate": record.certificate.model_copy(update={"identities": identities}),
+            "variants": record.variants | {variant: VARIANTS[variant].version for variant in spectra},
+            "scopes": scopes,
+            "layers": tuple(
+                layer.model_copy(update={"metrics": {**layer.metrics, **figures.of_layer(layer.layer)}})
+                for layer in record.layers
+            ),
+        }
+    )
+    scope_arrays = _scope_arrays(record, figures.grams.__getitem__, spectra)
+    arrays = {**entry.arrays, **figures.arrays, **scope_arrays}
+    return Assembled(record, arrays, {**entry.directions, **figures.directions})
 
 
 def _with_part(record: Record, part: str) -> tuple[str, ...]:

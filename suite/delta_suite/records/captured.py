@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from delta_suite.records.record import CertificateRecord, IdentityRecord, SinkRecord
 
 if TYPE_CHECKING:
-    from delta_suite.capture.certificate import Certificate
+    from delta_suite.capture.certificate import Certificate, Identity
     from delta_suite.capture.sinks import Sinks
 
 
@@ -25,15 +25,17 @@ def sink_record(sinks: Sequence[Sinks]) -> SinkRecord:
     )
 
 
+def identity_record(identity: Identity) -> IdentityRecord:
+    """Return an identity of the certificate as a record holds it."""
+    return IdentityRecord(says=identity.says, error=identity.error, tolerance=identity.tolerance)
+
+
 def certificate_record(certificates: Sequence[Certificate]) -> CertificateRecord:
     """Return the certificate of a capture, from those of its shards."""
     certificate = certificates[0]
     for other in certificates[1:]:
         certificate = certificate + other
-    identities = {
-        identity.name: IdentityRecord(says=identity.says, error=identity.error, tolerance=identity.tolerance)
-        for identity in certificate.identities
-    }
+    identities = {identity.name: identity_record(identity) for identity in certificate.identities}
     return CertificateRecord(
         holds=True,
         blocks=certificate.blocks,

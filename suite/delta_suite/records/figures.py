@@ -7,6 +7,7 @@ from pathlib import Path
 
 from delta_suite.metrics.estimate import Estimate
 from delta_suite.records.view import RecordView
+from delta_suite.reduction.variants import VARIANTS, WRITE_VARIANTS
 
 Figure = dict[str, str | int | float | None]
 """One row: a value for each of COLUMNS, None where there is none."""
@@ -33,9 +34,9 @@ COLUMNS: dict[str, type] = {
 """The columns of the rows, in order, with the types of their values.
 
 `record` is the file, `measured` its time (UTC). `scope` is what `Measurement.value` takes: `layer:3`, a phase or
-`model`. `layer` is absent for figures of phases and of the model, `phase` for those of the model. `write` is the part
-of the update that was measured, absent for the whole update of a block. `low` and `high` bound the interval, whose
-centre is `corrected`, the value less its estimated bias. `reason` says why there is no value.
+`model`. `layer` is absent for figures of phases and of the model, `phase` for those of the model. `write` is
+`attention` or `mlp` where one of them was measured, absent for the whole update of a block. `low` and `high` bound the
+interval, whose centre is `corrected`, the value less its estimated bias. `reason` says why there is no value.
 """
 
 
@@ -67,6 +68,8 @@ def figures(view: RecordView, path: Path | None = None) -> Iterator[Figure]:
         for variant, metrics in by_variant.items():
             for metric, estimate in metrics.items():
                 row = origin | place | {"metric": metric, "variant": variant}
+                if variant in WRITE_VARIANTS:
+                    row |= {"variant": VARIANTS[variant].rows, "write": VARIANTS[variant].write}
                 if problem := problems[variant]:
                     yield row | {"reason": problem}
                     continue

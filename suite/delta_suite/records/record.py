@@ -260,7 +260,7 @@ class Record(RecordPart):
     calibration: CalibrationRecord
     resampling: ResamplingRecord
     parts: tuple[str, ...]
-    """The parts that were measured: spectra, boundaries, law."""
+    """The parts that were measured: spectra, boundaries, law, writes."""
     variants: dict[str, int]
     """The version of each variant that was measured."""
     sinks: SinkRecord
@@ -271,6 +271,8 @@ class Record(RecordPart):
     """Absent while a record has not been written."""
     submitter: dict[str, str] | None = None
     """Who contributed the record, where somebody did."""
+    not_apart: str | None = None
+    """Why attention and MLP are not measured apart although `writes` is a part: the model's blocks have not both."""
     law: LawRecord | None = None
     boundaries: dict[str, BoundaryRecord] = Field(default_factory=dict)
     """By variant."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from delta_suite.metrics.registry import METRICS
-from delta_suite.records.arrays import KINDS, Arrays
+from delta_suite.records.arrays import KINDS, Arrays, variant_and_kind
 from delta_suite.records.problem import SINGLE, WRITTEN, Problem
 from delta_suite.records.record import SCHEMA, Record
 from delta_suite.records.verify_layers import pair_index, pairs_of_layers, tokens_of
@@ -48,7 +48,7 @@ def array_problems(record: Record, arrays: Arrays) -> Iterator[Problem]:
             if f"{variant}.{kind}" not in arrays:
                 yield Problem(f"{variant}.{kind}", "the array is missing")
     for name, array in arrays.items():
-        variant, _, kind = name.partition(".")
+        variant, kind = variant_and_kind(name)
         head, _, rest = kind.partition(".")
         shape: tuple[int, ...] | None = None
         if name == "law.transfer":
@@ -130,7 +130,7 @@ def direction_problems(record: Record, arrays: Arrays, directions: Arrays) -> It
         if f"{variant}.directions" not in directions:
             yield Problem(f"{variant}.directions", "the array is missing")
     for name, array in directions.items():
-        variant, _, kind = name.partition(".")
+        variant, kind = variant_and_kind(name)
         if kind in {"directions", "directions_a", "directions_b"}:
             shape: tuple[int, ...] = (layers, TOP_K, hidden)
         elif kind == "random":

@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from delta_suite.capture.calibration import CORE_BYTES, load_calibration
-from delta_suite.capture.tolerances import EPSILON, OPTIONAL, SINGLE_EPSILON, tolerances
+from delta_suite.capture.tolerances import EPSILON, OPTIONAL, SINGLE_EPSILON, WRITES, tolerances
 from delta_suite.capture.units import DOCUMENT_GROUPS, DOMAIN_GROUPS
 from delta_suite.metrics.definition import PART_OF, Metric
 from delta_suite.metrics.registry import METRICS
@@ -17,7 +17,7 @@ from delta_suite.models.phases import declared_problems, phase_of
 from delta_suite.records.assemble import LAW_METRICS, LAW_VARIANT
 from delta_suite.records.problem import WRITTEN, Problem, number
 from delta_suite.records.record import SCHEMA, Record
-from delta_suite.reduction.variants import VARIANTS, Variant
+from delta_suite.reduction.variants import VARIANTS, WRITE_VARIANTS, Variant, has_averages
 
 LARGEST_COUNT = 2**63
 """Upper bound of every count and size of a record."""
@@ -92,7 +92,7 @@ def missing_problems(record: Record) -> Iterator[Problem]:
     for variant in record.variants:
         if variant not in VARIANTS:
             continue
-        expected = layer_names - (averages if VARIANTS[variant].centre else set())
+        expected = layer_names - (set() if has_averages(VARIANTS[variant]) else averages)
         if old and variant != "raw":
             expected = set(record.layers[0].metrics[variant])
         for layer in record.layers:
@@ -112,12 +112,19 @@ def missing_problems(record: Record) -> Iterator[Problem]:
         yield from _differing(
             f"boundaries, {number(variant)}", boundary.metrics, boundary_names, boundary_names | foreign
         )
-    if "boundaries" in record.parts and set(record.boundaries) != set(record.variants):
-        yield Problem("boundaries", f"they stand in {sorted(record.boundaries)}, of {sorted(record.variants)}")
+    of_blocks = set(record.variants) - set(WRITE_VARIANTS)
+    if "boundaries" in record.parts and set(record.boundaries) != of_blocks:
+        yield Problem("boundaries", f"they stand in {sorted(record.boundaries)}, of {sorted(of_blocks)}")
     if "boundaries" not in record.parts and record.boundaries:
         yield Problem("boundaries", "they are there, and no part of the record")
     if ("law" in record.parts) != (record.law is not None):
         yield Problem("law", "it is a part of the record and not there, or there and no part of it")
+    written = set(record.variants) & set(WRITE_VARIANTS)
+    if written != (set(WRITE_VARIANTS) if "writes" in record.parts and record.not_apart is None else set()):
+        whether = "a part" if "writes" in record.parts else "no part"
+        yield Problem("writes", f"they are {whether} of the record, and stand in {sorted(written)}")
+    if written and WRITES not in record.certificate.identities:
+        yield Problem(f"certificate, {WRITES}", "the identity is missing")
     if "spectra" not in record.parts:
         yield Problem("parts", "spectra, which every record has, are not among them")
     if not old and not {name for name in METRICS if PART_OF[METRICS[name].takes] == "spectra"} & set(versions):
@@ -224,7 +231,7 @@ def _certificate_problems(record: Record) -> Iterator[Problem]:
     allowed = tolerances(record.model.layers, epsilon)
     identities = record.certificate.identities
     for name in allowed:
-        if name not in identities and name != OPTIONAL:
+        if name not in identities and name not in OPTIONAL:
             yield Problem(f"certificate, {name}", "the identity is missing")
     for name, identity in identities.items():
         where = f"certificate, {name if name in allowed else number(name)}"
@@ -234,7 +241,7 @@ def _certificate_problems(record: Record) -> Iterator[Problem]:
                 f"its error is {number(identity.error)}, and {number(identity.tolerance)} is tolerated: what was "
                 f"measured is not what went through the model",
             )
-        most = allowed.get(name, allowed[OPTIONAL])
+        most = allowed.get(name, max(allowed.values()))
         if identity.tolerance > most * (1 + WRITTEN):
             yield Problem(where, f"it tolerates {number(identity.tolerance)}, more than {number(most)}")
 

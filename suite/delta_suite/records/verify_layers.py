@@ -25,19 +25,19 @@ from delta_suite.records.problem import (
     resampling_problems,
 )
 from delta_suite.records.record import Record
-from delta_suite.reduction.variants import VARIANTS
+from delta_suite.reduction.variants import VARIANTS, WRITE_VARIANTS, has_averages, of_write
 
 SMALLEST_ENERGY = 2.0**-100
 """Least energy of a layer whose spectrum is checked: below, float32 stores small eigenvalues with fewer digits."""
 
 
 WITHOUT_SINKS = {"sink_free": 1, "centred": 2}
-"""Variants that leave out the sinks of the record, and the version since which they do."""
+"""Variants of whole blocks that leave out the sinks of the record, and the version since which they do."""
 
 
 def tokens_of(record: Record, variant: str) -> int:
     """Return the number of tokens that enter a variant."""
-    if variant not in WITHOUT_SINKS or record.variants.get(variant, 0) < WITHOUT_SINKS[variant]:
+    if variant not in WRITE_VARIANTS and record.variants.get(variant, 0) < WITHOUT_SINKS.get(variant, math.inf):
         return record.calibration.tokens
     return record.calibration.tokens - record.sinks.position_zero - record.sinks.large_norm
 
@@ -233,16 +233,17 @@ def _spectrum_problems(record: Record, arrays: Arrays, variant: str, layers: Lay
     share = layers["mean_energy"]
     if VARIANTS[variant].centre:
         yield from share.outside("the value", share.value, 0.0, 0.0, ": its mean is taken away")
-    if variant == "sink_free" and "centred.eigenvalues" in arrays:
+    centred = f"{of_write('centred', VARIANTS[variant].write)}.eigenvalues"
+    if VARIANTS[variant].rows == "sink_free" and centred in arrays:
         # Centring takes away the energy of the mean, and nothing else.
-        expected = 1 - arrays["centred.eigenvalues"].astype(np.float64).sum(axis=1) / total
+        expected = 1 - arrays[centred].astype(np.float64).sum(axis=1) / total
         tolerance = SINGLE + 2 * WRITTEN
         yield from share.differing("the value", share.value, expected, tolerance, "the energy that centring removes")
 
 
 def _rounding_problems(record: Record, variant: str, share: Figures, energy: Numbers) -> Iterator[Problem]:
     """Yield where the share of rounding is not that of the stream's norm, for any dtype. energy: a token's."""
-    stored = "sink_free" if VARIANTS[variant].centre else variant
+    stored = variant if has_averages(VARIANTS[variant]) else "sink_free"
     norms = [layer.metrics.get(stored, {}).get("stream_norm") for layer in record.layers]
     if any(norm is None or norm.value is None or norm.sd is None for norm in norms):
         return

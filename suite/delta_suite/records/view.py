@@ -16,12 +16,12 @@ from delta_suite.metrics.drift import EdgeContrast, SmoothDrifts
 from delta_suite.metrics.estimate import Estimate, absent
 from delta_suite.metrics.estimators import one_thread, phase_metric
 from delta_suite.metrics.law import CEILING_FROM, closure_ceiling
-from delta_suite.metrics.registry import METRICS
+from delta_suite.metrics.registry import METRICS, OF_WRITES
 from delta_suite.models.phases import PhaseMap
 from delta_suite.records import assemble
 from delta_suite.records.arrays import KINDS, ArrayFile, Arrays, full_gram, stored_gram
 from delta_suite.records.record import BoundaryRecord, LayerRecord, ModelRecord, Record
-from delta_suite.reduction.variants import VARIANTS
+from delta_suite.reduction.variants import VARIANTS, WRITE_VARIANTS
 
 _OLDER = "the record is older than the metric {}"
 
@@ -61,13 +61,22 @@ class RecordView:
 
     @cached_property
     def variants(self) -> tuple[str, ...]:
-        """The variants that mean what they mean today; a record of an older schema may hold others."""
-        return tuple(name for name in self.record.variants if self.variant_problem(name) is None)
+        """The variants of whole blocks that mean what they mean today; an older record may hold others."""
+        return tuple(
+            name for name in self.record.variants if name not in WRITE_VARIANTS and self.variant_problem(name) is None
+        )
 
     def variant_problem(self, variant: str) -> str | None:
         """Return why the record has no figures for this variant, or None if it has."""
         if variant not in self.record.variants:
-            return f"variant {variant} was not measured"
+            if "." not in variant:
+                return f"variant {variant} was not measured"
+            if variant not in WRITE_VARIANTS:
+                return f"what attention and MLP write is measured without sinks: in {', '.join(WRITE_VARIANTS)}"
+            if self.record.not_apart is not None:
+                return f"attention and MLP are not measured apart: {self.record.not_apart}"
+            command = f"delta-suite measure {self.model.name} --parts writes"
+            return f"what attention and MLP write was not measured: {command}"
         version = self.record.variants[variant]
         if variant in VARIANTS and VARIANTS[variant].version == version:
             return None
@@ -151,6 +160,8 @@ class RecordView:
         """Return a layer or pair metric of one layer, with its replicates."""
         if problem := self.variant_problem(variant):
             return absent(problem)
+        if VARIANTS[variant].write != "block" and METRICS[metric].takes not in OF_WRITES:
+            return absent(f"{metric} is not measured of what attention and MLP write")
         stored = self._stored_variant(metric, variant)
         estimate = self.layers[layer].metrics[stored].get(metric)
         if estimate is None:
@@ -165,6 +176,8 @@ class RecordView:
             return self._law(ends, metric)
         if problem := self.variant_problem(variant):
             return absent(problem)
+        if VARIANTS[variant].write != "block" and definition.takes not in OF_WRITES:
+            return absent(f"{metric} is not measured of what attention and MLP write")
         if definition.takes == "boundaries":
             return self._boundary_metric(metric, variant)
         for index, scope in enumerate(self.record.scopes.values()):

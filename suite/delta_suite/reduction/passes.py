@@ -2,25 +2,27 @@
 
 There is one pass where memory holds the whole stream. Otherwise there are more, in the same batches: one over the first
 documents for the norms by which sinks are told, one for the spectra of as many layers as moments fit for, and those of
-the law. The figures are the same, but for rounding in float64.
+the law. The figures are the same, but for rounding in float64. What attention and MLP write is reduced from the first
+pass where memory holds their states beside the whole stream, and otherwise in passes of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from delta_suite.capture.certificate import Certificate
-from delta_suite.capture.residual import Capture
+from delta_suite.capture.certificate import Certificate, Identity
+from delta_suite.capture.residual import Capture, NotApartError
 from delta_suite.capture.sinks import Sinks, find_sinks
 from delta_suite.capture.stream import MEMORY_SHARE, Memory, ResidualStream, Storage
 from delta_suite.capture.tokens import TokenSequences
 from delta_suite.capture.units import Units
+from delta_suite.capture.writes import SUBLAYERS, Write
 from delta_suite.errors import DeviceError
 from delta_suite.models.phases import PhaseMap
 from delta_suite.provenance import Clock
@@ -29,7 +31,12 @@ from delta_suite.reduction.law_fit import LawProgress, measure_law, measure_law_
 from delta_suite.reduction.law_scores import Law
 from delta_suite.reduction.reduce import reduce_stream
 from delta_suite.reduction.replicates import LayerSpectra
-from delta_suite.reduction.variants import VARIANTS
+from delta_suite.reduction.variants import BLOCK_VARIANTS, WRITE_VARIANTS, Variant
+
+T = TypeVar("T")
+
+LAW, WRITES = "the law was fitted", "the writes of attention and MLP were reduced"
+"""Steps whose memory may run out without loss of the others, in words."""
 
 Advance = Callable[[int], object]
 """Function that is called with a number of tokens that are done."""
@@ -53,6 +60,11 @@ class Captured:
     spectra: dict[str, list[LayerSpectra]] = field(default_factory=dict)
     law: Law | DeviceError | None = None
     """The law; or why it could not be measured, although the rest was."""
+    writes: dict[str, list[LayerSpectra]] | str | DeviceError | None = None
+    """The spectra of what attention and MLP write, by variant; the reason why a model has none; or why they could not
+    be measured, although the rest was."""
+    apart: Identity | None = None
+    """The identity that attention and MLP are told apart."""
 
 
 class Passes:
@@ -66,9 +78,15 @@ class Passes:
         devices: Sequence[torch.device],
         clock: Clock,
         advance: Advance = lambda tokens: None,
+        *,
+        writes: bool = False,
     ) -> None:
-        """Plan the batches and shards; `advance` is called with the tokens of the first pass that is whole."""
-        self.capture = Capture(model, decoder, sequences, device=devices[0], advance=advance)
+        """Plan the batches and shards; `advance` is called with the tokens of the first pass that is whole.
+
+        writes: measure what attention and MLP write, too.
+        """
+        self.capture = Capture(model, decoder, sequences, device=devices[0], advance=advance, writes=writes)
+        self._writes = writes
         self.devices, self.clock = list(devices), clock
         dropped = sum(first and sequences.drop_first_token for first in sequences.starts_document)
         planned = self.capture.planned_tokens
@@ -103,12 +121,15 @@ class Passes:
             else:
                 for stream in streams:
                     self._sinks(stream)
-        clock.subtract("analysis", "capture")
-        if "law" in clock.seconds:
-            clock.subtract("analysis", "law")
+        for inner in {"capture", "law", "writes"} & clock.seconds.keys():
+            clock.subtract("analysis", inner)
+        if self._writes and captured.writes is None:
+            with torch.no_grad(), clock("writes"):
+                captured.writes = self._or_error(WRITES, self._writes_again, units)
         if phases is not None and not self.capture.whole:
             with torch.no_grad(), clock("law"):
-                captured.law = self._law(
+                captured.law = self._or_error(
+                    LAW,
                     measure_law_again,
                     self.capture.updates,
                     torch.cat(self._entering),
@@ -118,7 +139,9 @@ class Passes:
                     units=units,
                     layers=captured.blocks,
                     hidden=self.capture.hidden,
+                    progress=self._law_progress,
                 )
+        captured.apart = self.capture.apart
         captured.batch_tokens = self.capture.batch_tokens
         return captured
 
@@ -134,10 +157,22 @@ class Passes:
             self.captured.certificates.append(certificate)
             self.captured.storage.append((stream.storage, stream.nbytes))
             yield stream  # its sinks are found, and its layers reduced, before the next one is asked for
+            if stream.middles:
+                with self.clock("writes"):
+                    self.captured.writes = self._or_error(WRITES, self._reduced_writes, stream, units)
             if phases is not None and self.capture.whole:
                 with self.clock("law"):
                     sinks = self.captured.sinks[-1]
-                    self.captured.law = self._law(measure_law, stream, phases, self.devices, units=units, sinks=sinks)
+                    self.captured.law = self._or_error(
+                        LAW,
+                        measure_law,
+                        stream,
+                        phases,
+                        self.devices,
+                        units=units,
+                        sinks=sinks,
+                        progress=self._law_progress,
+                    )
             del item, stream  # a shard is large, and the next one is filled now
 
     def _sinks(self, stream: ResidualStream) -> Sinks:
@@ -149,13 +184,9 @@ class Passes:
 
     def _reduce(self, streams: Iterator[ResidualStream], units: Units, advance: Advance) -> None:
         """Reduce the layers, in further passes where the moments of several shards do not fit memory."""
-        captured, variants, device = self.captured, list(VARIANTS.values()), self.devices[0]
-        at_once, memory = captured.blocks, None
-        if not self.capture.whole:
-            memory = Memory.free(device, MEMORY_SHARE * (1 - MEMORY_SHARE))  # the stream takes its share first
-            at_once = min(at_once, layers_at_once(self.capture.hidden, variants, units, memory))
-        for start in range(0, captured.blocks, at_once):
-            chosen = range(start, min(start + at_once, captured.blocks))
+        captured, variants = self.captured, list(BLOCK_VARIANTS.values())
+        for chosen, memory in self._portions(variants, units, whole=self.capture.whole):
+            start = chosen[0]
             spectra = reduce_stream(
                 self.capture.updates(chosen) if start else streams,
                 layers=captured.blocks,
@@ -164,34 +195,102 @@ class Passes:
                 variants=variants,
                 devices=self.devices,
                 advance=advance,
-                sinks=_known(torch.cat([shard.dropped for shard in captured.sinks])) if start else self._sinks,
+                sinks=self._known() if start else self._sinks,
                 chosen=chosen,
                 keep=memory,
             )
             for name, layers in spectra.items():
                 captured.spectra.setdefault(name, []).extend(layers)
 
-    def _law(self, measure: Callable[..., Law], *args: Any, **options: Any) -> Law | DeviceError:
-        """Return the law, or the error that memory for it is not there: what was measured before is not lost."""
+    def _portions(
+        self, variants: Sequence[Variant], units: Units, *, whole: bool
+    ) -> Iterator[tuple[range, Memory | None]]:
+        """Yield the layers that are reduced in each pass, and what their moments may take."""
+        at_once, memory = self.captured.blocks, None
+        if not whole:
+            # The stream takes its share first.
+            memory = Memory.free(self.devices[0], MEMORY_SHARE * (1 - MEMORY_SHARE))
+            at_once = min(at_once, layers_at_once(self.capture.hidden, variants, units, memory))
+        for start in range(0, self.captured.blocks, at_once):
+            yield range(start, min(start + at_once, self.captured.blocks)), memory
+
+    def _reduced_writes(self, stream: ResidualStream, units: Units) -> dict[str, list[LayerSpectra]]:
+        """Return the spectra of what attention and MLP write, from a stream that is whole."""
+        spectra: dict[str, list[LayerSpectra]] = {}
+        for write in SUBLAYERS:
+            spectra |= self._reduced_write([stream.of_write(write)], write, units, range(stream.layers))
+        return spectra
+
+    def _writes_again(self, units: Units) -> dict[str, list[LayerSpectra]] | str:
+        """Return the same from passes over the batches; or why attention and MLP are not told apart."""
+        if isinstance(self.capture.sublayers, str):
+            return self.capture.sublayers
+        spectra: dict[str, list[LayerSpectra]] = {}
+        for write in SUBLAYERS:
+            for chosen, memory in self._portions(_variants_of(write), units, whole=False):
+                updates = self.capture.updates(chosen, writes=True)
+                try:
+                    reduced = self._reduced_write(_of_write(updates, write), write, units, chosen, memory)
+                except NotApartError as error:
+                    return str(error)
+                for name, layers in reduced.items():
+                    spectra.setdefault(name, []).extend(layers)
+        return spectra
+
+    def _reduced_write(
+        self,
+        streams: Iterable[ResidualStream],
+        write: Write,
+        units: Units,
+        chosen: range,
+        memory: Memory | None = None,
+    ) -> dict[str, list[LayerSpectra]]:
+        """Return the spectra of one write in these layers, under the sinks of the first pass."""
+        return reduce_stream(
+            streams,
+            layers=self.captured.blocks,
+            tokens=self.captured.tokens,
+            units=units,
+            variants=_variants_of(write),
+            devices=self.devices,
+            sinks=self._known(),
+            chosen=chosen,
+            keep=memory,
+        )
+
+    def _known(self) -> Callable[[ResidualStream], Sinks]:
+        """Return a function that gives the sinks of the shards of a pass, one after the other."""
+        dropped = torch.cat([shard.dropped for shard in self.captured.sinks])
+        start = 0
+
+        def sinks(stream: ResidualStream) -> Sinks:
+            nonlocal start
+            start += len(stream.document)
+            part = dropped[start - len(stream.document) : start]
+            return Sinks(part, 0, int(part.sum()), ())
+
+        return sinks
+
+    def _or_error(self, step: str, measure: Callable[..., T], *args: Any, **options: Any) -> T | DeviceError:
+        """Return what is measured, or the error that memory for it is not there: the rest is not lost."""
         try:
-            return measure(*args, **options, progress=self._law_progress)
+            return measure(*args, **options)
         except torch.OutOfMemoryError as error:
+            part = "the law" if step == LAW else "attention and MLP apart"
             return DeviceError(
-                f"memory ran out on {self.devices[0]} while the law was fitted ({error}). Use a device with more "
-                f"memory, or leave out the claims about the law."
+                f"memory ran out on {self.devices[0]} while {step} ({error}). Use a device with more memory, or leave "
+                f"out the claims about {part}."
             )
         except DeviceError as error:
             return error
 
 
-def _known(dropped: Bool[Tensor, " tokens"]) -> Callable[[ResidualStream], Sinks]:
-    """Return a function that gives the sinks of the shards of a pass, one after the other."""
-    start = 0
+def _of_write(streams: Iterator[ResidualStream], write: Write) -> Iterator[ResidualStream]:
+    """Yield the streams as views of one write, and hold none of them while the next one is filled."""
+    for stream in streams:
+        yield stream.of_write(write)
+        del stream
 
-    def sinks(stream: ResidualStream) -> Sinks:
-        nonlocal start
-        start += len(stream.document)
-        part = dropped[start - len(stream.document) : start]
-        return Sinks(part, 0, int(part.sum()), ())
 
-    return sinks
+def _variants_of(write: Write) -> list[Variant]:
+    return [variant for variant in WRITE_VARIANTS.values() if variant.write == write]

@@ -53,16 +53,17 @@ def merged(old: RecordView, new: RecordView, missing: Sequence[Place]) -> tuple[
         scopes[name] = ScopeRecord(layers=layers, metrics=_with(metrics, estimates, name))
     fitted = {name: scope.layers for name, scope in scopes.items() if _has_law(scope)}
     parts = dict.fromkeys([*record.parts, *(METRICS[metric].part for _, _, metric in missing)])
+    layer_records = tuple(
+        layer.model_copy(update={"metrics": _with(layer.metrics, estimates, f"layer:{layer.layer}")})
+        for layer in record.layers
+    )
     versions = new.record.provenance.metric_versions | record.provenance.metric_versions
     record = record.model_copy(
         update={
             "phases": phases,
             "parts": tuple(parts),
-            "variants": new.record.variants | record.variants,
-            "layers": tuple(
-                layer.model_copy(update={"metrics": _with(layer.metrics, estimates, f"layer:{layer.layer}")})
-                for layer in record.layers
-            ),
+            "variants": {name: new.record.variants.get(name, 0) for name in layer_records[0].metrics} | record.variants,
+            "layers": layer_records,
             "scopes": scopes,
             "law": LawRecord(phases=fitted) if fitted else None,
             "boundaries": _boundaries(record, new.record) if "boundaries" in parts else {},
