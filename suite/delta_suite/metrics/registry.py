@@ -23,7 +23,7 @@ METRICS: Mapping[str, Metric] = DEFINED
 """Every metric by name."""
 
 PARTS = (*DEFAULT_PARTS, "writes")
-"""The parts that a measurement may have. `writes` is attention and MLP apart, and takes a third longer than spectra."""
+"""The parts that a measurement may have. `writes` is attention and MLP apart; spectra then take 2.3 times as long."""
 
 OF_WRITES = frozenset({"spectrum", "directions"})
 """Sources of the metrics that exist of attention and MLP apart."""
