@@ -49,8 +49,8 @@ id = "a-huge-rank"
 metric = "effective_rank"
 scope = "model"
 op = ">"
-threshold = 1000.0
-rationale = "More than the width."
+threshold = 20.0
+rationale = "Far more than random weights have."
 origin = "Of the tests."
 """
 

@@ -168,5 +168,5 @@ def test_a_damaged_checkpoint_fails_the_job_and_is_uploaded_all_the_same(runner:
     done, uploaded = runner.start(job, run="runs/big", checkpoint="checkpoint-12000")
     assert [step.returncode for step in done] == [1, 0]
     assert "first at   layer 3" in done[0].stdout
-    assert cases(runner)["layers/effective_rank[runs--big--checkpoint-12000]"]
+    assert any(failed for name, failed in cases(runner).items() if name.startswith("layers/"))
     assert all(path.exists() for path in uploaded)

@@ -12,7 +12,7 @@ from delta_suite.claims.gates import failed_gates
 from delta_suite.claims.observe import observe
 from delta_suite.claims.schema import Expectation
 from delta_suite.records.view import RecordView
-from delta_suite.reduction.variants import BLOCK_VARIANTS
+from delta_suite.reduction.variants import BLOCK_VARIANTS, VARIANTS
 from delta_suite.selftest.documents import DOCUMENTS
 from delta_suite.selftest.planted import noise, sinks
 

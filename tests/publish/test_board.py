@@ -46,7 +46,7 @@ def test_verdicts_are_those_of_the_judge(place: Place) -> None:
     [
         with_calibration("core", "f" * 64),
         with_calibration("seed", "f" * 64),
-        lambda record: record["provenance"]["metric_versions"].update(gamma=2),
+        lambda record: record["provenance"]["metric_versions"].update(gamma=99),
         lambda record: record["provenance"]["settings"].update(max_tokens=128),
         lambda record: record["calibration"].update(begins_with=[["<s>", 1]]),
         lambda record: record["calibration"].update(chat_template=True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
@@ -146,7 +147,7 @@ def test_what_cannot_be_compared_fails(project: pytest.Pytester, baseline: Path)
     assert result.ret == 1
     assert "passed" not in result.parseoutcomes()
     result.stdout.fnmatch_lines(
-        ["* of tiny: not comparable", "  reason     the calibration is another: docs (136 documents, 00000000) there*"]
+        ["* of tiny: not comparable", "  reason     the calibration is another: docs (112 documents, 00000000) there*"]
     )
 
 
@@ -400,6 +401,7 @@ def test_an_update_touches_only_what_was_selected(
     words = [word.format(baseline="results/baselines/tiny.json") for word in options]
     run = project.runpytest_subprocess if "-n" in options else project.runpytest
     result = run(*words, *UPDATE, "--model=other", f"--baseline={baseline}", "-q")
+    said = " ".join(result.stdout.str().split())  # lines are wrapped
     after = json.loads(baseline.read_text())
     changed = {
         f"{scope}/{metric}"
@@ -411,12 +413,12 @@ def test_an_update_touches_only_what_was_selected(
     assert layers[0] == layers[1]
     judged = {name for name, entry in after["verdicts"].items() if entry["claim"] != old}
     if figures is None:  # all but one: what follows from the whole record cannot be taken without it
-        result.stdout.fnmatch_lines(["not written: *model/* cannot be overwritten alone*"])
+        assert re.search("not written: .*model/.* cannot be overwritten alone", said)
         assert after == content
         return
     assert (changed, judged) == (figures, verdicts)
-    told = "stayed as they were" if changed or judged else "nothing of * was selected, so nothing was written"
-    result.stdout.fnmatch_lines([f"*tiny.json: *{told}"])
+    told = "stayed as they were" if changed or judged else "nothing of .* was selected, so nothing was written"
+    assert re.search(f"tiny.json: .*{told}", said)
     assert len(after["history"]) == 1 + bool(changed or judged)
 
 

@@ -47,6 +47,7 @@ def test_q_prints_the_grid_alone(project: pytest.Pytester) -> None:
         [".", "holds"],
         [".", "fails"],
         [".", "no-such-phase"],
+        ["1", "of"],  # how many claims chance alone would support
     ]
     assert count(run(project, "-q", "--tb=short"), "claims/fails is refuted") == 1
 

@@ -25,7 +25,7 @@ from delta_suite.reduction.gram import (
     tokens_gram,
 )
 from delta_suite.reduction.groups import LEADING, Groups, GroupSums, Removals, gaps_of, members, mixing
-from delta_suite.reduction.lanes import rows_at_once
+from delta_suite.reduction.lanes import NARROW_ENTRIES_AT_ONCE, rows_at_once
 from delta_suite.reduction.moments import widened
 
 
@@ -130,42 +130,80 @@ class GroupedRows(Groups):
         rest = spectrum.directions[LEADING:].float() if side is None else leading[:0].float()
         full = self._of_units and side is None
         gaps = gaps_of(values[LEADING:]) if full else None
-        energies, blocks, pairs, borders, shifts = [], [], [], [], []
-        for g in self.within(side):
-            block, trace = values.new_zeros(len(leading), len(leading)), values.new_zeros(())
-            border, product = rest.new_zeros(len(leading), len(rest)), rest.new_zeros((len(rest) if full else 0,) * 2)
-            energy = values.new_zeros(len(rest))
-            totals = [values.new_zeros(len(leading)), values.new_zeros(len(rest))]
-            for rows in self._blocks(self._members[g], side):
+        taken, blocks, pairs, borders, shifts = [], [], [], [], []
+        for together in self._together(side, max(self.hidden, len(rest) ** 2 if full else 0)):
+            count = len(together)
+            block, trace = values.new_zeros(count, len(leading), len(leading)), values.new_zeros(count)
+            border, square = rest.new_zeros(count, len(leading), len(rest)), None
+            product = rest.new_zeros(count, *(len(rest) if full else 0,) * 2)
+            energy = values.new_zeros(count, len(rest))
+            totals = [values.new_zeros(count, len(leading)), values.new_zeros(count, len(rest))]
+            for rows in self._padded(together, side):
                 along, single = rows @ leading.T, rows.float() @ rest.T
-                trace += rows.square().sum()
-                block += along.T @ along
-                border += along.T.float() @ single
-                energy += single.square().sum(dim=0)
+                trace += rows.square().sum(dim=(1, 2))
+                block += along.mT @ along
+                border += along.mT.float() @ single
+                energy += single.square().sum(dim=1)
                 if full:
-                    product.addmm_(single.T, single)
-                totals = [total + part.sum(dim=0) for total, part in zip(totals, (along, single), strict=True)]
-            taken = torch.cat([block.diagonal(), energy])
-            with_whole = taken @ values if full else trace
-            pairs.append(torch.stack([trace, with_whole, self._square(g) if full else trace]))
+                    product.baddbmm_(single.mT, single)
+                    square = self._squares(together, rows)
+                totals = [total + part.sum(dim=1) for total, part in zip(totals, (along, single), strict=True)]
+            energies = torch.cat([block.diagonal(dim1=1, dim2=2), energy], dim=1)
+            whole = trace if square is None else energies @ values
+            pairs.append(torch.stack([trace, whole, trace if square is None else square], dim=1))
             if self.centre:
-                at_leading, at_rest = (t / max(1, self.count(side) - self.tokens[g]) ** 0.5 for t in totals)
-                taken = taken + torch.cat([at_leading, at_rest]).square()
-                block += torch.outer(at_leading, at_leading)
-                border += torch.outer(at_leading, at_rest).float()
-                product += torch.outer(at_rest, at_rest).float() if full else 0.0
-            energies.append(taken)
+                remaining = [max(1, self.count(side) - self.tokens[g]) for g in together]
+                scale = values.new_tensor(remaining).sqrt()[:, None]
+                at_leading, at_rest = (total / scale for total in totals)
+                energies = energies + torch.cat([at_leading, at_rest], dim=1).square()
+                block += at_leading[:, :, None] * at_leading[:, None, :]
+                border += (at_leading[:, :, None] * at_rest[:, None, :]).float()
+                product += (at_rest[:, :, None] * at_rest[:, None, :]).float() if full else 0.0
+            taken.append(energies)
             blocks.append(block)
             borders.append(border)
             if gaps is not None:
-                shifts.append(mixing(product, gaps).sum(dim=1))
+                shifts.append(mixing(product, gaps).sum(dim=2))
         return Removals(
-            torch.stack(energies),
-            torch.stack(blocks),
-            torch.stack(pairs),
-            torch.stack(borders) if side is None else None,
-            torch.stack(shifts) if full else None,
+            torch.cat(taken),
+            torch.cat(blocks),
+            torch.cat(pairs),
+            torch.cat(borders) if side is None else None,
+            torch.cat(shifts) if full else None,
         )
+
+    def _together(self, side: int | None, entries: int) -> Iterator[list[int]]:
+        """Yield groups of a side that are worked on together: many small ones, or one whose rows take a block."""
+        groups = self.within(side)
+        longest = max(self.tokens[g] for g in groups)
+        most = max(1, NARROW_ENTRIES_AT_ONCE // max(1, longest * self.hidden, entries))
+        for start in range(0, len(groups), most):
+            yield groups[start : start + most]
+
+    def _padded(self, together: Sequence[int], side: int | None) -> Iterator[Float64[Tensor, "groups rows hidden"]]:
+        """Yield the rows of groups as the variant takes them, in blocks; zeros follow those of shorter ones."""
+        rows, members = self._by_group.rows, [self._members[g] for g in together]
+        index = torch.nn.utils.rnn.pad_sequence(members, batch_first=True)
+        lengths = torch.tensor([len(each) for each in members], device=index.device)
+        padding = torch.arange(index.shape[1], device=index.device) >= lengths[:, None]
+        for block, absent in zip(
+            torch.split(index, rows_at_once(self.hidden), dim=1),
+            torch.split(padding, rows_at_once(self.hidden), dim=1),
+            strict=True,
+        ):
+            wide = rows.index_select(0, block.flatten()).double()
+            wide = wide.sub_(self.mean(side)) if self.centre else wide
+            yield wide.view(*block.shape, -1).masked_fill_(absent[:, :, None].to(wide.device), 0.0)
+
+    def _squares(
+        self, together: Sequence[int], rows: Float64[Tensor, "groups rows hidden"]
+    ) -> Float64[Tensor, " groups"]:
+        """Return ||G_g||_F^2 of groups, whose rows these are unless they come in several blocks."""
+        if rows.shape[1] < max(self.tokens[g] for g in together):
+            return torch.stack([self._square(g) for g in together])
+        # ||X X^T|| = ||X^T X||, and the smaller one is formed.
+        smaller = rows @ rows.mT if rows.shape[1] <= self.hidden else rows.mT @ rows
+        return smaller.square().sum(dim=(1, 2))
 
     def _square(self, group: int) -> Float64[Tensor, ""]:
         """Return ||G_g||_F^2, of the Gram matrix of a group, about the mean of all where the variant is centred."""
