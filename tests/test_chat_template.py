@@ -89,12 +89,15 @@ def test_with_and_without_a_chat_template_are_kept_apart(chat_model: Path, texts
     assert "&lt;s&gt; (1) before each document, &lt;|end|&gt; (0) after it" in pages
 
 
-def test_pytest_takes_the_option_and_repeats_it(pytester: pytest.Pytester, chat_model: Path, texts: Path) -> None:
+def test_pytest_takes_the_option_and_repeats_it(
+    pytester: pytest.Pytester, chat_model: Path, texts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
     (pytester.path / "hypotheses").mkdir()
     (pytester.path / "hypotheses" / "claims.toml").write_text(CLAIM)
     options = (f"--model={chat_model}", "--device=cpu", f"--calibration={texts}", "--no-control", "--strict-verdicts")
     result = pytester.runpytest_inprocess("hypotheses/", "--chat-template", *options)
-    assert "texts.jsonl, in the chat template, device: cpu" in " ".join(result.stdout.str().split())  # it is wrapped
+    result.stdout.fnmatch_lines(["*texts.jsonl, in the chat template, device: cpu*"])
     result.stdout.fnmatch_lines(["*reproduce  pytest *--chat-template*"])
 
 

@@ -110,9 +110,10 @@ def test_only_a_models_own_control_is_compared_with(place: Place, control: dict[
     assert (newest_control(place.results, load(path)) is not None) is counts
 
 
-def test_records_of_one_name_are_judged_side_by_side(place: Place) -> None:
+def test_records_of_one_name_are_judged_side_by_side(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     one = place.add()
     two = place.add(file="20261125T000000Z-cccccccc", change=with_model(source="hub:b/x"))
-    output = "".join(run("judge", one, two, "--hypotheses", place.root / "hypotheses").output.split())  # it is wrapped
-    assert "tiny(20261124T100000Z-00000000)" in output
-    assert "tiny(20261125T000000Z-cccccccc)" in output
+    output = run("judge", one, two, "--hypotheses", place.root / "hypotheses").output
+    assert "tiny (20261124T100000Z-00000000)" in output
+    assert "tiny (20261125T000000Z-cccccccc)" in output
