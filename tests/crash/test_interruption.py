@@ -108,7 +108,7 @@ def test_pytest_says_what_is_kept(models: Path, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *words],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(path)},
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path), "COLUMNS": "300"},
         capture_output=True,
         text=True,
         check=False,

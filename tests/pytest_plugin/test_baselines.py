@@ -412,9 +412,9 @@ def test_an_update_touches_only_what_was_selected(
     layers = [[layer["metrics"]["raw"]["gamma"] for layer in side["record"]["layers"]] for side in (content, after)]
     assert layers[0] == layers[1]
     judged = {name for name, entry in after["verdicts"].items() if entry["claim"] != old}
-    if figures is None:  # all but one: what follows from the whole record cannot be taken without it
-        assert re.search("not written: .*model/.* cannot be overwritten alone", said)
-        assert after == content
+    if figures is None:  # all but one, which stays; figures of the model have intervals, and those of both agree
+        assert "1 other items were not selected, and stayed as they were" in said
+        assert len(changed) > 10
         return
     assert (changed, judged) == (figures, verdicts)
     told = "stayed as they were" if changed or judged else "nothing of .* was selected, so nothing was written"
