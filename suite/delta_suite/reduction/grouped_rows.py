@@ -134,7 +134,7 @@ class GroupedRows(Groups):
         for together in self._together(side, max(self.hidden, len(rest) ** 2 if full else 0)):
             count = len(together)
             block, trace = values.new_zeros(count, len(leading), len(leading)), values.new_zeros(count)
-            border, square = rest.new_zeros(count, len(leading), len(rest)), None
+            border = rest.new_zeros(count, len(leading), len(rest))
             product = rest.new_zeros(count, *(len(rest) if full else 0,) * 2)
             energy = values.new_zeros(count, len(rest))
             totals = [values.new_zeros(count, len(leading)), values.new_zeros(count, len(rest))]
@@ -146,8 +146,8 @@ class GroupedRows(Groups):
                 energy += single.square().sum(dim=1)
                 if full:
                     product.baddbmm_(single.mT, single)
-                    square = self._squares(together, rows)
                 totals = [total + part.sum(dim=1) for total, part in zip(totals, (along, single), strict=True)]
+            square = self._squares(together, rows) if full else None
             energies = torch.cat([block.diagonal(dim1=1, dim2=2), energy], dim=1)
             whole = trace if square is None else energies @ values
             pairs.append(torch.stack([trace, whole, trace if square is None else square], dim=1))
