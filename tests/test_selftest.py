@@ -13,7 +13,16 @@ from delta_suite.cli import app
 from delta_suite.selftest import law_worlds as law
 from delta_suite.selftest import report
 from delta_suite.selftest.documents import DOCUMENTS, SCALE, SPREAD
-from delta_suite.selftest.planted import SHARED, SHARED_COSINE, TOKENS, Truth, phased
+from delta_suite.selftest.planted import (
+    SHARED,
+    SHARED_COSINE,
+    TOKENS,
+    Truth,
+    duplicates,
+    heavy_tails,
+    near_zero,
+    phased,
+)
 from delta_suite.selftest.proof import SelftestError, Task, coverage_of, run_task, selftest
 from delta_suite.selftest.report import COVERAGE, Coverage, Proof, Rate, wilson
 from delta_suite.selftest.worlds import WORLDS, Claim
@@ -103,6 +112,24 @@ def test_truth_is_what_was_planted() -> None:
     )
 
 
+def test_heavy_tails_keep_the_second_moments() -> None:
+    population = heavy_tails(np.random.default_rng(3))
+    states = population.states(np.random.default_rng(5), 4000)
+    normal = phased(np.random.default_rng(3)).states(np.random.default_rng(5), 4000)
+    delta, other = (pair[9].astype(np.float64) - pair[8] for pair in (states, normal))
+    assert (delta**2).mean() == pytest.approx((other**2).mean(), rel=0.03)
+    assert (delta**4).mean() > 1.5 * (other**4).mean()
+
+
+def test_copies_are_equal_and_the_last_layer_of_near_zero_writes_nothing() -> None:
+    states = duplicates(np.random.default_rng(3)).states(np.random.default_rng(5), 6)
+    documents = states[-1].reshape(3, 2, TOKENS, -1)
+    assert np.array_equal(documents[:, 0], documents[:, 1])
+    assert not np.array_equal(documents[0], documents[1])
+    faint = near_zero(np.random.default_rng(3)).states(np.random.default_rng(5), 6)
+    assert np.array_equal(faint[-1], faint[-2])
+
+
 def test_truth_of_the_law_is_what_was_planted() -> None:
     """Every figure has a closed form where only rotations and noise are planted."""
     noise = law.NOISE**2 * (1 + SPREAD**2) * math.exp(2 * SCALE**2)
@@ -157,8 +184,12 @@ def test_nothing_is_supported_where_there_is_nothing(name: str) -> None:
     assert [row.supported for row in result.rates] == [0] * len(WORLDS[name].claims)
 
 
-def test_planted_phases_are_found() -> None:
-    result = selftest(1, only="phases", truth_documents=20)
+@pytest.mark.parametrize(
+    "name", ["phases", "heavy tails", "massive dimension", "near zero", "equal singular values", "sublayers"]
+)
+def test_what_is_planted_is_supported_and_nothing_else(name: str) -> None:
+    result = selftest(1, only=name, truth_documents=20)
+    assert len(result.rates) == len(WORLDS[name].claims)
     for row in result.rates:
         assert row.supported == (row.claim.kind == "power"), row.claim.expectation.claim()
 

@@ -40,12 +40,19 @@ class Population(ABC):
     The noise of token t of document j in layer L is s_j (z_t + SPREAD m_jL) with s_j = exp(SCALE g_j), where z, m and g
     are standard normal. So documents differ in scale (the same in all layers) and in mean, and tokens of one document
     are alike. Where there are domains, each has a scale exp(DOMAIN_SCALE g_k) and a mean DOMAIN_SPREAD m_kL more.
+
+    Where tails are heavy, all of a token's noise in a layer is multiplied by one factor sqrt((tail - 2) / chi^2_tail),
+    whose mean square is 1: a multivariate Student's t with the second moments of the normal.
     """
 
     tokens: int
     """Number of tokens in each document."""
     in_domain: int = 0
     """Number of documents of each domain; 0 where documents are independent."""
+    tail: int | None = None
+    """Degrees of freedom of the noise; None where it is normal. Above 4, so that energies have a variance."""
+    copied: bool = False
+    """True if every second document is a copy of the one before it."""
     sink: Float64[np.ndarray, " hidden"] | None = None
     """The direction in which every layer pushes two tokens of each document, the first and one more."""
 
@@ -91,11 +98,17 @@ class Population(ABC):
             noise = draw.standard_normal(shape) + SPREAD * draw.standard_normal((documents, self.hidden))[document]
             if domains:
                 noise += DOMAIN_SPREAD * draw.standard_normal((domains, self.hidden))[document % domains]
+            if self.tail is not None:
+                noise *= np.sqrt((self.tail - 2) / draw.chisquare(self.tail, len(document)))[:, None]
             update = self.update(layer, state, noise, scale)
             if self.sink is not None:
                 update[sinks] += SINK * self.sink
             state = state + update
             out.append(state.astype(np.float32))
+        if self.copied:
+            for rounded in out:
+                by_document = rounded.reshape(documents, self.tokens, self.hidden)
+                by_document[1::2] = by_document[::2]
         return out
 
     def stream(self, draw: np.random.Generator, documents: int = DOCUMENTS) -> ResidualStream:

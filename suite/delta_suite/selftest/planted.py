@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float64, Int64
@@ -36,6 +37,9 @@ from delta_suite.selftest.documents import (
     unit,
 )
 
+if TYPE_CHECKING:
+    from delta_suite.capture.stream import ResidualStream
+
 TOKENS = 12
 """Number of tokens in a document of these populations."""
 
@@ -56,6 +60,8 @@ class Spectral(Population):
     sink: Float64[np.ndarray, " hidden"] | None = None
     tokens: int = TOKENS
     in_domain: int = 0
+    tail: int | None = None
+    copied: bool = False
 
     @property
     def layers(self) -> int:
@@ -74,6 +80,16 @@ class Spectral(Population):
     def truth(self, draw: np.random.Generator, documents: int) -> ValueOf:
         """Return the function that gives true values."""
         return Truth(self, draw, documents)
+
+
+class Sublayers(Spectral):
+    """A population of blocks with two sublayers: attention adds the updates of even number, the MLP those of odd."""
+
+    def stream(self, draw: np.random.Generator, documents: int = DOCUMENTS) -> ResidualStream:
+        """Return new documents as the residual stream that the tap would record, with the states between sublayers."""
+        halves = super().stream(draw, documents)
+        middles = halves.states[1::2]
+        return replace(halves, states=halves.states[::2], middles=middles, parallel=[False] * len(middles))
 
 
 class Truth:
@@ -219,6 +235,66 @@ def sinks(draw: np.random.Generator) -> Spectral:
     return noise(draw, sink=True)
 
 
+def duplicates(draw: np.random.Generator) -> Spectral:
+    """Return an isotropic population in which every document is there twice."""
+    return replace(noise(draw), copied=True)
+
+
+def heavy_tails(draw: np.random.Generator) -> Spectral:
+    """Return the population `phased` with the tails of a Student's t of five degrees of freedom."""
+    return replace(phased(draw), tail=5)
+
+
+MASSIVE = 60.0
+"""Mean of the massive dimension in every update; an ordinary update has a length of about 3."""
+
+
+def massive_dimension(draw: np.random.Generator) -> Spectral:
+    """Return the population `phased`, in which every update of a document adds as much to one dimension."""
+    population = phased(draw)
+    means = population.means.copy()
+    means[:, 0] += MASSIVE
+    return replace(population, means=means)
+
+
+FAINT = 1e-8
+"""Size of updates that float32 cannot hold beside a stream of about 3: half its spacing there is 1e-7."""
+
+
+def near_zero(draw: np.random.Generator) -> Spectral:
+    """Return the population `phased` whose layers of E write almost nothing, and the last layer nothing."""
+    population = phased(draw)
+    spectra, means = population.spectra.copy(), population.means.copy()
+    faint = slice(SPECIAL[0], SPECIAL[1] + 1)
+    spectra[faint] *= FAINT**2
+    means[faint] *= FAINT
+    spectra[-1], means[-1] = 0.0, 0.0
+    return replace(population, spectra=spectra, means=means)
+
+
+def equal_pair(draw: np.random.Generator) -> Spectral:
+    """Return a population whose two largest singular values are equal; the layers of C have them in one plane."""
+    hidden = 32
+    spectra = _spiked(DEPTH, hidden)
+    spectra[:, 1] = spectra[:, 0]
+    planes = draw.standard_normal((DEPTH, hidden, 2))
+    planes[SHARED[0] : SHARED[1] + 1] = planes[SHARED[0]]
+    others = draw.standard_normal((DEPTH, hidden, hidden - 2))
+    bases = np.swapaxes(np.linalg.qr(np.concatenate([planes, others], axis=2))[0], 1, 2)
+    return Spectral(spectra, bases, np.zeros((DEPTH, hidden)))
+
+
+def sublayers(draw: np.random.Generator) -> Sublayers:
+    """Return a population whose MLPs write as `phased` does, and whose attention has unrelated directions."""
+    attention, mlp = independent(draw), phased(draw)
+
+    def in_turn(name: str) -> np.ndarray:
+        both = np.stack([getattr(attention, name), getattr(mlp, name)], axis=1)
+        return both.reshape(2 * DEPTH, *both.shape[2:])
+
+    return Sublayers(in_turn("spectra"), in_turn("bases"), in_turn("means"))
+
+
 def equal(draw: np.random.Generator) -> Spectral:
     """Return a population in which the directions of every two layers have the cosine 0.5."""
     hidden = 32
@@ -255,6 +331,11 @@ SEGMENTS = np.diff([0, SHARED[0], SHARED[1] + 1, SPECIAL[0], SPECIAL[1] + 1, DEP
 def segments(draw: np.random.Generator) -> Spectral:
     """Return a population with the declared phases."""
     return _in_segments(draw, SEGMENTS)
+
+
+def segments_one_off(draw: np.random.Generator) -> Spectral:
+    """Return a population with every boundary one layer later than declared."""
+    return _in_segments(draw, SEGMENTS + np.array([1, 0, 0, 0, -1]))
 
 
 def segments_elsewhere(draw: np.random.Generator) -> Spectral:

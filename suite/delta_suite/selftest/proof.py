@@ -20,10 +20,11 @@ from datetime import UTC, datetime
 from functools import cache
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from delta_suite.capture.writes import SUBLAYERS, Write
 from delta_suite.claims.judge import judge
 from delta_suite.claims.observe import observe
 from delta_suite.claims.schema import Expectation, Hypothesis, nearest
@@ -33,14 +34,26 @@ from delta_suite.metrics.registry import metric_versions
 from delta_suite.progress import Progress, no_progress
 from delta_suite.provenance import hardware, library_version
 from delta_suite.records.arrays import ArrayFile
-from delta_suite.records.assemble import assemble, with_law
-from delta_suite.records.record import CalibrationRecord, CertificateRecord, ModelRecord, Provenance, SinkRecord
+from delta_suite.records.assemble import assemble, with_law, with_writes
+from delta_suite.records.record import (
+    CalibrationRecord,
+    CertificateRecord,
+    IdentityRecord,
+    ModelRecord,
+    Provenance,
+    SinkRecord,
+)
 from delta_suite.records.view import RecordView
 from delta_suite.reduction.variants import VARIANTS
 from delta_suite.selftest.documents import DOCUMENTS
 from delta_suite.selftest.report import Coverage, Proof, Rate
 from delta_suite.selftest.worlds import WORLDS, World, gated
 from delta_suite.version import __version__
+
+if TYPE_CHECKING:
+    from delta_suite.reduction.replicates import LayerSpectra
+
+    Spectra = dict[str, list[LayerSpectra]]
 
 SEED = 20261124
 """Seed of every draw here, so that the table can be reproduced."""
@@ -121,28 +134,11 @@ def measured(stream: Any, world: World) -> RecordView:
 
     There is no model, so its certificate certifies nothing, and nothing is written to disk.
     """
-    import torch
-
-    from delta_suite.capture.sinks import SINK_RATIO, find_sinks
+    from delta_suite.capture.sinks import SINK_RATIO
     from delta_suite.reduction.law_fit import measure_law
-    from delta_suite.reduction.reduce import reduce_stream
 
-    sinks: list[Any] = []
-
-    def recorded(stream: Any) -> Any:
-        sinks.append(find_sinks(stream))
-        return sinks[-1]
-
-    with torch.no_grad():
-        spectra = reduce_stream(
-            [stream],
-            layers=stream.layers,
-            tokens=len(stream.kept),
-            units=world.units,
-            variants=[VARIANTS[name] for name in world.variants],
-            sinks=recorded,
-        )
-        law = measure_law(stream, world.scopes, units=world.units, sinks=sinks[-1]) if world.needs_law else None
+    spectra, writes, sinks = _reduced(stream, world)
+    law = measure_law(stream, world.scopes, units=world.units, sinks=sinks[-1]) if world.needs_law else None
     entry = assemble(
         spectra,
         dict(world.scopes) if law else {},  # claims compute the figures that they need from the view
@@ -185,6 +181,8 @@ def measured(stream: Any, world: World) -> RecordView:
         ),
         units=world.units,
     )
+    if writes:
+        entry = with_writes(entry, writes, IdentityRecord(says="planted", error=0.0, tolerance=0.0))
     record, arrays = with_law(entry.record, law) if law else (entry.record, {})
     record = record.model_copy(update={"phases": dict(world.scopes)})
     in_memory = Path("planted")
@@ -193,6 +191,37 @@ def measured(stream: Any, world: World) -> RecordView:
         ArrayFile(in_memory, content={**entry.arrays, **arrays}),
         ArrayFile(in_memory, content=entry.directions),
     )
+
+
+def _reduced(stream: Any, world: World) -> tuple[Spectra, Spectra, list[Any]]:
+    """Return the spectra of whole blocks, those of sublayers where the stream has them, and the sinks."""
+    import torch
+
+    from delta_suite.capture.sinks import find_sinks
+    from delta_suite.reduction.reduce import reduce_stream
+
+    sinks: list[Any] = []
+
+    def recorded(stream: Any) -> Any:
+        sinks.append(find_sinks(stream))
+        return sinks[-1]
+
+    def of_write(write: Write) -> Spectra:
+        return reduce_stream(
+            [stream.of_write(write)],
+            layers=stream.layers,
+            tokens=len(stream.kept),
+            units=world.units,
+            variants=[VARIANTS[name] for name in world.variants if VARIANTS[name].write == write],
+            sinks=recorded if write == "block" else lambda _: sinks[-1],
+        )
+
+    with torch.no_grad():
+        blocks = of_write("block")
+        writes: Spectra = {}
+        for write in SUBLAYERS if stream.middles else ():
+            writes |= of_write(write)
+    return blocks, writes, sinks
 
 
 def _hypothesis(expectation: Expectation) -> Hypothesis:

@@ -24,15 +24,22 @@ from delta_suite.selftest.planted import (
     SHARED,
     SPECIAL,
     domains,
+    duplicates,
     equal,
+    equal_pair,
     even_drift,
     fast_ends,
+    heavy_tails,
     independent,
+    massive_dimension,
+    near_zero,
     noise,
     phased,
     segments,
     segments_elsewhere,
+    segments_one_off,
     sinks,
+    sublayers,
     uneven_drift,
     wide,
 )
@@ -160,8 +167,24 @@ _OVERFIT = (
 _FLAT = "the residual is equal in all directions, so its largest eigenvalue lies at the end of its range, as in noise"
 _UNSHARED = "nothing is shared, so the truth lies at the end of the range, 0, except for chance similarity of the maps"
 
+_COPIES = (
+    "a copy is in the other half of the documents, so that noise looks reliable: the reason why a measurement drops "
+    "exact duplicates before anything else"
+)
+_TIED = "the two largest eigenvalues are equal, so the truth lies at the end of the range"
+
 _E_LIKE = [("intra_cosine", "<=", 0.3), ("block_effective_rank_fraction", ">=", 0.8), ("equal_cosine", "<=", 0.3)]
 _C_LIKE = [("intra_cosine", ">=", 0.5), ("intra_cosine_cross_fitted", ">=", 0.5), ("adjacent_cosine", ">=", 0.5)]
+
+
+def _claims_of_phases(**more: Any) -> list[Claim]:
+    """Return the claims that `phased` was planted for, and their opposites in the other phase."""
+    return [
+        *(_claim("power", metric, "C", op, bound, **more) for metric, op, bound in _C_LIKE),
+        *(_claim("false positives", metric, "E", op, bound, **more) for metric, op, bound in _C_LIKE),
+        *(_claim("false positives", metric, "C", op, bound, **more) for metric, op, bound in _E_LIKE),
+    ]
+
 
 WORLDS: Mapping[str, World] = {
     "phases": World(
@@ -333,14 +356,81 @@ WORLDS: Mapping[str, World] = {
         ],
         redrawn=True,
     ),
+    "segments one off": World(
+        segments_one_off,
+        "segments with every boundary one layer later than declared",
+        claims=_stated("power", _BOUNDARIES, _RANK, _NO_DRIFT),
+        redrawn=True,
+    ),
+    "heavy tails": World(
+        heavy_tails,
+        "the phases, in tokens with the tails of a Student's t of five degrees of freedom",
+        claims=_claims_of_phases(),
+        covered={"layer:8": _OF_SPECTRA, "C": _OF_PAIRS, "E": _OF_PAIRS},
+    ),
+    "massive dimension": World(
+        massive_dimension,
+        "the phases, and one dimension to which every update of a document adds 20 times an ordinary length; centred "
+        "rows share it too, as its size differs between documents",
+        claims=[
+            claim
+            for variant in ("raw", "centred")
+            for claim in (
+                *(_claim("power", metric, "E", op, bound, variant=variant) for metric, op, bound in _C_LIKE),
+                *(_claim("false positives", metric, "E", op, bound, variant=variant) for metric, op, bound in _E_LIKE),
+            )
+        ],
+        covered={"layer:8": _OF_SPECTRA, "C": _OF_PAIRS},
+        variants=("raw", "sink_free", "centred"),
+    ),
+    "near zero": World(
+        near_zero,
+        "the phases, but the layers of E write less than float32 can hold beside the stream, and the last nothing",
+        claims=[
+            *(_claim("power", metric, "C", op, bound) for metric, op, bound in _C_LIKE),
+            *(_claim("false positives", metric, "E", op, bound) for metric, op, bound in (*_C_LIKE, *_E_LIKE)),
+        ],
+    ),
+    "equal singular values": World(
+        equal_pair,
+        "the two largest singular values of each layer are equal, so no layer has a top direction; C shares the plane",
+        claims=[
+            _claim("false positives", metric, scope, op, bound)
+            for scope in "CE"
+            for metric, op, bound in (*_C_LIKE, *_E_LIKE)
+        ],
+        covered={"layer:8": _OF_SPECTRA, "C": ["subspace_overlap"]},
+        shown=dict.fromkeys([("layer:8", name) for name in ("stable_rank", "top1_energy", "gamma")], _TIED),
+    ),
+    "duplicates": World(
+        duplicates,
+        "isotropic updates, in documents that are there twice",
+        claims=[
+            _claim("false positives", metric, "E", op, bound, bounded=False, note=_COPIES)
+            for metric, op, bound in _E_LIKE
+        ],
+        phases={"C": (2, 5), "E": (6, 10)},
+    ),
+    "sublayers": World(
+        sublayers,
+        "blocks whose MLPs write the phases, and whose attention writes along unrelated directions",
+        claims=[
+            *_claims_of_phases(write="mlp", variant="sink_free"),
+            *(
+                _claim("power", metric, "C", op, bound, write="attention", variant="sink_free")
+                for metric, op, bound in _E_LIKE
+            ),
+            *(
+                _claim("false positives", metric, "C", op, bound, write="attention", variant="sink_free")
+                for metric, op, bound in _C_LIKE
+            ),
+        ],
+        variants=("sink_free", "sink_free.attention", "sink_free.mlp"),
+    ),
     "domains": World(
         domains,
         "the phases, in documents of 40 domains that differ as much as documents do, so that the domain is the unit",
-        claims=[
-            *(_claim("power", metric, "C", op, bound) for metric, op, bound in _C_LIKE),
-            *(_claim("false positives", metric, "E", op, bound) for metric, op, bound in _C_LIKE),
-            *(_claim("false positives", metric, "C", op, bound) for metric, op, bound in _E_LIKE),
-        ],
+        claims=_claims_of_phases(),
         covered={"layer:8": _OF_SPECTRA, "C": _OF_PAIRS, "E": _OF_PAIRS},
         in_domain=DOMAIN_DOCUMENTS,
     ),
