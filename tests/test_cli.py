@@ -22,6 +22,8 @@ from delta_suite.pipeline import Outcome, Settings, measure
 from delta_suite.records.cache import Cache
 from typer.testing import CliRunner, Result
 
+from tests.tiny import DOCUMENTS
+
 
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
@@ -31,7 +33,8 @@ def run(*arguments: object) -> Result:
 def record(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("cli")
     return measure(
-        ModelSpec(name="tiny", path=tiny), Settings(results=root, device="cpu", cache=Cache(root / "cache"))
+        ModelSpec(name="tiny", path=tiny),
+        Settings(documents=DOCUMENTS, results=root, device="cpu", cache=Cache(root / "cache")),
     ).path
 
 
@@ -58,7 +61,7 @@ def test_the_package_runs_as_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_measure_writes_a_record_and_shows_the_phases(tiny: Path, tmp_path: Path) -> None:
-    result = run("measure", tiny, "--results-dir", tmp_path, "--device", "cpu", "--layers")
+    result = run("measure", tiny, "--documents", DOCUMENTS, "--results-dir", tmp_path, "--device", "cpu", "--layers")
     assert result.exit_code == 0, result.output
     written = Path(re.findall(r"record: (\S+)", result.output)[0])
     assert json.loads(written.read_text())["model"]["layers"] == 12
@@ -96,7 +99,17 @@ def test_measure_goes_on_after_a_model_that_cannot_be_measured(tiny: Path, tmp_p
     (tmp_path / "models.toml").write_text(
         f'[models.gone]\npackage="absent"\ngguf="x.gguf"\n[models.tiny]\npath={str(tiny)!r}\n'
     )
-    result = run("measure", "gone", "tiny", "--models-file", tmp_path / "models.toml", "--results-dir", tmp_path / "r")
+    result = run(
+        "measure",
+        "gone",
+        "tiny",
+        "--documents",
+        DOCUMENTS,
+        "--models-file",
+        tmp_path / "models.toml",
+        "--results-dir",
+        tmp_path / "r",
+    )
     assert result.exit_code == 1
     assert "gone cannot be measured" in result.stderr
     assert len(list((tmp_path / "r" / "runs").iterdir())) == 1
@@ -116,7 +129,17 @@ def test_measure_goes_on_after_an_error_that_nobody_foresaw(
     monkeypatch.setattr("delta_suite.pipeline.measure", broken)
     models = tmp_path / "models.toml"
     models.write_text(f"[models.first]\npath={str(tiny)!r}\n[models.second]\npath={str(tiny)!r}\n")
-    arguments = ("measure", "first", "second", "--models-file", models, "--results-dir", tmp_path / "r")
+    arguments = (
+        "measure",
+        "first",
+        "second",
+        "--documents",
+        DOCUMENTS,
+        "--models-file",
+        models,
+        "--results-dir",
+        tmp_path / "r",
+    )
     result = run(*arguments, "--device", "cpu")
     assert result.exit_code == 1
     told, advice, *_ = result.stderr.splitlines()
@@ -313,11 +336,13 @@ def test_an_empty_argument_is_an_error(tiny: Path) -> None:
 
 def test_an_empty_dtype_is_not_the_default(tiny: Path, tmp_path: Path) -> None:
     with pytest.raises(SuiteError, match="dtype '' is unknown"):
-        measure(ModelSpec(name="tiny", path=tiny), Settings(results=tmp_path, device="cpu", dtype=""))
+        measure(
+            ModelSpec(name="tiny", path=tiny), Settings(documents=DOCUMENTS, results=tmp_path, device="cpu", dtype="")
+        )
 
 
 def test_compare_prints_two_side_by_side(record: Path, tiny: Path, tmp_path: Path) -> None:
-    result = run("compare", record, tiny, "--results-dir", tmp_path, "--device", "cpu")
+    result = run("compare", record, tiny, "--documents", DOCUMENTS, "--results-dir", tmp_path, "--device", "cpu")
     assert result.exit_code == 0, result.output
     assert re.search(r"C +intra_cosine +(\S+) +\1 +0\.000", result.output)
     assert "paired by document" in result.output
@@ -336,7 +361,7 @@ def test_trajectory_writes_a_page_that_needs_nothing_else(tiny: Path, tmp_path: 
     )
     page = tmp_path / "run.html"
     pattern = f"{tmp_path}/run/checkpoint-*"
-    common = ("--device", "cpu", "--results-dir", tmp_path, "--hypotheses", claims)
+    common = ("--documents", DOCUMENTS, "--device", "cpu", "--results-dir", tmp_path, "--hypotheses", claims)
     result = run("trajectory", pattern, "--out", page, *common)
     assert result.exit_code == 0, result.output
     assert re.search(r"x/low +\S ([A-Z]+) \S+ +\S [A-Z]+ ", result.output)

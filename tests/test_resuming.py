@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import make_tiny
+from tests.tiny import DOCUMENTS, make_tiny
 
 NAMES = ("one", "two", "three")
 
@@ -54,7 +54,15 @@ def project(tmp_path: Path) -> Path:
 
 
 def start(project: Path, *options: str, **environment: str) -> subprocess.Popen[str]:
-    arguments = ["-p", "no:cacheprovider", "-q", "test_it.py", *(f"--model={name}" for name in NAMES), *options]
+    arguments = [
+        "-p",
+        "no:cacheprovider",
+        "-q",
+        "test_it.py",
+        f"--documents={DOCUMENTS}",
+        *(f"--model={name}" for name in NAMES),
+        *options,
+    ]
     return subprocess.Popen(
         [sys.executable, "-m", "pytest", *arguments],
         cwd=project,

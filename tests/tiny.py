@@ -6,6 +6,9 @@ import json
 from importlib import resources
 from pathlib import Path
 
+DOCUMENTS = 50
+"""Documents of `core` on which tests measure a tiny model: the fewest that verdicts are given for."""
+
 
 def make_tiny(directory: Path, *, layers: int = 12, hidden: int = 48, seed: int = 0, scale: float = 0.2) -> Path:
     """Save a Llama of random weights in a directory. A large `scale` makes updates differ clearly between layers."""

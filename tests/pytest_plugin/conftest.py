@@ -10,6 +10,8 @@ from delta_suite.models.spec import ModelSpec
 from delta_suite.pipeline import Settings, measure
 from delta_suite.records.cache import Cache
 
+from tests.tiny import DOCUMENTS
+
 CLAIMS = """
 schema = 1
 id = "claims"
@@ -49,7 +51,7 @@ def measured(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A cache that holds the tiny model's measurement."""
     root = tmp_path_factory.mktemp("measured")
     spec = ModelSpec(name="tiny", path=tiny)
-    measure(spec, Settings(results=root / "results", device="cpu", cache=Cache(root)))
+    measure(spec, Settings(documents=DOCUMENTS, results=root / "results", device="cpu", cache=Cache(root)))
     return root
 
 

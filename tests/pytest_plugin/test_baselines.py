@@ -20,9 +20,17 @@ from delta_suite.records.cache import Cache
 from delta_suite.regression.update import update_baseline
 
 from tests.pytest_plugin.test_plugin import count_loads
-from tests.tiny import make_tiny
+from tests.tiny import DOCUMENTS, make_tiny
 
-RUN = ("hypotheses/", "--device=cpu", "--no-control", "-p", "no:cacheprovider", "--model=tiny")
+RUN = (
+    "hypotheses/",
+    f"--documents={DOCUMENTS}",
+    "--device=cpu",
+    "--no-control",
+    "-p",
+    "no:cacheprovider",
+    "--model=tiny",
+)
 
 
 @pytest.fixture(scope="session")
@@ -147,7 +155,7 @@ def test_what_cannot_be_compared_fails(project: pytest.Pytester, baseline: Path)
     assert result.ret == 1
     assert "passed" not in result.parseoutcomes()
     result.stdout.fnmatch_lines(
-        ["* of tiny: not comparable", "  reason     the calibration is another: docs (112 documents, 00000000) there*"]
+        ["* of tiny: not comparable", "  reason     the calibration is another: docs (50 documents, 00000000) there*"]
     )
 
 
@@ -282,7 +290,13 @@ def test_directions_of_another_baseline_are_not_compared(project: pytest.Pyteste
 def test_a_model_of_another_shape_never_overwrites(project: pytest.Pytester, baseline: Path, tmp_path: Path) -> None:
     other = make_tiny(tmp_path / "wide", layers=3, hidden=32)
     before = baseline.read_bytes()
-    arguments = ("hypotheses/", "--device=cpu", f"--model={other}", f"--baseline={baseline}")
+    arguments = (
+        "hypotheses/",
+        f"--documents={DOCUMENTS}",
+        "--device=cpu",
+        f"--model={other}",
+        f"--baseline={baseline}",
+    )
     result = project.runpytest(*arguments, "--baseline-update=all", "--baseline-reason=wrong path", "-q")
     assert result.ret == 1
     result.stdout.fnmatch_lines(["not written: *is about another model, tiny (*12 layers x 48)*"])
@@ -366,7 +380,15 @@ def other(tmp_path_factory: pytest.TempPathFactory, measured: Path) -> Path:
     return folder
 
 
-UPDATE = ("--device=cpu", "--no-control", "-p", "no:cacheprovider", "--baseline-update=all", "--baseline-reason=meant")
+UPDATE = (
+    f"--documents={DOCUMENTS}",
+    "--device=cpu",
+    "--no-control",
+    "-p",
+    "no:cacheprovider",
+    "--baseline-update=all",
+    "--baseline-reason=meant",
+)
 NODE = "hypotheses/claims.toml::claims/holds"
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
-OPTIONS = ("--model=tiny", "--device=cpu", "--no-control", "-p", "no:cacheprovider")
+from tests.tiny import DOCUMENTS
+
+OPTIONS = ("--model=tiny", f"--documents={DOCUMENTS}", "--device=cpu", "--no-control", "-p", "no:cacheprovider")
 FULL = Path("/dev/full")
 
 

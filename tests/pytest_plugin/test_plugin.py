@@ -18,9 +18,9 @@ import pytest
 from delta_suite.errors import CaptureError
 
 from tests.pytest_plugin.conftest import CLAIMS
-from tests.tiny import make_tiny
+from tests.tiny import DOCUMENTS, make_tiny
 
-RUN = ("hypotheses/", "--device=cpu", "--no-control", "-p", "no:cacheprovider")
+RUN = ("hypotheses/", f"--documents={DOCUMENTS}", "--device=cpu", "--no-control", "-p", "no:cacheprovider")
 
 
 def test_one_item_per_expectation_and_model(project: pytest.Pytester) -> None:
@@ -52,7 +52,8 @@ def test_verdicts_are_outcomes_and_tables(project: pytest.Pytester) -> None:
             "  observed   *, required <= 0.001 (margin -*)",
             "  threshold  never true",
             "  stated at  hypotheses/claims.toml:17",
-            "  reproduce  pytest 'hypotheses/claims.toml::claims/fails[[]tiny[]]' --model=tiny --device=cpu",
+            "  reproduce  pytest 'hypotheses/claims.toml::claims/fails[[]tiny[]]' --model=tiny "
+            f"--documents={DOCUMENTS} --device=cpu",
             "phase *layers* N* intra * cross * block rank * capture",
             "C *2-5* 4 *",
             "*layer *phase*||h||*",
@@ -67,7 +68,11 @@ def test_verdicts_are_outcomes_and_tables(project: pytest.Pytester) -> None:
 
 def test_the_reproduce_command_works(project: pytest.Pytester) -> None:
     result = project.runpytest(
-        "hypotheses/claims.toml::claims/fails[tiny]", "--model=tiny", "--device=cpu", "--no-control"
+        "hypotheses/claims.toml::claims/fails[tiny]",
+        "--model=tiny",
+        f"--documents={DOCUMENTS}",
+        "--device=cpu",
+        "--no-control",
     )
     result.assert_outcomes(failed=1)
 
@@ -75,7 +80,7 @@ def test_the_reproduce_command_works(project: pytest.Pytester) -> None:
 def test_a_directory_is_measured_and_named_in_the_command(project: pytest.Pytester, tiny: Path) -> None:
     result = project.runpytest(*RUN, f"--model={tiny}", "-k", "fails")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines([f"  reproduce  pytest *--model={tiny} --device=cpu"])
+    result.stdout.fnmatch_lines([f"  reproduce  pytest *--model={tiny} --documents={DOCUMENTS} --device=cpu"])
 
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2")], ids=["alone", "workers"])
@@ -90,7 +95,7 @@ def test_two_models_of_one_derived_name_are_both_measured(
         make_tiny(folder, layers=6, seed=seed) if seed else shutil.copytree(tiny, folder)
     arguments = [f"--model={folder}" for folder in models]
     run = project.runpytest_subprocess if workers else project.runpytest
-    result = run("hypotheses/", *arguments, "--device=cpu", "--no-control", "--junit-xml=junit.xml", *workers)
+    result = run(*RUN, *arguments, "--no-control", "--junit-xml=junit.xml", *workers)
     names = ["a--run--step-5", "b--run--step-5"]
     result.stdout.fnmatch_lines(["hypothesis *claim *a--run--step-5 *b--run--step-5"])
     cases = [case.get("name") for case in ET.parse(project.path / "junit.xml").iter("testcase")]
@@ -220,7 +225,7 @@ def test_a_claim_can_be_judged_under_another_variant(
 
 def test_a_claim_that_random_weights_support_is_vacuous(project: pytest.Pytester) -> None:
     """The tiny model's weights are random themselves, so whatever it supports its control does."""
-    result = project.runpytest("hypotheses/", "--device=cpu", "--model=tiny", "-v")
+    result = project.runpytest("hypotheses/", f"--documents={DOCUMENTS}", "--device=cpu", "--model=tiny", "-v")
     result.assert_outcomes(passed=1, failed=1)
     result.stdout.fnmatch_lines([". holds *PASS * °", "° vacuous: random weights of the same architecture*"])
     assert (project.path / "results" / "runs" / "tiny@random-weights").is_dir()
@@ -317,7 +322,9 @@ def test_a_record_that_is_gone_at_the_end_is_one_line_and_a_failed_run(
         "def pytest_collection_modifyitems(items): items.sort(key=lambda item: 'harm' in item.name)\n"
     )
     project.makeini("[pytest]\ndelta_suite = true\n")
-    result = project.runpytest("test_held.py", "test_harm.py", "--model=tiny", "--device=cpu", "-v")
+    result = project.runpytest(
+        "test_held.py", "test_harm.py", "--model=tiny", f"--documents={DOCUMENTS}", "--device=cpu", "-v"
+    )
     result.assert_outcomes(passed=2)
     assert result.ret == pytest.ExitCode.TESTS_FAILED
     result.stdout.fnmatch_lines(
@@ -367,7 +374,9 @@ def test_other_toml_files_are_left_alone(project: pytest.Pytester) -> None:
 
 def test_a_file_elsewhere_is_read_when_named(project: pytest.Pytester) -> None:
     (project.path / "claims.toml").write_text(CLAIMS.replace('id = "claims"', 'id = "elsewhere"'))
-    result = project.runpytest("claims.toml", "--model=tiny", "--device=cpu", "--no-control", "-k", "holds")
+    result = project.runpytest(
+        "claims.toml", "--model=tiny", f"--documents={DOCUMENTS}", "--device=cpu", "--no-control", "-k", "holds"
+    )
     result.assert_outcomes(passed=1, deselected=2)
 
 
@@ -382,7 +391,7 @@ def test_the_fixture_explains_a_failed_assert(project: pytest.Pytester) -> None:
         """
     )
     project.makeini("[pytest]\ndelta_suite = true\n")
-    result = project.runpytest("test_plain.py", "--model=tiny", "--device=cpu", "-v")
+    result = project.runpytest("test_plain.py", "--model=tiny", f"--documents={DOCUMENTS}", "--device=cpu", "-v")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(
         [
@@ -503,7 +512,8 @@ def test_collecting_imports_no_torch_and_is_quick(project: pytest.Pytester) -> N
 def test_a_cached_run_imports_no_torch(project: pytest.Pytester) -> None:
     code = (
         "import sys, pytest; "
-        "status = pytest.main(['hypotheses/', '--model=tiny', '--device=cpu', '--no-control', '-q']); "
+        "words = ['hypotheses/', '--model=tiny', '--device=cpu', '--no-control', '-q']; "
+        f"status = pytest.main([*words, '--documents={DOCUMENTS}']); "
         "print('heavy:', [m for m in ('torch', 'transformers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=project.path, capture_output=True, text=True, check=True)

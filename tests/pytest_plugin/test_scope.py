@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.pytest_plugin.conftest import CLAIMS
+from tests.tiny import DOCUMENTS
 
-OPTIONS = ("--model=tiny", "--device=cpu", "--no-control", "-p", "no:cacheprovider")
+OPTIONS = ("--model=tiny", f"--documents={DOCUMENTS}", "--device=cpu", "--no-control", "-p", "no:cacheprovider")
 COLLECT = ("--collect-only", "-q", "-p", "no:cacheprovider")
 
 CONFTEST = """

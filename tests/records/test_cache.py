@@ -20,16 +20,20 @@ from delta_suite.records.assemble import Assembled
 from delta_suite.records.cache import DIRECTIONS, Cache
 from delta_suite.records.store import load
 
+from tests.tiny import DOCUMENTS
+
 
 @pytest.fixture(scope="module")
 def outcome(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Settings]:
     root = tmp_path_factory.mktemp("cached")
-    settings = Settings(results=root / "results", device="cpu", cache=Cache(root / "cache"))
+    settings = Settings(documents=DOCUMENTS, results=root / "results", device="cpu", cache=Cache(root / "cache"))
     return measure(ModelSpec(name="tiny", path=tiny), settings), settings
 
 
 def test_a_damaged_cache_entry_is_measured_again(tiny: Path, tmp_path: Path) -> None:
-    settings = Settings(results=tmp_path / "results", device="cpu", cache=Cache(tmp_path / "cache"))
+    settings = Settings(
+        documents=DOCUMENTS, results=tmp_path / "results", device="cpu", cache=Cache(tmp_path / "cache")
+    )
     spec = ModelSpec(name="tiny", path=tiny)
     first = measure(spec, settings)
     arrays = settings.cache.entry(first.view.record.provenance.cache_key) / "arrays.safetensors"
@@ -45,25 +49,28 @@ def test_a_damaged_cache_entry_is_measured_again(tiny: Path, tmp_path: Path) -> 
 def test_a_killed_run_leaves_no_entry_and_no_lock(tiny: Path, tmp_path: Path) -> None:
     """Killed while it measures: the next run starts from nothing and is not held up."""
     code = (
-        "import os, sys; from pathlib import Path; import delta_suite.records.cache as c\n"
+        f"import os, sys; DOCUMENTS = {DOCUMENTS}; from pathlib import Path; import delta_suite.records.cache as c\n"
         "c.Cache.put = lambda *a: os.kill(os.getpid(), 9)\n"
         "from delta_suite.pipeline import *; from delta_suite.models.spec import ModelSpec\n"
-        "measure(ModelSpec(name='tiny', path=Path(sys.argv[1])), Settings(results=Path(sys.argv[2]), device='cpu'))"
+        "settings = Settings(documents=DOCUMENTS, results=Path(sys.argv[2]), device='cpu')\n"
+        "measure(ModelSpec(name='tiny', path=Path(sys.argv[1])), settings)"
     )
     environment = os.environ | {"DELTA_SUITE_CACHE": str(tmp_path / "cache")}
     done = subprocess.run([sys.executable, "-c", code, tiny, tmp_path / "results"], env=environment, check=False)
     assert done.returncode == -9
-    settings = Settings(results=tmp_path / "results", device="cpu", cache=Cache(tmp_path / "cache"))
+    settings = Settings(
+        documents=DOCUMENTS, results=tmp_path / "results", device="cpu", cache=Cache(tmp_path / "cache")
+    )
     assert not measure(ModelSpec(name="tiny", path=tiny), settings).cached
     assert len(list((tmp_path / "cache" / "measurements").iterdir())) == 1
 
 
 def test_two_processes_measure_a_model_once(tiny: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from delta_suite.pipeline import *\n"
+        f"import sys; DOCUMENTS = {DOCUMENTS}; from pathlib import Path; from delta_suite.pipeline import *\n"
         "from delta_suite.models.spec import ModelSpec\n"
         "spec = ModelSpec(name='tiny', path=Path(sys.argv[1]))\n"
-        "print(measure(spec, Settings(results=Path(sys.argv[2]), device='cpu')).cached)"
+        "print(measure(spec, Settings(documents=DOCUMENTS, results=Path(sys.argv[2]), device='cpu')).cached)"
     )
     environment = os.environ | {"DELTA_SUITE_CACHE": str(tmp_path / "cache")}
     running = [
@@ -81,7 +88,7 @@ def test_a_results_folder_that_cannot_be_written_is_named_and_the_cache_keeps_th
 ) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
-    settings = Settings(results=blocked, device="cpu", cache=Cache(tmp_path / "cache"))
+    settings = Settings(documents=DOCUMENTS, results=blocked, device="cpu", cache=Cache(tmp_path / "cache"))
     with pytest.raises(
         RecordError, match=r"cannot be written: Not a directory.* The cache keeps the measurement of tiny"
     ):
@@ -91,7 +98,7 @@ def test_a_results_folder_that_cannot_be_written_is_named_and_the_cache_keeps_th
 
 def test_a_cache_that_cannot_be_written_is_a_note(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    settings = Settings(results=tmp_path / "results", device="cpu", cache=Cache(tmp_path / "file"))
+    settings = Settings(documents=DOCUMENTS, results=tmp_path / "results", device="cpu", cache=Cache(tmp_path / "file"))
     measured = measure(ModelSpec(name="tiny", path=tiny), settings)
     assert "DELTA_SUITE_CACHE" in " ".join(measured.notes)
     assert load(measured.path).layers == measured.view.layers
@@ -106,7 +113,7 @@ def test_a_measurement_that_the_cache_has_no_room_for_is_recorded(
     assert record < 0.9 * directions
     cache = Cache(tmp_path / "cache")
     largest_file((record + directions) // 2)
-    settings = Settings(results=tmp_path / "results", device="cpu", cache=cache)
+    settings = Settings(documents=DOCUMENTS, results=tmp_path / "results", device="cpu", cache=cache)
     measured = measure(ModelSpec(name="tiny", path=tiny), settings)
     assert re.search(
         r"in the cache, cannot be written: File too large\. Free space.* tiny is measured", " ".join(measured.notes)
@@ -131,7 +138,8 @@ def read_only(event, arguments):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(arguments[0]))
 
 sys.addaudithook(read_only)  # root writes whatever the permissions are
-outcome = measure(ModelSpec(name="tiny", path=model), Settings(results=results, device="cpu", cache=Cache(cache)))
+settings = Settings(documents=50, results=results, device="cpu", cache=Cache(cache))
+outcome = measure(ModelSpec(name="tiny", path=model), settings)
 print(outcome.cached, *outcome.notes)
 """
 

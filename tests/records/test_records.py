@@ -28,11 +28,13 @@ from delta_suite.records.format import from_json, to_json
 from delta_suite.records.store import JudgedBy, load, save, stamp, stamps
 from delta_suite.records.view import RecordView
 
+from tests.tiny import DOCUMENTS
+
 
 @pytest.fixture(scope="module")
 def outcome(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Settings]:
     root = tmp_path_factory.mktemp("records")
-    settings = Settings(results=root / "results", device="cpu", cache=Cache(root / "cache"))
+    settings = Settings(documents=DOCUMENTS, results=root / "results", device="cpu", cache=Cache(root / "cache"))
     return measure(ModelSpec(name="tiny", path=tiny), settings), settings
 
 
@@ -196,7 +198,9 @@ def test_a_record_says_where_the_stream_was_kept(
 
     room = size // 3
     monkeypatch.setattr(Memory, "free", classmethod(lambda cls, device, share=0.5: cls(room)))
-    settings = Settings(results=tmp_path / "results", device="cpu", cache=Cache(tmp_path / "cache"))
+    settings = Settings(
+        documents=DOCUMENTS, results=tmp_path / "results", device="cpu", cache=Cache(tmp_path / "cache")
+    )
     apart = load(measure(ModelSpec(name="tiny", path=tiny), settings).path).record
     stream = apart.provenance.stream
     assert stream is not None
@@ -253,7 +257,9 @@ def test_parts_are_measured_when_asked_for_and_completed_later(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = ModelSpec(name="tiny", path=tiny)
-    settings = Settings(results=tmp_path / "results", device="cpu", cache=Cache(tmp_path / "cache"))
+    settings = Settings(
+        documents=DOCUMENTS, results=tmp_path / "results", device="cpu", cache=Cache(tmp_path / "cache")
+    )
     spectra = measure(spec, replace(settings, parts=frozenset({"spectra"})))
     assert spectra.view.record.parts == ("spectra",)
     assert "law" not in spectra.view.record.provenance.seconds
@@ -351,7 +357,9 @@ def test_changed_weights_are_another_measurement(tiny: Path, tmp_path: Path) -> 
 
     copy = tmp_path / "copy"
     shutil.copytree(tiny, copy)
-    settings = Settings(results=tmp_path / "results", device="cpu", cache=Cache(tmp_path / "cache"))
+    settings = Settings(
+        documents=DOCUMENTS, results=tmp_path / "results", device="cpu", cache=Cache(tmp_path / "cache")
+    )
     first = measure(ModelSpec(name="copy", path=copy), settings)
     weights = load_file(copy / "model.safetensors")
     weights["model.layers.5.mlp.down_proj.weight"] *= 3
