@@ -21,12 +21,14 @@ from delta_suite.models.spec import control_source, natural_key
 from delta_suite.paths import shorten
 from delta_suite.publish.entries import Entry
 from delta_suite.publish.labels import labels_of
+from delta_suite.publish.recomputed import may_confirm, recomputed_by, same_measurement_key
 from delta_suite.publish.rows import Row
 from delta_suite.publish.trajectory import PhaseFigures
 from delta_suite.publish.verdict_tables import chance_text
 from delta_suite.records.cache import Cache, cache_root
 from delta_suite.records.record import CalibrationRecord, Identity, Record
 from delta_suite.records.store import JudgedBy, load_once_verified, record_paths, stamps
+from delta_suite.records.view import RecordView
 from delta_suite.reduction.variants import WRITE_VARIANTS
 
 _Words = ParamSpec("_Words")
@@ -261,6 +263,9 @@ def build(
     by_source: dict[tuple[object, ...], list[_Stored]] = {}
     for stored in sorted(newest.values(), key=lambda stored: stored.created, reverse=True):
         by_source.setdefault((*_comparable(stored.head), stored.head.model.source), []).append(stored)
+    same: dict[tuple[str, ...], list[_Stored]] = {}
+    for stored in read:
+        same.setdefault(same_measurement_key(stored.head), []).append(stored)
     groups: dict[tuple[str, ...], list[Entry]] = {}
     for stored in newest.values():
         model = stored.head.model
@@ -269,7 +274,16 @@ def build(
         judged = judge_all(hypotheses, [(view_of(stored.path), None if control is None else view_of(control.path))])
         label = labels[model.name, model.identity]
         rows = tuple(replace(Row.of(each, stored.record), model=label) for each in judged)
-        entry = Entry(stored.head, stored.record, rows, partial(view_of, stored.path), _stamps(stored.path), label)
+        others = [other for other in same[same_measurement_key(stored.head)] if may_confirm(stored.head, other.head)]
+        entry = Entry(
+            stored.head,
+            stored.record,
+            rows,
+            partial(view_of, stored.path),
+            _stamps(stored.path),
+            label,
+            _recomputed_by(view_of(stored.path).record, others, view_of) if others else (),
+        )
         groups.setdefault(_group_key(stored.head), []).append(entry)
     return Board(
         results,
@@ -289,6 +303,12 @@ def _cache() -> Cache:
         return Cache(Path(os.devnull))
 
 
+def _recomputed_by(record: Record, others: Iterable[_Stored], view_of: Callable[[Path], RecordView]) -> tuple[str, ...]:
+    """Return who found the figures of a record again; of each submitter the newest record is asked."""
+    newest = {other.head.submitter.handle: other for other in sorted(others, key=_age) if other.head.submitter}
+    return recomputed_by(record, (view_of(other.path).record for other in newest.values()))
+
+
 class _Stored(NamedTuple):
     """One record that was read."""
 
@@ -300,6 +320,11 @@ class _Stored(NamedTuple):
     @property
     def created(self) -> str:
         return self.head.provenance.created
+
+
+def _age(stored: _Stored) -> tuple[str, bool, str]:
+    """Return what records are put in order by, the oldest first; a submitted copy comes after its measurement."""
+    return stored.created, stored.head.submitter is not None, stored.record
 
 
 _Key = tuple[tuple[str, ...], str, str, Identity]
@@ -323,7 +348,7 @@ def _newest(
     superseded: list[Superseded] = []
     for key, candidates in sorted(by_key.items()):
         # A folder's name can hold another stamp than the record, so the record's time decides, and then its name.
-        *older, newest[key] = sorted(candidates, key=lambda stored: (stored.created, stored.record))
+        *older, newest[key] = sorted(candidates, key=_age)
         replaced_by = newest[key].record
         label = labels[key[1], key[3]]
         superseded += [Superseded(old.record, label, old.created, replaced_by) for old in older]
