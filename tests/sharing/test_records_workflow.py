@@ -16,6 +16,8 @@ from delta_suite.records.record import SubmitterRecord
 from delta_suite.sharing.submitting import submit
 
 ROOT = Path(__file__).parents[2]
+if not (ROOT / ".github").exists():
+    pytest.skip("no checkout: this is an sdist", allow_module_level=True)
 TEXT = (ROOT / ".github/workflows/records.yml").read_text("utf-8")
 WORKFLOW: dict[Any, Any] = yaml.safe_load(TEXT)
 STEPS = {step["name"]: step for step in WORKFLOW["jobs"]["verify"]["steps"] if "name" in step}

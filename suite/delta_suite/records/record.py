@@ -258,7 +258,7 @@ class SubmitterRecord(RecordPart):
     handle: str
     """Their name where the record was contributed, such as on GitHub."""
     hardware: str | None = None
-    """What it ran on, where they say more than `provenance.hardware`."""
+    """The hardware, where they say more than `provenance.hardware`."""
     note: str | None = None
     """A line about the measurement."""
 

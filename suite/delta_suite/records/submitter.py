@@ -1,4 +1,4 @@
-"""What may be said of who contributed a record: a handle, the hardware, and a note."""
+"""The words about who contributed a record: a handle, the hardware, and a note."""
 
 from __future__ import annotations
 

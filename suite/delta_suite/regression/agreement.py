@@ -29,11 +29,11 @@ class Difference:
     metric: str
     variant: str
     number: str
-    """What of the figure differs most: its value, corrected value, or an end of its interval."""
+    """The part of the figure that differs most: its value, corrected value, or an end of its interval."""
     stated: float | None
     again: float | None
     allowed: str
-    """What the second number had to be, in words."""
+    """The numbers that the second one had to be among, in words."""
     excess: float
     """The difference in units of what is allowed, to sort by; infinite where one side has no number."""
 

@@ -43,7 +43,7 @@ Records of delta-suite: what was measured of the depth structure of language mod
 verifies them and puts them into `results/`; `delta-suite leaderboard` builds tables of them. Verifying proves that the
 numbers of a record follow from each other, not who measured them.
 """
-"""What a new dataset says of itself."""
+"""The page of a new dataset."""
 
 
 class HubResultsError(SuiteError):
@@ -52,7 +52,7 @@ class HubResultsError(SuiteError):
 
 @dataclass(frozen=True)
 class Pushed:
-    """What a push did."""
+    """The outcome of a push."""
 
     url: str | None
     """The commit, or the pull request; None where there was nothing to add."""
@@ -64,7 +64,7 @@ class Pushed:
 
 @dataclass
 class Pulled:
-    """What a pull did."""
+    """The outcome of a pull."""
 
     written: list[Path] = field(default_factory=list)
     """The records that were put into their places."""

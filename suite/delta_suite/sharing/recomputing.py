@@ -52,7 +52,7 @@ class Recomputed:
 
 @dataclass(frozen=True)
 class Choices:
-    """What the user says about measuring again; the rest is as in the record."""
+    """The user's choices about measuring again; the rest is as in the record."""
 
     registry: Registry
     settings: Settings

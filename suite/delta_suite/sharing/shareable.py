@@ -1,4 +1,4 @@
-"""What a record must have before others are given it."""
+"""Records that others can be given: verified, whole, and under their own names."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def shareable(path: Path) -> tuple[Record, Path]:
         raise RecordError(f"{path} is of schema {record.schema_version}. Measure again: delta-suite measure --fresh.")
     if view.arrays is None or record.arrays is None:
         raise RecordError(f"{path} cannot be shared: its arrays are not beside it, and nobody could verify it.")
-    own = record_path(Path(), record).name
-    if (path.name, record.arrays.file) != (own, Path(own).with_suffix(".safetensors").name):
+    proper = record_path(Path(), record).name
+    if (path.name, record.arrays.file) != (proper, Path(proper).with_suffix(".safetensors").name):
         raise RecordError(
-            f"{path} cannot be shared under this name: its own is {own}. Give both files their names back."
+            f"{path} cannot be shared under this name: its own is {proper}. Give both files their names back."
         )
     return record, path.parent / record.arrays.file
 

@@ -79,8 +79,8 @@ def private_place(record: Record) -> str | None:
         >>> private_place(SimpleNamespace(model=SimpleNamespace(source="directory:/home/ada/run/step-8")))
         '/home/ada/run/step-8'
     """
-    _, found, place = record.model.source.partition("directory:")
-    return place if found and Path(place).is_absolute() else None
+    _, kind, place = record.model.source.partition("directory:")
+    return place if kind and Path(place).is_absolute() else None
 
 
 def _there(path: Path, content: bytes) -> bool:
