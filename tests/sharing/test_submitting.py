@@ -42,7 +42,8 @@ def test_only_the_submitter_and_the_name_of_the_arrays_are_new(record: Path, tmp
 
 def test_the_measurement_itself_is_not_touched(checkout: Path) -> None:
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in checkout.glob("runs/*/*")}
-    assert submit(checkout, checkout).exit_code == 0
+    (mine,) = checkout.glob("runs/*/*.json")
+    assert submit(mine, checkout).exit_code == 0
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
     assert len(list(checkout.glob("runs/*/*"))) == 2 * len(before)
 
@@ -83,6 +84,12 @@ def test_a_refused_record_keeps_all_from_being_submitted(record: Path, checkout:
     assert result.exit_code == 1
     assert "its arrays are not beside it" in result.stderr
     assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_may_hold_records_of_others(checkout: Path) -> None:
+    result = submit(checkout, checkout)
+    assert result.exit_code == 2
+    assert "name the records that are yours" in result.stderr
 
 
 def test_a_renamed_record_is_told_its_own_name(record: Path, tmp_path: Path) -> None:

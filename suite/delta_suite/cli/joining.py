@@ -18,7 +18,7 @@ Repo = Annotated[str, typer.Option("--repo", help="The dataset on the Hugging Fa
 
 @app.command(epilog="Example: delta-suite submit results/runs/NAME/....json --handle ada --note 'two runs'")
 def submit(
-    records: Annotated[list[Path], typer.Argument(help="Stored records, or results folders.")],
+    records: Annotated[list[Path], typer.Argument(help="Stored records that are yours.")],
     handle: Annotated[str, typer.Option("--handle", help="Who you are, as on GitHub or the Hugging Face hub.")],
     hardware: Annotated[
         str | None, typer.Option("--hardware", help="What it ran on, where the record's own words say too little.")

@@ -21,14 +21,13 @@ from delta_suite.models.spec import control_source, natural_key
 from delta_suite.paths import shorten
 from delta_suite.publish.entries import Entry
 from delta_suite.publish.labels import labels_of
-from delta_suite.publish.recomputed import may_confirm, recomputed_by, same_measurement_key
+from delta_suite.publish.recomputed import SecondMeasurements
 from delta_suite.publish.rows import Row
 from delta_suite.publish.trajectory import PhaseFigures
 from delta_suite.publish.verdict_tables import chance_text
 from delta_suite.records.cache import Cache, cache_root
 from delta_suite.records.record import CalibrationRecord, Identity, Record
 from delta_suite.records.store import JudgedBy, load_once_verified, record_paths, stamps
-from delta_suite.records.view import RecordView
 from delta_suite.reduction.variants import WRITE_VARIANTS
 
 _Words = ParamSpec("_Words")
@@ -263,9 +262,7 @@ def build(
     by_source: dict[tuple[object, ...], list[_Stored]] = {}
     for stored in sorted(newest.values(), key=lambda stored: stored.created, reverse=True):
         by_source.setdefault((*_comparable(stored.head), stored.head.model.source), []).append(stored)
-    same: dict[tuple[str, ...], list[_Stored]] = {}
-    for stored in read:
-        same.setdefault(same_measurement_key(stored.head), []).append(stored)
+    second = SecondMeasurements(((stored.path, stored.head) for stored in sorted(read, key=_age)), view_of)
     groups: dict[tuple[str, ...], list[Entry]] = {}
     for stored in newest.values():
         model = stored.head.model
@@ -274,7 +271,6 @@ def build(
         judged = judge_all(hypotheses, [(view_of(stored.path), None if control is None else view_of(control.path))])
         label = labels[model.name, model.identity]
         rows = tuple(replace(Row.of(each, stored.record), model=label) for each in judged)
-        others = [other for other in same[same_measurement_key(stored.head)] if may_confirm(stored.head, other.head)]
         entry = Entry(
             stored.head,
             stored.record,
@@ -282,7 +278,7 @@ def build(
             partial(view_of, stored.path),
             _stamps(stored.path),
             label,
-            _recomputed_by(view_of(stored.path).record, others, view_of) if others else (),
+            second.recomputed_by(stored.path, stored.head),
         )
         groups.setdefault(_group_key(stored.head), []).append(entry)
     return Board(
@@ -301,12 +297,6 @@ def _cache() -> Cache:
         return Cache(cache_root())
     except RecordError:
         return Cache(Path(os.devnull))
-
-
-def _recomputed_by(record: Record, others: Iterable[_Stored], view_of: Callable[[Path], RecordView]) -> tuple[str, ...]:
-    """Return who found the figures of a record again; of each submitter the newest record is asked."""
-    newest = {other.head.submitter.handle: other for other in sorted(others, key=_age) if other.head.submitter}
-    return recomputed_by(record, (view_of(other.path).record for other in newest.values()))
 
 
 class _Stored(NamedTuple):

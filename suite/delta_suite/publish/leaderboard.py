@@ -20,7 +20,7 @@ from delta_suite.publish.rows import Row, relative_margin
 from delta_suite.publish.run_page import run_files
 from delta_suite.publish.site import index_page, site_files
 from delta_suite.publish.table import Cell
-from delta_suite.publish.wording import CHANGED, LEGEND, NEVER_MIXED, NO_SCORE, ORIGIN
+from delta_suite.publish.wording import CHANGED, LEGEND, NEVER_MIXED, NO_SCORE
 from delta_suite.reading import UnreadableFileError, read_bytes
 from delta_suite.writing import sweep, write_together
 
@@ -229,7 +229,7 @@ def markdown(board: Board) -> str:
     """Return the tables for a reader of the repository."""
     parts = [
         "# Leaderboard",
-        f"Built by `delta-suite leaderboard` from the records in `runs/` alone. {NO_SCORE} {ORIGIN}",
+        f"Built by `delta-suite leaderboard` from the records in `runs/` alone. {NO_SCORE}",
         escaping.markdown(LEGEND),
     ]
     if len(board.groups) > 1:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from delta_suite.records.record import Record
+from delta_suite.records.view import RecordView
 from delta_suite.regression.agreement import agreement, other_subject
 
 
@@ -51,3 +53,22 @@ def recomputed_by(record: Record, others: Iterable[Record]) -> tuple[str, ...]:
         and agreement(record, other).agrees
     }
     return tuple(sorted(agreeing, key=str.lower))
+
+
+class SecondMeasurements:
+    """All records of a board, among which those of others are looked for. Figures are read where they are needed."""
+
+    def __init__(self, heads: Iterable[tuple[Path, Record]], read: Callable[[Path], RecordView]) -> None:
+        """Take the records without their figures, the oldest first, and the function that reads a whole one."""
+        self._read = read
+        self._same: dict[tuple[str, ...], list[tuple[Path, Record]]] = {}
+        for path, head in heads:
+            self._same.setdefault(same_measurement_key(head), []).append((path, head))
+
+    def recomputed_by(self, path: Path, head: Record) -> tuple[str, ...]:
+        """Return who found the figures of a record again: see `recomputed_by`. The newest record of each is asked."""
+        others = [(place, other) for place, other in self._same[same_measurement_key(head)] if may_confirm(head, other)]
+        newest = {submitter_of(other): place for place, other in others}
+        if not newest:
+            return ()
+        return recomputed_by(self._read(path).record, (self._read(place).record for place in newest.values()))

@@ -25,7 +25,7 @@ from delta_suite.publish.rows import Row, margin_text, mark_lines
 from delta_suite.publish.table import Cell, Table
 from delta_suite.publish.templates import asset, template
 from delta_suite.publish.verdict_tables import variant_cells
-from delta_suite.publish.wording import NEVER_MIXED, NO_SCORE, NONE, ORIGIN, SYMBOLS, WARN, interval_text, number
+from delta_suite.publish.wording import NEVER_MIXED, NO_SCORE, NONE, SYMBOLS, WARN, interval_text, number
 from delta_suite.records.view import RecordView
 
 SHIPPED = ("site.css", "site.js", "plotly-cartesian.min.js", "plotly-LICENSE.txt")
@@ -48,7 +48,7 @@ def index_page(board: Board) -> str:
     """Return the page of all models."""
     words = [*(verdict.value for verdict in Verdict), WARN]
     return template("index.html.j2").render(
-        no_score=f"{NO_SCORE} {ORIGIN}",
+        no_score=NO_SCORE,
         never_mixed=NEVER_MIXED if len(board.groups) > 1 else "",
         words=sorted(words, key=list(SYMBOLS).index),
         groups=[

@@ -69,11 +69,6 @@ NO_SCORE = (
     "model; a hypothesis holds when all of its claims hold, but for those that only warn."
 )
 
-ORIGIN = (
-    "Every record was verified: its numbers follow from each other. That does not prove who measured them, or that "
-    "anybody did; a row is recomputed where somebody else has measured the same and found the same."
-)
-
 NEVER_MIXED = (
     "Models in different tables were measured under different calibrations, metric versions or settings. Their numbers "
     "are not comparable, and no table mixes them."

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from delta_suite.errors import OptionError, RecordError
-from delta_suite.paths import path_error
+from delta_suite.paths import is_directory, path_error
 from delta_suite.reading import UnreadableFileError, read_bytes
 from delta_suite.records.cache import Cache, cache_root
 from delta_suite.records.format import to_json
 from delta_suite.records.record import ArrayReference, Record, SubmitterRecord
-from delta_suite.records.store import exclusive, named_records, record_path
+from delta_suite.records.store import exclusive, record_path
 from delta_suite.records.submitter import submitter_problem
 from delta_suite.sharing.shareable import content_of, shareable
 from delta_suite.writing import write_together
@@ -35,15 +35,16 @@ def submitter(handle: str, hardware: str | None = None, note: str | None = None)
     return SubmitterRecord(handle=handle, hardware=hardware, note=note)
 
 
-def submit(places: Sequence[Path], results: Path, who: SubmitterRecord) -> list[Path]:
+def submit(records: Sequence[Path], results: Path, who: SubmitterRecord) -> list[Path]:
     """Write a submitted copy of each record and its arrays into a results folder, and return the files.
 
-    places: records, or results folders, whose records are meant; what this submitter has submitted there is left out.
-
-    Nothing is written where one of them cannot be submitted. Raises RecordError for a record that `verify` refuses,
+    What this submitter has submitted is left out. Nothing is written where one of them cannot be submitted. Raises
+    OptionError for a folder, whose records may be those of others, and RecordError for a record that `verify` refuses,
     whose arrays are not beside it, or that has another submitter.
     """
-    files = [file for path in named_records(places) for file in _submitted(path, results, who)]
+    if folder := next(filter(is_directory, records), None):
+        raise OptionError(f"{folder} is a folder, and may hold records of others: name the records that are yours.")
+    files = [file for path in dict.fromkeys(records) for file in _submitted(path, results, who)]
     written: list[Path] = []
     for json_file, arrays in zip(files[::2], files[1::2], strict=True):
         with exclusive(json_file[0], Cache(cache_root())):
