@@ -96,7 +96,7 @@ class Group:
             f"{len(self.metric_versions)} metrics of version {', '.join(map(str, versions))}; {settings}; "
             f"record schema {self.schema}; delta-suite {' and '.join(suites)}. "
             f"{chance_text([row for entry in self.entries for row in entry.rows])}"
-        )
+        ).rstrip()
 
     @property
     def changed(self) -> tuple[str, ...]:
