@@ -111,8 +111,15 @@ def test_what_has_no_interval_is_undecided_elsewhere(record: Record) -> None:
     assert estimate.corrected is not None
     again = changed(record, value=estimate.corrected * 1.001, corrected=None, interval=None)
     result = agreement(record, elsewhere(again, dtype="bfloat16"))
-    assert result.undecided == 1
+    assert result.undecided == 1 + len(record.layers)  # and the rounding of the dtype
     assert result.agrees
+
+
+def test_what_is_about_the_dtype_is_not_compared_with_another(record: Record) -> None:
+    layers = len(record.layers)
+    assert "rounding_share" in record.layers[0].metrics["raw"]
+    assert agreement(record, elsewhere(record, dtype="bfloat16")).undecided == layers
+    assert agreement(record, elsewhere(record, device="cuda")).undecided == 0
 
 
 def test_other_versions_are_not_compared(record: Record) -> None:

@@ -19,6 +19,9 @@ from delta_suite.regression.comparison import MODEL, ROUNDING, special_tokens_di
 DECIDING_SETTINGS = ("max_tokens", "top_k", "drop_first_token", "sink_reference_documents", "units")
 """Settings that decide the numbers wherever a model runs."""
 
+OF_THE_DTYPE = frozenset({"rounding_share"})
+"""Metrics that are about the dtype itself, and so another number in another dtype."""
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -49,7 +52,8 @@ class Agreement:
     differences: tuple[Difference, ...]
     """The figures that do not, the worst first."""
     undecided: int
-    """The number of figures that cannot be compared: without an interval, of other versions, or on one side alone."""
+    """The number of figures that cannot be compared: without an interval, of other versions, on one side alone, or
+    about the dtype where that is another."""
 
     @property
     def agrees(self) -> bool:
@@ -94,13 +98,15 @@ def agreement(stored: Record, again: Record) -> Agreement:
     Phases are compared where both records have them over the same layers.
     """
     exact = same_arithmetic(stored.provenance, again.provenance)
+    incomparable = frozenset() if stored.provenance.dtype == again.provenance.dtype else OF_THE_DTYPE
     there, here = dict(_estimates(stored)), dict(_estimates(again))
     differences, agreeing, undecided = [], 0, 0
     for place in dict.fromkeys(chain(there, here)):
         scope, metric, variant = place
         a, b = there.get(place), here.get(place)
+        same = metric not in incomparable and _versions(stored, metric, variant) == _versions(again, metric, variant)
         compared = None
-        if a is not None and b is not None and _versions(stored, metric, variant) == _versions(again, metric, variant):
+        if a is not None and b is not None and same:
             compared = _exactly(metric, a, b) if exact else _by_intervals(metric, a, b)
         if compared is None:
             undecided += 1
