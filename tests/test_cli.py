@@ -41,7 +41,7 @@ def record(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "command",
     [
-        *("measure", "compare", "trajectory", "judge", "leaderboard", "card"),
+        *("measure", "compare", "trajectory", "judge", "leaderboard", "card", "verify", "submit", "push", "pull"),
         *("models", "hypotheses", "metrics", "schema", "selftest", "doctor", "init", "export"),
     ],
 )

@@ -17,31 +17,8 @@ from delta_suite.records.store import load, stamps
 from delta_suite.regression.baseline import load_baseline
 from delta_suite.writing import PREFIX
 
+from tests.cases.tiny_claims import CLAIMS
 from tests.tiny import make_tiny
-
-CLAIMS = """
-schema = 1
-id = "claims"
-title = "Claims about a tiny model"
-version = 1
-rationale = "Figures of layers and of directions."
-
-[[expect]]
-id = "positive"
-metric = "top1_energy"
-scope = "C"
-op = ">="
-threshold = 0.0
-origin = "always true"
-
-[[expect]]
-id = "agree"
-metric = "intra_cosine"
-scope = "C"
-op = ">="
-threshold = 0.0
-origin = "always true"
-"""
 
 MEASURE = ("delta-suite", "measure", "--calibration=docs.jsonl", "--device=cpu")
 PYTEST = ("pytest", "hypotheses", "-q", "-p", "no:cacheprovider", "--calibration=docs.jsonl", "--device=cpu")

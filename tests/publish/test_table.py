@@ -170,6 +170,7 @@ def test_a_board_says_how_many_passes_chance_alone_would_give() -> None:
         "20 of 60 claims that could be decided are supported; if none held, chance alone would support 1.5 of them "
         "(2.5% each)."
     )
+    assert chance_text([plain, unmeasured]) == ""
 
 
 def test_a_pass_that_random_weights_would_have_but_for_a_gate_is_marked() -> None:

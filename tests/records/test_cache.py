@@ -18,6 +18,7 @@ from delta_suite.pipeline import Outcome, Settings, measure
 from delta_suite.records.arrays import unpack
 from delta_suite.records.assemble import Assembled
 from delta_suite.records.cache import DIRECTIONS, Cache
+from delta_suite.records.record import SubmitterRecord
 from delta_suite.records.store import load
 
 from tests.tiny import DOCUMENTS
@@ -181,7 +182,8 @@ def test_an_entry_that_is_replaced_is_the_old_one_or_the_new_one_at_any_moment(
     path = outcome[1].cache.entry(key) / DIRECTIONS
     directions = unpack(path.read_bytes(), path)
     old = Assembled(view.record, view.content(), directions)
-    new = Assembled(view.record.model_copy(update={"submitter": {"handle": "new"}}), view.content(), directions)
+    record = view.record.model_copy(update={"submitter": SubmitterRecord(handle="new")})
+    new = Assembled(record, view.content(), directions)
     cache.put(key, old)
     seen = []
 

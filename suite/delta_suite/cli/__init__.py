@@ -8,5 +8,5 @@ from delta_suite.cli.common import app
 
 __all__ = ["app"]
 
-for _module in ("measuring", "judging", "verifying", "publishing", "information", "sharing", "proving"):
+for _module in ("measuring", "judging", "verifying", "publishing", "joining", "information", "sharing", "proving"):
     import_module(f"delta_suite.cli.{_module}")

@@ -66,8 +66,7 @@ def judge(
             if explain or _fails(row)
         ]
     show(verdict_grid(rows))
-    show(prose(chance_text(rows), width))
-    for line in mark_lines(rows):
+    for line in filter(None, [chance_text(rows), *mark_lines(rows)]):
         show(prose(line, width))
     show()
     show(variant_table(rows), *texts)

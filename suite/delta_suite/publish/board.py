@@ -21,6 +21,7 @@ from delta_suite.models.spec import control_source, natural_key
 from delta_suite.paths import shorten
 from delta_suite.publish.entries import Entry
 from delta_suite.publish.labels import labels_of
+from delta_suite.publish.recomputed import SecondMeasurements
 from delta_suite.publish.rows import Row
 from delta_suite.publish.trajectory import PhaseFigures
 from delta_suite.publish.verdict_tables import chance_text
@@ -95,7 +96,7 @@ class Group:
             f"{len(self.metric_versions)} metrics of version {', '.join(map(str, versions))}; {settings}; "
             f"record schema {self.schema}; delta-suite {' and '.join(suites)}. "
             f"{chance_text([row for entry in self.entries for row in entry.rows])}"
-        )
+        ).rstrip()
 
     @property
     def changed(self) -> tuple[str, ...]:
@@ -261,6 +262,7 @@ def build(
     by_source: dict[tuple[object, ...], list[_Stored]] = {}
     for stored in sorted(newest.values(), key=lambda stored: stored.created, reverse=True):
         by_source.setdefault((*_comparable(stored.head), stored.head.model.source), []).append(stored)
+    second = SecondMeasurements(((stored.path, stored.head) for stored in sorted(read, key=_age)), view_of)
     groups: dict[tuple[str, ...], list[Entry]] = {}
     for stored in newest.values():
         model = stored.head.model
@@ -269,7 +271,15 @@ def build(
         judged = judge_all(hypotheses, [(view_of(stored.path), None if control is None else view_of(control.path))])
         label = labels[model.name, model.identity]
         rows = tuple(replace(Row.of(each, stored.record), model=label) for each in judged)
-        entry = Entry(stored.head, stored.record, rows, partial(view_of, stored.path), _stamps(stored.path), label)
+        entry = Entry(
+            stored.head,
+            stored.record,
+            rows,
+            partial(view_of, stored.path),
+            _stamps(stored.path),
+            label,
+            second.recomputed_by(stored.path, stored.head),
+        )
         groups.setdefault(_group_key(stored.head), []).append(entry)
     return Board(
         results,
@@ -302,6 +312,11 @@ class _Stored(NamedTuple):
         return self.head.provenance.created
 
 
+def _age(stored: _Stored) -> tuple[str, bool, str]:
+    """Return what records are put in order by, the oldest first; a submitted copy comes after its measurement."""
+    return stored.created, stored.head.submitter is not None, stored.record
+
+
 _Key = tuple[tuple[str, ...], str, str, Identity]
 """A table's key, the model's name, the dtype and the model's identity. Of records of one key, the newest counts."""
 
@@ -323,7 +338,7 @@ def _newest(
     superseded: list[Superseded] = []
     for key, candidates in sorted(by_key.items()):
         # A folder's name can hold another stamp than the record, so the record's time decides, and then its name.
-        *older, newest[key] = sorted(candidates, key=lambda stored: (stored.created, stored.record))
+        *older, newest[key] = sorted(candidates, key=_age)
         replaced_by = newest[key].record
         label = labels[key[1], key[3]]
         superseded += [Superseded(old.record, label, old.created, replaced_by) for old in older]

@@ -59,6 +59,13 @@ class Entry:
     """The hypothesis files that a run last judged this record by."""
     label: str = ""
     """The model's name with what tells it from another model of that name; empty where there is none."""
+    recomputed_by: tuple[str, ...] = ()
+    """The handles of others whose records find the same figures: see `publish.recomputed`."""
+
+    @property
+    def recomputed(self) -> bool:
+        """Return True if somebody else has measured the same and found the same."""
+        return bool(self.recomputed_by)
 
     @property
     def view(self) -> RecordView:

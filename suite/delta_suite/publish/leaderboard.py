@@ -176,6 +176,8 @@ def _entry_json(board: Board, entry: Entry) -> dict[str, Any]:
             "git": provenance.git,
             "versions": provenance.versions,
         },
+        **({} if record.submitter is None else {"submitter": record.submitter.model_dump()}),
+        **({"recomputed_by": entry.recomputed_by} if entry.recomputed else {}),
         "phases": record.phases,
         "verdicts": [_row_json(board, row) for row in entry.rows],
     }

@@ -72,13 +72,15 @@ def holm_by_hypothesis(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
 
 
 def chance_text(rows: Sequence[Row]) -> str:
-    """Return how many claims chance alone would support, if none of them held, in words.
+    """Return how many claims chance alone would support, if none of them held, in words; "" where none was decided.
 
     A claim is supported where its interval lies inside, which has a probability of at most half of 1 - CONFIDENCE where
     the truth is outside or at the end. Those that a gate keeps undecided cannot be supported.
     """
     claims = [row for row in rows if row.judged_by is not None]  # a plain test is no claim
     decided = sum(row.verdict != Verdict.NOT_MEASURED.value and not row.gates for row in claims)
+    if not decided:
+        return ""
     supported = sum(row.verdict == Verdict.SUPPORTED.value for row in claims)
     level = (1 - CONFIDENCE) / 2
     return (

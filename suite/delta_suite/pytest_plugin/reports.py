@@ -147,8 +147,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     if verbosity >= 0:
         show.section("verdicts")
     show(verdict_grid(rows, [spec.name for spec in session.specs]))
-    show.prose(chance_text(rows))
-    for line in mark_lines(rows):
+    for line in filter(None, [chance_text(rows), *mark_lines(rows)]):
         show.prose(line)
 
 

@@ -252,6 +252,17 @@ class ArrayReference(RecordPart):
     sha256: str
 
 
+class SubmitterRecord(RecordPart):
+    """Who contributed a record, in their own words. Nothing proves it."""
+
+    handle: str
+    """Their name where the record was contributed, such as on GitHub."""
+    hardware: str | None = None
+    """The hardware, where they say more than `provenance.hardware`."""
+    note: str | None = None
+    """A line about the measurement."""
+
+
 class Record(RecordPart):
     """One measured model under one calibration, with the phase map that it is shown under."""
 
@@ -269,8 +280,8 @@ class Record(RecordPart):
     phases: PhaseMap
     arrays: ArrayReference | None = None
     """Absent while a record has not been written."""
-    submitter: dict[str, str] | None = None
-    """Who contributed the record, where somebody did."""
+    submitter: SubmitterRecord | None = None
+    """Who contributed the record, where somebody did: `submit` writes it into a copy of its own."""
     not_apart: str | None = None
     """Why attention and MLP are not measured apart although `writes` is a part: the model's blocks have not both."""
     law: LawRecord | None = None

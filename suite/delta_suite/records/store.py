@@ -56,8 +56,13 @@ _STAMPS = TypeAdapter(dict[str, JudgedBy])
 
 
 def record_path(results: Path, record: Record) -> Path:
-    """Return `results/runs/<model>/<utc>-<hash8>.json`; the hash tells settings, parts and phase maps apart."""
+    """Return `results/runs/<model>/<utc>-<hash8>.json`; the hash tells settings, parts and phase maps apart.
+
+    That of a submitted record is another one, so that it never takes the place of the measurement that it holds.
+    """
     shown = f"{record.provenance.cache_key} {record.model.name} {record.phases} {record.parts}"
+    if record.submitter is not None:
+        shown += " " + json.dumps(record.submitter.model_dump(mode="json"), sort_keys=True)
     stamp = record.provenance.created.replace("-", "").replace(":", "")
     name = f"{stamp}-{hashlib.sha256(shown.encode()).hexdigest()[:8]}.json"
     return results / RUNS / folder_name(record.model.name) / name
@@ -147,16 +152,21 @@ def verify(places: Iterable[Path]) -> Iterator[Verified]:
 
     Raises RecordError where there is none.
     """
-    paths = [path for place in places for path in (record_paths(place) if is_directory(place) else [place])]
-    if not paths:
-        raise RecordError("there are no records: `delta-suite measure NAME` writes one into results/runs/<model>/.")
-    for path in paths:
+    for path in named_records(places):
         try:
             examined = examine(path)
         except RecordError as error:
             yield Verified(path, unreadable=str(error))
         else:
             yield Verified(path, tuple(map(str, examined.problems)), tuple(examined.unchecked))
+
+
+def named_records(places: Iterable[Path]) -> list[Path]:
+    """Return records as they are named, and all records of results folders. Raises RecordError where there is none."""
+    paths = [path for place in places for path in (record_paths(place) if is_directory(place) else [place])]
+    if not paths:
+        raise RecordError("there are no records: `delta-suite measure NAME` writes one into results/runs/<model>/.")
+    return paths
 
 
 def verified_total(records: Sequence[Verified]) -> str:

@@ -17,6 +17,7 @@ from delta_suite.models.phases import declared_problems, phase_of
 from delta_suite.records.assemble import LAW_METRICS, LAW_VARIANT
 from delta_suite.records.problem import WRITTEN, Problem, number
 from delta_suite.records.record import SCHEMA, Record
+from delta_suite.records.submitter import submitter_problem
 from delta_suite.reduction.variants import VARIANTS, WRITE_VARIANTS, Variant, has_averages
 
 LARGEST_COUNT = 2**63
@@ -69,6 +70,9 @@ def fact_problems(record: Record, *, merged: bool = False) -> Iterator[Problem]:
     yield from _certificate_problems(record)
     yield from _calibration_problems(record)
     yield from _provenance_problems(record)
+    who = record.submitter
+    if who is not None and (problem := submitter_problem(who.handle, who.hardware, who.note)):
+        yield Problem("submitter", problem)
 
 
 # --- completeness ----------------------------------------------------------------------------------------------
