@@ -19,6 +19,7 @@ from delta_suite.claims.schema import Hypothesis
 from delta_suite.metrics.registry import METRICS
 from delta_suite.models.spec import natural_key
 from delta_suite.publish.entries import Entry
+from delta_suite.publish.model_tables import PHASE_COLUMNS
 from delta_suite.publish.profiles import SHOWN
 from delta_suite.publish.rows import Row
 from delta_suite.publish.trajectory import PhaseFigures
@@ -165,9 +166,9 @@ class Alike:
     """Decides which records may stand in one table, by the hypotheses that judge them."""
 
     def __init__(self, hypotheses: Iterable[Hypothesis]) -> None:
-        """Take the metrics that the claims name, those that gates read, and those of the profile over depth."""
+        """Take the metrics that the claims name, those that gates read, and those of profiles and tables of phases."""
         named = (metric for each in hypotheses for claim in each.expect for metric in claim.metrics)
-        self.metrics = tuple(sorted({*named, *OF_GATES, *SHOWN}))
+        self.metrics = tuple(sorted({*named, *OF_GATES, *SHOWN, *PHASE_COLUMNS}))
 
     def versions(self, record: Record) -> dict[str, int]:
         """Return the versions of the metrics that are shown.
