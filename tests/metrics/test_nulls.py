@@ -65,7 +65,7 @@ def test_pairs_outside_the_phase_have_the_weights_of_its_distances() -> None:
 @pytest.mark.parametrize("name", ["intra_cosine", "intra_cosine_cross_fitted"])
 def test_all_pairs_at_once_give_what_each_pair_gives(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the bit, also where a layer has no direction in one half of the documents."""
-    gram = planted_view(parts=("spectra",)).gram("sink_free")
+    gram = planted_view(parts=("spectra",)).gram("raw")
     assert gram.halves is not None
     gram.halves[0].cosines[0, 0] = 0.0
     at_once = lag_matched(gram, name, [2, 3])

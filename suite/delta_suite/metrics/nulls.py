@@ -113,6 +113,7 @@ def _cosines_of_pairs(name: str, gram: DirectionGram) -> np.ndarray | None:
     Pair by pair, they took four fifths of the time of judging a model of 30 layers.
     """
     layers = range(gram.layers)
+    values: np.ndarray
     if name == "intra_cosine":
         values, missing = np.minimum(np.abs(gram.cosines), 1.0), gram.without_direction(layers)
     elif name == "intra_cosine_cross_fitted" and gram.cross is not None:
