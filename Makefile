@@ -63,7 +63,7 @@ fuzz: .venv/installed
 # The site in a real browser, which is the system's (apt-get install chromium) or $CHROMIUM.
 test-site: .venv/installed
 	$(PIP) -c constraints.txt -e '.[site]'
-	$(BIN)/pytest tests/publish/test_site.py -rs
+	$(BIN)/pytest tests/publish -m site -rs
 
 # Every architecture that transformers can build, through the real capture: rewrites tests/conformance/TABLE.md.
 conformance: .venv/installed

@@ -6,9 +6,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from delta_suite.metrics import nulls
 from delta_suite.metrics.direction_gram import DirectionGram
 from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.nulls import allowed_above, extreme, lag_matched, random_directions, rank_p, windows
+
+from tests.planted_records import planted_view
 
 LAYERS, HIDDEN, DRAWS = 6, 16, 5
 
@@ -57,6 +60,18 @@ def test_pairs_outside_the_phase_have_the_weights_of_its_distances() -> None:
     means = [np.mean([cosines[pair] for pair in pairs]) for pairs in outside]
     expected = (2 * means[0] + 1 * means[1]) / 3  # two pairs of the phase are at distance 1, one at distance 2
     assert lag_matched(gram, "intra_cosine", phase).value == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["intra_cosine", "intra_cosine_cross_fitted"])
+def test_all_pairs_at_once_give_what_each_pair_gives(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the bit, also where a layer has no direction in one half of the documents."""
+    gram = planted_view(parts=("spectra",)).gram("raw")
+    assert gram.halves is not None
+    gram.halves[0].cosines[0, 0] = 0.0
+    at_once = lag_matched(gram, name, [2, 3])
+    monkeypatch.setattr(nulls, "_cosines_of_pairs", lambda *_: None)
+    assert lag_matched(gram, name, [2, 3]) == at_once
+    assert at_once.replicates is not None
 
 
 def test_lags_are_matched_only_where_there_are_pairs_outside() -> None:

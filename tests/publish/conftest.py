@@ -22,6 +22,8 @@ from delta_suite.records import store
 from delta_suite.records.arrays import pack, unpack
 from delta_suite.records.cache import Cache
 
+from tests.publish.browser import CHROMIUM
+
 HYPOTHESES = Path(__file__).parents[2] / "hypotheses"
 CREATED = "2026-11-24T10:00:00Z"
 
@@ -58,6 +60,16 @@ def measured(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Measured:
     return Measured(record, unpack(path.with_suffix(".safetensors").read_bytes(), path))
 
 
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A Chromium without a window."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: make test-site")
+    with playwright.sync_playwright() as started:
+        launched = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield launched
+        launched.close()
+
+
 @dataclass(frozen=True)
 class Place:
     """A folder with hypotheses/ and results/, as a repository has them."""
@@ -90,8 +102,8 @@ class Place:
         path.write_text(json.dumps(record), "utf-8")
         return path
 
-    def board(self, repository: str | None = None) -> Board:
-        return build(self.results, load_hypotheses([self.root / "hypotheses"]), repository)
+    def board(self, repository: str | None = None, **options: Any) -> Board:
+        return build(self.results, load_hypotheses([self.root / "hypotheses"]), repository, **options)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,12 +15,15 @@ from delta_suite.claims.loader import load_hypotheses
 from delta_suite.claims.verdict import Verdict
 from delta_suite.errors import RecordError
 from delta_suite.publish.board import build
+from delta_suite.publish.board_tables import worst_text
+from delta_suite.publish.leaderboard import files
 from delta_suite.publish.model_tables import calibration_text, special_tokens_text
+from delta_suite.publish.verdict_tables import variant_cells
 from delta_suite.records import store
 from delta_suite.records.record import CalibrationRecord
 from delta_suite.records.store import load
 
-from tests.publish.conftest import Place, created, with_calibration
+from tests.publish.conftest import Place, created, with_calibration, with_source
 
 
 def test_verdicts_are_those_of_the_judge(place: Place) -> None:
@@ -46,13 +50,25 @@ def test_verdicts_are_those_of_the_judge(place: Place) -> None:
     [
         with_calibration("core", "f" * 64),
         with_calibration("seed", "f" * 64),
-        lambda record: record["provenance"]["metric_versions"].update(gamma=99),
+        lambda record: record["provenance"]["metric_versions"].update(intra_cosine=99),
+        lambda record: record["provenance"].update(dtype="bfloat16"),
+        with_source("package:it/Model.Q4_1.gguf"),
         lambda record: record["provenance"]["settings"].update(max_tokens=128),
         lambda record: record["calibration"].update(begins_with=[["<s>", 1]]),
         lambda record: record["calibration"].update(chat_template=True),
         lambda record: [record["calibration"].pop(key) for key in ("begins_with", "ends_with", "chat_template")],
     ],
-    ids=["calibration", "same name, other texts", "metric version", "setting", "BOS", "chat template", "not recorded"],
+    ids=[
+        "calibration",
+        "same name, other texts",
+        "metric version",
+        "dtype",
+        "quantisation",
+        "setting",
+        "BOS",
+        "chat template",
+        "not recorded",
+    ],
 )
 def test_what_is_not_comparable_never_shares_a_table(place: Place, change) -> None:  # type: ignore[no-untyped-def]
     place.add("one")
@@ -73,13 +89,51 @@ def test_the_newest_record_counts_and_the_others_are_listed(place: Place) -> Non
     assert (old.record, old.by) == ("runs/tiny/20261124T100000Z-aaaaaaaa.json", entry.record)
 
 
-def test_another_dtype_is_another_line_of_the_same_table(place: Place) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda record: record["provenance"]["metric_versions"].update(gamma=99),
+        lambda record: record["provenance"]["metric_versions"].pop("sharing_index"),
+    ],
+    ids=["a metric that no page compares", "older than a metric"],
+)
+def test_a_metric_that_is_not_compared_splits_no_table(place: Place, change) -> None:  # type: ignore[no-untyped-def]
+    place.add("one")
+    place.add("two", change=change)
+    (group,) = place.board().groups
+    assert [entry.model for entry in group.entries] == ["one", "two"]
+
+
+def test_another_dtype_is_another_table_and_supersedes_nothing(place: Place) -> None:
     place.add()
     place.add(file="20261124T100000Z-bbbbbbbb", change=lambda record: record["provenance"].update(dtype="bfloat16"))
     board = place.board()
-    (group,) = board.groups
-    assert [group.label(entry) for entry in group.entries] == ["tiny (bfloat16)", "tiny (float32)"]
+    assert [(group.precision, group.entries[0].model) for group in board.groups] == [
+        ("bfloat16", "tiny"),
+        ("float32", "tiny"),
+    ]
     assert board.superseded == ()
+
+
+def test_the_worst_is_of_refuted_claims_and_in_standard_errors(place: Place) -> None:
+    place.add()
+    (entry,) = place.board().groups[0].entries
+    near, far = (replace(entry.rows[0], verdict="FAIL", margin=margin) for margin in (-100.0, -0.1))
+    rows = (
+        replace(near, expectation="near", standard_errors=-2.0),
+        replace(far, expectation="far", standard_errors=-9.0),
+        replace(far, expectation="open", verdict="INCONCLUSIVE", standard_errors=-50.0),
+        replace(far, expectation="rank", standard_errors=None),
+    )
+    assert worst_text(replace(entry, rows=rows)) == f"-9.0 {rows[0].hypothesis}/far"
+    assert replace(entry, rows=rows[2:]).worst is None
+
+
+def test_a_refuted_claim_that_warns_is_one_word_under_every_variant(place: Place) -> None:
+    place.add()
+    row = place.board().groups[0].entries[0].rows[0]
+    warns = replace(row, severity="warn", verdict="FAIL", variants={"raw": ("FAIL", 0.1), "centred": ("PASS", 0.9)})
+    assert [cell.verdict for cell in variant_cells(warns, ["raw", "centred"])] == ["WARN", "PASS"]
 
 
 @pytest.mark.parametrize(
@@ -127,19 +181,25 @@ def test_links_lead_to_the_claim_and_the_record(place: Place) -> None:
     path = place.add()
     board = place.board()
     row = next(row for row in board.groups[0].entries[0].rows if row.hypothesis == "phase-c")
-    link = board.claim_link(row.where, "site/models")
+    page = board.claim_link(row.where, "site/models")
+    link = board.claim_link(row.where, "")
     assert link is not None
     file, _, line = link.partition("#L")
-    target = place.results / "site" / "models" / file
+    assert page == f"../hypotheses/phase-c.html#L{line}"
+    target = place.results / file
     assert target.resolve() == (place.root / "hypotheses" / "phase_c.toml").resolve()
     assert "[[expect]]" in target.resolve().read_text().splitlines()[int(line) - 1]
-    record = board.record_link(board.groups[0].entries[0].record, "site")
-    assert (place.results / "site" / record).resolve() == path.resolve()
+    record = board.groups[0].entries[0].record
+    assert board.record_link(record, "site") is None  # the site's folder alone does not have it
+    assert (place.results / str(board.record_link(record, ""))).resolve() == path.resolve()
+    copied = place.board(with_records=True)
+    assert copied.record_link(record, "site/models") == f"../{record.replace('runs/', 'records/')}"
+    content = dict(files(copied))
+    assert content[f"site/{record.replace('runs/', 'records/')}"] == path.read_bytes()
+    assert f"site/{record.replace('runs/', 'records/').replace('.json', '.safetensors')}" in content
     away = place.board("https://example.org/me/it/blob/main/")
-    assert away.claim_link(row.where, "site") == f"https://example.org/me/it/blob/main/hypotheses/phase_c.toml#L{line}"
-    assert away.record_link(board.groups[0].entries[0].record, "site").startswith(
-        "https://example.org/me/it/blob/main/results/runs/tiny/"
-    )
+    assert away.claim_link(row.where, "") == f"https://example.org/me/it/blob/main/hypotheses/phase_c.toml#L{line}"
+    assert str(away.record_link(record, "site")).startswith("https://example.org/me/it/blob/main/results/runs/tiny/")
 
 
 def test_a_claim_outside_the_repository_has_a_place_but_no_link(place: Place, tmp_path: Path) -> None:
@@ -148,7 +208,8 @@ def test_a_claim_outside_the_repository_has_a_place_but_no_link(place: Place, tm
     (place.root / "hypotheses").rename(elsewhere.parent.mkdir() or elsewhere)
     board = build(place.results, load_hypotheses([elsewhere]))
     row = next(row for row in board.groups[0].entries[0].rows if row.hypothesis == "phase-c")
-    assert board.claim_link(row.where, "site") is None
+    assert board.claim_link(row.where, "") is None
+    assert str(board.claim_link(row.where, "site")).startswith("hypotheses/phase-c.html#L")
     assert board.claim_place(row.where).startswith("claims/phase_c.toml:")
 
 

@@ -17,7 +17,7 @@ from delta_suite.cli import app
 from delta_suite.errors import OptionError, RecordError
 from delta_suite.publish.card import END, START, newest, write_card
 from delta_suite.publish.leaderboard import files
-from delta_suite.publish.run_page import standalone
+from delta_suite.publish.site.run_page import standalone
 from typer.testing import CliRunner
 
 from tests.publish.conftest import Change, Place, checkpoint
@@ -91,7 +91,7 @@ def test_every_page_of_the_site_has_a_policy_and_runs_nothing_else(place: Place,
         place.add(f"big--checkpoint-{step}", change=hostile_at(step))
     place.add("other")
     pages = {name: text.decode() for name, text in files(place.board(repository)) if name.endswith(".html")}
-    assert {Path(name).parent.name for name in pages} == {"site", "models", "trajectories"}
+    assert {Path(name).parent.name for name in pages} == {"site", "models", "trajectories", "hypotheses"}
     for text in pages.values():
         check(Page(text))
         assert not re.search("[\x1b\u202e]|<script>alert", text)

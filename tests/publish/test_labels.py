@@ -60,7 +60,7 @@ def test_no_record_replaces_that_of_another_model(place: Place, change: Change, 
     )
     board = place.board()
     (group,) = board.groups
-    assert [group.label(entry) for entry in group.entries] == sorted(labels)
+    assert [entry.model for entry in group.entries] == sorted(labels)
     assert [entry.model for entry in group.entries] == [row.model for entry in group.entries for row in entry.rows[:1]]
     (old,) = board.superseded
     assert (old.record[-13:], old.by[-13:]) == ("aaaaaaaa.json", "bbbbbbbb.json")

@@ -11,7 +11,7 @@ import numpy as np
 import plotly.graph_objects
 import pytest
 from delta_suite.publish.plots import SHARES, layer_figure, phase_edges, plots
-from delta_suite.publish.site import SHIPPED
+from delta_suite.publish.site.whole_site import SHIPPED
 from delta_suite.publish.trajectory import figures
 from delta_suite.records.store import load
 from delta_suite.records.view import RecordView

@@ -184,7 +184,7 @@ def _show_run(
     from delta_suite.publish import trajectory as tables
     from delta_suite.publish.entries import Entry
     from delta_suite.publish.rows import Row
-    from delta_suite.publish.run_page import standalone
+    from delta_suite.publish.site.run_page import standalone
     from delta_suite.records.store import newest_control
     from delta_suite.writing import write_atomically
 

@@ -25,6 +25,12 @@ def leaderboard(
     results: ResultsDir = RESULTS,
     hypotheses: Hypotheses = None,
     repository: Repository = None,
+    with_records: Annotated[
+        bool, typer.Option("--with-records", help="Put a copy of the records into the site, and link to it.")
+    ] = False,
+    url: Annotated[
+        str | None, typer.Option("--url", help="Where the site will be, for the picture that others show of a link.")
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Write nothing; exit with 1 where a file is stale.")] = False,
 ) -> None:
     """Build leaderboard.md, .csv, .json and the site from the records. Exits with 1 where a record cannot be read."""
@@ -32,7 +38,8 @@ def leaderboard(
     from delta_suite.publish.board import build
     from delta_suite.publish.leaderboard import files, stale, write
 
-    board = build(results, load_hypotheses(hypotheses or [default_hypotheses()]), repository)
+    claims = load_hypotheses(hypotheses or [default_hypotheses()])
+    board = build(results, claims, repository, with_records=with_records, url=url)
     changed = dict.fromkeys(stale(results, files(board)), "stale") if check else write(results, files(board))
     for item in board.broken:
         say(f"omitted: {item.why}")
@@ -78,6 +85,6 @@ def card(
         fail(item.why)
     group, entry = newest(board, model or next(iter(board.models)))
     written = write_card(out or results / "cards" / folder_name(entry.model), board, group, entry)
-    show(f"from {entry.record}: {group.title}, {entry.dtype}")
+    show(f"from {entry.record}: {group.title}")
     for path in written:
         show(f"written: {path}")

@@ -10,6 +10,7 @@ against "lag" belongs beside one against "window".
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -89,17 +90,38 @@ def lag_matched(gram: DirectionGram, name: str, layers: Sequence[int]) -> Estima
 
     def mean(gram: DirectionGram) -> Estimate:
         total, weight = 0.0, 0
+        matrix = _cosines_of_pairs(name, gram)
         for lag in range(1, len(layers)):
             pairs = [(first, first + lag) for first in range(gram.layers - lag)]
             outside = [pair for pair in pairs if not inside.issuperset(pair)]
-            estimates = [phase_value(metric, gram, pair) for pair in outside if not gram.without_direction(pair)]
-            values = [estimate.value for estimate in estimates if estimate.value is not None]
+            if matrix is None:
+                estimates = [phase_value(metric, gram, pair) for pair in outside if not gram.without_direction(pair)]
+                values = [estimate.value for estimate in estimates if estimate.value is not None]
+            else:
+                values = [value for pair in outside if not math.isnan(value := matrix[pair])]
             if values:
                 total += (len(layers) - lag) * float(np.mean(values))
                 weight += len(layers) - lag
         return Estimate(value=total / weight) if weight else absent("no pair outside the phase has its distances")
 
     return resampled(metric, gram, mean)
+
+
+def _cosines_of_pairs(name: str, gram: DirectionGram) -> np.ndarray | None:
+    """Return a metric of cosines for every pair of layers at once, NaN where it has none; None for other metrics.
+
+    Pair by pair, they took four fifths of the time of judging a model of 30 layers.
+    """
+    layers = range(gram.layers)
+    values: np.ndarray
+    if name == "intra_cosine":
+        values, missing = np.minimum(np.abs(gram.cosines), 1.0), gram.without_direction(layers)
+    elif name == "intra_cosine_cross_fitted" and gram.cross is not None:
+        values, missing = gram.cross.copy(), [*gram.without_direction(layers), *gram.without_half(layers)]
+    else:
+        return None
+    values[missing] = values[:, missing] = np.nan
+    return values
 
 
 def random_directions(gram: DirectionGram, name: str, layers: Sequence[int]) -> list[float] | str:

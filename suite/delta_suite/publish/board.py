@@ -2,135 +2,38 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 from urllib.parse import quote
 
 from delta_suite.claims.judge import judge_all
 from delta_suite.claims.schema import Hypothesis
 from delta_suite.errors import OptionError, RecordError
 from delta_suite.escaping import is_web_address
-from delta_suite.models.spec import control_source, natural_key
+from delta_suite.models.spec import control_source
 from delta_suite.paths import shorten
+from delta_suite.publish.comparable import Alike, Group, Run
 from delta_suite.publish.entries import Entry
 from delta_suite.publish.labels import labels_of
+from delta_suite.publish.pages import RECORDS, SITE, hypothesis_link
+from delta_suite.publish.profiles import Profile
 from delta_suite.publish.recomputed import SecondMeasurements
 from delta_suite.publish.rows import Row
-from delta_suite.publish.trajectory import PhaseFigures
-from delta_suite.publish.verdict_tables import chance_text
 from delta_suite.records.cache import Cache, cache_root
-from delta_suite.records.record import CalibrationRecord, Identity, Record
+from delta_suite.records.record import Identity, Record
 from delta_suite.records.store import JudgedBy, load_once_verified, record_paths, stamps
-from delta_suite.reduction.variants import WRITE_VARIANTS
 
 _Words = ParamSpec("_Words")
 _Formed = TypeVar("_Formed")
 
-GROUPING_SETTINGS = ("max_tokens", "top_k", "drop_first_token")
-"""Settings of a measurement that change what its numbers mean, beside the calibration and the metrics' versions."""
-
-
-@dataclass(frozen=True)
-class Run:
-    """The checkpoints of one training run that may stand in one table, in the order of their steps; two at least."""
-
-    name: str
-    """The models' names, with * for the step."""
-    dtype: str
-    entries: Mapping[int, Entry]
-    """By step."""
-
-    @property
-    def rows(self) -> list[Row]:
-        """Return the rows of all checkpoints."""
-        return [row for entry in self.entries.values() for row in entry.rows]
-
-    @property
-    def steps(self) -> dict[int, str]:
-        """Return the model names by step."""
-        return {step: entry.model for step, entry in self.entries.items()}
-
-    def figures(self) -> dict[int, PhaseFigures]:
-        """Return the figures of each checkpoint's phases by step, from one record after the other."""
-        return {step: PhaseFigures(entry.view) for step, entry in self.entries.items()}
-
-
-@dataclass(frozen=True)
-class Group:
-    """Entries whose numbers may stand in one table: one calibration, one set of metric versions, one schema."""
-
-    calibration: CalibrationRecord
-    metrics: str
-    """Eight hex digits for the set of metrics and their versions, and the settings that count."""
-    metric_versions: dict[str, int]
-    settings: dict[str, Any]
-    schema: int
-    entries: tuple[Entry, ...]
-
-    @property
-    def id(self) -> str:
-        """Return a short name that is unique among the groups."""
-        return f"{self.calibration.sha256[:8]}-{self.metrics}-{self.schema}"
-
-    @property
-    def title(self) -> str:
-        """Return the heading of the table."""
-        return f"Calibration {self.calibration.name}, metric set {self.metrics}"
-
-    @cached_property
-    def described(self) -> str:
-        """Return what all entries of the table share, and what they do not."""
-        documents = self.calibration.documents
-        versions = sorted(set(self.metric_versions.values()))
-        suites = sorted({entry.head.provenance.suite for entry in self.entries})
-        settings = ", ".join(f"{name} {value}" for name, value in self.settings.items())
-        return (
-            f"{documents} document{'s' if documents != 1 else ''}, SHA-256 {self.calibration.sha256[:12]}; "
-            f"{len(self.metric_versions)} metrics of version {', '.join(map(str, versions))}; {settings}; "
-            f"record schema {self.schema}; delta-suite {' and '.join(suites)}. "
-            f"{chance_text([row for entry in self.entries for row in entry.rows])}"
-        ).rstrip()
-
-    @property
-    def changed(self) -> tuple[str, ...]:
-        """Return how hypothesis files have changed since they last judged the entries, one line a model and file."""
-        return tuple(
-            f"{self.label(entry)}: {name}, {how}" for entry in self.entries for name, how in entry.changed.items()
-        )
-
-    @cached_property
-    def runs(self) -> tuple[Run, ...]:
-        """Return the training runs among the entries. Where two models are one step, it is not known which is of it."""
-        runs: dict[tuple[str, str], dict[int, list[Entry]]] = {}
-        for entry in self.entries:
-            if entry.head.model.series is not None:
-                name, step = entry.head.model.series
-                runs.setdefault((name, entry.dtype), {}).setdefault(step, []).append(entry)
-        return tuple(
-            Run(name, dtype, {step: entries[0] for step, entries in sorted(steps.items())})
-            for (name, dtype), steps in sorted(runs.items())
-            if len(steps) > 1 and all(len(entries) == 1 for entries in steps.values())
-        )
-
-    def label(self, entry: Entry) -> str:
-        """Return the model's name, with the dtype where the table has it in several."""
-        return f"{entry.model} ({entry.dtype})" if self._counts[entry.model] > 1 else entry.model
-
-    @cached_property
-    def _counts(self) -> Counter[str]:
-        return Counter(entry.model for entry in self.entries)
-
 
 @dataclass(frozen=True)
 class Superseded:
-    """A record that a newer one of the same model, calibration, dtype and versions replaces.
+    """A record that a newer one of the same model and table replaces.
 
     Models are the same if source, revision and fingerprint are.
     """
@@ -171,6 +74,10 @@ class Board:
     groups: tuple[Group, ...]
     superseded: tuple[Superseded, ...]
     broken: tuple[Broken, ...]
+    with_records: bool = False
+    """True where the records are published in the site's folder, too."""
+    url: str | None = None
+    """The address that the site will have, for the pictures that others show of a link to it."""
 
     @cached_property
     def root(self) -> Path:
@@ -189,17 +96,37 @@ class Board:
     def claim_link(self, where: str, folder: str) -> str | None:
         """Return the link to a claim's file and line, from a page in this folder of the results.
 
-        It is None for a file that lies outside the folder that holds the results: no link to it works elsewhere.
+        The site has a page of each file. Elsewhere the link leads to the file itself; it is None for one that lies
+        outside the folder that holds the results: no link to it works elsewhere.
         """
         file, _, line = where.rpartition(":")
+        if _in_site(folder) and file in self._pages:
+            return f"{_up(folder)}{hypothesis_link(self._pages[file])}#L{line}"
         path = _absolute(Path(file))
         if not path.is_relative_to(self.root):
             return None
         return f"{self._link(path, folder)}#L{line}"
 
+    @cached_property
+    def _pages(self) -> dict[str, str]:
+        return {str(hypothesis.path): hypothesis.id for hypothesis in self.hypotheses}
+
+    def file_link(self, path: Path) -> str | None:
+        """Return the link to a file of the repository from a page of the site; None where no repository is named."""
+        where = _absolute(path)
+        return self._link(where, SITE) if self.repository is not None and where.is_relative_to(self.root) else None
+
     @_once
-    def record_link(self, record: str, folder: str) -> str:
-        """Return the link to the raw record, from a page in this folder of the results."""
+    def record_link(self, record: str, folder: str) -> str | None:
+        """Return the link to the raw record, from a page in this folder of the results.
+
+        A page of the site has one only where the records are in the site, too, or a repository is named: the site's
+        folder alone would not have the file.
+        """
+        if _in_site(folder) and self.with_records:
+            return f"{_up(folder)}{RECORDS}/{quote(record.removeprefix('runs/'))}"
+        if _in_site(folder) and self.repository is None:
+            return None
         return self._link(_absolute(self.results) / record, folder)
 
     def _link(self, path: Path, folder: str) -> str:
@@ -231,21 +158,25 @@ def build(
     hypotheses: Sequence[Hypothesis],
     repository: str | None = None,
     records: Sequence[Path] | None = None,
+    *,
+    with_records: bool = False,
+    url: str | None = None,
 ) -> Board:
     """Read and judge every record under `results/runs/`, or else these, each under the phases it was recorded with.
 
-    The newest record of a model, calibration, dtype and set of metric versions counts. Nothing but the records and the
+    The newest record of a model counts in each table. Nothing but the records and the
     hypotheses is read: no model, no clock, and of the cache only which records were found right before.
 
     Raises:
         OptionError: the repository is no http(s) address.
         RecordError: there is no folder of records.
     """
-    if repository is not None and not is_web_address(repository):
-        raise OptionError(
-            f"--repository {shorten(repository)} is no address that links can begin with: give one such as "
-            "https://github.com/me/it/blob/main, without a user, a password, spaces or brackets."
-        )
+    for option, address in (("--repository", repository), ("--url", url)):
+        if address is not None and not is_web_address(address):
+            raise OptionError(
+                f"{option} {shorten(address)} is no address that links can begin with: give one such as "
+                "https://github.com/me/it/blob/main, without a user, a password, spaces or brackets."
+            )
     view_of = partial(load_once_verified, cache=_cache())
     read: list[_Stored] = []  # without figures, or thousands of records would not fit into memory
     broken: list[Broken] = []
@@ -258,37 +189,53 @@ def build(
         except RecordError as error:
             broken.append(Broken(record, " ".join(str(error).replace(str(path), record).split())))
     labels = labels_of(stored.head.model for stored in read)
-    newest, superseded = _newest(read, labels)
+    alike = Alike(hypotheses)
+    newest, superseded = _newest(read, labels, alike)
     by_source: dict[tuple[object, ...], list[_Stored]] = {}
     for stored in sorted(newest.values(), key=lambda stored: stored.created, reverse=True):
-        by_source.setdefault((*_comparable(stored.head), stored.head.model.source), []).append(stored)
+        by_source.setdefault((*alike.key(stored.head), stored.head.model.source), []).append(stored)
     second = SecondMeasurements(((stored.path, stored.head) for stored in sorted(read, key=_age)), view_of)
     groups: dict[tuple[str, ...], list[Entry]] = {}
     for stored in newest.values():
         model = stored.head.model
-        candidates = by_source.get((*_comparable(stored.head), control_source(model.source)), ())
+        candidates = by_source.get((*alike.key(stored.head), control_source(model.source)), ())
         control = next((other for other in candidates if other.head.model.is_control_of(model)), None)
-        judged = judge_all(hypotheses, [(view_of(stored.path), None if control is None else view_of(control.path))])
+        view = view_of(stored.path)
+        judged = judge_all(hypotheses, [(view, None if control is None else view_of(control.path))])
         label = labels[model.name, model.identity]
         rows = tuple(replace(Row.of(each, stored.record), model=label) for each in judged)
+        read_again, judged_by = partial(view_of, stored.path), _stamps(stored.path)
+        recomputed_by = second.recomputed_by(stored.path, stored.head)
         entry = Entry(
             stored.head,
             stored.record,
             rows,
-            partial(view_of, stored.path),
-            _stamps(stored.path),
+            read_again,
+            judged_by,
             label,
-            second.recomputed_by(stored.path, stored.head),
+            Profile.of(view),
+            recomputed_by=recomputed_by,
         )
-        groups.setdefault(_group_key(stored.head), []).append(entry)
+        groups.setdefault(alike.key(stored.head), []).append(entry)
     return Board(
         results,
         repository,
         tuple(hypotheses),
-        tuple(_group(entries) for _, entries in sorted(groups.items())),
+        tuple(alike.group(entries) for _, entries in sorted(groups.items())),
         tuple(sorted(superseded, key=lambda item: item.record)),
         tuple(broken),
+        with_records,
+        url,
     )
+
+
+def _in_site(folder: str) -> bool:
+    return folder.split("/", maxsplit=1)[0] == SITE
+
+
+def _up(folder: str) -> str:
+    """Return the way from a page in this folder of the results to the site's folder."""
+    return "../" * folder.count("/")
 
 
 def _cache() -> Cache:
@@ -317,30 +264,25 @@ def _age(stored: _Stored) -> tuple[str, bool, str]:
     return stored.created, stored.head.submitter is not None, stored.record
 
 
-_Key = tuple[tuple[str, ...], str, str, Identity]
-"""A table's key, the model's name, the dtype and the model's identity. Of records of one key, the newest counts."""
-
-
-def _comparable(record: Record) -> tuple[object, ...]:
-    """Return what a model and its control must have in common."""
-    return _group_key(record), record.provenance.dtype
+_Key = tuple[tuple[str, ...], str, Identity]
+"""A table's key, the model's name and its identity. Of records of one key, the newest counts."""
 
 
 def _newest(
-    read: Iterable[_Stored], labels: Mapping[tuple[str, Identity], str]
+    read: Iterable[_Stored], labels: Mapping[tuple[str, Identity], str], alike: Alike
 ) -> tuple[dict[_Key, _Stored], list[Superseded]]:
     """Return the records that count, and those that they replace."""
     by_key: dict[_Key, list[_Stored]] = {}
     for stored in read:
-        model, dtype = stored.head.model, stored.head.provenance.dtype
-        by_key.setdefault((_group_key(stored.head), model.name, dtype, model.identity), []).append(stored)
+        model = stored.head.model
+        by_key.setdefault((alike.key(stored.head), model.name, model.identity), []).append(stored)
     newest: dict[_Key, _Stored] = {}
     superseded: list[Superseded] = []
     for key, candidates in sorted(by_key.items()):
         # A folder's name can hold another stamp than the record, so the record's time decides, and then its name.
         *older, newest[key] = sorted(candidates, key=_age)
         replaced_by = newest[key].record
-        label = labels[key[1], key[3]]
+        label = labels[key[1], key[2]]
         superseded += [Superseded(old.record, label, old.created, replaced_by) for old in older]
     return newest, superseded
 
@@ -360,29 +302,3 @@ def _stamps(path: Path) -> Mapping[str, JudgedBy]:
 def _head(record: Record) -> Record:
     """Return a record without its figures."""
     return record.model_copy(update={"layers": (), "scopes": {}, "boundaries": {}})
-
-
-def _reading(record: Record) -> tuple[str, dict[str, Any]]:
-    """Return a short hash of what makes figures comparable beside the calibration, and the settings in it."""
-    provenance = record.provenance
-    settings = {name: provenance.settings.get(name) for name in GROUPING_SETTINGS}
-    calibration = record.calibration
-    if calibration.begins_with is not None:  # absent in older records
-        settings["begins_with_special_token"] = bool(calibration.begins_with)
-        settings["chat_template"] = bool(calibration.chat_template)
-    variants = {name: version for name, version in record.variants.items() if name not in WRITE_VARIANTS}
-    text = json.dumps([provenance.metric_versions, variants, settings], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:8], settings
-
-
-def _group_key(record: Record) -> tuple[str, ...]:
-    calibration = record.calibration
-    return (calibration.name, calibration.sha256, _reading(record)[0], str(record.schema_version))
-
-
-def _group(entries: Iterable[Entry]) -> Group:
-    ordered = tuple(sorted(entries, key=lambda entry: (natural_key(entry.model), entry.dtype)))
-    record = ordered[0].head
-    metrics, settings = _reading(record)
-    versions = record.provenance.metric_versions
-    return Group(record.calibration, metrics, versions, settings, record.schema_version, ordered)

@@ -1,14 +1,13 @@
-"""Tables of what is published: models by hypotheses, claims by models, and the verdicts of one model.
+"""Tables of what is published: models by hypotheses, claims by models, and the cells of one verdict.
 
 The site, leaderboard.md and the model card render the same tables; `folder` says where in the results the reader is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from delta_suite.metrics.intervals import PERCENT
-from delta_suite.publish.board import Board, Group
+from delta_suite.publish.board import Board
+from delta_suite.publish.comparable import Group
 from delta_suite.publish.entries import Entry, Tally
 from delta_suite.publish.pages import SITE, page_link
 from delta_suite.publish.rows import Row, margin_text, marks, relative_margin
@@ -29,7 +28,7 @@ def models_table(board: Board, group: Group, folder: str) -> Table:
         cells = (
             _model(group, entry, folder),
             *map(tally_cell, entry.tallies),
-            Cell(worst_text(entry), None if worst is None else relative_margin(worst)),
+            Cell(worst_text(entry), None if worst is None else worst.standard_errors),
             Cell(str(entry.vacuous), entry.vacuous),
             Cell(f"{entry.seconds:.1f}", entry.seconds),
             Cell(memory_text(entry), entry.host_bytes + entry.gpu_bytes),
@@ -38,7 +37,15 @@ def models_table(board: Board, group: Group, folder: str) -> Table:
             record_cell(board, entry, folder),
         )
         lines.append(Line(cells, tuple(tally.verdict for tally in entry.tallies if tally.verdict)))
-    figures = ("worst margin", "vacuous", "seconds", "peak memory", "layers x hidden", "measured", "record")
+    figures = (
+        "worst refuted, in standard errors",
+        "vacuous",
+        "seconds",
+        "peak memory",
+        "layers x hidden",
+        "measured",
+        "record",
+    )
     head = ("model", *hypotheses, *figures)
     return Table(head, tuple(lines), id=f"models-{group.id}", caption="Models and hypotheses")
 
@@ -53,33 +60,7 @@ def claims_by_model(board: Board, group: Group, folder: str) -> Table:
         ]
         for rows in zip(*(entry.rows for entry in group.entries), strict=True)
     ]
-    return Table.of(["claim", "stated", *map(group.label, group.entries)], lines)
-
-
-def claim_by_claim(board: Board, group: Group, folder: str) -> Table:
-    """Return one line for each claim and model, with all that is known of the verdict."""
-    head = ("model", "claim", *VERDICT_COLUMNS, "other variants", "why", "record")
-    lines = tuple(line for entry in group.entries for line in _claims(board, group, entry, folder))
-    return Table(head, lines, id=f"claims-{group.id}", caption="Claim by claim")
-
-
-def _claims(board: Board, group: Group, entry: Entry, folder: str) -> Iterable[Line]:
-    for row in entry.rows:
-        others = ", ".join(f"{name} {verdict}" for name, (verdict, _) in row.variants.items() if verdict != row.verdict)
-        why = "; ".join([*(row.gates or ([row.reason] if row.reason else [])), *row.notes]) or NONE
-        name = f"{row.hypothesis}/{row.expectation}"
-        link, place = board.claim_link(row.where, folder), board.claim_place(row.where)
-        yield Line(
-            (
-                _model(group, entry, folder),
-                Cell(f"{name}: {row.claim}", name, link, title=place),
-                *verdict_cells(row),
-                Cell(others or ("all agree" if row.variants else NONE), others),
-                Cell(why, why),
-                record_cell(board, entry, folder),
-            ),
-            (row.word,),
-        )
+    return Table.of(["claim", "stated", *(entry.model for entry in group.entries)], lines)
 
 
 def verdict_cells(row: Row) -> tuple[Cell, ...]:
@@ -96,13 +77,13 @@ def verdict_cells(row: Row) -> tuple[Cell, ...]:
 def _model(group: Group, entry: Entry, folder: str) -> Cell:
     """Return the model's name with a link to its page, from the results folder or from the site's."""
     page = page_link(entry.model) if folder == SITE else f"{SITE}/{page_link(entry.model)}"
-    label = group.label(entry)
-    return Cell(label, label, f"{page}#{group.id}-{entry.dtype}")
+    return Cell(entry.model, entry.model, f"{page}#{group.id}")
 
 
 def record_cell(board: Board, entry: Entry, folder: str) -> Cell:
-    """Return a link to an entry's record."""
-    return Cell("JSON", entry.record, board.record_link(entry.record, folder), title=entry.record)
+    """Return a link to an entry's record, or its place where a reader of this folder has no such file."""
+    link = board.record_link(entry.record, folder)
+    return Cell("JSON" if link else entry.record, entry.record, link, title=entry.record)
 
 
 # --- words -----------------------------------------------------------------------------------------------------
@@ -126,9 +107,9 @@ def tally_cell(tally: Tally) -> Cell:
 
 
 def worst_text(entry: Entry) -> str:
-    """Return the worst margin and the claim that it belongs to."""
+    """Return the worst margin in standard errors, and the claim that it belongs to."""
     worst = entry.worst
-    return NONE if worst is None else f"{margin_text(worst)} {worst.hypothesis}/{worst.expectation}"
+    return NONE if worst is None else f"{worst.standard_errors:+.1f} {worst.hypothesis}/{worst.expectation}"
 
 
 def memory_text(entry: Entry) -> str:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from delta_suite.errors import RecordError
 from delta_suite.escaping import markdown, markdown_code, markdown_link, terminal
 from delta_suite.metrics.intervals import PERCENT
-from delta_suite.publish.board import Board, Group
+from delta_suite.publish.board import Board
 from delta_suite.publish.board_tables import VERDICT_COLUMNS, memory_text, tally_cell, verdict_cells
 from delta_suite.publish.card_plots import ALTERNATIVES, card_plots
+from delta_suite.publish.comparable import Group
 from delta_suite.publish.entries import Entry
 from delta_suite.publish.plots import why_no_arrays
 from delta_suite.publish.table import Cell, Table

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from delta_suite.claims.verdict import Verdict, combine_verdicts
 from delta_suite.publish.labels import shown_source
-from delta_suite.publish.rows import Row, changed_files, relative_margin, stamps_of
+from delta_suite.publish.profiles import Profile
+from delta_suite.publish.rows import Row, changed_files, stamps_of
 from delta_suite.records.record import Record
 from delta_suite.records.store import JudgedBy
 from delta_suite.records.view import RecordView
+
+_COMMON = re.compile(r"(For\w+|LMHeadModel|Model)$")
+
+SIZES = {"under 0.3 B": 3e8, "0.3 to 1 B": 1e9, "1 to 4 B": 4e9, "4 to 12 B": 1.2e10}
+"""Classes of size by name, and the number of parameters that each ends before."""
+
+LARGEST = "12 B and more"
+"""The class of size beyond all others."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,8 @@ class Entry:
     """The hypothesis files that a run last judged this record by."""
     label: str = ""
     """The model's name with what tells it from another model of that name; empty where there is none."""
+    profile: Profile | None = None
+    """Its figures over depth; None for an entry that stands on no board."""
     recomputed_by: tuple[str, ...] = ()
     """The handles of others whose records find the same figures: see `publish.recomputed`."""
 
@@ -116,9 +128,23 @@ class Entry:
 
     @property
     def worst(self) -> Row | None:
-        """Return the claim furthest outside, or else nearest to its bound, by margin relative to what was required."""
-        measured = [row for row in self.rows if row.margin is not None]
-        return min(measured, key=relative_margin, default=None)
+        """Return the refuted claim that is furthest outside, by its margin in standard errors; None without one.
+
+        Margins of other claims are of other units, and how far a claim is supported says nothing about the worst.
+        """
+        refuted = [row for row in self.rows if row.verdict == Verdict.REFUTED.value and row.standard_errors is not None]
+        return min(refuted, key=lambda row: row.standard_errors or 0.0, default=None)
+
+    @property
+    def family(self) -> str:
+        """Return the architecture without what all have in common, such as Llama of LlamaForCausalLM."""
+        return _COMMON.sub("", self.head.model.architecture) or self.head.model.architecture
+
+    @property
+    def size(self) -> str:
+        """Return the class of size, by the parameters that the blocks of a usual transformer of this shape have."""
+        parameters = 12 * self.head.model.layers * self.head.model.hidden**2
+        return next((name for name, most in SIZES.items() if parameters < most), LARGEST)
 
     @property
     def vacuous(self) -> int:

@@ -14,11 +14,12 @@ from delta_suite import escaping
 from delta_suite.errors import RecordError
 from delta_suite.publish.board import Board
 from delta_suite.publish.board_tables import claims_by_model, models_table
+from delta_suite.publish.comparable import quantisation
 from delta_suite.publish.entries import Entry
-from delta_suite.publish.pages import RUNS, SITE, run_link
+from delta_suite.publish.pages import FOLDERS, SITE, run_link
 from delta_suite.publish.rows import Row, relative_margin
-from delta_suite.publish.run_page import run_files
-from delta_suite.publish.site import index_page, site_files
+from delta_suite.publish.site.index_page import index_page
+from delta_suite.publish.site.whole_site import site_files
 from delta_suite.publish.table import Cell
 from delta_suite.publish.wording import CHANGED, LEGEND, NEVER_MIXED, NO_SCORE
 from delta_suite.reading import UnreadableFileError, read_bytes
@@ -30,10 +31,11 @@ def files(board: Board) -> Iterator[tuple[str, bytes]]:
 
     What links to other files comes after them.
     """
-    yield from run_files(board)
     yield from site_files(board)
-    yield "leaderboard.csv", as_csv(board).encode()
-    yield "leaderboard.json", as_json(board).encode()
+    for name, form in (("leaderboard.csv", as_csv), ("leaderboard.json", as_json)):
+        content = form(board).encode()
+        yield name, content
+        yield f"{SITE}/{name}", content  # the site's folder alone has its downloads, too
     yield "leaderboard.md", markdown(board).encode()
     yield f"{SITE}/index.html", index_page(board).encode()
 
@@ -77,7 +79,7 @@ def _differing(
         if _read(results / name, len(text)) != text:
             changed[name] = WRITTEN
             yield name, text
-    for page in (page for folder in ("models", RUNS) for page in (results / SITE / folder).glob("*.html")):
+    for page in (page for folder in FOLDERS for page in (results / SITE / folder).rglob("*") if page.is_file()):
         if (name := page.relative_to(results).as_posix()) not in names:
             changed[name] = REMOVED
 
@@ -109,7 +111,7 @@ def _indented(content: object, indent: str) -> str:
 def _head(board: Board) -> dict[str, Any]:
     """Return the leaderboard without its entries."""
     return {
-        "schema": 1,
+        "schema": 2,
         "hypotheses": [
             {
                 "id": hypothesis.id,
@@ -129,11 +131,12 @@ def _head(board: Board) -> dict[str, Any]:
                     "sha256": group.calibration.sha256,
                     "documents": group.calibration.documents,
                 },
+                "precision": group.precision,
                 "metric_versions": group.metric_versions,
                 "settings": group.settings,
                 "record_schema": group.schema,
                 "models": [],
-                "runs": [{"name": run.name, "dtype": run.dtype, "steps": run.steps} for run in group.runs],
+                "runs": [{"name": run.name, "steps": run.steps} for run in group.runs],
             }
             for group in board.groups
         ],
@@ -150,13 +153,14 @@ def _entry_json(board: Board, entry: Entry) -> dict[str, Any]:
         "record": entry.record,
         "judged_by": {name: stamp.model_dump() for name, stamp in entry.judged_by.items()},
         "changed_since": sorted(entry.changed),
+        "recomputed": entry.recomputed,
         "hypotheses": [asdict(tally) for tally in entry.tallies],
         "worst_margin": None
         if worst is None
         else {
             "claim": f"{worst.hypothesis}/{worst.expectation}",
             "margin": worst.margin,
-            "relative": relative_margin(worst),
+            "standard_errors": worst.standard_errors,
         },
         "cost": {"seconds": provenance.seconds, "peak_memory_bytes": provenance.peak_memory_bytes},
         "provenance": {
@@ -192,13 +196,17 @@ def _row_json(board: Board, row: Row) -> dict[str, Any]:
 COLUMNS = (
     *("calibration", "calibration_sha256", "metric_set", "model", "dtype", "device", "hypothesis", "expectation"),
     *("claim", "severity", "verdict", "observed", "interval_low", "interval_high", "required", "margin"),
-    *("relative_margin", "reason", "gates", "vacuous", "flips", "seconds", "peak_host_bytes", "peak_gpu_bytes"),
-    *("created", "suite", "source", "revision", "fingerprint", "stated_at", "hypothesis_sha256", "changed", "record"),
+    *("relative_margin", "standard_errors", "reason", "gates", "vacuous", "flips", "seconds", "peak_host_bytes"),
+    *("peak_gpu_bytes", "created", "suite", "source", "revision", "fingerprint", "stated_at", "hypothesis_sha256"),
+    *("changed", "record", "quantisation", "recomputed"),
 )
 
 
 def as_csv(board: Board) -> str:
-    """Return one line a claim and model, as CSV; `metric_set` and the calibration tell which may be compared."""
+    """Return one line a claim and model, as CSV.
+
+    The calibration, `metric_set`, `dtype` and `quantisation` tell which may be compared.
+    """
     out = io.StringIO()
     writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
     writer.writeheader()
@@ -211,12 +219,13 @@ def as_csv(board: Board) -> str:
                     *(group.calibration.name, group.calibration.sha256, group.metrics, entry.model, entry.dtype),
                     *(record.provenance.device, row.hypothesis, row.expectation, row.claim, row.severity),
                     *(row.verdict, row.observed, low, high, row.required, row.margin),
-                    None if row.margin is None else relative_margin(row),
+                    *(None if row.margin is None else relative_margin(row), row.standard_errors),
                     *(row.reason, "; ".join(row.gates), int(row.vacuous), int(row.flips), round(entry.seconds, 3)),
                     *(entry.host_bytes, entry.gpu_bytes, record.provenance.created),
                     *(record.provenance.suite, entry.source, record.model.revision),
                     *(record.model.fingerprint, board.claim_place(row.where)),
                     *(row.judged_by[1] if row.judged_by else None, int(row.hypothesis in entry.changed), entry.record),
+                    *(quantisation(record.model), int(entry.recomputed)),
                 )
                 writer.writerow(dict(zip(COLUMNS, map(escaping.csv_cell, values), strict=True)))
     return out.getvalue()
@@ -249,7 +258,7 @@ def markdown(board: Board) -> str:
         parts.append(claims_by_model(board, group, "").markdown())
     if board.superseded:
         lines = [f"- {_record(board, item.record)}, replaced by {_record(board, item.by)}" for item in board.superseded]
-        parts += ["## Superseded records", "A newer record of the same model, calibration, dtype and versions counts."]
+        parts += ["## Superseded records", "A newer record of the same model in the same table counts."]
         parts.append("\n".join(lines))
     if board.broken:
         parts += [

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from delta_suite.claims.judge import Judged
-from delta_suite.claims.verdict import Verdict
+from delta_suite.claims.verdict import Judgement, Verdict
+from delta_suite.metrics.intervals import standard_error
 from delta_suite.publish.wording import FLIPS, MARKS, NO_BETTER, NONE, VACUOUS, WARN
 from delta_suite.records.store import JudgedBy
 
@@ -49,6 +50,8 @@ class Row:
     """Lines that the verdict must be read with."""
     judged_by: tuple[int, str] | None = None
     """Version and SHA-256 of the hypothesis file; None for a plain test."""
+    standard_errors: float | None = None
+    """The margin in its standard errors, in which claims of different units are compared; None where it has none."""
 
     @classmethod
     def of(cls, judged: Judged, record: str | None, where: str | None = None) -> Row:
@@ -81,6 +84,7 @@ class Row:
             judgement.no_better,
             judgement.notes,
             (judgement.hypothesis.version, judgement.hypothesis.sha256),
+            _standard_errors(judgement),
         )
 
     @property
@@ -91,7 +95,11 @@ class Row:
     @property
     def word(self) -> str:
         """The verdict, or WARN for a refuted claim that does not fail a run."""
-        return WARN if self.severity == "warn" and self.verdict == Verdict.REFUTED.value else self.verdict
+        return self.word_of(self.verdict)
+
+    def word_of(self, verdict: str) -> str:
+        """Return the word of any verdict on this claim, such as that under another variant."""
+        return WARN if self.severity == "warn" and verdict == Verdict.REFUTED.value else verdict
 
     @property
     def place(self) -> tuple[str, int]:
@@ -102,6 +110,14 @@ class Row:
     def as_json(self) -> dict[str, Any]:
         """Return the row as plain values."""
         return asdict(self)
+
+
+def _standard_errors(judgement: Judgement) -> float | None:
+    distance = judgement.distance
+    if distance.replicates is None or distance.best is None:
+        return None
+    error = standard_error(distance.replicates)
+    return distance.best / error if error > 0 else None
 
 
 # --- what judged a record --------------------------------------------------------------------------------------

@@ -101,7 +101,9 @@ class Drawing:
         dashed = {"stroke_dasharray": dash} if dash else {}
         self.add("line", x1=x1, y1=y1, x2=x2, y2=y2, stroke=colour, stroke_width=width, **dashed)
 
-    def path(self, points: Sequence[tuple[float, float] | None], colour: str, dash: str = "") -> None:
+    def path(
+        self, points: Sequence[tuple[float, float] | None], colour: str, dash: str = "", width: float = 2.0
+    ) -> None:
         """Add a line through points, interrupted at None."""
         commands, pen_up = [], True
         for point in points:
@@ -109,7 +111,7 @@ class Drawing:
                 commands.append(f"{'M' if pen_up else 'L'}{_text(point[0])} {_text(point[1])}")
             pen_up = point is None
         dashed = {"stroke_dasharray": dash} if dash else {}
-        self.add("path", d=" ".join(commands), fill="none", stroke=colour, stroke_width=2, **dashed)
+        self.add("path", d=" ".join(commands), fill="none", stroke=colour, stroke_width=width, **dashed)
 
     def band(self, upper: Sequence[tuple[float, float]], lower: Sequence[tuple[float, float]], colour: str) -> None:
         """Fill the area between two lines of equal length."""
@@ -160,6 +162,15 @@ class Drawing:
         for value in (0.0, 0.5, 1.0):
             self.text(x + 20, bottom - value * (bottom - top) + 4, f"{value:g}", anchor="start")
         self.text(x + 56, (top + bottom) / 2, title, size=13, turn=True)
+
+    def inline(self, css: str, *, hidden: bool = False) -> str:
+        """Return the element that stands in a page, which gives ground, text and axes their colours.
+
+        hidden: True where the same is said in words elsewhere, and a reader who does not see it is spared the drawing.
+        """
+        size = f'viewBox="0 0 {_text(self.width)} {_text(self.height)}"'
+        role = 'aria-hidden="true"' if hidden else f'role="img" aria-label="{xml(self.description)}"'
+        return f'<svg {size} class="{css}" {role}>{"".join(self.parts)}</svg>'
 
     def svg(self) -> str:
         """Return the file."""

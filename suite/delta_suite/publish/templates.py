@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 
 from delta_suite.escaping import terminal
 from delta_suite.metrics.intervals import PERCENT
-from delta_suite.publish.wording import CHANGED, LEGEND, NONE, SYMBOLS
+from delta_suite.publish.wording import CHANGED, LEGEND, NONE, SYMBOLS, VERDICT_MARKS
 
 if TYPE_CHECKING:
     from jinja2 import Environment, Template
@@ -58,7 +58,15 @@ def _environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.globals.update(
-        policy=policy(), symbols=SYMBOLS, changed_note=CHANGED, legend=LEGEND, percent=PERCENT, none_text=NONE
+        policy=policy(),
+        symbols=SYMBOLS,
+        marks=VERDICT_MARKS,
+        changed_note=CHANGED,
+        legend=LEGEND,
+        percent=PERCENT,
+        none_text=NONE,
+        inline=None,  # only a page that stands alone has its assets in it
+        plots=False,
     )
     environment.filters["body"] = table_body
     return environment
@@ -68,10 +76,10 @@ def table_body(table: Table) -> Markup:
     """Return the rows of a table as HTML. A template takes three times as long, and a site can have a million cells."""
     parts = ["<tbody>\n"]
     for line in table.lines:
-        parts.append(f'<tr data-verdicts="{_escaped("|".join(line.verdicts))}">\n')
+        parts.append(f'<tr data-verdicts="{escaped("|".join(line.verdicts))}">\n')
         opening, closing = '<th scope="row"', "</th>\n"
         for cell in line.cells:
-            parts += [opening, f' data-value="{_escaped(cell.sort)}">', _content(cell), closing]
+            parts += [opening, f' data-value="{escaped(cell.sort)}">', _content(cell), closing]
             opening, closing = "<td", "</td>\n"
         parts.append("</tr>\n")
     parts.append("</tbody>\n")
@@ -80,15 +88,16 @@ def table_body(table: Table) -> Markup:
 
 def _content(cell: Cell) -> str:
     if cell.link:
-        title = f' title="{_escaped(cell.title)}"' if cell.title else ""
-        return f'<a href="{_escaped(cell.link)}"{title}>{_escaped(cell.text).replace("/", "/<wbr>")}</a>'
+        title = f' title="{escaped(cell.title)}"' if cell.title else ""
+        return f'<a href="{escaped(cell.link)}"{title}>{escaped(cell.text).replace("/", "/<wbr>")}</a>'
     if cell.verdict in SYMBOLS:
         kind = cell.verdict.lower().replace(" ", "-")
-        return f'<span class="verdict v-{_escaped(kind)}">{_escaped(cell.shown)}</span>'
-    return _escaped(cell.text)
+        return f'<span class="verdict v-{escaped(kind)}">{escaped(cell.shown)}</span>'
+    return escaped(cell.text)
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """Return words for an element or an attribute of a page, as templates write them."""
     shown = terminal(text)
     return str(escape(shown)) if _SPECIAL.search(shown) else shown
 

@@ -113,6 +113,7 @@ class PhaseFigures:
     def __init__(self, view: RecordView) -> None:
         """Take the figures from a record."""
         self.model, self.phases, self.variants = view.model, view.phases, view.variants
+        self.versions = view.record.provenance.metric_versions
         self._figures: dict[tuple[str, str, str], tuple[float, tuple[float, float] | None]] = {}
         for variant, metric, phase in product(self.variants, METRICS, self.phases):
             estimate = phase_estimate(view, metric, phase, variant)
@@ -129,7 +130,8 @@ class PhaseFigures:
 def figures(checkpoints: Mapping[int, PhaseFigures], rows: Sequence[Row], variant: str) -> dict[str, Figure]:
     """Return by metric a line a phase over the steps, with intervals; dotted lines where a verdict changed.
 
-    A layer metric is its mean over the phase. A metric that no phase has a value for is left out.
+    A layer metric is its mean over the phase. A metric that no phase has a value for is left out, and so is one whose
+    version differs between the checkpoints: its figures are not comparable.
     """
     steps = {step: checkpoint.model.name for step, checkpoint in checkpoints.items()}
     phases = list(dict.fromkeys(phase for checkpoint in checkpoints.values() for phase in checkpoint.phases))
@@ -147,7 +149,8 @@ def figures(checkpoints: Mapping[int, PhaseFigures], rows: Sequence[Row], varian
             for phase, style in zip(phases, cycle(STYLES), strict=False)
             if (trace := _line(checkpoints, metric, phase, variant, style)) is not None
         ]
-        if traces:
+        versions = {checkpoint.versions[metric] for checkpoint in checkpoints.values() if metric in checkpoint.versions}
+        if traces and len(versions) < 2:
             layout = {
                 "xaxis": {"title": {"text": "training step"}, "zeroline": False},
                 "yaxis": {"title": {"text": metric + ("" if known.unit == "1" else f" [{known.unit}]")}},

@@ -133,5 +133,6 @@ def variant_cells(row: Row, variants: Iterable[str]) -> list[Cell]:
     cells = []
     for name in variants:
         verdict, observed = row.variants.get(name, (NONE, None))
-        cells.append(Cell(verdict_text(verdict, observed), observed, verdict=verdict))
+        word = row.word_of(verdict)
+        cells.append(Cell(verdict_text(word, observed), observed, verdict=word))
     return cells

@@ -23,18 +23,21 @@ class Mark:
     meaning: str
     colour: str = ""
     """Its colour in a terminal."""
+    short: str = ""
+    """The word in a cell of a few letters' width."""
 
 
 VERDICT_MARKS = (
-    Mark("✓", Verdict.SUPPORTED.value, "supported", "green"),
-    Mark("✗", Verdict.REFUTED.value, "refuted", "red"),
-    Mark("!", WARN, "refuted, but the claim only warns", "yellow"),
-    Mark("?", Verdict.INCONCLUSIVE.value, "the measurement cannot decide", "yellow"),
-    Mark("–", Verdict.NOT_MEASURED.value, "the number does not exist for this model", "bright_black"),
+    Mark("✓", Verdict.SUPPORTED.value, "supported", "green", "pass"),
+    Mark("✗", Verdict.REFUTED.value, "refuted", "red", "fail"),
+    Mark("!", WARN, "refuted, but the claim only warns", "yellow", "warn"),
+    Mark("?", Verdict.INCONCLUSIVE.value, "the measurement cannot decide", "yellow", "open"),
+    Mark("–", Verdict.NOT_MEASURED.value, "the number does not exist for this model", "bright_black", "none"),
 )
 """The mark of each verdict. The symbol tells them apart where neither colour nor language does."""
 
 SYMBOLS = {mark.word: mark.symbol for mark in VERDICT_MARKS}
+SHORT = {mark.word: mark.short for mark in VERDICT_MARKS}
 COLOURS = {mark.word: mark.colour for mark in VERDICT_MARKS}
 
 OUTCOMES = {
@@ -64,14 +67,25 @@ LEGEND = " ".join(
 )
 """How to read a verdict."""
 
+ABOUT = (
+    "A language model is a stack of layers, and each layer adds an update to what the one before it passed on; "
+    "delta-suite measures what these updates look like from the first layer to the last. Here predictions about their "
+    "structure, each with a threshold, are held against one model after the other: a row is a model, a column is a "
+    "prediction, and a mark says whether the measurement supports it."
+)
+"""The leaderboard in two sentences, for someone who has never heard of it."""
+
+CONSISTENT = "Every record was checked: its numbers follow from each other. That proves consistency, and not origin."
+"""The worth of a record on the leaderboard."""
+
 NO_SCORE = (
     "There is no average score, and models stand in the order of their names. A verdict is that of one claim for one "
     "model; a hypothesis holds when all of its claims hold, but for those that only warn."
 )
 
 NEVER_MIXED = (
-    "Models in different tables were measured under different calibrations, metric versions or settings. Their numbers "
-    "are not comparable, and no table mixes them."
+    "Models in different tables were measured under different calibrations, dtypes, quantisations, special tokens, "
+    "metric versions or settings. Their numbers are not comparable, and no table mixes them."
 )
 
 CHANGED = (

@@ -6,13 +6,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from delta_suite.escaping import script_json
-from delta_suite.publish.board import Board, Group, Run
+from delta_suite.publish.board import Board
 from delta_suite.publish.board_tables import record_cell
+from delta_suite.publish.comparable import Group, Run, precision
 from delta_suite.publish.entries import Entry
 from delta_suite.publish.model_tables import PHASE_COLUMNS
 from delta_suite.publish.pages import RUNS, SITE, page_link, run_page_name
+from delta_suite.publish.site.head import Page
 from delta_suite.publish.table import Cell, Table
-from delta_suite.publish.templates import asset, policy, template
+from delta_suite.publish.templates import asset, template
 from delta_suite.publish.trajectory import PhaseFigures, figures, verdict_changes
 from delta_suite.publish.verdict_tables import verdict_cell
 from delta_suite.publish.wording import NEVER_MIXED, number
@@ -25,7 +27,7 @@ def run_files(board: Board) -> Iterator[tuple[str, bytes]]:
     """Yield path relative to the results folder and content, for the page of every training run."""
     for name, runs in board.runs.items():
         sections = [_section(board, group, run) for group, run in runs]
-        yield f"{SITE}/{RUNS}/{run_page_name(name)}", _page(name, sections).encode()
+        yield f"{SITE}/{RUNS}/{run_page_name(name)}", _page(board, name, sections).encode()
 
 
 def standalone(name: str, entries: Mapping[int, Entry], shown: str = "raw") -> str:
@@ -33,19 +35,30 @@ def standalone(name: str, entries: Mapping[int, Entry], shown: str = "raw") -> s
 
     shown: the variant that the page begins with.
     """
-    run = Run(name, next(iter(entries.values())).dtype, entries)
+    run = Run(name, entries)
     inline = {kind: asset(file).decode() for kind, file in INLINED.items()}
-    return _page(name, [_section(None, None, run)], shown, inline)
+    return _page(None, name, [_section(None, None, run)], shown, inline)
 
 
 def _page(
-    name: str, sections: Sequence[dict[str, Any]], shown: str = "raw", inline: Mapping[str, str] | None = None
+    board: Board | None,
+    name: str,
+    sections: Sequence[dict[str, Any]],
+    shown: str = "raw",
+    inline: Mapping[str, str] | None = None,
 ) -> str:
     data = script_json({section["id"]: section.pop("figures") for section in sections})
     scripts = [inline[kind] for kind in ("plotly", "script")] if inline else []
     return template("run.html.j2").render(
-        policy=policy(scripts),
-        name=name,
+        page=Page.of(
+            board,
+            f"{RUNS}/{run_page_name(name)}",
+            f"{name} over training",
+            "Every verdict and metric of a training run, checkpoint by checkpoint.",
+            inline=scripts,
+        ),
+        plots=True,
+        command="trajectory" if inline else "leaderboard",
         sections=sections,
         shown=shown,
         inline=inline,
@@ -59,11 +72,11 @@ def _section(board: Board | None, group: Group | None, run: Run) -> dict[str, An
     first = next(iter(run.entries.values())).head
     variants = list(next(iter(checkpoints.values())).variants)
     drawn = {variant: figures(checkpoints, run.rows, variant) for variant in variants}
-    identity = f"{group.id}-{run.dtype}" if group else "run"
+    identity = group.id if group else "run"
     calibration = first.calibration
     return {
         "id": identity,
-        "title": f"{group.title}, {run.dtype}" if group else f"Calibration {calibration.name}, {run.dtype}",
+        "title": group.title if group else f"Calibration {calibration.name}, {precision(first)}",
         "described": f"{len(run.entries)} checkpoints, {first.model.architecture}, {first.model.layers} layers, hidden "
         f"size {first.model.hidden}. " + (group.described if group else f"{calibration.documents} documents."),
         "verdicts": _verdicts(board, run, identity),

@@ -1,7 +1,8 @@
-"""The static site: one page for all models, one page per model. It asks nothing of any network, not even its plots."""
+"""The page of a model: a summary, its plots over depth, every claim, and where the figures come from."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 from delta_suite.claims.schema import Expectation, Hypothesis
 from delta_suite.claims.verdict import Verdict
 from delta_suite.escaping import script_json
-from delta_suite.publish.board import Board, Group
-from delta_suite.publish.board_tables import claim_by_claim, models_table
+from delta_suite.publish.board import Board
+from delta_suite.publish.comparable import Group
 from delta_suite.publish.entries import Entry
 from delta_suite.publish.model_tables import (
     calibration_text,
@@ -19,66 +20,37 @@ from delta_suite.publish.model_tables import (
     special_tokens_text,
     stream_text,
 )
-from delta_suite.publish.pages import SITE, page_name, run_link
+from delta_suite.publish.pages import PAGES, SITE, claim_anchor, page_name, run_link
 from delta_suite.publish.plots import Plot, plots
 from delta_suite.publish.rows import Row, margin_text, mark_lines
+from delta_suite.publish.site.compare_page import compare_link
+from delta_suite.publish.site.head import Page
 from delta_suite.publish.table import Cell, Table
-from delta_suite.publish.templates import asset, template
+from delta_suite.publish.templates import template
 from delta_suite.publish.verdict_tables import variant_cells
-from delta_suite.publish.wording import NEVER_MIXED, NO_SCORE, NONE, SYMBOLS, WARN, interval_text, number
+from delta_suite.publish.wording import NEVER_MIXED, NONE, OUTCOMES, WARN, interval_text, number
 from delta_suite.records.view import RecordView
 
-SHIPPED = ("site.css", "site.js", "plotly-cartesian.min.js", "plotly-LICENSE.txt")
-"""Copied as they are. The bundle is plotly.js without maps, 3D and WebGL: a third of the whole, and no function is made
-from text in it, so that the page's content policy can forbid that."""
+FIRST = ("ranks", "cosines")
+"""The plots at the top of the page: the profile over depth, and which layers share a direction."""
 
 
-def site_files(board: Board) -> Iterator[tuple[str, bytes]]:
-    """Yield path relative to the results folder and content, for the site's assets and the pages of models."""
-    for name in SHIPPED:
-        yield f"{SITE}/assets/{name}", asset(name)
+def model_files(board: Board) -> Iterator[tuple[str, bytes]]:
+    """Yield path relative to the results folder and content, for the page of every model."""
     for model, entries in board.models.items():
-        yield f"{SITE}/models/{page_name(model)}", _model(board, model, entries).encode()
-
-
-# --- all models ------------------------------------------------------------------------------------------------
-
-
-def index_page(board: Board) -> str:
-    """Return the page of all models."""
-    words = [*(verdict.value for verdict in Verdict), WARN]
-    return template("index.html.j2").render(
-        no_score=NO_SCORE,
-        never_mixed=NEVER_MIXED if len(board.groups) > 1 else "",
-        words=sorted(words, key=list(SYMBOLS).index),
-        groups=[
-            {
-                **{"id": group.id, "title": group.title, "described": group.described},
-                **{"changed": group.changed},
-                "tables": [models_table(board, group, SITE), claim_by_claim(board, group, SITE)],
-                "runs": [(Cell(run.name, link=run_link(run.name)), len(run.entries)) for run in group.runs],
-            }
-            for group in board.groups
-        ],
-        superseded=[
-            (Cell(item.record, link=board.record_link(item.record, SITE)), item.by) for item in board.superseded
-        ],
-        broken=[item.why for item in board.broken],
-    )
-
-
-# --- one model -------------------------------------------------------------------------------------------------
+        yield f"{SITE}/{PAGES}/{page_name(model)}", _model(board, model, entries).encode()
 
 
 def _model(board: Board, model: str, entries: list[tuple[Group, Entry]]) -> str:
     shown = [_measurement(board, group, entry) for group, entry in entries]
     data = script_json({section["id"]: section.pop("figures") for section in shown})
     return template("model.html.j2").render(
-        model=model,
+        page=Page.of(board, f"{PAGES}/{page_name(model)}", model, shown[0]["summary"]),
+        plots=True,
         never_mixed=NEVER_MIXED if len(shown) > 1 else "",
         measurements=shown,
         superseded=[
-            Cell(item.record, link=board.record_link(item.record, f"{SITE}/models"))
+            Cell(item.record, link=board.record_link(item.record, f"{SITE}/{PAGES}"))
             for item in board.superseded
             if item.model == model
         ],
@@ -90,16 +62,21 @@ def _measurement(board: Board, group: Group, entry: Entry) -> dict[str, Any]:
     view = entry.view
     variants = list(view.variants)
     figures: dict[str, tuple[Plot, ...]] = {variant: plots(view, variant) for variant in variants}
-    identity = f"{group.id}-{entry.dtype}"
+    identity = group.id
     return {
         "id": identity,
-        "title": f"{group.title}, {entry.dtype}",
+        "title": group.title,
+        "summary": summary(entry),
+        "compare": f"../{compare_link(group, entry)}",
         "facts": _facts(board, group, entry),
         "changed": tuple(f"{name}, {how}" for name, how in entry.changed.items()),
-        "verdicts": [_verdict(board, row, entry) for row in entry.rows],
+        "verdicts": [_verdict(board, group, row) for row in entry.rows],
         "multiverse": _multiverse(entry, variants, identity),
         "variants": variants,
-        "plots": figures["raw"],
+        "first": sorted(
+            (plot for plot in figures["raw"] if plot.name in FIRST), key=lambda plot: FIRST.index(plot.name)
+        ),
+        "more": [plot for plot in figures["raw"] if plot.name not in FIRST],
         "boundaries": _boundaries(view),
         "phases": replace(phase_table(view), id=f"phases-{identity}", caption="Phases"),
         "layers": replace(layer_table(view), id=f"layers-{identity}", caption="Every layer, variant raw"),
@@ -144,13 +121,14 @@ def _facts(board: Board, group: Group, entry: Entry) -> list[tuple[str, Cell]]:
     return [
         *((name, Cell(text)) for name, text in facts),
         *(("training run", Cell(run, link=f"../{run_link(run)}")) for run in runs),
-        ("record", Cell(entry.record, link=board.record_link(entry.record, f"{SITE}/models"))),
+        ("record", Cell(entry.record, link=board.record_link(entry.record, f"{SITE}/{PAGES}"))),
     ]
 
 
-def _verdict(board: Board, row: Row, entry: Entry) -> dict[str, Any]:
+def _verdict(board: Board, group: Group, row: Row) -> dict[str, Any]:
     hypothesis, expectation = _stated(board, row.hypothesis, row.expectation)
     return {
+        "anchor": claim_anchor(group.id, row.hypothesis, row.expectation),
         "name": f"{row.hypothesis}/{row.expectation}",
         "claim": row.claim,
         "word": row.word,
@@ -162,9 +140,34 @@ def _verdict(board: Board, row: Row, entry: Entry) -> dict[str, Any]:
         "title": hypothesis.title,
         "rationale": " ".join((expectation.rationale or hypothesis.rationale).split()),
         "origin": " ".join(expectation.origin.split()),
-        "stated": Cell(board.claim_place(row.where), link=board.claim_link(row.where, f"{SITE}/models")),
-        "record": board.record_link(entry.record, f"{SITE}/models"),
+        "stated": Cell(board.claim_place(row.where), link=board.claim_link(row.where, f"{SITE}/{PAGES}")),
     }
+
+
+def summary(entry: Entry) -> str:
+    """Return the measurement in a sentence or two: what became of the claims, and the profile."""
+    words = Counter(row.word for row in entry.rows)
+    counts = [f"{words[word]} {outcome}" for word, outcome in OUTCOMES.items() if words[word]]
+    if words[WARN]:
+        counts.insert(min(2, len(counts)), f"{words[WARN]} refuted with a warning only")
+    vacuous = f", {entry.vacuous} of the supported also for random weights" if entry.vacuous else ""
+    held = [tally.hypothesis for tally in entry.tallies if tally.verdict == Verdict.SUPPORTED.value]
+    hypotheses = f"The hypothes{'is' if len(held) == 1 else 'es'} {_listed(held)} hold{'s' if len(held) == 1 else ''}"
+    verb = "is" if counts[0].startswith("1 ") else "are"
+    counts[0] = counts[0].replace(" ", f" {verb} ", 1)
+    text = f"Of {len(entry.rows)} claims about {entry.model}, {_listed(counts)}{vacuous}. "
+    text += f"{hypotheses}. " if held else "No hypothesis holds with all of its claims. "
+    return text + (f"{entry.profile.described}, without sinks." if entry.profile else "")
+
+
+def _listed(words: Sequence[str]) -> str:
+    """Return words as a list in a sentence.
+
+    Example:
+        >>> _listed(["a", "b", "c"]), _listed(["a"])
+        ('a, b and c', 'a')
+    """
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def _stated(board: Board, hypothesis: str, expectation: str) -> tuple[Hypothesis, Expectation]:
