@@ -1,7 +1,7 @@
 """Train a deep Llama from nothing, keep checkpoints on a log scale, and measure each: how the structure comes about.
 
     python examples/deep_training_text.py --out text.jsonl.xz --debs debs     # once: the text, from packages
-    python examples/deep_training_run.py --text text.jsonl.xz --out deep      # on a GPU of 80 GB; again, until it is done
+    python examples/deep_training_run.py --text text.jsonl.xz --out deep      # on a GPU of 80 GB, until it is done
 
 36 layers of width 512, 117 million parameters, 3,200 steps of 64 x 512 tokens: 105 million tokens, in bfloat16 with
 float32 weights. A leg ends before `--minutes` are over, and the same command goes on from there, to the same losses.
@@ -17,7 +17,6 @@ import hashlib
 import json
 import lzma
 import math
-import os
 import shutil
 import tarfile
 import time
@@ -241,7 +240,7 @@ class Training:
         }
         part = self.state.with_suffix(".part")
         torch.save(state, part)
-        os.replace(part, self.state)
+        part.replace(self.state)
 
     def save_checkpoint(self, held_out: torch.Tensor) -> None:
         """Write the checkpoint of this step as transformers does, with its tokenizer, and take the held-out loss."""
@@ -289,7 +288,9 @@ def train(run: Training, batches: Batches, held_out: torch.Tensor, clock: Clock)
         pending.clear()
         run.seconds = before + clock.seconds - begun
         if run.losses and not math.isfinite(run.losses[-1]):
-            raise SystemExit(f"the loss is {run.losses[-1]} at step {run.step}: begin again with a lower learning rate.")
+            raise SystemExit(
+                f"the loss is {run.losses[-1]} at step {run.step}: begin again with a lower learning rate."
+            )
 
     if run.step == 0 and not run.state.is_file():
         run.save_checkpoint(held_out)
@@ -367,7 +368,11 @@ def describe(run: Training, tokens: int, path: Path) -> None:
         "text_sha256": hashlib.sha256(options.text.read_bytes()).hexdigest(),
         "hardware": torch.cuda.get_device_name(options.device) if on_gpu else "cpu",
         "peak_gpu_bytes": torch.cuda.max_memory_allocated(options.device) if on_gpu else None,
-        "versions": {"torch": torch.__version__, "transformers": transformers.__version__, "delta-suite": ds.__version__},
+        "versions": {
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "delta-suite": ds.__version__,
+        },
     }
     path.write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
 

@@ -105,16 +105,16 @@ def man_text(page: str) -> str:
     'NAME\nls - list\nls\n[file]'
     """
     lines = []
-    for line in page.splitlines():
-        if line.startswith((".", "'")):
-            command, _, rest = line[1:].partition(" ")
+    for written in page.splitlines():
+        line = written
+        if written.startswith((".", "'")):
+            command, _, rest = written[1:].partition(" ")
             if command[:2] not in {"SH", "SS", "B", "I", "BR", "IR", "RB", "RI", "BI", "IB", "TP", "IP", "Nm", "Fl"}:
                 continue
             line = rest.replace('"', "")
-        line = re.sub(r"\\f(?:\[\w*\]|\(\w\w|\w)", "", line)
-        line = re.sub(r"\\[-&|^/,]", lambda match: "-" if match[0] == r"\-" else "", line)
-        line = line.replace(r"\e", "\\").replace(r"\(aq", "'").replace(r"\(cq", "'").replace(r"\ ", " ")
-        lines.append(line)
+        plain = re.sub(r"\\f(?:\[\w*\]|\(\w\w|\w)", "", line)
+        plain = re.sub(r"\\[-&|^/,]", lambda match: "-" if match[0] == r"\-" else "", plain)
+        lines.append(plain.replace(r"\e", "\\").replace(r"\(aq", "'").replace(r"\(cq", "'").replace(r"\ ", " "))
     return "\n".join(lines).strip()
 
 
@@ -165,12 +165,17 @@ def debian_packages(folder: Path, unpacked: Path) -> Iterator[Package]:
     """Unpack the .deb files of a folder, and yield each with its texts."""
     for deb in sorted(folder.glob("*.deb")):
         name, version = subprocess.run(
-            ["dpkg-deb", "--show", "--showformat=${Package} ${Version}", deb], check=True, capture_output=True, text=True
+            ["dpkg-deb", "--show", "--showformat=${Package} ${Version}", deb],
+            check=True,
+            capture_output=True,
+            text=True,
         ).stdout.split()
         root = unpacked / name
         subprocess.run(["dpkg-deb", "-x", deb, root], check=True)
         files = [path for path in sorted(root.rglob("*")) if path.is_file() and not path.is_symlink() and _wanted(path)]
-        yield Package(name, version, _debian_licence(root / "usr/share/doc" / name / "copyright"), "Debian", files, root)
+        yield Package(
+            name, version, _debian_licence(root / "usr/share/doc" / name / "copyright"), "Debian", files, root
+        )
 
 
 def _wanted(path: Path) -> bool:
@@ -247,13 +252,14 @@ def datasheet(packages: Sequence[Package], documents: Sequence[dict[str, str]], 
             "",
             "Gathered by `examples/deep_training_text.py` from packages that anyone can install, and not committed. It",
             "trains a model that is measured, and is for nothing else. Each package is under its own licence.",
-            f"Paragraphs that another file already had are left out; of a package at most {CAP:,} characters are taken.",
+            "Paragraphs that another file already had are left out; of a package at most",
+            f"{CAP:,} characters are taken.",
             "",
             f"{len(documents):,} documents of {len(rows)} packages, {size:,} bytes of text; the file has "
             f"{path.stat().st_size:,} bytes, sha256 `{sha256}`.",
             "",
-            "Other versions of the packages give another text. The run trains its own tokenizer on it, and says how many",
-            "tokens it has.",
+            "Other versions of the packages give another text. The run trains its own tokenizer on it, and its",
+            "`run.json` says how many tokens that makes.",
             "",
             "| package | version | licence | documents | characters |",
             "| --- | --- | --- | ---: | ---: |",

@@ -35,7 +35,20 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words_of(folder: Path, text: Path, *others: str) -> list[str]:
-    size = ["--layers", "6", "--hidden", "32", "--vocabulary", "300", "--steps", "12", "--batch", "4", "--context", "32"]
+    size = [
+        "--layers",
+        "6",
+        "--hidden",
+        "32",
+        "--vocabulary",
+        "300",
+        "--steps",
+        "12",
+        "--batch",
+        "4",
+        "--context",
+        "32",
+    ]
     places = ["--text", str(text), "--out", str(folder / "out"), "--work", str(folder / "run")]
     return [*places, *size, "--device", "cpu", "--calibration", "seed", "--documents", "4", *others]
 
