@@ -432,6 +432,8 @@ def main(words: Sequence[str] | None = None) -> bool:
     describe(run, len(tokens), options.out / "run.json")
     trained = run.step == options.steps
     del run, batches, held_out
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # the measurement plans with the memory that is free
     left = measured(options, clock)
     packed = pack(options.work / "results", options.out)
     clock.say(f"{options.out}: loss.csv, run.json, {', '.join(path.name for path in packed) or 'no records yet'}")
