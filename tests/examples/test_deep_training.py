@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import doctest
+import importlib.util
 import json
 import lzma
 import runpy
 import subprocess
+import sys
 import tarfile
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -32,6 +35,18 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for name in sorted(topics):
             file.write(json.dumps({"package": "python", "file": name, "text": topics[name]}) + "\n")
     return path
+
+
+@pytest.mark.parametrize("name", ["deep_training_run", "deep_training_text"])
+def test_examples_in_docstrings(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, name, module)
+    spec.loader.exec_module(module)
+    failed, attempted = doctest.testmod(module)
+    assert (failed, attempted) == (0, 2)
 
 
 def words_of(folder: Path, text: Path, *others: str) -> list[str]:
