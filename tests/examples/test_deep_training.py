@@ -50,7 +50,7 @@ def test_examples_in_docstrings(name: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def words_of(folder: Path, text: Path, *others: str) -> list[str]:
-    size = ["--layers=6", "--hidden=32", "--vocabulary=300", "--steps=6", "--batch=4", "--context=32"]
+    size = ["--layers=3", "--hidden=32", "--vocabulary=300", "--steps=6", "--batch=4", "--context=32"]
     places = ["--text", str(text), "--out", str(folder / "out"), "--work", str(folder / "run")]
     return [*places, *size, "--device", "cpu", "--calibration", "seed", "--documents", "4", *others]
 
