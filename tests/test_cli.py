@@ -283,13 +283,17 @@ def test_hypotheses_shows_every_error_of_every_file(tmp_path: Path, options: tup
 def test_models_tells_what_is_here_and_why_not(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "300")
     (tmp_path / "models.toml").write_text(
-        f'[models.gone]\npackage="absent"\ngguf="x.gguf"\n[models.tiny]\npath={str(tiny)!r}\n'
+        '[models.gone]\npackage="absent"\ngguf="x.gguf"\n'
+        f'[models.tiny]\npath={str(tiny)!r}\nlicence="CC-BY-4.0"\n'
+        '[models.cut]\npackage="absent_part"\nparts=2\ngguf="x.gguf"\n'
     )
     lines = run("models", "--models-file", tmp_path / "models.toml").output.splitlines()
-    gone, here = (next(line for line in lines if line.startswith(name)) for name in ("gone", "tiny"))
+    gone, here, cut = (next(line for line in lines if line.startswith(name)) for name in ("gone", "tiny", "cut"))
     assert gone.split()[1] == "no"
     assert "pip install" in gone
     assert here.split()[1] == "yes"
+    assert "CC-BY-4.0" in here
+    assert "pip install --no-deps absent-part{1..2} (in bash or zsh)" in cut
 
 
 def test_doctor_names_versions_device_and_cache(own_cache: Path) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
+
+from delta_suite.errors import RecordError
 
 LONGEST_QUOTED = 200
 """Most characters of a user's word that a message repeats; someone may pass a whole text in place of its path."""
@@ -97,3 +101,24 @@ OTHER_TOML = frozenset({"pyproject.toml", "models.toml", "pytest.toml", ".pytest
 def hypothesis_files(folder: Path) -> list[Path]:
     """Return the .toml files directly in a folder, in sorted order, without those that are never hypothesis files."""
     return sorted(path for path in folder.glob("*.toml") if path.name not in OTHER_TOML)
+
+
+_ANOTHER_CACHE = "Set DELTA_SUITE_CACHE to a folder that can be written."
+
+
+def cache_root() -> Path:
+    """Return $DELTA_SUITE_CACHE, else $XDG_CACHE_HOME/delta-suite, else ~/.cache/delta-suite.
+
+    Raises RecordError where no path can be there: without a home, below a file, or with too long a name.
+    """
+    if chosen := os.environ.get("DELTA_SUITE_CACHE"):
+        root = Path(chosen)
+    else:
+        try:
+            root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "delta-suite"
+        except RuntimeError:  # a container with neither HOME nor an entry for its user
+            raise RecordError(f"there is no home folder for the cache. {_ANOTHER_CACHE}") from None
+    longest = root / "measurements" / ("0" * 80) / "directions.safetensors"
+    if (error := path_error(longest)) and error != os.strerror(errno.ENOENT):
+        raise RecordError(f"{shorten(root)} cannot be the cache: {error}. {_ANOTHER_CACHE}")
+    return root

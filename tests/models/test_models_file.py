@@ -344,6 +344,8 @@ gpu_memory_gb = "70"
             ("", "names no source: a model has exactly one of hub, path and package"),
             ('hub = "a/b"\npath = "c"', "names hub and path"),
             ('package = "p"', "`package` needs `gguf`"),
+            ('hub = "a/b"\nparts = 2', "`parts` is for models in Python packages"),
+            ('package = "a"\ngguf = "b.gguf"\nparts = 1', "parts"),
             ('path = "c"\nrevision = "main"', "`revision` is for models of the hub"),
             ('hub = "a/b@main"', "the revision under `revision`"),
             ('hub = "a/b"\nphases = { A = [0] }', "too short: a phase is [first layer, last layer]"),

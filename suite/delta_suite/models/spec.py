@@ -57,6 +57,10 @@ class ModelSpec(BaseModel):
     """Python package that carries the weights; it is looked up, never imported."""
     gguf: str | None = None
     """GGUF file inside the repository, directory or package; None if the weights are safetensors."""
+    parts: Annotated[StrictInt, Field(ge=2)] | None = None
+    """Number of packages that the GGUF file is cut over: the name of the package, with 1, 2 and so on behind it."""
+    licence: str | None = None
+    """Licence of the weights, as lists of models show it."""
     dtype: Dtype = "auto"
     """Dtype of the weights."""
     requires: Requires = Requires()

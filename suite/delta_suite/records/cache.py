@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -17,8 +16,8 @@ from typing import Any
 from filelock import FileLock
 
 from delta_suite.errors import RecordError
-from delta_suite.paths import shorten
-from delta_suite.reading import ARRAYS_LIMIT, UnreadableFileError, read_bytes, read_text, system_reason
+from delta_suite.paths import cache_root as cache_root  # noqa: PLC0414  (imported from here with the cache)
+from delta_suite.reading import ARRAYS_LIMIT, UnreadableFileError, read_bytes, read_text
 from delta_suite.records.arrays import ArrayFile, pack, unpack
 from delta_suite.records.assemble import Assembled
 from delta_suite.records.format import from_json, to_json
@@ -30,29 +29,6 @@ from delta_suite.writing import sweep, temporary_folder
 
 RECORD, ARRAYS, DIRECTIONS = "record.json", "arrays.safetensors", "directions.safetensors"
 """The files of an entry."""
-
-_ANOTHER = "Set DELTA_SUITE_CACHE to a folder that can be written."
-
-
-def cache_root() -> Path:
-    """Return $DELTA_SUITE_CACHE, else $XDG_CACHE_HOME/delta-suite, else ~/.cache/delta-suite.
-
-    Raises RecordError where no path can be there: without a home, below a file, or with too long a name.
-    """
-    if chosen := os.environ.get("DELTA_SUITE_CACHE"):
-        root = Path(chosen)
-    else:
-        try:
-            root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "delta-suite"
-        except RuntimeError:  # a container with neither HOME nor an entry for its user
-            raise RecordError(f"there is no home folder for the cache. {_ANOTHER}") from None
-    try:
-        (root / "measurements" / ("0" * 80) / DIRECTIONS).stat()
-    except FileNotFoundError:
-        pass
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{shorten(root)} cannot be the cache: {system_reason(error)}. {_ANOTHER}") from None
-    return root
 
 
 def cache_key(**parts: Any) -> str:

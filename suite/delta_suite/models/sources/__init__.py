@@ -64,6 +64,8 @@ def entry_problems(entry: Mapping[str, Any]) -> list[tuple[str, str]]:
         problems.append(("", f"{names}: a model has exactly one of {', '.join(first)} and {last}"))
     sources = [source for source in SOURCES if source.key in named]
     problems += [problem for source in sources for problem in source.entry_problems(entry)]
+    if entry.get("parts") is not None and Package.key not in named:
+        problems.append(("parts", "`parts` is for models in Python packages, and this one is not"))
     if sources and not any(source.has_revisions for source in sources):
         problems += [
             (key, f"`{key}` is for models of the hub, and this one is not")
