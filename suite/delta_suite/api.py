@@ -203,8 +203,9 @@ class Measurement:
         return observe(self.view, metric, scope, variant, over, with_metric)
 
     def layers(self, *metrics: str, variant: str = "raw") -> Rows:
-        """Return one row a layer with the metrics named, or with all metrics of layers."""
-        names = metrics or [name for name, metric in METRICS.items() if metric.scope == "layer"]
+        """Return one row a layer with the metrics named, or with all metrics of layers that were measured."""
+        parts = self.record.parts
+        names = metrics or [name for name, each in METRICS.items() if each.scope == "layer" and each.part in parts]
         for name in names:
             _require_of_layers(name, variant)
         return Rows(
