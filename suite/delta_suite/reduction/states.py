@@ -161,7 +161,7 @@ class _Fit:
         self.mean_x, self.mean_y = (centre + mean for centre, mean in zip(self._centre, whole.means, strict=True))
         self._quarters = [None, None]
 
-    def left(self, x: Float64[Tensor, "rows columns"], y: Float64[Tensor, "rows hidden"]) -> Float64[Tensor, " rows"]:
+    def errors(self, x: Float64[Tensor, "rows columns"], y: Float64[Tensor, "rows hidden"]) -> Float64[Tensor, " rows"]:
         """Return the squared error of each row."""
         return (y - self.mean_y - (x - self.mean_x) @ self._map).square().sum(dim=1)
 
@@ -273,7 +273,7 @@ class _Layer:
                 for side in (0, 1):
                     fit, index = self.fits[kind, chosen, 1 - side], (enters & (half == side)).nonzero().flatten()
                     x_there, update_there = (part[index.to(x.device)] for part in (x, update))
-                    scored = [fit.left(x_there, update_there)]
+                    scored = [fit.errors(x_there, update_there)]
                     if kind == LINEAR:  # x is h itself, and the update about its mean is scored once for both maps
                         about = update_there - fit.mean_y
                         scored += [part.square().sum(dim=1) for part in (about, x_there - fit.mean_x + about)]
