@@ -13,7 +13,7 @@ from delta_suite.claims.judge import judge, parts_of_claims
 from delta_suite.claims.observe import observe
 from delta_suite.claims.verdict import Verdict
 from delta_suite.metrics.registry import METRICS
-from delta_suite.metrics.stream import OF_VARIANT
+from delta_suite.metrics.state import OF_VARIANT
 from delta_suite.pipeline import Measured
 from delta_suite.records.cache import Cache
 from delta_suite.records.figures import figures

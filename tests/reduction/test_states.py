@@ -15,7 +15,7 @@ from delta_suite.capture.units import Units
 from delta_suite.errors import DeviceError
 from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.estimators import state_metrics
-from delta_suite.metrics.stream import OF_VARIANT
+from delta_suite.metrics.state import OF_VARIANT
 from delta_suite.models.blocks import find_decoder
 from delta_suite.provenance import Clock
 from delta_suite.reduction import states

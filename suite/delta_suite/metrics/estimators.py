@@ -15,7 +15,7 @@ from delta_suite.metrics.direction_gram import NO_DIRECTION, DirectionGram, uppe
 from delta_suite.metrics.estimate import Estimate, absent
 from delta_suite.metrics.intervals import with_interval
 from delta_suite.metrics.registry import METRICS
-from delta_suite.metrics.stream import OF_VARIANT
+from delta_suite.metrics.state import OF_VARIANT
 from delta_suite.reduction.state_statistics import StateLayer, StateStatistics
 from delta_suite.reduction.statistics import LayerStatistics
 

@@ -13,7 +13,7 @@ from delta_suite.command_line import DEFAULT_PARTS
 from delta_suite.errors import OptionError
 from delta_suite.metrics.definition import DEFINED, Metric
 
-KINDS = ("layer", "directions", "stream", "law", "boundaries")
+KINDS = ("layer", "directions", "state", "law", "boundaries")
 """The modules that define metrics, in the order of the reference table."""
 
 for _kind in KINDS:

@@ -13,7 +13,7 @@ from delta_suite.capture.tolerances import EPSILON, OPTIONAL, SINGLE_EPSILON, WR
 from delta_suite.capture.units import DOCUMENT_GROUPS, DOMAIN_GROUPS
 from delta_suite.metrics.definition import PART_OF, Metric
 from delta_suite.metrics.registry import METRICS
-from delta_suite.metrics.stream import OF_VARIANT
+from delta_suite.metrics.state import OF_VARIANT
 from delta_suite.models.phases import declared_problems, phase_of
 from delta_suite.records.assemble import LAW_METRICS, LAW_VARIANT
 from delta_suite.records.problem import WRITTEN, Problem, number

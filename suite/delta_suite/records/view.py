@@ -17,7 +17,7 @@ from delta_suite.metrics.estimate import Estimate, absent
 from delta_suite.metrics.estimators import one_thread, phase_metric
 from delta_suite.metrics.law import CEILING_FROM, closure_ceiling
 from delta_suite.metrics.registry import METRICS, OF_WRITES
-from delta_suite.metrics.stream import OF_VARIANT
+from delta_suite.metrics.state import OF_VARIANT
 from delta_suite.models.phases import PhaseMap
 from delta_suite.records import assemble
 from delta_suite.records.arrays import KINDS, ArrayFile, Arrays, full_gram, stored_gram

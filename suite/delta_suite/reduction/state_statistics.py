@@ -1,4 +1,4 @@
-"""What is kept of one state h_L, enough for every metric of the part `stream`. No torch here."""
+"""Statistics of one state h_L, enough for every metric of the part `stream`. No torch here."""
 
 from __future__ import annotations
 
