@@ -47,6 +47,7 @@ TAKES = {
     "tokens": "averages over tokens",
     "spectrum": "the singular values of a layer",
     "directions": "the leading directions of layers",
+    "stream": "the states of the stream (part `stream`)",
     "law": "the fitted update law (part `law`)",
     "boundaries": "the search for boundaries (part `boundaries`)",
 }

@@ -248,3 +248,75 @@ def domain_jackknife(
     whole = figures(np.ones(len(domain), dtype=bool))
     without = [figures(domain != number) for number in range(domain.max() + 1)]
     return {name: (value, np.array([row[name] for row in without])) for name, value in whole.items()}
+
+
+def state_figures(
+    before: np.ndarray,
+    after: np.ndarray,
+    document: np.ndarray,
+    position: np.ndarray,
+    sink: np.ndarray,
+    group: np.ndarray,
+) -> dict[str, dict[str, float]]:
+    """Return the figures of one state h_L (tokens, hidden) with the state after the block, by variant, in float64.
+
+    group: that of the unit of each token; the even ones are one half.
+    """
+    h, update = before.astype(np.float64), after.astype(np.float64) - before.astype(np.float64)
+    norms = np.linalg.norm(h, axis=1)
+    out: dict[str, dict[str, float]] = {"centred": {}}
+    for variant, chosen in (("raw", np.ones(len(h), dtype=bool)), ("sink_free", ~sink)):
+        angles = []
+        for t in range(len(h) - 2):
+            rows = range(t, t + 3)
+            if chosen[t : t + 3].all() and document[t] == document[t + 2] and position[t + 2] == position[t] + 2:
+                a, b = (h[row + 1] - h[row] for row in rows[:2])
+                if a.any() and b.any():
+                    angles.append(math.acos(max(-1.0, min(1.0, a @ b / (np.linalg.norm(a) * np.linalg.norm(b))))))
+        linear, next_state = _held_out(h[chosen], update[chosen], group[chosen], h[chosen])
+        out[variant] = {
+            "stream_effective_rank": _rank_of(h[chosen]),
+            "curvature": float(np.mean(angles)),
+            "linearity": next_state,
+            "update_linearity": linear,
+        }
+    out["raw"]["sink_norm_ratio"] = float(norms[position == 0].mean() / np.median(norms[position > 0]))
+    kept = h[~sink]
+    out["centred"]["stream_effective_rank"] = _rank_of(kept - kept.mean(axis=0))
+    x = kept / np.sqrt((kept**2).mean(axis=1, keepdims=True))
+    draw = np.random.default_rng(0)
+    weights, bias = draw.standard_normal((h.shape[1], 512)) / math.sqrt(h.shape[1]), draw.standard_normal(512)
+    bent = np.hstack([x, np.maximum(x @ weights + bias, 0)])
+    out["sink_free"]["tokenwise_share"] = _held_out(bent, update[~sink], group[~sink], kept)[0]
+    return out
+
+
+def _rank_of(rows: np.ndarray) -> float:
+    s = np.linalg.svd(rows, compute_uv=False)
+    return entropy_rank(s**2 / (s**2).sum())
+
+
+def _held_out(x: np.ndarray, y: np.ndarray, group: np.ndarray, h: np.ndarray) -> tuple[float, float]:
+    """Return the held-out R^2 of ridge regression of y on x, and that of h + y by h and the same regression.
+
+    The ridge, in multiples of the mean variance of x, is the best of those that are fitted on half of the training
+    groups and tested on the others.
+    """
+
+    def fitted(rows: np.ndarray, ridge: float) -> Any:
+        mean_x, mean_y = x[rows].mean(axis=0), y[rows].mean(axis=0)
+        z = x[rows] - mean_x
+        mu = ridge * (z**2).sum() / x.shape[1]
+        coefficients = np.linalg.solve(z.T @ z + mu * np.eye(x.shape[1]), z.T @ (y[rows] - mean_y))
+        return lambda other: y[other] - mean_y - (x[other] - mean_x) @ coefficients
+
+    left = energy = energy_next = 0.0
+    for side in (0, 1):
+        train, test = group % 2 != side, group % 2 == side
+        inner = [train & (group // 2 % 2 == part) for part in (0, 1)]
+        ridges = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
+        ridge = min(ridges, key=lambda ridge: (fitted(inner[0], ridge)(inner[1]) ** 2).sum())
+        left += float((fitted(train, ridge)(test) ** 2).sum())
+        energy += float(((y[test] - y[train].mean(axis=0)) ** 2).sum())
+        energy_next += float((((h + y)[test] - (h + y)[train].mean(axis=0)) ** 2).sum())
+    return 1 - left / energy, 1 - left / energy_next

@@ -169,23 +169,43 @@ class Measurement:
         """The model's name."""
         return self.view.model.name
 
-    def value(self, metric: str, scope: str = "model", *, variant: str = "raw", over: str = "mean") -> Quantity:
-        """Return one number: a metric over a phase, `layers:8-15`, `layer:3` or `model`.
+    def value(
+        self,
+        metric: str,
+        scope: str = "model",
+        *,
+        variant: str = "raw",
+        over: str = "mean",
+        with_metric: str | None = None,
+    ) -> Quantity:
+        """Return one number: a metric over a phase, `layers:8-15`, `layer:3`, `depth:0.5-1` or `model`.
+
+        over: how layers become one number (mean, median, min, max), or a figure of the profile over depth (trend, peak,
+        valley, or the correlation with `with_metric`).
 
         It is a float with `value`, `interval` and `reason`. Where the number does not exist, computing with it raises
         NotMeasuredError; in a test, that makes the test not measured, with the reason.
 
         Raises UnknownNameError for a metric, a variant or an aggregate that does not exist.
         """
-        return Quantity(self.observe(metric, scope, variant=variant, over=over))
+        return Quantity(self.observe(metric, scope, variant=variant, over=over, with_metric=with_metric))
 
-    def observe(self, metric: str, scope: str = "model", *, variant: str = "raw", over: str = "mean") -> Observation:
+    def observe(
+        self,
+        metric: str,
+        scope: str = "model",
+        *,
+        variant: str = "raw",
+        over: str = "mean",
+        with_metric: str | None = None,
+    ) -> Observation:
         """Return the same number with the values of each layer, and the reason where there is none."""
-        return observe(self.view, metric, scope, variant, over)
+        return observe(self.view, metric, scope, variant, over, with_metric)
 
     def layers(self, *metrics: str, variant: str = "raw") -> Rows:
-        """Return one row a layer with the metrics named, or with all metrics of layers."""
-        names = metrics or [name for name, metric in METRICS.items() if metric.scope == "layer"]
+        """Return one row a layer with the metrics named, or with all metrics of layers that were measured."""
+        parts = self.record.parts
+        names = metrics or [name for name, each in METRICS.items() if each.scope == "layer" and each.part in parts]
         for name in names:
             _require_of_layers(name, variant)
         return Rows(

@@ -25,7 +25,7 @@ from delta_suite.models.subject import StoredModel, Subject
 from delta_suite.progress import Progress, no_progress
 from delta_suite.provenance import LIBRARIES, Clock, git_state, hardware, library_version, peak_memory, started_gpus
 from delta_suite.records.arrays import ArrayFile
-from delta_suite.records.assemble import Assembled, assemble, with_boundaries, with_law, with_writes
+from delta_suite.records.assemble import Assembled, assemble, with_boundaries, with_law, with_states, with_writes
 from delta_suite.records.cache import ARRAYS, DIRECTIONS, Cache, cache_key, cache_root
 from delta_suite.records.captured import certificate_record, identity_record, sink_record
 from delta_suite.records.format import from_json, to_json
@@ -62,7 +62,7 @@ class Settings:
     dtype: str | None = None
     """None for the dtype of the model's entry."""
     parts: frozenset[str] = frozenset(DEFAULT_PARTS)
-    """The parts that are measured: spectra always; boundaries, law and writes where named."""
+    """The parts that are measured: spectra always; boundaries, law, writes and stream where named."""
     results: Path = RESULTS
     fresh_since: float | None = None
     """Cache entries written before this moment (seconds since the epoch) do not count."""
@@ -275,7 +275,7 @@ def _complete(run: Run, entry: Assembled | None, parts: frozenset[str], progress
     if entry is not None and "law" in missing:
         placed = _view(run, entry).under(phase_map(entry.record.model.layers, run.subject.phases))
         entry = Assembled(placed.record, placed.content(), entry.directions)
-    if entry is None or missing & {"law", "writes"}:
+    if entry is None or missing & {"law", "writes", "stream"}:
         entry = _measure(run, entry, missing, progress)
     if "boundaries" in missing:
         record = with_boundaries(entry.record, _view(run, entry).gram)
@@ -292,7 +292,7 @@ def token_sequences(run: Run, model: Any, decoder: Any, tokenizer: Any) -> Token
 
 
 def _measure(run: Run, entry: Assembled | None, missing: frozenset[str], progress: Progress) -> Assembled:
-    """Load, tokenize, capture and reduce; assemble a new entry, or complete the one given with law and writes.
+    """Load, tokenize, capture and reduce; assemble a new entry, or complete the one given with what it lacks.
 
     The process is left as it was: what the caller has set of torch, and random states.
     """
@@ -330,7 +330,8 @@ def _measure_loaded(
         sequences = token_sequences(run, model, decoder, loaded.tokenizer)
     phases = phase_map(len(decoder.blocks), run.subject.phases)
     with progress(f"{run.subject.name}: capture", sequences.tokens, "token") as capture_bar:
-        passes = Passes(model, decoder, sequences, devices, clock, capture_bar.update, writes="writes" in missing)
+        extra = {"writes": "writes" in missing, "states": "stream" in missing}
+        passes = Passes(model, decoder, sequences, devices, clock, capture_bar.update, **extra)
         with progress(f"{run.subject.name}: analysis", passes.captured.tokens * passes.captured.blocks, "token") as bar:
             captured = passes.run(
                 phases if "law" in missing else None,
@@ -370,7 +371,9 @@ def _measure_loaded(
     if captured.writes is not None and not isinstance(captured.writes, DeviceError):
         identity = None if captured.apart is None else identity_record(captured.apart)
         entry = with_writes(entry, captured.writes, identity)
-    for part in (captured.law, captured.writes):
+    if captured.states is not None and not isinstance(captured.states, DeviceError):
+        entry = with_states(entry, captured.states)
+    for part in (captured.law, captured.writes, captured.states):
         if isinstance(part, DeviceError):
             run.cache.put(run.key, entry)  # the next run need not measure the rest again
             raise part

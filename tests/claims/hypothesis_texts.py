@@ -62,6 +62,14 @@ ALSO_GOOD = [
     ('tags = ["phase-c", "deep"]', "tags = []"),
     ("mostly = 0.8\n", ""),
     ('over = "each"\nmostly = 0.8', "mostly = 1"),
+    ('"intra_cosine"\nscope = "C"', '"gamma"\nscope = "depth:0.5-1"'),
+    ('"intra_cosine"', '"gamma"\nover = "trend"'),
+    ('"intra_cosine"\nscope = "C"', '"gamma"\nscope = "model"\nover = "correlation"\nwith = "effective_rank"'),
+    ('over = "each"\nmostly = 0.8', 'over = "peak"'),
+    (
+        'over = "each"\nmostly = 0.8\nop = "<"\nthan = { scope = "model", times = 2 }',
+        'over = "valley"\nop = "<"\nthan = { null = "random-weights" }',
+    ),
     ('scope = "model", times = 2', 'scope = "layers:8-15"'),
     ('scope = "model", times = 2', 'scope = "C", plus = -0.2'),
     ('scope = "model", times = 2', 'scope = "C", metric = "shared_fraction"'),
@@ -82,9 +90,14 @@ class Slip(NamedTuple):
 
 
 CLAIMS = GOOD[GOOD.index('\n[[expect]]\nid = "direction') :]
-SCOPES = "name a phase (C), one layer (layer:3), a range of layers (layers:8-15) or all of them (model)"
+SCOPES = (
+    "name a phase (C), one layer (layer:3), a range of layers (layers:8-15), a share of the depth (depth:0.5-1) "
+    "or all layers (model)"
+)
 HEAD_KEYS = "schema, id, title, version, rationale, tags, expect"
-CLAIM_KEYS = "id, metric, scope, variant, write, over, mostly, op, threshold, than, severity, rationale, origin, xfail"
+CLAIM_KEYS = (
+    "id, metric, scope, variant, write, over, with, mostly, op, threshold, than, severity, rationale, origin, xfail"
+)
 ID_RULE = "write it in small letters, digits and hyphens, beginning with a letter or digit"
 MARKER_RULE = "a pytest marker has letters, digits, hyphens and underscores, and begins with a letter"
 TAKEN = "already means something to pytest or its plugins: choose another word"
@@ -98,6 +111,26 @@ OF_BLOCKS = "is measured of whole blocks alone, as attention and mlp have spectr
 
 # fmt: off
 SLIPS = [
+    # figures of a profile
+    Slip('"layers:8-15"', '"depth:0.8-0.5"', "26: scope 'depth:0.8-0.5' runs backwards: write 'depth:0.5-0.8'", False),
+    Slip('"layers:8-15"', '"depth:0.5-0.5"', "26: scope 'depth:0.5-0.5' holds no layer: a layer is in it from the "
+         "first share on and before the second", False),
+    Slip('"layers:8-15"', '"depth:0.5-1.5"', f'26: scope is "depth:0.5-1.5": {SCOPES}'),
+    Slip('"intra_cosine"', '"intra_cosine"\nover = "trend"', '14: over = "trend" follows a metric of single layers, '
+         "and intra_cosine is one of a phase: name another", False),
+    Slip('"layers:8-15"\nover = "each"\nmostly = 0.8', '"layer:8"\nover = "peak"',
+         "27: a peak is taken over several layers, and 'layer:8' is one: name a phase, model, or a range", False),
+    Slip('over = "each"\nmostly = 0.8', 'over = "correlation"',
+         '23: over = "correlation" is one metric with another over the layers: add with = "<metric>"', False),
+    Slip('over = "each"\nmostly = 0.8', 'over = "trend"\nwith = "gamma"',
+         '28: with names the other metric of a correlation: add over = "correlation", or remove with', False),
+    Slip('over = "each"\nmostly = 0.8', 'over = "correlation"\nwith = "effective_rank"',
+         "28: effective_rank is correlated with itself: name another metric", False),
+    Slip('over = "each"\nmostly = 0.8', 'over = "correlation"\nwith = "gama"',
+         "28: unknown metric 'gama': did you mean 'gamma'?"),
+    Slip('over = "each"\nmostly = 0.8\nop = "<"\nthan = { scope = "model", times = 2 }',
+         'over = "trend"\nop = "<"\nthan = { null = "lag" }',
+         '29: null = "lag" is not formed of a trend: use random-weights or window', False),
     # keys
     Slip("threshold", "treshold", "16: unknown key 'treshold': did you mean 'threshold'?"),
     Slip("title", "Title", "3: unknown key 'Title': did you mean 'title'?"),
@@ -132,7 +165,8 @@ SLIPS = [
     Slip('">="', '"=>"', "15: unknown op '=>': did you mean '>='?"),
     Slip('">="', '"=="', "15: unknown op '==': use one of >=, <=, >, <"),
     Slip('">="', "1", "15: op must be one of >=, <=, >, <, not 1"),
-    Slip('"each"', '"every"', "27: unknown over 'every': use one of mean, median, min, max, each"),
+    Slip('"each"', '"every"',
+         "27: unknown over 'every': use one of mean, median, min, max, each, trend, peak, valley, correlation"),
     Slip('"warn"', '"warning"', "31: unknown severity 'warning': did you mean 'warn'?"),
     Slip("times = 2 }", 'metric = "gama" }', "30: unknown metric 'gama': did you mean 'gamma'?"),
     Slip('"C"', '"layers:8..15"', f'14: scope is "layers:8..15": {SCOPES}'),

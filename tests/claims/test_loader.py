@@ -264,6 +264,19 @@ def test_editors_find_the_schema(path: Path) -> None:
     assert path.read_text(encoding="utf-8").splitlines()[0] == "#:schema ./hypothesis.schema.json"
 
 
+def test_the_literature_is_cited_and_its_thresholds_have_an_owner() -> None:
+    """One file a paper; each claim says whether its number is the paper's or ours."""
+    papers = load_hypotheses([HYPOTHESES / "literature"])
+    assert len(papers) >= 7
+    cited = [re.findall(r"arXiv (\d{4}\.\d{5})", " ".join(paper.rationale.split())) for paper in papers]
+    assert len({paper for (paper,) in cited}) == len(papers)
+    for paper in papers:
+        assert paper.path.read_text(encoding="utf-8").startswith("#:schema ../hypothesis.schema.json")
+        assert paper.tags == ("literature",)
+        for claim in paper.expect:
+            assert re.search(r"\bours?\b|the paper's|its own|we take", " ".join(claim.origin.split())), claim.id
+
+
 def test_hypotheses_are_read_without_torch() -> None:
     """Collecting tests stays quick."""
     code = "import sys, delta_suite.claims.loader; print({'torch', 'transformers', 'pytest'} & set(sys.modules))"

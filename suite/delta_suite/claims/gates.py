@@ -41,6 +41,7 @@ MIN_TOKENS_PER_DIMENSION: Mapping[str, float] = {
     "participation_ratio": 2.0,
     "stable_rank": 1.0,
     "effective_rank_roy": 10.0,
+    "stream_effective_rank": 2.0,
 }
 """Tokens per dimension, n/d, below which the halves do not show the bias of a rank. In simulated streams the interval
 of the entropy rank covered 0.93 at n/d = 1.9; that of Roy's rank covered 0.41 there, and 0.97 at n/d = 10."""
@@ -99,7 +100,7 @@ def _scope_gates(metric: Metric, layers: Sequence[int], variant: str, view: Reco
     if calibration.tokens < needed * hidden:
         says = f"{calibration.tokens} tokens for {hidden} dimensions; {metric.name} needs {needed:g} for each"
         yield Gate("n/d", says)
-    if metric.takes in {"boundaries", "law"}:
+    if metric.takes in {"boundaries", "law", "stream"}:
         return
     if metric.takes == "directions" and metric.name not in _ABOUT_GATES:
         if len(layers) == 1 and metric.scope == "phase":

@@ -13,6 +13,7 @@ from delta_suite.claims.schema import Expectation, Hypothesis
 from delta_suite.claims.verdict import NO_DISTANCE, Judgement, Verdict
 from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.intervals import PERCENT, combine, detectable_effect, p_value
+from delta_suite.metrics.profiles import RANGES
 from delta_suite.metrics.registry import METRICS, parts_of
 from delta_suite.records.assemble import LAW_VARIANT
 from delta_suite.records.view import RecordView
@@ -51,7 +52,8 @@ def judge(
 
     control: the same architecture with random weights. A claim that is supported there too is marked vacuous.
     """
-    observation = observe(view, expectation.metric, expectation.scope, expectation.figures, expectation.over)
+    over, other = expectation.over, expectation.with_metric
+    observation = observe(view, expectation.metric, expectation.scope, expectation.figures, over, other)
     other_side = requirement(expectation, view, control, observation)
     observed, required = observation.estimate.best, other_side.estimate.best
     vacuous = no_better = False
@@ -113,19 +115,29 @@ def _unattainable(
     """
     if other_side.opposite is not None:
         return None
-    metric, required = METRICS[expectation.metric], other_side.estimate.best
+    required = other_side.estimate.best
     assert required is not None
-    assert observation.layers is not None
-    first, last = observation.layers
-    largest = {"rank": min(view.record.calibration.tokens, view.model.hidden), "layers": last + 1 - first}
-    most = min(metric.high, largest[metric.most] if isinstance(metric.most, str) else metric.most)
-    end, within = (most, required < most) if expectation.rising else (metric.low, required > metric.low)
+    named, (least, most) = _range(expectation, observation, view)
+    end, within = (most, required < most) if expectation.rising else (least, required > least)
     if within or (required == end and expectation.op in {">=", "<="}):
         return None
     return (
-        f"no value could meet it: {expectation.op} {required:.4g} is asked for, and {metric.name} is "
+        f"no value could meet it: {expectation.op} {required:.4g} is asked for, and {named} is "
         f"{'at most' if expectation.rising else 'at least'} {end:g}"
     )
+
+
+def _range(expectation: Expectation, observation: Observation, view: RecordView) -> tuple[str, tuple[float, float]]:
+    """Return what a claim is about in a word, and the range of its values in this model."""
+    assert observation.layers is not None
+    first, last = observation.layers
+    if expectation.over in RANGES:
+        of_depth, layers = expectation.over in {"peak", "valley"}, view.model.layers
+        return f"a {expectation.over}", (first / layers, last / layers) if of_depth else RANGES[expectation.over]
+    metric = METRICS[expectation.metric]
+    largest = {"rank": min(view.record.calibration.tokens, view.model.hidden), "layers": last + 1 - first}
+    most = min(metric.high, largest[metric.most] if isinstance(metric.most, str) else metric.most)
+    return metric.name, (metric.low, most)
 
 
 def _decide(expectation: Expectation, observation: Observation, other_side: Requirement, view: RecordView) -> _Decision:

@@ -16,18 +16,8 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from delta_suite.claims.schema import (
-    ID,
-    SCOPE,
-    TAG,
-    TEXT,
-    Expectation,
-    Hypothesis,
-    Than,
-    Xfail,
-    nearest,
-    unknown,
-)
+from delta_suite.claims.schema import Expectation, Hypothesis, Than, Xfail
+from delta_suite.claims.words import ID, SCOPE, TAG, TEXT, nearest, unknown
 from delta_suite.errors import HypothesisFileError
 from delta_suite.escaping import terminal
 from delta_suite.paths import hypothesis_files, is_directory, shorten
@@ -212,7 +202,7 @@ _MODELS: dict[str, type[BaseModel]] = {"expect": Expectation, "": Hypothesis, "t
 
 _TITLES = {"": "the head of the file", "expect": "[[expect]]", "than": "than", "xfail": "[[expect.xfail]]"}
 
-_FROM_LOADER = {"schema_version", "line", "path", "sha256"}
+_FROM_LOADER = {"schema_version", "with_metric", "line", "path", "sha256"}
 """Fields of the models that are no keys of a file."""
 
 _KEYS = {
@@ -231,7 +221,8 @@ _KINDS = {
 
 _PATTERN_RULES = {
     ID: "write it in small letters, digits and hyphens, beginning with a letter or digit",
-    SCOPE: "name a phase (C), one layer (layer:3), a range of layers (layers:8-15) or all of them (model)",
+    SCOPE: "name a phase (C), one layer (layer:3), a range of layers (layers:8-15), a share of the depth "
+    "(depth:0.5-1) or all layers (model)",
     TAG: "a pytest marker has letters, digits, hyphens and underscores, and begins with a letter",
     TEXT: "write at least a word",
 }

@@ -120,7 +120,8 @@ def _arrays_problem(view: RecordView) -> str | None:
 def _scope(expectation: Expectation, than: Than, view: RecordView) -> Requirement:
     """Return a figure over another scope, times a factor and plus a number."""
     metric, scope = than.metric or expectation.metric, than.scope or expectation.scope
-    reference = observe(view, metric, scope, expectation.other_figures, expectation.aggregate)
+    options = (expectation.other_figures, expectation.aggregate, expectation.with_metric)
+    reference = observe(view, metric, scope, *options)
     return Requirement(combine(than.required, reference.estimate), reference)
 
 
@@ -152,7 +153,8 @@ def _window(
         except RecordError as error:
             return Requirement(absent(str(error)))
     runs = [run for run in nulls.windows(view.model.layers, len(layers)) if run != layers]
-    estimates = [over_layers(view, run, metric, variant, expectation.aggregate)[0] for run in runs]
+    aggregate, other = expectation.aggregate, expectation.with_metric
+    estimates = [over_layers(view, run, metric, variant, aggregate, other)[0] for run in runs]
     others = [estimate for estimate in estimates if estimate.value is not None]
     if not others:
         reasons = [estimate.reason for estimate in estimates if estimate.reason]

@@ -7,6 +7,7 @@ import re
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import NoReturn
 
 from delta_suite.capture.units import Unit
@@ -14,6 +15,7 @@ from delta_suite.capture.writes import SUBLAYERS
 from delta_suite.errors import RecordError, SuiteError, UnknownNameError
 from delta_suite.metrics.estimate import Estimate, absent
 from delta_suite.metrics.intervals import combine
+from delta_suite.metrics.profiles import SHAPES, profile_figure
 from delta_suite.metrics.registry import METRICS
 from delta_suite.models.phases import PhaseMap
 from delta_suite.records.view import RecordView
@@ -135,13 +137,19 @@ Quantity.__hash__ = float.__hash__  # type: ignore[method-assign]
 
 
 def observe(
-    view: RecordView, metric: str, scope: str = "model", variant: str = "raw", over: str = "mean"
+    view: RecordView,
+    metric: str,
+    scope: str = "model",
+    variant: str = "raw",
+    over: str = "mean",
+    with_metric: str | None = None,
 ) -> Observation:
-    """Observe a metric over a scope: a phase of the record, `layers:8-15`, `layer:3`, or `model`.
+    """Observe a metric over a scope: a phase of the record, `layers:8-15`, `layer:3`, `depth:0.5-1`, or `model`.
 
     A layer metric over several layers is aggregated by `over` (mean, median, min, max; with `each` the value is the
     mean, and each layer is decided by itself). So are the layers' shares in a phase metric, but for the mean: that is
-    the value of the metric itself. A metric of the law is the median of its layers already.
+    the value of the metric itself. A metric of the law is the median of its layers already. `over` may also name a
+    figure of the profile over depth: trend, peak, valley, or the correlation with `with_metric`.
 
     What attention or the MLP writes alone is a variant of its own: `sink_free.attention`, `centred.mlp`.
 
@@ -149,7 +157,7 @@ def observe(
         UnknownNameError: no metric, variant or aggregate has this name. A variant that this record lacks, or that meant
             something else when it was measured, is no error: the estimate is absent, with the reason.
     """
-    require_names(metric, variant, over)
+    require_names(metric, variant, over, with_metric)
     layers, unit = scope_layers(view, scope), view.record.resampling.unit
 
     def observation(estimate: Estimate, each: Mapping[int, Estimate] | None = None) -> Observation:
@@ -160,37 +168,44 @@ def observe(
         return observation(absent(layers))
     if METRICS[metric].takes != "law" and (problem := view.variant_problem(variant)):
         return observation(absent(problem))
-    return observation(*over_layers(view, layers, metric, variant, over))
+    return observation(*over_layers(view, layers, metric, variant, over, with_metric))
 
 
-def require_names(metric: str, variant: str, over: str = "mean") -> None:
-    """Raise UnknownNameError for a metric, a variant or an aggregate that does not exist."""
+def require_names(metric: str, variant: str, over: str = "mean", with_metric: str | None = None) -> None:
+    """Raise UnknownNameError for a metric, a variant or an aggregate that does not exist, or does not fit."""
     rows, _, write = variant.partition(".")
     for kind, word, known in (
         ("metric", metric, METRICS),
         ("variant", rows if write in SUBLAYERS else variant, VARIANTS),
-        ("aggregate", over, [*AGGREGATES, "each"]),
+        ("aggregate", over, [*AGGREGATES, "each", *SHAPES]),
+        *([("metric", with_metric, METRICS)] if with_metric is not None else []),
     ):
         if word not in known:
             listed = "`delta-suite metrics` lists them" if kind == "metric" else f"one of {', '.join(known)}"
             raise UnknownNameError(f"no {kind} {word!r}: {listed}")
+    if (over == "correlation") != (with_metric is not None):
+        raise UnknownNameError("a correlation is of two metrics: give over='correlation' together with with_metric")
+    for name in (metric, with_metric or metric):
+        if over in SHAPES and METRICS[name].scope != "layer":
+            raise UnknownNameError(f"no {over} of {name}: it is a metric of a {METRICS[name].scope}, not of layers")
 
 
 def over_layers(
-    view: RecordView, layers: Sequence[int], metric: str, variant: str, over: str
+    view: RecordView, layers: Sequence[int], metric: str, variant: str, over: str, with_metric: str | None = None
 ) -> tuple[Estimate, Mapping[int, Estimate]]:
     """Return the estimate over these layers, and those of each layer where the metric is one of layers.
 
     Without the arrays beside the record several layers have no common interval. A value without it is given only for
     `each`, where every layer is decided by its own interval.
     """
+    if over in SHAPES:
+        return _profile(view, layers, metric, variant, over, with_metric)
     aggregate = AGGREGATES["mean" if over == "each" else over]
     definition = METRICS[metric]
     if definition.scope == "layer" or (definition.scope == "pair" and len(layers) == 1):
         each = {layer: view.layer(layer, metric, variant) for layer in layers}
-        missing = [f"layer {layer}: {estimate.reason}" for layer, estimate in each.items() if estimate.value is None]
-        if missing:
-            return absent("; ".join(missing)), each
+        if missing := _missing(each):
+            return absent(missing), each
         if len(each) == 1:
             return each[layers[0]], each
         if over != "each" and (problem := _replicates_gone(view, each.values())):
@@ -209,6 +224,28 @@ def over_layers(
             else absent(f"{metric} has no values per layer")
         )
     return estimate, {}
+
+
+def _missing(each: Mapping[int, Estimate]) -> str | None:
+    """Return which layers have no value, and why; a reason that all of them give is told once."""
+    reasons = {layer: estimate.reason for layer, estimate in each.items() if estimate.value is None}
+    if len(reasons) == len(each) > 1 and len(set(reasons.values())) == 1:
+        return reasons[min(reasons)]
+    return "; ".join(f"layer {layer}: {reason}" for layer, reason in reasons.items()) or None
+
+
+def _profile(
+    view: RecordView, layers: Sequence[int], metric: str, variant: str, shape: str, with_metric: str | None
+) -> tuple[Estimate, Mapping[int, Estimate]]:
+    """Return a figure of the profile of a metric over these layers, and the estimate of each layer."""
+    profile, other = (
+        {layer: view.layer(layer, name, variant) for layer in layers} for name in (metric, with_metric or metric)
+    )
+    for each in (profile, other):
+        if problem := _missing(each) or _replicates_gone(view, each.values()):
+            return absent(problem), profile
+    depth = [layer / view.model.layers for layer in layers]
+    return profile_figure(shape, list(profile.values()), list(other.values()), depth), profile
 
 
 def _replicates_gone(view: RecordView, estimates: Iterable[Estimate]) -> str | None:
@@ -233,15 +270,23 @@ def scope_layers(view: RecordView, scope: str) -> range | str:
 def layers_of(scope: str, layers: int, phases: PhaseMap) -> range | str:
     """Return the layers of a scope in a model of so many layers, or the reason why it has none.
 
+    `depth:0.5-1` are the layers L of N with 0.5 <= L / N < 1, as phases by share of the depth are.
+
     Example:
         >>> layers_of("C", 12, {"C": (2, 5)}), layers_of("layer:12", 12, {})
         (range(2, 6), 'the model has layers 0-11, so no layer:12')
+        >>> layers_of("depth:0-0.5", 5, {}), layers_of("depth:0.5-1", 5, {})
+        (range(0, 3), range(3, 5))
     """
     if scope == "model":
         return range(layers)
     if scope in phases:
         first, last = phases[scope]
         return range(first, last + 1)
+    if written := re.fullmatch(r"depth:([\d.]+)-([\d.]+)", scope):
+        ends = (Fraction(share) * layers for share in written.groups())  # 0.3 * 10 is 3, and not 3.0000000000000004
+        first, last = (math.ceil(end) for end in ends)
+        return range(first, last) if first < last else f"no layer of {layers} is in {scope}"
     if written := re.fullmatch(r"layers?:(\d+)(?:-(\d+))?", scope):
         first, last = int(written[1]), int(written[2] or written[1])
         if first <= last < layers:

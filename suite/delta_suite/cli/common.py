@@ -139,7 +139,7 @@ _SETTINGS: dict[str, tuple[Any, Any]] = {
     "parts": (
         Annotated[
             str,
-            typer.Option("--parts", help="What to measure, with commas: spectra, boundaries, law, writes; or all."),
+            typer.Option("--parts", help="Parts, with commas: spectra, boundaries, law, writes, stream; or all."),
         ],
         ",".join(DEFAULT_PARTS),
     ),

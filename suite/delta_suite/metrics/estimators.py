@@ -15,6 +15,8 @@ from delta_suite.metrics.direction_gram import NO_DIRECTION, DirectionGram, uppe
 from delta_suite.metrics.estimate import Estimate, absent
 from delta_suite.metrics.intervals import with_interval
 from delta_suite.metrics.registry import METRICS
+from delta_suite.metrics.state import OF_VARIANT
+from delta_suite.reduction.state_statistics import StateLayer, StateStatistics
 from delta_suite.reduction.statistics import LayerStatistics
 
 NO_UPDATE = "the update is zero on every token that enters"
@@ -25,7 +27,7 @@ TOO_FEW_TOKENS = "fewer than two tokens enter"
 
 _DEFINED_WITHOUT_UPDATE = ("frobenius", "update_norm", "stream_norm", "relative_step", "block_influence")
 
-_Case = TypeVar("_Case", LayerStatistics, DirectionGram)
+_Case = TypeVar("_Case", LayerStatistics, StateStatistics, DirectionGram)
 """The part of the calibration that a figure is computed from: all units, one half, or all but one group of them."""
 
 
@@ -58,6 +60,12 @@ def layer_metrics(
         for name, metric in METRICS.items()
         if metric.takes == "spectrum" or (averages and metric.takes == "tokens")
     }
+
+
+def state_metrics(state: StateLayer, variant: str) -> dict[str, Estimate]:
+    """Return every metric of a state that stands under a variant, by name."""
+    cases = (state.whole, (), state.replicates, state.documents)
+    return {name: _resampled(METRICS[name], METRICS[name].compute, *cases) for name in OF_VARIANT[variant]}
 
 
 def _resampled(

@@ -4,6 +4,7 @@ Beside a record, for each variant V (`raw`, or of what the MLP writes `sink_free
 left out in turn, and the pairs of layers L <= M:
 
     V.eigenvalues          (layers, rank)      squared singular values, float32
+    V.stream_eigenvalues   (layers, rank)      the same of the states h_L, where the part `stream` is measured
     V.units.METRIC         (U, layers)         a layer metric without each group
     V.halves.METRIC        (2, layers)         a layer metric of each half of the units, where its bias needs them
     V.cosines, V.cross, V.overlaps, V.cross_overlaps, V.angles      (pairs,) matrices of a DirectionGram
@@ -49,6 +50,9 @@ Arrays = Mapping[str, np.ndarray]
 
 KINDS = ("units", "documents")
 """Kinds of groups that are left out in turn: of units, and where the unit is the domain also of documents."""
+
+STATES = "stream_eigenvalues"
+"""The array of the squared singular values of the states, by variant."""
 
 _GRAMS_OF = {"units": "replicates", "documents": "documents"}
 """The attribute of grams and layers that holds what each kind leaves."""

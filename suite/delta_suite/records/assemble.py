@@ -1,4 +1,4 @@
-"""Records from what a stream was reduced to: the spectra first, then boundaries, law and writes, under a phase map."""
+"""Records from what a stream was reduced to: spectra, then boundaries, law, writes and states, under a phase map."""
 
 from __future__ import annotations
 
@@ -15,12 +15,18 @@ from delta_suite.metrics.boundaries import boundaries_under, boundary_metrics
 from delta_suite.metrics.direction_gram import DirectionGram
 from delta_suite.metrics.directions import NEEDS_PRODUCTS
 from delta_suite.metrics.estimate import Estimate
-from delta_suite.metrics.estimators import direction_metrics, layer_metrics, layer_value, phase_metrics
+from delta_suite.metrics.estimators import (
+    direction_metrics,
+    layer_metrics,
+    layer_value,
+    phase_metrics,
+    state_metrics,
+)
 from delta_suite.metrics.law import law_estimates
 from delta_suite.metrics.registry import METRICS
 from delta_suite.metrics.segmentation import Boundaries
 from delta_suite.models.phases import PhaseMap, phase_of
-from delta_suite.records.arrays import Arrays, direction_arrays, full_gram, gram_arrays
+from delta_suite.records.arrays import STATES, Arrays, direction_arrays, full_gram, gram_arrays
 from delta_suite.records.record import (
     SCHEMA,
     BoundaryRecord,
@@ -42,6 +48,7 @@ from delta_suite.reduction.variants import VARIANTS, WRITE_VARIANTS, has_average
 if TYPE_CHECKING:
     from delta_suite.reduction.law_scores import Law
     from delta_suite.reduction.replicates import LayerSpectra
+    from delta_suite.reduction.state_statistics import StateLayer
 
 LAW_VARIANT = "sink_free"
 """The variant whose rows the law is fitted on, under which its metrics stand."""
@@ -131,7 +138,7 @@ class _Figures:
                 layer_metrics(layer.statistics, *layer.resamples, averages=averages) | direction_metrics(gram, index)
                 for index, layer in enumerate(layers)
             ]
-            arrays[f"{variant}.eigenvalues"] = _eigenvalues(layers)
+            arrays[f"{variant}.eigenvalues"] = _padded([layer.statistics.eigenvalues for layer in layers])
             arrays |= _layer_arrays(variant, layers, metrics[variant]) | gram_arrays(variant, gram)
         return cls(metrics, arrays, directions, grams)
 
@@ -140,12 +147,11 @@ class _Figures:
         return {variant: layers[layer] for variant, layers in self.metrics.items()}
 
 
-def _eigenvalues(layers: Sequence[LayerSpectra]) -> np.ndarray:
+def _padded(eigenvalues: Sequence[np.ndarray]) -> np.ndarray:
     """Return the eigenvalues of every layer, zeros where one layer has fewer."""
-    rank = max(len(layer.statistics.eigenvalues) for layer in layers)
-    out = np.zeros((len(layers), rank), dtype=np.float32)
-    for row, layer in zip(out, layers, strict=True):
-        row[: len(layer.statistics.eigenvalues)] = layer.statistics.eigenvalues
+    out = np.zeros((len(eigenvalues), max(map(len, eigenvalues))), dtype=np.float32)
+    for row, values in zip(out, eigenvalues, strict=True):
+        row[: len(values)] = values
     return out
 
 
@@ -153,16 +159,23 @@ def _layer_arrays(
     variant: str, layers: Sequence[LayerSpectra], metrics: Sequence[Mapping[str, Estimate]]
 ) -> dict[str, np.ndarray]:
     """Return the replicates and the halves' values of every layer metric."""
-    arrays: dict[str, np.ndarray] = {}
+    arrays = _replicate_arrays(variant, metrics)
     for name in metrics[0]:
         metric = METRICS[name]
-        for kind, replicates in replicates_of([layer[name] for layer in metrics]).items():
-            arrays[f"{variant}.{kind}.{name}"] = columns(replicates).astype(np.float32)
         if metric.takes in {"spectrum", "tokens"} and metric.bias == "halves":
             halves = [[layer_value(half, metric).value for half in layer.halves or ()] for layer in layers]
             if all(halves):
                 arrays[f"{variant}.halves.{name}"] = np.array(halves, dtype=np.float64).T
     return arrays
+
+
+def _replicate_arrays(variant: str, metrics: Sequence[Mapping[str, Estimate]]) -> dict[str, np.ndarray]:
+    """Return the replicates of the metrics of every layer."""
+    return {
+        f"{variant}.{kind}.{name}": columns(replicates).astype(np.float32)
+        for name in metrics[0]
+        for kind, replicates in replicates_of([layer[name] for layer in metrics]).items()
+    }
 
 
 def replicates_of(estimates: Sequence[Estimate]) -> dict[str, list[tuple[float, ...] | None]]:
@@ -237,7 +250,7 @@ def _scope_arrays(record: Record, gram_of: GramOf, variants: Collection[str]) ->
     return arrays
 
 
-# --- boundaries, law and writes --------------------------------------------------------------------------------
+# --- boundaries, law, writes and states ------------------------------------------------------------------------
 
 
 def with_boundaries(record: Record, gram_of: GramOf) -> Record:
@@ -317,6 +330,26 @@ def with_writes(
     scope_arrays = _scope_arrays(record, figures.grams.__getitem__, spectra)
     arrays = {**entry.arrays, **figures.arrays, **scope_arrays}
     return Assembled(record, arrays, {**entry.directions, **figures.directions})
+
+
+def with_states(entry: Assembled, states: Mapping[str, Sequence[StateLayer]]) -> Assembled:
+    """Return the entry with the figures of its states, by variant, layer by layer."""
+    arrays = dict(entry.arrays)
+    by_layer: list[dict[str, dict[str, Estimate]]] = [dict(layer.metrics) for layer in entry.record.layers]
+    for variant, layers in states.items():
+        figures = [state_metrics(layer, variant) for layer in layers]
+        for metrics, more in zip(by_layer, figures, strict=True):
+            metrics[variant] = metrics[variant] | more
+        arrays[f"{variant}.{STATES}"] = _padded([layer.whole.eigenvalues for layer in layers])
+        arrays |= _replicate_arrays(variant, figures)
+    update = {
+        "layers": tuple(
+            layer.model_copy(update={"metrics": metrics})
+            for layer, metrics in zip(entry.record.layers, by_layer, strict=True)
+        ),
+        "parts": _with_part(entry.record, "stream"),
+    }
+    return Assembled(entry.record.model_copy(update=update), arrays, entry.directions)
 
 
 def _with_part(record: Record, part: str) -> tuple[str, ...]:

@@ -271,7 +271,7 @@ class Record(RecordPart):
     calibration: CalibrationRecord
     resampling: ResamplingRecord
     parts: tuple[str, ...]
-    """The parts that were measured: spectra, boundaries, law, writes."""
+    """The parts that were measured: spectra, boundaries, law, writes, stream."""
     variants: dict[str, int]
     """The version of each variant that was measured."""
     sinks: SinkRecord

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from delta_suite.metrics.registry import METRICS
-from delta_suite.records.arrays import KINDS, Arrays, variant_and_kind
+from delta_suite.records.arrays import KINDS, STATES, Arrays, variant_and_kind
 from delta_suite.records.problem import SINGLE, WRITTEN, Problem
 from delta_suite.records.record import SCHEMA, Record
 from delta_suite.records.verify_layers import pair_index, pairs_of_layers, tokens_of
@@ -57,7 +57,7 @@ def array_problems(record: Record, arrays: Arrays) -> Iterator[Problem]:
             shape = (len(record.law.phases) if record.law else 0, array.shape[-1] if array.ndim else 0)
         elif variant not in today:
             continue
-        elif kind == "eigenvalues":
+        elif kind in {"eigenvalues", STATES}:
             rank = min(max(0, tokens_of(record, variant)), record.model.hidden)
             shape = (layers, rank)
         elif head in KINDS and rest in METRICS:
@@ -85,7 +85,7 @@ def _groups(record: Record) -> dict[str, int]:
 
 def _content_problems(name: str, head: str, rest: str, array: np.ndarray, layers: int) -> Iterator[Problem]:
     """Yield what an array of the right shape holds that cannot be."""
-    if array.size == 0 or head not in {"eigenvalues", "random", *RANGES}:
+    if array.size == 0 or head not in {"eigenvalues", STATES, "random", *RANGES}:
         return
     least, most = float(np.min(array)), float(np.max(array))
     if head in RANGES:
@@ -96,7 +96,7 @@ def _content_problems(name: str, head: str, rest: str, array: np.ndarray, layers
             yield Problem(name, f"it holds {least:.9g} to {most:.9g}, outside {low:.9g} to {high:.9g}")
         elif head == "cosines" and not rest:
             yield from _cosine_problems(name, array, layers)
-    elif head == "eigenvalues":
+    elif head in {"eigenvalues", STATES}:
         if not least >= 0.0:
             yield Problem(name, f"it holds {least:.9g}, and no eigenvalue is negative or absent")
         elif (np.diff(array, axis=1) > SINGLE * array[:, :-1]).any():

@@ -13,6 +13,7 @@ from delta_suite.capture.tolerances import EPSILON, OPTIONAL, SINGLE_EPSILON, WR
 from delta_suite.capture.units import DOCUMENT_GROUPS, DOMAIN_GROUPS
 from delta_suite.metrics.definition import PART_OF, Metric
 from delta_suite.metrics.registry import METRICS
+from delta_suite.metrics.state import OF_VARIANT
 from delta_suite.models.phases import declared_problems, phase_of
 from delta_suite.records.assemble import LAW_METRICS, LAW_VARIANT
 from delta_suite.records.problem import WRITTEN, Problem, number
@@ -92,16 +93,20 @@ def missing_problems(record: Record) -> Iterator[Problem]:
     boundary_names = {metric.name for metric in known if metric.takes == "boundaries"}
     law_names = set(versions) & set(LAW_METRICS)
     averages = {metric.name for metric in known if metric.takes == "tokens"}
+    stream_names = {metric.name for metric in known if metric.takes == "stream"}
     old = record.schema_version != SCHEMA
     for variant in record.variants:
         if variant not in VARIANTS:
             continue
+        of_stream = set(OF_VARIANT.get(variant, ())) if "stream" in record.parts else set()
         expected = layer_names - (set() if has_averages(VARIANTS[variant]) else averages)
+        expected -= stream_names - of_stream
+        allowed = layer_names - (stream_names - of_stream) | foreign
         if old and variant != "raw":
             expected = set(record.layers[0].metrics[variant])
         for layer in record.layers:
             place = f"layer {layer.layer}, {variant}"
-            yield from _differing(place, layer.metrics[variant], expected, layer_names | foreign)
+            yield from _differing(place, layer.metrics[variant], expected, allowed)
         for phase, scope in record.scopes.items():
             expected, allowed = phase_names, phase_names | foreign
             if variant == LAW_VARIANT and record.law is not None and scope.layers in record.law.phases.values():

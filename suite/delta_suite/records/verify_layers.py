@@ -13,7 +13,7 @@ from jaxtyping import Float64
 from delta_suite.capture.tolerances import EPSILON
 from delta_suite.metrics.layer import ENTROPY_FLOOR
 from delta_suite.metrics.registry import METRICS
-from delta_suite.records.arrays import KINDS, Arrays, matrices_without
+from delta_suite.records.arrays import KINDS, STATES, Arrays, matrices_without
 from delta_suite.records.problem import (
     SINGLE,
     WRITTEN,
@@ -149,6 +149,7 @@ def layer_problems(
         return
     yield from _mean_problems(chosen, resamples, centre=VARIANTS[variant].centre)
     yield from _spectrum_problems(record, arrays, variant, layers)
+    yield from _state_problems(arrays, variant, layers)
     yield from _pair_problems(record, arrays, variant, layers)
 
 
@@ -239,6 +240,24 @@ def _spectrum_problems(record: Record, arrays: Arrays, variant: str, layers: Lay
         expected = 1 - arrays[centred].astype(np.float64).sum(axis=1) / total
         tolerance = SINGLE + 2 * WRITTEN
         yield from share.differing("the value", share.value, expected, tolerance, "the energy that centring removes")
+
+
+def _state_problems(arrays: Arrays, variant: str, layers: LayerFigures) -> Iterator[Problem]:
+    """Yield where the effective rank of the states is not that of their eigenvalues."""
+    if "stream_effective_rank" not in layers:
+        return
+    stored = arrays.get(f"{variant}.{STATES}")
+    if stored is None:
+        yield Problem(f"{variant}.{STATES}", "the array is missing")
+    if stored is None or stored.shape[1] < 2:
+        return
+    eigenvalues = stored.astype(np.float64)
+    total, rank = eigenvalues.sum(axis=1, keepdims=True), eigenvalues.shape[1]
+    expected = np.where(total[:, 0] > 0, _entropy_rank(eigenvalues / np.where(total > 0, total, 1.0)), np.nan)
+    relative = SINGLE * (2 + math.log(rank)) - rank * ENTROPY_FLOOR * math.log(ENTROPY_FLOOR) + WRITTEN
+    figures = layers["stream_effective_rank"]
+    source = f"the array {variant}.{STATES}"
+    yield from figures.differing("the value", figures.value, expected, relative * expected, source)
 
 
 def _rounding_problems(record: Record, variant: str, share: Figures, energy: Numbers) -> Iterator[Problem]:

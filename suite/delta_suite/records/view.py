@@ -17,6 +17,7 @@ from delta_suite.metrics.estimate import Estimate, absent
 from delta_suite.metrics.estimators import one_thread, phase_metric
 from delta_suite.metrics.law import CEILING_FROM, closure_ceiling
 from delta_suite.metrics.registry import METRICS, OF_WRITES
+from delta_suite.metrics.state import OF_VARIANT
 from delta_suite.models.phases import PhaseMap
 from delta_suite.records import assemble
 from delta_suite.records.arrays import KINDS, ArrayFile, Arrays, full_gram, stored_gram
@@ -164,6 +165,9 @@ class RecordView:
             return absent(f"{metric} is not measured of what attention and MLP write")
         stored = self._stored_variant(metric, variant)
         estimate = self.layers[layer].metrics[stored].get(metric)
+        if estimate is None and METRICS[metric].part not in self.record.parts:
+            command = f"delta-suite measure {self.model.name} --parts {METRICS[metric].part}"
+            return absent(f"the states of the stream were not measured: {command}")
         if estimate is None:
             return absent(_OLDER.format(metric))
         by_kind = {kind: self._replicates(f"{stored}.{kind}.{metric}") for kind in KINDS}
@@ -186,7 +190,12 @@ class RecordView:
         return self._computed(layers, metric, variant)
 
     def _stored_variant(self, metric: str, variant: str) -> str:
-        """Return the variant under which a metric stands: averages over tokens depend on the rows alone."""
+        """Return the variant under which a metric stands: averages over tokens depend on the rows alone.
+
+        Of the states, some figures are about sinks or about the rows without them, whichever variant is asked for.
+        """
+        if METRICS[metric].takes == "stream" and metric not in OF_VARIANT[variant]:
+            return "sink_free" if metric in OF_VARIANT["sink_free"] else "raw"
         centred = VARIANTS[variant].centre and METRICS[metric].takes == "tokens"
         return "sink_free" if centred and metric not in self.layers[0].metrics[variant] else variant
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -31,11 +32,17 @@ from delta_suite.reduction.law_fit import LawProgress, measure_law, measure_law_
 from delta_suite.reduction.law_scores import Law
 from delta_suite.reduction.reduce import reduce_stream
 from delta_suite.reduction.replicates import LayerSpectra
+from delta_suite.reduction.state_statistics import StateLayer
+from delta_suite.reduction.states import Streams, state_layers, state_streams
 from delta_suite.reduction.variants import BLOCK_VARIANTS, WRITE_VARIANTS, Variant
 
 T = TypeVar("T")
 
-LAW, WRITES = "the law was fitted", "the writes of attention and MLP were reduced"
+LAW, WRITES, STREAM = (
+    "the law was fitted",
+    "the writes of attention and MLP were reduced",
+    "the states were reduced",
+)
 """Steps whose memory may run out without loss of the others, in words."""
 
 Advance = Callable[[int], object]
@@ -63,6 +70,8 @@ class Captured:
     writes: dict[str, list[LayerSpectra]] | str | DeviceError | None = None
     """The spectra of what attention and MLP write, by variant; the reason why a model has none; or why they could not
     be measured, although the rest was."""
+    states: dict[str, list[StateLayer]] | DeviceError | None = None
+    """Figures of the states h_L, by variant; or why they could not be measured, although the rest was."""
     apart: Identity | None = None
     """The identity that attention and MLP are told apart."""
 
@@ -80,13 +89,14 @@ class Passes:
         advance: Advance = lambda tokens: None,
         *,
         writes: bool = False,
+        states: bool = False,
     ) -> None:
         """Plan the batches and shards; `advance` is called with the tokens of the first pass that is whole.
 
-        writes: measure what attention and MLP write, too.
+        writes: measure what attention and MLP write, too. states: measure the states themselves, too.
         """
         self.capture = Capture(model, decoder, sequences, device=devices[0], advance=advance, writes=writes)
-        self._writes = writes
+        self._writes, self._states = writes, states
         self.devices, self.clock = list(devices), clock
         dropped = sum(first and sequences.drop_first_token for first in sequences.starts_document)
         planned = self.capture.planned_tokens
@@ -121,11 +131,14 @@ class Passes:
             else:
                 for stream in streams:
                     self._sinks(stream)
-        for inner in {"capture", "law", "writes"} & clock.seconds.keys():
+        for inner in {"capture", "law", "writes", "stream"} & clock.seconds.keys():
             clock.subtract("analysis", inner)
         if self._writes and captured.writes is None:
             with torch.no_grad(), clock("writes"):
                 captured.writes = self._or_error(WRITES, self._writes_again, units)
+        if self._states and not self.capture.whole:
+            with torch.no_grad(), clock("stream"):
+                captured.states = self._or_error(STREAM, self._reduced_states, self.capture.updates, units)
         if phases is not None and not self.capture.whole:
             with torch.no_grad(), clock("law"):
                 captured.law = self._or_error(
@@ -160,6 +173,9 @@ class Passes:
             if stream.middles:
                 with self.clock("writes"):
                     self.captured.writes = self._or_error(WRITES, self._reduced_writes, stream, units)
+            if self._states and self.capture.whole:
+                with self.clock("stream"):
+                    self.captured.states = self._or_error(STREAM, self._reduced_states, partial(_again, stream), units)
             if phases is not None and self.capture.whole:
                 with self.clock("law"):
                     sinks = self.captured.sinks[-1]
@@ -258,6 +274,35 @@ class Passes:
             keep=memory,
         )
 
+    def _reduced_states(self, streams: Streams, units: Units) -> dict[str, list[StateLayer]]:
+        """Return the figures of the states, from a stream that can be had again; layers together where it is read."""
+        variants, dropped = list(BLOCK_VARIANTS.values()), torch.cat([shard.dropped for shard in self.captured.sinks])
+        states: dict[str, list[StateLayer]] = {}
+        for chosen, memory in self._portions(variants, units, whole=self.capture.whole):
+            spectra = reduce_stream(
+                state_streams(streams(chosen)),
+                layers=self.captured.blocks,
+                tokens=self.captured.tokens,
+                units=units,
+                variants=variants,
+                devices=self.devices,
+                sinks=self._known(),
+                chosen=chosen,
+                keep=memory,
+            )
+            figures = state_layers(
+                streams,
+                dropped,
+                spectra,
+                units=units,
+                chosen=chosen,
+                at_once=1 if self.capture.whole else len(chosen),
+                devices=self.devices,
+            )
+            for name, layers in figures.items():
+                states.setdefault(name, []).extend(layers)
+        return states
+
     def _known(self) -> Callable[[ResidualStream], Sinks]:
         """Return a function that gives the sinks of the shards of a pass, one after the other."""
         dropped = torch.cat([shard.dropped for shard in self.captured.sinks])
@@ -276,7 +321,7 @@ class Passes:
         try:
             return measure(*args, **options)
         except torch.OutOfMemoryError as error:
-            part = "the law" if step == LAW else "attention and MLP apart"
+            part = {LAW: "the law", WRITES: "attention and MLP apart", STREAM: "the states"}[step]
             return DeviceError(
                 f"memory ran out on {self.devices[0]} while {step} ({error}). Use a device with more memory, or leave "
                 f"out the claims about {part}."
@@ -290,6 +335,10 @@ def _of_write(streams: Iterator[ResidualStream], write: Write) -> Iterator[Resid
     for stream in streams:
         yield stream.of_write(write)
         del stream
+
+
+def _again(stream: ResidualStream, layers: Sequence[int]) -> list[ResidualStream]:
+    return [stream]
 
 
 def _variants_of(write: Write) -> list[Variant]:

@@ -27,8 +27,9 @@ import numpy as np
 from delta_suite.capture.writes import SUBLAYERS, Write
 from delta_suite.claims.judge import judge
 from delta_suite.claims.observe import observe
-from delta_suite.claims.schema import Expectation, Hypothesis, nearest
+from delta_suite.claims.schema import Expectation, Hypothesis
 from delta_suite.claims.verdict import Verdict
+from delta_suite.claims.words import nearest
 from delta_suite.errors import OptionError
 from delta_suite.metrics.registry import metric_versions
 from delta_suite.progress import Progress, no_progress

@@ -146,7 +146,11 @@ _RANK, _NO_DRIFT = "declared-among-the-best", "no-smooth-drift"
 
 _WINDOW, _DRIFT, _LAG, _RANDOM = ({"null": name} for name in ("window", "drift", "lag", "random"))
 
-_OF_LAYERS = [name for name, m in METRICS.items() if m.scope == "layer" and name not in NO_POPULATION_VALUE]
+_OF_LAYERS = [
+    name
+    for name, metric in METRICS.items()
+    if metric.scope == "layer" and metric.part == "spectra" and name not in NO_POPULATION_VALUE
+]
 _OF_PAIRS = [
     name for name, metric in METRICS.items() if metric.scope in ("pair", "phase") and metric.takes == "directions"
 ]
