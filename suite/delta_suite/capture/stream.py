@@ -171,6 +171,16 @@ class Memory:
         return ", ".join(f"{gib(size)} {where[place]}" for place, size in self.places)
 
     @classmethod
+    def least(cls, several: Sequence[Memory]) -> Memory:
+        """Return what each of several processes may take.
+
+        Example:
+            >>> Memory.least([Memory(3, 1), Memory(2, 5)])
+            Memory(device=2, host=1, disk=0)
+        """
+        return cls(*(min(getattr(memory, place) for memory in several) for place in ("device", "host", "disk")))
+
+    @classmethod
     def free(cls, device: torch.device, share: float = MEMORY_SHARE) -> Memory:
         """Return a share of the memory that is free now.
 

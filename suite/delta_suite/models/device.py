@@ -20,6 +20,7 @@ from pathlib import Path
 
 from delta_suite.errors import DeviceError
 from delta_suite.models.spec import ModelSpec
+from delta_suite.processes import MODES, current
 
 PROBE_TIMEOUT = 60.0
 """Seconds the NVIDIA driver has to answer; waking that of a host with many GPUs takes several."""
@@ -161,7 +162,8 @@ SHARDED = "sharded"
 
 
 def resolve_device(requested: str, spec: ModelSpec) -> str:
-    """Return the device to load `spec` on: "cpu", "mps", "cuda", "cuda:1", or "sharded" (all GPUs of the machine).
+    """Return the device to load `spec` on: "cpu", "mps", "cuda", "cuda:1", "sharded" (all GPUs of the machine), or
+    "fsdp" or "tp" (one GPU for each process that was started).
 
     requested: one of these, or "auto" for the best one here, which is "sharded" if one GPU has too little memory for
         what the entry requires. A model that requires GPU memory runs on a CPU only if that is requested by name, and
@@ -173,6 +175,8 @@ def resolve_device(requested: str, spec: ModelSpec) -> str:
     here = hardware()
     if requested == "auto":
         requested = _best_device(spec, here)
+    if requested in MODES:
+        return _of_processes(requested, spec, here)
     if requested == SHARDED:
         if not here.gpus:
             raise DeviceError(f"--device {SHARDED}: {here.why_no_gpu}.\n  {_cure(here)} {_listed(here)}")
@@ -196,6 +200,20 @@ def resolve_device(requested: str, spec: ModelSpec) -> str:
         raise DeviceError(f"--device {requested}: there is no GPU {index}. {_listed(here)}")
     gpu = here.gpus[index]
     return _enough(spec, requested, gpu.memory_gb, f"GPU {index} ({gpu.name})")
+
+
+def _of_processes(mode: str, spec: ModelSpec, here: Hardware) -> str:
+    """Return the mode in which several processes hold a model, or raise DeviceError."""
+    team = current()
+    if team.mode != mode:
+        raise DeviceError(
+            f"--device {mode} is for `torchrun --nproc-per-node N -m delta_suite measure` alone. "
+            f"In one process {SHARDED} spreads a model over the GPUs of the machine."
+        )
+    if not here.gpus:
+        return _enough(spec, mode, here.memory_gb, "the CPU's memory")
+    memory = team.size * min(gpu.memory_gb for gpu in here.gpus)
+    return _enough(spec, mode, memory, f"what {team.size} processes hold together, a GPU each,")
 
 
 def _best_device(spec: ModelSpec, here: Hardware) -> str:
