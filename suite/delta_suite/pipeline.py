@@ -22,7 +22,7 @@ from delta_suite.metrics.registry import chosen_parts, metric_versions
 from delta_suite.models.phases import PhaseMap, phase_map
 from delta_suite.models.spec import ModelSpec
 from delta_suite.models.subject import StoredModel, Subject
-from delta_suite.processes import MODES, current
+from delta_suite.process_group import MODES, current
 from delta_suite.progress import Progress, no_progress
 from delta_suite.provenance import (
     LIBRARIES,

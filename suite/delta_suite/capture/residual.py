@@ -27,7 +27,7 @@ from delta_suite.capture.tap import Batch, Between, Tap, UnfamiliarShapeError
 from delta_suite.capture.tokens import TokenSequences
 from delta_suite.errors import CaptureError, DeviceError
 from delta_suite.models.blocks import Decoder
-from delta_suite.processes import FSDP, TP, Team
+from delta_suite.process_group import FSDP, TP, Team
 
 LAYOUT_TOKENS = 8
 """Number of tokens on which another layout is tried: few, but more than one, at which batch and time look alike."""

@@ -43,12 +43,15 @@ def measure(
     """Measure models and write one record each; a model measured before comes from the cache."""
     from delta_suite.models.models_file import load_registry
     from delta_suite.models.parallel import processes_of
+    from delta_suite.process_group import refuse_processes
 
     registry = load_registry(models_file)
     specs = registry.told_apart([spec for name in models for spec in registry.resolve_all(name)])
     failed = False
     if dry_run:
         from delta_suite.dry_run import forecast
+
+        refuse_processes("--dry-run")
 
         for spec in specs:
             try:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from delta_suite.engine import local
-from delta_suite.processes import current
+from delta_suite.process_group import current
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -13,14 +13,14 @@ import platform
 import re
 import subprocess
 import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from delta_suite.errors import DeviceError
+from delta_suite.models.host_memory import cgroup_limits
 from delta_suite.models.spec import ModelSpec
-from delta_suite.processes import MODES, current
+from delta_suite.process_group import MODES, current
 
 PROBE_TIMEOUT = 60.0
 """Seconds the NVIDIA driver has to answer; waking that of a host with many GPUs takes several."""
@@ -83,33 +83,10 @@ def _hardware(visible: str | None) -> Hardware:
     # Every torch for Apple silicon has the MPS backend; those for Intel Macs ended with 2.2.
     mps = (platform.system(), platform.machine()) == ("Darwin", "arm64")
     try:
-        memory = min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *_cgroup_limits()]) / 1e9
+        memory = min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *cgroup_limits()]) / 1e9
     except (AttributeError, ValueError, OSError):
         memory = 0.0
     return Hardware(gpus, why, mps, memory)
-
-
-CGROUPS = Path("/sys/fs/cgroup")
-"""Folder in which Linux shows the limits of groups of processes, such as containers and batch jobs."""
-
-
-def _cgroup_limits(membership: Path = Path("/proc/self/cgroup"), root: Path = CGROUPS) -> list[int]:
-    """Return the limits, in bytes, on the memory of the cgroups (of either version) that this process is in."""
-    limits = []
-    try:
-        lines = membership.read_text("utf-8").splitlines()
-    except OSError:  # no Linux
-        return []
-    for _, kinds, inside in (line.split(":", 2) for line in lines if line.count(":") >= 2):
-        if kinds not in ("", "memory"):
-            continue
-        top, name = (root / kinds, "memory.limit_in_bytes") if kinds else (root, "memory.max")
-        group = top / inside.lstrip("/")
-        for folder in (group, *group.parents):
-            if folder.is_relative_to(top):
-                with suppress(OSError, ValueError):  # the group of the container seen from outside; "max"
-                    limits.append(int((folder / name).read_text("utf-8")))
-    return limits
 
 
 def _cuda(visible: str | None) -> tuple[tuple[Gpu, ...], str]:

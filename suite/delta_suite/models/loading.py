@@ -25,7 +25,7 @@ from delta_suite.models.quiet import errors_only
 from delta_suite.models.spec import ModelSpec
 from delta_suite.models.tokenizer import load_tokenizer
 from delta_suite.models.weights import stored_tensors
-from delta_suite.processes import MODES, current
+from delta_suite.process_group import MODES, current
 from delta_suite.writing import sweep, temporary_folder
 
 if TYPE_CHECKING:

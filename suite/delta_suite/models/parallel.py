@@ -12,50 +12,26 @@ from delta_suite.models.device import SHARDED, hardware
 from delta_suite.models.files import ModelFiles
 from delta_suite.models.model_config import quantisation_method, read_config, transformers_release
 from delta_suite.models.spec import ModelSpec
-from delta_suite.processes import FSDP, MODES, TP, Team, joined, launched
+from delta_suite.process_group import FSDP, MODES, START, TP, Team, joined, launched, refuse_processes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
-
-START = "torchrun --nproc-per-node N -m delta_suite measure MODEL --device {0}"
-"""The command that starts several processes."""
-
-
-def refusal(device: str, command: str) -> str | None:
-    """Return why a command does not run on this device in as many processes as were started; None where it does.
-
-    Example:
-        >>> refusal("fsdp", "measure")
-        '--device fsdp needs several processes: torchrun --nproc-per-node N -m delta_suite measure MODEL --device fsdp.'
-    """
-    launch = launched()
-    size = 1 if launch is None else launch.size
-    if device in MODES and command != "measure":
-        return f"--device {device} is for `measure` alone: {START.format(device)}. What it wrote, `judge` takes."
-    if device in MODES and size < 2:
-        return f"--device {device} needs several processes: {START.format(device)}."
-    if size > 1 and device not in MODES:
-        return (
-            f"{size} processes were started, and each would do the same: several are for {START.format(FSDP)} (or "
-            f"{TP}). Start one process."
-        )
-    return None
 
 
 @contextmanager
 def processes_of(device: str) -> Iterator[Team]:
     """Join the processes that were started for this device; yield the one process there is for any other device.
 
-    Raises OptionError where `measure` does not run in as many processes as were started, and DeviceError where a host
+    Raises OptionError where the device needs more processes, or fewer, than were started, and DeviceError where a host
     has more of them than GPUs.
     """
-    why = refusal(device, "measure")
-    if why is not None:
-        raise OptionError(why)
-    launch = launched()
-    if device not in MODES or launch is None:
+    if device not in MODES:
+        refuse_processes(f"--device {device}")
         yield Team()
         return
+    launch = launched()
+    if launch is None or launch.size < 2:
+        raise OptionError(f"--device {device} needs several processes: {START.format(device)}.")
     gpus = len(hardware().gpus)
     if gpus and gpus < launch.local_size:
         raise DeviceError(

@@ -18,7 +18,7 @@ from delta_suite.models.fingerprint import fingerprint
 from delta_suite.models.phases import PhaseMap
 from delta_suite.models.sources import locate
 from delta_suite.models.spec import ModelSpec
-from delta_suite.processes import current
+from delta_suite.process_group import current
 from delta_suite.progress import Progress, no_progress
 
 if TYPE_CHECKING:

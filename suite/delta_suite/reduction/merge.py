@@ -10,7 +10,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from delta_suite.capture.stream import ResidualStream
-from delta_suite.processes import Team
+from delta_suite.process_group import Team
 from delta_suite.reduction.gram import algebra_device
 from delta_suite.reduction.lanes import rows_at_once
 from delta_suite.reduction.moments import Moments, token_quantities, widened

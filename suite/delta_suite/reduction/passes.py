@@ -25,7 +25,7 @@ from delta_suite.capture.units import Units
 from delta_suite.capture.writes import SUBLAYERS, Write
 from delta_suite.errors import DeviceError
 from delta_suite.models.phases import PhaseMap
-from delta_suite.processes import TP, current
+from delta_suite.process_group import TP, current
 from delta_suite.provenance import Clock
 from delta_suite.reduction.lanes import layers_at_once
 from delta_suite.reduction.law_fit import LawProgress, measure_law, measure_law_again, silent

@@ -20,7 +20,7 @@ from torch import Tensor
 from delta_suite.capture.sinks import Sinks, find_sinks
 from delta_suite.capture.stream import Memory, ResidualStream
 from delta_suite.capture.units import Units
-from delta_suite.processes import Team
+from delta_suite.process_group import Team
 from delta_suite.reduction.eigen import Eigensolver
 from delta_suite.reduction.gram import algebra_device
 from delta_suite.reduction.grouped_moments import GroupedMoments, MomentsByGroup

@@ -10,6 +10,7 @@ torch is imported only where there are several processes.
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from itertools import count
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from delta_suite.errors import DeviceError, why_not_measured
+from delta_suite.errors import DeviceError, OptionError, why_not_measured
 from delta_suite.escaping import terminal_lines
 from delta_suite.provenance import library_version
 from delta_suite.version import __version__
@@ -36,6 +37,9 @@ block (FSDP2), or all run the same documents through their part of each matrix (
 MODES = (FSDP, TP)
 """The devices that need several processes."""
 
+START = "torchrun --nproc-per-node N -m delta_suite measure MODEL --device {0}"
+"""The command that starts several processes."""
+
 POLL = 0.25
 """Seconds between two looks at what the others have told."""
 
@@ -46,6 +50,8 @@ nothing but Python's lock, which some libraries hold for seconds."""
 LEAVE = 4.0
 """Seconds that a failed process waits before it ends, so that the others end by themselves and not by the launcher's
 signal; and that process 0 waits for the others at the end."""
+
+GONE = "another process of this run is gone. Was it killed, as for want of memory? The launcher's log names it."
 
 _FAILED = "delta-suite/failed"
 
@@ -74,6 +80,31 @@ def launched() -> Launch | None:
         )
     except ValueError:
         return None
+
+
+def refuse_processes(what: str) -> None:
+    """Raise OptionError where several processes were started for what runs in one.
+
+    Example:
+        >>> refuse_processes("`judge`")
+    """
+    launch = launched()
+    if launch is not None and launch.size > 1:
+        raise OptionError(
+            f"{launch.size} processes were started, and {what} runs in one. Several measure a model: "
+            f"{START.format(FSDP)} (or {TP}). Then `delta-suite judge` gives the verdicts."
+        )
+
+
+def wait_for_first() -> None:
+    """Let the first process speak where all of them may say the same: the launcher ends the others once it has ended.
+
+    A process that is still there afterwards has something else to say.
+    """
+    launch = launched()
+    if launch is not None and launch.rank > 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(LEAVE)
 
 
 class Team:
@@ -216,7 +247,8 @@ class _Joined(Team):
                 self._tell(work)
             yield
         except Exception as error:
-            self._end_all(why_not_measured(name, error))
+            gone = any(phrase in str(error) for phrase in ("Connection closed by peer", "Connection reset by peer"))
+            self._end_all(f"{name} cannot be measured: {GONE}" if gone else why_not_measured(name, error))
 
     def _tell(self, work: object) -> None:
         self._store.set(f"delta-suite/work/{next(self._tasks)}", "")
