@@ -58,7 +58,7 @@ _FAILED = "delta-suite/failed"
 
 @dataclass(frozen=True)
 class Launch:
-    """What a launcher such as torchrun has told this process by its environment."""
+    """Place of this process among those that a launcher such as torchrun has started, by its environment."""
 
     rank: int
     size: int
@@ -172,6 +172,7 @@ def joined(mode: str, device: str) -> Iterator[Team]:
         _team = team
         team.compare_versions()
         yield team
+        team.disband()
     except BaseException:
         team.abandon()
         raise
@@ -266,6 +267,10 @@ class _Joined(Team):
         told: list[Any] = [None]
         self._distributed.broadcast_object_list(told, src=0)
         return told[0]
+
+    def disband(self) -> None:
+        """Close what connects the processes, once all is done."""
+        self._distributed.destroy_process_group()
 
     def abandon(self) -> None:
         """End the others, which may wait for this process, without a message: its own tells what happened."""

@@ -24,9 +24,9 @@ from tests.engines.torchrun_worker import FAILS, ROOM
 NO_HANG = 120
 """Seconds after which two processes count as waiting for each other."""
 
-INTERVALS = 1e-4
-"""Largest difference of the bounds of intervals. They come from directions that are kept in float32, and an angle of
-nearly 0 shows the square root of what rounds: 1.6e-5 was seen."""
+REPLICATED = 1e-4
+"""Largest difference of bounds and of values corrected for bias. Both multiply what differs between replicates by the
+number of groups, and other batches move states in the seventh digit: 2.3e-5 was seen."""
 
 OPTIONS = ("--documents", "8", "--dtype", "float32", "--parts", "spectra,boundaries")
 WORKER = str(Path(__file__).with_name("torchrun_worker.py"))
@@ -86,7 +86,8 @@ def require_equal(record: dict[str, Any], alone: dict[str, Any], tolerance: floa
         assert there.keys() == here.keys()
         apart = {place: abs(here[place] - there[place]) / max(1.0, abs(there[place])) for place in there}
         for place, difference in apart.items():
-            assert difference < (INTERVALS if "/interval/" in place else tolerance), (place, difference)
+            replicated = "/interval/" in place or place.endswith("/corrected")
+            assert difference < (REPLICATED if replicated else tolerance), (place, difference)
     assert record["model"] == alone["model"]
     assert record["calibration"] == alone["calibration"]
     assert record["resampling"] == alone["resampling"]

@@ -244,8 +244,8 @@ class Capture:
         if self.team.mode != FSDP:
             return 0
         starts = [batch.start for batch in self._batches]
-        own = sum(len({bisect_right(starts, i) for i in shard}) for shard in shards)
-        return max(self.team.shared(own)) - own
+        passes = sum(len({bisect_right(starts, i) for i in shard}) for shard in shards)
+        return max(self.team.shared(passes)) - passes
 
     def _run(
         self,
