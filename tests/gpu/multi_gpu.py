@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
-MODES = ("fsdp", "tp", "sharded")
+MODES = ("fsdp", "sharded", "tp")
 SHAPES = {  # hidden, intermediate, layers, heads, key/value heads
     "70b": (8192, 28672, 80, 64, 8),
     "32b": (5120, 25600, 64, 40, 8),
@@ -250,7 +250,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=[*SHAPES, "none"], help="the large model (default: by the GPUs' memory)")
     parser.add_argument("--modes", default=",".join(MODES), help="modes of the large model, in order")
-    parser.add_argument("--documents", type=int, default=48, help="documents of core for the large model")
+    parser.add_argument("--documents", type=int, default=12, help="documents of core for the large model")
     parser.add_argument("--minutes", type=float, default=7.5)
     parser.add_argument("--work", type=Path, help="folder for weights (default: /dev/shm where it is large, or TMPDIR)")
     chosen = parser.parse_args()
