@@ -61,7 +61,7 @@ HELP = {
     "documents": "only the first so many documents of the calibration (default: all; of a hub dataset 128)",
     "chat-template": "put each document, as a user's message, into the model's own chat template (default: add the "
     "special tokens that its tokenizer adds)",
-    "device": "auto, cpu, cuda, cuda:1, mps, or sharded over all GPUs",
+    "device": "auto, cpu, cuda, cuda:1, mps, or sharded over all GPUs of this machine; fsdp or tp under torchrun",
     "dtype": f"dtype of the weights: {', '.join(DTYPES)} (default: the model's)",
     "results-dir": "where records are written",
     "fresh": "measure again, whatever the cache holds",
@@ -74,7 +74,7 @@ DOCUMENTS_OUT_OF_BOUNDS = (
 )
 """The message about a number of documents that cannot be."""
 
-_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,4})?|sharded")
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d{1,4})?|sharded|fsdp|tp")
 
 EMPTY_VALUE = "is empty: is a shell variable not set? Give it a value, or leave it out."
 """The end of the message about an option or argument without a value."""
@@ -103,7 +103,7 @@ def check_settings(device: str, dtype: str | None, documents: int | None) -> Non
         OptionError: the first of them that does not exist, with those that do.
     """
     if not _DEVICE.fullmatch(device):
-        known = "auto, cpu, mps, cuda, cuda:1 and so on, or sharded"
+        known = "auto, cpu, mps, cuda, cuda:1 and so on, sharded, fsdp or tp"
         raise OptionError(f"--device {shorten(repr(device))} is unknown: use {known}.")
     if dtype is not None and dtype not in DTYPES:
         raise OptionError(f"--dtype {shorten(repr(dtype))} is unknown: use {', '.join(DTYPES[:-1])} or {DTYPES[-1]}.")

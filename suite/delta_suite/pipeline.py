@@ -16,26 +16,41 @@ from delta_suite.capture.calibration import Calibration, load_calibration
 from delta_suite.capture.plan import REFERENCE_DOCUMENTS, tokens_per_batch
 from delta_suite.capture.tokens import MAX_TOKENS, TokenSequences, tokenize
 from delta_suite.command_line import DEFAULT_CALIBRATION, DEFAULT_DEVICE, DEFAULT_PARTS, check_settings
-from delta_suite.engine import local
+from delta_suite.engine import local, torchrun
 from delta_suite.errors import DeviceError, RecordError
 from delta_suite.metrics.registry import chosen_parts, metric_versions
-from delta_suite.models.phases import phase_map
+from delta_suite.models.phases import PhaseMap, phase_map
 from delta_suite.models.spec import ModelSpec
 from delta_suite.models.subject import StoredModel, Subject
+from delta_suite.process_group import MODES, current
 from delta_suite.progress import Progress, no_progress
-from delta_suite.provenance import LIBRARIES, Clock, git_state, hardware, library_version, peak_memory, started_gpus
+from delta_suite.provenance import (
+    LIBRARIES,
+    Clock,
+    git_state,
+    hardware,
+    hardware_of_all,
+    library_version,
+    memory_of_all,
+    peak_memory,
+    started_gpus,
+)
 from delta_suite.records.arrays import ArrayFile
 from delta_suite.records.assemble import Assembled, assemble, with_boundaries, with_law, with_states, with_writes
 from delta_suite.records.cache import ARRAYS, DIRECTIONS, Cache, cache_key, cache_root
-from delta_suite.records.captured import certificate_record, identity_record, sink_record
+from delta_suite.records.captured import (
+    calibration_record,
+    certificate_record,
+    identity_record,
+    sink_record,
+    stream_record,
+)
 from delta_suite.records.format import from_json, to_json
 from delta_suite.records.record import (
     SCHEMA,
-    CalibrationRecord,
     ModelRecord,
     Provenance,
     Record,
-    StreamRecord,
 )
 from delta_suite.records.store import RESULTS, save
 from delta_suite.records.view import RecordView
@@ -47,6 +62,10 @@ if TYPE_CHECKING:
     from delta_suite.models.blocks import Decoder
     from delta_suite.models.loading import LoadedModel
     from delta_suite.reduction.passes import Captured
+
+
+ALONE = frozenset({"law", "writes", "stream"})
+"""Parts that one process measures alone."""
 
 
 @dataclass(frozen=True)
@@ -115,12 +134,15 @@ def measure_all(
     specs: Iterable[ModelSpec],
     settings: Settings,
     progress: Progress = no_progress,
-    engine: Callable[..., Iterator[tuple[ModelSpec, Any]]] = local.run,
+    engine: Callable[..., Iterator[tuple[ModelSpec, Any]]] | None = None,
 ) -> Iterator[tuple[ModelSpec, Outcome | Exception]]:
     """Yield each model with its outcome, or with the error that hindered it.
 
-    engine: runs a function over items and yields each with its result, such as `engine.local.run`.
+    engine: runs a function over items and yields each with its result; by default `engine.local.run`, or where several
+        processes measure together `engine.torchrun.run`, which yields in process 0 alone.
     """
+    if engine is None:
+        engine = partial(torchrun.run, take_part=partial(take_part, settings=settings)) if current().mode else local.run
     return engine(specs, partial(measure, settings=settings, progress=progress))
 
 
@@ -166,14 +188,17 @@ def measure_view(
     """
     run = prepare(model, settings, calibration, progress)
     subject = run.subject
-    notes = [*subject.notes]
+    notes, parts = [*subject.notes], settings.parts - (ALONE if current().mode else frozenset())
+    if parts < settings.parts:
+        left_out = ", ".join(sorted(settings.parts - parts))
+        notes.append(f"{subject.name}: not measured with --device {current().mode}: {left_out}.")
     with settings.cache.lock(run.key):
         try:
             entry = settings.cache.get(run.key, settings.fresh_since)
         except RecordError as error:
             entry = None
             notes.append(f"{error}; {subject.name} was measured again")
-        complete = _complete(run, entry, settings.parts, progress)
+        complete = _complete(run, entry, parts, progress)
         cached, kept = complete is entry, True
         if not cached:
             record, _ = from_json(to_json(complete.record), subject.name)  # as the cache will give it back
@@ -213,8 +238,8 @@ def prepare(
     """
     calibration = calibration or load_calibration(settings.calibration, settings.documents)
     subject = stored(model, settings, progress=progress) if isinstance(model, ModelSpec) else model
-    device = subject.device.split(":")[0]
-    choices = {
+    device, team = subject.device.split(":")[0], current()
+    choices: dict[str, Any] = {
         "dtype": subject.dtype,
         "device": device,
         "layers_path": subject.layers_path,
@@ -226,8 +251,10 @@ def prepare(
         "units": calibration.units.sha256,
         "chat_template": settings.chat_template,  # without it, special tokens are those that the tokenizer adds
         "sink_reference_documents": REFERENCE_DOCUMENTS,
-        "tokens_per_batch": tokens_per_batch(device),
+        "tokens_per_batch": tokens_per_batch(team.device.split(":")[0] if device in MODES else device),
     }
+    if device in MODES:
+        choices["processes"] = team.size
     key = cache_key(
         schema=SCHEMA,
         weights=subject.fingerprint,
@@ -292,13 +319,42 @@ def token_sequences(run: Run, model: Any, decoder: Any, tokenizer: Any) -> Token
 
 
 def _measure(run: Run, entry: Assembled | None, missing: frozenset[str], progress: Progress) -> Assembled:
-    """Load, tokenize, capture and reduce; assemble a new entry, or complete the one given with what it lacks.
+    """Measure what is missing; assemble a new entry, or complete the one given with what it lacks."""
+    run.subject.require_parallel()
+    with current().together(run.subject.name, (run.calibration, run.choices, missing, entry is None)):
+        return _entry(run, entry, _run_model(run, missing, progress, with_spectra=entry is None))
+
+
+def take_part(spec: ModelSpec, work: Any, settings: Settings) -> None:
+    """Run a model in a process that is not the first: it writes nothing, and returns nothing."""
+    calibration, choices, missing, with_spectra = work
+    run = Run(stored(spec, settings), calibration, settings.cache, choices, "")
+    with current().together(spec.name, None):
+        _run_model(run, missing, no_progress, with_spectra=with_spectra)
+
+
+@dataclass(frozen=True)
+class _Ran:
+    """What a model was reduced to, and with what."""
+
+    architecture: str
+    sequences: TokenSequences
+    phases: PhaseMap
+    captured: Captured
+    provenance: Provenance
+
+
+def _run_model(run: Run, missing: frozenset[str], progress: Progress, *, with_spectra: bool) -> _Ran:
+    """Load, tokenize, capture and reduce.
 
     The process is left as it was: what the caller has set of torch, and random states.
     """
     import torch
 
+    from delta_suite.models.blocks import find_decoder
+    from delta_suite.models.parallel import class_name
     from delta_suite.models.undisturbed import usual_torch
+    from delta_suite.reduction.passes import Passes
 
     clock = Clock()
     for gpu in started_gpus():  # a second model in one process; before the first there is nothing to reset
@@ -306,54 +362,42 @@ def _measure(run: Run, entry: Assembled | None, missing: frozenset[str], progres
     with usual_torch(), ExitStack() as stack:
         with clock("load"):
             loaded = stack.enter_context(run.subject.opened())
-        return _measure_loaded(run, entry, missing, loaded, clock, progress)
+            model: Any = loaded.model
+            devices = [torch.device(name) for name in loaded.devices]
+            decoder = find_decoder(model, run.subject.layers_path)
+            sequences = token_sequences(run, model, decoder, loaded.tokenizer)
+        name, phases = run.subject.name, phase_map(len(decoder.blocks), run.subject.phases)
+        with progress(f"{name}: capture", sequences.tokens, "token") as capture_bar:
+            extra = {"writes": "writes" in missing, "states": "stream" in missing}
+            passes = Passes(model, decoder, sequences, devices, clock, capture_bar.update, **extra)
+            with progress(f"{name}: analysis", passes.captured.tokens * passes.captured.blocks, "token") as bar:
+                captured = passes.run(
+                    phases if "law" in missing else None,
+                    units=run.calibration.units,
+                    with_spectra=with_spectra,
+                    advance=bar.update,
+                    law_progress=partial(progress, f"{name}: law", unit="fit"),
+                )
+        provenance = _provenance(run, loaded, decoder, captured, clock)
+        return _Ran(class_name(model), sequences, phases, captured, provenance)
 
 
-def _measure_loaded(
-    run: Run,
-    entry: Assembled | None,
-    missing: frozenset[str],
-    loaded: LoadedModel,
-    clock: Clock,
-    progress: Progress,
-) -> Assembled:
-    """Measure as `_measure` does, once the model is there."""
-    import torch
-
-    from delta_suite.models.blocks import find_decoder
-    from delta_suite.reduction.passes import Passes
-
-    with clock("load"):
-        model: Any = loaded.model
-        devices = [torch.device(name) for name in loaded.devices]
-        decoder = find_decoder(model, run.subject.layers_path)
-        sequences = token_sequences(run, model, decoder, loaded.tokenizer)
-    phases = phase_map(len(decoder.blocks), run.subject.phases)
-    with progress(f"{run.subject.name}: capture", sequences.tokens, "token") as capture_bar:
-        extra = {"writes": "writes" in missing, "states": "stream" in missing}
-        passes = Passes(model, decoder, sequences, devices, clock, capture_bar.update, **extra)
-        with progress(f"{run.subject.name}: analysis", passes.captured.tokens * passes.captured.blocks, "token") as bar:
-            captured = passes.run(
-                phases if "law" in missing else None,
-                units=run.calibration.units,
-                with_spectra=entry is None,
-                advance=bar.update,
-                law_progress=partial(progress, f"{run.subject.name}: law", unit="fit"),
-            )
-    provenance = _provenance(run, loaded, decoder, captured, clock)
+def _entry(run: Run, entry: Assembled | None, ran: _Ran) -> Assembled:
+    """Return a new entry, or the one given with what it lacked."""
+    captured, provenance = ran.captured, ran.provenance
     if entry is None:
         entry = assemble(
             captured.spectra,
-            phases,
+            ran.phases,
             model=ModelRecord(
                 name=run.subject.name,
                 source=run.subject.source,
                 fingerprint=run.subject.fingerprint,
-                architecture=type(loaded.model).__name__,
+                architecture=ran.architecture,
                 layers=captured.blocks,
                 hidden=captured.spectra["raw"][0].statistics.hidden,
             ),
-            calibration=_calibration_record(run, sequences, captured),
+            calibration=calibration_record(run.calibration, ran.sequences, captured, run.choices["chat_template"]),
             sinks=sink_record(captured.sinks),
             certificate=certificate_record(captured.certificates),
             provenance=provenance,
@@ -361,7 +405,8 @@ def _measure_loaded(
         )
     else:
         before = entry.record.provenance.seconds  # of both runs together
-        seconds = before | {step: round(before.get(step, 0.0) + spent, 3) for step, spent in clock.seconds.items()}
+        spent = provenance.seconds
+        seconds = before | {step: round(before.get(step, 0.0) + spent[step], 3) for step in spent}
         provenance = provenance.model_copy(update={"seconds": seconds})
         record = entry.record.model_copy(update={"provenance": provenance})
         entry = Assembled(record, entry.arrays, entry.directions)
@@ -385,6 +430,7 @@ def _provenance(run: Run, loaded: LoadedModel, decoder: Decoder, captured: Captu
     import torch
 
     devices = [torch.device(name) for name in loaded.devices]
+    machines = current().gathered((hardware(devices), peak_memory())) or [("", {})]
     return Provenance(
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         suite=__version__,
@@ -392,39 +438,12 @@ def _provenance(run: Run, loaded: LoadedModel, decoder: Decoder, captured: Captu
         dtype=loaded.dtype,
         attention=loaded.attention,
         device=devices[0].type,
-        hardware=hardware(devices),
+        hardware=hardware_of_all(machines),
         versions={"python": platform.python_version()} | {name: library_version(name) for name in LIBRARIES},
         settings=run.choices | {"blocks_path": decoder.path, "blocks_left_out": list(decoder.left_out)},
         metric_versions=metric_versions(),
         seconds=clock.seconds,
-        peak_memory_bytes=peak_memory(),
-        stream=StreamRecord(
-            storage=captured.storage[0][0],
-            shards=len(captured.storage),
-            largest_bytes=max(size for _, size in captured.storage),
-            planned_batch_tokens=captured.planned_tokens,
-            batch_tokens=captured.batch_tokens,
-        ),
+        peak_memory_bytes=memory_of_all(machines),
+        stream=stream_record(captured),
         cache_key=run.key,
-    )
-
-
-def _calibration_record(run: Run, sequences: TokenSequences, captured: Captured) -> CalibrationRecord:
-    """Return which texts were measured, and what the tokenizer made of them."""
-    calibration = run.calibration
-    return CalibrationRecord(
-        name=calibration.name,
-        sha256=calibration.sha256,
-        documents=len(calibration.documents),
-        first=calibration.first,
-        bytes_per_document=calibration.bytes_per_document,
-        tokens=captured.tokens,
-        dropped=captured.dropped,
-        unknown_tokens=sequences.unknown,
-        duplicates=calibration.duplicates,
-        begins_with=sequences.begins_with,
-        ends_with=sequences.ends_with,
-        domains=len(set(calibration.domains)) or None,
-        languages=calibration.documents_by_language or None,
-        chat_template=run.choices["chat_template"],
     )

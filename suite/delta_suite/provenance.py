@@ -79,6 +79,35 @@ def peak_memory() -> dict[str, int]:
     return peak
 
 
+def hardware_of_all(machines: Sequence[tuple[str, object]]) -> str:
+    """Return the hardware of several processes in words, from that of each.
+
+    Example:
+        >>> hardware_of_all([("1 x H100", {}), ("1 x H100", {}), ("1 x H200", {})])
+        '2 x H100, 1 x H200'
+        >>> hardware_of_all([("EPYC, 2 cores", {})] * 2)
+        'EPYC, 2 cores'
+    """
+    names = [name for name, _ in machines]
+    if len(names) == 1 or not all(name.startswith("1 x ") for name in names):
+        return ", ".join(dict.fromkeys(names))
+    return ", ".join(f"{names.count(name)} x {name.removeprefix('1 x ')}" for name in dict.fromkeys(names))
+
+
+def memory_of_all(machines: Sequence[tuple[object, dict[str, int]]]) -> dict[str, int]:
+    """Return the peak memory of several processes: of the largest one, and of the GPUs, numbered through.
+
+    Example:
+        >>> memory_of_all([("", {"host": 5, "cuda:0": 7}), ("", {"host": 6, "cuda:1": 8})])
+        {'host': 6, 'cuda:0': 7, 'cuda:1': 8}
+    """
+    gpus = [peak for _, peaks in machines for place, peak in peaks.items() if place != "host"]
+    host = {"host": max(peaks["host"] for _, peaks in machines)} if all(p for _, p in machines) else {}
+    if len(machines) == 1:
+        return dict(machines[0][1])
+    return host | {f"cuda:{number}": peak for number, peak in enumerate(gpus)}
+
+
 class Clock:
     """Wall seconds of each step."""
 

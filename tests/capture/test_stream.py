@@ -184,13 +184,13 @@ def test_the_batches_do_not_follow_from_free_memory(
 def batches_of(monkeypatch: pytest.MonkeyPatch) -> list[range]:
     """Return a list that receives the sequences of each batch that runs."""
     ran: list[range] = []
-    batch = residual._batch
+    batch = residual.batch_of
 
     def seen(sequences: TokenSequences, together: range, *rest: Any) -> Any:
         ran.append(together)
         return batch(sequences, together, *rest)
 
-    monkeypatch.setattr(residual, "_batch", seen)
+    monkeypatch.setattr(residual, "batch_of", seen)
     return ran
 
 

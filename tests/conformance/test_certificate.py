@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from delta_suite.capture.residual import _batch
+from delta_suite.capture.batches import batch_of
 from delta_suite.capture.stream import StreamWriter
 from delta_suite.capture.tap import Tap
 from delta_suite.errors import CaptureError, CertificateError
@@ -309,7 +309,7 @@ def test_the_tap_adds_two_kernels_a_block(padded: bool) -> None:
     model = Toy()
     texts = documents()[: 3 if padded else 1]
     chosen = range(len(texts))
-    batch = _batch(sequences(texts), chosen, chosen, 0, torch.device("cpu"))
+    batch = batch_of(sequences(texts), chosen, chosen, 0, torch.device("cpu"))
     writer = StreamWriter(batch.tokens, "device")
     writer.range = (0, batch.tokens)
     counts = []

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from delta_suite.errors import DeviceError
 from delta_suite.models import device as module
-from delta_suite.models.device import Gpu, Hardware, _cgroup_limits, describe_devices, hardware, resolve_device
+from delta_suite.models.device import Gpu, Hardware, describe_devices, hardware, resolve_device
+from delta_suite.models.host_memory import cgroup_limits
 from delta_suite.models.spec import ModelSpec, Requires
 
 SMALL = ModelSpec(name="small", hub="a/small")
@@ -214,5 +215,5 @@ def test_the_memory_of_a_container_is_its_limit(
     (tmp_path / "groups" / file).parent.mkdir(parents=True)
     (tmp_path / "groups" / file).write_text(content)
     (tmp_path / "cgroup").write_text(membership)
-    assert _cgroup_limits(tmp_path / "cgroup", tmp_path / "groups") == limits
-    assert _cgroup_limits(tmp_path / "none", tmp_path / "groups") == []
+    assert cgroup_limits(tmp_path / "cgroup", tmp_path / "groups") == limits
+    assert cgroup_limits(tmp_path / "none", tmp_path / "groups") == []

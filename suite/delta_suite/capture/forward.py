@@ -38,7 +38,9 @@ class Prefix:
         tokens = min(PREFIX_TOKENS, max(1, length // 2))
         return cls(ids[-1:, :length], last[-1, :tokens].to(torch.float32, copy=True))
 
-    def error_alone(self, decoder: Decoder, beside: torch.cuda.Stream | None = None) -> Float[Tensor, ""]:
+    def error_alone(
+        self, decoder: Decoder, beside: torch.cuda.Stream | None = None, *, keeps_weights: bool = True
+    ) -> Float[Tensor, ""]:
         """Return how far the state of the median token changes, relative to its norm, when the first tokens run alone.
 
         They run without the tokens that follow and without padding. The median is used because in half precision
@@ -46,9 +48,11 @@ class Prefix:
 
         Nothing here waits for the whole batch, so a GPU that is still busy with it runs this at the same time, on the
         CUDA stream `beside`. On the stream of the batch it would wait, because transformers reads the mask on the host.
+
+        keeps_weights: False where a forward pass brings weights that later passes use, too.
         """
-        # Bound by the host, which has an eighth less to do in inference mode.
-        with torch.inference_mode():
+        # Bound by the host, which has an eighth less to do in inference mode. Weights that come in it stay of its kind.
+        with torch.inference_mode(keeps_weights), torch.no_grad():
             with nullcontext() if beside is None else torch.cuda.stream(beside):
                 mask = torch.ones_like(self.ids)
                 alone = last_hidden_state(decoder, self.ids, mask, len(self.expected))[0].float()

@@ -7,28 +7,27 @@ input.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
 
+from delta_suite.capture.batches import batch_of, rows_of, witnesses_of
 from delta_suite.capture.certificate import Certificate, Identity, Observations, certify, check_writes
 from delta_suite.capture.forward import ForwardError, Prefix, last_hidden_state, side_streams
 from delta_suite.capture.layout import Layout
 from delta_suite.capture.plan import REFERENCE_DOCUMENTS, plan_batches, planned_tokens
-from delta_suite.capture.stream import Memory, NormWriter, ResidualStream, StreamWriter, plan_shards
+from delta_suite.capture.stream import Memory, NormWriter, ResidualStream, Storage, StreamWriter, plan_shards
 from delta_suite.capture.sublayers import PROBE_TOKENS, Sublayers, find_sublayers
 from delta_suite.capture.tap import Batch, Between, Tap, UnfamiliarShapeError
 from delta_suite.capture.tokens import TokenSequences
 from delta_suite.errors import CaptureError, DeviceError
 from delta_suite.models.blocks import Decoder
-
-WITNESSES = 64
-"""Number of tokens of a shard, evenly spread, whose updates are also kept as the hooks see them, for the telescoping
-sum."""
+from delta_suite.process_group import FSDP, TP, Team
 
 LAYOUT_TOKENS = 8
 """Number of tokens on which another layout is tried: few, but more than one, at which batch and time look alike."""
@@ -46,6 +45,10 @@ class Capture:
 
     The states of a token are the same, whichever shard it is in: where a shard begins or ends within a batch, the whole
     batch runs, and the rows of the shard are kept.
+
+    Of several processes each keeps its share of the rows: that of its own sequences where it runs these alone (FSDP),
+    or every n-th row where all run all of them (tensor parallel). They run as many passes, because in each they wait
+    for each other's weights or results.
     """
 
     def __init__(
@@ -59,6 +62,7 @@ class Capture:
         tokens_per_batch: int | None = None,
         advance: Advance = lambda tokens: None,
         writes: bool = False,
+        team: Team | None = None,
     ) -> None:
         """Plan the batches.
 
@@ -66,9 +70,12 @@ class Capture:
         of a batch, by default `planned_batch`. A batch that runs out of memory is halved and run again, as are all that
         follow. A model that takes no padded batch is given one sequence at a time. With `writes` the states between
         attention and MLP are sought, and kept by `shards` where memory holds them beside a stream that is whole:
-        otherwise they come from `updates`, so that the shards are the same without them.
+        otherwise they come from `updates`, so that the shards are the same without them. Of several processes, the
+        `team`, none repeats a batch: a failure of one ends all.
         """
-        self.model, self.decoder, self.sequences = model, decoder, sequences
+        self.team = team or Team()
+        self.model, self.decoder = model, decoder
+        self.sequences = sequences.dealt(self.team.rank, self.team.size) if self.team.mode == FSDP else sequences
         self.device, self.memory, self.advance = device, memory, advance
         self.planned_tokens = tokens_per_batch or planned_batch(model, decoder, device)
         """Largest number of padded tokens of a batch, as planned."""
@@ -76,9 +83,12 @@ class Capture:
         """The same after the last forward pass: less where memory ran out."""
         self.sublayers: tuple[Sublayers, ...] | str = "attention and MLP were not asked for apart"
         """Where attention and MLP write in each block; or why they are not measured apart."""
-        self._lengths = [len(ids) for ids in sequences.ids]
+        self._lengths = [len(ids) for ids in self.sequences.ids]
         self._batches = plan_batches(self._lengths, self.planned_tokens)
-        self._shards = list(plan_shards(self._lengths, self._bytes_per_state * self._states, device, memory))
+        self._shards = self._planned(self._states)
+        self._require_rows(len(sequences.ids))
+        self.whole = all(self.team.shared(len(self._shards) == 1))
+        """True if the stream comes in one shard, in each process."""
         self._layout = Layout.BATCH_TIME
         self._causality: Tensor | None = None
         self.apart: Identity | None = None
@@ -93,10 +103,28 @@ class Capture:
         """Keep the states between the sublayers beside a whole stream, where there is a place for both."""
         if not self.whole or isinstance(self.sublayers, str):
             return
-        kept = self._states + len(self.sublayers)
-        together = list(plan_shards(self._lengths, self._bytes_per_state * kept, self.device, self.memory))
+        together = self._planned(self._states + len(self.sublayers))
         if len(together) == 1:
             self._shards, self.keeps_middles = together, True
+
+    def _planned(self, states: int) -> list[tuple[list[int], Storage]]:
+        """Return the shards, and the place of each, for a stream of so many states.
+
+        Processes that run all batches together have the same shards: those for which the fullest of them has room.
+        """
+        memory, share = self.memory or Memory.free(self.device), 1
+        if self.team.mode == TP:
+            memory, share = Memory.least(self.team.shared(memory)), self.team.size
+        return list(plan_shards(self._lengths, -(-self._bytes_per_state * states // share), self.device, memory))
+
+    def _require_rows(self, sequences: int) -> None:
+        """Raise CaptureError where some process would have no row of a shard."""
+        rows = sequences if self.team.mode == FSDP else min(sum(self._lengths[i] for i in s) for s, _ in self._shards)
+        if rows < self.team.size:
+            what = "sequences" if self.team.mode == FSDP else "tokens in a shard"
+            raise CaptureError(
+                f"{self.team.size} processes have {rows} {what} to share. Start fewer, or use a larger calibration."
+            )
 
     def shards(self) -> Iterator[tuple[ResidualStream, Certificate]]:
         """Run the sequences through the decoder and yield the stream, in shards where it is too large for memory.
@@ -104,11 +132,13 @@ class Capture:
         Raises CaptureError where the state of a block is not (batch, time, hidden), or the model does not run on text
         alone, and CertificateError where an identity fails.
         """
-        for shard, storage in self._shards:
-            writer = StreamWriter(sum(self._lengths[i] for i in shard), storage)
+        idle = self._idle_passes([shard for shard, _ in self._shards])
+        for number, (shard, storage) in enumerate(self._shards, start=1):
+            document, position, kept = self._rows(shard)
+            writer = StreamWriter(len(document), storage)
             middles = StreamWriter(writer.tokens, storage) if self.keeps_middles else None
-            observed = self._run(shard, writer, self.advance, middles)
-            stream = ResidualStream(writer.states, *_rows(self.sequences, shard), storage)
+            observed = self._run(shard, writer, self.advance, middles, idle if number == len(self._shards) else 0)
+            stream = ResidualStream(writer.states, document, position, kept, storage)
             stream.require_finite()
             assert self._causality is not None
             observed.causality = float(self._causality)
@@ -128,11 +158,14 @@ class Capture:
         """
         kept = {layer for layer in range(self._states) if layer in layers or layer - 1 in layers}
         size = len(kept) + (sum(layer in layers for layer in range(self._states - 1)) if writes else 0)
-        for shard, storage in plan_shards(self._lengths, self._bytes_per_state * size, self.device, self.memory):
-            writer = StreamWriter(sum(self._lengths[i] for i in shard), storage, kept)
+        shards = self._planned(size)
+        idle = self._idle_passes([shard for shard, _ in shards])
+        for number, (shard, storage) in enumerate(shards, start=1):
+            rows = self._rows(shard)
+            writer = StreamWriter(len(rows[0]), storage, kept)
             middles = StreamWriter(writer.tokens, storage, layers) if writes else None
-            observed = self._run(shard, writer, middles=middles)
-            stream = ResidualStream(writer.states, *_rows(self.sequences, shard), storage)
+            observed = self._run(shard, writer, middles=middles, idle=idle if number == len(shards) else 0)
+            stream = ResidualStream(writer.states, *rows, storage)
             if middles is not None:
                 if not self._told_apart(observed):
                     raise NotApartError(str(self.sublayers))
@@ -160,17 +193,17 @@ class Capture:
         Tokens that the calibration drops, and those at position 0, are left out.
         """
         shard = [i for i, document in enumerate(self.sequences.documents) if document < REFERENCE_DOCUMENTS]
-        if not shard:  # they are empty texts
-            return [torch.zeros(0)] * self._states
         writer = NormWriter()
-        self._run(shard, writer)
-        _, position, kept = _rows(self.sequences, shard)
+        self._run(shard, writer, idle=self._idle_passes([shard]))
+        if not writer.norms:  # they are empty texts, or those of other processes
+            return [torch.zeros(0)] * self._states
+        _, position, kept = self._rows(shard)
         return [norms[kept & (position > 0)] for norms in writer.norms]
 
     @property
-    def whole(self) -> bool:
-        """True if the stream comes in one shard."""
-        return len(self._shards) == 1
+    def kept_tokens(self) -> int:
+        """Number of tokens of this process that enter the metrics."""
+        return sum(int(self._rows(shard)[2].sum()) for shard, _ in self._shards)
 
     @property
     def hidden(self) -> int:
@@ -194,15 +227,40 @@ class Capture:
         except CaptureError as error:
             return str(error)
 
+    def _rows(self, shard: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the document and position of each row of a shard here, and whether the calibration keeps it."""
+        document, position, kept = rows_of(self.sequences, shard)
+        if self.team.mode == TP:
+            mine = slice((self.team.rank - self._before(shard)) % self.team.size, None, self.team.size)
+            return document[mine], position[mine], kept[mine]
+        return document, position, kept
+
+    def _before(self, shard: Sequence[int]) -> int:
+        """Return the number of rows before a shard, so that every n-th row is the same one in any shards."""
+        return sum(self._lengths[: shard[0]]) if shard else 0
+
+    def _idle_passes(self, shards: Sequence[Sequence[int]]) -> int:
+        """Return how many passes more than this process another one needs for its shards."""
+        if self.team.mode != FSDP:
+            return 0
+        starts = [batch.start for batch in self._batches]
+        passes = sum(len({bisect_right(starts, i) for i in shard}) for shard in shards)
+        return max(self.team.shared(passes)) - passes
+
     def _run(
         self,
         shard: Sequence[int],
         writer: StreamWriter | NormWriter,
         advance: Advance | None = None,
         middles: StreamWriter | None = None,
+        idle: int = 0,
     ) -> Observations:
-        """Run the batches that hold sequences of a shard, write their states, and return what the hooks observed."""
-        tokens, filled, done = sum(self._lengths[i] for i in shard), 0, 0
+        """Run the batches that hold sequences of a shard, write their states, and return what the hooks observed.
+
+        idle: passes that follow, of which nothing is kept.
+        """
+        tokens, passed, filled, done = sum(self._lengths[i] for i in shard), self._before(shard), 0, 0
+        mine = (self.team.rank, self.team.size) if self.team.mode == TP else (0, 1)
         between = None
         if middles is not None and not isinstance(self.sublayers, str):
             between = Between(self.sublayers, middles.write)
@@ -210,36 +268,35 @@ class Capture:
             while done < len(shard):
                 together = next(batch for batch in self._batches if shard[done] in batch)
                 used = sum(i in together for i in shard)
-                batch = _batch(self.sequences, together, shard[done : done + used], filled, self.device)
+                chosen = shard[done : done + used]
+                batch = batch_of(self.sequences, together, chosen, filled, self.device, passed, mine)
                 writer.range = (batch.start, batch.start + batch.tokens)
                 if middles is not None:
                     middles.range = writer.range
                 before = tap.observed.copy()
                 try:
-                    witnesses = _witnesses(batch, tokens)
-                    tap.begin(batch, witnesses)
-                    beside = _side_stream(self.model, self.device)
-                    last = _forward(self.decoder, batch)
-                    if self._causality is None:
-                        # Once, because it holds for all sequences of a model or for none; before `end`, which waits.
-                        with tap.paused():
-                            self._causality = Prefix.of(batch.ids, batch.shortest, last).error_alone(
-                                self.decoder, beside
-                            )
-                    tap.end(batch, witnesses, last)
+                    if batch.tokens:
+                        self._pass(tap, batch, max(1, tokens // mine[1]))
+                    else:
+                        self._pass_unkept(tap, together)
                 except UnfamiliarShapeError as unfamiliar:
-                    if self._layout is not Layout.BATCH_TIME:
+                    if self._layout is not Layout.BATCH_TIME or self.team.mode:
                         raise
                     with tap.paused():
                         tap.layout = self._layout = _find_layout(self.decoder, batch, unfamiliar)
                     continue
                 except ForwardError:
-                    if len(together) == 1:
+                    if len(together) == 1 or self.team.mode:
                         raise
                     self._split(together.start, 1)
                     tap.observed = before
                     continue
                 except torch.OutOfMemoryError:
+                    if self.team.mode:
+                        raise DeviceError(
+                            f"out of memory on {self.device} with a batch of {batch.ids.numel()} tokens. Start more "
+                            f"processes, or use GPUs with more memory."
+                        ) from None
                     if len(together) == 1:
                         raise DeviceError(
                             f"out of memory on {self.device} with a single sequence of {batch.ids.numel()} tokens. "
@@ -250,14 +307,41 @@ class Capture:
                     tap.observed = before
                     torch.cuda.empty_cache()
                     continue
+                passed += sum(self._lengths[i] for i in chosen)
                 filled += batch.tokens
                 done += used
                 if advance is not None:
                     advance(batch.tokens)
+            for _ in range(idle):
+                self._pass_unkept(tap, self._batches[0])
         writer.finish()
         if middles is not None:
             middles.finish()
         return tap.observed
+
+    def _pass(self, tap: Tap, batch: Batch, tokens: int) -> None:
+        """Run one batch of a shard of so many rows."""
+        witnesses = witnesses_of(batch, tokens)
+        tap.begin(batch, witnesses)
+        beside = None if self.team.mode else _side_stream(self.model, self.device)
+        last = _forward(self.decoder, batch)
+        if self._causality is None:
+            # Once, because it holds for all sequences of a model or for none; before `end`, which waits.
+            with tap.paused():
+                prefix = Prefix.of(batch.ids, batch.shortest, last)
+                self._causality = prefix.error_alone(self.decoder, beside, keeps_weights=not self.team.mode)
+        tap.end(batch, witnesses, last)
+
+    def _pass_unkept(self, tap: Tap, together: Sequence[int]) -> None:
+        """Run a batch of which no row is kept here, because other processes run one."""
+        batch = batch_of(self.sequences, together, together, 0, self.device)
+        writer = NormWriter()
+        observed, write, read = tap.observed.copy(), tap.write, tap.read
+        tap.write, tap.read = writer.write, writer.read
+        try:
+            self._pass(tap, batch, batch.tokens)
+        finally:
+            tap.observed, tap.write, tap.read = observed, write, read
 
     def _split(self, first: int, limit: int) -> None:
         """Split each batch from the one with sequence `first` on into batches of at most `limit` padded tokens."""
@@ -321,30 +405,6 @@ def _forward(decoder: Decoder, batch: Batch) -> Float[Tensor, "sequences length 
     return last_hidden_state(decoder, batch.ids, batch.mask)
 
 
-def _batch(
-    sequences: TokenSequences, together: Sequence[int], chosen: Sequence[int], start: int, device: torch.device
-) -> Batch:
-    """Return a batch of the sequences that run together, of which the rows of the chosen ones are kept.
-
-    Padding is on the right: in a causal model no token sees what follows it, so positions stay as they are.
-    """
-    rows = [sequences.ids[i] for i in together]
-    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True)
-    lengths = torch.tensor([len(row) for row in rows])
-    mask = (torch.arange(ids.shape[1]) < lengths[:, None]).long()
-    kept = set(chosen)
-    real = mask * torch.tensor([int(i in kept) for i in together])[:, None]
-    tokens = int(real.sum())
-    places = real.flatten().nonzero().flatten() if tokens < ids.numel() else None
-    return Batch(ids.to(device), mask.to(device), places, start, tokens, int(lengths[-1]))
-
-
-def _witnesses(batch: Batch, tokens: int) -> Int64[Tensor, " witnesses"]:
-    """Return rows of the batch, evenly spread: its share of the WITNESSES of a shard, at least one."""
-    share = min(batch.tokens, max(1, WITNESSES * batch.tokens // tokens))
-    return torch.linspace(0, batch.tokens - 1, share).round().long()
-
-
 def stream_bytes(model: Any, decoder: Decoder, tokens: int) -> int:
     """Return the bytes of the residual stream of this many tokens; no weights are read, so a model may lack them."""
     return tokens * (len(decoder.blocks) + 1) * hidden_size(model, decoder) * int(model.dtype.itemsize)
@@ -353,13 +413,3 @@ def stream_bytes(model: Any, decoder: Decoder, tokens: int) -> int:
 def hidden_size(model: Any, decoder: Decoder) -> int:
     """Return the width of the residual stream."""
     return int(decoder.hidden or model.get_input_embeddings().weight.shape[-1])
-
-
-def _rows(sequences: TokenSequences, shard: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the document and position of each row of a shard, and whether the calibration keeps it."""
-    lengths = torch.tensor([len(sequences.ids[i]) for i in shard])
-    document = torch.tensor([sequences.documents[i] for i in shard]).repeat_interleave(lengths)
-    position = torch.cat([torch.arange(int(length)) for length in lengths])
-    starts = torch.tensor([sequences.starts_document[i] for i in shard]).repeat_interleave(lengths)
-    kept = ~(starts & (position == 0)) if sequences.drop_first_token else torch.ones_like(starts)
-    return document, position, kept

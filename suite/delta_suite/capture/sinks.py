@@ -31,6 +31,12 @@ class Sinks:
     """The ten largest sinks: (document, position, layer, norm over median)."""
 
 
+def reference_norms(stream: ResidualStream) -> list[Float32[Tensor, " tokens"]]:
+    """Return the norms, in each state, of the tokens of the first documents over which medians are taken."""
+    within = stream.kept & (stream.position > 0) & (stream.document < REFERENCE_DOCUMENTS)
+    return [row_norms(state)[within] for state in stream.states]
+
+
 def find_sinks(stream: ResidualStream, reference: Sequence[Float32[Tensor, " tokens"]] | None = None) -> Sinks:
     """Return position 0 of each sequence, and the tokens of very large norm in any layer.
 

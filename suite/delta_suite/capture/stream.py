@@ -11,13 +11,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import psutil
 import torch
 from jaxtyping import Bool, Float, Float32, Int64
 from torch import Tensor
 
 from delta_suite.capture.writes import Write
 from delta_suite.errors import CaptureError, DeviceError
+from delta_suite.models.host_memory import free_host_memory, workers_here
 from delta_suite.writing import temporary_folder
 
 Storage = Literal["device", "host", "disk"]
@@ -171,14 +171,24 @@ class Memory:
         return ", ".join(f"{gib(size)} {where[place]}" for place, size in self.places)
 
     @classmethod
+    def least(cls, several: Sequence[Memory]) -> Memory:
+        """Return what each of several processes may take.
+
+        Example:
+            >>> Memory.least([Memory(3, 1), Memory(2, 5)])
+            Memory(device=2, host=1, disk=0)
+        """
+        return cls(*(min(getattr(memory, place) for memory in several) for place in ("device", "host", "disk")))
+
+    @classmethod
     def free(cls, device: torch.device, share: float = MEMORY_SHARE) -> Memory:
-        """Return a share of the memory that is free now.
+        """Return a share of the memory that is free now, to this one of the workers on the host.
 
         Of a GPU it is no more than torch may take of it (the option per_process_memory_fraction of its allocator). On
         the CPU, device and host are one place, which is counted as device.
         """
-        host = int(psutil.virtual_memory().available * share)
-        disk = int(shutil.disk_usage(tempfile.gettempdir()).free * share)
+        host = int(free_host_memory() * share)
+        disk = int(shutil.disk_usage(tempfile.gettempdir()).free * share) // workers_here()
         if device.type == "cuda":
             free, total = torch.cuda.mem_get_info(device)
             held = torch.cuda.memory_stats_as_nested_dict(device)

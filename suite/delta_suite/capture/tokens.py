@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from delta_suite.capture.calibration import Calibration
@@ -49,6 +49,13 @@ class TokenSequences:
     """Special tokens that every document begins with, such as BOS."""
     ends_with: SpecialTokens = ()
     """Special tokens that every document ends with; none where one was cut."""
+
+    def dealt(self, rank: int, size: int) -> TokenSequences:
+        """Return the pieces of one of several processes. They are dealt in turn, so each has nearly as many tokens."""
+        mine = slice(rank, None, size)
+        return replace(
+            self, ids=self.ids[mine], documents=self.documents[mine], starts_document=self.starts_document[mine]
+        )
 
     @property
     def tokens(self) -> int:

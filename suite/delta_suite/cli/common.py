@@ -28,6 +28,7 @@ from delta_suite.command_line import (
 from delta_suite.errors import OptionError, OutputError, SuiteError, explain, why_not_measured
 from delta_suite.interruption import keep, measured_so_far
 from delta_suite.paths import bundled
+from delta_suite.process_group import refuse_processes, wait_for_first
 from delta_suite.writing import discard_output
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class _Commands(TyperGroup):
 
 def _end(error: Exception) -> int:
     """Show why a command ended, and return the exit code."""
+    wait_for_first()
     if isinstance(error, OutputError):
         discard_output(sys.stdout)
     if hasattr(error, "format_message"):  # the usage errors of click, which typer keeps a copy of
@@ -93,11 +95,14 @@ def _show_version(asked: bool) -> None:
 
 @app.callback()
 def _main(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", help="Show the version.", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
     """pytest specs for the depth structure of language models. Verdicts in CI: pytest hypotheses/ --model=NAME"""
+    if context.invoked_subcommand != "measure":
+        refuse_processes(f"`{context.invoked_subcommand}`")
 
 
 def _sentence(text: str) -> str:

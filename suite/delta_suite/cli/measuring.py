@@ -42,14 +42,16 @@ def measure(
 ) -> None:
     """Measure models and write one record each; a model measured before comes from the cache."""
     from delta_suite.models.models_file import load_registry
-    from delta_suite.publish import model_tables
-    from delta_suite.publish.screen import columns, prose
+    from delta_suite.models.parallel import processes_of
+    from delta_suite.process_group import refuse_processes
 
     registry = load_registry(models_file)
     specs = registry.told_apart([spec for name in models for spec in registry.resolve_all(name)])
     failed = False
     if dry_run:
         from delta_suite.dry_run import forecast
+
+        refuse_processes("--dry-run")
 
         for spec in specs:
             try:
@@ -60,18 +62,27 @@ def measure(
             else:
                 show(told)
         specs = []
-    for _, outcome in measured(specs, settings):
-        if outcome is None:
-            failed = True
-            continue
-        view = outcome.view
-        width = columns()
-        told = prose(model_tables.model_line(view) + (" (from the cache)" if outcome.cached else ""), width)
-        detailed = [model_tables.layer_table(view), *model_tables.boundary_tables(view, width=width)] if layers else []
-        writes = [model_tables.writes_table(view)] if "writes" in settings.parts else []
-        show(told, model_tables.phase_table(view), *writes, *detailed, f"record: {outcome.path}")
+    if specs:
+        with processes_of(settings.device):
+            for _, outcome in measured(specs, settings):
+                if outcome is None:
+                    failed = True
+                else:
+                    _show_measured(outcome, settings, layers=layers)
     if failed:
         raise typer.Exit(ExitCode.FAILED)
+
+
+def _show_measured(outcome: Outcome, settings: Settings, *, layers: bool) -> None:
+    """Show the tables of a model that was measured."""
+    from delta_suite.publish import model_tables
+    from delta_suite.publish.screen import columns, prose
+
+    view, width = outcome.view, columns()
+    told = prose(model_tables.model_line(view) + (" (from the cache)" if outcome.cached else ""), width)
+    detailed = [model_tables.layer_table(view), *model_tables.boundary_tables(view, width=width)] if layers else []
+    writes = [model_tables.writes_table(view)] if "writes" in settings.parts & set(view.record.parts) else []
+    show(told, model_tables.phase_table(view), *writes, *detailed, f"record: {outcome.path}")
 
 
 @app.command(epilog="Example: delta-suite compare runs/big/checkpoint-4000 runs/big/checkpoint-8000")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -20,4 +21,21 @@ def run(items: Iterable[Item], measure_item: Callable[[Item], Result]) -> Iterat
         try:
             yield item, measure_item(item)
         except Exception as error:  # whatever hinders one item must not hinder the next
+            forget_locals(error)
             yield item, error
+
+
+def forget_locals(error: BaseException) -> None:
+    """Clear the variables of all frames of an error, which may be kept: a model may be among them. The lines stay.
+
+    Example:
+        >>> forget_locals(ValueError("no traceback"))
+    """
+    seen: list[BaseException] = []
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        each = waiting.pop()
+        if each is not None and each not in seen:
+            seen.append(each)
+            traceback.clear_frames(each.__traceback__)
+            waiting += [each.__cause__, each.__context__]

@@ -13,13 +13,14 @@ import platform
 import re
 import subprocess
 import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from delta_suite.errors import DeviceError
+from delta_suite.models.host_memory import cgroup_limits
 from delta_suite.models.spec import ModelSpec
+from delta_suite.process_group import MODES, current
 
 PROBE_TIMEOUT = 60.0
 """Seconds the NVIDIA driver has to answer; waking that of a host with many GPUs takes several."""
@@ -82,33 +83,10 @@ def _hardware(visible: str | None) -> Hardware:
     # Every torch for Apple silicon has the MPS backend; those for Intel Macs ended with 2.2.
     mps = (platform.system(), platform.machine()) == ("Darwin", "arm64")
     try:
-        memory = min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *_cgroup_limits()]) / 1e9
+        memory = min([os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), *cgroup_limits()]) / 1e9
     except (AttributeError, ValueError, OSError):
         memory = 0.0
     return Hardware(gpus, why, mps, memory)
-
-
-CGROUPS = Path("/sys/fs/cgroup")
-"""Folder in which Linux shows the limits of groups of processes, such as containers and batch jobs."""
-
-
-def _cgroup_limits(membership: Path = Path("/proc/self/cgroup"), root: Path = CGROUPS) -> list[int]:
-    """Return the limits, in bytes, on the memory of the cgroups (of either version) that this process is in."""
-    limits = []
-    try:
-        lines = membership.read_text("utf-8").splitlines()
-    except OSError:  # no Linux
-        return []
-    for _, kinds, inside in (line.split(":", 2) for line in lines if line.count(":") >= 2):
-        if kinds not in ("", "memory"):
-            continue
-        top, name = (root / kinds, "memory.limit_in_bytes") if kinds else (root, "memory.max")
-        group = top / inside.lstrip("/")
-        for folder in (group, *group.parents):
-            if folder.is_relative_to(top):
-                with suppress(OSError, ValueError):  # the group of the container seen from outside; "max"
-                    limits.append(int((folder / name).read_text("utf-8")))
-    return limits
 
 
 def _cuda(visible: str | None) -> tuple[tuple[Gpu, ...], str]:
@@ -161,7 +139,8 @@ SHARDED = "sharded"
 
 
 def resolve_device(requested: str, spec: ModelSpec) -> str:
-    """Return the device to load `spec` on: "cpu", "mps", "cuda", "cuda:1", or "sharded" (all GPUs of the machine).
+    """Return the device to load `spec` on: "cpu", "mps", "cuda", "cuda:1", "sharded" (all GPUs of the machine), or
+    "fsdp" or "tp" (one GPU for each process that was started).
 
     requested: one of these, or "auto" for the best one here, which is "sharded" if one GPU has too little memory for
         what the entry requires. A model that requires GPU memory runs on a CPU only if that is requested by name, and
@@ -173,6 +152,8 @@ def resolve_device(requested: str, spec: ModelSpec) -> str:
     here = hardware()
     if requested == "auto":
         requested = _best_device(spec, here)
+    if requested in MODES:
+        return _of_processes(requested, spec, here)
     if requested == SHARDED:
         if not here.gpus:
             raise DeviceError(f"--device {SHARDED}: {here.why_no_gpu}.\n  {_cure(here)} {_listed(here)}")
@@ -196,6 +177,20 @@ def resolve_device(requested: str, spec: ModelSpec) -> str:
         raise DeviceError(f"--device {requested}: there is no GPU {index}. {_listed(here)}")
     gpu = here.gpus[index]
     return _enough(spec, requested, gpu.memory_gb, f"GPU {index} ({gpu.name})")
+
+
+def _of_processes(mode: str, spec: ModelSpec, here: Hardware) -> str:
+    """Return the mode in which several processes hold a model, or raise DeviceError."""
+    team = current()
+    if team.mode != mode:
+        raise DeviceError(
+            f"--device {mode} is for `torchrun --nproc-per-node N -m delta_suite measure` alone. "
+            f"In one process {SHARDED} spreads a model over the GPUs of the machine."
+        )
+    if not here.gpus:
+        return _enough(spec, mode, here.memory_gb, "the CPU's memory")
+    memory = team.size * min(gpu.memory_gb for gpu in here.gpus)
+    return _enough(spec, mode, memory, f"what {team.size} processes hold together, a GPU each,")
 
 
 def _best_device(spec: ModelSpec, here: Hardware) -> str:

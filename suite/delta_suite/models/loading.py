@@ -20,10 +20,12 @@ from delta_suite.models.device import SHARDED, hardware
 from delta_suite.models.files import ModelFiles
 from delta_suite.models.gguf_check import check_gguf, names_read
 from delta_suite.models.model_config import auto_class, newer_transformers, quantisation_method, read_config
+from delta_suite.models.parallel import loading_options, start
 from delta_suite.models.quiet import errors_only
 from delta_suite.models.spec import ModelSpec
 from delta_suite.models.tokenizer import load_tokenizer
 from delta_suite.models.weights import stored_tensors
+from delta_suite.process_group import MODES, current
 from delta_suite.writing import sweep, temporary_folder
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ def load(
 ) -> LoadedModel:
     """Load model and tokenizer onto a device.
 
-    device: "cpu", "mps", "cuda", "cuda:1" or "sharded", as `resolve_device` returns it.
+    device: "cpu", "mps", "cuda", "cuda:1", "sharded", "fsdp" or "tp", as `resolve_device` returns it.
     dtype: one of `DTYPES`; "auto" means that of the entry, and if that is "auto" too, the checkpoint's. A control has
         the weights that `control.initialise` draws; for it "auto" is the dtype that the config names.
     attention: the kernel, such as "eager" or "sdpa"; None leaves the choice to transformers.
@@ -97,6 +99,8 @@ def load(
     if files.gguf is not None:
         check_gguf(spec, files, model, read, unread)
     model.eval().requires_grad_(False)
+    if device in MODES:
+        start(model, current())
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -181,6 +185,8 @@ def _build(
     options: dict[str, Any] = {"ignore_mismatched_sizes": True, **kernel}
     if device == SHARDED:
         options |= {"device_map": "auto", "offload_folder": offload_folder}
+    elif device in MODES:
+        options |= loading_options(current())
     elif device != "cpu":
         # Straight onto the device: through host memory a model of 60 GB would need it twice.
         options["device_map"] = {"": "cuda:0" if device == "cuda" else device}
@@ -281,6 +287,8 @@ def _weights_alone() -> Iterator[None]:
 
 def _devices(model: PreTrainedModel, device: str) -> tuple[str, ...]:
     """Return the devices on which blocks run; those offloaded to host or disk run on the first GPU."""
+    if device in MODES:
+        return (current().device,)
     if device != SHARDED:
         return ("cuda:0" if device == "cuda" else device,)
     placed: dict[str, Any] = getattr(model, "hf_device_map", {})

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from delta_suite.errors import DeviceError
 from delta_suite.models.control import control_fingerprint
 from delta_suite.models.device import resolve_device
 from delta_suite.models.files import ModelFiles
@@ -17,6 +18,7 @@ from delta_suite.models.fingerprint import fingerprint
 from delta_suite.models.phases import PhaseMap
 from delta_suite.models.sources import locate
 from delta_suite.models.spec import ModelSpec
+from delta_suite.process_group import current
 from delta_suite.progress import Progress, no_progress
 
 if TYPE_CHECKING:
@@ -70,6 +72,11 @@ class Subject(ABC):
     def notes(self) -> tuple[str, ...]:
         """Lines for the user about where it was found."""
         return ()
+
+    def require_parallel(self) -> None:
+        """Raise DeviceError where several processes were started, and cannot load it together."""
+        if current().mode:
+            raise DeviceError(f"{self.name}: a module in memory is measured by the process that holds it.")
 
     @abstractmethod
     def opened(self) -> AbstractContextManager[LoadedModel]:
@@ -142,6 +149,13 @@ class StoredModel(Subject):
     def notes(self) -> tuple[str, ...]:
         """Notes about the files."""
         return tuple(f"{self.name}: {note}" for note in self.files.notes)
+
+    def require_parallel(self) -> None:
+        """Raise DeviceError where several processes were started, and cannot load it together."""
+        if current().mode:
+            from delta_suite.models.parallel import require_parallel
+
+            require_parallel(self.spec, self.files, current())
 
     @contextmanager
     def opened(self) -> Iterator[LoadedModel]:

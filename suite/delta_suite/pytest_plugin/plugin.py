@@ -36,6 +36,7 @@ def pytest_load_initial_conftests(
     active = about_hypotheses(early_config, parser, args)
     try:
         if active:
+            _refuse_processes()
             add_options(parser)
             for name in MODULES:
                 early_config.pluginmanager.import_plugin(f"delta_suite.pytest_plugin.{name}")
@@ -48,6 +49,19 @@ def pytest_load_initial_conftests(
         raise
     if not active:
         _refuse_options(early_config, parser, args)
+
+
+def _refuse_processes() -> None:
+    """Raise UsageError where torchrun started several processes, in each of which every claim would be judged."""
+    from delta_suite.errors import OptionError
+    from delta_suite.process_group import refuse_processes, wait_for_first
+    from delta_suite.pytest_plugin.printing import usage_error
+
+    try:
+        refuse_processes("pytest")
+    except OptionError as error:
+        wait_for_first()
+        raise usage_error(error) from None
 
 
 def _conflict(error: str, plugins: pytest.PytestPluginManager) -> str | None:

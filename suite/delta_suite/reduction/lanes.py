@@ -90,8 +90,11 @@ def make_plan(
     memory: Memory | None,
     *,
     whole: bool,
+    added: bool = False,
 ) -> Plan:
     """Return the plan for a stream, from its first shard.
+
+    added: the moments of several processes are added, so that layers are not reduced from rows.
 
     `layers` is the number of layers whose moments are held at once, where the stream is not `whole`, in one shard.
     `memory` is what they may take, by default a share of what is free. The rows of a layer that memory does not hold
@@ -102,7 +105,7 @@ def make_plan(
     device = stream.states[0].device
     memory = memory or Memory.free(device)
     if whole:
-        as_rows = ROW_COPIES * 4 * len(stream.kept) * stream.hidden <= max(memory.device, memory.host)
+        as_rows = not added and ROW_COPIES * 4 * len(stream.kept) * stream.hidden <= max(memory.device, memory.host)
         return Plan(variants, as_rows, units if as_rows else units.at_most(ADDED_GROUPS), None)
     if layers > layers_at_once(stream.hidden, variants, units, memory):
         raise _no_room(layers, stream.hidden, variants, units, memory)

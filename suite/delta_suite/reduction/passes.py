@@ -9,7 +9,7 @@ pass where memory holds their states beside the whole stream, and otherwise in p
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -19,13 +19,14 @@ from torch import Tensor
 
 from delta_suite.capture.certificate import Certificate, Identity
 from delta_suite.capture.residual import Capture, NotApartError
-from delta_suite.capture.sinks import Sinks, find_sinks
+from delta_suite.capture.sinks import Sinks, find_sinks, reference_norms
 from delta_suite.capture.stream import MEMORY_SHARE, Memory, ResidualStream, Storage
 from delta_suite.capture.tokens import TokenSequences
 from delta_suite.capture.units import Units
 from delta_suite.capture.writes import SUBLAYERS, Write
 from delta_suite.errors import DeviceError
 from delta_suite.models.phases import PhaseMap
+from delta_suite.process_group import TP, current
 from delta_suite.provenance import Clock
 from delta_suite.reduction.lanes import layers_at_once
 from delta_suite.reduction.law_fit import LawProgress, measure_law, measure_law_again, silent
@@ -93,9 +94,12 @@ class Passes:
     ) -> None:
         """Plan the batches and shards; `advance` is called with the tokens of the first pass that is whole.
 
-        writes: measure what attention and MLP write, too. states: measure the states themselves, too.
+        writes: measure what attention and MLP write, too. states: measure the states themselves, too. Where several
+        processes measure together, they can measure neither of these nor the law.
         """
-        self.capture = Capture(model, decoder, sequences, device=devices[0], advance=advance, writes=writes)
+        self.team = current()
+        options: dict[str, Any] = {"device": devices[0], "advance": advance, "writes": writes, "team": self.team}
+        self.capture = Capture(model, decoder, sequences, **options)
         self._writes, self._states = writes, states
         self.devices, self.clock = list(devices), clock
         dropped = sum(first and sequences.drop_first_token for first in sequences.starts_document)
@@ -124,7 +128,7 @@ class Passes:
         with torch.no_grad(), clock("analysis"):
             if not self.capture.whole:
                 with clock("capture"):
-                    self._norms = self.capture.reference_norms()
+                    self._norms = self._of_all(self.capture.reference_norms())
             streams = self._first(phases, units)
             if with_spectra:
                 self._reduce(streams, units, advance)
@@ -156,7 +160,23 @@ class Passes:
                 )
         captured.apart = self.capture.apart
         captured.batch_tokens = self.capture.batch_tokens
+        self._gather()
         return captured
+
+    def _of_all(self, norms: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Return the norms of all processes, by state."""
+        return [torch.cat(parts) for parts in zip(*self.team.shared(list(norms)), strict=True)]
+
+    def _gather(self) -> None:
+        """Take certificates, sinks and places of all processes into the first: of the places, those of the fullest."""
+        captured = self.captured
+        sinks = [replace(each, dropped=each.dropped[:0]) for each in captured.sinks]
+        others = self.team.gathered((captured.certificates, sinks, captured.storage))[1:]
+        for certificates, their_sinks, storage in others:
+            same_passes = self.team.mode == TP
+            captured.certificates += [replace(each, forward_passes=0) if same_passes else each for each in certificates]
+            captured.sinks += their_sinks
+            captured.storage = max(captured.storage, storage, key=len)
 
     def _first(self, phases: PhaseMap | None, units: Units) -> Iterator[ResidualStream]:
         """Yield the shards of the first pass; the law is fitted on a whole stream once its layers are reduced."""
@@ -192,6 +212,8 @@ class Passes:
             del item, stream  # a shard is large, and the next one is filled now
 
     def _sinks(self, stream: ResidualStream) -> Sinks:
+        if self._norms is None and self.team.size > 1:
+            self._norms = self._of_all(reference_norms(stream))
         sinks = find_sinks(stream, self._norms)
         self.captured.sinks.append(sinks)
         self._documents.append(stream.document.cpu())
@@ -214,6 +236,8 @@ class Passes:
                 sinks=self._known() if start else self._sinks,
                 chosen=chosen,
                 keep=memory,
+                team=self.team,
+                tokens_here=self.capture.kept_tokens if self.team.size > 1 else None,
             )
             for name, layers in spectra.items():
                 captured.spectra.setdefault(name, []).extend(layers)
@@ -226,6 +250,7 @@ class Passes:
         if not whole:
             # The stream takes its share first.
             memory = Memory.free(self.devices[0], MEMORY_SHARE * (1 - MEMORY_SHARE))
+            memory = Memory.least(self.team.shared(memory))
             at_once = min(at_once, layers_at_once(self.capture.hidden, variants, units, memory))
         for start in range(0, self.captured.blocks, at_once):
             yield range(start, min(start + at_once, self.captured.blocks)), memory

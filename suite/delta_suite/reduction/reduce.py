@@ -20,6 +20,7 @@ from torch import Tensor
 from delta_suite.capture.sinks import Sinks, find_sinks
 from delta_suite.capture.stream import Memory, ResidualStream
 from delta_suite.capture.units import Units
+from delta_suite.process_group import Team
 from delta_suite.reduction.eigen import Eigensolver
 from delta_suite.reduction.gram import algebra_device
 from delta_suite.reduction.grouped_moments import GroupedMoments, MomentsByGroup
@@ -35,12 +36,10 @@ from delta_suite.reduction.lanes import (
     rows_at_once,
     shared_threads,
 )
+from delta_suite.reduction.merge import Part, merged, tokens_of_all
 from delta_suite.reduction.moments import Moments, token_quantities, widened
 from delta_suite.reduction.replicates import LayerSpectra, random_draws, solve_layers
 from delta_suite.reduction.variants import VARIANTS, Variant, drops_sinks
-
-Part = tuple[int, bool]
-"""Key of a moments bucket: group of units, and whether its rows are sinks. Variants are sums of buckets."""
 
 
 def reduce_stream(
@@ -56,6 +55,8 @@ def reduce_stream(
     chosen: Sequence[int] | None = None,
     memory: Memory | None = None,
     keep: Memory | None = None,
+    team: Team | None = None,
+    tokens_here: int | None = None,
 ) -> dict[str, list[LayerSpectra]]:
     """Return the spectra of every layer, by name of the variant.
 
@@ -72,8 +73,12 @@ def reduce_stream(
     `memory` is what the work may take, and `keep`, by default the same, what moments may take between shards; both are
     by default a share of what is free.
 
+    Of several processes, the `team`, each gives the shards of its own `tokens_here`. Layers are solved in turn by each
+    of them, from the sums over all; process 0 returns the spectra, and the others return none.
+
     Raises DeviceError where memory does not hold the moments of several shards.
     """
+    team = team or Team()
     chosen = range(layers) if chosen is None else chosen
     moments: list[dict[Part, Moments]] = [{} for _ in range(layers)]
     spectra: list[dict[str, LayerSpectra]] = [{} for _ in range(layers)]
@@ -87,22 +92,31 @@ def reduce_stream(
             dropped = sinks(stream) if drops_sinks(variants) else None
             kept = int(stream.kept.sum())
             seen += kept
-            last = seen == tokens
+            last = seen == (tokens if tokens_here is None else tokens_here)
             if plan is None:
-                plan = make_plan(stream, variants, units, len(chosen), keep or memory, whole=last)
+                added = team.size > 1
+                plan = make_plan(stream, variants, units, len(chosen), keep or memory, whole=last, added=added)
             if last:  # beside the first eigenproblems, which do not need them yet
                 draws = [drawing.submit(random_draws, layer, min(tokens, stream.hidden)) for layer in range(layers)]
             shard = _Shard.of(stream, dropped, plan, last=last)
             on_device = bool(moments[chosen[0]]) and plan.keep_on is None
-            workload = Workload.of(stream, plan, moments_on_device=on_device)
-            lanes = make_lanes(devices, workload, memory)
-            step = _Step(shard, plan, moments, spectra, draws, advance)
+            if team.size > 1:  # they wait for each other, so that each has its layers in the same order
+                lanes, of_all = [Lane(devices[0], None, team.size)], shard.tokens_of_all(moments[chosen[0]], team)
+            else:
+                workload = Workload.of(stream, plan, moments_on_device=on_device)
+                lanes, of_all = make_lanes(devices, workload, memory), {}
+            step = _Step(shard, plan, moments, spectra, draws, advance, team, of_all)
             assigned = [chosen[lane :: len(lanes)] for lane in range(len(lanes))]
             # One lane stays in this thread: in another the host's eigh of 325 took 38 ms instead of 5, as the threads
             # of its OpenMP pool and of this one's wait for each other.
             list((pool.map if len(lanes) > 1 else map)(step.reduce, lanes, assigned))
             # The shard is the largest thing in memory: nothing here may hold it while the next one is filled.
             del stream, shard, step
+    for solved in team.gathered({layer: spectra[layer] for layer in chosen if spectra[layer]}):
+        for layer, by_variant in solved.items():
+            spectra[layer] = by_variant
+    if team.rank:
+        return {}
     return {variant.name: [spectra[layer][variant.name] for layer in chosen] for variant in variants}
 
 
@@ -142,6 +156,21 @@ class _Shard:
         blocks = () if plan.as_rows else tuple(_row_blocks(stream, groupings[0][0], sink))
         return cls(stream, int(stream.kept.sum()), groupings, sink, last, blocks)
 
+    def rows_of_parts(self) -> dict[Part, Int64[Tensor, " _"]]:
+        """Return the kept rows of each part."""
+        label = torch.where(self.stream.kept, 2 * self.groupings[0][0] + self.sink, -1)
+        values = [value for value in torch.unique(label).tolist() if value >= 0]
+        return {(value // 2, value % 2 == 1): (label == value).nonzero().flatten() for value in values}
+
+    def tokens_of_all(self, earlier: Mapping[Part, Moments], team: Team) -> dict[Part, int]:
+        """Return the tokens of each part over all processes, after the last shard of this one; before it nothing."""
+        if not self.last:
+            return {}
+        tokens = {part: moments.tokens for part, moments in earlier.items()}
+        for part, rows in self.rows_of_parts().items():
+            tokens[part] = tokens.get(part, 0) + len(rows)
+        return tokens_of_all(tokens, team)
+
 
 def _row_blocks(
     stream: ResidualStream, group: Int64[Tensor, " tokens"], sink: Bool[Tensor, " tokens"]
@@ -174,19 +203,37 @@ class _Step:
     draws: Sequence[Future[Tensor]]
     """The `random_draws` of each layer; empty before the last shard."""
     advance: Callable[[int], object]
+    team: Team
+    of_all: Mapping[Part, int]
+    """The tokens of each part over all processes, where there are several and this shard is the last."""
 
     def reduce(self, lane: Lane, layers: Sequence[int]) -> None:
         """Reduce the layers of one lane, portion by portion."""
         with lane.entered() as solve:
+            rows = self.shard.rows_of_parts() if self.of_all else {}
             for portion in lane.portions(layers):
-                if not self.plan.as_rows:
+                mine = portion
+                if self.of_all:
+                    for owner, layer in enumerate(portion):
+                        self._merge(layer, lane.device, rows, owner)
+                    mine = portion[self.team.rank : self.team.rank + 1]
+                elif not self.plan.as_rows:
                     for layer in portion:
                         self._accumulate(layer, lane.device)
-                if self.shard.last:
-                    for layer, by_variant in self._solved(portion, lane, solve):
+                if self.shard.last and mine:
+                    for layer, by_variant in self._solved(mine, lane, solve):
                         self.spectra[layer] = by_variant
                         self.moments[layer].clear()
                 self.advance(len(portion) * self.shard.tokens)
+
+    def _merge(
+        self, layer: int, device: torch.device | None, rows: Mapping[Part, Int64[Tensor, " _"]], owner: int
+    ) -> None:
+        """Add up the moments of a layer over all processes, in its owner."""
+        earlier = dict(self.moments[layer])
+        self.moments[layer].clear()
+        shard, of_all = self.shard, self.of_all
+        self.moments[layer].update(merged(shard.stream, layer, device, rows, earlier, of_all, owner, self.team))
 
     def _accumulate(self, layer: int, device: torch.device | None) -> None:
         """Add the kept rows of a layer to the moments of their parts."""

@@ -37,7 +37,7 @@ LAYERS = "layers"
 MODEL = "model"
 """The scope of a figure over all layers."""
 
-_NOT_COMPARED = ("device", "dtype", "variants", "layers_path", "blocks_path", "blocks_left_out")
+_NOT_COMPARED = ("device", "processes", "dtype", "variants", "layers_path", "blocks_path", "blocks_left_out")
 """Settings that name where and how a model ran, or are compared by themselves; the others decide the numbers."""
 
 
