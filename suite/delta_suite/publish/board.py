@@ -17,10 +17,10 @@ from delta_suite.escaping import is_web_address
 from delta_suite.models.spec import control_source
 from delta_suite.paths import shorten
 from delta_suite.publish.comparable import Alike, Group, Run
+from delta_suite.publish.depth_profile import Profile
 from delta_suite.publish.entries import Entry
 from delta_suite.publish.labels import labels_of
 from delta_suite.publish.pages import RECORDS, SITE, hypothesis_link
-from delta_suite.publish.profiles import Profile
 from delta_suite.publish.recomputed import SecondMeasurements
 from delta_suite.publish.rows import Row
 from delta_suite.records.cache import Cache, cache_root

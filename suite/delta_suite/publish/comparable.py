@@ -18,9 +18,9 @@ from typing import Any
 from delta_suite.claims.schema import Hypothesis
 from delta_suite.metrics.registry import METRICS
 from delta_suite.models.spec import natural_key
+from delta_suite.publish.depth_profile import SHOWN
 from delta_suite.publish.entries import Entry
 from delta_suite.publish.model_tables import PHASE_COLUMNS
-from delta_suite.publish.profiles import SHOWN
 from delta_suite.publish.rows import Row
 from delta_suite.publish.trajectory import PhaseFigures
 from delta_suite.publish.verdict_tables import chance_text

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from delta_suite.claims.verdict import Verdict, combine_verdicts
+from delta_suite.publish.depth_profile import Profile
 from delta_suite.publish.labels import shown_source
-from delta_suite.publish.profiles import Profile
 from delta_suite.publish.rows import Row, changed_files, stamps_of
 from delta_suite.records.record import Record
 from delta_suite.records.store import JudgedBy

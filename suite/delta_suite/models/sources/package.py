@@ -40,7 +40,7 @@ class Package(Source):
         """
         if spec.parts is None:
             return self.complete_files(spec, _directory(spec))
-        from delta_suite.models.joining import joined
+        from delta_suite.models.cut_files import joined
 
         assert spec.gguf is not None, f"{spec.name} names no file"
         return self.complete_files(spec, joined(spec.name, _part_files(spec), spec.gguf))
@@ -100,7 +100,7 @@ def _part_files(spec: ModelSpec) -> list[Path]:
     Raises:
         UnavailableError: packages are not installed, or have no such file; the message names all of them.
     """
-    from delta_suite.models.joining import largest_file
+    from delta_suite.models.cut_files import largest_file
 
     packages = _packages(spec)
     candidates = [[largest_file(folder) for folder in _directories(spec, package)] for package in packages]

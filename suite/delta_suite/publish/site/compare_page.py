@@ -11,10 +11,10 @@ from markupsafe import Markup
 from delta_suite.escaping import script_json, terminal
 from delta_suite.publish.board import Board
 from delta_suite.publish.comparable import Group
+from delta_suite.publish.depth_profile import comparison, highest
 from delta_suite.publish.entries import Entry
 from delta_suite.publish.model_tables import PHASE_COLUMNS
 from delta_suite.publish.pages import SITE, claim_anchor, page_link
-from delta_suite.publish.profiles import comparison, highest
 from delta_suite.publish.rows import margin_text, marks
 from delta_suite.publish.site.head import Page
 from delta_suite.publish.templates import template

@@ -11,9 +11,9 @@ from markupsafe import Markup
 from delta_suite.publish.board import Board
 from delta_suite.publish.board_tables import models_table
 from delta_suite.publish.comparable import Group, Run
+from delta_suite.publish.depth_profile import sparkline
 from delta_suite.publish.entries import LARGEST, SIZES, Entry
 from delta_suite.publish.pages import SITE, claim_anchor, hypothesis_link, page_link, run_link
-from delta_suite.publish.profiles import sparkline
 from delta_suite.publish.rows import Row, margin_text, marks
 from delta_suite.publish.site.head import Page
 from delta_suite.publish.table import Cell
