@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 Scope = Literal["layer", "pair", "phase", "model"]
 """The scope that a metric describes; `model` is the whole model under its phase map."""
 
-Source = Literal["tokens", "spectrum", "directions", "law", "boundaries"]
+Source = Literal["tokens", "spectrum", "directions", "law", "boundaries", "causes", "damage"]
 """The input that a metric is computed from."""
 
 Bias = Literal["replicates", "halves", "groups", "none"]
@@ -22,6 +22,8 @@ PART_OF: dict[Source, str] = {
     "directions": "spectra",
     "law": "law",
     "boundaries": "boundaries",
+    "causes": "causal",
+    "damage": "damage",
 }
 """The part of a measurement that provides each source."""
 
@@ -57,7 +59,7 @@ class Metric:
 
     @property
     def part(self) -> str:
-        """The part of a measurement that this metric needs: spectra, boundaries or law."""
+        """The part of a measurement that this metric needs, such as spectra or law."""
         return PART_OF[self.takes]
 
 
