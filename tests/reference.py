@@ -159,7 +159,7 @@ def causal_losses(
         )
 
     fits: dict[tuple[int, int], dict[str, Any]] = {}
-    for name, (low, high) in phases.items():
+    for low, high in phases.values():
         layers = range(low, high + 1)
         for side in (0, 1):
             for layer in layers:

@@ -29,6 +29,7 @@ from delta_suite.records.assemble import Assembled, assemble, with_boundaries, w
 from delta_suite.records.cache import ARRAYS, DIRECTIONS, Cache, cache_key, cache_root
 from delta_suite.records.captured import certificate_record, identity_record, sink_record
 from delta_suite.records.format import from_json, to_json
+from delta_suite.records.losses_part import causal_phases, with_causes, with_damage
 from delta_suite.records.record import (
     SCHEMA,
     CalibrationRecord,
@@ -39,6 +40,7 @@ from delta_suite.records.record import (
 )
 from delta_suite.records.store import RESULTS, save
 from delta_suite.records.view import RecordView
+from delta_suite.reduction.losses import Causes, Damage
 from delta_suite.reduction.statistics import TOP_K
 from delta_suite.reduction.variants import BLOCK_VARIANTS, VARIANTS
 from delta_suite.version import __version__
@@ -62,7 +64,7 @@ class Settings:
     dtype: str | None = None
     """None for the dtype of the model's entry."""
     parts: frozenset[str] = frozenset(DEFAULT_PARTS)
-    """The parts that are measured: spectra always; boundaries, law and writes where named."""
+    """The parts that are measured: spectra always; boundaries, law, writes, causal and damage where named."""
     results: Path = RESULTS
     fresh_since: float | None = None
     """Cache entries written before this moment (seconds since the epoch) do not count."""
@@ -263,10 +265,12 @@ def missing_parts(run: Run, record: Record | None, parts: frozenset[str]) -> fro
     """Return those of the parts that a record in the cache lacks; all where there is none."""
     if record is None:
         return parts
-    law_fits = record.law is not None and dict(record.law.phases) == phase_map(record.model.layers, run.subject.phases)
+    phases = phase_map(record.model.layers, run.subject.phases)
+    law_fits = record.law is not None and dict(record.law.phases) == phases
+    causes_fit = record.causes is not None and dict(record.causes.phases) == causal_phases(phases)
     writes_fit = all(version == VARIANTS[name].version for name, version in record.variants.items() if name in VARIANTS)
-    stale = ({"law"} if not law_fits else set()) | ({"writes"} if not writes_fit else set())
-    return parts - (frozenset(record.parts) - stale)
+    fitting = {"law": law_fits, "causal": causes_fit, "writes": writes_fit}
+    return parts - {part for part in record.parts if fitting.get(part, True)}
 
 
 def _complete(run: Run, entry: Assembled | None, parts: frozenset[str], progress: Progress) -> Assembled:
@@ -275,7 +279,7 @@ def _complete(run: Run, entry: Assembled | None, parts: frozenset[str], progress
     if entry is not None and "law" in missing:
         placed = _view(run, entry).under(phase_map(entry.record.model.layers, run.subject.phases))
         entry = Assembled(placed.record, placed.content(), entry.directions)
-    if entry is None or missing & {"law", "writes"}:
+    if entry is None or missing & {"law", "writes", "causal", "damage"}:
         entry = _measure(run, entry, missing, progress)
     if "boundaries" in missing:
         record = with_boundaries(entry.record, _view(run, entry).gram)
@@ -292,7 +296,7 @@ def token_sequences(run: Run, model: Any, decoder: Any, tokenizer: Any) -> Token
 
 
 def _measure(run: Run, entry: Assembled | None, missing: frozenset[str], progress: Progress) -> Assembled:
-    """Load, tokenize, capture and reduce; assemble a new entry, or complete the one given with law and writes.
+    """Load, tokenize, capture and reduce; assemble a new entry, or complete the one given with parts that it lacks.
 
     The process is left as it was: what the caller has set of torch, and random states.
     """
@@ -336,6 +340,8 @@ def _measure_loaded(
                 phases if "law" in missing else None,
                 units=run.calibration.units,
                 with_spectra=entry is None,
+                causes=phases if "causal" in missing else None,
+                damage="damage" in missing,
                 advance=bar.update,
                 law_progress=partial(progress, f"{run.subject.name}: law", unit="fit"),
             )
@@ -370,7 +376,13 @@ def _measure_loaded(
     if captured.writes is not None and not isinstance(captured.writes, DeviceError):
         identity = None if captured.apart is None else identity_record(captured.apart)
         entry = with_writes(entry, captured.writes, identity)
-    for part in (captured.law, captured.writes):
+    if isinstance(captured.causes, Causes):
+        record, arrays = with_causes(entry.record, captured.causes)
+        entry = Assembled(record, {**entry.arrays, **arrays}, entry.directions)
+    if isinstance(captured.damage, Damage):
+        record, arrays = with_damage(entry.record, captured.damage)
+        entry = Assembled(record, {**entry.arrays, **arrays}, entry.directions)
+    for part in (captured.law, captured.writes, captured.causes, captured.damage):
         if isinstance(part, DeviceError):
             run.cache.put(run.key, entry)  # the next run need not measure the rest again
             raise part

@@ -69,7 +69,8 @@ def measure(
         told = prose(model_tables.model_line(view) + (" (from the cache)" if outcome.cached else ""), width)
         detailed = [model_tables.layer_table(view), *model_tables.boundary_tables(view, width=width)] if layers else []
         writes = [model_tables.writes_table(view)] if "writes" in settings.parts else []
-        show(told, model_tables.phase_table(view), *writes, *detailed, f"record: {outcome.path}")
+        losses = model_tables.losses_tables(view, settings.parts)
+        show(told, model_tables.phase_table(view), *writes, *losses, *detailed, f"record: {outcome.path}")
     if failed:
         raise typer.Exit(ExitCode.FAILED)
 

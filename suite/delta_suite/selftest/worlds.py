@@ -14,7 +14,7 @@ from delta_suite.capture.units import Units
 from delta_suite.claims.gates import MIN_TOKENS_PER_DIMENSION
 from delta_suite.claims.loader import load_hypothesis
 from delta_suite.claims.schema import Expectation, Hypothesis
-from delta_suite.metrics.registry import METRICS
+from delta_suite.metrics.registry import METRICS, OF_LOSSES
 from delta_suite.paths import bundled
 from delta_suite.selftest.documents import DOCUMENTS, Layers, Population, domains_of
 from delta_suite.selftest.law_worlds import LAW_C, LAW_E, exchanged, law, law_without_direction, own_maps
@@ -146,7 +146,11 @@ _RANK, _NO_DRIFT = "declared-among-the-best", "no-smooth-drift"
 
 _WINDOW, _DRIFT, _LAG, _RANDOM = ({"null": name} for name in ("window", "drift", "lag", "random"))
 
-_OF_LAYERS = [name for name, m in METRICS.items() if m.scope == "layer" and name not in NO_POPULATION_VALUE]
+_OF_LAYERS = [
+    name
+    for name, m in METRICS.items()
+    if m.scope == "layer" and m.takes not in OF_LOSSES and name not in NO_POPULATION_VALUE
+]
 _OF_PAIRS = [
     name for name, metric in METRICS.items() if metric.scope in ("pair", "phase") and metric.takes == "directions"
 ]
