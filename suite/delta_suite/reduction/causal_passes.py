@@ -83,6 +83,8 @@ def measure_causes(capture: Capture, fit: CausalFit, units: Units, entering: Boo
         return Causes({}, None, reason=f"the model has no phase {' or '.join(CAUSAL_PHASES)}")
     if units.group_count < 2:
         return Causes(fit.phases, None, reason=ONE_HALF)
+    if capture.scaled:
+        return Causes(fit.phases, None, reason="its stream is multiplied by a factor between blocks")
     made = list(interventions(fit.layers, fit.laws, fit.phases))
     try:
         losses, documents, passes, failed = _measured(capture, made, units, CAUSAL_DOCUMENTS, entering)

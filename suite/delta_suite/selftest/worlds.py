@@ -16,6 +16,8 @@ from delta_suite.claims.loader import load_hypothesis
 from delta_suite.claims.schema import Expectation, Hypothesis
 from delta_suite.metrics.registry import METRICS, OF_LOSSES
 from delta_suite.paths import bundled
+from delta_suite.selftest.causal_worlds import CAUSE_C, CAUSE_E, causes, constant, idle
+from delta_suite.selftest.causal_worlds import exchanged as causes_exchanged
 from delta_suite.selftest.documents import DOCUMENTS, Layers, Population, domains_of
 from delta_suite.selftest.law_worlds import LAW_C, LAW_E, exchanged, law, law_without_direction, own_maps
 from delta_suite.selftest.planted import (
@@ -179,6 +181,13 @@ _TIED = "the two largest eigenvalues are equal, so the truth lies at the end of 
 
 _E_LIKE = [("intra_cosine", "<=", 0.3), ("block_effective_rank_fraction", ">=", 0.8), ("equal_cosine", "<=", 0.3)]
 _C_LIKE = [("intra_cosine", ">=", 0.5), ("intra_cosine_cross_fitted", ">=", 0.5), ("adjacent_cosine", ">=", 0.5)]
+
+_CAUSES_C, _CAUSES_E = "causal/phase_c.toml", "causal/phase_e.toml"
+_MATTER = ("matters-more-than-its-energy", "matters-more-than-chance")
+_OF_C = ("one-direction-does-it", "more-than-a-constant")
+_OF_E = ("no-one-direction-does-it", "shares-less-than-c", "more-than-a-constant")
+
+_CAUSAL: Mapping[str, Any] = {"redrawn": True, "variants": ("sink_free",), "phases": {"C": CAUSE_C, "E": CAUSE_E}}
 
 
 def _claims_of_phases(**more: Any) -> list[Claim]:
@@ -437,6 +446,40 @@ WORLDS: Mapping[str, World] = {
         claims=_claims_of_phases(),
         covered={"layer:8": _OF_SPECTRA, "C": _OF_PAIRS, "E": _OF_PAIRS},
         in_domain=DOMAIN_DOCUMENTS,
+    ),
+    "causes": World(
+        causes,
+        "models whose loss needs the v_L: in C one direction, in E another one in each layer; both depend on the token",
+        claims=[*_stated("power", _CAUSES_C, *_MATTER, *_OF_C), *_stated("power", _CAUSES_E, *_MATTER, *_OF_E)],
+        **_CAUSAL,
+    ),
+    "causes exchanged": World(
+        causes_exchanged,
+        "models whose loss needs the v_L: in C another one in each layer; in E one, and the same on every token",
+        claims=[
+            *(claim for file in (_CAUSES_C, _CAUSES_E) for claim in _stated("power", file, *_MATTER)),
+            *_stated("false positives", _CAUSES_C, "one-direction-does-it"),
+            *_stated("false positives", _CAUSES_E, *_OF_E),
+        ],
+        **_CAUSAL,
+    ),
+    "constant": World(
+        constant,
+        "models whose loss needs the one direction of C, along which its layers write the same on every token",
+        claims=[
+            *_stated("power", _CAUSES_C, *_MATTER, "one-direction-does-it"),
+            *_stated("false positives", _CAUSES_C, "more-than-a-constant"),
+        ],
+        **_CAUSAL,
+    ),
+    "idle directions": World(
+        idle,
+        "models whose heads read the v_L, but half of what they read is wrong, so that the loss is the same without",
+        claims=[
+            *(claim for file in (_CAUSES_C, _CAUSES_E) for claim in _stated("false positives", file, *_MATTER)),
+            *(_claim("false positives", "causal_effect", scope, ">", 0.0) for scope in "CE"),
+        ],
+        **_CAUSAL,
     ),
 }
 """The cases that the self-test runs, by name."""
