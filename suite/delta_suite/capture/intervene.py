@@ -48,7 +48,7 @@ class NoLossError(CaptureError):
 
 @dataclass(frozen=True)
 class Intervention:
-    """What is done to some blocks in one forward pass; the others are left alone."""
+    """A change of some blocks in one forward pass; the others are left alone."""
 
     name: str
     updates: Mapping[int, tuple[Update, Update]] = field(default_factory=dict)
@@ -210,9 +210,9 @@ class Intervening:
         """Make an intervention in every forward pass inside."""
         blocks, ends = self.decoder.blocks, self.decoder.ends
         with ExitStack() as stack:
-            own = {layer: blocks[layer].forward for layer in intervention.runs}
+            forwards = {layer: blocks[layer].forward for layer in intervention.runs}
             for layer, other in intervention.runs.items():
-                forward = partial(_pass_on, gave.get(layer)) if other is None else own[other]
+                forward = partial(_pass_on, gave.get(layer)) if other is None else forwards[other]
                 stack.enter_context(_replaced(blocks[layer], forward))
             for layer, updates in intervention.updates.items():
                 given: list[Tensor] = []

@@ -222,7 +222,7 @@ class CausesRecord(RecordPart):
     phases: PhaseMap
     """The phases that they were measured in."""
     conditions: tuple[str, ...] = ()
-    """What the rows of `causal.nats` are of: `undisturbed`, `C.zero` and so on."""
+    """The conditions of the rows of `causal.nats`: `undisturbed`, `C.zero` and so on."""
     documents: int = 0
     """The number of documents whose loss was measured."""
     passes: float = 0.0

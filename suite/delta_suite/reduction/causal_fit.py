@@ -1,4 +1,4 @@
-"""What is put in place of the updates of a phase, fitted on one half of the units and applied to the other.
+"""Replacements of the updates of a phase, fitted on one half of the units and applied to the other.
 
 Over the rows of `sink_free` of one half, v_L is the leading right singular vector of the updates delta_L of layer L,
 mu_L their mean, e_i the energies of the further singular vectors v_i. In documents of the other half, at the tokens of
@@ -48,7 +48,7 @@ LawMaps = Mapping[tuple[int, int], LawMap]
 
 @dataclass(frozen=True)
 class LayerFit:
-    """What the interventions in one layer need, fitted on one half."""
+    """Directions and means of one layer, fitted on one half."""
 
     direction: Float64[Tensor, " hidden"]
     """v_L."""
@@ -212,6 +212,6 @@ class _Replaced:
         mean = self._mean.to(delta)
         if self._law is None:
             return mean.expand_as(delta)
-        left, right = self._law
+        onto, basis = self._law
         x = normalised(h) - self._mean_input.to(delta)
-        return mean + (x if right is None else x @ right.to(delta)) @ left.to(delta).T
+        return mean + (x if basis is None else x @ basis.to(delta)) @ onto.to(delta).T

@@ -25,8 +25,8 @@ from delta_suite.reduction.losses import (
     chosen_documents,
 )
 
-CAUSAL_DOCUMENTS = 64
-"""Documents on which the loss is measured under the interventions of phases. With the 112 of `core` the 15 passes then
+CAUSAL_DOCUMENTS = 48
+"""Documents on which the loss is measured under the interventions of phases. With the 112 of `core` fit and passes then
 take, on a CPU, less than nine times the capture."""
 
 DAMAGE_DOCUMENTS = 16
@@ -35,10 +35,10 @@ DAMAGE_DOCUMENTS = 16
 
 @dataclass
 class CausalFit:
-    """What the interventions of the phases need, fitted on each half."""
+    """Directions, means and maps for the interventions of the phases, fitted on each half."""
 
     phases: PhaseMap
-    """Those of CAUSAL_PHASES that the model has."""
+    """The phases of CAUSAL_PHASES that the model has."""
     layers: dict[tuple[int, int], LayerFit] = field(default_factory=dict)
     laws: dict[tuple[int, int], LawMap] = field(default_factory=dict)
     no_law: str = ""
@@ -49,10 +49,10 @@ class CausalFit:
         """Return a fit in which nothing is fitted."""
         return cls({name: phases[name] for name in CAUSAL_PHASES if name in phases})
 
-    def collect(self, layer: int, fold: int, left: Tensor, right: Tensor | None) -> None:
+    def collect(self, layer: int, fold: int, onto: Tensor, basis: Tensor | None) -> None:
         """Take the maps of a layer from the fit of the law, if the layer is of these phases."""
         if any(first <= layer <= last for first, last in self.phases.values()):
-            self.laws[layer, fold] = left, right
+            self.laws[layer, fold] = onto, basis
 
     def fit(
         self,
@@ -83,11 +83,9 @@ def measure_causes(capture: Capture, fit: CausalFit, units: Units, entering: Boo
         return Causes({}, None, reason=f"the model has no phase {' or '.join(CAUSAL_PHASES)}")
     if units.group_count < 2:
         return Causes(fit.phases, None, reason=ONE_HALF)
-    if capture.scaled:
-        return Causes(fit.phases, None, reason="its stream is multiplied by a factor between blocks")
-    made = list(interventions(fit.layers, fit.laws, fit.phases))
+    changes = list(interventions(fit.layers, fit.laws, fit.phases))
     try:
-        losses, documents, passes, failed = _measured(capture, made, units, CAUSAL_DOCUMENTS, entering)
+        losses, documents, passes, failed = _measured(capture, changes, units, CAUSAL_DOCUMENTS, entering)
     except NoLossError as error:
         return Causes(fit.phases, None, reason=str(error))
     if failed:
@@ -103,10 +101,10 @@ def measure_causes(capture: Capture, fit: CausalFit, units: Units, entering: Boo
 def measure_damage(capture: Capture, units: Units) -> Damage:
     """Return the losses with each block left out, and with neighbours exchanged. Raises as `measure_causes` does."""
     layers = len(capture.decoder.blocks)
-    made = [Intervention(f"skip.{layer}", runs={layer: None}) for layer in range(layers)]
-    made += [Intervention(f"swap.{layer}", runs={layer: layer + 1, layer + 1: layer}) for layer in range(layers - 1)]
+    changes = [Intervention(f"skip.{layer}", runs={layer: None}) for layer in range(layers)]
+    changes += [Intervention(f"swap.{layer}", runs={layer: layer + 1, layer + 1: layer}) for layer in range(layers - 1)]
     try:
-        losses, documents, passes, failed = _measured(capture, made, units, DAMAGE_DOCUMENTS)
+        losses, documents, passes, failed = _measured(capture, changes, units, DAMAGE_DOCUMENTS)
     except NoLossError as error:
         return Damage(None, reason=str(error))
     return Damage(losses, documents, passes, failed)
@@ -114,18 +112,20 @@ def measure_damage(capture: Capture, units: Units) -> Damage:
 
 def _measured(
     capture: Capture,
-    made: Sequence[Intervention],
+    changes: Sequence[Intervention],
     units: Units,
     most: int,
     entering: Bool[Tensor, " tokens"] | None = None,
 ) -> tuple[Losses, int, float, Mapping[str, str]]:
     """Return the losses of interventions, the documents that ran, the passes, and why some interventions failed."""
+    if capture.scaled:
+        raise NoLossError("its stream is multiplied by a factor between blocks, to which interventions are not fitted")
     chosen = chosen_documents(units, most)
     run = Intervening(
         capture.model,
         capture.decoder,
         capture.sequences,
-        made,
+        changes,
         documents=chosen,
         halves=halves(units),
         entering=torch.zeros(capture.sequences.tokens, dtype=torch.bool) if entering is None else entering,
@@ -133,6 +133,6 @@ def _measured(
         tokens_per_batch=capture.batch_tokens,
     )
     result = run.losses()
-    names = [UNDISTURBED, *(each.name for each in made)]
+    names = [UNDISTURBED, *(each.name for each in changes)]
     losses = Losses.of_documents(names, result.nats, result.tokens, units)
     return losses, int((result.tokens > 0).sum()), result.blocks, result.failed

@@ -240,9 +240,9 @@ def measure_law_again(
 def _collect(collect: Collect, fit: Fit, portion: Portion, fold: int, basis: Basis) -> None:
     """Hand over the maps of a fit, as factors in all dimensions."""
     for place, matrix in fit.law_maps():
-        left = matrix if basis.y is None else basis.y.to(matrix.device) @ matrix
-        right = None if basis.x is None else basis.x.float().cpu()
-        collect(portion.layers[place], fold, left.float().cpu(), right)
+        onto = matrix if basis.y is None else basis.y.to(matrix.device) @ matrix
+        inputs = None if basis.x is None else basis.x.float().cpu()
+        collect(portion.layers[place], fold, onto.float().cpu(), inputs)
 
 
 def _fits(plan: Plan, chosen: Sequence[int]) -> int:

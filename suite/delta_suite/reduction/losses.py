@@ -18,7 +18,7 @@ CAUSAL_PHASES = ("C", "E")
 """The phases in which the causes of the loss are sought: those that the two predictions are about."""
 
 CONDITIONS = ("zero", "kept", "shared", "matched", "random", "mean", "law")
-"""What is done to all blocks of a phase at once: see reduction/causal_fit.py."""
+"""Names of what is done to all blocks of a phase at once: see reduction/causal_fit.py."""
 
 ONE_HALF = "needs two halves of documents, one to fit on and one to measure; the calibration is one document"
 """The reason why causes are not measured where there is one document."""
@@ -35,7 +35,7 @@ class Losses:
     tokens: Float64[np.ndarray, " groups"]
     """Predicted tokens of each group; 0 for a group of which no document ran."""
     documents: Losses | None = None
-    """The same by group of documents, for the narrower question, where it is asked."""
+    """Sums by group of documents, for the narrower question, where it is asked."""
 
     @classmethod
     def of_documents(

@@ -65,7 +65,7 @@ class Caused(Population):
     """N_L."""
     head: Float64[np.ndarray, "vocabulary hidden"]
     unread: Float64[np.ndarray, "vocabulary hidden"]
-    """What the documents' scores add to the model's."""
+    """Head of what the scores of the documents have more than the model's."""
     tokens: int = CAUSE_TOKENS
 
     @property
