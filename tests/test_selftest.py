@@ -25,7 +25,8 @@ from delta_suite.selftest.planted import (
 )
 from delta_suite.selftest.proof import SelftestError, Task, coverage_of, run_task, selftest
 from delta_suite.selftest.report import COVERAGE, Coverage, Proof, Rate, wilson
-from delta_suite.selftest.worlds import WORLDS, Claim
+from delta_suite.selftest.world import Claim
+from delta_suite.selftest.worlds import WORLDS
 from typer.testing import CliRunner
 
 

@@ -50,7 +50,8 @@ from delta_suite.reduction.variants import VARIANTS
 from delta_suite.selftest.causal_worlds import Caused
 from delta_suite.selftest.documents import DOCUMENTS
 from delta_suite.selftest.report import Coverage, Proof, Rate
-from delta_suite.selftest.worlds import WORLDS, World, gated
+from delta_suite.selftest.world import World
+from delta_suite.selftest.worlds import WORLDS, gated
 from delta_suite.version import __version__
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from delta_suite.selftest.causal_worlds import CAUSE_TOKENS
 from delta_suite.selftest.documents import DOCUMENTS
 from delta_suite.selftest.law_worlds import LAW_TOKENS
 from delta_suite.selftest.planted import TOKENS
-from delta_suite.selftest.worlds import WORLDS, Claim
+from delta_suite.selftest.world import Claim
+from delta_suite.selftest.worlds import WORLDS
 
 if TYPE_CHECKING:
     from delta_suite.publish.table import Cell, Table
