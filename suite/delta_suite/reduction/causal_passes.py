@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from delta_suite.capture.intervene import Intervening, Intervention, NoLossError
 from delta_suite.capture.residual import Capture
+from delta_suite.capture.tokens import TokenSequences
 from delta_suite.capture.units import Units
+from delta_suite.models.blocks import Decoder
 from delta_suite.models.phases import PhaseMap
 from delta_suite.reduction.causal_fit import LawMap, LayerFit, fit_layers, interventions
 from delta_suite.reduction.law_sums import Streams
@@ -31,6 +34,27 @@ take, on a CPU, less than nine times the capture."""
 
 DAMAGE_DOCUMENTS = 16
 """Documents on which the loss is measured without a block: two passes for each block are many."""
+
+
+@dataclass(frozen=True)
+class Runnable:
+    """A model and the token sequences that it runs, as a capture has run them."""
+
+    model: Any
+    decoder: Decoder
+    sequences: TokenSequences
+    device: torch.device
+    batch_tokens: int
+    """Largest number of padded tokens of a batch."""
+    scaled: bool = False
+    """True if the model multiplies its stream by a factor between blocks."""
+
+    @classmethod
+    def of(cls, capture: Capture) -> Runnable:
+        """Return what a capture has run."""
+        return cls(
+            capture.model, capture.decoder, capture.sequences, capture.device, capture.batch_tokens, capture.scaled
+        )
 
 
 @dataclass
@@ -73,7 +97,7 @@ def halves(units: Units) -> list[int]:
     return [group % 2 for group in units.groups]
 
 
-def measure_causes(capture: Capture, fit: CausalFit, units: Units, entering: Bool[Tensor, " tokens"]) -> Causes:
+def measure_causes(subject: Runnable, fit: CausalFit, units: Units, entering: Bool[Tensor, " tokens"]) -> Causes:
     """Return the losses with the updates of each phase replaced, in documents of the half that nothing was fitted on.
 
     entering: the tokens of `sink_free`, of all tokens in the order of the stream. Raises DeviceError where memory runs
@@ -85,7 +109,7 @@ def measure_causes(capture: Capture, fit: CausalFit, units: Units, entering: Boo
         return Causes(fit.phases, None, reason=ONE_HALF)
     changes = list(interventions(fit.layers, fit.laws, fit.phases))
     try:
-        losses, documents, passes, failed = _measured(capture, changes, units, CAUSAL_DOCUMENTS, entering)
+        losses, documents, passes, failed = _measured(subject, changes, units, CAUSAL_DOCUMENTS, entering)
     except NoLossError as error:
         return Causes(fit.phases, None, reason=str(error))
     if failed:
@@ -98,39 +122,39 @@ def measure_causes(capture: Capture, fit: CausalFit, units: Units, entering: Boo
     return Causes(fit.phases, losses, documents, passes, matched, no_law)
 
 
-def measure_damage(capture: Capture, units: Units) -> Damage:
+def measure_damage(subject: Runnable, units: Units) -> Damage:
     """Return the losses with each block left out, and with neighbours exchanged. Raises as `measure_causes` does."""
-    layers = len(capture.decoder.blocks)
+    layers = len(subject.decoder.blocks)
     changes = [Intervention(f"skip.{layer}", runs={layer: None}) for layer in range(layers)]
     changes += [Intervention(f"swap.{layer}", runs={layer: layer + 1, layer + 1: layer}) for layer in range(layers - 1)]
     try:
-        losses, documents, passes, failed = _measured(capture, changes, units, DAMAGE_DOCUMENTS)
+        losses, documents, passes, failed = _measured(subject, changes, units, DAMAGE_DOCUMENTS)
     except NoLossError as error:
         return Damage(None, reason=str(error))
     return Damage(losses, documents, passes, failed)
 
 
 def _measured(
-    capture: Capture,
+    subject: Runnable,
     changes: Sequence[Intervention],
     units: Units,
     most: int,
     entering: Bool[Tensor, " tokens"] | None = None,
 ) -> tuple[Losses, int, float, Mapping[str, str]]:
     """Return the losses of interventions, the documents that ran, the passes, and why some interventions failed."""
-    if capture.scaled:
+    if subject.scaled:
         raise NoLossError("its stream is multiplied by a factor between blocks, to which interventions are not fitted")
     chosen = chosen_documents(units, most)
     run = Intervening(
-        capture.model,
-        capture.decoder,
-        capture.sequences,
+        subject.model,
+        subject.decoder,
+        subject.sequences,
         changes,
         documents=chosen,
         halves=halves(units),
-        entering=torch.zeros(capture.sequences.tokens, dtype=torch.bool) if entering is None else entering,
-        device=capture.device,
-        tokens_per_batch=capture.batch_tokens,
+        entering=torch.zeros(subject.sequences.tokens, dtype=torch.bool) if entering is None else entering,
+        device=subject.device,
+        tokens_per_batch=subject.batch_tokens,
     )
     result = run.losses()
     names = [UNDISTURBED, *(each.name for each in changes)]

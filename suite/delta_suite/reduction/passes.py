@@ -27,7 +27,7 @@ from delta_suite.capture.writes import SUBLAYERS, Write
 from delta_suite.errors import DeviceError
 from delta_suite.models.phases import PhaseMap
 from delta_suite.provenance import Clock
-from delta_suite.reduction.causal_passes import CausalFit, measure_causes, measure_damage
+from delta_suite.reduction.causal_passes import CausalFit, Runnable, measure_causes, measure_damage
 from delta_suite.reduction.lanes import layers_at_once
 from delta_suite.reduction.law_fit import LawProgress, measure_law_again, silent
 from delta_suite.reduction.law_scores import Law
@@ -212,11 +212,11 @@ class Passes:
         if self._causal is not None and captured.causes is None:
             with self.clock("causal"):
                 captured.causes = self._or_error(
-                    CAUSES, measure_causes, self.capture, self._causal, units, torch.cat(self._entering)
+                    CAUSES, measure_causes, Runnable.of(self.capture), self._causal, units, torch.cat(self._entering)
                 )
         if damage:
             with self.clock("damage"):
-                captured.damage = self._or_error(DAMAGE, measure_damage, self.capture, units)
+                captured.damage = self._or_error(DAMAGE, measure_damage, Runnable.of(self.capture), units)
 
     def _sinks(self, stream: ResidualStream) -> Sinks:
         sinks = find_sinks(stream, self._norms)

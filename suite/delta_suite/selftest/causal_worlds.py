@@ -117,24 +117,23 @@ class Caused(Population):
         from delta_suite.capture.sinks import find_sinks
         from delta_suite.capture.tokens import TokenSequences
         from delta_suite.models.blocks import Decoder
-        from delta_suite.reduction.causal_passes import CausalFit, measure_causes
+        from delta_suite.reduction.causal_passes import CausalFit, Runnable, measure_causes
 
         ids = torch.from_numpy(self.drawn(draw, len(stream.document) // self.tokens))
         model = _module(self)
         fit = CausalFit.of({"C": CAUSE_C, "E": CAUSE_E})
         fit.no_law = "the planted law is judged elsewhere"
         entering = stream.kept & ~find_sinks(stream).dropped
-        capture: Any = SimpleNamespace(
+        subject = Runnable(
             model=model,
             decoder=Decoder(model, tuple(model.blocks), "blocks"),
             sequences=TokenSequences(tuple(ids), tuple(range(len(ids))), (True,) * len(ids), drop_first_token=False),
             device=torch.device("cpu"),
             batch_tokens=ids.numel(),
-            scaled=False,
         )
         with torch.no_grad():
             fit.fit(lambda layers: [stream], entering, stream.document, units, [torch.device("cpu")])
-        return measure_causes(capture, fit, units, entering)
+        return measure_causes(subject, fit, units, entering)
 
 
 def _module(population: Caused) -> Any:
