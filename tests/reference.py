@@ -105,8 +105,9 @@ def causal_losses(
 ) -> dict[str, list[float]]:
     """Return the loss of each document of a Llama, in nats over all its tokens, by plain hooks and full SVDs.
 
-    The keys are "undisturbed", "C.zero" and so on, "skip.3" and "swap.3". half: 0 or 1 for each document, that of the
-    other half is fitted on. mu: the ridge of the maps of each half. Sinks are as in `write_figures`.
+    The keys are "undisturbed", "C.zero" and so on; and for two blocks "skip.3" and "swap.3". half: 0 or 1 for each
+    document, that of the other half is fitted on. mu: the ridge of the maps of each half. Sinks are as in
+    `write_figures`.
     """
     import torch
 
@@ -223,7 +224,7 @@ def causal_losses(
                 return run(texts[document], change)[0]
 
             losses[f"{name}.{condition}"] = [changed(document) for document in range(len(texts))]
-    for layer in range(len(blocks)):
+    for layer in (0, 3):
         order = [m for m in range(len(blocks)) if m != layer]
         losses[f"skip.{layer}"] = [run(text, order=order)[0] for text in texts]
         if layer + 1 < len(blocks):

@@ -77,6 +77,9 @@ def test_the_losses_are_those_of_plain_hooks(trained: Trained, captured: Capture
     for losses in (causes, damage):
         ran = chosen_documents(trained.units, DOCUMENTS if losses is causes else 16)
         for row, condition in enumerate(losses.conditions):
+            if condition not in expected:
+                assert losses is damage
+                continue
             each = np.array(expected[condition])
             each[[document for document in range(DOCUMENTS) if document not in ran]] = 0.0
             np.testing.assert_allclose(losses.nats[row], each @ member, rtol=1e-6, err_msg=condition)
