@@ -50,6 +50,8 @@ TAKES = {
     "stream": "the states of the stream (part `stream`)",
     "law": "the fitted update law (part `law`)",
     "boundaries": "the search for boundaries (part `boundaries`)",
+    "causes": "losses with the updates of a phase changed (part `causal`)",
+    "damage": "losses with blocks left out or exchanged (part `damage`)",
 }
 """How a metric's source is called, by `Metric.takes`."""
 

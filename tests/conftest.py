@@ -14,7 +14,7 @@ install_import_hook(
     [
         "delta_suite.reduction",
         "delta_suite.metrics",
-        *(f"delta_suite.capture.{name}" for name in ("residual", "stream", "sinks", "tap", "forward")),
+        *(f"delta_suite.capture.{name}" for name in ("residual", "stream", "sinks", "tap", "forward", "intervene")),
     ],
     "beartype.beartype",
 )

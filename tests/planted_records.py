@@ -23,7 +23,7 @@ from delta_suite.records.view import RecordView
 from delta_suite.selftest.documents import Population
 from delta_suite.selftest.planted import SHARED, SPECIAL, phased
 from delta_suite.selftest.proof import measured
-from delta_suite.selftest.worlds import World
+from delta_suite.selftest.world import World
 
 PHASES: PhaseMap = {"C": SHARED, "E": SPECIAL}
 

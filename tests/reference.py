@@ -100,6 +100,139 @@ def write_figures(model: Any, texts: list[Any]) -> dict[str, list[dict[str, Any]
     return figures
 
 
+def causal_losses(
+    model: Any, texts: list[Any], phases: dict[str, tuple[int, int]], half: list[int], mu: tuple[float, float]
+) -> dict[str, list[float]]:
+    """Return the loss of each document of a Llama, in nats over all its tokens, by plain hooks and full SVDs.
+
+    The keys are "undisturbed", "C.zero" and so on; and for two blocks "skip.3" and "swap.3". half: 0 or 1 for each
+    document, that of the other half is fitted on. mu: the ridge of the maps of each half. Sinks are as in
+    `write_figures`.
+    """
+    import torch
+
+    blocks = model.model.layers
+
+    def run(text: Any, change: Any = None, order: list[int] | None = None) -> tuple[float, list[np.ndarray]]:
+        """Return the loss of a text and the states, with `change(layer, h, delta)` in place of updates."""
+        states: list[np.ndarray] = []
+
+        def hook(layer: int, args: Any, out: Any) -> Any:
+            h = args[0]
+            states.append(h[0].numpy().copy())
+            return None if change is None else h + torch.from_numpy(change(layer, h[0].numpy(), (out - h)[0].numpy()))
+
+        handles = [
+            block.register_forward_hook(lambda m, args, out, layer=layer: hook(layer, args, out))
+            for layer, block in enumerate(blocks)
+        ]
+        handles.append(
+            model.model.norm.register_forward_pre_hook(lambda m, args: states.append(args[0][0].numpy().copy()))
+        )
+        model.model.layers = torch.nn.ModuleList([blocks[layer] for layer in order or range(len(blocks))])
+        count, model.model.config.num_hidden_layers = len(blocks), len(model.model.layers)
+        with torch.no_grad():
+            scores = model(input_ids=text[None], use_cache=False).logits[0].numpy()
+        model.model.layers, model.model.config.num_hidden_layers = blocks, count
+        for handle in handles:
+            handle.remove()
+        p = scores[:-1] - np.logaddexp.reduce(scores[:-1], axis=1, keepdims=True)
+        return float(-p[np.arange(len(text) - 1), text[1:].numpy()].sum()), states
+
+    whole = [run(text) for text in texts]
+    streams = [states for _, states in whole]
+    first = [np.arange(len(text)) == 0 for text in texts]
+    norms = [[np.linalg.norm(state, axis=1) for state in states] for states in streams]
+    medians = [
+        np.median(np.concatenate([n[layer][~f] for n, f in zip(norms, first, strict=True)]))
+        for layer in range(len(blocks) + 1)
+    ]
+    enters = [
+        ~f & ~np.any([row > 6 * median for row, median in zip(n, medians, strict=True)], axis=0)
+        for n, f in zip(norms, first, strict=True)
+    ]
+
+    def rows(layer: int, side: int) -> tuple[np.ndarray, np.ndarray]:
+        chosen = [(s, e) for s, e, h in zip(streams, enters, half, strict=True) if h == side]
+        h = np.concatenate([s[layer][e] for s, e in chosen])
+        return h / np.sqrt((h**2).mean(axis=1, keepdims=True)), np.concatenate(
+            [(s[layer + 1] - s[layer])[e] for s, e in chosen]
+        )
+
+    fits: dict[tuple[int, int], dict[str, Any]] = {}
+    for low, high in phases.values():
+        layers = range(low, high + 1)
+        for side in (0, 1):
+            for layer in layers:
+                x, delta = rows(layer, side)
+                _, s, vt = np.linalg.svd(delta, full_matrices=False)
+                x0, d0 = x - x.mean(axis=0), delta - delta.mean(axis=0)
+                fits[layer, side] = {
+                    "v": vt[0], "e": s**2, "vt": vt, "mean": delta.mean(axis=0), "x": x.mean(axis=0),
+                    "A": x0.T @ x0, "B": d0.T @ x0, "D": d0.T @ d0, "g": math.sqrt((d0**2).sum() / len(d0)),
+                }  # fmt: skip
+            u = np.linalg.svd(np.stack([fits[layer, side]["v"] for layer in layers]))[2][0]
+            for layer in layers:
+                fit = fits[layer, side]
+                fit["u"] = u
+                others = [fits[m, side] for m in layers if m != layer]
+                eye = np.eye(len(u))
+                if others:
+                    a, b = sum(o["A"] for o in others), sum(o["B"] / o["g"] for o in others)
+                    T = b @ np.linalg.inv(a + mu[side] * np.trace(a) / len(a) * eye)
+                    T = T * (T * fit["B"]).sum() / ((T.T @ T) * fit["A"]).sum()
+                    residual = fit["D"] - T @ fit["B"].T - fit["B"] @ T.T + T @ fit["A"] @ T.T
+                    v = np.linalg.eigh(residual)[1][:, -1]
+                    ridge = mu[side] * np.trace(fit["A"]) / len(eye) * eye
+                    w = np.linalg.solve(fit["A"] + ridge, fit["B"].T @ v - fit["A"] @ T.T @ v)
+                    fit["T"] = T + np.outer(v, w)
+                generator = torch.Generator().manual_seed(2 * layer + side)
+                random = torch.randn(len(u), generator=generator, dtype=torch.float64).numpy()
+                fit["random"] = random / np.linalg.norm(random)
+
+    def removed(fit: dict[str, Any], condition: str, h: np.ndarray, delta: np.ndarray) -> np.ndarray:
+        if condition == "mean":
+            return np.broadcast_to(fit["mean"], delta.shape)
+        if condition == "law":
+            x = h / np.sqrt((h**2).mean(axis=1, keepdims=True))
+            return fit["mean"] + (x - fit["x"]) @ fit["T"].T
+        if condition == "matched":
+            left, out = fit["e"][0], delta.copy()
+            for energy, v in zip(fit["e"][1:], fit["vt"][1:], strict=True):
+                part = math.sqrt(min(1.0, left / energy)) if left > 0 else 0.0
+                left -= part**2 * energy
+                out -= part * np.outer(delta @ v, v)
+            return out
+        v = fit[{"zero": "v", "kept": "v", "shared": "u", "random": "random"}[condition]]
+        kept = v @ fit["mean"] if condition == "kept" else 0.0
+        return delta - np.outer(delta @ v - kept, v)
+
+    losses = {"undisturbed": [loss for loss, _ in whole]}
+    for name, (low, high) in phases.items():
+        for condition in ("zero", "kept", "shared", "matched", "random", "mean", "law"):
+            if condition == "law" and low == high:
+                continue
+
+            def changed(document: int, condition: str = condition, low: int = low, high: int = high) -> float:
+                def change(layer: int, h: np.ndarray, delta: np.ndarray) -> np.ndarray:
+                    out = delta.copy()
+                    if low <= layer <= high:
+                        e = enters[document]
+                        out[e] = removed(fits[layer, 1 - half[document]], condition, h[e], delta[e])
+                    return out
+
+                return run(texts[document], change)[0]
+
+            losses[f"{name}.{condition}"] = [changed(document) for document in range(len(texts))]
+    for layer in (0, 3):
+        order = [m for m in range(len(blocks)) if m != layer]
+        losses[f"skip.{layer}"] = [run(text, order=order)[0] for text in texts]
+        if layer + 1 < len(blocks):
+            order = [*range(layer), layer + 1, layer, *range(layer + 2, len(blocks))]
+            losses[f"swap.{layer}"] = [run(text, order=order)[0] for text in texts]
+    return losses
+
+
 def phase_figures(directions: list[np.ndarray], phase: list[int]) -> dict[str, float]:
     """Return the figures of a phase from the directions of every layer, (8, hidden) each."""
     v = [rows[0] for rows in directions]

@@ -74,8 +74,9 @@ def measure(
     documents: only the first so many of them.
     chat_template: put each document, as a user's message, into the model's own chat template.
     device, dtype: "auto", "cuda:1", "bfloat16" and so on. A module in memory is neither moved nor cast.
-    parts: spectra, boundaries, law, writes (attention and MLP apart, which is not measured by default), or "all"; in
-        one text with commas, or one by one.
+    parts: spectra, boundaries, law; and what is not measured by default: writes (attention and MLP apart), causal (the
+        loss with updates of phases changed), damage (the loss without each block); or "all". In one text with commas,
+        or one by one.
     name: what the model is called; of a module in memory, by default its class and 8 hex digits of its tensors.
     phases: name -> first and last layer, both included; by default those of models.toml, or by depth.
     layers_path: dotted path of the decoder blocks, where they are not found by structure.
@@ -203,9 +204,8 @@ class Measurement:
         return observe(self.view, metric, scope, variant, over, with_metric)
 
     def layers(self, *metrics: str, variant: str = "raw") -> Rows:
-        """Return one row a layer with the metrics named, or with all metrics of layers that were measured."""
-        parts = self.record.parts
-        names = metrics or [name for name, each in METRICS.items() if each.scope == "layer" and each.part in parts]
+        """Return one row a layer with the metrics named, or with all metrics of layers."""
+        names = metrics or self._of_scope("layer")
         for name in names:
             _require_of_layers(name, variant)
         return Rows(
@@ -216,12 +216,16 @@ class Measurement:
 
     def phases(self, *metrics: str, variant: str = "raw") -> Rows:
         """Return one row a phase with the metrics named, or with all metrics of phases."""
-        names = metrics or [name for name, metric in METRICS.items() if metric.scope == "phase"]
+        names = metrics or self._of_scope("phase")
         return Rows(
             {"phase": phase, "first": first, "last": last}
             | {name: self.observe(name, phase, variant=variant).value for name in names}
             for phase, (first, last) in self.view.phases.items()
         )
+
+    def _of_scope(self, scope: str) -> list[str]:
+        """Return the metrics of a scope whose part was measured."""
+        return [name for name, each in METRICS.items() if each.scope == scope and each.part in self.record.parts]
 
     def under(self, phases: PhaseMap) -> Measurement:
         """Return the same measurement under another phase map: name -> first and last layer, both included."""

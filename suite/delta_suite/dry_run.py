@@ -210,7 +210,7 @@ def _like(
         "load",
         "capture",
         *(["analysis"] if "spectra" in missing else []),
-        *sorted({"law", "writes", "stream"} & set(missing)),
+        *sorted({"law", "writes", "stream", "causal", "damage"} & set(missing)),
     ]
     newest: tuple[str, Like] | None = None
     kept = [*settings.results.glob(f"{RUNS}/*/*.json"), *settings.cache.root.glob(f"measurements/*/{RECORD}")]

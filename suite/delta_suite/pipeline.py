@@ -17,7 +17,7 @@ from delta_suite.capture.plan import REFERENCE_DOCUMENTS, tokens_per_batch
 from delta_suite.capture.tokens import MAX_TOKENS, TokenSequences, tokenize
 from delta_suite.command_line import DEFAULT_CALIBRATION, DEFAULT_DEVICE, DEFAULT_PARTS, check_settings
 from delta_suite.engine import local, torchrun
-from delta_suite.errors import DeviceError, RecordError
+from delta_suite.errors import RecordError
 from delta_suite.metrics.registry import chosen_parts, metric_versions
 from delta_suite.models.phases import PhaseMap, phase_map
 from delta_suite.models.spec import ModelSpec
@@ -36,16 +36,17 @@ from delta_suite.provenance import (
     started_gpus,
 )
 from delta_suite.records.arrays import ArrayFile
-from delta_suite.records.assemble import Assembled, assemble, with_boundaries, with_law, with_states, with_writes
+from delta_suite.records.assemble import Assembled, assemble, with_boundaries
 from delta_suite.records.cache import ARRAYS, DIRECTIONS, Cache, cache_key, cache_root
 from delta_suite.records.captured import (
     calibration_record,
     certificate_record,
-    identity_record,
     sink_record,
     stream_record,
+    with_parts,
 )
 from delta_suite.records.format import from_json, to_json
+from delta_suite.records.losses_part import causal_phases
 from delta_suite.records.record import (
     SCHEMA,
     ModelRecord,
@@ -64,7 +65,7 @@ if TYPE_CHECKING:
     from delta_suite.reduction.passes import Captured
 
 
-ALONE = frozenset({"law", "writes", "stream"})
+ALONE = frozenset({"law", "writes", "stream", "causal", "damage"})
 """Parts that one process measures alone."""
 
 
@@ -81,7 +82,7 @@ class Settings:
     dtype: str | None = None
     """None for the dtype of the model's entry."""
     parts: frozenset[str] = frozenset(DEFAULT_PARTS)
-    """The parts that are measured: spectra always; boundaries, law, writes and stream where named."""
+    """The parts that are measured: spectra always; boundaries, law, writes, stream, causal and damage where named."""
     results: Path = RESULTS
     fresh_since: float | None = None
     """Cache entries written before this moment (seconds since the epoch) do not count."""
@@ -290,10 +291,12 @@ def missing_parts(run: Run, record: Record | None, parts: frozenset[str]) -> fro
     """Return those of the parts that a record in the cache lacks; all where there is none."""
     if record is None:
         return parts
-    law_fits = record.law is not None and dict(record.law.phases) == phase_map(record.model.layers, run.subject.phases)
+    phases = phase_map(record.model.layers, run.subject.phases)
+    law_fits = record.law is not None and dict(record.law.phases) == phases
+    causes_fit = record.causes is not None and dict(record.causes.phases) == causal_phases(phases)
     writes_fit = all(version == VARIANTS[name].version for name, version in record.variants.items() if name in VARIANTS)
-    stale = ({"law"} if not law_fits else set()) | ({"writes"} if not writes_fit else set())
-    return parts - (frozenset(record.parts) - stale)
+    fitting = {"law": law_fits, "causal": causes_fit, "writes": writes_fit}
+    return parts - {part for part in record.parts if fitting.get(part, True)}
 
 
 def _complete(run: Run, entry: Assembled | None, parts: frozenset[str], progress: Progress) -> Assembled:
@@ -302,7 +305,7 @@ def _complete(run: Run, entry: Assembled | None, parts: frozenset[str], progress
     if entry is not None and "law" in missing:
         placed = _view(run, entry).under(phase_map(entry.record.model.layers, run.subject.phases))
         entry = Assembled(placed.record, placed.content(), entry.directions)
-    if entry is None or missing & {"law", "writes", "stream"}:
+    if entry is None or missing & {"law", "writes", "stream", "causal", "damage"}:
         entry = _measure(run, entry, missing, progress)
     if "boundaries" in missing:
         record = with_boundaries(entry.record, _view(run, entry).gram)
@@ -375,6 +378,8 @@ def _run_model(run: Run, missing: frozenset[str], progress: Progress, *, with_sp
                     phases if "law" in missing else None,
                     units=run.calibration.units,
                     with_spectra=with_spectra,
+                    causes=phases if "causal" in missing else None,
+                    damage="damage" in missing,
                     advance=bar.update,
                     law_progress=partial(progress, f"{name}: law", unit="fit"),
                 )
@@ -410,18 +415,10 @@ def _entry(run: Run, entry: Assembled | None, ran: _Ran) -> Assembled:
         provenance = provenance.model_copy(update={"seconds": seconds})
         record = entry.record.model_copy(update={"provenance": provenance})
         entry = Assembled(record, entry.arrays, entry.directions)
-    if captured.law is not None and not isinstance(captured.law, DeviceError):
-        record, arrays = with_law(entry.record, captured.law)
-        entry = Assembled(record, {**entry.arrays, **arrays}, entry.directions)
-    if captured.writes is not None and not isinstance(captured.writes, DeviceError):
-        identity = None if captured.apart is None else identity_record(captured.apart)
-        entry = with_writes(entry, captured.writes, identity)
-    if captured.states is not None and not isinstance(captured.states, DeviceError):
-        entry = with_states(entry, captured.states)
-    for part in (captured.law, captured.writes, captured.states):
-        if isinstance(part, DeviceError):
-            run.cache.put(run.key, entry)  # the next run need not measure the rest again
-            raise part
+    entry = with_parts(entry, captured)
+    if (error := captured.error) is not None:
+        run.cache.put(run.key, entry)  # the next run need not measure the rest again
+        raise error
     return entry
 
 

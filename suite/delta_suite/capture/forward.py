@@ -1,9 +1,10 @@
-"""Forward pass of a decoder on token ids alone, without the language-model head."""
+"""Forward passes on token ids alone: of a decoder without the language-model head, and of a model with it."""
 
 from __future__ import annotations
 
 import inspect
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -94,18 +95,40 @@ def last_hidden_state(
     inputs: dict[str, Any] = {"input_ids": ids[:, :tokens], "attention_mask": mask[:, :tokens]}
     if "is_decoder" in accepted:  # BLIP's text stack takes its kind from the call, and is an encoder by default
         inputs["is_decoder"] = True
+    with _running("decoder", decoder.module):
+        if decoder.encoder is not None:
+            start = torch.full_like(ids[:, :1], decoder.encoder.start)
+            decoded = torch.cat([start, ids[:, :-1]], dim=1)[:, :tokens]
+            if "decoder_input_ids" in accepted:  # runs the encoder itself
+                inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": decoded}
+            else:
+                read = _call(decoder.encoder.module, input_ids=ids, attention_mask=mask, return_dict=True)
+                inputs |= {"input_ids": decoded, "encoder_hidden_states": read[0], "encoder_attention_mask": mask}
+        output = _call(decoder.module, use_cache=False, return_dict=True, **inputs)
+    last: Tensor | None = getattr(output, "last_hidden_state", None)
+    return output[0] if last is None else last
+
+
+def logits(
+    model: Any, ids: Int64[Tensor, "sequences length"], mask: Int64[Tensor, "sequences length"]
+) -> Float[Tensor, "sequences length vocabulary"] | None:
+    """Return the logits of a batch padded on the right, or None where the model has no language-model head.
+
+    Raises ForwardError where the model does not run on token ids alone.
+    """
+    with _running("model", model):
+        output = _call(model, input_ids=ids, attention_mask=mask, use_cache=False, return_dict=True)
+    scores: Tensor | None = getattr(output, "logits", None)
+    return scores if scores is not None and scores.dim() == 3 and scores.shape[:2] == ids.shape else None
+
+
+@contextmanager
+def _running(what: str, module: Any) -> Iterator[None]:
+    """Run a module without code that torch.compile produced; what it raises becomes a ForwardError that names it."""
     try:
         # Code that torch.compile produced earlier ignores hooks that were added since.
         with torch.compiler.set_stance("force_eager"):
-            if decoder.encoder is not None:
-                start = torch.full_like(ids[:, :1], decoder.encoder.start)
-                decoded = torch.cat([start, ids[:, :-1]], dim=1)[:, :tokens]
-                if "decoder_input_ids" in accepted:  # runs the encoder itself
-                    inputs = {"input_ids": ids, "attention_mask": mask, "decoder_input_ids": decoded}
-                else:
-                    read = _call(decoder.encoder.module, input_ids=ids, attention_mask=mask, return_dict=True)
-                    inputs |= {"input_ids": decoded, "encoder_hidden_states": read[0], "encoder_attention_mask": mask}
-            output = _call(decoder.module, use_cache=False, return_dict=True, **inputs)
+            yield
     except (SuiteError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # the model of another library may raise anything; its text says what is missing
@@ -113,11 +136,9 @@ def last_hidden_state(
             raise torch.OutOfMemoryError(str(error)) from error
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
         raise ForwardError(
-            f"the decoder ({type(decoder.module).__name__}) does not run on token ids alone: "
+            f"the {what} ({type(module).__name__}) does not run on token ids alone: "
             f"{type(error).__name__}: {first[:300]}"
         ) from error
-    last: Tensor | None = getattr(output, "last_hidden_state", None)
-    return output[0] if last is None else last
 
 
 def _call(module: Any, **inputs: Any) -> Any:

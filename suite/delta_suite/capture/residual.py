@@ -93,6 +93,8 @@ class Capture:
         self._causality: Tensor | None = None
         self.apart: Identity | None = None
         """The identity of what attention and MLP write, with the largest error of all passes so far."""
+        self.scaled = False
+        """True if the model multiplies its stream by a factor between blocks, which the states are divided by."""
         self.keeps_middles = False
         """True if `shards` keeps the states between attention and MLP."""
         if writes:
@@ -317,6 +319,7 @@ class Capture:
         writer.finish()
         if middles is not None:
             middles.finish()
+        self.scaled = self.scaled or bool(tap.observed.factors)
         return tap.observed
 
     def _pass(self, tap: Tap, batch: Batch, tokens: int) -> None:

@@ -14,7 +14,7 @@ from delta_suite.claims.verdict import NO_DISTANCE, Judgement, Verdict
 from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.intervals import PERCENT, combine, detectable_effect, p_value
 from delta_suite.metrics.profiles import RANGES
-from delta_suite.metrics.registry import METRICS, parts_of
+from delta_suite.metrics.registry import METRICS, OF_LOSSES, parts_of
 from delta_suite.records.assemble import LAW_VARIANT
 from delta_suite.records.view import RecordView
 from delta_suite.reduction.variants import VARIANTS
@@ -274,10 +274,11 @@ def judge_claim(
 ) -> Judged:
     """Judge one claim on one record, under its variant and under every other one that the record has.
 
-    A claim of the law has one variant, that of the rows it is fitted on: under others it would only say the same again.
+    A claim of the law, or of losses, has one variant, that of the rows it is fitted on: under others it would only say
+    the same again.
     What attention and MLP write is measured in the variants without sinks alone.
     """
-    if all(METRICS[metric].takes == "law" for metric in expectation.metrics):
+    if all(METRICS[metric].takes in {"law", *OF_LOSSES} for metric in expectation.metrics):
         judgement = judge(hypothesis, expectation, view, control)
         return Judged(view, judgement, {LAW_VARIANT: judgement})
     variants = {

@@ -27,6 +27,7 @@ from delta_suite.command_line import (
 )
 from delta_suite.errors import OptionError, OutputError, SuiteError, explain, why_not_measured
 from delta_suite.interruption import keep, measured_so_far
+from delta_suite.metrics.registry import PARTS
 from delta_suite.paths import bundled
 from delta_suite.process_group import refuse_processes, wait_for_first
 from delta_suite.writing import discard_output
@@ -144,7 +145,7 @@ _SETTINGS: dict[str, tuple[Any, Any]] = {
     "parts": (
         Annotated[
             str,
-            typer.Option("--parts", help="Parts, with commas: spectra, boundaries, law, writes, stream; or all."),
+            typer.Option("--parts", help=f"What to measure, with commas: {', '.join(PARTS)}; or all."),
         ],
         ",".join(DEFAULT_PARTS),
     ),

@@ -82,7 +82,8 @@ def _show_measured(outcome: Outcome, settings: Settings, *, layers: bool) -> Non
     told = prose(model_tables.model_line(view) + (" (from the cache)" if outcome.cached else ""), width)
     detailed = [model_tables.layer_table(view), *model_tables.boundary_tables(view, width=width)] if layers else []
     writes = [model_tables.writes_table(view)] if "writes" in settings.parts & set(view.record.parts) else []
-    show(told, model_tables.phase_table(view), *writes, *detailed, f"record: {outcome.path}")
+    losses = model_tables.losses_tables(view, settings.parts)
+    show(told, model_tables.phase_table(view), *writes, *losses, *detailed, f"record: {outcome.path}")
 
 
 @app.command(epilog="Example: delta-suite compare runs/big/checkpoint-4000 runs/big/checkpoint-8000")

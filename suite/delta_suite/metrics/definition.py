@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 Scope = Literal["layer", "pair", "phase", "model"]
 """The scope that a metric describes; `model` is the whole model under its phase map."""
 
-Source = Literal["tokens", "spectrum", "directions", "law", "boundaries", "stream"]
+Source = Literal["tokens", "spectrum", "directions", "law", "boundaries", "stream", "causes", "damage"]
 """The input that a metric is computed from."""
 
 Bias = Literal["replicates", "halves", "groups", "none"]
@@ -23,6 +23,8 @@ PART_OF: dict[Source, str] = {
     "law": "law",
     "boundaries": "boundaries",
     "stream": "stream",
+    "causes": "causal",
+    "damage": "damage",
 }
 """The part of a measurement that provides each source."""
 
@@ -58,7 +60,7 @@ class Metric:
 
     @property
     def part(self) -> str:
-        """The part of a measurement that this metric needs: spectra, boundaries, law or stream."""
+        """The part of a measurement that this metric needs, such as spectra or law."""
         return PART_OF[self.takes]
 
 

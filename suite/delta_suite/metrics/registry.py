@@ -13,7 +13,7 @@ from delta_suite.command_line import DEFAULT_PARTS
 from delta_suite.errors import OptionError
 from delta_suite.metrics.definition import DEFINED, Metric
 
-KINDS = ("layer", "directions", "state", "law", "boundaries")
+KINDS = ("layer", "directions", "state", "law", "boundaries", "causal")
 """The modules that define metrics, in the order of the reference table."""
 
 for _kind in KINDS:
@@ -22,9 +22,13 @@ for _kind in KINDS:
 METRICS: Mapping[str, Metric] = DEFINED
 """Every metric by name."""
 
-PARTS = (*DEFAULT_PARTS, "writes", "stream")
+PARTS = (*DEFAULT_PARTS, "writes", "stream", "causal", "damage")
 """The parts that a measurement may have. `writes` is attention and MLP apart; spectra then take 2.3 times as long.
-`stream` is the states themselves: one more eigenproblem for each layer and variant, and three least squares fits."""
+`stream` is the states themselves: one more eigenproblem for each layer and variant, and three least squares fits.
+`causal` and `damage` run the model again with its updates changed; on a CPU each takes several times the capture."""
+
+OF_LOSSES = frozenset({"causes", "damage"})
+"""Sources of the metrics that are differences of the loss. They have no variants, and stand apart in a record."""
 
 OF_WRITES = frozenset({"spectrum", "directions"})
 """Sources of the metrics that exist of attention and MLP apart."""

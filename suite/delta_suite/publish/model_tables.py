@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 from delta_suite.capture.writes import SUBLAYERS
 from delta_suite.claims.gates import MOST_UNKNOWN
 from delta_suite.escaping import terminal
+from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.registry import METRICS
 from delta_suite.metrics.segmentation import NEAR
 from delta_suite.publish.screen import WITHOUT_TERMINAL, prose
@@ -82,6 +85,39 @@ def writes_table(view: RecordView) -> Table | str:
             texts = [NONE if value is None else f"{value:.4f}" for value in values]
             lines.append([Cell(name, name), Cell(write, write), *map(Cell, texts, values)])
     return Table.of(["phase", "write", *PHASE_COLUMNS.values()], lines, align="llrrrr")
+
+
+def losses_tables(view: RecordView, parts: Collection[str]) -> list[Table | str]:
+    """Return the tables of causes and of damage, those of these parts; or why a part has none."""
+    tables: list[Table | str] = []
+    if "causal" in parts and (causes := view.record.causes) is not None:
+        names = [name for name, metric in METRICS.items() if metric.takes == "causes"]
+        rows = [
+            (phase, [view.over(range(first, last + 1), name, "") for name in names])
+            for phase, (first, last) in causes.phases.items()
+        ]
+        none = f"causes were not measured: {causes.reason}"
+        tables.append(none if causes.reason is not None else _intervals("phase", names, rows))
+    if "damage" in parts and (damage := view.record.damage) is not None:
+        names = [name for name, metric in METRICS.items() if metric.takes == "damage"]
+        rows = [(str(each.layer), [view.layer(each.layer, name, "") for name in names]) for each in view.layers]
+        none = f"damage was not measured: {damage.reason}"
+        tables.append(none if damage.reason is not None else _intervals("layer", names, rows))
+    return tables
+
+
+def _intervals(first: str, names: Sequence[str], rows: Sequence[tuple[str, Sequence[Estimate]]]) -> Table:
+    """Return a table of figures, each with its interval."""
+
+    def cell(estimate: Estimate) -> Cell:
+        value = estimate.best
+        if value is None:
+            return Cell(NONE, None)
+        span = "" if estimate.interval is None else f" [{number(estimate.interval[0])}, {number(estimate.interval[1])}]"
+        return Cell(number(value) + span, value)
+
+    lines = [[Cell(place, place), *map(cell, estimates)] for place, estimates in rows]
+    return Table.of([first, *names], lines, align="l" + "r" * len(names))
 
 
 def layer_table(view: RecordView, variant: str = "raw") -> Table:

@@ -9,6 +9,9 @@ from delta_suite.metrics.estimate import Estimate
 from delta_suite.records.view import RecordView
 from delta_suite.reduction.variants import VARIANTS, WRITE_VARIANTS
 
+NO_VARIANT = ""
+"""Stands for the variant of the metrics that are differences of losses: they have none."""
+
 Figure = dict[str, str | int | float | None]
 """One row: a value for each of COLUMNS, None where there is none."""
 
@@ -63,11 +66,19 @@ def figures(view: RecordView, path: Path | None = None) -> Iterator[Figure]:
     ]
     places += [({"scope": name, "phase": name}, scope.metrics) for name, scope in record.scopes.items()]
     places += [({"scope": "model"}, {variant: boundary.metrics}) for variant, boundary in record.boundaries.items()]
-    problems = {variant: view.variant_problem(variant) for variant in record.variants}
+    if record.damage is not None:
+        phases = [layer.phase for layer in record.layers]
+        places += [
+            ({"scope": f"layer:{layer}", "layer": layer, "phase": phases[layer]}, {NO_VARIANT: metrics})
+            for layer, metrics in enumerate(record.damage.layers)
+        ]
+    if record.causes is not None:
+        places += [({"scope": name, "phase": name}, {NO_VARIANT: each}) for name, each in record.causes.metrics.items()]
+    problems = {variant: view.variant_problem(variant) for variant in record.variants} | {NO_VARIANT: None}
     for place, by_variant in places:
         for variant, metrics in by_variant.items():
             for metric, estimate in metrics.items():
-                row = origin | place | {"metric": metric, "variant": variant}
+                row = origin | place | {"metric": metric, "variant": variant or None}
                 if variant in WRITE_VARIANTS:
                     row |= {"variant": VARIANTS[variant].rows, "write": VARIANTS[variant].write}
                 if problem := problems[variant]:

@@ -29,6 +29,8 @@ def to_json(record: Record) -> str:
         elif key in {"scopes", "boundaries"}:
             items = (f"{_dump(name)}:{_with_metrics(item)}" for name, item in value.items())
             text = "{\n" + ",\n".join(items) + "\n}"
+        elif key == "causes":
+            text = _with_metrics(value)
         else:
             text = _dump(value)
         lines.append(f"{_dump(key)}:{text}")

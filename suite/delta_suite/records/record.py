@@ -216,6 +216,42 @@ class LawRecord(RecordPart):
     phases: PhaseMap
 
 
+class CausesRecord(RecordPart):
+    """The causes of the loss: how it changes when the updates of all layers of a phase are changed."""
+
+    phases: PhaseMap
+    """The phases that they were measured in."""
+    conditions: tuple[str, ...] = ()
+    """The conditions of the rows of `causal.nats`: `undisturbed`, `C.zero` and so on."""
+    documents: int = 0
+    """The number of documents whose loss was measured."""
+    passes: float = 0.0
+    """Passes through all blocks over these documents; one that leaves out the first half of them counts as a half."""
+    matched: dict[str, float] = Field(default_factory=dict)
+    """By phase, the least energy that the control of equal energy took away in a layer, over that of the v_L."""
+    no_law: dict[str, str] = Field(default_factory=dict)
+    """By phase, why the law was not put in place of the updates."""
+    reason: str | None = None
+    """Why nothing was measured although `causal` is a part, such as that the model has no head."""
+    metrics: dict[str, dict[str, Estimate]]
+    """By phase."""
+
+
+class DamageRecord(RecordPart):
+    """How the loss changes when a block is left out, or exchanged with a neighbour."""
+
+    documents: int = 0
+    """The number of documents whose loss was measured."""
+    passes: float = 0.0
+    """Passes through all blocks over these documents."""
+    failed: dict[str, str] = Field(default_factory=dict)
+    """By condition, such as `skip.3`, why the model does not run with it."""
+    reason: str | None = None
+    """Why nothing was measured although `damage` is a part."""
+    layers: tuple[dict[str, Estimate], ...]
+    """The metrics of each layer."""
+
+
 class BoundarySearch(RecordPart):
     """How the boundaries were detected and ranked: fields of `metrics.segmentation.Boundaries`."""
 
@@ -271,7 +307,7 @@ class Record(RecordPart):
     calibration: CalibrationRecord
     resampling: ResamplingRecord
     parts: tuple[str, ...]
-    """The parts that were measured: spectra, boundaries, law, writes, stream."""
+    """The parts that were measured: spectra, boundaries, law, writes, stream, causal, damage."""
     variants: dict[str, int]
     """The version of each variant that was measured."""
     sinks: SinkRecord
@@ -285,6 +321,8 @@ class Record(RecordPart):
     not_apart: str | None = None
     """Why attention and MLP are not measured apart although `writes` is a part: the model's blocks have not both."""
     law: LawRecord | None = None
+    causes: CausesRecord | None = None
+    damage: DamageRecord | None = None
     boundaries: dict[str, BoundaryRecord] = Field(default_factory=dict)
     """By variant."""
     scopes: dict[str, ScopeRecord]

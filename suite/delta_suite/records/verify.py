@@ -15,6 +15,7 @@ from delta_suite.errors import RecordError
 from delta_suite.metrics.registry import METRICS
 from delta_suite.records.arrays import Arrays
 from delta_suite.records.assemble import LAW_METRICS, LAW_VARIANT
+from delta_suite.records.losses_part import losses_problems
 from delta_suite.records.problem import (
     Figures,
     Problem,
@@ -108,6 +109,7 @@ def figure_problems(record: Record, arrays: Arrays | None, *, merged: bool = Fal
             yield from _variant_problems(record, known, variant, merged=merged)
     if not merged:
         yield from fit_problems(record)
+    yield from losses_problems(record, arrays, merged=merged)
     for variant, boundary in record.boundaries.items():
         if variant not in VARIANTS:
             continue

@@ -12,7 +12,7 @@ from delta_suite.capture.calibration import CORE_BYTES, load_calibration
 from delta_suite.capture.tolerances import EPSILON, OPTIONAL, SINGLE_EPSILON, WRITES, tolerances
 from delta_suite.capture.units import DOCUMENT_GROUPS, DOMAIN_GROUPS
 from delta_suite.metrics.definition import PART_OF, Metric
-from delta_suite.metrics.registry import METRICS
+from delta_suite.metrics.registry import METRICS, OF_LOSSES
 from delta_suite.metrics.state import OF_VARIANT
 from delta_suite.models.phases import declared_problems, phase_of
 from delta_suite.records.assemble import LAW_METRICS, LAW_VARIANT
@@ -88,7 +88,9 @@ def missing_problems(record: Record) -> Iterator[Problem]:
     versions = record.provenance.metric_versions
     known = [METRICS[name] for name in versions if name in METRICS]
     foreign = set(versions) - set(METRICS)
-    layer_names = {metric.name for metric in known if metric.scope in {"layer", "pair"}}
+    layer_names = {
+        metric.name for metric in known if metric.scope in {"layer", "pair"} and metric.takes not in OF_LOSSES
+    }
     phase_names = {metric.name for metric in known if metric.takes == "directions" and metric.scope != "layer"}
     boundary_names = {metric.name for metric in known if metric.takes == "boundaries"}
     law_names = set(versions) & set(LAW_METRICS)

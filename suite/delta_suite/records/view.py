@@ -10,6 +10,7 @@ import numpy as np
 from delta_suite.errors import RecordError
 from delta_suite.metrics import drift, nulls
 from delta_suite.metrics.boundaries import boundaries_under
+from delta_suite.metrics.causal import cause_estimates, damage_estimates
 from delta_suite.metrics.direction_gram import DirectionGram
 from delta_suite.metrics.directions import PRODUCTS_NEEDED
 from delta_suite.metrics.drift import EdgeContrast, SmoothDrifts
@@ -21,6 +22,7 @@ from delta_suite.metrics.state import OF_VARIANT
 from delta_suite.models.phases import PhaseMap
 from delta_suite.records import assemble
 from delta_suite.records.arrays import KINDS, ArrayFile, Arrays, full_gram, stored_gram
+from delta_suite.records.losses_part import stored_causes, stored_damage
 from delta_suite.records.record import BoundaryRecord, LayerRecord, ModelRecord, Record
 from delta_suite.reduction.variants import VARIANTS, WRITE_VARIANTS
 
@@ -44,6 +46,8 @@ class RecordView:
             # Recorded before boundaries had replicates: these are formed anew, and with them the intervals.
             self._boundaries = {name: each for name, each in record.boundaries.items() if each.replicates is not None}
         self._formed: dict[tuple[str, str, int, int], Estimate] = {}
+        self._formed_causes: dict[str, dict[str, Estimate]] | None = None
+        self._formed_damage: list[dict[str, Estimate]] | None = None
 
     @property
     def model(self) -> ModelRecord:
@@ -159,6 +163,8 @@ class RecordView:
 
     def layer(self, layer: int, metric: str, variant: str) -> Estimate:
         """Return a layer or pair metric of one layer, with its replicates."""
+        if METRICS[metric].takes == "damage":
+            return self._damage(layer, metric)
         if problem := self.variant_problem(variant):
             return absent(problem)
         if VARIANTS[variant].write != "block" and METRICS[metric].takes not in OF_WRITES:
@@ -178,6 +184,8 @@ class RecordView:
         definition, ends = METRICS[metric], (layers[0], layers[-1])
         if definition.takes == "law":
             return self._law(ends, metric)
+        if definition.takes == "causes":
+            return self._causes(ends, metric)
         if problem := self.variant_problem(variant):
             return absent(problem)
         if VARIANTS[variant].write != "block" and definition.takes not in OF_WRITES:
@@ -246,6 +254,46 @@ class RecordView:
                 units = self._replicates(f"law.units.{metric}")
                 return estimate if units is None else _with_replicates(estimate, {"units": units[rows.index(ends)]})
         return absent(f"the update law was fitted under another phase map, not over these layers: {command}")
+
+    def _causes(self, ends: tuple[int, int], metric: str) -> Estimate:
+        """Return a metric of causes over these layers, where they are a phase that it was measured in."""
+        command, causes = f"delta-suite measure {self.model.name} --parts causal", self.record.causes
+        if causes is None:
+            return absent(f"the causes of the loss were not measured: {command}")
+        if causes.reason is not None and not causes.phases:
+            return absent(f"causes were not measured: {causes.reason}")
+        phase = next((name for name, layers in causes.phases.items() if layers == ends), None)
+        if phase is None:
+            listed = ", ".join(f"{name} ({first} to {last})" for name, (first, last) in causes.phases.items())
+            return absent(f"causes were measured in the phases {listed} alone: {command}")
+        if METRICS[metric].name not in causes.metrics[phase]:
+            return absent(_OLDER.format(metric))
+        if self._formed_causes is None:
+            stored = stored_causes(self.record, self._content_or_none())
+            formed = {} if stored is None else {name: cause_estimates(stored, name) for name in stored.phases}
+            self._formed_causes = formed
+        return _as_recorded(causes.metrics[phase][metric], self._formed_causes.get(phase, {}).get(metric))
+
+    def _damage(self, layer: int, metric: str) -> Estimate:
+        """Return a metric of the damage from a block's absence."""
+        damage = self.record.damage
+        if damage is None:
+            command = f"delta-suite measure {self.model.name} --parts damage"
+            return absent(f"the damage from leaving blocks out was not measured: {command}")
+        if metric not in damage.layers[layer]:
+            return absent(_OLDER.format(metric))
+        if self._formed_damage is None:
+            stored = stored_damage(self.record, self._content_or_none())
+            self._formed_damage = [] if stored is None else damage_estimates(stored, self.model.layers)
+        formed = self._formed_damage[layer].get(metric) if self._formed_damage else None
+        return _as_recorded(damage.layers[layer][metric], formed)
+
+    def _content_or_none(self) -> Arrays:
+        """Return the arrays beside the record, none where they are gone."""
+        try:
+            return self.content()
+        except RecordError:
+            return {}
 
     def closure_ceiling(self, ends: tuple[int, int] | None) -> float | None:
         """Return the most that one direction, with any function f, could close over these layers: see metrics/law."""
@@ -338,6 +386,14 @@ class RecordView:
     def transfer(self) -> np.ndarray | None:
         """Return R^2 on layer L (row) of layer M's map, NaN where a layer does not vary; None where not measured."""
         return self._replicates("law.transfer")
+
+
+def _as_recorded(estimate: Estimate, formed: Estimate | None) -> Estimate:
+    """Return a recorded estimate with the replicates of the same one formed from the arrays, where these are there."""
+    names = ("replicates", "replicates_documents")
+    if formed is None:
+        return estimate
+    return estimate.model_copy(update={name: getattr(formed, name) for name in names})
 
 
 def _with_replicates(estimate: Estimate, by_kind: Arrays) -> Estimate:

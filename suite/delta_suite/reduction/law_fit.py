@@ -91,6 +91,11 @@ LawProgress = Callable[[int], AbstractContextManager[Any]]
 """Function that shows how many of so many fits are done: what it returns is told with `update(n)`."""
 
 
+Collect = Callable[[int, int, Tensor, Tensor | None], object]
+"""Function that is given a layer, a fold, and factors A and B of c_L T^(-L) + v_L w^T = A B^T, (hidden, k) each, in
+float32 on the host; B is None where k is the width."""
+
+
 def silent(fits: int) -> AbstractContextManager[Any]:
     """Show nothing."""
     return no_progress("", fits, "fit")
@@ -127,6 +132,7 @@ def measure_law(
     sinks: Sinks | None = None,
     memory: Memory | None = None,
     progress: LawProgress = silent,
+    collect: Collect | None = None,
 ) -> Law:
     """Return the law over every phase of one stream that holds all documents; see `measure_law_again`.
 
@@ -145,6 +151,7 @@ def measure_law(
         form=form,
         memory=memory,
         progress=progress,
+        collect=collect,
     )
 
 
@@ -161,6 +168,8 @@ def measure_law_again(
     form: Form = "normalised",
     memory: Memory | None = None,
     progress: LawProgress = silent,
+    collect: Collect | None = None,
+    scored: bool = True,
 ) -> Law:
     """Return the law over every phase of a stream that can be had repeatedly, in shards.
 
@@ -170,7 +179,8 @@ def measure_law_again(
     The sums of layer L are formed on device L modulo their number, and the maps are fitted on the first device. Nothing
     depends on `memory` (by default a share of what is free) but the time. A law that cannot be fitted, as there are too
     few documents or tokens, is returned without numbers and with the reason. Raises DeviceError where the sums of no
-    phase fit memory. progress: shows how many fits are done.
+    phase fit memory. progress: shows how many fits are done. collect: is given the maps that are fitted with all groups
+    of a fold. scored: False to fit these alone, and return a law without numbers.
     """
     device = algebra_device(devices[0])
     groups = torch.tensor(units.at_most(GROUPS).groups)
@@ -213,10 +223,26 @@ def measure_law_again(
                         ridges[fold] = choose_ridge(sums, places, FOLDS[fold], device)
                     if portion.fits:
                         options = (fold, portion.inside, ridges[fold], plan, device)
-                        folds[fold].take(portion, partial(Fit, sums, maps, *options), fold, bases[fold])
+                        fit = partial(Fit, sums, maps, *options)
+                        whole = fit()
+                        if collect is not None:
+                            _collect(collect, whole, portion, fold, bases[fold])
+                        if scored:
+                            folds[fold].take(portion, whole, fit, fold, bases[fold])
+                        del whole
                         bar.update(FITS_OF_FOLD)
                 del by_basis, sums, maps  # before those of the next portion are formed
+    if not scored:
+        return unmeasured("its maps alone were asked for")
     return _assemble(folds, phases, form, rows, documents, hidden, k, (ridges[0], ridges[1]))
+
+
+def _collect(collect: Collect, fit: Fit, portion: Portion, fold: int, basis: Basis) -> None:
+    """Hand over the maps of a fit, as factors in all dimensions."""
+    for place, matrix in fit.law_maps():
+        onto = matrix if basis.y is None else basis.y.to(matrix.device) @ matrix
+        inputs = None if basis.x is None else basis.x.float().cpu()
+        collect(portion.layers[place], fold, onto.float().cpu(), inputs)
 
 
 def _fits(plan: Plan, chosen: Sequence[int]) -> int:
@@ -246,12 +272,11 @@ class _Fold:
         without = [Scores.empty(1, layers) for _ in range(half)]
         return cls(Scores.empty(half, layers), without, np.zeros((layers, hidden)))
 
-    def take(self, portion: Portion, fit: Callable[..., Fit], fold: int, basis: Basis) -> None:
-        """Fit a portion of the model with all groups and without each, and take over its scores."""
-        whole = fit()
+    def take(self, portion: Portion, whole: Fit, fit: Callable[..., Fit], fold: int, basis: Basis) -> None:
+        """Take over the scores of a portion fitted with all groups, and of it fitted without each."""
         self.whole.take(whole.scores(range(*FOLDS[1 - fold].indices(GROUPS))), portion.layers)
         leading = whole.leading
-        del whole  # its maps, before the next fit forms its own
+        whole.free()  # its maps, before the next fit forms its own
         for scores, deleted in zip(self.without, range(*FOLDS[fold].indices(GROUPS)), strict=True):
             fewer = fit(deleted=deleted, start=leading)
             scores.take(fewer.scores([GROUPS + 1 - fold]), portion.layers)

@@ -219,6 +219,18 @@ class Fit:
             self.leading[step.layers][shared.within] = block
             shared.residual = block.new_empty(len(block), 0, 0)  # it has served
 
+    def law_maps(self) -> Iterator[tuple[int, Float64[Tensor, "k k"]]]:
+        """Yield c_L T^(-L) + v_L w^T of each layer that shares a map, with the layer's place in the sums."""
+        for step in self.steps:
+            for shared, v, _, w in self._rank_one(step):
+                maps = shared.map.to(self.device) + v @ w.mT
+                for number, matrix in enumerate(maps):
+                    yield step.layers.start + shared.within.start + number, matrix
+
+    def free(self) -> None:
+        """Let go of the maps; what `leading` and `gains` hold stays."""
+        self.steps, self._held, self._pooled = [], None, {}
+
     def scores(self, tests: Sequence[int]) -> Scores:
         """Score every map on each of these sets."""
         parts = [self._step_scores(step, tests) for step in self.steps]

@@ -1,4 +1,4 @@
-"""Passes of a model over its calibration: from the stream to sinks, spectra and the law.
+"""Passes of a model over its calibration: from the stream to sinks, spectra and the law, and to losses.
 
 There is one pass where memory holds the whole stream. Otherwise there are more, in the same batches: one over the first
 documents for the norms by which sinks are told, one for the spectra of as many layers as moments fit for, and those of
@@ -28,23 +28,31 @@ from delta_suite.errors import DeviceError
 from delta_suite.models.phases import PhaseMap
 from delta_suite.process_group import TP, current
 from delta_suite.provenance import Clock
+from delta_suite.reduction.causal_passes import CausalFit, Runnable, measure_causes, measure_damage
 from delta_suite.reduction.lanes import layers_at_once
-from delta_suite.reduction.law_fit import LawProgress, measure_law, measure_law_again, silent
+from delta_suite.reduction.law_fit import LawProgress, measure_law_again, silent
 from delta_suite.reduction.law_scores import Law
+from delta_suite.reduction.law_sums import Streams
+from delta_suite.reduction.losses import Causes, Damage
 from delta_suite.reduction.reduce import reduce_stream
 from delta_suite.reduction.replicates import LayerSpectra
 from delta_suite.reduction.state_statistics import StateLayer
-from delta_suite.reduction.states import Streams, state_layers, state_streams
+from delta_suite.reduction.states import state_layers, state_streams
 from delta_suite.reduction.variants import BLOCK_VARIANTS, WRITE_VARIANTS, Variant
 
 T = TypeVar("T")
 
-LAW, WRITES, STREAM = (
-    "the law was fitted",
-    "the writes of attention and MLP were reduced",
-    "the states were reduced",
-)
-"""Steps whose memory may run out without loss of the others, in words."""
+LAW, WRITES = "the law was fitted", "the writes of attention and MLP were reduced"
+STREAM = "the states were reduced"
+CAUSES, DAMAGE = "causes were fitted and the loss was measured", "the loss was measured with blocks left out"
+STEPS = {
+    LAW: "the law",
+    WRITES: "attention and MLP apart",
+    STREAM: "the states",
+    CAUSES: "causes",
+    DAMAGE: "damage",
+}
+"""Steps whose memory may run out without loss of the others, in words, and what claims are then to be left out."""
 
 Advance = Callable[[int], object]
 """Function that is called with a number of tokens that are done."""
@@ -73,8 +81,18 @@ class Captured:
     be measured, although the rest was."""
     states: dict[str, list[StateLayer]] | DeviceError | None = None
     """Figures of the states h_L, by variant; or why they could not be measured, although the rest was."""
+    causes: Causes | DeviceError | None = None
+    """The losses with updates of phases replaced; or why they could not be measured, although the rest was."""
+    damage: Damage | DeviceError | None = None
+    """The losses with blocks left out and exchanged; or why they could not be measured."""
     apart: Identity | None = None
     """The identity that attention and MLP are told apart."""
+
+    @property
+    def error(self) -> DeviceError | None:
+        """Return why a part could not be measured, although the rest was; None where all were."""
+        parts = (self.law, self.writes, self.states, self.causes, self.damage)
+        return next((part for part in parts if isinstance(part, DeviceError)), None)
 
 
 class Passes:
@@ -109,6 +127,7 @@ class Passes:
         self._entering: list[Bool[Tensor, " tokens"]] = []
         self._norms: Sequence[Tensor] | None = None
         self._law_progress: LawProgress = silent
+        self._causal: CausalFit | None = None
 
     def run(
         self,
@@ -116,14 +135,19 @@ class Passes:
         *,
         units: Units,
         with_spectra: bool = True,
+        causes: PhaseMap | None = None,
+        damage: bool = False,
         advance: Advance = lambda tokens: None,
         law_progress: LawProgress = silent,
     ) -> Captured:
         """Measure the spectra over these units, if wanted, and the law over these phases, if any.
 
-        `advance` is called with the tokens of each layer that has been reduced. law_progress: shows the fits.
+        causes: the phases in whose blocks the causes of the loss are measured, if they are. damage: measure the loss
+        with blocks left out and exchanged. `advance` is called with the tokens of each layer that has been reduced.
+        law_progress: shows the fits.
         """
         self._law_progress = law_progress
+        self._causal = None if causes is None else CausalFit.of(causes)
         captured, clock = self.captured, self.clock
         with torch.no_grad(), clock("analysis"):
             if not self.capture.whole:
@@ -135,29 +159,16 @@ class Passes:
             else:
                 for stream in streams:
                     self._sinks(stream)
-        for inner in {"capture", "law", "writes", "stream"} & clock.seconds.keys():
+        for inner in {"capture", "law", "writes", "stream", "causal"} & clock.seconds.keys():
             clock.subtract("analysis", inner)
         if self._writes and captured.writes is None:
             with torch.no_grad(), clock("writes"):
                 captured.writes = self._or_error(WRITES, self._writes_again, units)
-        if self._states and not self.capture.whole:
-            with torch.no_grad(), clock("stream"):
-                captured.states = self._or_error(STREAM, self._reduced_states, self.capture.updates, units)
-        if phases is not None and not self.capture.whole:
-            with torch.no_grad(), clock("law"):
-                captured.law = self._or_error(
-                    LAW,
-                    measure_law_again,
-                    self.capture.updates,
-                    torch.cat(self._entering),
-                    torch.cat(self._documents),
-                    phases,
-                    self.devices,
-                    units=units,
-                    layers=captured.blocks,
-                    hidden=self.capture.hidden,
-                    progress=self._law_progress,
-                )
+        if not self.capture.whole:
+            self._reduce_states(self.capture.updates, units)
+            self._fit_law(self.capture.updates, phases, units)
+            self._fit_causes(self.capture.updates, units)
+        self._losses(units, damage=damage)
         captured.apart = self.capture.apart
         captured.batch_tokens = self.capture.batch_tokens
         self._gather()
@@ -193,23 +204,65 @@ class Passes:
             if stream.middles:
                 with self.clock("writes"):
                     self.captured.writes = self._or_error(WRITES, self._reduced_writes, stream, units)
-            if self._states and self.capture.whole:
-                with self.clock("stream"):
-                    self.captured.states = self._or_error(STREAM, self._reduced_states, partial(_again, stream), units)
-            if phases is not None and self.capture.whole:
-                with self.clock("law"):
-                    sinks = self.captured.sinks[-1]
-                    self.captured.law = self._or_error(
-                        LAW,
-                        measure_law,
-                        stream,
-                        phases,
-                        self.devices,
-                        units=units,
-                        sinks=sinks,
-                        progress=self._law_progress,
-                    )
+            if self.capture.whole:
+                self._reduce_states(partial(_again, stream), units)
+                self._fit_law(partial(_again, stream), phases, units)
+                self._fit_causes(partial(_again, stream), units)
             del item, stream  # a shard is large, and the next one is filled now
+
+    def _reduce_states(self, streams: Streams, units: Units) -> None:
+        """Measure the states themselves, where they are asked for."""
+        if self._states:
+            with torch.no_grad(), self.clock("stream"):
+                self.captured.states = self._or_error(STREAM, self._reduced_states, streams, units)
+
+    def _fit_law(self, streams: Streams, phases: PhaseMap | None, units: Units) -> None:
+        """Fit the law over these phases, if any; and its maps alone where only causes ask for them."""
+        causal = self._causal
+        if phases is None and (causal is None or not causal.phases):
+            return
+        with torch.no_grad(), self.clock("law" if phases is not None else "causal"):
+            law = self._or_error(
+                LAW if phases is not None else CAUSES,
+                measure_law_again,
+                streams,
+                torch.cat(self._entering),
+                torch.cat(self._documents),
+                phases if phases is not None or causal is None else causal.phases,
+                self.devices,
+                units=units,
+                layers=self.captured.blocks,
+                hidden=self.capture.hidden,
+                progress=self._law_progress,
+                collect=None if causal is None else causal.collect,
+                scored=phases is not None,
+            )
+        if phases is not None:
+            self.captured.law = law
+        if causal is not None:
+            causal.no_law = str(law) if isinstance(law, DeviceError) else law.reason or ""
+
+    def _fit_causes(self, streams: Streams, units: Units) -> None:
+        """Fit what stands in place of updates, where causes are measured."""
+        if self._causal is None or units.group_count < 2:
+            return
+        entering, document = torch.cat(self._entering), torch.cat(self._documents)
+        with torch.no_grad(), self.clock("causal"):
+            failed = self._or_error(CAUSES, self._causal.fit, streams, entering, document, units, self.devices)
+        if failed is not None:
+            self.captured.causes = failed
+
+    def _losses(self, units: Units, *, damage: bool) -> None:
+        """Measure the loss under the interventions that are asked for."""
+        captured = self.captured
+        if self._causal is not None and captured.causes is None:
+            with self.clock("causal"):
+                captured.causes = self._or_error(
+                    CAUSES, measure_causes, Runnable.of(self.capture), self._causal, units, torch.cat(self._entering)
+                )
+        if damage:
+            with self.clock("damage"):
+                captured.damage = self._or_error(DAMAGE, measure_damage, Runnable.of(self.capture), units)
 
     def _sinks(self, stream: ResidualStream) -> Sinks:
         if self._norms is None and self.team.size > 1:
@@ -346,13 +399,17 @@ class Passes:
         try:
             return measure(*args, **options)
         except torch.OutOfMemoryError as error:
-            part = {LAW: "the law", WRITES: "attention and MLP apart", STREAM: "the states"}[step]
             return DeviceError(
                 f"memory ran out on {self.devices[0]} while {step} ({error}). Use a device with more memory, or leave "
-                f"out the claims about {part}."
+                f"out the claims about {STEPS[step]}."
             )
         except DeviceError as error:
             return error
+
+
+def _again(stream: ResidualStream, layers: Sequence[int]) -> Iterable[ResidualStream]:
+    """Return a stream that is whole, whatever layers are asked for."""
+    return [stream]
 
 
 def _of_write(streams: Iterator[ResidualStream], write: Write) -> Iterator[ResidualStream]:
@@ -360,10 +417,6 @@ def _of_write(streams: Iterator[ResidualStream], write: Write) -> Iterator[Resid
     for stream in streams:
         yield stream.of_write(write)
         del stream
-
-
-def _again(stream: ResidualStream, layers: Sequence[int]) -> list[ResidualStream]:
-    return [stream]
 
 
 def _variants_of(write: Write) -> list[Variant]:

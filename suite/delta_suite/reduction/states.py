@@ -14,7 +14,7 @@ fitted, and the group is not scored: intervals are over the text that is scored,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 
@@ -28,6 +28,7 @@ from delta_suite.capture.units import Units
 from delta_suite.reduction.eigen import eigh
 from delta_suite.reduction.gram import algebra_device
 from delta_suite.reduction.lanes import rows_at_once
+from delta_suite.reduction.law_sums import Streams
 from delta_suite.reduction.moments import NORM_FLOOR
 from delta_suite.reduction.replicates import LayerSpectra
 from delta_suite.reduction.state_statistics import LINEAR, TOKENWISE, StateLayer, StateStatistics
@@ -48,9 +49,6 @@ FEWEST = 160
 
 TINY = 1e-300
 """Smallest variance that a ridge is a multiple of."""
-
-Streams = Callable[[Sequence[int]], Iterable[ResidualStream]]
-"""Function that returns the stream again, in shards, with the states around these layers at least."""
 
 Sums = dict[tuple[str, str], Float64[np.ndarray, "groups columns"]]
 

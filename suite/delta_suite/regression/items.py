@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from delta_suite.metrics.registry import METRICS
+from delta_suite.metrics.registry import METRICS, OF_LOSSES
 from delta_suite.records.view import RecordView
 from delta_suite.regression.baseline import VERDICT
 from delta_suite.regression.comparison import LAYERS, MODEL, figures
@@ -28,10 +28,12 @@ def _figures(view: RecordView) -> list[str]:
     for _, scope, metric in figures(view):
         by_scope.setdefault(scope, {})[metric] = None
     phases = [scope for scope in by_scope if not scope.startswith("layer:")]
-    by_layer = {name: None for name, metric in METRICS.items() if metric.scope in {"layer", "pair"}}
+    # Differences of losses are not compared with a baseline.
+    compared = {name: metric for name, metric in METRICS.items() if metric.takes not in OF_LOSSES}
+    by_layer = {name: None for name, metric in compared.items() if metric.scope in {"layer", "pair"}}
     by_layer |= {metric: None for scope in by_scope.keys() - set(phases) for metric in sorted(by_scope[scope])}
     names = [*(f"{LAYERS}/{metric}" for metric in by_layer), *TURN_ITEMS]
-    by_phase = {name: None for name, metric in METRICS.items() if metric.scope in {"pair", "phase"}}
+    by_phase = {name: None for name, metric in compared.items() if metric.scope in {"pair", "phase"}}
     for scope in phases:
         names += [f"{scope}/{metric}" for metric in ({} if scope == MODEL else by_phase) | by_scope[scope]]
     return names

@@ -36,6 +36,7 @@ from delta_suite.progress import Progress, no_progress
 from delta_suite.provenance import hardware, library_version
 from delta_suite.records.arrays import ArrayFile
 from delta_suite.records.assemble import assemble, with_law, with_writes
+from delta_suite.records.losses_part import with_causes
 from delta_suite.records.record import (
     CalibrationRecord,
     CertificateRecord,
@@ -45,10 +46,13 @@ from delta_suite.records.record import (
     SinkRecord,
 )
 from delta_suite.records.view import RecordView
+from delta_suite.reduction.losses import Causes
 from delta_suite.reduction.variants import VARIANTS
+from delta_suite.selftest.causal_worlds import Caused
 from delta_suite.selftest.documents import DOCUMENTS
 from delta_suite.selftest.report import Coverage, Proof, Rate
-from delta_suite.selftest.worlds import WORLDS, World, gated
+from delta_suite.selftest.world import World
+from delta_suite.selftest.worlds import WORLDS, gated
 from delta_suite.version import __version__
 
 if TYPE_CHECKING:
@@ -110,7 +114,11 @@ def run_task(task: Task) -> list[Repeat]:
     out = []
     for repeat in task.repeats:
         population = world.plant(_generator(task.world, _PLANTED, *([repeat] if world.redrawn else [])))
-        view = measured(population.stream(_generator(task.world, _REPEAT, repeat)), world)
+        stream = population.stream(_generator(task.world, _REPEAT, repeat))
+        causes = None
+        if isinstance(population, Caused):  # the same draw again gives the same documents
+            causes = population.causes(_generator(task.world, _REPEAT, repeat), stream, world.units)
+        view = measured(stream, world, causes)
         intervals = {
             (scope, metric): observe(view, metric, scope, world.variants[0]).interval
             for scope, metrics in (world.covered or {}).items()
@@ -130,8 +138,8 @@ def _ridges(view: RecordView) -> tuple[float, ...]:
     return next((tuple(detail["ridge"]) for detail in details if "ridge" in detail), ())
 
 
-def measured(stream: Any, world: World) -> RecordView:
-    """Return the record view of a stream, measured as the pipeline measures a model's.
+def measured(stream: Any, world: World, causes: Causes | None = None) -> RecordView:
+    """Return the record view of a stream, and of causes, measured as the pipeline measures a model's.
 
     There is no model, so its certificate certifies nothing, and nothing is written to disk.
     """
@@ -185,6 +193,8 @@ def measured(stream: Any, world: World) -> RecordView:
     if writes:
         entry = with_writes(entry, writes, IdentityRecord(says="planted", error=0.0, tolerance=0.0))
     record, arrays = with_law(entry.record, law) if law else (entry.record, {})
+    if causes is not None:
+        record, arrays = with_causes(record, causes)
     record = record.model_copy(update={"phases": dict(world.scopes)})
     in_memory = Path("planted")
     return RecordView(

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 from delta_suite.claims.verdict import Verdict
 from delta_suite.metrics.intervals import CONFIDENCE, PERCENT
+from delta_suite.selftest.causal_worlds import CAUSE_TOKENS
 from delta_suite.selftest.documents import DOCUMENTS
 from delta_suite.selftest.law_worlds import LAW_TOKENS
 from delta_suite.selftest.planted import TOKENS
-from delta_suite.selftest.worlds import WORLDS, Claim
+from delta_suite.selftest.world import Claim
+from delta_suite.selftest.worlds import WORLDS
 
 if TYPE_CHECKING:
     from delta_suite.publish.table import Cell, Table
@@ -170,8 +172,9 @@ class Proof:
             *(f"- {name}: {value}" for name, value in self.origin.items() if name not in ("command", "date")),
             "",
             f"{self.repeats} repeats. Each draws {DOCUMENTS} documents of {TOKENS} tokens ({LAW_TOKENS} where the law "
-            "is planted) from every population, reduces them, computes every interval and judges every claim, with the "
-            "code that measures a model. True values of the law are those of maps with the ridge that a repeat chose; "
+            f"is planted, {CAUSE_TOKENS} where causes are) from every population, reduces them, computes every "
+            "interval and judges every claim, with the code that measures a model. True values of the law are those of "
+            "maps with the ridge that a repeat chose; "
             "where ridges differ between repeats, the table shows the mean.",
             "",
             *(f"- {name}: {WORLDS[name].description}" for name in self.worlds),

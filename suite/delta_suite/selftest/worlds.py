@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache, cached_property
-from itertools import chain
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
-import numpy as np
-
-from delta_suite.capture.units import Units
 from delta_suite.claims.gates import MIN_TOKENS_PER_DIMENSION
-from delta_suite.claims.loader import load_hypothesis
-from delta_suite.claims.schema import Expectation, Hypothesis
 from delta_suite.metrics.registry import METRICS
-from delta_suite.paths import bundled
-from delta_suite.selftest.documents import DOCUMENTS, Layers, Population, domains_of
+from delta_suite.selftest.causal_worlds import CAUSE_C, CAUSE_E, causes, constant, idle
+from delta_suite.selftest.causal_worlds import exchanged as causes_exchanged
+from delta_suite.selftest.documents import DOCUMENTS, Population
 from delta_suite.selftest.law_worlds import LAW_C, LAW_E, exchanged, law, law_without_direction, own_maps
 from delta_suite.selftest.planted import (
     DOMAIN_DOCUMENTS,
     NO_POPULATION_VALUE,
-    SHARED,
-    SPECIAL,
     domains,
     duplicates,
     equal,
@@ -43,100 +34,7 @@ from delta_suite.selftest.planted import (
     uneven_drift,
     wide,
 )
-
-Kind = Literal["false positives", "power"]
-"""The rate that supported verdicts of a claim count towards: errors, or correct findings."""
-
-
-@dataclass(frozen=True)
-class Claim:
-    """One expectation, and whether it is an error to support it."""
-
-    kind: Kind
-    statement: Expectation | tuple[str, str]
-    """The expectation, or the hypothesis file and the id of one that comes with the suite."""
-    bounded: bool = True
-    """True where a high rate of false positives fails the self-test; otherwise the rate is shown, for reason `note`."""
-    note: str = ""
-    """The reason why the rate is not bounded."""
-
-    @cached_property
-    def expectation(self) -> Expectation:
-        """Return the expectation. Raises HypothesisFileError where the suite's hypotheses are not installed."""
-        if isinstance(self.statement, Expectation):
-            return self.statement
-        file, name = self.statement
-        return next(claim for claim in _hypothesis(file).expect if claim.id == name)
-
-
-@cache
-def _hypothesis(file: str) -> Hypothesis:
-    """Return a hypothesis of the suite by its file name."""
-    return load_hypothesis(bundled("hypotheses") / file)
-
-
-@dataclass(frozen=True)
-class World:
-    """A planted population, with the claims and intervals that are tested on it."""
-
-    plant: Callable[[np.random.Generator], Population]
-    """The function that draws the population."""
-    description: str
-    """The population in words, for the table."""
-    claims: Sequence[Claim] = ()
-    redrawn: bool = False
-    """True where each repeat draws another population, because its claims are about chance over depth."""
-    covered: Mapping[str, Sequence[str]] | None = None
-    """The metrics whose intervals are compared with the truth, by scope."""
-    degenerate: str = ""
-    """The reason why no coverage is bounded here; empty where it is."""
-    shown: Mapping[tuple[str, str], str] = field(default_factory=dict)
-    """Single figures whose coverage is shown and not bounded, by scope and metric, with the reason."""
-    variants: Sequence[str] = ("raw",)
-    """The variants that are reduced; intervals are those of the first."""
-    phases: Mapping[str, Layers] | None = None
-    """The phase map, if not that of `scopes`."""
-    in_domain: int = 0
-    """The number of documents of each domain of the population; 0 where it has none."""
-
-    @property
-    def units(self) -> Units:
-        """Return the units of the documents of a repeat."""
-        return Units.of(DOCUMENTS, domains_of(DOCUMENTS, self.in_domain))
-
-    @property
-    def needs_law(self) -> bool:
-        """Return True if a claim or an interval is about the update law."""
-        metrics = [*(claim.expectation.metric for claim in self.claims), *chain(*(self.covered or {}).values())]
-        return any(METRICS[metric].takes == "law" for metric in metrics)
-
-    @cached_property
-    def scopes(self) -> Mapping[str, Layers]:
-        """Return the first and last layer of each phase by name."""
-        return self.phases or {"C": SHARED, "E": SPECIAL}
-
-    def layers(self, scope: str) -> Layers:
-        """Return the first and last layer of a scope, which is a phase or `layer:N`."""
-        if scope in self.scopes:
-            return self.scopes[scope]
-        layer = int(scope.removeprefix("layer:"))
-        return layer, layer
-
-
-def _claim(kind: Kind, metric: str, scope: str, op: str, bound: float | dict[str, Any], **more: Any) -> Claim:
-    """Return a claim that is stated here, against a threshold or something to compare with."""
-    options = {key: more.pop(key) for key in ("bounded", "note") if key in more}
-    other = {"than": bound} if isinstance(bound, dict) else {"threshold": bound}
-    expectation = Expectation.model_validate(
-        {"id": "planted", "metric": metric, "scope": scope, "op": op, "origin": "planted"} | other | more
-    )
-    return Claim(kind, expectation, **options)
-
-
-def _stated(kind: Kind, file: str, *names: str, **more: Any) -> list[Claim]:
-    """Return claims of a hypothesis file of the suite."""
-    return [Claim(kind, (file, name), **more) for name in names]
-
+from delta_suite.selftest.world import Claim, World, claim_of, stated
 
 _LAW, _BOUNDARIES = "update_law.toml", "boundaries.toml"
 _SHARED_MAP = ("c-shares-its-map", "e-shares-less-than-c")
@@ -180,13 +78,20 @@ _TIED = "the two largest eigenvalues are equal, so the truth lies at the end of 
 _E_LIKE = [("intra_cosine", "<=", 0.3), ("block_effective_rank_fraction", ">=", 0.8), ("equal_cosine", "<=", 0.3)]
 _C_LIKE = [("intra_cosine", ">=", 0.5), ("intra_cosine_cross_fitted", ">=", 0.5), ("adjacent_cosine", ">=", 0.5)]
 
+_CAUSES_C, _CAUSES_E = "causal/phase_c.toml", "causal/phase_e.toml"
+_MATTER = ("matters-more-than-its-energy", "matters-more-than-chance")
+_OF_C = ("one-direction-does-it", "more-than-a-constant")
+_OF_E = ("no-one-direction-does-it", "shares-less-than-c", "more-than-a-constant")
+
+_CAUSAL: Mapping[str, Any] = {"redrawn": True, "variants": ("sink_free",), "phases": {"C": CAUSE_C, "E": CAUSE_E}}
+
 
 def _claims_of_phases(**more: Any) -> list[Claim]:
     """Return the claims that `phased` was planted for, and their opposites in the other phase."""
     return [
-        *(_claim("power", metric, "C", op, bound, **more) for metric, op, bound in _C_LIKE),
-        *(_claim("false positives", metric, "E", op, bound, **more) for metric, op, bound in _C_LIKE),
-        *(_claim("false positives", metric, "C", op, bound, **more) for metric, op, bound in _E_LIKE),
+        *(claim_of("power", metric, "C", op, bound, **more) for metric, op, bound in _C_LIKE),
+        *(claim_of("false positives", metric, "E", op, bound, **more) for metric, op, bound in _C_LIKE),
+        *(claim_of("false positives", metric, "C", op, bound, **more) for metric, op, bound in _E_LIKE),
     ]
 
 
@@ -195,19 +100,19 @@ WORLDS: Mapping[str, World] = {
         phased,
         "layers 6-10, phase C, share a direction with |cos| about 0.8; every other layer has an unrelated direction",
         claims=[
-            *(_claim("power", metric, "C", op, bound) for metric, op, bound in _C_LIKE),
-            _claim("power", "intra_cosine", "C", ">=", {"scope": "E", "times": 2.0}),
-            _claim("power", "intra_cosine", "C", ">=", _WINDOW),
-            *(_claim("power", metric, "C", ">=", _DRIFT) for metric in _FITTED),
-            *(_claim("power", "intra_cosine", scope, ">=", _DRIFT) for scope in ("layers:5-9", "layers:8-12")),
-            _claim("power", "intra_cosine", "C", ">", _LAG),
-            _claim("power", "intra_cosine", "C", ">=", _RANDOM),
-            *(_claim("power", metric, "E", op, bound) for metric, op, bound in _E_LIKE),
-            *(_claim("false positives", metric, "E", op, bound) for metric, op, bound in _C_LIKE),
-            *(_claim("false positives", metric, "C", op, bound) for metric, op, bound in _E_LIKE),
-            _claim("false positives", "intra_cosine", "E", ">=", {"scope": "C"}),
-            _claim("false positives", "intra_cosine", "E", ">=", _WINDOW),
-            _claim("false positives", "intra_cosine", "E", ">=", _DRIFT),
+            *(claim_of("power", metric, "C", op, bound) for metric, op, bound in _C_LIKE),
+            claim_of("power", "intra_cosine", "C", ">=", {"scope": "E", "times": 2.0}),
+            claim_of("power", "intra_cosine", "C", ">=", _WINDOW),
+            *(claim_of("power", metric, "C", ">=", _DRIFT) for metric in _FITTED),
+            *(claim_of("power", "intra_cosine", scope, ">=", _DRIFT) for scope in ("layers:5-9", "layers:8-12")),
+            claim_of("power", "intra_cosine", "C", ">", _LAG),
+            claim_of("power", "intra_cosine", "C", ">=", _RANDOM),
+            *(claim_of("power", metric, "E", op, bound) for metric, op, bound in _E_LIKE),
+            *(claim_of("false positives", metric, "E", op, bound) for metric, op, bound in _C_LIKE),
+            *(claim_of("false positives", metric, "C", op, bound) for metric, op, bound in _E_LIKE),
+            claim_of("false positives", "intra_cosine", "E", ">=", {"scope": "C"}),
+            claim_of("false positives", "intra_cosine", "E", ">=", _WINDOW),
+            claim_of("false positives", "intra_cosine", "E", ">=", _DRIFT),
         ],
         covered={"layer:8": _OF_LAYERS, "C": [*_OF_LAYERS, *_OF_PAIRS], "E": _OF_PAIRS},
     ),
@@ -220,10 +125,10 @@ WORLDS: Mapping[str, World] = {
         noise,
         "isotropic updates, so no layer has a direction",
         claims=[
-            *(_claim("false positives", metric, "E", op, bound) for metric, op, bound in _E_LIKE),
-            _claim("false positives", "intra_cosine", "C", "<=", {"scope": "E"}),
-            *(_claim("false positives", metric, "C", op, bound) for metric, op, bound in _C_LIKE),
-            *_stated("false positives", _LAW, *_SHARED_MAP, *_DIRECTION),
+            *(claim_of("false positives", metric, "E", op, bound) for metric, op, bound in _E_LIKE),
+            claim_of("false positives", "intra_cosine", "C", "<=", {"scope": "E"}),
+            *(claim_of("false positives", metric, "C", op, bound) for metric, op, bound in _C_LIKE),
+            *stated("false positives", _LAW, *_SHARED_MAP, *_DIRECTION),
         ],
         covered={"layer:3": [*_OF_SPECTRA, "spectral_gap"]},
         degenerate="all eigenvalues are equal, so the truth lies at the end of the range",
@@ -234,7 +139,7 @@ WORLDS: Mapping[str, World] = {
         sinks,
         "isotropic updates, and two tokens in each document with massive states and updates along one direction",
         claims=[
-            _claim("false positives", metric, "C", op, bound, variant=variant)
+            claim_of("false positives", metric, "C", op, bound, variant=variant)
             for variant in ("raw", "sink_free")
             for metric, op, bound in _C_LIKE
         ],
@@ -245,11 +150,11 @@ WORLDS: Mapping[str, World] = {
         even_drift,
         "directions turn steadily over depth, so the cosine of two layers depends on their distance alone",
         claims=[
-            *(_claim("false positives", metric, "C", ">=", _DRIFT) for metric in _FITTED),
-            _claim("false positives", "intra_cosine", "C", ">=", _WINDOW),
-            _claim("false positives", "intra_cosine", "C", ">", _LAG),
-            _claim("false positives", "intra_cosine", "C", ">", {"scope": "layers:0-4"}),
-            *_stated("false positives", _BOUNDARIES, _RANK, _NO_DRIFT),
+            *(claim_of("false positives", metric, "C", ">=", _DRIFT) for metric in _FITTED),
+            claim_of("false positives", "intra_cosine", "C", ">=", _WINDOW),
+            claim_of("false positives", "intra_cosine", "C", ">", _LAG),
+            claim_of("false positives", "intra_cosine", "C", ">", {"scope": "layers:0-4"}),
+            *stated("false positives", _BOUNDARIES, _RANK, _NO_DRIFT),
         ],
         redrawn=True,
     ),
@@ -257,10 +162,10 @@ WORLDS: Mapping[str, World] = {
         uneven_drift,
         "directions turn smoothly at a changing speed, as a Gaussian process over depth in six dimensions",
         claims=[
-            *(_claim("false positives", metric, "C", ">=", _DRIFT) for metric in _FITTED),
-            _claim("false positives", "intra_cosine", "C", ">=", _WINDOW),
-            _claim("false positives", "intra_cosine", "C", ">", _LAG, bounded=False, note=_REALISED),
-            *_stated("false positives", _BOUNDARIES, _RANK, _NO_DRIFT),
+            *(claim_of("false positives", metric, "C", ">=", _DRIFT) for metric in _FITTED),
+            claim_of("false positives", "intra_cosine", "C", ">=", _WINDOW),
+            claim_of("false positives", "intra_cosine", "C", ">", _LAG, bounded=False, note=_REALISED),
+            *stated("false positives", _BOUNDARIES, _RANK, _NO_DRIFT),
         ],
         redrawn=True,
     ),
@@ -268,11 +173,11 @@ WORLDS: Mapping[str, World] = {
         equal,
         "the directions of every two layers have the cosine 0.5, so no phase differs from another",
         claims=[
-            *(_claim("false positives", metric, "C", ">=", _DRIFT) for metric in _FITTED),
-            _claim("false positives", "intra_cosine", "C", ">=", _WINDOW),
-            _claim("false positives", "intra_cosine", "C", ">", _LAG),
-            _claim("false positives", "intra_cosine", "C", ">", {"scope": "E"}),
-            *_stated("false positives", _BOUNDARIES, _RANK, _NO_DRIFT),
+            *(claim_of("false positives", metric, "C", ">=", _DRIFT) for metric in _FITTED),
+            claim_of("false positives", "intra_cosine", "C", ">=", _WINDOW),
+            claim_of("false positives", "intra_cosine", "C", ">", _LAG),
+            claim_of("false positives", "intra_cosine", "C", ">", {"scope": "E"}),
+            *stated("false positives", _BOUNDARIES, _RANK, _NO_DRIFT),
         ],
         redrawn=True,
     ),
@@ -280,31 +185,31 @@ WORLDS: Mapping[str, World] = {
         independent,
         "the directions of layers are independent, so phases differ by chance alone",
         claims=[
-            *(_claim("false positives", metric, "C", ">=", _DRIFT) for metric in _FITTED),
-            _claim("false positives", "intra_cosine", "C", ">=", _WINDOW),
-            _claim("false positives", "intra_cosine", "C", ">=", _RANDOM),
-            _claim("false positives", "intra_cosine", "C", ">", _LAG, bounded=False, note=_REALISED),
-            _claim("false positives", "intra_cosine", "C", ">", {"scope": "E"}, bounded=False, note=_REALISED),
-            *_stated("false positives", _BOUNDARIES, _RANK, _NO_DRIFT),
+            *(claim_of("false positives", metric, "C", ">=", _DRIFT) for metric in _FITTED),
+            claim_of("false positives", "intra_cosine", "C", ">=", _WINDOW),
+            claim_of("false positives", "intra_cosine", "C", ">=", _RANDOM),
+            claim_of("false positives", "intra_cosine", "C", ">", _LAG, bounded=False, note=_REALISED),
+            claim_of("false positives", "intra_cosine", "C", ">", {"scope": "E"}, bounded=False, note=_REALISED),
+            *stated("false positives", _BOUNDARIES, _RANK, _NO_DRIFT),
         ],
         redrawn=True,
     ),
     "segments": World(
         segments,
         "layers of one declared phase have nearly the same directions; those of two phases have unrelated ones",
-        claims=_stated("power", _BOUNDARIES, _RANK, _NO_DRIFT),
+        claims=stated("power", _BOUNDARIES, _RANK, _NO_DRIFT),
         redrawn=True,
     ),
     "segments elsewhere": World(
         segments_elsewhere,
         "segments with the phases in random order, so that the declared boundaries are not those planted",
-        claims=[*_stated("false positives", _BOUNDARIES, _RANK), *_stated("power", _BOUNDARIES, _NO_DRIFT)],
+        claims=[*stated("false positives", _BOUNDARIES, _RANK), *stated("power", _BOUNDARIES, _NO_DRIFT)],
         redrawn=True,
     ),
     "law": World(
         law,
         "the law as claimed: in C one map and a weak v_L, in E less of the same map and a strong v_L",
-        claims=_stated("power", _LAW, *_SHARED_MAP, _NO_DIRECTION, *_DIRECTION),
+        claims=stated("power", _LAW, *_SHARED_MAP, _NO_DIRECTION, *_DIRECTION),
         covered=dict.fromkeys("CE", _OF_LAW),
         shown=dict.fromkeys([("C", "sharing_index"), ("C", "rank_one_closure")], _OVERFIT),
         variants=("sink_free",),
@@ -314,8 +219,8 @@ WORLDS: Mapping[str, World] = {
         law_without_direction,
         "one map in C; in E less of it, and a separate map for each layer in place of a direction",
         claims=[
-            *_stated("power", _LAW, *_SHARED_MAP, _NO_DIRECTION),
-            *_stated("false positives", _LAW, *_DIRECTION),
+            *stated("power", _LAW, *_SHARED_MAP, _NO_DIRECTION),
+            *stated("false positives", _LAW, *_DIRECTION),
         ],
         # A layer's map gains nothing over a map that all layers have, so that C has no closure.
         covered={"C": [name for name in _OF_LAW if name != "rank_one_closure"], "E": _OF_LAW},
@@ -327,8 +232,8 @@ WORLDS: Mapping[str, World] = {
         own_maps,
         "each layer of C and of E has a separate map, so nothing is shared, and no residual has a direction",
         claims=[
-            *_stated("power", _LAW, _NO_DIRECTION),
-            *_stated("false positives", _LAW, *_SHARED_MAP, *_DIRECTION),
+            *stated("power", _LAW, _NO_DIRECTION),
+            *stated("false positives", _LAW, *_SHARED_MAP, *_DIRECTION),
         ],
         covered=dict.fromkeys("CE", _OF_LAW),
         shown={
@@ -346,7 +251,7 @@ WORLDS: Mapping[str, World] = {
     "law exchanged": World(
         exchanged,
         "the law with what is claimed of C in E, and what is claimed of E in C",
-        claims=_stated("false positives", _LAW, *_SHARED_MAP, _NO_DIRECTION, "e-residual-is-more-directed-than-c"),
+        claims=stated("false positives", _LAW, *_SHARED_MAP, _NO_DIRECTION, "e-residual-is-more-directed-than-c"),
         variants=("sink_free",),
         phases={"C": LAW_C, "E": LAW_E},
     ),
@@ -354,16 +259,16 @@ WORLDS: Mapping[str, World] = {
         fast_ends,
         "directions turn eleven times as fast at both ends of the depth as in the middle, where C lies",
         claims=[
-            *(_claim("false positives", metric, "C", ">=", _DRIFT) for metric in _FITTED),
-            _claim("false positives", "intra_cosine", "C", ">=", _WINDOW),
-            *_stated("false positives", _BOUNDARIES, _RANK, _NO_DRIFT),
+            *(claim_of("false positives", metric, "C", ">=", _DRIFT) for metric in _FITTED),
+            claim_of("false positives", "intra_cosine", "C", ">=", _WINDOW),
+            *stated("false positives", _BOUNDARIES, _RANK, _NO_DRIFT),
         ],
         redrawn=True,
     ),
     "segments one off": World(
         segments_one_off,
         "segments with every boundary one layer later than declared",
-        claims=_stated("power", _BOUNDARIES, _RANK, _NO_DRIFT),
+        claims=stated("power", _BOUNDARIES, _RANK, _NO_DRIFT),
         redrawn=True,
     ),
     "heavy tails": World(
@@ -380,8 +285,11 @@ WORLDS: Mapping[str, World] = {
             claim
             for variant in ("raw", "centred")
             for claim in (
-                *(_claim("power", metric, "E", op, bound, variant=variant) for metric, op, bound in _C_LIKE),
-                *(_claim("false positives", metric, "E", op, bound, variant=variant) for metric, op, bound in _E_LIKE),
+                *(claim_of("power", metric, "E", op, bound, variant=variant) for metric, op, bound in _C_LIKE),
+                *(
+                    claim_of("false positives", metric, "E", op, bound, variant=variant)
+                    for metric, op, bound in _E_LIKE
+                ),
             )
         ],
         covered={"layer:8": _OF_SPECTRA, "C": _OF_PAIRS},
@@ -391,15 +299,15 @@ WORLDS: Mapping[str, World] = {
         near_zero,
         "the phases, but the layers of E write less than float32 can hold beside the stream, and the last nothing",
         claims=[
-            *(_claim("power", metric, "C", op, bound) for metric, op, bound in _C_LIKE),
-            *(_claim("false positives", metric, "E", op, bound) for metric, op, bound in (*_C_LIKE, *_E_LIKE)),
+            *(claim_of("power", metric, "C", op, bound) for metric, op, bound in _C_LIKE),
+            *(claim_of("false positives", metric, "E", op, bound) for metric, op, bound in (*_C_LIKE, *_E_LIKE)),
         ],
     ),
     "equal singular values": World(
         equal_pair,
         "the two largest singular values of each layer are equal, so no layer has a top direction; C shares the plane",
         claims=[
-            _claim("false positives", metric, scope, op, bound)
+            claim_of("false positives", metric, scope, op, bound)
             for scope in "CE"
             for metric, op, bound in (*_C_LIKE, *_E_LIKE)
         ],
@@ -410,7 +318,7 @@ WORLDS: Mapping[str, World] = {
         duplicates,
         "isotropic updates, in documents that are there twice",
         claims=[
-            _claim("false positives", metric, "E", op, bound, bounded=False, note=_COPIES)
+            claim_of("false positives", metric, "E", op, bound, bounded=False, note=_COPIES)
             for metric, op, bound in _E_LIKE
         ],
         phases={"C": (2, 5), "E": (6, 10)},
@@ -421,11 +329,11 @@ WORLDS: Mapping[str, World] = {
         claims=[
             *_claims_of_phases(write="mlp", variant="sink_free"),
             *(
-                _claim("power", metric, "C", op, bound, write="attention", variant="sink_free")
+                claim_of("power", metric, "C", op, bound, write="attention", variant="sink_free")
                 for metric, op, bound in _E_LIKE
             ),
             *(
-                _claim("false positives", metric, "C", op, bound, write="attention", variant="sink_free")
+                claim_of("false positives", metric, "C", op, bound, write="attention", variant="sink_free")
                 for metric, op, bound in _C_LIKE
             ),
         ],
@@ -437,6 +345,40 @@ WORLDS: Mapping[str, World] = {
         claims=_claims_of_phases(),
         covered={"layer:8": _OF_SPECTRA, "C": _OF_PAIRS, "E": _OF_PAIRS},
         in_domain=DOMAIN_DOCUMENTS,
+    ),
+    "causes": World(
+        causes,
+        "models whose loss needs the v_L: in C one direction, in E another one in each layer; both depend on the token",
+        claims=[*stated("power", _CAUSES_C, *_MATTER, *_OF_C), *stated("power", _CAUSES_E, *_MATTER, *_OF_E)],
+        **_CAUSAL,
+    ),
+    "causes exchanged": World(
+        causes_exchanged,
+        "models whose loss needs the v_L: in C another one in each layer; in E one, and the same on every token",
+        claims=[
+            *(claim for file in (_CAUSES_C, _CAUSES_E) for claim in stated("power", file, *_MATTER)),
+            *stated("false positives", _CAUSES_C, "one-direction-does-it"),
+            *stated("false positives", _CAUSES_E, *_OF_E),
+        ],
+        **_CAUSAL,
+    ),
+    "constant": World(
+        constant,
+        "models whose loss needs the one direction of C, along which its layers write the same on every token",
+        claims=[
+            *stated("power", _CAUSES_C, *_MATTER, "one-direction-does-it"),
+            *stated("false positives", _CAUSES_C, "more-than-a-constant"),
+        ],
+        **_CAUSAL,
+    ),
+    "idle directions": World(
+        idle,
+        "models whose heads read the v_L, but half of what they read is wrong, so that the loss is the same without",
+        claims=[
+            *(claim for file in (_CAUSES_C, _CAUSES_E) for claim in stated("false positives", file, *_MATTER)),
+            *(claim_of("false positives", "causal_effect", scope, ">", 0.0) for scope in "CE"),
+        ],
+        **_CAUSAL,
     ),
 }
 """The cases that the self-test runs, by name."""

@@ -1,0 +1,112 @@
+"""A planted population of the self-test, with the claims judged on it and the intervals compared with truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from itertools import chain
+from typing import Any, Literal
+
+import numpy as np
+
+from delta_suite.capture.units import Units
+from delta_suite.claims.loader import load_hypothesis
+from delta_suite.claims.schema import Expectation, Hypothesis
+from delta_suite.metrics.registry import METRICS
+from delta_suite.paths import bundled
+from delta_suite.selftest.documents import DOCUMENTS, Layers, Population, domains_of
+from delta_suite.selftest.planted import SHARED, SPECIAL
+
+Kind = Literal["false positives", "power"]
+"""The rate that supported verdicts of a claim count towards: errors, or correct findings."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One expectation, and whether it is an error to support it."""
+
+    kind: Kind
+    statement: Expectation | tuple[str, str]
+    """The expectation, or the hypothesis file and the id of one that comes with the suite."""
+    bounded: bool = True
+    """True where a high rate of false positives fails the self-test; otherwise the rate is shown, for reason `note`."""
+    note: str = ""
+    """The reason why the rate is not bounded."""
+
+    @cached_property
+    def expectation(self) -> Expectation:
+        """Return the expectation. Raises HypothesisFileError where the suite's hypotheses are not installed."""
+        if isinstance(self.statement, Expectation):
+            return self.statement
+        file, name = self.statement
+        return next(claim for claim in _hypothesis(file).expect if claim.id == name)
+
+
+@cache
+def _hypothesis(file: str) -> Hypothesis:
+    """Return a hypothesis of the suite by its file name."""
+    return load_hypothesis(bundled("hypotheses") / file)
+
+
+@dataclass(frozen=True)
+class World:
+    """A planted population, with the claims and intervals that are tested on it."""
+
+    plant: Callable[[np.random.Generator], Population]
+    """The function that draws the population."""
+    description: str
+    """The population in words, for the table."""
+    claims: Sequence[Claim] = ()
+    redrawn: bool = False
+    """True where each repeat draws another population, because its claims are about chance over depth."""
+    covered: Mapping[str, Sequence[str]] | None = None
+    """The metrics whose intervals are compared with the truth, by scope."""
+    degenerate: str = ""
+    """The reason why no coverage is bounded here; empty where it is."""
+    shown: Mapping[tuple[str, str], str] = field(default_factory=dict)
+    """Single figures whose coverage is shown and not bounded, by scope and metric, with the reason."""
+    variants: Sequence[str] = ("raw",)
+    """The variants that are reduced; intervals are those of the first."""
+    phases: Mapping[str, Layers] | None = None
+    """The phase map, if not that of `scopes`."""
+    in_domain: int = 0
+    """The number of documents of each domain of the population; 0 where it has none."""
+
+    @property
+    def units(self) -> Units:
+        """Return the units of the documents of a repeat."""
+        return Units.of(DOCUMENTS, domains_of(DOCUMENTS, self.in_domain))
+
+    @property
+    def needs_law(self) -> bool:
+        """Return True if a claim or an interval is about the update law."""
+        metrics = [*(claim.expectation.metric for claim in self.claims), *chain(*(self.covered or {}).values())]
+        return any(METRICS[metric].takes == "law" for metric in metrics)
+
+    @cached_property
+    def scopes(self) -> Mapping[str, Layers]:
+        """Return the first and last layer of each phase by name."""
+        return self.phases or {"C": SHARED, "E": SPECIAL}
+
+    def layers(self, scope: str) -> Layers:
+        """Return the first and last layer of a scope, which is a phase or `layer:N`."""
+        if scope in self.scopes:
+            return self.scopes[scope]
+        layer = int(scope.removeprefix("layer:"))
+        return layer, layer
+
+
+def claim_of(kind: Kind, metric: str, scope: str, op: str, bound: float | dict[str, Any], **more: Any) -> Claim:
+    """Return a claim that is stated here, against a threshold or something to compare with."""
+    options = {key: more.pop(key) for key in ("bounded", "note") if key in more}
+    other = {"than": bound} if isinstance(bound, dict) else {"threshold": bound}
+    expectation = Expectation.model_validate(
+        {"id": "planted", "metric": metric, "scope": scope, "op": op, "origin": "planted"} | other | more
+    )
+    return Claim(kind, expectation, **options)
+
+
+def stated(kind: Kind, file: str, *names: str, **more: Any) -> list[Claim]:
+    """Return claims of a hypothesis file of the suite."""
+    return [Claim(kind, (file, name), **more) for name in names]
