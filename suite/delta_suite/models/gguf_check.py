@@ -195,7 +195,7 @@ def names_read() -> Iterator[set[str]]:
 def gguf_read_once(files: ModelFiles) -> Iterator[None]:
     """Let transformers parse a GGUF file once, and not for each of config, tokenizer and weights.
 
-    Parsing a vocabulary takes seconds; so does the table of tensor names, which it would make for each module of a model.
+    Parsing a vocabulary takes seconds; so does the table of tensor names, which it would make for each module.
     """
     try:
         gguf: Any = None if files.gguf is None else importlib.import_module("gguf")
