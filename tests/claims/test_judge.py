@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from delta_suite.claims.judge import judge, judge_all, judge_claim, parts_of_claims
-from delta_suite.claims.null_kinds import NO_CONTROL, NULLS, undecidable_at
+from delta_suite.claims.null_kinds import NO_CONTROL, NULLS, Control, undecidable_at
 from delta_suite.claims.schema import Expectation, Hypothesis, Than
 from delta_suite.claims.verdict import Judgement, Verdict, combine_verdicts
 from delta_suite.metrics.estimate import Estimate
@@ -38,7 +38,7 @@ def hypothesis(*claims: Expectation) -> Hypothesis:
     return Hypothesis.model_validate(head | {"expect": claims})
 
 
-def judged(view: RecordView, control: RecordView | None = None, **keys: Any) -> Judgement:
+def judged(view: RecordView, control: Control = None, **keys: Any) -> Judgement:
     claim = expectation(**keys)
     return judge(hypothesis(claim), claim, view, control)
 
@@ -281,6 +281,20 @@ def test_a_claim_that_random_weights_support_is_vacuous(view: RecordView, contro
     assert judged(view, control, metric="effective_rank", threshold=1.5).vacuous
     assert not judged(view, metric="effective_rank", threshold=1.5).vacuous
     assert not judged(view, control, threshold=0.5).vacuous
+
+
+def test_a_control_is_measured_only_where_it_is_needed(view: RecordView, control: RecordView) -> None:
+    measured: list[str] = []
+
+    def measure() -> RecordView:
+        measured.append("control")
+        return control
+
+    assert judged(view, measure, metric="effective_rank", threshold=1e6).verdict is not Verdict.SUPPORTED
+    assert not measured
+    assert judged(view, measure, metric="effective_rank", threshold=1.5).vacuous
+    assert measured == ["control"]
+    assert not judged(view, lambda: None, metric="effective_rank", threshold=1.5).vacuous
 
 
 def test_random_weights_that_meet_a_claim_behind_a_gate_are_told(view: RecordView, control: RecordView) -> None:

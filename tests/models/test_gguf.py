@@ -208,6 +208,20 @@ def test_a_file_of_one_part(tmp_path: Path) -> None:
     assert torch.equal(logits(tmp_path), model(TOKENS % 60).logits)
 
 
+def test_it_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gguf
+
+    parsed: list[str] = []
+    tables: list[int] = []
+    reader, table = gguf.GGUFReader, gguf.get_tensor_name_map
+    monkeypatch.setattr(gguf, "GGUFReader", lambda path: parsed.append(path) or reader(path))
+    monkeypatch.setattr(gguf, "get_tensor_name_map", lambda arch, count: tables.append(count) or table(arch, count))
+    before = gguf.GGUFReader, gguf.get_tensor_name_map
+    loaded(write(tmp_path / "m.gguf", model_of()))
+    assert (len(parsed), tables) == (1, [2])
+    assert (gguf.GGUFReader, gguf.get_tensor_name_map) == before
+
+
 def test_the_content_of_a_header(tmp_path: Path) -> None:
     write(tmp_path / "m.gguf", model_of(), keys={"a": True, "b": "x"})
     values, shapes = gguf_content(tmp_path / "m.gguf")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from delta_suite.claims.gates import Gate, failed_gates
-from delta_suite.claims.null_kinds import Requirement, requirement
+from delta_suite.claims.null_kinds import Control, Requirement, control_of, requirement
 from delta_suite.claims.observe import Observation, observe
 from delta_suite.claims.schema import Expectation, Hypothesis
 from delta_suite.claims.verdict import NO_DISTANCE, Judgement, Verdict
@@ -35,9 +35,7 @@ class _Decision:
     """The share of layers whose values hold."""
 
 
-def judge(
-    hypothesis: Hypothesis, expectation: Expectation, view: RecordView, control: RecordView | None = None
-) -> Judgement:
+def judge(hypothesis: Hypothesis, expectation: Expectation, view: RecordView, control: Control = None) -> Judgement:
     """Judge one expectation on one record.
 
     Supported where the interval lies inside the claim, refuted where it lies wholly outside, else inconclusive; a gate
@@ -50,7 +48,8 @@ def judge(
     A record without the arrays beside it is judged where its figures suffice, which is a comparison with a threshold;
     anything else is not measured, and the reason names the file.
 
-    control: the same architecture with random weights. A claim that is supported there too is marked vacuous.
+    control: the same architecture with random weights. A claim that is supported there too is marked vacuous; one that
+    is not supported needs none, and none is measured for it.
     """
     over, other = expectation.over, expectation.with_metric
     observation = observe(view, expectation.metric, expectation.scope, expectation.figures, over, other)
@@ -70,8 +69,8 @@ def judge(
         observed, required = decision.holding, expectation.mostly
     else:
         decision = _decide(expectation, observation, other_side, view)
-    if decision.verdict is Verdict.SUPPORTED and control is not None:
-        of_control = judge(hypothesis, expectation, control)
+    if decision.verdict is Verdict.SUPPORTED and (control_view := control_of(control)) is not None:
+        of_control = judge(hypothesis, expectation, control_view)
         vacuous = of_control.verdict is Verdict.SUPPORTED
         no_better = not vacuous and _meets(of_control)
     sign = 1 if expectation.rising or expectation.over == "each" else -1
@@ -269,9 +268,7 @@ def judge_all(
                 yield judge_claim(hypothesis, expectation, view, control)
 
 
-def judge_claim(
-    hypothesis: Hypothesis, expectation: Expectation, view: RecordView, control: RecordView | None = None
-) -> Judged:
+def judge_claim(hypothesis: Hypothesis, expectation: Expectation, view: RecordView, control: Control = None) -> Judged:
     """Judge one claim on one record, under its variant and under every other one that the record has.
 
     A claim of the law, or of losses, has one variant, that of the rows it is fitted on: under others it would only say

@@ -71,15 +71,22 @@ class Null:
         return "quantile" in self.allows
 
 
-def requirement(
-    expectation: Expectation, view: RecordView, control: RecordView | None, observed: Observation
-) -> Requirement:
+Control = RecordView | Callable[[], RecordView | None] | None
+"""Record of the same architecture with random weights, or a function that measures it where it is needed; or None."""
+
+
+def control_of(control: Control) -> RecordView | None:
+    """Return the record of a control, which is measured now where it was not needed before."""
+    return control() if callable(control) else control
+
+
+def requirement(expectation: Expectation, view: RecordView, control: Control, observed: Observation) -> Requirement:
     """Return what the observed side is compared with; its estimate says why where there is nothing.
 
     A threshold is always there. Everything else needs the arrays beside the record: replicates of both sides for the
     interval of a difference, directions for a null.
 
-    control: the same architecture with random weights, or None where it was not measured.
+    control: it is measured for a claim whose null it is, and for no other.
     """
     than = expectation.than
     if than is None:
@@ -92,7 +99,9 @@ def requirement(
         return Requirement(absent(observed.reason or "not measured"))
     if problem := undecidable_at(expectation, view.model.layers, view.phases):
         return Requirement(absent(problem), undecidable=problem)
-    return NULLS[than.null].bound(expectation, than, view, control, observed)
+    null = NULLS[than.null]
+    needed = control_of(control) if null.bound is _random_weights else None
+    return null.bound(expectation, than, view, needed, observed)
 
 
 def undecidable_at(expectation: Expectation, layers: int, phases: PhaseMap) -> str | None:

@@ -7,11 +7,13 @@ https://github.com/ggml-org/llama.cpp/blob/master/src/llama-arch.cpp
 
 from __future__ import annotations
 
+import importlib
 import math
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,6 +189,29 @@ def names_read() -> Iterator[set[str]]:
         yield names
     finally:
         loader.get_gguf_hf_weights_map = read
+
+
+@contextmanager
+def gguf_read_once(files: ModelFiles) -> Iterator[None]:
+    """Let transformers parse a GGUF file once, and not for each of config, tokenizer and weights.
+
+    Parsing a vocabulary takes seconds; so does the table of tensor names, which it would make for each module.
+    """
+    try:
+        gguf: Any = None if files.gguf is None else importlib.import_module("gguf")
+    except ImportError:  # transformers says that it is needed
+        gguf = None
+    if gguf is None:
+        yield
+        return
+    kept = {"GGUFReader": gguf.GGUFReader, "get_tensor_name_map": gguf.get_tensor_name_map}
+    for name, function in kept.items():
+        setattr(gguf, name, lru_cache(function))
+    try:
+        yield
+    finally:
+        for name, function in kept.items():
+            setattr(gguf, name, function)
 
 
 def _check_tensors(spec: ModelSpec, keys: GgufKeys, read: set[str], unread: Iterable[str]) -> None:

@@ -18,7 +18,7 @@ from delta_suite.models.completeness import check_complete, unread_names
 from delta_suite.models.control import initialise
 from delta_suite.models.device import SHARDED, hardware
 from delta_suite.models.files import ModelFiles
-from delta_suite.models.gguf_check import check_gguf, names_read
+from delta_suite.models.gguf_check import check_gguf, gguf_read_once, names_read
 from delta_suite.models.model_config import auto_class, newer_transformers, quantisation_method, read_config
 from delta_suite.models.parallel import loading_options, start
 from delta_suite.models.quiet import errors_only
@@ -80,6 +80,25 @@ def load(
         raise SuiteError(f"dtype {dtype!r} is unknown: it is {', '.join(DTYPES)}.")
     started = time.perf_counter()
     sweep(Path(tempfile.gettempdir()))  # offloaded weights of a killed run can be hundreds of gigabytes
+    with gguf_read_once(files):
+        model, tokenizer = _loaded(spec, files, device, dtype, attention)
+    model.eval().requires_grad_(False)
+    if device in MODES:
+        start(model, current())
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        devices=_devices(model, device),
+        dtype=str(model.dtype).removeprefix("torch."),
+        attention=str(model.config._attn_implementation),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _loaded(
+    spec: ModelSpec, files: ModelFiles, device: str, dtype: str, attention: str | None
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Return model and tokenizer, as `load` does."""
     config = read_config(spec, files)
     builder = auto_class(config, spec)
     quantised = quantisation_method(config, spec)
@@ -98,17 +117,7 @@ def load(
     check_complete(spec, files, model, report, unread)
     if files.gguf is not None:
         check_gguf(spec, files, model, read, unread)
-    model.eval().requires_grad_(False)
-    if device in MODES:
-        start(model, current())
-    return LoadedModel(
-        model=model,
-        tokenizer=tokenizer,
-        devices=_devices(model, device),
-        dtype=str(model.dtype).removeprefix("torch."),
-        attention=str(model.config._attn_implementation),
-        seconds=time.perf_counter() - started,
-    )
+    return model, tokenizer
 
 
 def _check_memory(spec: ModelSpec, files: ModelFiles, dtype: str) -> None:

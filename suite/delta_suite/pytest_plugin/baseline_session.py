@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -187,7 +188,7 @@ class Regression:
         stated = next((claim for claim in hypothesis.expect if claim.id == expectation), None)
         if stated is None:
             return None
-        judged = judge(hypothesis, stated, self.outcome(spec).view, self.control(spec))
+        judged = judge(hypothesis, stated, self.outcome(spec).view, partial(self.control, spec))
         return VerdictEntry.of(judged, self._relative(hypothesis.path))
 
     def _relative(self, path: Path) -> str:

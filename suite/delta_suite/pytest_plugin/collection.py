@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +129,7 @@ class ExpectationItem(pytest.Item):
 
         session = self.config.stash[SESSION]
         view = session.outcome(self.spec).view
-        self.judged = judged = judge_claim(self.hypothesis, self.expectation, view, session.control(self.spec))
+        self.judged = judged = judge_claim(self.hypothesis, self.expectation, view, partial(session.control, self.spec))
         judgement = judged.judgement
         self.user_properties += [
             (key, value) for key, value in self._properties(judgement).items() if value is not None

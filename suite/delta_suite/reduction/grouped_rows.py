@@ -9,9 +9,10 @@ matrices do not depend on centring; `RowsByGroup` forms them once for all varian
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float32, Float64, Int64
+from jaxtyping import Bool, Float, Float32, Float64, Int64
 from torch import Tensor
 
 from delta_suite.reduction.eigen import Eigen
@@ -24,8 +25,8 @@ from delta_suite.reduction.gram import (
     spectrum_of_tokens_gram,
     tokens_gram,
 )
-from delta_suite.reduction.groups import LEADING, Groups, GroupSums, Removals, gaps_of, members, mixing
-from delta_suite.reduction.lanes import NARROW_ENTRIES_AT_ONCE, rows_at_once
+from delta_suite.reduction.groups import LEADING, Groups, GroupSums, Removals, gaps_of, mixing
+from delta_suite.reduction.lanes import entries_at_once, rows_at_once
 from delta_suite.reduction.moments import widened
 
 
@@ -40,28 +41,34 @@ class RowsByGroup:
     ) -> None:
         """Take rows, quantities, and the group of each token and the number of groups in each grouping.
 
-        A token is in the same half in every grouping.
+        Rows come in the order of `in_groups` of the first grouping. A token is in the same half in every grouping.
         """
         # Stored as float32; cast to float64 only where needed.
         self.rows = rows.to(algebra_device(rows.device))
-        self.members = [[index.to(self.rows.device) for index in members(group, groups)] for group, groups in groupings]
-        self.halves = [index.to(self.rows.device) for index in members(groupings[0][0] % 2, 2)]
-        self.sums = [self._sums(quantities, index) for index in self.members]
+        self.groupings = [
+            Grouping.of(group, count, None if number == 0 else in_groups(group).to(self.rows.device))
+            for number, (group, count) in enumerate(groupings)
+        ]
+        self.sums = [self._sums(quantities, grouping) for grouping in self.groupings]
         self._grams: dict[int | None, Tensor] = {}
 
-    def _sums(self, quantities: Float64[Tensor, "tokens quantities"], index: Sequence[Tensor]) -> GroupSums:
-        by_group = [quantities.index_select(0, each.to(quantities.device)) for each in index]
-        totals = [self.rows.index_select(0, each).sum(dim=0, dtype=torch.float64) for each in index]
-        return GroupSums(
-            [len(each) for each in index],
-            torch.stack([x.sum(dim=0) for x in by_group]),
-            torch.stack([x.square().sum(dim=0) for x in by_group]),
-            torch.stack(totals),
-        )
+    def taken(self, grouping: Grouping, rows: slice) -> Float32[Tensor, "_ hidden"]:
+        """Return rows in the order of a grouping."""
+        return self.rows[rows] if grouping.order is None else self.rows.index_select(0, grouping.order[rows])
 
-    def index(self, side: int | None) -> Int64[Tensor, " _"] | None:
-        """Return the rows of a side, None for all."""
-        return None if side is None else self.halves[side]
+    def side(self, side: int | None) -> Float32[Tensor, "_ hidden"]:
+        """Return the rows of a side."""
+        return self.rows[self.groupings[0].within(side)]
+
+    def _sums(self, quantities: Float64[Tensor, "tokens quantities"], grouping: Grouping) -> GroupSums:
+        order, groups = grouping.order, grouping.rows
+        ordered = quantities if order is None else quantities.index_select(0, order.to(quantities.device))
+        return GroupSums(
+            [each.stop - each.start for each in groups],
+            torch.stack([ordered[each].sum(dim=0) for each in groups]),
+            torch.stack([ordered[each].square().sum(dim=0) for each in groups]),
+            torch.stack([self.taken(grouping, each).sum(dim=0, dtype=torch.float64) for each in groups]),
+        )
 
     def gram(self, side: int | None) -> Float64[Tensor, "hidden hidden"]:
         """Return X^T X of a side. It is kept, so do not overwrite it."""
@@ -70,12 +77,54 @@ class RowsByGroup:
                 self._grams[side] = self.gram(0) + self.gram(1)
             else:
                 hidden = self.rows.shape[1]
-                out = torch.zeros(hidden, hidden, dtype=torch.float64, device=self.rows.device)
-                for block in torch.split(self.halves[side], rows_at_once(hidden)):
-                    add_gram(out, widened(self.rows.index_select(0, block)))
-                mirror(out)
-                self._grams[side] = out
+                zeros = torch.zeros(hidden, hidden, dtype=torch.float64, device=self.rows.device)
+                self._grams[side] = _added(zeros, self.side(side))
         return self._grams[side]
+
+    def take_grams(self, fewer: RowsByGroup, more: Bool[Tensor, " tokens"]) -> None:
+        """Take over the Gram matrices of the same rows without those in `more`, and add these."""
+        for side, gram in fewer._grams.items():
+            if side is not None:
+                place = self.groupings[0].within(side)
+                rows = self.rows[place][more[place].to(self.rows.device)]
+                self._grams[side] = _added(gram, rows)
+        fewer._grams.clear()
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """One way to group rows: the rows of each group follow each other, those of half a before those of half b."""
+
+    order: Int64[Tensor, " tokens"] | None
+    """The row at each place; None where rows are stored in this order."""
+    rows: Sequence[slice]
+    """The places of the rows of each group."""
+
+    @classmethod
+    def of(cls, group: Int64[Tensor, " tokens"], groups: int, order: Int64[Tensor, " tokens"] | None) -> Grouping:
+        """Return the grouping of rows whose groups these are."""
+        counts = torch.bincount(group, minlength=groups).tolist()
+        rows, start = [slice(0, 0)] * groups, 0
+        for g in (*range(0, groups, 2), *range(1, groups, 2)):
+            rows[g] = slice(start, start + counts[g])
+            start += counts[g]
+        return cls(order, rows)
+
+    def within(self, side: int | None) -> slice:
+        """Return the places of the rows of a side."""
+        last = len(self.rows) - 1
+        border = self.rows[last - last % 2].stop
+        return slice(border if side == 1 else 0, border if side == 0 else None)
+
+
+def in_groups(group: Int64[Tensor, " tokens"]) -> Int64[Tensor, " tokens"]:
+    """Return the order in which rows of the same group follow each other, those of half a before those of half b.
+
+    Example:
+        >>> in_groups(torch.tensor([1, 0, 2, 0])).tolist()
+        [1, 3, 2, 0]
+    """
+    return torch.argsort(group + (group % 2 << 32), stable=True)
 
 
 class GroupedRows(Groups):
@@ -83,22 +132,21 @@ class GroupedRows(Groups):
 
     def __init__(self, rows: RowsByGroup, centre: bool, grouping: int = 0) -> None:
         """Take the rows of one layer, whether the variant takes them less their mean, and the way to group them."""
-        self._by_group, self._members, self._of_units = rows, rows.members[grouping], grouping == 0
+        self._by_group, self._grouping, self._of_units = rows, rows.groupings[grouping], grouping == 0
         super().__init__(rows.sums[grouping], centre)
         self._on_tokens = len(rows.rows) <= self.hidden
         """True if the eigenproblem is that of X X^T."""
 
-    def _blocks(self, index: Int64[Tensor, " _"], side: int | None) -> Iterator[Float64[Tensor, "rows hidden"]]:
+    def _blocks(self, rows: slice, side: int | None) -> Iterator[Float64[Tensor, "rows hidden"]]:
         """Yield rows in float64, as the variant takes them for a side, in blocks."""
-        rows = self._by_group.rows
-        for block in torch.split(index, rows_at_once(self.hidden)):
-            wide = rows.index_select(0, block).double()
-            yield wide.sub_(self.mean(side)) if self.centre else wide
+        at_once = rows_at_once(self.hidden)
+        for start in range(rows.start, rows.stop, at_once):
+            taken = self._by_group.taken(self._grouping, slice(start, min(start + at_once, rows.stop)))
+            yield taken.double().sub_(self.mean(side)) if self.centre else taken.double()
 
     def _rows_of(self, side: int | None) -> Float[Tensor, "tokens hidden"]:
         """Return the rows of a side as the variant takes them; used where there are at most `hidden` of them."""
-        index = self._by_group.index(side)
-        rows = self._by_group.rows if index is None else self._by_group.rows.index_select(0, index)
+        rows = self._by_group.side(side)
         return rows.double().sub_(self.mean(side)) if self.centre else rows
 
     def matrix(self, side: int | None) -> Float64[Tensor, "n n"]:
@@ -126,95 +174,81 @@ class GroupedRows(Groups):
         Those in the leading directions are of float64. The others are of float32, as only small parts of intervals come
         of them.
         """
-        values, leading = spectrum.eigenvalues, spectrum.directions[:LEADING]
+        values, leading, groups = spectrum.eigenvalues, spectrum.directions[:LEADING], self.within(side)
         rest = spectrum.directions[LEADING:].float() if side is None else leading[:0].float()
         full = self._of_units and side is None
+        m, r = len(leading), len(rest)
+        energies, blocks = values.new_zeros(len(groups), m + r), values.new_zeros(len(groups), m, m)
+        borders, shifts = rest.new_zeros(len(groups), m, r), rest.new_zeros(len(groups), r)
+        pairs = values.new_zeros(len(groups), 3)
+        along_shift = self._shifts(side) @ spectrum.directions[: m + r].T if self.centre else None
         gaps = gaps_of(values[LEADING:]) if full else None
-        taken, blocks, pairs, borders, shifts = [], [], [], [], []
-        for together in self._together(side, max(self.hidden, len(rest) ** 2 if full else 0)):
-            count = len(together)
-            block, trace = values.new_zeros(count, len(leading), len(leading)), values.new_zeros(count)
-            border = rest.new_zeros(count, len(leading), len(rest))
-            product = rest.new_zeros(count, *(len(rest) if full else 0,) * 2)
-            energy = values.new_zeros(count, len(rest))
-            totals = [values.new_zeros(count, len(leading)), values.new_zeros(count, len(rest))]
-            for rows in self._padded(together, side):
+        for places in self._together(side, r**2 if full else 0):
+            products = rest.new_zeros(len(places) if full else 0, r, r)
+            for rows, parts in self._parts([groups[place] for place in places], side):
                 along, single = rows @ leading.T, rows.float() @ rest.T
-                trace += rows.square().sum(dim=(1, 2))
-                block += along.mT @ along
-                border += along.mT.float() @ single
-                energy += single.square().sum(dim=1)
-                if full:
-                    product.baddbmm_(single.mT, single)
-                totals = [total + part.sum(dim=1) for total, part in zip(totals, (along, single), strict=True)]
-            square = self._squares(together, rows) if full else None
-            energies = torch.cat([block.diagonal(dim1=1, dim2=2), energy], dim=1)
-            whole = trace if square is None else energies @ values
-            pairs.append(torch.stack([trace, whole, trace if square is None else square], dim=1))
-            if self.centre:
-                remaining = [max(1, self.count(side) - self.tokens[g]) for g in together]
-                scale = values.new_tensor(remaining).sqrt()[:, None]
-                at_leading, at_rest = (total / scale for total in totals)
-                energies = energies + torch.cat([at_leading, at_rest], dim=1).square()
-                block += at_leading[:, :, None] * at_leading[:, None, :]
-                border += (at_leading[:, :, None] * at_rest[:, None, :]).float()
-                product += (at_rest[:, :, None] * at_rest[:, None, :]).float() if full else 0.0
-            taken.append(energies)
-            blocks.append(block)
-            borders.append(border)
-            if gaps is not None:
-                shifts.append(mixing(product, gaps).sum(dim=2))
-        return Removals(
-            torch.cat(taken),
-            torch.cat(blocks),
-            torch.cat(pairs),
-            torch.cat(borders) if side is None else None,
-            torch.cat(shifts) if full else None,
-        )
+                for number, part in enumerate(parts):
+                    one, other = along[part], single[part]
+                    blocks[places[number]].addmm_(one.T, one)
+                    borders[places[number]].addmm_(one.T.float(), other)
+                    energies[places[number], m:] += other.square().sum(dim=0)
+                    if full:
+                        products[number].addmm_(other.T, other)
+            energies[places, :m] = blocks[places].diagonal(dim1=1, dim2=2)
+            if gaps is not None:  # the directions span all rows, so ||G_g|| is that of its coordinates
+                parts_of_square = (blocks[places], 1.0), (borders[places], 2.0), (products, 1.0)
+                pairs[places, 2] = sum(scale * _squared_norms(part) for part, scale in parts_of_square)
+                if along_shift is not None:
+                    shift = along_shift[places, m:].float()
+                    products.baddbmm_(shift[:, :, None], shift[:, None, :])
+                shifts[places] = mixing(products, gaps).sum(dim=2)
+        if full:
+            pairs[:, 0], pairs[:, 1] = energies.sum(dim=1), energies @ values
+        if along_shift is not None:
+            energies += along_shift.square()
+            at_leading, at_rest = along_shift[:, :m], along_shift[:, m:].float()
+            blocks.baddbmm_(at_leading[:, :, None], at_leading[:, None, :])
+            borders.baddbmm_(at_leading[:, :, None].float(), at_rest[:, None, :])
+        if side is not None:
+            return Removals(energies, blocks, pairs)
+        return Removals(energies, blocks, pairs, borders, shifts if full else None)
+
+    def _shifts(self, side: int | None) -> Float64[Tensor, "groups hidden"]:
+        """Return e for each group, where centring the remaining tokens on their own mean takes e e^T more."""
+        groups = self.within(side)
+        tokens = self.totals.new_tensor([self.tokens[g] for g in groups])[:, None]
+        remaining = (self.count(side) - tokens).clamp_min(1.0)
+        return (self.totals[groups] - tokens * self.mean(side)) / remaining.sqrt()
 
     def _together(self, side: int | None, entries: int) -> Iterator[list[int]]:
-        """Yield groups of a side that are worked on together: many small ones, or one whose rows take a block."""
-        groups = self.within(side)
-        longest = max(self.tokens[g] for g in groups)
-        most = max(1, NARROW_ENTRIES_AT_ONCE // max(1, longest * self.hidden, entries))
-        for start in range(0, len(groups), most):
-            yield groups[start : start + most]
+        """Yield the places of groups of a side that are worked on together: their rows follow each other.
 
-    def _padded(self, together: Sequence[int], side: int | None) -> Iterator[Float64[Tensor, "groups rows hidden"]]:
-        """Yield the rows of groups as the variant takes them, in blocks; zeros follow those of shorter ones."""
-        rows, members = self._by_group.rows, [self._members[g] for g in together]
-        index = torch.nn.utils.rnn.pad_sequence(members, batch_first=True)
-        lengths = torch.tensor([len(each) for each in members], device=index.device)
-        padding = torch.arange(index.shape[1], device=index.device) >= lengths[:, None]
-        for block, absent in zip(
-            torch.split(index, rows_at_once(self.hidden), dim=1),
-            torch.split(padding, rows_at_once(self.hidden), dim=1),
-            strict=True,
-        ):
-            wide = rows.index_select(0, block.flatten()).double()
-            wide = wide.sub_(self.mean(side)) if self.centre else wide
-            yield wide.view(*block.shape, -1).masked_fill_(absent[:, :, None].to(wide.device), 0.0)
+        entries: those of the matrix that each needs. There is one group where its rows take a block.
+        """
+        groups, at_once = self.within(side), entries_at_once(self.totals.device)
+        places: list[int] = []
+        rows = 0
+        for place in sorted(range(len(groups)), key=lambda place: groups[place] % 2):
+            rows += self.tokens[groups[place]]
+            if places and max(rows * self.hidden, (len(places) + 1) * entries) > at_once:
+                yield places
+                places, rows = [], self.tokens[groups[place]]
+            places.append(place)
+        yield places
 
-    def _squares(
-        self, together: Sequence[int], rows: Float64[Tensor, "groups rows hidden"]
-    ) -> Float64[Tensor, " groups"]:
-        """Return ||G_g||_F^2 of groups, whose rows these are unless they come in several blocks."""
-        if rows.shape[1] < max(self.tokens[g] for g in together):
-            return torch.stack([self._square(g) for g in together])
-        # ||X X^T|| = ||X^T X||, and the smaller one is formed.
-        smaller = rows @ rows.mT if rows.shape[1] <= self.hidden else rows.mT @ rows
-        return smaller.square().sum(dim=(1, 2))
-
-    def _square(self, group: int) -> Float64[Tensor, ""]:
-        """Return ||G_g||_F^2, of the Gram matrix of a group, about the mean of all where the variant is centred."""
-        rows = self._by_group.rows.index_select(0, self._members[group])
-        rows = rows.double().sub_(self.mean(None)) if self.centre else rows
-        if len(rows) <= self.hidden:  # ||X X^T|| = ||X^T X||
-            return tokens_gram(rows).square().sum()
-        out = torch.zeros(self.hidden, self.hidden, dtype=torch.float64, device=rows.device)
-        add_gram(out, widened(rows))
-        mirror(out)
-        return out.square().sum()
+    def _parts(
+        self, together: Sequence[int], side: int | None
+    ) -> Iterator[tuple[Float64[Tensor, "rows hidden"], list[slice]]]:
+        """Yield the rows of groups as the variant takes them, in blocks, and the slice of each group in a block."""
+        start, bounds = 0, [self._grouping.rows[g] for g in together]
+        first = bounds[0].start
+        for rows in self._blocks(slice(first, bounds[-1].stop), side):
+            before = first + start
+            yield (
+                rows,
+                [slice(*(min(max(place - before, 0), len(rows)) for place in (b.start, b.stop))) for b in bounds],
+            )
+            start += len(rows)
 
     def through(self) -> Float64[Tensor, "groups 4"]:
         """Return what `disjoint.centred_pairs` takes of each group, from its rows along the groups' totals."""
@@ -222,7 +256,7 @@ class GroupedRows(Groups):
         counts = len(totals)
         out = torch.zeros(counts, 4, dtype=torch.float64, device=totals.device)
         for g in self.within(None):
-            for rows in self._blocks(self._members[g], None):
+            for rows in self._blocks(self._grouping.rows[g], None):
                 along = rows @ totals.T
                 squares = along.square()
                 out[g, 0] += squares[:, g].sum()
@@ -247,10 +281,26 @@ class GroupedRows(Groups):
     ) -> Float64[Tensor, "hidden k"]:
         """Return E_g times vectors, from the rows of the group."""
         out, total = torch.zeros_like(vectors), vectors.new_zeros(len(vectors))
-        for rows in self._blocks(self._members[group], side):
+        for rows in self._blocks(self._grouping.rows[group], side):
             out += rows.T @ (rows @ vectors)
             total += rows.sum(dim=0)
         if self.centre:
             remaining = max(1, self.count(side) - self.tokens[group])
             out += torch.outer(total, (total @ vectors) / remaining)
         return out
+
+
+def _added(
+    gram: Float64[Tensor, "hidden hidden"], rows: Float32[Tensor, "tokens hidden"]
+) -> Float64[Tensor, "hidden hidden"]:
+    """Add X^T X of more rows to a Gram matrix, in place, and return it."""
+    for block in torch.split(rows, rows_at_once(rows.shape[1])):
+        add_gram(gram, widened(block))
+    mirror(gram)
+    return gram
+
+
+def _squared_norms(matrices: Float[Tensor, "groups _ _"]) -> Float64[Tensor, " groups"]:
+    """Return ||M||_F^2 of each matrix: each row's in the dtype of the matrix, their sum in float64."""
+    norms: Tensor = torch.linalg.vector_norm(matrices, dim=2)
+    return norms.double().square().sum(dim=1)

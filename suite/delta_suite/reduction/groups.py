@@ -15,7 +15,6 @@ where the stream comes in several shards. Both have the same interface, `Groups`
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,8 +75,9 @@ def mixing(
         [[1.0]]
     """
     square = removed.square()
-    reach = torch.addcmul(gaps.square() + 1e-30, square, square.new_full((), 4.0)).sqrt_().copysign_(gaps).add_(gaps)
-    return square.mul_(2.0).div_(reach)
+    reach = torch.add(gaps.square() + 1e-30, square, alpha=4.0).sqrt_()
+    torch.addcmul(gaps, reach, torch.ones_like(gaps).copysign_(gaps), out=reach)  # one pass over memory
+    return square.div_(reach).mul_(2.0)
 
 
 def gaps_of(values: Float64[Tensor, " rank"]) -> Float32[Tensor, "rank rank"]:
@@ -151,9 +151,3 @@ class Groups(ABC):
         self, group: int, side: int | None, vectors: Float64[Tensor, "hidden k"]
     ) -> Float64[Tensor, "hidden k"]:
         """Return E_g, what deleting `group` takes from the second moment of a side, times vectors."""
-
-
-def members(group: Tensor, groups: int) -> Sequence[Tensor]:
-    """Return the places of the tokens of each group."""
-    order = torch.argsort(group, stable=True)
-    return torch.split(order, torch.bincount(group, minlength=groups).tolist())

@@ -46,6 +46,8 @@ NARROW_ENTRIES_AT_ONCE = 1 << 24
 """Entries of narrow updates reduced at a time. The cost of such small products is that of launching them, so more
 tokens are taken at once; copies of them in float64 stay small beside the stream, at 134 MB each."""
 
+CACHED_ENTRIES_AT_ONCE = 1 << 20
+"""Entries of the products of groups that the CPU works on at a time: several copies of them stay in its cache."""
 
 ROW_COPIES = 3
 """Copies of the rows of a layer, in float32, that are held while it is reduced: before and after sinks are left out,
@@ -60,6 +62,11 @@ def rows_at_once(hidden: int) -> int:
         (29127, 8192)
     """
     return max(FEWEST_ROWS_AT_ONCE, NARROW_ENTRIES_AT_ONCE // hidden)
+
+
+def entries_at_once(device: torch.device) -> int:
+    """Return how many entries of rows, or of products, of several groups are worked on together on a device."""
+    return CACHED_ENTRIES_AT_ONCE if device.type == "cpu" else NARROW_ENTRIES_AT_ONCE
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from delta_suite.reduction.eigen import slow_float64
 from delta_suite.reduction.gram import add_gram, algebra_device, mirror
+from delta_suite.reduction.lanes import entries_at_once
 
 TOKEN_QUANTITIES = (
     "update_norm",  # ||delta||
@@ -21,9 +22,6 @@ TOKEN_QUANTITIES = (
     "angular_distance",  # arccos(cos(h_L, h_{L+1})) / pi
 )
 """Quantities averaged over tokens, in the order of the columns of `token_quantities`."""
-
-ENTRIES_AT_ONCE = 1 << 23
-"""Entries of the rows whose norms are taken at a time, so that their float64 copies stay small: 64 MB each."""
 
 NORM_FLOOR = 1e-8
 """Smallest norm that is divided by, as in the reference script."""
@@ -44,7 +42,7 @@ def token_quantities(
         >>> dict(zip(TOKEN_QUANTITIES, quantities[0].tolist()))["relative_step"]
         1.0
     """
-    at_once = max(1, ENTRIES_AT_ONCE // before.shape[1])
+    at_once = max(1, entries_at_once(before.device) // before.shape[1])  # so that their float64 copies stay small
     parts = zip(torch.split(before, at_once), torch.split(update, at_once), strict=True)
     update_norm, stream_norm, product = torch.cat([_norms_and_product(h, delta) for h, delta in parts], dim=1)
     cosine = product / (stream_norm * update_norm).clamp_min(NORM_FLOOR)

@@ -24,7 +24,7 @@ from delta_suite.process_group import Team
 from delta_suite.reduction.eigen import Eigensolver
 from delta_suite.reduction.gram import algebra_device
 from delta_suite.reduction.grouped_moments import GroupedMoments, MomentsByGroup
-from delta_suite.reduction.grouped_rows import GroupedRows, RowsByGroup
+from delta_suite.reduction.grouped_rows import GroupedRows, RowsByGroup, in_groups
 from delta_suite.reduction.groups import Groups
 from delta_suite.reduction.lanes import (
     LANES,
@@ -40,6 +40,8 @@ from delta_suite.reduction.merge import Part, merged, tokens_of_all
 from delta_suite.reduction.moments import Moments, token_quantities, widened
 from delta_suite.reduction.replicates import LayerSpectra, random_draws, solve_layers
 from delta_suite.reduction.variants import VARIANTS, Variant, drops_sinks
+
+KEEPS_SINKS = attrgetter("keeps_sinks")
 
 
 def reduce_stream(
@@ -293,9 +295,13 @@ class _Step:
 def _grouped_rows(
     shard: _Shard, layers: Sequence[int], device: torch.device | None, plan: Plan
 ) -> Iterator[tuple[str, Sequence[Sequence[Groups]]]]:
-    """Yield the layers in each variant, as rows. Variants that take the same rows share them."""
+    """Yield the layers in each variant, as rows. Variants that take the same rows share them.
+
+    Those without sinks come first: the Gram matrices of all rows are theirs and those of the sinks.
+    """
     stream = shard.stream
     index = stream.kept.nonzero().flatten()
+    index = index[in_groups(shard.groupings[0][0][index])]
     groupings = [(group[index], count) for group, count in shard.groupings]
     sink = shard.sink[index]
     order = _unless_all(index, len(stream.kept))
@@ -305,7 +311,8 @@ def _grouped_rows(
         updates.append(update)
         quantities.append(token_quantities(before, update))
         del before, update  # `before` takes as much memory as a copy of the rows
-    for keeps_sinks, same_rows in groupby(plan.variants, attrgetter("keeps_sinks")):
+    fewer: list[RowsByGroup] = []
+    for keeps_sinks, same_rows in groupby(sorted(plan.variants, key=KEEPS_SINKS), KEEPS_SINKS):
         chosen = torch.ones_like(sink) if keeps_sinks else ~sink
         numbers = _unless_all(chosen.nonzero().flatten(), len(chosen))
         entering = [(group[chosen], count) for group, count in groupings]
@@ -313,6 +320,9 @@ def _grouped_rows(
             RowsByGroup(_taken(numbers, update), _taken(numbers, update_quantities), entering)
             for update, update_quantities in zip(updates, quantities, strict=True)
         ]
+        for rows, without in zip(by_layer, fewer, strict=False):
+            rows.take_grams(without, sink)
+        fewer = []
         for variant in same_rows:
             yield (
                 variant.name,
@@ -321,6 +331,7 @@ def _grouped_rows(
                     for layer_rows in by_layer
                 ],
             )
+        fewer = by_layer
         del by_layer  # before the rows of the next variant are chosen
 
 
@@ -328,7 +339,7 @@ def _grouped_moments(
     layers: Sequence[Mapping[Part, Moments]], plan: Plan
 ) -> Iterator[tuple[str, Sequence[Sequence[Groups]]]]:
     """Yield the layers in each variant, as moments. Variants that take the same rows share their sums."""
-    for keeps_sinks, same_rows in groupby(plan.variants, attrgetter("keeps_sinks")):
+    for keeps_sinks, same_rows in groupby(plan.variants, KEEPS_SINKS):
         by_layer = [_moments_by_group(moments, keeps_sinks, plan.units.group_count) for moments in layers]
         for variant in same_rows:
             yield variant.name, [[GroupedMoments(moments, variant.centre)] for moments in by_layer]

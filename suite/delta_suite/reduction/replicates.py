@@ -21,6 +21,7 @@ from delta_suite.reduction.disjoint import centred_pairs
 from delta_suite.reduction.eigen import Eigen, Eigensolver
 from delta_suite.reduction.gram import Spectrum
 from delta_suite.reduction.groups import LEADING, Groups, Removals, mixing
+from delta_suite.reduction.lanes import entries_at_once
 from delta_suite.reduction.leading import leading_spectrum
 from delta_suite.reduction.moments import TOKEN_QUANTITIES
 from delta_suite.reduction.statistics import TOP_K, LayerStatistics
@@ -266,11 +267,16 @@ def _eigenvalues_without(
     if removed.borders is not None:
         values, vectors = (part.to(eigenvalues.device) for part in ritz)
         count = min(values.shape[1], len(eigenvalues))
-        rest = remaining[:, count:]
-        gaps = values[:, :count, None] - rest[:, None, :]
-        moved = mixing(vectors.mT[:, :count].float() @ removed.borders, gaps.float()).double()
-        rest = rest - moved.sum(dim=1) + (0.0 if removed.shifts is None else removed.shifts)
-        remaining = torch.cat([values[:, :count] + moved.sum(dim=2), rest], dim=1)
+        values, vectors, rest = values[:, :count], vectors.mT[:, :count].float(), remaining[:, count:]
+        with_leading = torch.zeros_like(values), torch.zeros_like(rest)
+        at_once = max(1, entries_at_once(eigenvalues.device) // max(1, count * rest.shape[1]))
+        for groups in torch.split(torch.arange(len(values), device=values.device), at_once):
+            gaps = values[groups, :, None] - rest[groups, None, :]
+            moved = mixing(vectors[groups] @ removed.borders[groups], gaps.float())
+            with_leading[0][groups] = moved.sum(dim=2, dtype=torch.float64)
+            with_leading[1][groups] = moved.sum(dim=1, dtype=torch.float64)
+        rest = rest - with_leading[1] + (0.0 if removed.shifts is None else removed.shifts)
+        remaining = torch.cat([values + with_leading[0], rest], dim=1)
     out = remaining.cpu().numpy()
     out[out <= _rounding(float(eigenvalues[0]), len(eigenvalues))] = 0.0
     return np.asarray(out)
