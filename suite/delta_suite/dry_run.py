@@ -127,7 +127,7 @@ def forecast(spec: ModelSpec, settings: Settings) -> Forecast:
         record = None if entry is None else entry.record
     except RecordError as error:
         note = f"{error}, and would be measured again"
-    missing = missing_parts(run, record, settings.parts)
+    missing = missing_parts(run.subject.phases, record, settings.parts)
     known = Forecast(spec, missing=tuple(part for part in PARTS if part in missing), note=note)
     if record is not None and missing <= {"boundaries"}:
         return replace(known, where=_where(record.provenance.dtype, run))

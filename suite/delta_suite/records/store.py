@@ -147,10 +147,7 @@ def verify(places: Iterable[Path]) -> Iterator[Verified]:
 
     Raises RecordError where there is none.
     """
-    paths = [path for place in places for path in (record_paths(place) if is_directory(place) else [place])]
-    if not paths:
-        raise RecordError("there are no records: `delta-suite measure NAME` writes one into results/runs/<model>/.")
-    for path in paths:
+    for path in paths_of(places):
         try:
             examined = examine(path)
         except RecordError as error:
@@ -242,6 +239,14 @@ def record_paths(results: Path) -> list[Path]:
             f"one. Or name another results folder."
         )
     return sorted(runs.glob("*/*.json"))
+
+
+def paths_of(places: Iterable[Path]) -> list[Path]:
+    """Return the records that are named, and all those of results folders. Raises RecordError where there are none."""
+    paths = [path for place in places for path in (record_paths(place) if is_directory(place) else [place])]
+    if not paths:
+        raise RecordError("there are no records: `delta-suite measure NAME` writes one into results/runs/<model>/.")
+    return paths
 
 
 def newest_control(results: Path, model: RecordView) -> RecordView | None:
