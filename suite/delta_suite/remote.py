@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Terms:
-    """What all tasks of a sweep have in common."""
+    """Settings and texts that all tasks of a sweep share."""
 
     settings: Settings
     calibrations: Mapping[str, Calibration]
@@ -59,7 +59,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Reply:
-    """What comes back from a worker."""
+    """Answer of a worker: a measurement, or the error that hindered it."""
 
     key: str
     """Key of the measurement; empty where an error came before it."""
@@ -68,7 +68,7 @@ class Reply:
     revision: str | None = None
     notes: tuple[str, ...] = ()
     error: Exception | None = None
-    """What hindered the measurement, or a part of it."""
+    """Error that hindered the measurement, or a part of it."""
 
 
 # --- at the worker ---------------------------------------------------------------------------------------------
