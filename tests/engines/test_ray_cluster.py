@@ -8,11 +8,12 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from delta_suite.engine import dispatch, versions
+from delta_suite.engine import dispatch, ray_cluster, versions
 from delta_suite.engine.ray_cluster import RayCluster, connect, describe_cluster
 from delta_suite.engine.work import work_list
 from delta_suite.errors import EngineError
@@ -158,6 +159,16 @@ def test_doctor_sees_the_cluster(cluster: MadeUpCluster, monkeypatch: pytest.Mon
     told = describe_cluster()
     assert told.startswith("4 machines: ")
     assert told.count("(1 CPU, 0 GPUs)") == 3
+
+
+def test_a_cluster_without_room_any_more_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray would wait for a machine that is gone."""
+    workers = RayCluster(None, 1, 0.0)
+    gone = SimpleNamespace(nodes=list, wait=lambda handles, **_: ([], handles))
+    monkeypatch.setattr(workers, "_ray", gone, raising=False)
+    monkeypatch.setattr(ray_cluster, "WITHOUT_ROOM", 0.0)
+    with pytest.raises(EngineError, match=r"It has 0 machines: none\. .* What is measured is kept\."):
+        workers.next_finished(["task"])
 
 
 def test_addresses_that_nothing_answers_at(monkeypatch: pytest.MonkeyPatch) -> None:

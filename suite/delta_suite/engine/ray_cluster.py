@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
 from typing import Any
 
 from delta_suite.engine.dispatch import LostWorkerError, Task
@@ -42,12 +43,11 @@ def load_ray() -> Any:
     """Return the module ray. Raises MissingPackageError."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster that is started here reports to nobody
     try:
-        import ray
+        return import_module("ray")
     except ModuleNotFoundError:
         raise MissingPackageError(
             "--engine ray needs Ray, which is not installed: pip install 'delta-suite[ray]'."
         ) from None
-    return ray
 
 
 class RayCluster:
@@ -106,12 +106,11 @@ class RayCluster:
         )
 
     def _compare_versions(self) -> None:
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
+        at_node = import_module("ray.util.scheduling_strategies").NodeAffinitySchedulingStrategy
         ask = self._ray.remote(num_cpus=0, max_retries=0)(versions)
         asked = {}
         for node in self._nodes():
-            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            there = at_node(node["NodeID"], soft=False)
             asked[ask.options(scheduling_strategy=there).remote()] = node["NodeManagerAddress"]
         answered, silent = self._ray.wait(list(asked), num_returns=len(asked), timeout=ANSWER_TIMEOUT)
         if silent:
@@ -223,7 +222,7 @@ def describe_nodes(nodes: Iterable[Node]) -> str:
         f"{_amount(node['Resources'].get('GPU', 0), 'GPU')})"
         for node in nodes
     ]
-    return f"{_amount(len(listed), 'machine')}: {', '.join(listed)}"
+    return f"{_amount(len(listed), 'machine')}: {', '.join(listed) or 'none'}"
 
 
 _LOOK = """
