@@ -216,6 +216,19 @@ def scripts() -> str:
     return "\n\n".join(sections)
 
 
+def cluster_files() -> str:
+    """Return the files of examples/clusters/, each under its path."""
+    sections = []
+    for name, language in (
+        ("slurm_array.sh", "bash"),
+        ("kubernetes_job.yaml", "yaml"),
+        ("submitit_sweep.py", "python"),
+    ):
+        source = (ROOT / "examples" / "clusters" / name).read_text("utf-8")
+        sections.append(f"`examples/clusters/{name}`:\n\n```{language}\n{source}```")
+    return "\n\n".join(sections)
+
+
 GENERATED: Mapping[str, Callable[[], str]] = {
     function.__name__: function
     for function in (
@@ -228,6 +241,7 @@ GENERATED: Mapping[str, Callable[[], str]] = {
         checkpoint_workflow,
         notebook,
         scripts,
+        cluster_files,
         example_phases,
         example_verdicts,
         example_failure,

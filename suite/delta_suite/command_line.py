@@ -65,6 +65,8 @@ HELP = {
     "dtype": f"dtype of the weights: {', '.join(DTYPES)} (default: the model's)",
     "results-dir": "where records are written",
     "fresh": "measure again, whatever the cache holds",
+    "shard": "i/n, with i from 0 to n - 1: measure only the items k of the list with k mod n = i, as one of n jobs "
+    "that know nothing of each other",
 }
 """Help texts of the options that both front doors have."""
 

@@ -13,10 +13,11 @@ from delta_suite.models.device import SHARDED
 from delta_suite.models.device import hardware as machine
 from delta_suite.models.spec import ModelSpec
 from delta_suite.models.subject import StoredModel
-from delta_suite.pipeline import Run, Settings, missing_parts, prepare, stored, token_sequences
+from delta_suite.pipeline import Run, Settings, prepare, stored, token_sequences
 from delta_suite.provenance import hardware
 from delta_suite.reading import UnreadableFileError, parse_json, read_text
 from delta_suite.records.cache import RECORD
+from delta_suite.records.parts import missing_parts
 from delta_suite.records.store import RUNS
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ def forecast(spec: ModelSpec, settings: Settings) -> Forecast:
         record = None if entry is None else entry.record
     except RecordError as error:
         note = f"{error}, and would be measured again"
-    missing = missing_parts(run, record, settings.parts)
+    missing = missing_parts(run.subject.phases, record, settings.parts)
     known = Forecast(spec, missing=tuple(part for part in PARTS if part in missing), note=note)
     if record is not None and missing <= {"boundaries"}:
         return replace(known, where=_where(record.provenance.dtype, run))

@@ -73,6 +73,14 @@ class BaselineError(SuiteError):
     """Error for a baseline that is missing, damaged, of another model, or replaced without a reason."""
 
 
+class EngineError(SuiteError):
+    """Error for workers that cannot be reached, do not fit together, or are lost again and again."""
+
+
+class WorkerError(SuiteError):
+    """Error that a worker has explained already, as its traceback stays there."""
+
+
 class UnavailableError(ModelUnavailableError):
     """Error that keeps the problem with a model and its cure apart, so that lists of models can show them in columns.
 

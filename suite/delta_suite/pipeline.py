@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from delta_suite.capture.plan import REFERENCE_DOCUMENTS, tokens_per_batch
 from delta_suite.capture.tokens import MAX_TOKENS, TokenSequences, tokenize
 from delta_suite.command_line import DEFAULT_CALIBRATION, DEFAULT_DEVICE, DEFAULT_PARTS, check_settings
 from delta_suite.engine import local, torchrun
+from delta_suite.engine.work import Item
 from delta_suite.errors import RecordError
 from delta_suite.metrics.registry import chosen_parts, metric_versions
 from delta_suite.models.phases import PhaseMap, phase_map
@@ -43,20 +44,18 @@ from delta_suite.records.captured import (
     certificate_record,
     sink_record,
     stream_record,
-    with_parts,
 )
 from delta_suite.records.format import from_json, to_json
-from delta_suite.records.losses_part import causal_phases
+from delta_suite.records.parts import missing_parts, with_parts
 from delta_suite.records.record import (
     SCHEMA,
     ModelRecord,
     Provenance,
-    Record,
 )
 from delta_suite.records.store import RESULTS, save
 from delta_suite.records.view import RecordView
 from delta_suite.reduction.statistics import TOP_K
-from delta_suite.reduction.variants import BLOCK_VARIANTS, VARIANTS
+from delta_suite.reduction.variants import BLOCK_VARIANTS
 from delta_suite.version import __version__
 
 if TYPE_CHECKING:
@@ -132,19 +131,20 @@ class Outcome:
 
 
 def measure_all(
-    specs: Iterable[ModelSpec],
-    settings: Settings,
-    progress: Progress = no_progress,
-    engine: Callable[..., Iterator[tuple[ModelSpec, Any]]] | None = None,
-) -> Iterator[tuple[ModelSpec, Outcome | Exception]]:
-    """Yield each model with its outcome, or with the error that hindered it.
+    work: Iterable[Item], settings: Settings, progress: Progress = no_progress
+) -> Iterator[tuple[Item, Outcome | Exception]]:
+    """Measure one item after the other here; yield each with its outcome, or the error that hindered it.
 
-    engine: runs a function over items and yields each with its result; by default `engine.local.run`, or where several
-        processes measure together `engine.torchrun.run`, which yields in process 0 alone.
+    settings: those of every item but for its calibration, which it names itself. Where several processes measure
+        together, the first of them yields.
     """
-    if engine is None:
-        engine = partial(torchrun.run, take_part=partial(take_part, settings=settings)) if current().mode else local.run
-    return engine(specs, partial(measure, settings=settings, progress=progress))
+
+    def measure_item(item: Item) -> Outcome:
+        return measure(item.spec, replace(settings, calibration=item.calibration), progress)
+
+    if current().mode:
+        return torchrun.run(work, measure_item, lambda item, told: take_part(item.spec, told, settings))
+    return local.run(work, measure_item)
 
 
 def measure(spec: ModelSpec, settings: Settings, progress: Progress = no_progress) -> Outcome:
@@ -154,14 +154,7 @@ def measure(spec: ModelSpec, settings: Settings, progress: Progress = no_progres
     the model or its device is not there, the calibration is unfit, the stream cannot be captured, an identity of the
     certificate fails, the results folder cannot be written. A cache that cannot be written is a note of the outcome.
     """
-    measured = measure_view(spec, settings, progress)
-    try:
-        path, view = save(settings.results, measured.view, settings.cache)
-    except RecordError as error:
-        if measured.kept:
-            raise RecordError(f"{error} The cache keeps the measurement of {spec.name}.") from None
-        raise
-    return Outcome(view, path, measured.cached, measured.notes)
+    return written(measure_view(spec, settings, progress), settings)
 
 
 @dataclass(frozen=True)
@@ -175,6 +168,17 @@ class Measured:
     """Lines for the user about how the measurement came about."""
     kept: bool = True
     """True if the cache holds it; else a note says why not."""
+
+
+def written(measured: Measured, settings: Settings) -> Outcome:
+    """Write the record of a measured model. Raises RecordError where the results folder cannot be written."""
+    try:
+        path, view = save(settings.results, measured.view, settings.cache)
+    except RecordError as error:
+        if measured.kept:
+            raise RecordError(f"{error} The cache keeps the measurement of {measured.view.model.name}.") from None
+        raise
+    return Outcome(view, path, measured.cached, measured.notes)
 
 
 def measure_view(
@@ -209,10 +213,16 @@ def measure_view(
             except RecordError as error:  # what was measured is not lost: the caller has it
                 kept = False
                 notes.append(f"{error} {subject.name} is measured, and only the cache does not keep it.")
-    # Names and phases are the user's, not the measurement's: they are put on each time, without a model.
-    phases = phase_map(complete.record.model.layers, subject.phases)
-    view = _view(run, complete).under(phases, name=subject.name, source=subject.source, revision=subject.revision)
+    view = labelled(_view(run, complete), subject.phases, subject.name, subject.source, subject.revision)
     return Measured(view, cached, tuple(notes), kept)
+
+
+def labelled(view: RecordView, phases: PhaseMap | None, name: str, source: str, revision: str | None) -> RecordView:
+    """Return a measurement under the names and phases of this run.
+
+    They are the user's, not the measurement's, and are put on each time, without a model.
+    """
+    return view.under(phase_map(view.model.layers, phases), name=name, source=source, revision=revision)
 
 
 @dataclass(frozen=True)
@@ -287,21 +297,9 @@ def _view(run: Run, entry: Assembled) -> RecordView:
     )
 
 
-def missing_parts(run: Run, record: Record | None, parts: frozenset[str]) -> frozenset[str]:
-    """Return those of the parts that a record in the cache lacks; all where there is none."""
-    if record is None:
-        return parts
-    phases = phase_map(record.model.layers, run.subject.phases)
-    law_fits = record.law is not None and dict(record.law.phases) == phases
-    causes_fit = record.causes is not None and dict(record.causes.phases) == causal_phases(phases)
-    writes_fit = all(version == VARIANTS[name].version for name, version in record.variants.items() if name in VARIANTS)
-    fitting = {"law": law_fits, "causal": causes_fit, "writes": writes_fit}
-    return parts - {part for part in record.parts if fitting.get(part, True)}
-
-
 def _complete(run: Run, entry: Assembled | None, parts: frozenset[str], progress: Progress) -> Assembled:
     """Return the entry with all parts: the one given where it has them, else one with what was missing measured."""
-    missing = missing_parts(run, None if entry is None else entry.record, parts)
+    missing = missing_parts(run.subject.phases, None if entry is None else entry.record, parts)
     if entry is not None and "law" in missing:
         placed = _view(run, entry).under(phase_map(entry.record.model.layers, run.subject.phases))
         entry = Assembled(placed.record, placed.content(), entry.directions)
@@ -437,7 +435,12 @@ def _provenance(run: Run, loaded: LoadedModel, decoder: Decoder, captured: Captu
         device=devices[0].type,
         hardware=hardware_of_all(machines),
         versions={"python": platform.python_version()} | {name: library_version(name) for name in LIBRARIES},
-        settings=run.choices | {"blocks_path": decoder.path, "blocks_left_out": list(decoder.left_out)},
+        settings=run.choices
+        | {
+            "blocks_path": decoder.path,
+            "blocks_left_out": list(decoder.left_out),
+            "threads": torch.get_num_threads(),  # sums of the CPU are split by them, which moves their last digits
+        },
         metric_versions=metric_versions(),
         seconds=clock.seconds,
         peak_memory_bytes=memory_of_all(machines),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from delta_suite.engine.work import Item
 from delta_suite.models.spec import ModelSpec
 from delta_suite.pipeline import chosen_settings, measure_all
 from delta_suite.reduction.passes import Passes
@@ -28,7 +29,7 @@ def test_the_error_of_a_failed_model_holds_no_weights(
 
     monkeypatch.setattr(Passes, "run", fail)
     settings = chosen_settings(device="cpu", documents=2, results=tmp_path)
-    ((_, error),) = measure_all([ModelSpec(name="tiny", path=tiny)], settings)
+    ((_, error),) = measure_all([Item(ModelSpec(name="tiny", path=tiny), "core")], settings)
     gc.collect()
     assert isinstance(error, RuntimeError)
     assert traceback.extract_tb(error.__traceback__)[-1].name == "fail"  # the place is still told

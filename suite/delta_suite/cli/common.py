@@ -33,7 +33,8 @@ from delta_suite.process_group import refuse_processes, wait_for_first
 from delta_suite.writing import discard_output
 
 if TYPE_CHECKING:
-    from delta_suite.models.spec import ModelSpec
+    from delta_suite.engine.dispatch import Workers
+    from delta_suite.engine.work import Item
     from delta_suite.pipeline import Outcome, Settings
     from delta_suite.publish.rows import Row
     from delta_suite.records.view import RecordView
@@ -106,17 +107,18 @@ def _main(
         refuse_processes(f"`{context.invoked_subcommand}`")
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
+    """Return a help text with a capital letter and a full stop."""
     return f"{text[0].upper()}{text[1:]}."
 
 
-ModelsFile = Annotated[Path | None, typer.Option("--models-file", help=_sentence(HELP["models-file"]))]
-CalibrationOption = Annotated[str, typer.Option("--calibration", help=_sentence(HELP["calibration"]))]
-Documents = Annotated[int | None, typer.Option("--documents", help=_sentence(HELP["documents"]))]
-ChatTemplate = Annotated[bool, typer.Option("--chat-template", help=_sentence(HELP["chat-template"]))]
-Device = Annotated[str, typer.Option("--device", help=_sentence(HELP["device"]))]
-Dtype = Annotated[str | None, typer.Option("--dtype", help=_sentence(HELP["dtype"]))]
-ResultsDir = Annotated[Path, typer.Option("--results-dir", help=_sentence(HELP["results-dir"]))]
+ModelsFile = Annotated[Path | None, typer.Option("--models-file", help=sentence(HELP["models-file"]))]
+CalibrationOption = Annotated[str, typer.Option("--calibration", help=sentence(HELP["calibration"]))]
+Documents = Annotated[int | None, typer.Option("--documents", help=sentence(HELP["documents"]))]
+ChatTemplate = Annotated[bool, typer.Option("--chat-template", help=sentence(HELP["chat-template"]))]
+Device = Annotated[str, typer.Option("--device", help=sentence(HELP["device"]))]
+Dtype = Annotated[str | None, typer.Option("--dtype", help=sentence(HELP["dtype"]))]
+ResultsDir = Annotated[Path, typer.Option("--results-dir", help=sentence(HELP["results-dir"]))]
 Hypotheses = Annotated[
     list[Path] | None,
     typer.Option(
@@ -141,7 +143,7 @@ _SETTINGS: dict[str, tuple[Any, Any]] = {
     "device": (Device, DEFAULT_DEVICE),
     "dtype": (Dtype, None),
     "results": (ResultsDir, RESULTS),
-    "fresh": (Annotated[bool, typer.Option("--fresh", help=_sentence(HELP["fresh"]))], False),
+    "fresh": (Annotated[bool, typer.Option("--fresh", help=sentence(HELP["fresh"]))], False),
     "parts": (
         Annotated[
             str,
@@ -163,10 +165,11 @@ def takes_settings(*extra: str) -> Callable[[Callable[..., None]], Callable[...,
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        names = [name for name in _SETTINGS if name not in _EXTRA or name in extra]
+        taken = signature(command).parameters  # what a command has as its own argument, it sets itself
+        names = [name for name in _SETTINGS if name not in taken and (name not in _EXTRA or name in extra)]
         hints = get_type_hints(command, localns={"Settings": object}, include_extras=True)
         parameters = []
-        for parameter in signature(command).parameters.values():
+        for parameter in taken.values():
             if parameter.name == "settings":
                 options = {name: _SETTINGS[name] for name in names}
             else:
@@ -196,24 +199,32 @@ def fail(message: str) -> NoReturn:
     raise typer.Exit(ExitCode.FAILED)
 
 
-def measured(specs: Iterable[ModelSpec], settings: Settings) -> Iterator[tuple[ModelSpec, Outcome | None]]:
-    """Measure models with progress shown; None for one that cannot be measured, which is told, so that others are."""
+def measured(
+    work: Iterable[Item], settings: Settings, workers: Workers | None = None
+) -> Iterator[tuple[Item, Outcome | None]]:
+    """Measure with progress shown; None for what cannot be measured, which is told, so that the rest is.
+
+    workers: where the items are measured; None for this process.
+    """
     from delta_suite.pipeline import measure_all
     from delta_suite.progress import bars
     from delta_suite.records.store import RUNS
+    from delta_suite.remote import measure_on
 
-    specs, measured_count = list(specs), 0
-    keep(measured_so_far(0, len(specs), settings.results / RUNS))
-    for spec, outcome in measure_all(specs, settings, bars()):
+    work, measured_count = list(work), 0
+    keep(measured_so_far(0, len(work), settings.results / RUNS))
+    bar = bars()
+    outcomes = measure_all(work, settings, bar) if workers is None else measure_on(workers, work, settings, bar)
+    for item, outcome in outcomes:
         if isinstance(outcome, Exception):
-            say(why_not_measured(spec.name, outcome))
-            yield spec, None
+            say(why_not_measured(item.spec.name, outcome))
+            yield item, None
             continue
         measured_count += 1
-        keep(measured_so_far(measured_count, len(specs), settings.results / RUNS))
+        keep(measured_so_far(measured_count, len(work), settings.results / RUNS))
         for note in outcome.notes:
             say(note)
-        yield spec, outcome
+        yield item, outcome
 
 
 def default_hypotheses() -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
@@ -101,7 +102,8 @@ def schema() -> None:
 
 @app.command(epilog="Example: delta-suite doctor")
 def doctor(models_file: ModelsFile = None) -> None:
-    """Show versions, devices, cache, models, and what is missing."""
+    """Show versions, devices, the Ray cluster that is here, cache, models, and what is missing."""
+    from delta_suite.engine.ray_cluster import describe_cluster
     from delta_suite.models.device import describe_devices
     from delta_suite.models.models_file import load_registry
     from delta_suite.models.sources import availability
@@ -111,6 +113,10 @@ def doctor(models_file: ModelsFile = None) -> None:
     lines = [("delta-suite", delta_suite.__version__), ("python", platform.python_version())]
     lines += [(name, library_version(name)) for name in (*LIBRARIES, "pytest", "pytest-xdist")]
     lines.append(("devices", describe_devices()))
+    if find_spec("ray") is None:
+        lines.append(("ray", "not installed"))
+    else:
+        lines.append(("ray", f"{library_version('ray')}: {describe_cluster()}"))
     try:
         root = cache_root()
         entries = list((root / "measurements").glob(f"*/{RECORD}"))
@@ -127,7 +133,7 @@ def doctor(models_file: ModelsFile = None) -> None:
         lines.append(("models", f"no models file can be used: {error}"))
     for name, value in lines:
         show(f"{name:<18} {terminal(value)}")
-    optional = {"pytest-xdist", "gguf"}
+    optional = {"pytest-xdist", "gguf", "ray"}
     missing = [name for name, value in lines if value == "not installed" and name not in optional]
     if missing:
         fail(f"not installed: {', '.join(missing)}. pip install {' '.join(missing)}")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @app.command(epilog="Example: delta-suite judge results/runs/smollm2-135m-q4/*.json")
 def judge(
-    records: Annotated[list[Path], typer.Argument(help="Stored records.")],
+    records: Annotated[list[Path], typer.Argument(help="Stored records, or results folders for all of theirs.")],
     hypotheses: Hypotheses = None,
     models_file: ModelsFile = None,
     explain: Annotated[bool, typer.Option("--explain", help="Explain each verdict.")] = False,
@@ -39,10 +39,11 @@ def judge(
     from delta_suite.publish.screen import columns, prose
     from delta_suite.publish.verdict_tables import chance_text, variant_table, verdict_grid
     from delta_suite.records.cache import Cache, cache_root
-    from delta_suite.records.store import load
+    from delta_suite.records.store import load, named_records
 
     claims = load_hypotheses(hypotheses or [default_hypotheses()])
     registry = load_registry(models_file)
+    records = named_records(records)
     views = [load(path, Cache(cache_root())) for path in records]
     require_known_phases(claims, [*registry.phases, *(phase for view in views for phase in view.phases)])
     width = columns()

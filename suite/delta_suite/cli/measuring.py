@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -17,16 +18,22 @@ from delta_suite.cli.common import (
     fail,
     keep_stamps,
     measured,
+    sentence,
     takes_settings,
 )
 from delta_suite.cli.output import say, show
-from delta_suite.command_line import HELP, ExitCode
+from delta_suite.command_line import DEFAULT_CALIBRATION, HELP, ExitCode
 from delta_suite.errors import OptionError, why_not_measured
 
 if TYPE_CHECKING:
+    from delta_suite.engine.work import Item
     from delta_suite.models.spec import ModelSpec
     from delta_suite.pipeline import Outcome, Settings
     from delta_suite.records.view import RecordView
+
+
+_CALIBRATIONS = [DEFAULT_CALIBRATION]
+"""The default of --calibration where it can be repeated."""
 
 
 @app.command(epilog="Example: delta-suite measure smollm2-135m-q4")
@@ -34,6 +41,25 @@ if TYPE_CHECKING:
 def measure(
     models: Annotated[list[str], typer.Argument(help=f"For each model {HELP['model']}.")],
     settings: Settings,
+    calibration: Annotated[
+        list[str], typer.Option("--calibration", help=sentence(f"{HELP['calibration']} (repeatable)"))
+    ] = _CALIBRATIONS,
+    shard: Annotated[str | None, typer.Option("--shard", metavar="I/N", help=sentence(HELP["shard"]))] = None,
+    engine: Annotated[str, typer.Option(help="Where models are measured: local, or on a Ray cluster: ray.")] = "local",
+    workers: Annotated[
+        int, typer.Option(min=1, help="How many models --engine local measures at a time, a process each.")
+    ] = 1,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Threads of each worker; on Ray its CPUs (default: 1; without workers, torch's own)."),
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Head of the Ray cluster (default: the one here)."),
+    ] = None,
+    gpus_per_task: Annotated[
+        float | None, typer.Option(min=0, help="GPUs that Ray gives each model; may be a fraction (default: 0).")
+    ] = None,
     layers: Annotated[bool, typer.Option("--layers", help="Show the table of layers, too.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show what would run, what is cached, memory and time, and refusals.")
@@ -41,49 +67,57 @@ def measure(
     models_file: ModelsFile = None,
 ) -> None:
     """Measure models and write one record each; a model measured before comes from the cache."""
+    from delta_suite.engine.choice import chosen_workers
+    from delta_suite.engine.work import Shard, work_list
     from delta_suite.models.models_file import load_registry
     from delta_suite.models.parallel import processes_of
     from delta_suite.process_group import refuse_processes
 
+    chosen = chosen_workers(engine, workers, threads, ray_address, gpus_per_task)
+    if dry_run or chosen is not None:
+        refuse_processes("--dry-run" if dry_run else "what measures on workers")
     registry = load_registry(models_file)
-    specs = registry.told_apart([spec for name in models for spec in registry.resolve_all(name)])
-    failed = False
+    named = registry.told_apart([spec for name in models for spec in registry.resolve_all(name)])
+    work = work_list(named, calibration)
+    if shard is not None:
+        say(Shard.parse(shard).line(work))
+        work = Shard.parse(shard).of(work)
     if dry_run:
-        from delta_suite.dry_run import forecast
-
-        refuse_processes("--dry-run")
-
-        for spec in specs:
-            try:
-                told = "\n".join(forecast(spec, settings).lines())
-            except Exception as error:  # one model must not hinder the next, as when they are measured
-                say(why_not_measured(spec.name, error))
-                failed = True
-            else:
-                show(told)
-        specs = []
-    if specs:
+        shown = [_show_forecast(item, settings) for item in work]
+    else:
         with processes_of(settings.device):
-            for _, outcome in measured(specs, settings):
-                if outcome is None:
-                    failed = True
-                else:
-                    _show_measured(outcome, settings, layers=layers)
-    if failed:
+            shown = [_show_outcome(outcome, settings, layers) for _, outcome in measured(work, settings, chosen)]
+    if not all(shown):
         raise typer.Exit(ExitCode.FAILED)
 
 
-def _show_measured(outcome: Outcome, settings: Settings, *, layers: bool) -> None:
-    """Show the tables of a model that was measured."""
+def _show_forecast(item: Item, settings: Settings) -> bool:
+    """Show what measuring an item would do; return False where it would be refused."""
+    from delta_suite.dry_run import forecast
+
+    try:
+        told = "\n".join(forecast(item.spec, replace(settings, calibration=item.calibration)).lines())
+    except Exception as error:  # one model must not hinder the next, as when they are measured
+        say(why_not_measured(item.spec.name, error))
+        return False
+    show(told)
+    return True
+
+
+def _show_outcome(outcome: Outcome | None, settings: Settings, layers: bool) -> bool:
+    """Show what was measured; return False where nothing was."""
     from delta_suite.publish import model_tables
     from delta_suite.publish.screen import columns, prose
 
+    if outcome is None:
+        return False
     view, width = outcome.view, columns()
     told = prose(model_tables.model_line(view) + (" (from the cache)" if outcome.cached else ""), width)
     detailed = [model_tables.layer_table(view), *model_tables.boundary_tables(view, width=width)] if layers else []
     writes = [model_tables.writes_table(view)] if "writes" in settings.parts & set(view.record.parts) else []
     losses = model_tables.losses_tables(view, settings.parts)
     show(told, model_tables.phase_table(view), *writes, *losses, *detailed, f"record: {outcome.path}")
+    return True
 
 
 @app.command(epilog="Example: delta-suite compare runs/big/checkpoint-4000 runs/big/checkpoint-8000")
@@ -118,6 +152,7 @@ def compare(
 
 def _measured_or_stored(names: Sequence[str], settings: Settings, models_file: Path | None) -> list[RecordView]:
     """Return stored records, and models measured or taken from the cache, in the order of the names."""
+    from delta_suite.engine.work import work_list
     from delta_suite.models.models_file import load_registry
     from delta_suite.records.store import load
 
@@ -129,7 +164,7 @@ def _measured_or_stored(names: Sequence[str], settings: Settings, models_file: P
         if name.endswith(".json"):
             views.append(load(Path(name), settings.cache))
             continue
-        ((_, outcome),) = measured([next(specs)], settings)
+        ((_, outcome),) = measured(work_list([next(specs)], [settings.calibration]), settings)
         if outcome is None:
             raise typer.Exit(ExitCode.FAILED)
         views.append(outcome.view)
@@ -151,6 +186,7 @@ def trajectory(
     Exits with 1 where a checkpoint cannot be measured; the others are shown.
     """
     from delta_suite.claims.loader import load_hypotheses, require_known_phases
+    from delta_suite.engine.work import work_list
     from delta_suite.models.models_file import load_registry
     from delta_suite.publish.pages import RUNS, run_page_name
     from delta_suite.publish.trajectory import series
@@ -171,8 +207,8 @@ def trajectory(
     require_known_phases(claims, registry.phases)
     by_name: dict[str, ModelSpec] = {spec.name: spec for spec in specs}
     step_of = {model: step for step, model in steps.items()}
-    ordered = [by_name[model] for model in steps.values()]
-    outcomes = {step_of[spec.name]: outcome for spec, outcome in measured(ordered, settings) if outcome is not None}
+    work = work_list([by_name[model] for model in steps.values()], [settings.calibration])
+    outcomes = {step_of[item.spec.name]: outcome for item, outcome in measured(work, settings) if outcome is not None}
     if not outcomes:
         fail(f"no checkpoint of {name} can be measured, so there is no page")
     page = out or settings.results / RUNS / run_page_name(name)

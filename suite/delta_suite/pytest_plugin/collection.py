@@ -18,7 +18,7 @@ from delta_suite.pytest_plugin.baseline_items import BaselineItem, BaselineNode
 from delta_suite.pytest_plugin.baseline_session import REGRESSION
 from delta_suite.pytest_plugin.printing import failure_text, outcome_or_fail, usage_error
 from delta_suite.pytest_plugin.scope import holds_hypotheses
-from delta_suite.pytest_plugin.session import SESSION
+from delta_suite.pytest_plugin.session import SESSION, Session
 
 if TYPE_CHECKING:
     from delta_suite.claims.judge import Judged
@@ -200,9 +200,31 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("measurement", session.specs, ids=names, indirect=True, scope="session")
 
 
+class ControlItem(pytest.Item):
+    """The measurement of a control that belongs to this shard, while its model may belong to another."""
+
+    def __init__(self, *, spec: ModelSpec, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.spec = spec
+
+    def setup(self) -> None:
+        """Measure the control, unless this run or the cache already has it."""
+        outcome_or_fail(self.config.stash[SESSION].outcome, self.spec)
+
+    def runtest(self) -> None:
+        """Ask nothing of it: it is there for the claims on its model."""
+
+    def reportinfo(self) -> tuple[Path, None, str]:
+        """Return the file and name of the item; no line is about it."""
+        return self.path, None, self.name
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Sort items by model, so that each model is measured, used and released before the next one."""
+    """Sort items by model, so that each model is measured, used and released before the next one.
+
+    Under --shard, the items of models of other shards are deselected, and controls of this one are items, too.
+    """
     session = config.stash[SESSION]
     if session.needs_model and not session.specs:
         from delta_suite.models.models_file import load_registry
@@ -217,14 +239,34 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         )
     order = {spec.name: index for index, spec in enumerate(session.specs)}
     items.sort(key=lambda item: order.get(spec.name, -1) if (spec := spec_of(item)) else -1)
+    _choose_parts(session, items)  # before items of other shards go: all shards measure the same
+    if session.shard is not None:
+        _keep_shard(config, items)
 
 
-def pytest_collection_finish(session: pytest.Session) -> None:
+def _keep_shard(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Take out the items of models of other shards, and put in the controls of this one."""
+    session = config.stash[SESSION]
+    parents: dict[str, Any] = {}
+    for item in items:
+        if (spec := spec_of(item)) is not None:
+            parents.setdefault(spec.control().name, item.parent)
+    controls = [
+        ControlItem.from_parent(parents[spec.name], name=terminal(f"control[{spec.name}]"), spec=spec)
+        for spec in (item.spec for item in session.work)
+        if spec.random_weights and spec not in session.specs and spec.name in parents and session.measures(spec)
+    ]
+    stays = [(spec := spec_of(item)) is None or session.measures(spec) for item in items]
+    config.hook.pytest_deselected(items=[item for item, here in zip(items, stays, strict=True) if not here])
+    items[:] = [*(item for item, here in zip(items, stays, strict=True) if here), *controls]
+
+
+def _choose_parts(session: Session, items: list[pytest.Item]) -> None:
     """Choose the parts of a measurement that the items need which -k, -m and node ids selected.
 
     A plain test may ask for any metric of blocks, so a run with one measures every part that is measured by default.
     """
-    with_model = [item for item in session.items if spec_of(item) is not None]
+    with_model = [item for item in items if spec_of(item) is not None]
     if not with_model:
         return
     from delta_suite.claims.judge import parts_of_claims
@@ -232,7 +274,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
     claims = [item.expectation for item in with_model if isinstance(item, ExpectationItem | BaselineItem)]
     parts = parts_of_claims(claim for claim in claims if claim is not None)
-    session.config.stash[SESSION].parts.update(parts if len(claims) == len(with_model) else parts.union(DEFAULT_PARTS))
+    session.parts.update(parts if len(claims) == len(with_model) else parts.union(DEFAULT_PARTS))
 
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
@@ -241,7 +283,7 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
 
     claims = [item for item in items if isinstance(item, ExpectationItem)]
     lines = []
-    for spec in config.stash[SESSION].specs:
+    for spec in config.stash[SESSION].measured_specs:
         named = [(f"{i.hypothesis.id}/{i.expectation.id}", i.expectation) for i in claims if i.spec == spec]
         lines += undecidable_lines(spec, named)
     return [terminal(line) for line in lines]
@@ -249,7 +291,7 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
 
 def spec_of(item: pytest.Item) -> ModelSpec | None:
     """Return the model of an item; None for an item without one."""
-    if isinstance(item, ExpectationItem | BaselineItem):
+    if isinstance(item, ExpectationItem | BaselineItem | ControlItem):
         return item.spec
     callspec = getattr(item, "callspec", None)
     spec: ModelSpec | None = callspec.params.get("measurement") if callspec else None

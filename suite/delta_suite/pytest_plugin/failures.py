@@ -120,7 +120,7 @@ def _tell_github(reporter: pytest.TerminalReporter, failed: Iterable[pytest.Test
             commands.append(github_actions.baseline_command(BaselineRow(**row)))
     for command in [*commands, *map(github_actions.error_command, messages)]:
         reporter.write_line(command)
-    models = [spec.name for spec in session.specs]
+    models = [spec.name for spec in session.measured_specs]
     if session.judged or compared or messages:
         page = github_actions.step_summary(session.rows, compared, messages, models)
         if problem := github_actions.add_to_summary(page):

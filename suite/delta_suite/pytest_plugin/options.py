@@ -40,6 +40,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "help": "do not measure the same architecture with random weights (then no claim is marked vacuous)",
     },
     "--fresh": {"action": "store_true", "help": HELP["fresh"]},
+    "--shard": {"metavar": "I/N", "help": f"{HELP['shard']}; controls are items of the list"},
     "--strict-verdicts": {"action": "store_true", "help": "inconclusive and not measured fail, too"},
     "--baseline": {
         "nargs": "?",
@@ -61,7 +62,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 """Every option with its settings for argparse."""
 
-NOT_EMPTY = ("--model", "--models-file", "--calibration", "--device", "--results-dir", "--baseline")
+NOT_EMPTY = ("--model", "--models-file", "--calibration", "--device", "--results-dir", "--shard", "--baseline")
 """Options that take any word, but no empty one."""
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from delta_suite.pytest_plugin.baseline_items import BaselineItem, status_of
-from delta_suite.pytest_plugin.collection import ExpectationItem, spec_of
+from delta_suite.pytest_plugin.collection import ControlItem, ExpectationItem, spec_of
 from delta_suite.pytest_plugin.failures import claim_report, put_back
 from delta_suite.pytest_plugin.printing import Printer, verdict_status
 from delta_suite.pytest_plugin.session import SESSION, Session
@@ -32,8 +32,8 @@ def pytest_runtest_makereport(
         return report
     session = item.config.stash[SESSION]
     report.delta_suite_notes = list(session.notes)  # type: ignore[attr-defined]
-    if isinstance(item, BaselineItem):
-        if item.row is not None:
+    if isinstance(item, BaselineItem | ControlItem):
+        if isinstance(item, BaselineItem) and item.row is not None:
             report.delta_suite_baseline = item.row  # type: ignore[attr-defined]
         return report
     from delta_suite.publish.rows import Row
@@ -117,6 +117,8 @@ def pytest_report_header(config: pytest.Config) -> list[str] | None:
         f"dtype: {settings.dtype or 'as the model says'}, "
         f"results: {settings.results}, cache: {settings.cache.root}",
     ]
+    if session.shard is not None:
+        lines.append(session.shard.line(session.work))
     if session.unavailable:
         lines.append(f"not on this machine: {', '.join(session.unavailable)} (delta-suite models says why)")
     return [prose(line, session.width) for line in lines]
@@ -146,7 +148,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         show(table)
     if verbosity >= 0:
         show.section("verdicts")
-    show(verdict_grid(rows, [spec.name for spec in session.specs]))
+    show(verdict_grid(rows, [spec.name for spec in session.measured_specs]))
     for line in filter(None, [chance_text(rows), *mark_lines(rows)]):
         show.prose(line)
 
@@ -177,7 +179,7 @@ def _show_runs(show: Printer, session: Session, rows: list[Row]) -> None:
 
     views = {name: kept.view for name, kept in session.kept.items() if kept.view is not None}
     variant = session.config.getoption("variant") or "raw"
-    for name, steps in trajectory.series(session.specs).items():
+    for name, steps in trajectory.series(session.measured_specs).items():
         measured_at = {step: views[model] for step, model in steps.items() if model in views}
         show.section(f"{name}: over training")
         show(trajectory.verdict_table(rows, steps))

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from delta_suite.command_line import DEFAULT_CALIBRATION, EMPTY_VALUE, empty_options
+from delta_suite.engine.work import Item, Shard, work_list
 from delta_suite.errors import SuiteError, explain
 from delta_suite.escaping import terminal_lines
 from delta_suite.pytest_plugin.baseline_session import REGRESSION, Regression
@@ -87,6 +88,11 @@ class Session:
         """Word of the command line that named each model; tables show a folder's name, which is not its path."""
         self.names_alone: dict[str, str] = {}
         """Name that each model has in a run of its own; beside another one of that name it is longer."""
+        self.shard: Shard | None = None
+        """Share of the work list that this run measures; None for all of it."""
+        self.work: list[Item] = []
+        """Measurements of the command line, in this shard or another."""
+        self._shard_keys: set[tuple[str, bool, str]] = set()
         self.unavailable: list[str] = []
         """Names of the models of --all-models whose weights are not on this machine."""
         self.judged: list[dict[str, Any]] = []
@@ -95,6 +101,8 @@ class Session:
         """Records of the models that were judged, filled at the end of the run."""
         self.notes: dict[str, None] = {}
         """Messages to print about how measurements were obtained, in order and each once."""
+        if (given := config.getoption("shard")) is not None:
+            self.shard = _shard(config, given)
         if config.getoption("model") or config.getoption("all_models"):
             self._resolve()
 
@@ -110,24 +118,38 @@ class Session:
                 matches = registry.resolve_all(argument)
                 specs += matches
                 words += [argument] if len(matches) == 1 else [spec.argument for spec in matches]
+            absent = set()
             if self.config.getoption("all_models"):
                 from delta_suite.models.sources import availability
 
-                for spec in registry.specs.values():
-                    if availability(spec)[0]:
-                        specs.append(spec)
-                        words.append(spec.name)
-                    else:
-                        self.unavailable.append(spec.name)
+                absent = {spec.name for spec in registry.specs.values() if not availability(spec)[0]}
+                self.unavailable = [name for name in registry.specs if name in absent]
+                absent -= {spec.name for spec in specs}  # named by itself, it is an error
+                # Shards divide all of the file: which weights are here differs between machines.
+                more = [spec for spec in registry.specs.values() if self.shard or spec.name not in absent]
+                specs += more
+                words += [spec.name for spec in more]
             named = registry.told_apart(specs)
         except SuiteError as error:
             raise usage_error(error) from None
-        if not named:
+        self.specs = list({spec.name: spec for spec in named if spec.name not in absent}.values())
+        if not self.specs:
             where = f"none of {registry.path} is on this machine" if registry.path else "there is no models file"
             raise usage_error(f"--all-models: {where}; see delta-suite models")
         self.arguments = {spec.name: word for spec, word in zip(named, words, strict=True)}
         self.names_alone = {spec.name: before.name for spec, before in zip(named, specs, strict=True)}
-        self.specs = list({spec.name: spec for spec in named}.values())
+        calibrations, controls = [self.config.getoption("calibration")], not self.config.getoption("no_control")
+        self.work = work_list(named, calibrations, controls=controls)
+        self._shard_keys = {item.key for item in (self.shard or Shard(0, 1)).of(self.work)}
+
+    def measures(self, spec: ModelSpec) -> bool:
+        """Return True unless another shard measures this model or control."""
+        return self.shard is None or Item(spec, self.config.getoption("calibration")).key in self._shard_keys
+
+    @property
+    def measured_specs(self) -> list[ModelSpec]:
+        """The models of the run that no other shard measures."""
+        return [spec for spec in self.specs if self.measures(spec)]
 
     @property
     def models_file(self) -> Path | None:
@@ -165,7 +187,8 @@ class Session:
             from delta_suite.progress import bars
 
             with self._terminal():
-                ((_, measured),) = measure_all([spec], self.settings, bars())
+                settings = self.settings
+                ((_, measured),) = measure_all([Item(spec, settings.calibration)], settings, bars())
             self._outcomes[key] = measured
             if not isinstance(measured, Exception):
                 self.notes |= dict.fromkeys(measured.notes)
@@ -177,12 +200,19 @@ class Session:
     def control(self, spec: ModelSpec) -> RecordView | None:
         """Return the record of the same architecture with random weights, or None without one.
 
-        There is none with --no-control, for a control, and if it cannot be measured. The verdicts on the model do not
-        depend on it, so that is one warning and no error.
+        There is none with --no-control, for a control, if another shard measures it, and if it cannot be measured. The
+        verdicts on the model do not depend on it, so that is one warning and no error.
         """
         if self.config.getoption("no_control") or spec.random_weights:
             return None
         control = spec.control()
+        if not self.measures(control):
+            self.notes[
+                f"{spec.name}: claims that are compared with {control.name}, and the marks `vacuous` and `no better`, "
+                f"need its record, which another shard measures. When all are done, "
+                f"{shlex.join(['delta-suite', 'judge', str(self.settings.results)])} gives every verdict."
+            ] = None
+            return None
         tried_before = (control.name, True) in self._outcomes
         try:
             return self.outcome(control).view
@@ -247,13 +277,18 @@ class Session:
             from delta_suite.records.store import RUNS
 
             measured = {name for name, outcome in self._outcomes.items() if not isinstance(outcome, Exception)}
-            names = {spec.name for spec in self.specs}
+            names = {spec.name for spec in self.measured_specs}
             kept = names & (measured | {row["model"] for row in self.judged if row["record"]})
             line = measured_so_far(len(kept), len(names), Path(self.config.getoption("results_dir")) / RUNS)
             self.notes[f"interrupted: {line}"] = None
 
     def pytest_sessionfinish(self, session: pytest.Session, exitstatus: int) -> None:
-        """Write which hypothesis files judged each record; a record that is gone or damaged fails the run."""
+        """Write which hypothesis files judged each record; a record that is gone or damaged fails the run.
+
+        A shard that no item belongs to is no failure: there are more jobs than items.
+        """
+        if exitstatus == pytest.ExitCode.NO_TESTS_COLLECTED and self.shard and not self.shard.of(self.work):
+            session.exitstatus = pytest.ExitCode.OK
         if not self.judged or hasattr(self.config, "workerinput"):
             return
         from delta_suite.publish.rows import Row
@@ -281,6 +316,19 @@ class Session:
         except SuiteError as error:
             return KeptRecord(path, view, (*notes, f"ERROR: {error}")), False
         return KeptRecord(path, view, tuple(notes)), True
+
+
+def _shard(config: pytest.Config, text: str) -> Shard:
+    """Return the shard of --shard. Raises UsageError where there is none, or baselines are compared."""
+    if config.getoption("baseline") is not None or config.getoption("baseline_update") is not None:
+        raise pytest.UsageError(
+            "--shard does not go with baselines, which hold verdicts that need the controls of other shards. Measure "
+            "the shards first; then compare without --shard: what the cache has is not measured again."
+        )
+    try:
+        return Shard.parse(text)
+    except SuiteError as error:
+        raise usage_error(error) from None
 
 
 def _terminal_width() -> int:

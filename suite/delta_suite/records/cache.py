@@ -30,6 +30,9 @@ from delta_suite.writing import sweep, temporary_folder
 RECORD, ARRAYS, DIRECTIONS = "record.json", "arrays.safetensors", "directions.safetensors"
 """The files of an entry."""
 
+_DIGITS = 64
+"""Length of a key, which is a SHA-256."""
+
 
 def cache_key(**parts: Any) -> str:
     """Return the SHA-256 of everything that the numbers depend on."""
@@ -48,6 +51,11 @@ class Cache:
 
     def _entries(self, key: str) -> list[Path]:
         return list((self.root / "measurements").glob(f"{key}*"))
+
+    def keys(self, newer_than: float | None = None) -> frozenset[str]:
+        """Return the keys of all entries, but for those made before `newer_than` (seconds since the epoch)."""
+        folders = self._entries("")
+        return frozenset(folder.name[:_DIGITS] for folder in folders if _written(folder) > (newer_than or 0.0))
 
     def directions(self, key: str) -> ArrayFile:
         """Return the directions of an entry, which are read when they are asked for."""

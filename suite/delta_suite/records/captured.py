@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from delta_suite.errors import DeviceError
-from delta_suite.records.assemble import Assembled, with_law, with_states, with_writes
-from delta_suite.records.losses_part import with_causes, with_damage
 from delta_suite.records.record import (
     CalibrationRecord,
     CertificateRecord,
@@ -88,24 +85,3 @@ def calibration_record(
         languages=calibration.documents_by_language or None,
         chat_template=chat_template,
     )
-
-
-def with_parts(entry: Assembled, captured: Captured) -> Assembled:
-    """Return the entry with the parts beside its spectra that were captured; one that memory ran out for is absent."""
-    from delta_suite.reduction.losses import Causes, Damage
-
-    if captured.law is not None and not isinstance(captured.law, DeviceError):
-        record, arrays = with_law(entry.record, captured.law)
-        entry = Assembled(record, {**entry.arrays, **arrays}, entry.directions)
-    if captured.writes is not None and not isinstance(captured.writes, DeviceError):
-        identity = None if captured.apart is None else identity_record(captured.apart)
-        entry = with_writes(entry, captured.writes, identity)
-    if captured.states is not None and not isinstance(captured.states, DeviceError):
-        entry = with_states(entry, captured.states)
-    if isinstance(captured.causes, Causes):
-        record, arrays = with_causes(entry.record, captured.causes)
-        entry = Assembled(record, {**entry.arrays, **arrays}, entry.directions)
-    if isinstance(captured.damage, Damage):
-        record, arrays = with_damage(entry.record, captured.damage)
-        entry = Assembled(record, {**entry.arrays, **arrays}, entry.directions)
-    return entry

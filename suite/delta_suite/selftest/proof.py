@@ -9,8 +9,6 @@ from __future__ import annotations
 import math
 import os
 import platform
-import signal
-import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -18,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +28,7 @@ from delta_suite.claims.observe import observe
 from delta_suite.claims.schema import Expectation, Hypothesis
 from delta_suite.claims.verdict import Verdict
 from delta_suite.claims.words import nearest
+from delta_suite.engine.processes import end_with_the_parent
 from delta_suite.errors import OptionError
 from delta_suite.metrics.registry import metric_versions
 from delta_suite.progress import Progress, no_progress
@@ -295,7 +294,7 @@ def _mapper(processes: int) -> Iterator[Any]:
     os.environ.update(threads)
     try:
         context = get_context("spawn")
-        with ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_the_parent) as pool:
+        with ProcessPoolExecutor(processes, mp_context=context, initializer=end_with_the_parent) as pool:
             yield lambda tasks: pool.map(run_task, tasks)
     finally:
         for name, value in before.items():
@@ -303,19 +302,6 @@ def _mapper(processes: int) -> Iterator[Any]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def _end_with_the_parent() -> None:
-    """Have this process end with the one that started it, however that ends; Ctrl-C is for that one to answer."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 def _coverage(name: str, repeats: Sequence[Repeat], truth_documents: int) -> Iterator[Coverage]:

@@ -1,0 +1,82 @@
+"""Workers in processes of this machine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import active_children, get_context, parent_process
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from delta_suite.engine.dispatch import LostWorkerError, Task
+
+
+class Processes:
+    """A fixed number of processes. Each is a pool of its own, so that one that is killed loses no other's task."""
+
+    def __init__(self, count: int, threads: int) -> None:
+        self.slots, self.threads = count, threads
+        self._idle: list[ProcessPoolExecutor] = []
+        self._busy: dict[Future[bytes], ProcessPoolExecutor] = {}
+        self._children_before: set[BaseProcess] = set()
+
+    def __enter__(self) -> Processes:
+        """Note which processes are none of these; they are started with their first tasks."""
+        self._children_before = set(active_children())
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        """End the processes, and where the caller gives up, in the middle of their tasks."""
+        if self._busy:
+            for child in set(active_children()) - self._children_before:
+                child.terminate()
+        for pool in (*self._idle, *self._busy.values()):
+            pool.shutdown()
+
+    def share(self, content: bytes) -> bytes:
+        """Return the bytes, which travel with every task."""
+        return content
+
+    def submit(self, task: Task) -> Future[bytes]:
+        """Start a task in a process that is idle, or a new one."""
+        function, arguments = task
+        # Spawned: a fork of a process with threads, as torch has them, may hang.
+        pool = self._idle.pop() if self._idle else ProcessPoolExecutor(1, get_context("spawn"), end_with_the_parent)
+        future = pool.submit(function, *arguments)
+        self._busy[future] = pool
+        return future
+
+    def next_finished(self, handles: Iterable[Future[bytes]]) -> Future[bytes]:
+        """Wait for one of these tasks."""
+        return next(iter(wait(handles, return_when=FIRST_COMPLETED).done))
+
+    def result(self, handle: Future[bytes]) -> bytes:
+        """Return what a task returned."""
+        pool = self._busy.pop(handle)
+        try:
+            reply = handle.result()
+        except BrokenProcessPool:
+            pool.shutdown()
+            raise LostWorkerError("its process ended, as one that is killed does") from None
+        except BaseException:
+            self._idle.append(pool)
+            raise
+        self._idle.append(pool)
+        return reply
+
+
+def end_with_the_parent() -> None:
+    """Have this process end with the one that started it, however that ends; Ctrl-C is for that one to answer."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = parent_process()
+    assert parent is not None
+
+    def wait_for_it() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait_for_it, daemon=True).start()

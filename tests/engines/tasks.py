@@ -1,0 +1,40 @@
+"""Tasks for workers, which do no more than their names say."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+
+def answer(text: str) -> bytes:
+    return text.encode()
+
+
+def raise_an_error(text: str) -> bytes:
+    raise ValueError(text)
+
+
+def kill_the_worker(mark: str, times: int) -> bytes:
+    """Kill the process that this runs in, so many times."""
+    path = Path(mark)
+    lives = len(path.read_text()) if path.exists() else 0
+    if lives == times:
+        return b"lived"
+    path.write_text("x" * (lives + 1))
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
+def wait_for_the_end(mark: str) -> bytes:
+    """The first time, write which machine of Ray this runs on, and wait; after that, return at once."""
+    import ray
+
+    path = Path(mark)
+    if path.exists():
+        return b"elsewhere"
+    path.with_suffix(".new").write_text(ray.get_runtime_context().get_node_id())
+    path.with_suffix(".new").rename(path)
+    time.sleep(600)
+    return b"in time"
