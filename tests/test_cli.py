@@ -120,11 +120,11 @@ def test_measure_goes_on_after_an_error_that_nobody_foresaw(
 ) -> None:
     asked: list[str] = []
 
-    def broken(spec: ModelSpec, **options: Any) -> Outcome:
+    def broken(spec: ModelSpec, *options: Any) -> Outcome:
         asked.append(spec.name)
         if spec.name == "first":
             raise ZeroDivisionError("of a kind that\nnobody foresaw")
-        return measure(spec, **options)
+        return measure(spec, *options)
 
     monkeypatch.setattr("delta_suite.pipeline.measure", broken)
     models = tmp_path / "models.toml"
@@ -152,7 +152,7 @@ def test_measure_goes_on_after_an_error_that_nobody_foresaw(
     assert "Traceback" not in result.stderr
     assert [path.name for path in (tmp_path / "r" / "runs").iterdir()] == ["second"]
 
-    def interrupted(spec: ModelSpec, **options: Any) -> Outcome:
+    def interrupted(spec: ModelSpec, *options: Any) -> Outcome:
         asked.append(spec.name)
         raise KeyboardInterrupt
 

@@ -67,7 +67,9 @@ def test_a_record_is_confirmed_and_nothing_is_written(small: Path) -> None:
     assert sorted(small.parents[2].rglob("*")) == before
 
 
-def test_forged_figures_are_one_table(altered: Alter) -> None:
+def test_forged_figures_are_one_table(altered: Alter, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "250")  # so that no name is wrapped
+
     def forge(content: Content) -> None:
         content["layers"][1]["metrics"]["raw"]["effective_rank"]["value"] *= 1.001
         content["scopes"]["C"]["metrics"]["raw"]["intra_cosine"]["interval"][0] -= 0.2

@@ -29,6 +29,10 @@ from delta_suite.reduction.variants import VARIANTS, WRITE_VARIANTS
 _OLDER = "the record is older than the metric {}"
 
 
+OF_DAMAGE = frozenset(name for name, metric in METRICS.items() if metric.takes == "damage")
+"""Metrics of single layers that stand apart from the others in a record."""
+
+
 class RecordView:
     """Answers for any layers, phases and variants of a record, with replicates where its arrays are at hand.
 
@@ -163,7 +167,7 @@ class RecordView:
 
     def layer(self, layer: int, metric: str, variant: str) -> Estimate:
         """Return a layer or pair metric of one layer, with its replicates."""
-        if METRICS[metric].takes == "damage":
+        if metric in OF_DAMAGE:
             return self._damage(layer, metric)
         if problem := self.variant_problem(variant):
             return absent(problem)
@@ -202,9 +206,10 @@ class RecordView:
 
         Of the states, some figures are about sinks or about the rows without them, whichever variant is asked for.
         """
-        if METRICS[metric].takes == "stream" and metric not in OF_VARIANT[variant]:
+        takes = METRICS[metric].takes if metric in METRICS else ""  # a baseline may have one that is gone
+        if takes == "stream" and metric not in OF_VARIANT[variant]:
             return "sink_free" if metric in OF_VARIANT["sink_free"] else "raw"
-        centred = VARIANTS[variant].centre and METRICS[metric].takes == "tokens"
+        centred = VARIANTS[variant].centre and takes == "tokens"
         return "sink_free" if centred and metric not in self.layers[0].metrics[variant] else variant
 
     def _scope_estimate(

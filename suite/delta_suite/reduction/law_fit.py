@@ -223,13 +223,12 @@ def measure_law_again(
                         ridges[fold] = choose_ridge(sums, places, FOLDS[fold], device)
                     if portion.fits:
                         options = (fold, portion.inside, ridges[fold], plan, device)
-                        fit = partial(Fit, sums, maps, *options)
-                        whole = fit()
-                        if collect is not None:
-                            _collect(collect, whole, portion, fold, bases[fold])
                         if scored:
-                            folds[fold].take(portion, whole, fit, fold, bases[fold])
-                        del whole
+                            fit = partial(Fit, sums, maps, *options)
+                            folds[fold].take(portion, fit, fold, bases[fold], collect)
+                            del fit  # it holds the sums
+                        elif collect is not None:
+                            _collect(collect, Fit(sums, maps, *options), portion, fold, bases[fold])
                         bar.update(FITS_OF_FOLD)
                 del by_basis, sums, maps  # before those of the next portion are formed
     if not scored:
@@ -272,11 +271,14 @@ class _Fold:
         without = [Scores.empty(1, layers) for _ in range(half)]
         return cls(Scores.empty(half, layers), without, np.zeros((layers, hidden)))
 
-    def take(self, portion: Portion, whole: Fit, fit: Callable[..., Fit], fold: int, basis: Basis) -> None:
-        """Take over the scores of a portion fitted with all groups, and of it fitted without each."""
+    def take(self, portion: Portion, fit: Callable[..., Fit], fold: int, basis: Basis, collect: Collect | None) -> None:
+        """Fit a portion of the model with all groups and without each, and take over its scores."""
+        whole = fit()
+        if collect is not None:
+            _collect(collect, whole, portion, fold, basis)
         self.whole.take(whole.scores(range(*FOLDS[1 - fold].indices(GROUPS))), portion.layers)
         leading = whole.leading
-        whole.free()  # its maps, before the next fit forms its own
+        del whole  # its maps, before the next fit forms its own
         for scores, deleted in zip(self.without, range(*FOLDS[fold].indices(GROUPS)), strict=True):
             fewer = fit(deleted=deleted, start=leading)
             scores.take(fewer.scores([GROUPS + 1 - fold]), portion.layers)

@@ -227,10 +227,6 @@ class Fit:
                 for number, matrix in enumerate(maps):
                     yield step.layers.start + shared.within.start + number, matrix
 
-    def free(self) -> None:
-        """Let go of the maps; what `leading` and `gains` hold stays."""
-        self.steps, self._held, self._pooled = [], None, {}
-
     def scores(self, tests: Sequence[int]) -> Scores:
         """Score every map on each of these sets."""
         parts = [self._step_scores(step, tests) for step in self.steps]
