@@ -69,7 +69,10 @@ def problems_of(content: Mapping[str, Any], arrays: Arrays | None) -> list[str]:
 def test_the_records_of_this_repository_pass(path: Path) -> None:
     examined = examine(path)
     assert examined.problems == []
-    assert [note for note in examined.unchecked if not note.startswith("figures of older versions")] == []
+    notes = [note for note in examined.unchecked if not note.startswith("figures of older versions")]
+    if path.parent.name.startswith("training--deep--"):  # too large: only those of the last checkpoint are kept
+        notes = [note for note in notes if "is not beside it" not in note]
+    assert notes == []
 
 
 def test_a_record_of_schema_2_passes_by_its_own_rules() -> None:

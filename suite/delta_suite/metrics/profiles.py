@@ -101,7 +101,7 @@ def profile_figure(
 
     Example:
         >>> rising = [Estimate(value=value) for value in (1.0, 2.0, 5.0, 7.0)]
-        >>> profile_figure("trend", rising, rising, [0, 0.25, 0.5, 0.75]).value
+        >>> profile_figure("trend", rising, rising, [0.0, 0.25, 0.5, 0.75]).value
         1.0
     """
     places, function = np.asarray(depth, dtype=np.float64), SHAPES[shape]
