@@ -307,10 +307,13 @@ def _without_bars() -> Iterator[None]:
 def _explained(repo: str, done: str) -> Iterator[None]:
     """Turn the errors of the hub's client into one that says what was wrong, and what to do.
 
-    done: what was not done, as in "nothing was pushed".
+    Its warnings, one for each attempt, are silenced. done: what was not done, as in "nothing was pushed".
     """
     from huggingface_hub import constants, errors
+    from huggingface_hub.utils import logging
 
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
     # The hub client has changed its HTTP library twice; its error derives from the base error of each.
     transport: tuple[Any, ...] = errors.HfHubHTTPError.__bases__
     nothing = f"nothing was {done}"
@@ -331,6 +334,8 @@ def _explained(repo: str, done: str) -> Iterator[None]:
         ) from error
     except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, *transport) as error:
         raise HubResultsError(f"{nothing}: {_reason(error, repo)}") from error
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def _reason(error: BaseException, repo: str) -> str:
