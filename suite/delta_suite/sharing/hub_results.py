@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -310,10 +311,10 @@ def _explained(repo: str, done: str) -> Iterator[None]:
     Its warnings, one for each attempt, are silenced. done: what was not done, as in "nothing was pushed".
     """
     from huggingface_hub import constants, errors
-    from huggingface_hub.utils import logging
+    from huggingface_hub.utils import logging as client_logging
 
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    verbosity = client_logging.get_verbosity()
+    client_logging.set_verbosity(logging.ERROR)
     # The hub client has changed its HTTP library twice; its error derives from the base error of each.
     transport: tuple[Any, ...] = errors.HfHubHTTPError.__bases__
     nothing = f"nothing was {done}"
@@ -335,7 +336,7 @@ def _explained(repo: str, done: str) -> Iterator[None]:
     except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError, *transport) as error:
         raise HubResultsError(f"{nothing}: {_reason(error, repo)}") from error
     finally:
-        logging.set_verbosity(verbosity)
+        client_logging.set_verbosity(verbosity)
 
 
 def _reason(error: BaseException, repo: str) -> str:
