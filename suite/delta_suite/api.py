@@ -30,10 +30,10 @@ from delta_suite.models.phases import PhaseMap, declared_problems
 from delta_suite.models.spec import ModelSpec
 from delta_suite.models.subject import Subject
 from delta_suite.models.undisturbed import random_states_kept
-from delta_suite.paths import bundled
+from delta_suite.paths import bundled, cache_root
 from delta_suite.pipeline import chosen_settings, measure_view
 from delta_suite.records import store
-from delta_suite.records.cache import Cache, cache_root
+from delta_suite.records.cache import Cache
 from delta_suite.records.figures import COLUMNS, figures
 from delta_suite.records.record import Record
 from delta_suite.records.view import RecordView

@@ -40,6 +40,11 @@ DTYPES: tuple[str, ...] = get_args(Dtype)
 DEFAULT_PARTS = ("spectra", "boundaries", "law")
 """The parts that are measured where none is named."""
 
+PARTS = (*DEFAULT_PARTS, "writes", "stream", "causal", "damage")
+"""The parts that a measurement may have. `writes` is attention and MLP apart; spectra then take 2.3 times as long.
+`stream` is the states themselves: one more eigenproblem for each layer and variant, and three least squares fits.
+`causal` and `damage` run the model again with its updates changed; on a CPU each takes several times the capture."""
+
 DEFAULT_CALIBRATION = "core"
 """Calibration set of a measurement that names none."""
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from delta_suite.command_line import PARTS
 from delta_suite.errors import IncompleteError, RecordError, SuiteError
-from delta_suite.metrics.registry import PARTS
 from delta_suite.models.device import SHARDED
 from delta_suite.models.device import hardware as machine
 from delta_suite.models.spec import ModelSpec

@@ -36,9 +36,9 @@ from delta_suite.metrics.registry import METRICS, parts_of
 from delta_suite.models.memory import module_in_memory
 from delta_suite.models.phases import PhaseMap
 from delta_suite.models.undisturbed import random_states_kept
-from delta_suite.paths import bundled
+from delta_suite.paths import bundled, cache_root
 from delta_suite.pipeline import Settings, measure_view
-from delta_suite.records.cache import NoCache, cache_root
+from delta_suite.records.cache import NoCache
 from delta_suite.records.view import RecordView
 from delta_suite.reduction.variants import BLOCK_VARIANTS
 from delta_suite.regression.baseline import DECISIVE, BaselineFile, VerdictEntry, load_baseline, unknown_keys

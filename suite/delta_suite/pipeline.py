@@ -23,6 +23,7 @@ from delta_suite.metrics.registry import chosen_parts, metric_versions
 from delta_suite.models.phases import PhaseMap, phase_map
 from delta_suite.models.spec import ModelSpec
 from delta_suite.models.subject import StoredModel, Subject
+from delta_suite.paths import cache_root
 from delta_suite.process_group import MODES, current
 from delta_suite.progress import Progress, no_progress
 from delta_suite.provenance import (
@@ -38,7 +39,7 @@ from delta_suite.provenance import (
 )
 from delta_suite.records.arrays import ArrayFile
 from delta_suite.records.assemble import Assembled, assemble, with_boundaries
-from delta_suite.records.cache import ARRAYS, DIRECTIONS, Cache, cache_key, cache_root
+from delta_suite.records.cache import ARRAYS, DIRECTIONS, Cache, cache_key
 from delta_suite.records.captured import (
     calibration_record,
     certificate_record,

@@ -10,7 +10,7 @@ from delta_suite.claims.schema import Expectation
 from delta_suite.metrics.definition import Metric
 from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.intervals import PERCENT
-from delta_suite.metrics.registry import METRICS, OF_LOSSES
+from delta_suite.metrics.registry import METRICS, WITHOUT_VARIANTS
 from delta_suite.records.view import RecordView
 from delta_suite.reduction.variants import VARIANTS
 
@@ -100,7 +100,7 @@ def _scope_gates(metric: Metric, layers: Sequence[int], variant: str, view: Reco
     if calibration.tokens < needed * hidden:
         says = f"{calibration.tokens} tokens for {hidden} dimensions; {metric.name} needs {needed:g} for each"
         yield Gate("n/d", says)
-    if metric.takes in {"boundaries", "law", "stream", *OF_LOSSES}:
+    if metric.takes in {"boundaries", "stream", *WITHOUT_VARIANTS}:
         return
     if metric.takes == "directions" and metric.name not in _ABOUT_GATES:
         if len(layers) == 1 and metric.scope == "phase":

@@ -14,7 +14,7 @@ from delta_suite.claims.verdict import NO_DISTANCE, Judgement, Verdict
 from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.intervals import PERCENT, combine, detectable_effect, p_value
 from delta_suite.metrics.profiles import RANGES
-from delta_suite.metrics.registry import METRICS, OF_LOSSES, parts_of
+from delta_suite.metrics.registry import METRICS, WITHOUT_VARIANTS, parts_of
 from delta_suite.records.assemble import LAW_VARIANT
 from delta_suite.records.view import RecordView
 from delta_suite.reduction.variants import VARIANTS
@@ -275,7 +275,7 @@ def judge_claim(hypothesis: Hypothesis, expectation: Expectation, view: RecordVi
     the same again.
     What attention and MLP write is measured in the variants without sinks alone.
     """
-    if all(METRICS[metric].takes in {"law", *OF_LOSSES} for metric in expectation.metrics):
+    if all(METRICS[metric].takes in WITHOUT_VARIANTS for metric in expectation.metrics):
         judgement = judge(hypothesis, expectation, view, control)
         return Judged(view, judgement, {LAW_VARIANT: judgement})
     variants = {

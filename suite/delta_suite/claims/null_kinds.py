@@ -48,6 +48,15 @@ def _any_depth(layers: int, scope: range, quantile: float) -> None:
     """Return None: the null can decide in models of any depth."""
 
 
+Control = RecordView | Callable[[], RecordView | None] | None
+"""Record of the same architecture with random weights, or a function that measures it where it is needed; or None."""
+
+
+def control_of(control: Control) -> RecordView | None:
+    """Return the record of a control, which is measured now where it was not needed before."""
+    return control() if callable(control) else control
+
+
 @dataclass(frozen=True)
 class Null:
     """One kind of comparison with what chance or the architecture alone would give."""
@@ -59,7 +68,7 @@ class Null:
     """Its words in the text of a claim; {share} is the quantile in percent."""
     allows: frozenset[str]
     """The keys of `than` that go with it: scope, metric, write, times, plus, quantile."""
-    bound: Callable[[Expectation, Than, RecordView, RecordView | None, Observation], Requirement]
+    bound: Callable[[Expectation, Than, RecordView, Control, Observation], Requirement]
     """Function of a claim, its `than`, the record, the record of the control and the observed side that returns the
     other side."""
     depth_problem: Callable[[int, range, float], str | None] = _any_depth
@@ -69,15 +78,6 @@ class Null:
     def by_rank(self) -> bool:
         """True if the observed value is compared by its rank among many."""
         return "quantile" in self.allows
-
-
-Control = RecordView | Callable[[], RecordView | None] | None
-"""Record of the same architecture with random weights, or a function that measures it where it is needed; or None."""
-
-
-def control_of(control: Control) -> RecordView | None:
-    """Return the record of a control, which is measured now where it was not needed before."""
-    return control() if callable(control) else control
 
 
 def requirement(expectation: Expectation, view: RecordView, control: Control, observed: Observation) -> Requirement:
@@ -99,9 +99,7 @@ def requirement(expectation: Expectation, view: RecordView, control: Control, ob
         return Requirement(absent(observed.reason or "not measured"))
     if problem := undecidable_at(expectation, view.model.layers, view.phases):
         return Requirement(absent(problem), undecidable=problem)
-    null = NULLS[than.null]
-    needed = control_of(control) if null.bound is _random_weights else None
-    return null.bound(expectation, than, view, needed, observed)
+    return NULLS[than.null].bound(expectation, than, view, control, observed)
 
 
 def undecidable_at(expectation: Expectation, layers: int, phases: PhaseMap) -> str | None:
@@ -135,13 +133,14 @@ def _scope(expectation: Expectation, than: Than, view: RecordView) -> Requiremen
 
 
 def _random_weights(
-    expectation: Expectation, than: Than, view: RecordView, control: RecordView | None, observed: Observation
+    expectation: Expectation, than: Than, view: RecordView, control: Control, observed: Observation
 ) -> Requirement:
     """Return the figure of the same architecture with random weights."""
-    problem = NO_CONTROL if control is None else _arrays_problem(control)
-    if control is None or problem:
+    measured = control_of(control)
+    problem = NO_CONTROL if measured is None else _arrays_problem(measured)
+    if measured is None or problem:
         return Requirement(absent(problem or NO_CONTROL))
-    return _scope(expectation, than, control)
+    return _scope(expectation, than, measured)
 
 
 def _layers(observed: Observation) -> range:
@@ -150,7 +149,7 @@ def _layers(observed: Observation) -> range:
 
 
 def _window(
-    expectation: Expectation, than: Than, view: RecordView, control: RecordView | None, observed: Observation
+    expectation: Expectation, than: Than, view: RecordView, control: Control, observed: Observation
 ) -> Requirement:
     """Return the bound of a rank among all runs of as many layers."""
     layers = _layers(observed)
@@ -199,7 +198,7 @@ def _too_few_windows(layers: int, scope: range, quantile: float) -> str | None:
 
 
 def _drift(
-    expectation: Expectation, than: Than, view: RecordView, control: RecordView | None, observed: Observation
+    expectation: Expectation, than: Than, view: RecordView, control: Control, observed: Observation
 ) -> Requirement:
     """Return the figure at which the phase would stand out among smooth drifts."""
     contrast = view.edge_contrast(_layers(observed), expectation.metric, expectation.figures, than.quantile)
@@ -209,7 +208,7 @@ def _drift(
 
 
 def _lag(
-    expectation: Expectation, than: Than, view: RecordView, control: RecordView | None, observed: Observation
+    expectation: Expectation, than: Than, view: RecordView, control: Control, observed: Observation
 ) -> Requirement:
     """Return the figure of pairs outside the phase, at the distances of those inside."""
     layers = _layers(observed)
@@ -217,7 +216,7 @@ def _lag(
 
 
 def _random(
-    expectation: Expectation, than: Than, view: RecordView, control: RecordView | None, observed: Observation
+    expectation: Expectation, than: Than, view: RecordView, control: Control, observed: Observation
 ) -> Requirement:
     """Return the quantile of the figure with each direction drawn at random."""
     layers = _layers(observed)

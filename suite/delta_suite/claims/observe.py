@@ -16,7 +16,7 @@ from delta_suite.errors import RecordError, SuiteError, UnknownNameError
 from delta_suite.metrics.estimate import Estimate, absent
 from delta_suite.metrics.intervals import combine
 from delta_suite.metrics.profiles import SHAPES, profile_figure
-from delta_suite.metrics.registry import METRICS, OF_LOSSES
+from delta_suite.metrics.registry import METRICS, WITHOUT_VARIANTS
 from delta_suite.models.phases import PhaseMap
 from delta_suite.records.view import RecordView
 from delta_suite.reduction.variants import VARIANTS
@@ -166,7 +166,7 @@ def observe(
 
     if isinstance(layers, str):
         return observation(absent(layers))
-    if METRICS[metric].takes not in {"law", *OF_LOSSES} and (problem := view.variant_problem(variant)):
+    if METRICS[metric].takes not in WITHOUT_VARIANTS and (problem := view.variant_problem(variant)):
         return observation(absent(problem))
     return observation(*over_layers(view, layers, metric, variant, over, with_metric))
 

@@ -22,12 +22,12 @@ from delta_suite.command_line import (
     EMPTY_VALUE,
     EXIT_CODES,
     HELP,
+    PARTS,
     ExitCode,
     empty_options,
 )
 from delta_suite.errors import OptionError, OutputError, SuiteError, explain, why_not_measured
 from delta_suite.interruption import keep, measured_so_far
-from delta_suite.metrics.registry import PARTS
 from delta_suite.paths import bundled
 from delta_suite.process_group import refuse_processes, wait_for_first
 from delta_suite.writing import discard_output
@@ -238,8 +238,9 @@ def keep_stamps(path: Path, view: RecordView, rows: Sequence[Row]) -> None:
 
     Where that cannot be kept, the record can still be judged.
     """
+    from delta_suite.paths import cache_root
     from delta_suite.publish.rows import changed_lines, stamps_of
-    from delta_suite.records.cache import Cache, cache_root
+    from delta_suite.records.cache import Cache
     from delta_suite.records.store import stamp, stamps
 
     judged_by = stamps_of(rows)

@@ -107,8 +107,9 @@ def doctor(models_file: ModelsFile = None) -> None:
     from delta_suite.models.device import describe_devices
     from delta_suite.models.models_file import load_registry
     from delta_suite.models.sources import availability
+    from delta_suite.paths import cache_root
     from delta_suite.provenance import LIBRARIES, library_version
-    from delta_suite.records.cache import RECORD, cache_root
+    from delta_suite.records.cache import RECORD
 
     lines = [("delta-suite", delta_suite.__version__), ("python", platform.python_version())]
     lines += [(name, library_version(name)) for name in (*LIBRARIES, "pytest", "pytest-xdist")]

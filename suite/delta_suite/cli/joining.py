@@ -93,8 +93,9 @@ def pull(
     Every record is verified before it is put into its place, and none replaces a different one that is here. Exits with
     1 where a record is left out; the others are there.
     """
+    from delta_suite.paths import cache_root
     from delta_suite.progress import bars
-    from delta_suite.records.cache import Cache, cache_root
+    from delta_suite.records.cache import Cache
     from delta_suite.sharing.hub_results import pull as pulled
     from delta_suite.sharing.hub_results import require_repository
 

@@ -33,12 +33,13 @@ def judge(
     from delta_suite.claims.judge import judge_all
     from delta_suite.claims.loader import load_hypotheses, require_known_phases
     from delta_suite.models.models_file import load_registry
+    from delta_suite.paths import cache_root
     from delta_suite.publish.explanation import explanation
     from delta_suite.publish.model_tables import model_line, phase_table
     from delta_suite.publish.rows import Row, mark_lines
     from delta_suite.publish.screen import columns, prose
     from delta_suite.publish.verdict_tables import chance_text, variant_table, verdict_grid
-    from delta_suite.records.cache import Cache, cache_root
+    from delta_suite.records.cache import Cache
     from delta_suite.records.store import load, named_records
 
     claims = load_hypotheses(hypotheses or [default_hypotheses()])

@@ -80,8 +80,9 @@ def measure(
     named = registry.told_apart([spec for name in models for spec in registry.resolve_all(name)])
     work = work_list(named, calibration)
     if shard is not None:
-        say(Shard.parse(shard).line(work))
-        work = Shard.parse(shard).of(work)
+        share = Shard.parse(shard)
+        say(share.line(work))
+        work = share.of(work)
     if dry_run:
         shown = [_show_forecast(item, settings) for item in work]
     else:

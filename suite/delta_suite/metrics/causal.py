@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float64
@@ -96,91 +97,57 @@ def cause_estimates(causes: Causes, phase: str) -> dict[str, Estimate]:
 
 # --- causes in a phase -----------------------------------------------------------------------------------------
 
-_CAUSES = "interventions in all layers of the phase at once: see reduction/causal_fit.py"
-
-
-@metric(
+_metric_of_causes = partial(
+    metric,
     "phase",
-    "L(v_L v_L^T delta_L taken away in all layers of the phase) - L, v_L fitted on the other half of the units",
     takes="causes",
-    unit="nats per token",
     low=-math.inf,
     per_layer=False,
+    source="interventions in all layers of the phase at once: see reduction/causal_fit.py",
+)
+
+
+@_metric_of_causes(
+    "L(v_L v_L^T delta_L taken away in all layers of the phase) - L, v_L fitted on the other half of the units",
+    unit="nats per token",
     bias="none",
-    source=_CAUSES,
 )
 def causal_effect(losses: PhaseLosses) -> Estimate:
     """Return how much the loss rises when no layer of a phase writes along its leading direction."""
     return losses.difference("zero")
 
 
-@metric(
-    "phase",
+@_metric_of_causes(
     "the same with directions after v_L in the spectrum, whose energy together is that of v_L",
-    takes="causes",
     unit="nats per token",
-    low=-math.inf,
-    per_layer=False,
     bias="none",
-    source=_CAUSES,
 )
 def causal_effect_matched(losses: PhaseLosses) -> Estimate:
     """Return how much the loss rises when as much energy is taken away from lower in the spectrum: the control."""
     return losses.difference("matched")
 
 
-@metric(
-    "phase",
-    "the same with a random direction in each layer",
-    takes="causes",
-    unit="nats per token",
-    low=-math.inf,
-    per_layer=False,
-    bias="none",
-    source=_CAUSES,
-)
+@_metric_of_causes("the same with a random direction in each layer", unit="nats per token", bias="none")
 def causal_effect_random(losses: PhaseLosses) -> Estimate:
     """Return how much the loss rises when no layer of a phase writes along a random direction."""
     return losses.difference("random")
 
 
-@metric(
-    "phase",
-    "[L(u taken away) - L] / [L(v_L taken away) - L], u the leading direction of the stacked v_L",
-    takes="causes",
-    low=-math.inf,
-    per_layer=False,
-    bias="replicates",
-    source=_CAUSES,
+@_metric_of_causes(
+    "[L(u taken away) - L] / [L(v_L taken away) - L], u the leading direction of the stacked v_L", bias="replicates"
 )
 def causal_sharing(losses: PhaseLosses) -> Estimate:
     """Return the share of the effect that the one direction shared by a phase has; absent without an effect."""
     return losses.ratio(("shared", None), ("zero", None), "the effect of taking the v_L away")
 
 
-@metric(
-    "phase",
-    "1 - [L(v_L taken away, v_L^T mu_L kept) - L] / [L(v_L taken away) - L]",
-    takes="causes",
-    low=-math.inf,
-    per_layer=False,
-    bias="replicates",
-    source=_CAUSES,
-)
+@_metric_of_causes("1 - [L(v_L taken away, v_L^T mu_L kept) - L] / [L(v_L taken away) - L]", bias="replicates")
 def causal_constant(losses: PhaseLosses) -> Estimate:
     """Return the share of the effect that is the mean along v_L, the same on every token; absent without an effect."""
     return losses.ratio(("zero", "kept"), ("zero", None), "the effect of taking the v_L away")
 
 
-@metric(
-    "phase",
-    "[L(delta -> mu) - L(delta -> law)] / [L(delta -> mu) - L]",
-    takes="causes",
-    low=-math.inf,
-    per_layer=False,
-    bias="replicates",
-    source=_CAUSES,
-)
+@_metric_of_causes("[L(delta -> mu) - L(delta -> law)] / [L(delta -> mu) - L]", bias="replicates")
 def law_recovered(losses: PhaseLosses) -> Estimate:
     """Return the share of the loss that the law saves, of what the updates save over their mean."""
     if losses.no_law is not None:

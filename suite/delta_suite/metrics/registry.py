@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from importlib import import_module
 
-from delta_suite.command_line import DEFAULT_PARTS
+from delta_suite.command_line import PARTS
 from delta_suite.errors import OptionError
 from delta_suite.metrics.definition import DEFINED, Metric
 
@@ -22,13 +22,11 @@ for _kind in KINDS:
 METRICS: Mapping[str, Metric] = DEFINED
 """Every metric by name."""
 
-PARTS = (*DEFAULT_PARTS, "writes", "stream", "causal", "damage")
-"""The parts that a measurement may have. `writes` is attention and MLP apart; spectra then take 2.3 times as long.
-`stream` is the states themselves: one more eigenproblem for each layer and variant, and three least squares fits.
-`causal` and `damage` run the model again with its updates changed; on a CPU each takes several times the capture."""
-
 OF_LOSSES = frozenset({"causes", "damage"})
-"""Sources of the metrics that are differences of the loss. They have no variants, and stand apart in a record."""
+"""Sources of the metrics that are differences of the loss. They stand apart in a record."""
+
+WITHOUT_VARIANTS = OF_LOSSES | {"law"}
+"""Sources of the metrics that are the same whatever variant is asked for."""
 
 OF_WRITES = frozenset({"spectrum", "directions"})
 """Sources of the metrics that exist of attention and MLP apart."""

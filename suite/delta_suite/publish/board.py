@@ -15,7 +15,7 @@ from delta_suite.claims.schema import Hypothesis
 from delta_suite.errors import OptionError, RecordError
 from delta_suite.escaping import is_web_address
 from delta_suite.models.spec import control_source
-from delta_suite.paths import shorten
+from delta_suite.paths import cache_root, shorten
 from delta_suite.publish.comparable import Alike, Group, Run
 from delta_suite.publish.depth_profile import Profile
 from delta_suite.publish.entries import Entry
@@ -23,7 +23,7 @@ from delta_suite.publish.labels import labels_of
 from delta_suite.publish.pages import RECORDS, SITE, hypothesis_link
 from delta_suite.publish.recomputed import SecondMeasurements
 from delta_suite.publish.rows import Row
-from delta_suite.records.cache import Cache, cache_root
+from delta_suite.records.cache import Cache
 from delta_suite.records.record import Identity, Record
 from delta_suite.records.store import JudgedBy, load_once_verified, record_paths, stamps
 

@@ -16,7 +16,6 @@ from typing import Any
 from filelock import FileLock
 
 from delta_suite.errors import RecordError
-from delta_suite.paths import cache_root as cache_root  # noqa: PLC0414  (imported from here with the cache)
 from delta_suite.reading import ARRAYS_LIMIT, UnreadableFileError, read_bytes, read_text
 from delta_suite.records.arrays import ArrayFile, pack, unpack
 from delta_suite.records.assemble import Assembled

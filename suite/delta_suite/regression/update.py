@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from delta_suite.errors import BaselineError
+from delta_suite.paths import cache_root
 from delta_suite.records.arrays import ArrayFile, Arrays, pack
-from delta_suite.records.cache import Cache, cache_root
+from delta_suite.records.cache import Cache
 from delta_suite.records.record import ArrayReference, ModelRecord
 from delta_suite.records.store import exclusive
 from delta_suite.records.view import RecordView

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from delta_suite.capture.calibration import Calibration, load_calibration
 from delta_suite.capture.texts import HUB
-from delta_suite.command_line import DTYPES
+from delta_suite.command_line import DTYPES, PARTS
 from delta_suite.errors import CalibrationError, OptionError, RecordError
-from delta_suite.metrics.registry import METRICS, PARTS
+from delta_suite.metrics.registry import METRICS
 from delta_suite.models.models_file import Registry
 from delta_suite.models.phases import phase_map
 from delta_suite.models.recorded import recorded_model

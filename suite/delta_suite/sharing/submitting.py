@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from delta_suite.errors import OptionError, RecordError
-from delta_suite.paths import is_directory, path_error
+from delta_suite.paths import cache_root, is_directory, path_error
 from delta_suite.reading import UnreadableFileError, read_bytes
-from delta_suite.records.cache import Cache, cache_root
+from delta_suite.records.cache import Cache
 from delta_suite.records.format import to_json
 from delta_suite.records.record import ArrayReference, Record, SubmitterRecord
 from delta_suite.records.store import exclusive, record_path
