@@ -260,7 +260,7 @@ def with_boundaries(record: Record, gram_of: GramOf) -> Record:
         for variant in record.variants
         if variant not in WRITE_VARIANTS
     }
-    return record.model_copy(update={"boundaries": boundaries, "parts": _with_part(record, "boundaries")})
+    return record.model_copy(update={"boundaries": boundaries, "parts": parts_with(record, "boundaries")})
 
 
 def boundary_record(boundaries: Boundaries | str) -> BoundaryRecord:
@@ -293,7 +293,7 @@ def with_law(record: Record, law: Law) -> tuple[Record, dict[str, np.ndarray]]:
             arrays[f"law.units.{name}"] = columns(replicates).T
     if law.reason is None:
         arrays["law.transfer"] = law.transfer[0].astype(np.float32)
-    update = {"law": LawRecord(phases=record.phases), "scopes": scopes, "parts": _with_part(record, "law")}
+    update = {"law": LawRecord(phases=record.phases), "scopes": scopes, "parts": parts_with(record, "law")}
     return record.model_copy(update=update), arrays
 
 
@@ -305,7 +305,7 @@ def with_writes(
     spectra: by variant; or the reason why the model has none, which is kept so that it is not tried again. identity:
     that of the certificate, that they are told apart.
     """
-    record = entry.record.model_copy(update={"parts": _with_part(entry.record, "writes")})
+    record = entry.record.model_copy(update={"parts": parts_with(entry.record, "writes")})
     if isinstance(spectra, str):
         return Assembled(record.model_copy(update={"not_apart": spectra}), entry.arrays, entry.directions)
     assert identity is not None
@@ -347,10 +347,11 @@ def with_states(entry: Assembled, states: Mapping[str, Sequence[StateLayer]]) ->
             layer.model_copy(update={"metrics": metrics})
             for layer, metrics in zip(entry.record.layers, by_layer, strict=True)
         ),
-        "parts": _with_part(entry.record, "stream"),
+        "parts": parts_with(entry.record, "stream"),
     }
     return Assembled(entry.record.model_copy(update=update), arrays, entry.directions)
 
 
-def _with_part(record: Record, part: str) -> tuple[str, ...]:
+def parts_with(record: Record, part: str) -> tuple[str, ...]:
+    """Return the parts of a record and one more, in the order in which they were measured."""
     return tuple(dict.fromkeys([*record.parts, part]))

@@ -19,6 +19,7 @@ from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.registry import METRICS
 from delta_suite.models.phases import PhaseMap
 from delta_suite.records.arrays import Arrays
+from delta_suite.records.assemble import parts_with
 from delta_suite.records.problem import WRITTEN, Problem, number
 from delta_suite.records.record import CausesRecord, DamageRecord, Record
 from delta_suite.reduction.losses import CAUSAL_PHASES, CONDITIONS, UNDISTURBED, Causes, Damage, Losses
@@ -41,8 +42,9 @@ def with_causes(record: Record, causes: Causes) -> tuple[Record, dict[str, np.nd
         reason=causes.reason,
         metrics={phase: cause_estimates(causes, phase) for phase in causes.phases},
     )
-    parts = tuple(dict.fromkeys([*record.parts, CAUSAL]))
-    return record.model_copy(update={"causes": part, "parts": parts}), _packed(CAUSAL, causes.losses)
+    return record.model_copy(update={"causes": part, "parts": parts_with(record, CAUSAL)}), _packed(
+        CAUSAL, causes.losses
+    )
 
 
 def with_damage(record: Record, damage: Damage) -> tuple[Record, dict[str, np.ndarray]]:
@@ -54,8 +56,9 @@ def with_damage(record: Record, damage: Damage) -> tuple[Record, dict[str, np.nd
         reason=damage.reason,
         layers=tuple(damage_estimates(damage, record.model.layers)),
     )
-    parts = tuple(dict.fromkeys([*record.parts, DAMAGE]))
-    return record.model_copy(update={"damage": part, "parts": parts}), _packed(DAMAGE, damage.losses)
+    return record.model_copy(update={"damage": part, "parts": parts_with(record, DAMAGE)}), _packed(
+        DAMAGE, damage.losses
+    )
 
 
 def causal_phases(phases: PhaseMap) -> PhaseMap:
