@@ -61,8 +61,8 @@ HELP = {
     "model": "a name from models.toml, name@revision, a directory, a .gguf file, or a hub id; with @random-weights "
     "behind it, its architecture with freshly initialised weights",
     "models-file": "models.toml to use (default: ./models.toml, else the one that ships with delta-suite)",
-    "calibration": "calibration set: core, seed (the reference's one stream, without intervals), a text file, .jsonl, "
-    ".parquet, a folder of texts, or hf:org/name[/config][:split[:column]]",
+    "calibration": "calibration set: core, core-english, seed (the reference's one stream, without intervals), a text "
+    "file, .jsonl, .parquet, a folder of texts, or hf:org/name[/config][:split[:column]]",
     "documents": "only the first so many documents of the calibration (default: all; of a hub dataset 128)",
     "chat-template": "put each document, as a user's message, into the model's own chat template (default: add the "
     "special tokens that its tokenizer adds)",

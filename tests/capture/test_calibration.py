@@ -34,6 +34,14 @@ def test_core_is_the_declared_set() -> None:
     assert not core.drop_first_token
 
 
+def test_core_english_is_the_english_of_core() -> None:
+    core, english = load_calibration("core"), load_calibration("core-english")
+    expected = [text for text, language in zip(core.documents, core.languages, strict=True) if language == "en"]
+    assert list(english.documents) == expected
+    assert english.units.count == 56
+    assert load_calibration("core-english", 12).documents == english.documents[:12]
+
+
 @pytest.mark.parametrize("text", ["plain words", "naïve café", "кириллица", "漢字かな交じり", "𝔘𝔫𝔦", "e\u0301te\u0301"])
 def test_a_cut_in_bytes_keeps_whole_characters(text: str) -> None:
     for limit in range(len(text.encode()) + 2):
@@ -84,7 +92,7 @@ def test_the_header_says_what_a_set_is_good_for(tmp_path: Path) -> None:
 
 
 def test_unknown_names_list_the_bundled_sets() -> None:
-    with pytest.raises(CalibrationError, match="core, seed"):
+    with pytest.raises(CalibrationError, match="core, core-english, seed"):
         load_calibration("cor")
 
 

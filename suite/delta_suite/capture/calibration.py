@@ -20,6 +20,13 @@ CORE_BYTES = 512
 """Number of UTF-8 bytes of each document of `core` that run, or a few less where a character would be cut. A limit in
 bytes gives every tokenizer the same text; tokens of one text differ fivefold between languages (data/DATASHEET.md)."""
 
+CORE_ENGLISH = "core-english"
+CORES = ("core", CORE_ENGLISH)
+"""The default set, and its documents in English, for models that know no other language."""
+
+BUNDLED = (*CORES, "seed")
+"""The sets that come with the package, by name; every other name is a file, a folder or a dataset."""
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -73,11 +80,12 @@ def load_calibration(name: str, documents: int | None = None) -> Calibration:
     left out, and does not count among them.
 
     `core` has 112 documents, each of a domain of its own, in 8 languages and in code; the first 512 bytes of each run
-    (data/DATASHEET.md). `seed` is the stream of the reference script: its 25 prompts joined by blank lines, one
-    document whose first token is dropped. It serves parity: one document has no halves and no interval. Any other name
-    is read by `texts.read_texts`: a `.jsonl` or `.parquet` file (key or column `text`, and `domain` and `language`
-    where it has them), a folder (one document per `.txt` or `.md` file, by name), any other file (one document), or
-    `hf:org/name[/config][:split[:column]]`, of which 128 documents are taken where no number is given.
+    (data/DATASHEET.md). `core-english` is its 56 documents in English. `seed` is the stream of the reference script:
+    its 25 prompts joined by blank lines, one document whose first token is dropped. It serves parity: one document has
+    no halves and no interval. Any other name is read by `texts.read_texts`: a `.jsonl` or `.parquet` file (key or
+    column `text`, and `domain` and `language` where it has them), a folder (one document per `.txt` or `.md` file, by
+    name), any other file (one document), or `hf:org/name[/config][:split[:column]]`, of which 128 documents are taken
+    where no number is given.
 
     Raises CalibrationError for an unknown name, and for unreadable, empty or malformed files.
 
@@ -93,10 +101,14 @@ def load_calibration(name: str, documents: int | None = None) -> Calibration:
     if name == "seed":
         prompts = json.loads(_bundled("seed.json"))
         return Calibration("seed", ("\n\n".join(prompts),), drop_first_token=True)
-    if name == "core":
-        rows = [json.loads(line) for line in _bundled("core.jsonl").splitlines()[:documents]]
-        cut = [Document(first_bytes(row["text"], CORE_BYTES), row["domain"], row["language"]) for row in rows]
-        return _calibration("core", cut, bytes_per_document=CORE_BYTES, first=documents)
+    if name in CORES:
+        rows = [json.loads(line) for line in _bundled("core.jsonl").splitlines()]
+        if name == CORE_ENGLISH:
+            rows = [row for row in rows if row["language"] == "en"]
+        cut = [
+            Document(first_bytes(row["text"], CORE_BYTES), row["domain"], row["language"]) for row in rows[:documents]
+        ]
+        return _calibration(name, cut, bytes_per_document=CORE_BYTES, first=documents)
     if name.startswith(HUB):
         documents = documents or HUB_DOCUMENTS
     texts, duplicates = read_texts(name, documents)
@@ -170,9 +182,9 @@ def headline(name: str, documents: int | None = None) -> str:
     """
     if name == "seed":
         return "seed (one document, so no interval; it is there for parity)"
-    if name == "core":
+    if name in CORES:
         core = load_calibration(name, documents)
-        return f"core ({len(core.documents)} documents, the first {core.bytes_per_document} bytes of each)"
+        return f"{name} ({len(core.documents)} documents, the first {core.bytes_per_document} bytes of each)"
     if name.startswith(HUB):
         documents = documents or HUB_DOCUMENTS
     return name + (f" (its first {documents} documents)" if documents else "")

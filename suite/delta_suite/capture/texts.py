@@ -130,7 +130,7 @@ def _path(path: Path) -> Iterator[Document]:
     if why := path_error(path):
         raise CalibrationError(
             f"no calibration {shorten(path)!r} (looked for {shorten(path.absolute())}: {why}). "
-            f"--calibration takes core, seed, {_FORMS}."
+            f"--calibration takes core, core-english, seed, {_FORMS}."
         )
     if path.is_dir():
         return _folder(path)

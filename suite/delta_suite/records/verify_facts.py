@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import Path
 
-from delta_suite.capture.calibration import CORE_BYTES, load_calibration
+from delta_suite.capture.calibration import CORE_BYTES, CORES, load_calibration
 from delta_suite.capture.tolerances import EPSILON, OPTIONAL, SINGLE_EPSILON, WRITES, tolerances
 from delta_suite.capture.units import DOCUMENT_GROUPS, DOMAIN_GROUPS
 from delta_suite.metrics.definition import PART_OF, Metric
@@ -262,9 +262,9 @@ def _certificate_problems(record: Record) -> Iterator[Problem]:
 
 def _calibration_problems(record: Record) -> Iterator[Problem]:
     texts = record.calibration
-    # The user's own file may be called core or seed; only the bundled sets have these settings.
+    # The user's own file may be called as a bundled set is; only the bundled sets have these settings.
     seed = texts.name == "seed" and record.provenance.settings.get("drop_first_token") is True
-    core = texts.name == "core" and texts.bytes_per_document == CORE_BYTES
+    core = texts.name in CORES and texts.bytes_per_document == CORE_BYTES
     before = texts.name == "core" and texts.tokens_per_document == EARLIER_CORE_TOKENS and texts.first is None
     if record.schema_version == SCHEMA and (core or before or seed):
         known = (EARLIER_CORE, None) if before else _bundled(texts.name, texts.first if core else None)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from delta_suite.capture.calibration import Calibration, load_calibration
+from delta_suite.capture.calibration import BUNDLED, Calibration, load_calibration
 from delta_suite.capture.texts import HUB
 from delta_suite.command_line import DTYPES, PARTS
 from delta_suite.errors import CalibrationError, OptionError, RecordError
@@ -113,7 +113,7 @@ def _settings(stored: Record, choices: Choices) -> Settings:
 def _calibration(stored: Record, choices: Choices) -> Calibration:
     texts = stored.calibration
     name = choices.calibration or texts.name
-    if choices.calibration is None and name not in {"core", "seed"} and not name.startswith(HUB):
+    if choices.calibration is None and name not in BUNDLED and not name.startswith(HUB):
         raise CalibrationError(f"its calibration is a file, {name!a}: name it with --calibration.")
     loaded = load_calibration(name, texts.first)
     if loaded.sha256 != texts.sha256:
