@@ -71,6 +71,7 @@ def test_judging_takes_files_and_a_control(measured: ds.Measurement, small: Path
     assert "NOT MEASURED" in repr(measured.judge(claim))
     assert "NOT MEASURED" not in repr(measured.judge([claim], control=control))
     assert measured.judge().to_rows()[0]["model"] == "small"
+    assert re.fullmatch(r"<\S+ on small: [A-Z ]+(, observed \S+)?>", repr(measured.judge(claim)[0]))
 
 
 def test_a_comparison_is_its_text(measured: ds.Measurement) -> None:

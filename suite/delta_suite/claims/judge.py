@@ -253,6 +253,13 @@ class Judged:
         """File and line of the claim, as `path:line`."""
         return f"{self.judgement.hypothesis.path}:{self.judgement.expectation.line}"
 
+    def __repr__(self) -> str:
+        """Return one line: the record and the variants behind it hold thousands of numbers."""
+        judgement = self.judgement
+        claim = f"{judgement.hypothesis.id}.{judgement.expectation.id} on {judgement.model}"
+        observed = "" if judgement.observed is None else f", observed {judgement.observed:.4g}"
+        return f"<{claim}: {judgement.verdict.value}{observed}>"
+
 
 def judge_all(
     hypotheses: Iterable[Hypothesis], views: Iterable[tuple[RecordView, RecordView | None]]
