@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from delta_suite.capture.calibration import Calibration, load_calibration
 from delta_suite.capture.plan import REFERENCE_DOCUMENTS, tokens_per_batch
 from delta_suite.capture.tokens import MAX_TOKENS, TokenSequences, tokenize
+from delta_suite.capture.work_units import work_units
 from delta_suite.command_line import DEFAULT_CALIBRATION, DEFAULT_DEVICE, DEFAULT_PARTS, check_settings
 from delta_suite.engine import local, torchrun
 from delta_suite.engine.work import Item
@@ -26,26 +25,11 @@ from delta_suite.models.subject import StoredModel, Subject
 from delta_suite.paths import cache_root
 from delta_suite.process_group import MODES, current
 from delta_suite.progress import Progress, no_progress
-from delta_suite.provenance import (
-    LIBRARIES,
-    Clock,
-    git_state,
-    hardware,
-    hardware_of_all,
-    library_version,
-    memory_of_all,
-    peak_memory,
-    started_gpus,
-)
+from delta_suite.provenance import Clock, library_version, started_gpus
 from delta_suite.records.arrays import ArrayFile
 from delta_suite.records.assemble import Assembled, assemble, with_boundaries
 from delta_suite.records.cache import ARRAYS, DIRECTIONS, Cache, cache_key
-from delta_suite.records.captured import (
-    calibration_record,
-    certificate_record,
-    sink_record,
-    stream_record,
-)
+from delta_suite.records.captured import calibration_record, certificate_record, provenance_record, sink_record
 from delta_suite.records.format import from_json, to_json
 from delta_suite.records.parts import missing_parts, with_parts
 from delta_suite.records.record import (
@@ -57,11 +41,8 @@ from delta_suite.records.store import RESULTS, save
 from delta_suite.records.view import RecordView
 from delta_suite.reduction.statistics import TOP_K
 from delta_suite.reduction.variants import BLOCK_VARIANTS
-from delta_suite.version import __version__
 
 if TYPE_CHECKING:
-    from delta_suite.models.blocks import Decoder
-    from delta_suite.models.loading import LoadedModel
     from delta_suite.reduction.passes import Captured
 
 
@@ -86,6 +67,8 @@ class Settings:
     results: Path = RESULTS
     fresh_since: float | None = None
     """Cache entries written before this moment (seconds since the epoch) do not count."""
+    split_calibration: bool = False
+    """True if the calibration is captured in units of work, by several workers together."""
     cache: Cache = field(default_factory=lambda: Cache(cache_root()))
 
     def __post_init__(self) -> None:
@@ -214,7 +197,8 @@ def measure_view(
             except RecordError as error:  # what was measured is not lost: the caller has it
                 kept = False
                 notes.append(f"{error} {subject.name} is measured, and only the cache does not keep it.")
-    view = labelled(_view(run, complete), subject.phases, subject.name, subject.source, subject.revision)
+    view = view_of(settings.cache, run.key, complete)
+    view = labelled(view, subject.phases, subject.name, subject.source, subject.revision)
     return Measured(view, cached, tuple(notes), kept)
 
 
@@ -267,6 +251,8 @@ def prepare(
     }
     if device in MODES:
         choices["processes"] = team.size
+    if settings.split_calibration:
+        choices["work_units"] = len(work_units(calibration.units))
     key = cache_key(
         schema=SCHEMA,
         weights=subject.fingerprint,
@@ -288,9 +274,9 @@ def stored(
     return StoredModel(spec, settings.device, settings.dtype, settings.cache.memo, download, progress)
 
 
-def _view(run: Run, entry: Assembled) -> RecordView:
+def view_of(cache: Cache, key: str, entry: Assembled) -> RecordView:
     """Return a view of an entry as the cache holds it."""
-    folder = run.cache.entry(run.key)
+    folder = cache.entry(key)
     return RecordView(
         entry.record,
         ArrayFile(folder / ARRAYS, content=entry.arrays),
@@ -302,12 +288,12 @@ def _complete(run: Run, entry: Assembled | None, parts: frozenset[str], progress
     """Return the entry with all parts: the one given where it has them, else one with what was missing measured."""
     missing = missing_parts(run.subject.phases, None if entry is None else entry.record, parts)
     if entry is not None and "law" in missing:
-        placed = _view(run, entry).under(phase_map(entry.record.model.layers, run.subject.phases))
+        placed = view_of(run.cache, run.key, entry).under(phase_map(entry.record.model.layers, run.subject.phases))
         entry = Assembled(placed.record, placed.content(), entry.directions)
     if entry is None or missing & {"law", "writes", "stream", "causal", "damage"}:
         entry = _measure(run, entry, missing, progress)
     if "boundaries" in missing:
-        record = with_boundaries(entry.record, _view(run, entry).gram)
+        record = with_boundaries(entry.record, view_of(run.cache, run.key, entry).gram)
         entry = Assembled(record, entry.arrays, entry.directions)
     return entry
 
@@ -382,7 +368,7 @@ def _run_model(run: Run, missing: frozenset[str], progress: Progress, *, with_sp
                     advance=bar.update,
                     law_progress=partial(progress, f"{name}: law", unit="fit"),
                 )
-        provenance = _provenance(run, loaded, decoder, captured, clock)
+        provenance = provenance_record(run.choices, run.key, loaded, decoder, captured, clock.seconds)
         return _Ran(class_name(model), sequences, phases, captured, provenance)
 
 
@@ -419,32 +405,3 @@ def _entry(run: Run, entry: Assembled | None, ran: _Ran) -> Assembled:
         run.cache.put(run.key, entry)  # the next run need not measure the rest again
         raise error
     return entry
-
-
-def _provenance(run: Run, loaded: LoadedModel, decoder: Decoder, captured: Captured, clock: Clock) -> Provenance:
-    """Return how, when and with what the model was measured."""
-    import torch
-
-    devices = [torch.device(name) for name in loaded.devices]
-    machines = current().gathered((hardware(devices), peak_memory())) or [("", {})]
-    return Provenance(
-        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        suite=__version__,
-        git=git_state(),
-        dtype=loaded.dtype,
-        attention=loaded.attention,
-        device=devices[0].type,
-        hardware=hardware_of_all(machines),
-        versions={"python": platform.python_version()} | {name: library_version(name) for name in LIBRARIES},
-        settings=run.choices
-        | {
-            "blocks_path": decoder.path,
-            "blocks_left_out": list(decoder.left_out),
-            "threads": torch.get_num_threads(),  # sums of the CPU are split by them, which moves their last digits
-        },
-        metric_versions=metric_versions(),
-        seconds=clock.seconds,
-        peak_memory_bytes=memory_of_all(machines),
-        stream=stream_record(captured),
-        cache_key=run.key,
-    )

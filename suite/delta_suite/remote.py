@@ -20,12 +20,10 @@ from delta_suite.engine import dispatch
 from delta_suite.engine.versions import version_problem, versions
 from delta_suite.errors import EngineError, RecordError, SuiteError, WorkerError, explain
 from delta_suite.paths import cache_root, expand_user
-from delta_suite.pipeline import Measured, Outcome, Settings, labelled, measure_view, stored, written
+from delta_suite.pipeline import Measured, Outcome, Settings, labelled, measure_view, stored, view_of, written
 from delta_suite.progress import Progress, no_progress
-from delta_suite.records.arrays import ArrayFile
 from delta_suite.records.cache import Cache
 from delta_suite.records.parts import missing_parts
-from delta_suite.records.view import RecordView
 
 if TYPE_CHECKING:
     from delta_suite.engine.work import Item
@@ -111,18 +109,18 @@ def _measured_reply(terms: Terms, unit: Unit) -> Reply:
     try:
         if problem := version_problem(terms.versions, versions()):
             raise EngineError(f"the worker at {platform.node()} has {problem}. Install the same versions everywhere.")
-        _fix_threads(terms.threads)
+        fix_threads(terms.threads)
         measured = measure_view(subject, settings, calibration=terms.calibrations[unit.calibration])
     except _HeldError as held:
         return Reply(str(held), None, subject.revision, subject.notes)
     except Exception as error:  # whatever hinders it is told by the sender
         key, entry = next(reversed(cache.entries.items()), ("", None))  # measured, but for a part that has no room
-        return Reply(key, entry, error=_portable(error, unit.spec.name))
+        return Reply(key, entry, error=portable(error, unit.spec.name))
     key, entry = next(reversed(cache.entries.items()))
     return Reply(key, entry, subject.revision, measured.notes)
 
 
-def _fix_threads(count: int) -> None:
+def fix_threads(count: int) -> None:
     """Have this process calculate with so many threads: they decide how sums are split, and so their last digits."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = str(count)  # for libraries that are loaded later
@@ -133,7 +131,7 @@ def _fix_threads(count: int) -> None:
     threadpool_limits(count)
 
 
-def _portable(error: Exception, name: str) -> Exception:
+def portable(error: Exception, name: str) -> Exception:
     """Return the error in a form that travels. What nobody foresaw is explained here, where its traceback is."""
     foreseen = isinstance(error, SuiteError | MemoryError) or (isinstance(error, OSError) and error.errno is not None)
     if foreseen:
@@ -179,7 +177,7 @@ class _Sender:
         return self._task(item, self.settings.cache.keys(self.settings.fresh_since))
 
     def _task(self, item: Item, held: frozenset[str], entry: tuple[str, Assembled] | None = None) -> dispatch.Task:
-        unit = Unit(_absolute(item.spec), item.calibration, held, entry)
+        unit = Unit(absolute(item.spec), item.calibration, held, entry)
         return measure_unit, (self.terms, pickle.dumps(unit))
 
     def finish(self, item: Item, content: bytes, losses: int) -> Outcome | dispatch.Again:
@@ -209,14 +207,11 @@ class _Sender:
                 return dispatch.Again(self._task(item, frozenset(), (reply.key, entry)))
         if losses:
             notes.append(f"{item.spec.name}: measured after {losses} worker{'s were' if losses > 1 else ' was'} lost")
-        folder = cache.entry(reply.key)
-        view = RecordView(
-            entry.record, ArrayFile(folder, content=entry.arrays), ArrayFile(folder, content=entry.directions)
-        )
+        view = view_of(cache, reply.key, entry)
         view = labelled(view, item.spec.phases, item.spec.name, item.spec.source, reply.revision)
         return written(Measured(view, cached, tuple(notes), kept), self.settings)
 
 
-def _absolute(spec: ModelSpec) -> ModelSpec:
+def absolute(spec: ModelSpec) -> ModelSpec:
     """Return the model with a path that means the same in another process."""
     return spec if spec.path is None else spec.model_copy(update={"path": expand_user(spec.path).absolute()})

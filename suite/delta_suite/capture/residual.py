@@ -21,7 +21,15 @@ from delta_suite.capture.certificate import Certificate, Identity, Observations,
 from delta_suite.capture.forward import ForwardError, Prefix, last_hidden_state, side_streams
 from delta_suite.capture.layout import Layout
 from delta_suite.capture.plan import REFERENCE_DOCUMENTS, plan_batches, planned_tokens
-from delta_suite.capture.stream import Memory, NormWriter, ResidualStream, Storage, StreamWriter, plan_shards
+from delta_suite.capture.stream import (
+    Memory,
+    NormWriter,
+    ResidualStream,
+    Storage,
+    StreamWriter,
+    fixed_shards,
+    plan_shards,
+)
 from delta_suite.capture.sublayers import PROBE_TOKENS, Sublayers, find_sublayers
 from delta_suite.capture.tap import Batch, Between, Tap, UnfamiliarShapeError
 from delta_suite.capture.tokens import TokenSequences
@@ -63,6 +71,7 @@ class Capture:
         advance: Advance = lambda tokens: None,
         writes: bool = False,
         team: Team | None = None,
+        shard_rows: int | None = None,
     ) -> None:
         """Plan the batches.
 
@@ -70,8 +79,9 @@ class Capture:
         of a batch, by default `planned_batch`. A batch that runs out of memory is halved and run again, as are all that
         follow. A model that takes no padded batch is given one sequence at a time. With `writes` the states between
         attention and MLP are sought, and kept by `shards` where memory holds them beside a stream that is whole:
-        otherwise they come from `updates`, so that the shards are the same without them. Of several processes, the
-        `team`, none repeats a batch: a failure of one ends all.
+        otherwise they come from `updates`, so that the shards are the same without them. With `shard_rows` the shards
+        are whole batches of at most so many rows, whatever memory there is (`stream.fixed_shards`). Of several
+        processes, the `team`, none repeats a batch: a failure of one ends all.
         """
         self.team = team or Team()
         self.model, self.decoder = model, decoder
@@ -85,6 +95,7 @@ class Capture:
         """Where attention and MLP write in each block; or why they are not measured apart."""
         self._lengths = [len(ids) for ids in self.sequences.ids]
         self._batches = plan_batches(self._lengths, self.planned_tokens)
+        self._shard_rows = shard_rows
         self._shards = self._planned(self._states)
         self._require_rows(len(sequences.ids))
         self.whole = all(self.team.shared(len(self._shards) == 1))
@@ -115,6 +126,9 @@ class Capture:
         Processes that run all batches together have the same shards: those for which the fullest of them has room.
         """
         memory, share = self.memory or Memory.free(self.device), 1
+        if self._shard_rows is not None:
+            size = self._bytes_per_state * states
+            return list(fixed_shards(self._lengths, self._batches, self._shard_rows, size, memory))
         if self.team.mode == TP:
             memory, share = Memory.least(self.team.shared(memory)), self.team.size
         return list(plan_shards(self._lengths, -(-self._bytes_per_state * states // share), self.device, memory))

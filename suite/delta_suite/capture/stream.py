@@ -233,6 +233,31 @@ def plan_shards(
     yield shard, storage
 
 
+def fixed_shards(
+    lengths: Sequence[int], batches: Sequence[Sequence[int]], rows: int, bytes_per_token: int, memory: Memory
+) -> Iterator[tuple[list[int], Storage]]:
+    """Yield shards of whole batches, of at most so many rows or one batch, whatever memory there is, and their places.
+
+    Sums over their rows are then the same on every machine, to the last bit.
+
+    Example:
+        >>> list(fixed_shards([50, 30, 20], [[0], [1], [2]], 60, 10, Memory(device=500)))
+        [([0], 'device'), ([1, 2], 'device')]
+    """
+    shard: list[int] = []
+    for batch in batches:
+        if shard and sum(lengths[i] for i in (*shard, *batch)) > rows:
+            yield shard, _roomiest(shard, lengths, bytes_per_token, memory)
+            shard = []
+        shard = [*shard, *batch]
+    yield shard, _roomiest(shard, lengths, bytes_per_token, memory)
+
+
+def _roomiest(shard: Sequence[int], lengths: Sequence[int], bytes_per_token: int, memory: Memory) -> Storage:
+    """Return the fastest place that holds a shard, or the one with the most room."""
+    return memory.place(sum(lengths[i] for i in shard) * bytes_per_token) or memory.roomiest[0]
+
+
 def mapped(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Return a tensor of zeros in a memory-mapped file, which is gone from the folder at once.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from array import array
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -56,6 +56,21 @@ class TokenSequences:
         return replace(
             self, ids=self.ids[mine], documents=self.documents[mine], starts_document=self.starts_document[mine]
         )
+
+    def of(self, documents: Collection[int]) -> TokenSequences:
+        """Return the pieces of these documents, which keep their numbers."""
+        pieces = [piece for piece, document in enumerate(self.documents) if document in documents]
+        return replace(
+            self,
+            ids=tuple(self.ids[piece].clone() for piece in pieces),  # a view would travel with all of its document
+            documents=tuple(self.documents[piece] for piece in pieces),
+            starts_document=tuple(self.starts_document[piece] for piece in pieces),
+        )
+
+    @property
+    def dropped(self) -> int:
+        """Number of tokens that run and do not enter the metrics."""
+        return sum(self.starts_document) if self.drop_first_token else 0
 
     @property
     def tokens(self) -> int:

@@ -210,11 +210,15 @@ def measured(
     from delta_suite.progress import bars
     from delta_suite.records.store import RUNS
     from delta_suite.remote import measure_on
+    from delta_suite.split import measure_split
 
     work, measured_count = list(work), 0
     keep(measured_so_far(0, len(work), settings.results / RUNS))
     bar = bars()
-    outcomes = measure_all(work, settings, bar) if workers is None else measure_on(workers, work, settings, bar)
+    if workers is None:
+        outcomes = measure_all(work, settings, bar)
+    else:
+        outcomes = (measure_split if settings.split_calibration else measure_on)(workers, work, settings, bar)
     for item, outcome in outcomes:
         if isinstance(outcome, Exception):
             say(why_not_measured(item.spec.name, outcome))

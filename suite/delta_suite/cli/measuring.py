@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from delta_suite.records.view import RecordView
 
 
+_SPLIT = "All workers measure one model after the other together, each some of its texts; spectra and boundaries alone."
+
 _CALIBRATIONS = [DEFAULT_CALIBRATION]
 """The default of --calibration where it can be repeated."""
 
@@ -60,6 +62,7 @@ def measure(
     gpus_per_task: Annotated[
         float | None, typer.Option(min=0, help="GPUs that Ray gives each model; may be a fraction (default: 0).")
     ] = None,
+    split_calibration: Annotated[bool, typer.Option("--split-calibration", help=_SPLIT)] = False,
     layers: Annotated[bool, typer.Option("--layers", help="Show the table of layers, too.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show what would run, what is cached, memory and time, and refusals.")
@@ -67,13 +70,15 @@ def measure(
     models_file: ModelsFile = None,
 ) -> None:
     """Measure models and write one record each; a model measured before comes from the cache."""
-    from delta_suite.engine.choice import chosen_workers
+    from delta_suite.engine.choice import DEFAULT_THREADS, chosen_workers
     from delta_suite.engine.work import Shard, work_list
     from delta_suite.models.models_file import load_registry
     from delta_suite.models.parallel import processes_of
     from delta_suite.process_group import refuse_processes
 
-    chosen = chosen_workers(engine, workers, threads, ray_address, gpus_per_task)
+    if split_calibration:
+        settings, threads = _split(settings), threads or DEFAULT_THREADS
+    chosen = chosen_workers(engine, workers, threads, ray_address, gpus_per_task, device=settings.device)
     if dry_run or chosen is not None:
         refuse_processes("--dry-run" if dry_run else "what measures on workers")
     registry = load_registry(models_file)
@@ -90,6 +95,15 @@ def measure(
             shown = [_show_outcome(outcome, settings, layers) for _, outcome in measured(work, settings, chosen)]
     if not all(shown):
         raise typer.Exit(ExitCode.FAILED)
+
+
+def _split(settings: Settings) -> Settings:
+    """Return the settings of a calibration that is split, and say which parts are not measured so."""
+    from delta_suite.pipeline import ALONE
+
+    if left_out := sorted(settings.parts & ALONE):
+        say(f"not measured with --split-calibration, whose workers bring sums of updates: {', '.join(left_out)}.")
+    return replace(settings, split_calibration=True, parts=settings.parts - ALONE)
 
 
 def _show_forecast(item: Item, settings: Settings) -> bool:

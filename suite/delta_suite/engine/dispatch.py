@@ -80,15 +80,20 @@ def run(
 ) -> Iterator[tuple[Item, Result | Exception]]:
     """Yield each item with its result, or the exception that hindered it, as they come.
 
-    workers: entered by the caller. make_task: returns the first task of an item, and is asked when a worker is free.
+    items: the next one is asked for when a worker is free, as is `make_task`, which returns its first task. workers:
+    entered by the caller.
     finish: makes the result of a reply, here; its last argument is the number of workers that were lost before.
     """
-    waiting = deque(_Running(item) for item in items)
+    fresh, waiting = (_Running(item) for item in items), deque[_Running[Item]]()
     running: dict[Any, _Running[Item]] = {}
-    while waiting or running:
-        while waiting and len(running) < max(1, workers.slots):
-            entry = waiting.popleft()
-            running[workers.submit(entry.task or make_task(entry.item))] = entry
+    while True:
+        while len(running) < max(1, workers.slots):
+            next_entry = waiting.popleft() if waiting else next(fresh, None)
+            if next_entry is None:
+                break
+            running[workers.submit(next_entry.task or make_task(next_entry.item))] = next_entry
+        if not running:
+            return
         handle = workers.next_finished(running)
         entry = running.pop(handle)
         try:

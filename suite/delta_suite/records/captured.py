@@ -1,24 +1,44 @@
-"""Texts, sinks, stream and certificate of a capture, as a record holds them."""
+"""Texts, sinks, stream, certificate and provenance of a capture, as a record holds them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
+from delta_suite.metrics.registry import metric_versions
+from delta_suite.process_group import current
+from delta_suite.provenance import (
+    LIBRARIES,
+    git_state,
+    hardware,
+    hardware_of_all,
+    library_version,
+    memory_of_all,
+    peak_memory,
+)
 from delta_suite.records.record import (
     CalibrationRecord,
     CertificateRecord,
     IdentityRecord,
+    Provenance,
     SinkRecord,
     StreamRecord,
 )
+from delta_suite.version import __version__
 
 if TYPE_CHECKING:
     from delta_suite.capture.calibration import Calibration
     from delta_suite.capture.certificate import Certificate, Identity
     from delta_suite.capture.sinks import Sinks
     from delta_suite.capture.tokens import TokenSequences
+    from delta_suite.models.blocks import Decoder
+    from delta_suite.models.loading import LoadedModel
     from delta_suite.reduction.passes import Captured
+
+LARGEST_SINKS = 10
+"""Number of sinks that a record names."""
 
 
 def sink_record(sinks: Sequence[Sinks]) -> SinkRecord:
@@ -30,7 +50,18 @@ def sink_record(sinks: Sequence[Sinks]) -> SinkRecord:
         position_zero=sum(shard.first for shard in sinks),
         large_norm=sum(shard.large for shard in sinks),
         ratio=SINK_RATIO,
-        largest=tuple(largest[:10]),
+        largest=tuple(largest[:LARGEST_SINKS]),
+    )
+
+
+def sinks_of_all(parts: Sequence[SinkRecord]) -> SinkRecord:
+    """Return the sinks of a calibration that was captured in parts, from those of each."""
+    largest = sorted((row for part in parts for row in part.largest), key=lambda row: -row[3])
+    return SinkRecord(
+        position_zero=sum(part.position_zero for part in parts),
+        large_norm=sum(part.large_norm for part in parts),
+        ratio=parts[0].ratio,
+        largest=tuple(largest[:LARGEST_SINKS]),
     )
 
 
@@ -52,6 +83,17 @@ def certificate_record(certificates: Sequence[Certificate]) -> CertificateRecord
         final_norm=certificate.final_norm,
         identities=identities,
     )
+
+
+def certificate_of_all(parts: Sequence[CertificateRecord]) -> CertificateRecord:
+    """Return the certificate of a capture in parts: of each identity the largest error, and all forward passes."""
+    identities: dict[str, IdentityRecord] = {}
+    for part in parts:
+        for name, identity in part.identities.items():
+            if name not in identities or identity.error > identities[name].error:
+                identities[name] = identity
+    passes = sum(part.forward_passes for part in parts)
+    return parts[0].model_copy(update={"forward_passes": passes, "identities": identities})
 
 
 def stream_record(captured: Captured) -> StreamRecord:
@@ -84,4 +126,75 @@ def calibration_record(
         domains=len(set(calibration.domains)) or None,
         languages=calibration.documents_by_language or None,
         chat_template=chat_template,
+    )
+
+
+def provenance_record(
+    choices: Mapping[str, Any],
+    cache_key: str,
+    loaded: LoadedModel,
+    decoder: Decoder,
+    captured: Captured,
+    seconds: Mapping[str, float],
+) -> Provenance:
+    """Return how, when and with what a model was measured, in all processes that measure it together."""
+    import torch
+
+    devices = [torch.device(name) for name in loaded.devices]
+    machines = current().gathered((hardware(devices), peak_memory())) or [("", {})]
+    return Provenance(
+        created=_now(),
+        suite=__version__,
+        git=git_state(),
+        dtype=loaded.dtype,
+        attention=loaded.attention,
+        device=devices[0].type,
+        hardware=hardware_of_all(machines),
+        versions={"python": platform.python_version()} | {name: library_version(name) for name in LIBRARIES},
+        settings=dict(choices)
+        | {
+            "blocks_path": decoder.path,
+            "blocks_left_out": list(decoder.left_out),
+            "threads": torch.get_num_threads(),  # sums of the CPU are split by them, which moves their last digits
+        },
+        metric_versions=metric_versions(),
+        seconds=dict(seconds),
+        peak_memory_bytes=memory_of_all(machines),
+        stream=stream_record(captured),
+        cache_key=cache_key,
+    )
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def provenance_of_all(parts: Sequence[Provenance], analysis: float) -> Provenance:
+    """Return the provenance of a measurement in parts, some of which may have been measured by an earlier run.
+
+    Hardware is every kind there was, and memory that of the largest part. analysis: seconds of the algebra after them.
+    """
+    seconds: dict[str, float] = {"analysis": analysis}
+    memory: dict[str, int] = {}
+    for part in parts:
+        for step, spent in part.seconds.items():
+            seconds[step] = round(seconds.get(step, 0.0) + spent, 3)
+        for place, peak in part.peak_memory_bytes.items():
+            memory[place] = max(memory.get(place, 0), peak)
+    streams = [part.stream for part in parts if part.stream is not None]
+    stream = streams[0].model_copy(
+        update={
+            "shards": sum(each.shards for each in streams),
+            "largest_bytes": max(each.largest_bytes for each in streams),
+            "batch_tokens": min(each.batch_tokens or 0 for each in streams),
+        }
+    )
+    return parts[0].model_copy(
+        update={
+            "created": _now(),
+            "hardware": ", ".join(dict.fromkeys(part.hardware for part in parts)),
+            "seconds": seconds,
+            "peak_memory_bytes": memory,
+            "stream": stream,
+        }
     )

@@ -120,6 +120,22 @@ def make_plan(
     return Plan(variants, False, units.at_most(ADDED_GROUPS), None if fits else torch.device("cpu"))
 
 
+def plan_of_group(stream: ResidualStream, variants: Sequence[Variant], units: Units, memory: Memory | None) -> Plan:
+    """Return the plan for a stream of one group of the units, whose moments wait for those of the others.
+
+    Raises DeviceError where those of all layers fit neither the device nor the host.
+    """
+    device = stream.states[0].device
+    memory = memory or Memory.free(device)
+    needed = stream.layers * _row_sets(variants) * stream.hidden**2 * 8
+    if needed > max(memory.device, memory.host):
+        raise DeviceError(
+            f"the sums of {stream.layers} layers, over one group of {units.unit}s, take {gib(needed)}. May be taken: "
+            f"{memory}. Let fewer workers run on a machine, or use one with more memory."
+        )
+    return Plan(variants, False, units, None if needed <= memory.device else torch.device("cpu"))
+
+
 def layers_at_once(hidden: int, variants: Sequence[Variant], units: Units, memory: Memory) -> int:
     """Return for how many layers memory holds the moments that are added over several shards.
 

@@ -120,7 +120,7 @@ class Passes:
         self.capture = Capture(model, decoder, sequences, **options)
         self._writes, self._states = writes, states
         self.devices, self.clock = list(devices), clock
-        dropped = sum(first and sequences.drop_first_token for first in sequences.starts_document)
+        dropped = sequences.dropped
         planned = self.capture.planned_tokens
         self.captured = Captured(len(decoder.blocks), sequences.tokens - dropped, dropped, planned, planned)
         self._documents: list[Tensor] = []

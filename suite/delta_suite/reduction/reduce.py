@@ -19,7 +19,7 @@ from torch import Tensor
 
 from delta_suite.capture.sinks import Sinks, find_sinks
 from delta_suite.capture.stream import Memory, ResidualStream
-from delta_suite.capture.units import Units
+from delta_suite.capture.units import ADDED_GROUPS, Units
 from delta_suite.process_group import Team
 from delta_suite.reduction.eigen import Eigensolver
 from delta_suite.reduction.gram import algebra_device
@@ -33,13 +33,14 @@ from delta_suite.reduction.lanes import (
     Workload,
     make_lanes,
     make_plan,
+    plan_of_group,
     rows_at_once,
     shared_threads,
 )
 from delta_suite.reduction.merge import Part, merged, tokens_of_all
 from delta_suite.reduction.moments import Moments, token_quantities, widened
 from delta_suite.reduction.replicates import LayerSpectra, random_draws, solve_layers
-from delta_suite.reduction.variants import VARIANTS, Variant, drops_sinks
+from delta_suite.reduction.variants import BLOCK_VARIANTS, VARIANTS, Variant, drops_sinks
 
 KEEPS_SINKS = attrgetter("keeps_sinks")
 
@@ -120,6 +121,54 @@ def reduce_stream(
     if team.rank:
         return {}
     return {variant.name: [spectra[layer][variant.name] for layer in chosen] for variant in variants}
+
+
+def add_up(
+    shards: Iterable[ResidualStream],
+    *,
+    layers: int,
+    units: Units,
+    devices: Sequence[torch.device],
+    sinks: Callable[[ResidualStream], Sinks],
+    memory: Memory | None = None,
+) -> list[dict[Part, Moments]]:
+    """Return the moments of every layer, of a stream whose documents are all in one group of the units.
+
+    They are added over the shards, and solved elsewhere, with those of the other groups: `solve_moments`. `sinks` and
+    `memory` as in `reduce_stream`. Raises DeviceError where memory does not hold the moments of one group.
+    """
+    moments: list[dict[Part, Moments]] = [{} for _ in range(layers)]
+    plan: Plan | None = None
+    workers = len(devices) * LANES
+    threads = shared_threads(workers if any(device.type == "cuda" for device in devices) else 1)
+    with threads, ThreadPoolExecutor(workers) as pool:
+        for stream in shards:
+            plan = plan or plan_of_group(stream, list(BLOCK_VARIANTS.values()), units.at_most(ADDED_GROUPS), memory)
+            shard = _Shard.of(stream, sinks(stream), plan, last=False)
+            workload = Workload.of(stream, plan, moments_on_device=bool(moments[0]) and plan.keep_on is None)
+            lanes = make_lanes(devices, workload, memory)
+            step = _Step(shard, plan, moments, [], (), lambda tokens: None, Team(), {})
+            assigned = [range(layers)[lane :: len(lanes)] for lane in range(len(lanes))]
+            list((pool.map if len(lanes) > 1 else map)(step.reduce, lanes, assigned))
+            del stream, shard, step
+    return moments
+
+
+def solve_moments(
+    moments: Mapping[Part, Moments], *, layer: int, tokens: int, units: Units, device: torch.device, epsilon: float
+) -> dict[str, LayerSpectra]:
+    """Return the spectra of one layer by name of the variant, from its moments over all `tokens` of the units.
+
+    epsilon: machine epsilon of the stream's dtype.
+    """
+    plan = Plan(list(BLOCK_VARIANTS.values()), False, units.at_most(ADDED_GROUPS), None)
+    hidden = len(next(iter(moments.values())).total)
+    draws = [lambda: random_draws(layer, min(tokens, hidden))]
+    spectra: dict[str, LayerSpectra] = {}
+    with Eigensolver(device) as solve:
+        for variant, grouped in _grouped_moments([moments], plan):
+            (spectra[variant],) = solve_layers(grouped, draws, solve, epsilon=epsilon)
+    return spectra
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,114 @@
+"""Sums over the units of work of a calibration, kept in the cache until they are added up."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from delta_suite.errors import RecordError
+from delta_suite.reading import UnreadableFileError, read_bytes, read_text
+from delta_suite.records.record import CertificateRecord, Provenance, SinkRecord
+from delta_suite.writing import temporary_folder
+
+FACTS = "facts.json"
+"""The file of an entry that says what was captured; there is one more file for each layer."""
+
+LAYER_LIMIT = 16 << 30
+"""Most bytes of the sums of one layer over one unit: 16,384 dimensions take 2.1 GB."""
+
+
+class Facts(BaseModel):
+    """What the capture of a unit of work has to tell beside its sums."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    sinks: SinkRecord
+    certificate: CertificateRecord
+    provenance: Provenance
+    epsilon: float
+    """Machine epsilon of the dtype in which the stream was computed."""
+    layers: tuple[str, ...]
+    """SHA-256 of the file of each layer."""
+
+
+@dataclass(frozen=True)
+class PartialSums:
+    """Sums over one unit of work, as they travel: a safetensors file for each layer."""
+
+    facts: Facts
+    layers: Sequence[bytes]
+
+
+@dataclass(frozen=True)
+class SumsCache:
+    """Entries `<root>/sums/<key>/<unit>/` of one measurement, by the number of the unit of work."""
+
+    root: Path
+    key: str
+    """Key of the measurement, which decides what its units are and how they are captured."""
+
+    @property
+    def folder(self) -> Path:
+        """Folder of all entries."""
+        return self.root / "sums" / self.key
+
+    def entry(self, unit: int) -> Path:
+        """Return the folder of one entry, whether there is one or not."""
+        return self.folder / f"{unit:06d}"
+
+    def put(self, unit: int, sums: PartialSums) -> None:
+        """Keep the sums over a unit, whole or not at all. Raises RecordError where the cache cannot be written."""
+        folder = self.entry(unit)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with temporary_folder(self.folder) as written:
+                fresh = written / "entry"
+                fresh.mkdir()
+                for layer, content in enumerate(sums.layers):
+                    (fresh / _layer(layer)).write_bytes(content)
+                (fresh / FACTS).write_text(sums.facts.model_dump_json(), "utf-8")
+                shutil.rmtree(folder, ignore_errors=True)
+                fresh.rename(folder)
+        except OSError as error:
+            raise RecordError(
+                f"{folder}, in the cache, cannot be written: {error.strerror}. The sums of a calibration that is split "
+                f"lie there. Free space, or set DELTA_SUITE_CACHE to another folder."
+            ) from None
+
+    def facts(self, unit: int, newer_than: float | None = None) -> Facts | None:
+        """Return the facts of a unit whose entry is whole; None where there is none, or only an older or damaged one.
+
+        newer_than: the moment (seconds since the epoch) before which an entry does not count.
+        """
+        try:
+            path = self.entry(unit) / FACTS
+            facts = Facts.model_validate_json(read_text(path))
+            for layer in range(len(facts.layers)):
+                self.layer(unit, layer, facts)
+            return facts if path.stat().st_mtime >= (newer_than or 0.0) else None
+        except (UnreadableFileError, RecordError, ValidationError, OSError):
+            return None
+
+    def layer(self, unit: int, layer: int, facts: Facts) -> bytes:
+        """Return the sums of one layer. Raises RecordError where they are gone or damaged."""
+        path = self.entry(unit) / _layer(layer)
+        try:
+            content = read_bytes(path, LAYER_LIMIT)
+        except UnreadableFileError as error:
+            raise RecordError(f"{path}, in the cache, cannot be read: {error.why}. Run it again.") from None
+        if hashlib.sha256(content).hexdigest() != facts.layers[layer]:
+            raise RecordError(f"{path}, in the cache, is damaged. Run it again.")
+        return content
+
+    def clear(self) -> None:
+        """Remove all entries: what they add up to is kept elsewhere."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _layer(layer: int) -> str:
+    return f"layer-{layer:04d}.safetensors"
