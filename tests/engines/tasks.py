@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 def answer(text: str) -> bytes:
@@ -38,3 +40,16 @@ def wait_for_the_end(mark: str) -> bytes:
     path.with_suffix(".new").rename(path)
     time.sleep(600)
     return b"in time"
+
+
+def killed_once(mark: str, function: Callable[..., bytes], *arguments: Any) -> bytes:
+    """Run a task, and kill the worker in the middle of it the first time."""
+    answer = function(*arguments)
+    kill_the_worker(mark, 1)
+    return answer
+
+
+def gpu_seen(mark: str) -> bytes:
+    """Return which GPU this worker sees, once it was killed."""
+    kill_the_worker(mark, 1)
+    return os.environ["CUDA_VISIBLE_DEVICES"].encode()

@@ -14,10 +14,11 @@ from typing import Any
 import psutil
 import pytest
 import torch
-from delta_suite.engine import dispatch
+from delta_suite.engine import choice, dispatch
 from delta_suite.engine.choice import chosen_workers
 from delta_suite.engine.processes import Processes
 from delta_suite.errors import EngineError, OptionError
+from delta_suite.models.device import Gpu, Hardware
 from delta_suite.records.store import record_paths
 
 from tests.engines import tasks
@@ -60,6 +61,37 @@ def test_a_lost_worker_costs_its_own_task_alone(tmp_path: Path) -> None:
     assert isinstance(ended["is always killed"], EngineError)
     assert str(ended["is always killed"]).startswith("4 workers were lost at it, the last one so: its process ended")
     assert (tmp_path / "always").read_text() == "xxxx"
+
+
+def test_each_process_has_a_gpu_which_the_one_after_it_takes_over(tmp_path: Path) -> None:
+    made = {name: (tasks.gpu_seen, (str(tmp_path / name),)) for name in ("first", "second")}
+    ended = run_tasks(Processes(2, 1, ("3", "5")), made)
+    assert sorted(answer for answer, _ in ended.values()) == ["3", "5"]
+    assert {losses for _, losses in ended.values()} == {1}
+
+
+@pytest.mark.parametrize(
+    ("visible", "device", "gpus"),
+    [
+        (None, "auto", ("0", "1")),
+        ("4,6", "cuda", ("4", "6")),
+        (None, "cuda:1", ()),
+        (None, "sharded", ()),
+        (None, "cpu", ()),
+    ],
+)
+def test_several_processes_have_a_gpu_each_unless_one_is_named(
+    visible: str | None, device: str, gpus: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    two = Hardware((Gpu("H100", 80.0), Gpu("H100", 80.0)), "", False, 100.0)
+    monkeypatch.setattr(choice, "hardware", lambda: two)
+    chosen: list[Any] = []
+    monkeypatch.setattr(choice, "Processes", lambda *words: chosen.append(words))
+    chosen_workers("local", workers=3, device=device)
+    assert [tuple(words[2]) for words in chosen] == [gpus]
 
 
 def test_workers_give_the_records_of_one_process(

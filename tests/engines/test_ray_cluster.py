@@ -20,10 +20,13 @@ from delta_suite.errors import EngineError
 from delta_suite.models.spec import ModelSpec
 from delta_suite.pipeline import Outcome, Settings, measure_all
 from delta_suite.records.cache import Cache
+from delta_suite.records.partial_sums import PartialSums, SumsCache
 from delta_suite.remote import measure_on
+from delta_suite.split import measure_split
 
 from tests.engines import tasks
 from tests.engines.conftest import TEXTS, Project, clean, differences, figures
+from tests.engines.here import Here
 
 ray = pytest.importorskip("ray")
 
@@ -140,6 +143,42 @@ def test_records_of_a_cluster_are_those_of_one_process(
     torch.set_num_threads(threads)
     assert all(isinstance(outcome, Outcome) for outcome in alone)
     assert len(figures(tmp_path / "alone")) == 6
+    assert not differences(figures(tmp_path / "cluster"), figures(tmp_path / "alone"))
+
+
+def test_a_split_calibration_gives_the_same_bits_though_a_machine_dies(
+    cluster: MadeUpCluster, checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "texts.jsonl").write_text(TEXTS)
+    monkeypatch.chdir(tmp_path)
+    work = work_list([ModelSpec(name="model", path=checkpoints / "step-1")], ["texts.jsonl"])
+
+    def settings(name: str) -> Settings:
+        return Settings(
+            calibration="texts.jsonl",
+            documents=10,
+            device="cpu",
+            parts=frozenset({"spectra", "boundaries"}),
+            results=tmp_path / name,
+            cache=Cache(tmp_path / f"{name}-cache"),
+            split_calibration=True,
+        )
+
+    kept = SumsCache.put
+
+    def put(self: SumsCache, unit: int, sums: PartialSums) -> None:
+        kept(self, unit, sums)
+        if len(cluster.machines) == 3:
+            cluster.kill()
+
+    threads = torch.get_num_threads()
+    ((_, alone),) = measure_split(Here(1), work, settings("alone"))
+    torch.set_num_threads(threads)
+    monkeypatch.setattr(SumsCache, "put", put)
+    ((_, outcome),) = measure_split(RayCluster(None, 1, 0.0), work, settings("cluster"))
+    cluster.replace()
+    assert isinstance(alone, Outcome), alone
+    assert isinstance(outcome, Outcome), outcome
     assert not differences(figures(tmp_path / "cluster"), figures(tmp_path / "alone"))
 
 
