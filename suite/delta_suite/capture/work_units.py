@@ -30,7 +30,7 @@ def work_units(units: Units, documents_each: int = DOCUMENTS_EACH) -> list[WorkU
 
     Example:
         >>> [list(unit.documents) for unit in work_units(Units.of(5), documents_each=1)]
-        [[0], [1], [2], [3], [4]]
+        [[0], [4], [1], [2], [3]]
         >>> [list(unit.documents) for unit in work_units(Units.of(4, ["a", "b", "b", "a"]), documents_each=8)]
         [[0, 3], [1, 2]]
     """

@@ -23,7 +23,7 @@ LAYER_LIMIT = 16 << 30
 
 
 class Facts(BaseModel):
-    """What the capture of a unit of work has to tell beside its sums."""
+    """Facts about the capture of one unit of work, beside its sums."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
