@@ -7,37 +7,45 @@ units, and its eigenproblems are solved. Nothing depends on which worker did wha
 calibration, the batches of each from the lengths of its documents, and the order of every addition from both.
 
 A unit is batched by itself, so that its states differ in the seventh digit from those of a measurement in one piece,
-where documents of other units are in the batch. What attention and MLP write, the states, causes and the law are not
-measured in this way.
+where documents of other units are in the batch. The law is fitted here from the same sums and two more. What attention
+and MLP write, the states and causes are not measured in this way.
 """
 
 from __future__ import annotations
 
 import pickle
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 from delta_suite.capture.calibration import Calibration, load_calibration
+from delta_suite.capture.work_units import WorkUnit, work_units
 from delta_suite.engine import dispatch, local
 from delta_suite.engine.versions import versions
-from delta_suite.errors import RecordError
-from delta_suite.models.phases import phase_map
-from delta_suite.pipeline import Measured, Outcome, Settings, labelled, view_of, written
+from delta_suite.errors import DeviceError, RecordError
+from delta_suite.models.phases import PhaseMap, phase_map
+from delta_suite.pipeline import ALONE, Measured, Outcome, Settings, labelled, view_of, written
 from delta_suite.progress import Progress, no_progress
-from delta_suite.records.assemble import Assembled, assemble, with_boundaries
+from delta_suite.provenance import Clock
+from delta_suite.records.arrays import unpack
+from delta_suite.records.assemble import Assembled, assemble, with_boundaries, with_law
 from delta_suite.records.captured import certificate_of_all, provenance_of_all, sinks_of_all
 from delta_suite.records.format import from_json, to_json
-from delta_suite.records.partial_sums import SumsCache
+from delta_suite.records.partial_sums import Facts, SumsCache, law_file, moments_file
 from delta_suite.records.parts import missing_parts
-from delta_suite.remote import Terms, absolute
+from delta_suite.remote import Terms, absolute, fix_threads
 from delta_suite.split_tasks import LayerTask, Plan, Survey, UnitTask, solve_layer, sum_unit, survey
 
 if TYPE_CHECKING:
     from delta_suite.engine.work import Item
     from delta_suite.models.spec import ModelSpec
+    from delta_suite.reduction.law_scores import Law
+    from delta_suite.reduction.law_units import LayerSums
     from delta_suite.reduction.replicates import LayerSpectra
+
+NOT_FROM_SUMS = ALONE - {"law"}
+"""Parts that need the states of all texts, and are not measured where a calibration is split."""
 
 
 def measure_split(
@@ -73,6 +81,11 @@ class _Measurement:
     lost: int = 0
     """The number of workers that were lost."""
 
+    @cached_property
+    def units(self) -> list[WorkUnit]:
+        """The units of work."""
+        return work_units(self.calibration.units)
+
     def outcome(self) -> Outcome:
         """Measure what the cache does not hold, keep it, and write the record."""
         cache, spec = self.settings.cache, absolute(self.item.spec)
@@ -85,11 +98,13 @@ class _Measurement:
                 entry = None
                 notes.append(f"{error}; {spec.name} was measured again")
             missing = missing_parts(spec.phases, None if entry is None else entry.record, self.settings.parts)
-            cached, kept = not missing, True
-            if entry is None:
+            cached, kept, failed = not missing, True, None
+            if entry is None or "law" in missing:
                 plan = surveyed.plan or self._survey(spec, frozenset()).plan
                 assert plan is not None
-                entry = self._measured(spec, surveyed.key, plan)
+                held = frozenset() if entry is None else frozenset(entry.record.parts)
+                missing = held | self.settings.parts
+                entry, failed = self._measured(spec, surveyed.key, plan, missing)
             if "boundaries" in missing:
                 record = with_boundaries(entry.record, view_of(cache, surveyed.key, entry).gram)
                 entry = Assembled(record, entry.arrays, entry.directions)
@@ -98,10 +113,13 @@ class _Measurement:
                 entry = Assembled(record, entry.arrays, entry.directions)
                 try:
                     cache.put(surveyed.key, entry)
-                    SumsCache(cache.root, surveyed.key).clear()
+                    if failed is None:
+                        SumsCache(cache.root, surveyed.key).clear()
                 except RecordError as error:  # what was measured is not lost: its record is written
                     kept = False
                     notes.append(f"{error} {spec.name} is measured, and only the cache does not keep it.")
+        if failed is not None:
+            raise failed
         if self.lost:
             notes.append(f"{spec.name}: measured after {self.lost} worker{'s were' if self.lost > 1 else ' was'} lost")
         view = view_of(cache, surveyed.key, entry)
@@ -142,48 +160,128 @@ class _Measurement:
         if errors:
             raise errors[0]
 
-    def _measured(self, spec: ModelSpec, key: str, plan: Plan) -> Assembled:
-        """Capture the units of work that the cache has no sums of, add them up, and assemble the record."""
-        sums, terms, units = SumsCache(self.settings.cache.root, key), self._terms({}), self.calibration.units
-        known = {unit: sums.facts(unit, self.settings.fresh_since) for unit in range(len(plan.units))}
-        facts = {unit: each for unit, each in known.items() if each is not None}
+    def _measured(
+        self, spec: ModelSpec, key: str, plan: Plan, parts: frozenset[str]
+    ) -> tuple[Assembled, DeviceError | None]:
+        """Capture, add up and assemble; return the entry, and why it has no law where memory for that is not there."""
+        sums, clock, law = SumsCache(self.settings.cache.root, key), Clock(), None
+        facts = self._captured(spec, plan, sums, law="law" in parts)
+        phases = phase_map(plan.model.layers, spec.phases)
+        with clock("analysis"):
+            spectra = self._solved(plan, sums, facts)
+        if "law" in parts:
+            with clock("law"):
+                law = self._law(plan, sums, facts, phases)
+        entry = assemble(
+            {variant: [by_variant[variant] for by_variant in spectra] for variant in spectra[0]},
+            phases,
+            model=plan.model,
+            calibration=plan.calibration,
+            sinks=sinks_of_all([each.sinks for each in facts]),
+            certificate=certificate_of_all([each.certificate for each in facts]),
+            provenance=provenance_of_all([each.provenance for each in facts], clock.seconds),
+            units=self.calibration.units,
+        )
+        if law is None or isinstance(law, DeviceError):
+            return entry, law
+        record, arrays = with_law(entry.record, law)
+        return Assembled(record, {**entry.arrays, **arrays}, entry.directions), None
 
-        def unit_task(unit: int) -> dispatch.Task:
-            task = UnitTask(spec, plan.model.fingerprint, key, plan.choices, plan.medians, units, plan.units[unit])
-            return sum_unit, (terms, pickle.dumps(task))
+    def _captured(self, spec: ModelSpec, plan: Plan, sums: SumsCache, *, law: bool) -> list[Facts]:
+        """Capture the units of work whose sums the cache does not hold; return the facts of all, in order."""
+        known = [sums.facts(unit.number, self.settings.fresh_since) for unit in self.units]
+        facts = {unit: each for unit, each in enumerate(known) if each is not None and (each.law or not law)}
+        terms = self._terms({})
 
-        remaining = [unit for unit in known if unit not in facts]
+        def task(unit: int) -> dispatch.Task:
+            content = UnitTask(
+                spec=spec,
+                fingerprint=plan.model.fingerprint,
+                key=sums.key,
+                choices=plan.choices,
+                medians=plan.medians,
+                groups=self.calibration.units,
+                group=self.units[unit].group,
+                law=law,
+                sequences=plan.units[unit],
+            )
+            return sum_unit, (terms, pickle.dumps(content))
+
         with self.progress(f"{spec.name}: units of work", len(known), "unit") as bar:
             bar.update(len(facts))
-            for unit, answer in self._results(remaining, unit_task):
+            for unit, answer in self._results([unit for unit in range(len(known)) if unit not in facts], task):
                 sums.put(unit, answer)
                 facts[unit] = answer.facts
                 bar.update(1)
-        in_order = [facts[unit] for unit in known]
+        return [facts[unit] for unit in range(len(known))]
 
-        def layer_task(layer: int) -> dispatch.Task:
-            content = tuple(sums.layer(unit, layer, facts[unit]) for unit in known)
-            device = str(plan.choices["device"]).replace("sharded", "cuda")
-            task = LayerTask(
-                layer, plan.model.hidden, plan.calibration.tokens, in_order[0].epsilon, units, device, content
+    def _solved(self, plan: Plan, sums: SumsCache, facts: Sequence[Facts]) -> list[dict[str, LayerSpectra]]:
+        """Return the spectra of every layer by variant."""
+        terms = self._terms({})
+
+        def task(layer: int) -> dispatch.Task:
+            content = LayerTask(
+                layer=layer,
+                hidden=plan.model.hidden,
+                tokens=plan.calibration.tokens,
+                epsilon=facts[0].epsilon,
+                groups=self.calibration.units,
+                device=_kind(plan),
+                sums=tuple(sums.read(unit, moments_file(layer), each) for unit, each in enumerate(facts)),
             )
-            return solve_layer, (terms, pickle.dumps(task))
+            return solve_layer, (terms, pickle.dumps(content))
 
-        started = time.perf_counter()
         solved: dict[int, dict[str, LayerSpectra]] = {}
-        with self.progress(f"{spec.name}: layers", plan.model.layers, "layer") as bar:
-            for layer, spectra in self._results(range(plan.model.layers), layer_task):
+        with self.progress(f"{plan.model.name}: layers", plan.model.layers, "layer") as bar:
+            for layer, spectra in self._results(range(plan.model.layers), task):
                 solved[layer] = spectra
                 bar.update(1)
-        return assemble(
-            {variant: [solved[layer][variant] for layer in range(plan.model.layers)] for variant in solved[0]},
-            phase_map(plan.model.layers, spec.phases),
-            model=plan.model,
-            calibration=plan.calibration,
-            sinks=sinks_of_all([each.sinks for each in in_order]),
-            certificate=certificate_of_all([each.certificate for each in in_order]),
-            provenance=provenance_of_all(
-                [each.provenance for each in in_order], analysis=round(time.perf_counter() - started, 3)
-            ),
-            units=units,
-        )
+        return [solved[layer] for layer in range(plan.model.layers)]
+
+    def _law(self, plan: Plan, sums: SumsCache, facts: Sequence[Facts], phases: PhaseMap) -> Law | DeviceError:
+        """Fit the law here, where the sums of all layers are; or return why memory does not allow it."""
+        import torch
+
+        from delta_suite.reduction.gram import algebra_device
+        from delta_suite.reduction.law_fit import Tokens, fit_law
+        from delta_suite.reduction.law_sums import GROUPS
+        from delta_suite.reduction.law_units import SummedUnits, layer_sums
+        from delta_suite.reduction.packed import added
+
+        fix_threads(self.workers.threads)  # as workers do: they decide the last bits
+        there = torch.cuda.is_available() or _kind(plan) != "cuda"
+        device = algebra_device(torch.device(_kind(plan) if there else "cpu"))
+        groups = self.calibration.units.at_most(GROUPS).groups
+        group_of = {unit.group: groups[unit.documents[0]] for unit in self.units}
+        by_group = [0] * GROUPS
+        for unit, each in zip(self.units, facts, strict=True):
+            by_group[group_of[unit.group]] += each.law.tokens if each.law else 0
+        documents = sum(each.law.documents for each in facts if each.law)
+
+        def read(layer: int) -> LayerSums:
+            moments, products = (
+                added(unpack(sums.read(unit, name, each), sums.entry(unit) / name) for unit, each in enumerate(facts))
+                for name in (moments_file(layer), law_file(layer))
+            )
+            return layer_sums(moments, products, group_of, plan.model.hidden, device)
+
+        layers, hidden = plan.model.layers, plan.model.hidden
+        with torch.no_grad():
+            try:
+                return fit_law(
+                    lambda _: SummedUnits(read, layers, hidden),
+                    Tokens(tuple(by_group), documents),
+                    phases,
+                    device,
+                    units=self.calibration.units,
+                    layers=layers,
+                    hidden=hidden,
+                    progress=partial(self.progress, f"{plan.model.name}: law", unit="fit"),
+                )
+            except DeviceError as error:
+                return error
+
+
+def _kind(plan: Plan) -> str:
+    """Return the kind of device that the algebra of a layer runs on."""
+    return str(plan.choices["device"]).replace("sharded", "cuda")

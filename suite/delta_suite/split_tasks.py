@@ -24,7 +24,7 @@ from delta_suite.provenance import Clock, started_gpus
 from delta_suite.records.arrays import pack, unpack
 from delta_suite.records.cache import Cache
 from delta_suite.records.captured import calibration_record, certificate_record, provenance_record, sink_record
-from delta_suite.records.partial_sums import Facts, PartialSums
+from delta_suite.records.partial_sums import Facts, LawTokens, PartialSums, law_file, moments_file
 from delta_suite.records.record import CalibrationRecord, ModelRecord
 from delta_suite.remote import Terms, fix_threads, portable
 
@@ -71,6 +71,10 @@ class UnitTask:
     choices: dict[str, Any]
     medians: tuple[float | None, ...]
     groups: Units
+    group: int
+    """The group of its documents, of at most ADDED_GROUPS."""
+    law: bool
+    """True to add up the law's sums, too."""
     sequences: bytes
 
 
@@ -190,6 +194,7 @@ def _summed(terms: Terms, task: UnitTask) -> PartialSums:
     from delta_suite.capture.residual import Capture, hidden_size
     from delta_suite.capture.sinks import Sinks, find_sinks
     from delta_suite.reduction.lanes import rows_at_once
+    from delta_suite.reduction.law_units import LawUnit
     from delta_suite.reduction.packed import packed
     from delta_suite.reduction.passes import Captured
     from delta_suite.reduction.reduce import add_up
@@ -223,26 +228,36 @@ def _summed(terms: Terms, task: UnitTask) -> PartialSums:
             yield item[0]
             del item  # a shard is large, and the next one is filled now
 
+    law = LawUnit(captured.blocks, capture.hidden, devices) if task.law else None
+
     def sinks(stream: ResidualStream) -> Sinks:
         chosen = find_sinks(stream, reference)
         captured.sinks.append(replace(chosen, dropped=chosen.dropped[:0]))
+        if law is not None:
+            with clock("law"):
+                law.add(stream, chosen.dropped)
         return chosen
 
     with torch.no_grad(), clock("analysis"):
         moments = add_up(shards(), layers=captured.blocks, units=task.groups, devices=devices, sinks=sinks)
-    clock.subtract("analysis", "capture")
+    for inner in {"capture", "law"} & clock.seconds.keys():
+        clock.subtract("analysis", inner)
     captured.batch_tokens = capture.batch_tokens
-    layers = []
-    while moments:
-        layers.append(pack(packed(moments.pop(0))))
+    files = {}
+    for layer in range(captured.blocks):
+        files[moments_file(layer)] = pack(packed(moments[layer]))
+        moments[layer] = {}
+        if law is not None:
+            files[law_file(layer)] = pack(law.products.pop(0).packed(task.group))
     facts = Facts(
         sinks=sink_record(captured.sinks),
         certificate=certificate_record(captured.certificates),
         provenance=provenance_record(task.choices, task.key, loaded, decoder, captured, clock.seconds),
         epsilon=max(epsilons),
-        layers=tuple(hashlib.sha256(layer).hexdigest() for layer in layers),
+        law=None if law is None else LawTokens(tokens=law.tokens, documents=len(law.documents)),
+        files={name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
     )
-    return PartialSums(facts, layers)
+    return PartialSums(facts, files)
 
 
 def solve_layer(terms: bytes, task: bytes) -> bytes:

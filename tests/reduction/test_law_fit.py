@@ -20,7 +20,7 @@ from delta_suite.reduction.law_fit import expected_law_bytes, measure_law
 from delta_suite.reduction.law_maps import Fit
 from delta_suite.reduction.law_memory import law_bytes, plan_law
 from delta_suite.reduction.law_scores import RUNGS, Law
-from delta_suite.reduction.law_sums import GROUPS, Basis, Home, Maps, _empty, fold_bases, sum_groups, walk_rows
+from delta_suite.reduction.law_sums import GROUPS, Basis, Home, Maps, empty_sums, fold_bases, sum_groups, walk_rows
 
 from tests.metrics.test_metrics import gram_of, reduced
 from tests.metrics.test_metrics import stream as any_stream
@@ -481,7 +481,7 @@ def test_no_bytes_are_expected_where_no_law_can_be_fitted(tokens: int, documents
 
 @pytest.mark.parametrize(("tokens", "k", "bases"), [(640, 32, 1), (400, 20, 2)])
 def test_the_expected_bytes_are_those_of_the_matrices_that_are_summed(tokens: int, k: int, bases: int) -> None:
-    sums = _empty(4, k, 32, Home(CPU, "device"))
+    sums = empty_sums(4, k, 32, Home(CPU, "device"))
     maps = len(Maps.KINDS) * sums.A[0].nbytes
     matrices = bases * (maps + sum(matrix.nbytes for matrix in (sums.A, sums.B, sums.D)))
     assert law_bytes(4, k, bases)[0] == matrices

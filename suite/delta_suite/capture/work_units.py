@@ -21,6 +21,8 @@ class WorkUnit:
 
     number: int
     """Place in the order in which sums are added."""
+    group: int
+    """The group of all its documents, of at most ADDED_GROUPS."""
     documents: Sequence[int]
     """The documents, in the order of the calibration."""
 
@@ -39,8 +41,8 @@ def work_units(units: Units, documents_each: int = DOCUMENTS_EACH) -> list[WorkU
     for document, group in enumerate(dealt.groups):
         members[group].append(document)
     parts = [
-        documents[start : start + documents_each]
-        for documents in members
+        (group, documents[start : start + documents_each])
+        for group, documents in enumerate(members)
         for start in range(0, len(documents), documents_each)
     ]
-    return [WorkUnit(number, documents) for number, documents in enumerate(parts)]
+    return [WorkUnit(number, group, documents) for number, (group, documents) in enumerate(parts)]

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from delta_suite.records.view import RecordView
 
 
-_SPLIT = "All workers measure one model after the other together, each some of its texts; spectra and boundaries alone."
+_SPLIT = "All workers measure one model after the other together, each some of its texts: spectra, boundaries and law."
 
 _CALIBRATIONS = [DEFAULT_CALIBRATION]
 """The default of --calibration where it can be repeated."""
@@ -99,11 +99,11 @@ def measure(
 
 def _split(settings: Settings) -> Settings:
     """Return the settings of a calibration that is split, and say which parts are not measured so."""
-    from delta_suite.pipeline import ALONE
+    from delta_suite.split import NOT_FROM_SUMS
 
-    if left_out := sorted(settings.parts & ALONE):
+    if left_out := sorted(settings.parts & NOT_FROM_SUMS):
         say(f"not measured with --split-calibration, whose workers bring sums of updates: {', '.join(left_out)}.")
-    return replace(settings, split_calibration=True, parts=settings.parts - ALONE)
+    return replace(settings, split_calibration=True, parts=settings.parts - NOT_FROM_SUMS)
 
 
 def _show_forecast(item: Item, settings: Settings) -> bool:

@@ -169,12 +169,12 @@ def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def provenance_of_all(parts: Sequence[Provenance], analysis: float) -> Provenance:
+def provenance_of_all(parts: Sequence[Provenance], after: Mapping[str, float]) -> Provenance:
     """Return the provenance of a measurement in parts, some of which may have been measured by an earlier run.
 
-    Hardware is every kind there was, and memory that of the largest part. analysis: seconds of the algebra after them.
+    Hardware is every kind there was, and memory that of the largest part. after: seconds of the steps behind them.
     """
-    seconds: dict[str, float] = {"analysis": analysis}
+    seconds = dict(after)
     memory: dict[str, int] = {}
     for part in parts:
         for step, spent in part.seconds.items():

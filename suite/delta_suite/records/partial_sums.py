@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +16,19 @@ from delta_suite.records.record import CertificateRecord, Provenance, SinkRecord
 from delta_suite.writing import temporary_folder
 
 FACTS = "facts.json"
-"""The file of an entry that says what was captured; there is one more file for each layer."""
+"""The file of an entry that says what was captured. Each layer has a file, and another one for the law."""
 
-LAYER_LIMIT = 16 << 30
-"""Most bytes of the sums of one layer over one unit: 16,384 dimensions take 2.1 GB."""
+FILE_LIMIT = 16 << 30
+"""Most bytes of the sums of one layer over one unit: 16,384 dimensions take 3.2 GB."""
+
+
+class LawTokens(BaseModel):
+    """Numbers of tokens that enter the law, and of documents of which one does."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tokens: int
+    documents: int
 
 
 class Facts(BaseModel):
@@ -32,16 +41,18 @@ class Facts(BaseModel):
     provenance: Provenance
     epsilon: float
     """Machine epsilon of the dtype in which the stream was computed."""
-    layers: tuple[str, ...]
-    """SHA-256 of the file of each layer."""
+    law: LawTokens | None = None
+    """None where the law's sums were not asked for."""
+    files: dict[str, str]
+    """SHA-256 of each file, by name."""
 
 
 @dataclass(frozen=True)
 class PartialSums:
-    """Sums over one unit of work, as they travel: a safetensors file for each layer."""
+    """Sums over one unit of work, as they travel: safetensors files by name."""
 
     facts: Facts
-    layers: Sequence[bytes]
+    files: Mapping[str, bytes]
 
 
 @dataclass(frozen=True)
@@ -69,8 +80,8 @@ class SumsCache:
             with temporary_folder(self.folder) as written:
                 fresh = written / "entry"
                 fresh.mkdir()
-                for layer, content in enumerate(sums.layers):
-                    (fresh / _layer(layer)).write_bytes(content)
+                for name, content in sums.files.items():
+                    (fresh / name).write_bytes(content)
                 (fresh / FACTS).write_text(sums.facts.model_dump_json(), "utf-8")
                 shutil.rmtree(folder, ignore_errors=True)
                 fresh.rename(folder)
@@ -88,20 +99,20 @@ class SumsCache:
         try:
             path = self.entry(unit) / FACTS
             facts = Facts.model_validate_json(read_text(path))
-            for layer in range(len(facts.layers)):
-                self.layer(unit, layer, facts)
+            for name in facts.files:
+                self.read(unit, name, facts)
             return facts if path.stat().st_mtime >= (newer_than or 0.0) else None
         except (UnreadableFileError, RecordError, ValidationError, OSError):
             return None
 
-    def layer(self, unit: int, layer: int, facts: Facts) -> bytes:
-        """Return the sums of one layer. Raises RecordError where they are gone or damaged."""
-        path = self.entry(unit) / _layer(layer)
+    def read(self, unit: int, name: str, facts: Facts) -> bytes:
+        """Return a file of an entry. Raises RecordError where it is gone or damaged."""
+        path = self.entry(unit) / name
         try:
-            content = read_bytes(path, LAYER_LIMIT)
+            content = read_bytes(path, FILE_LIMIT)
         except UnreadableFileError as error:
             raise RecordError(f"{path}, in the cache, cannot be read: {error.why}. Run it again.") from None
-        if hashlib.sha256(content).hexdigest() != facts.layers[layer]:
+        if hashlib.sha256(content).hexdigest() != facts.files[name]:
             raise RecordError(f"{path}, in the cache, is damaged. Run it again.")
         return content
 
@@ -110,5 +121,11 @@ class SumsCache:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _layer(layer: int) -> str:
+def moments_file(layer: int) -> str:
+    """Return the name of the file of a layer's moments."""
     return f"layer-{layer:04d}.safetensors"
+
+
+def law_file(layer: int) -> str:
+    """Return the name of the file of the law's sums of a layer."""
+    return f"law-{layer:04d}.safetensors"

@@ -47,7 +47,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -69,8 +69,11 @@ from delta_suite.reduction.law_sums import (
     ORDER,
     Basis,
     Form,
+    Home,
     Maps,
     Streams,
+    Sums,
+    Walk,
     fold_bases,
     sum_groups,
     walk_rows,
@@ -185,10 +188,85 @@ def measure_law_again(
     device = algebra_device(devices[0])
     groups = torch.tensor(units.at_most(GROUPS).groups)
     group = groups[document[entering]]
-    counts = [int((group == number).sum()) for number in ORDER]
-    rows = int(entering.sum())
+    tokens = Tokens(
+        tuple(int((group == number).sum()) for number in range(GROUPS)), len(set(document[entering].tolist()))
+    )
+
+    def source(plan: Plan) -> SumSource:
+        return _Rows(walk_rows(streams, entering, groups, form, devices, plan.rows), layers, hidden)
+
+    return fit_law(
+        source,
+        tokens,
+        phases,
+        device,
+        units=units,
+        layers=layers,
+        hidden=hidden,
+        form=form,
+        memory=memory,
+        progress=progress,
+        collect=collect,
+        scored=scored,
+    )
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Numbers of tokens that enter the law, by group of units, and of documents of which one does."""
+
+    by_group: tuple[int, ...]
+    documents: int
+
+
+@runtime_checkable
+class SumSource(Protocol):
+    """Sums from which the law is fitted, and that can be had again."""
+
+    def bases(self, k: int, plan: Plan, device: torch.device) -> list[Basis]:
+        """Return for each fold the span of the first k principal components of x and of delta."""
+
+    def sums(self, layers: Sequence[int], bases: Sequence[Basis], home: Home) -> list[Sums]:
+        """Return for each basis the sums of these layers, over every group of documents and every fold."""
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Sums of rows, which are walked over each time."""
+
+    walk: Walk
+    layers: int
+    hidden: int
+
+    def bases(self, k: int, plan: Plan, device: torch.device) -> list[Basis]:
+        return fold_bases(self.walk, self.layers, self.hidden, k, device, plan.basis_layers)
+
+    def sums(self, layers: Sequence[int], bases: Sequence[Basis], home: Home) -> list[Sums]:
+        return sum_groups(self.walk, layers, self.hidden, bases, home)
+
+
+def fit_law(
+    source_of: Callable[[Plan], SumSource],
+    entering: Tokens,
+    phases: PhaseMap,
+    device: torch.device,
+    *,
+    units: Units,
+    layers: int,
+    hidden: int,
+    form: Form = "normalised",
+    memory: Memory | None = None,
+    progress: LawProgress = silent,
+    collect: Collect | None = None,
+    scored: bool = True,
+) -> Law:
+    """Return the law over every phase, from sums. The maps are fitted on `device`; the rest as in `measure_law_again`.
+
+    source_of: is given the plan, once it is known that there is a law to be fitted.
+    """
+    counts, rows = [entering.by_group[number] for number in ORDER], sum(entering.by_group)
     tokens = min(sum(counts[fold]) for fold in FOLDS)
-    documents = len(set(document[entering].tolist()))
+    documents = entering.documents
     k = components(tokens, hidden)
 
     def unmeasured(reason: str) -> Law:
@@ -206,15 +284,15 @@ def measure_law_again(
         )
     chosen = sorted({round(i * (layers - 1) / (RIDGE_LAYERS - 1)) for i in range(RIDGE_LAYERS)})
     plan = plan_law(layers, hidden, k, rows, phases, device, memory)
-    walk = walk_rows(streams, entering, groups, form, devices, plan.rows)
-    bases = fold_bases(walk, layers, hidden, k, device, plan.basis_layers)
+    source = source_of(plan)
+    bases = source.bases(k, plan, device)
     ridges = [float("nan")] * len(FOLDS)
     folds = [_Fold.empty(layers, hidden) for _ in FOLDS]
     with progress(_fits(plan, chosen)) as bar:
         for together in plan.folds:
             shared = [bases[fold] for fold in together] if k < hidden else bases[:1]
             for portion in plan.portions(chosen):
-                by_basis = sum_groups(walk, portion.layers, hidden, shared, plan.home)
+                by_basis = source.sums(portion.layers, shared, plan.home)
                 maps = Maps(plan.home, len(portion.layers), k)
                 for number, fold in enumerate(together):
                     sums = by_basis[number if k < hidden else 0]

@@ -298,7 +298,9 @@ class Sums:
 
 def sum_groups(walk: Walk, layers: Sequence[int], hidden: int, bases: Sequence[Basis], home: Home) -> list[Sums]:
     """Return for each basis the sums of these layers, over every group of documents and every fold."""
-    out = [_empty(len(layers), hidden if basis.x is None else int(basis.x.shape[1]), hidden, home) for basis in bases]
+    out = [
+        empty_sums(len(layers), hidden if basis.x is None else int(basis.x.shape[1]), hidden, home) for basis in bases
+    ]
     place = {layer: index for index, layer in enumerate(layers)}
     for rows in walk(layers):
         layer = place[rows.layer]
@@ -326,11 +328,16 @@ def sum_groups(walk: Walk, layers: Sequence[int], hidden: int, bases: Sequence[B
                         getattr(each, name)[group, layer] += value.to(each.n.device)
         if rows.last:
             for sums in out:
-                for field in fields(Sums):
-                    values = getattr(sums, field.name)
-                    for fold, groups in enumerate(FOLDS):
-                        values[GROUPS + fold, layer] = values[groups, layer].sum(dim=0)
+                close_folds(sums, layer)
     return out
+
+
+def close_folds(sums: Sums, layer: int) -> None:
+    """Add up the groups of each fold, once those of a layer are complete."""
+    for field in fields(Sums):
+        values = getattr(sums, field.name)
+        for fold, groups in enumerate(FOLDS):
+            values[GROUPS + fold, layer] = values[groups, layer].sum(dim=0)
 
 
 def _add_product(out: Float64[Tensor, "k k"], one: Float64[Tensor, "rows k"], other: Float64[Tensor, "rows k"]) -> None:
@@ -372,7 +379,7 @@ class Maps:
         return place.copy_(matrices)
 
 
-def _empty(layers: int, k: int, hidden: int, home: Home) -> Sums:
+def empty_sums(layers: int, k: int, hidden: int, home: Home) -> Sums:
     """Return sums of zero, ready to be filled in."""
     matrices = {name: home.zeros(SETS, layers, k, k) for name in ("A", "B", "D")}
     shapes = {"x": (k,), "y": (k,), "whole_x": (hidden,), "whole_y": (hidden,)} | dict.fromkeys(

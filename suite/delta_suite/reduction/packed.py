@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from delta_suite.reduction.merge import Part
@@ -31,10 +32,10 @@ def packed(parts: Mapping[Part, Moments]) -> dict[str, np.ndarray]:
 
 def _vector(moments: Moments) -> Tensor:
     tokens = moments.total.new_tensor([moments.tokens])
-    return torch.cat([moments.gram[_above(moments.gram)], moments.total, moments.sums, moments.squares, tokens])
+    return torch.cat([moments.gram[above(moments.gram)], moments.total, moments.sums, moments.squares, tokens])
 
 
-def _above(square: Tensor) -> Tensor:
+def above(square: Float64[Tensor, "size size"]) -> Bool[Tensor, "size size"]:
     """Return True on and above the diagonal."""
     return torch.ones_like(square, dtype=torch.bool).triu_()
 
@@ -67,7 +68,17 @@ def _moments(vector: Tensor, hidden: int) -> Moments:
     quantities = len(TOKEN_QUANTITIES)
     sizes = [len(vector) - hidden - 2 * quantities - 1, hidden, quantities, quantities, 1]
     triangle, total, sums, squares, tokens = torch.split(vector, sizes)
-    gram = vector.new_zeros(hidden, hidden)
-    gram[_above(gram)] = triangle
-    gram += gram.triu(1).T
-    return Moments(int(tokens), gram, total, sums, squares)
+    return Moments(int(tokens), from_triangle(triangle, hidden), total, sums, squares)
+
+
+def from_triangle(entries: Float64[Tensor, " entries"], size: int) -> Float64[Tensor, "size size"]:
+    """Return the symmetric matrix of this size whose entries on and above the diagonal are given, row by row.
+
+    Example:
+        >>> from_triangle(torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64), 2)
+        tensor([[1., 2.],
+                [2., 3.]], dtype=torch.float64)
+    """
+    square = entries.new_zeros(size, size)
+    square[above(square)] = entries
+    return square + square.triu(1).T
