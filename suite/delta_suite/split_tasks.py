@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from delta_suite.capture.units import Units
 from delta_suite.capture.work_units import work_units
 from delta_suite.engine.versions import version_problem, versions
-from delta_suite.errors import EngineError
+from delta_suite.errors import DeviceError, EngineError, brief
 from delta_suite.paths import cache_root
 from delta_suite.pipeline import prepare, stored, token_sequences
 from delta_suite.provenance import Clock, started_gpus
@@ -116,13 +116,14 @@ def _opened(terms: Terms, spec: ModelSpec) -> _OpenModel:
         raise EngineError(f"the worker at {platform.node()} has {problem}. Install the same versions everywhere.")
     fix_threads(terms.threads)
     settings = replace(terms.settings, cache=Cache(cache_root()))
-    asked = (spec, settings.device, settings.dtype)
+    subject = stored(spec, settings)
+    asked = (spec, settings.device, settings.dtype, subject.fingerprint)
     if not _open or _open[0].asked != asked:
         from delta_suite.models.blocks import find_decoder
 
         while _open:
             _open.pop().stack.close()
-        started, stack, subject = time.perf_counter(), ExitStack(), stored(spec, settings)
+        started, stack = time.perf_counter(), ExitStack()
         loaded = stack.enter_context(subject.opened())
         decoder = find_decoder(loaded.model, subject.layers_path)
         _open.append(_OpenModel(subject, asked, loaded, decoder, stack, round(time.perf_counter() - started, 3)))
@@ -137,6 +138,11 @@ def _answered(name: str, answer: Callable[[], object]) -> bytes:
         with usual_torch():
             return pickle.dumps((answer(), None))
     except Exception as error:  # whatever hinders it is told by the sender
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
+            error = DeviceError(
+                f"memory ran out at {platform.node()} ({brief(error)}). Let fewer workers run on a machine, or use one "
+                f"with more memory."
+            )
         return pickle.dumps((None, portable(error, name)))
 
 

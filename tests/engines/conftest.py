@@ -58,6 +58,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Loads every module: pytester's runs in this process forget those that they load themselves, and then classes of
     # one name are two.
     import_module("delta_suite.reduction.passes")
+    import_module("delta_suite.reduction.law_units")
     return folder
 
 
