@@ -19,7 +19,7 @@ from delta_suite.metrics.registry import METRICS
 from delta_suite.reduction.law_fit import expected_law_bytes, measure_law
 from delta_suite.reduction.law_maps import Fit
 from delta_suite.reduction.law_memory import law_bytes, plan_law
-from delta_suite.reduction.law_scores import RUNGS, Law
+from delta_suite.reduction.law_scores import CONSTANTS, RUNGS, Law
 from delta_suite.reduction.law_sums import GROUPS, Basis, Home, Maps, empty_sums, fold_bases, sum_groups, walk_rows
 
 from tests.metrics.test_metrics import gram_of, reduced
@@ -68,6 +68,17 @@ def planted(
     return ResidualStream(states, document, position, torch.ones(len(document), dtype=torch.bool), "device"), V
 
 
+def with_constants(stream: ResidualStream, common: float, apart: float) -> ResidualStream:
+    """Return the stream with constants of these lengths added to its updates: one that is common, and one a layer."""
+    generator = torch.Generator().manual_seed(200)
+    hidden = stream.states[0].shape[1]
+    q = torch.linalg.qr(torch.randn(hidden, 1 + stream.layers, generator=generator))[0].T
+    states = [stream.states[0]]
+    for layer in range(stream.layers):
+        states.append(states[-1] + stream.delta(layer) + common * q[0] + apart * q[1 + layer])
+    return replace(stream, states=states)
+
+
 def groups_of(stream: ResidualStream) -> torch.Tensor:
     return torch.tensor(Units.of(int(stream.document.max()) + 1).groups)
 
@@ -90,7 +101,7 @@ def by_rows(stream: ResidualStream, law: Law, without: int | None = None) -> dic
         h = stream.states[layer].double().numpy()
         x.append(h / np.sqrt((h**2).mean(axis=1, keepdims=True)))
         y.append(stream.delta(layer).double().numpy())
-    out: dict[str, list[np.ndarray]] = {name: [] for name in (*RUNGS, "share", "transfer")}
+    out: dict[str, list[np.ndarray]] = {name: [] for name in (*CONSTANTS, *RUNGS, "share", "transfer")}
     for fold in (0, 1):
         train, test = kept & (document % 2 == fold), kept & (document % 2 != fold)
         ridge = law.ridge[fold]
@@ -104,6 +115,8 @@ def by_rows(stream: ResidualStream, law: Law, without: int | None = None) -> dic
         A = [a.T @ a / len(a) for a, _ in xs]
         B = [b.T @ a / len(a) for (a, _), (b, _) in zip(xs, ys, strict=True)]
         energy = [np.sqrt((b**2).sum() / len(b)) for b, _ in ys]
+        constants = [rows[train].mean(axis=0) for rows in y]
+        units = [m / np.sqrt((rows[train] ** 2).sum(axis=1).mean()) for m, rows in zip(constants, y, strict=True)]
 
         def solved(b: np.ndarray, a: np.ndarray, ridge: float = ridge) -> np.ndarray:
             return b @ np.linalg.inv(a + ridge * np.trace(a) / len(a) * np.eye(len(a)))
@@ -124,6 +137,10 @@ def by_rows(stream: ResidualStream, law: Law, without: int | None = None) -> dic
             maps["own"] = solved(B[layer], A[layer])
             for name, chosen in maps.items():
                 figures[name].append(1 - ((bt - at @ chosen.T) ** 2).sum() / mean)
+            m, whole = sum(units[other] for other in others), y[layer][test]
+            m = m * (m @ constants[layer]) / (m @ m)
+            for name, constant in (("shared_mean", m), ("own_mean", constants[layer])):
+                figures[name].append(1 - ((whole - constant) ** 2).sum() / (whole**2).sum())
             residual = bt - at @ T.T
             figures["share"].append(((residual @ v) ** 2).sum() / (residual**2).sum())
             row = []
@@ -138,11 +155,11 @@ def by_rows(stream: ResidualStream, law: Law, without: int | None = None) -> dic
 
 
 def test_against_the_definition() -> None:
-    stream, _ = planted(shared=0.5, per_layer=0.3, rank_one=0.5)
+    stream = with_constants(planted(shared=0.5, per_layer=0.3, rank_one=0.5)[0], common=0.5, apart=0.4)
     law = measure_law(stream, ONE_PHASE)
     for case, without in ((0, None), (1, 0), (1 + 7, 7)):
         expected = by_rows(stream, law, without)
-        for name in RUNGS:
+        for name in (*CONSTANTS, *RUNGS):
             assert law.r2[name][case] == pytest.approx(expected[name], rel=1e-5, abs=1e-6), name
         assert law.share[case] == pytest.approx(expected["share"], rel=1e-5)
         assert law.transfer[case] == pytest.approx(expected["transfer"], rel=1e-5, abs=1e-6)
@@ -234,6 +251,30 @@ def test_a_separate_mean_costs_a_layer_nothing() -> None:
         assert moved.r2[name] == pytest.approx(law.r2[name], abs=1e-5)
 
 
+@pytest.mark.parametrize(("common", "apart"), [(3.0, 0.0), (3.0, 3.0), (0.0, 3.0)])
+def test_a_shared_mean_is_shared_as_far_as_it_is_planted(common: float, apart: float) -> None:
+    """Between a u + b o_L and its sum over N - 1 other layers, with u and all o orthonormal, lies a known angle."""
+    stream = with_constants(planted(100, noise=0.3)[0], common, apart)
+    cosine = common**2 / np.sqrt((common**2 + apart**2) * (common**2 + apart**2 / (LAYERS - 1)))
+    law = measure_law(stream, ONE_PHASE)
+    assert value(law, "mean_sharing") == pytest.approx(cosine**2, abs=0.03)
+    energy = common**2 + apart**2
+    expected = energy / (energy + 8 * (0.3 * (1 + 0.3 * np.arange(LAYERS))) ** 2)  # of 8 dimensions of noise
+    assert law.r2["own_mean"][0] == pytest.approx(expected, abs=0.02)
+    assert value(law, "shared_mean_r2") == pytest.approx(cosine**2 * np.median(law.r2["own_mean"][0]), abs=0.03)
+
+
+def test_no_mean_has_no_share() -> None:
+    stream = planted(noise=1.0)[0]
+    updates = [delta - delta.mean(dim=0) for delta in map(stream.delta, range(LAYERS))]
+    law = measure_law(
+        replace(stream, states=[sum(updates[:n], stream.states[0]) for n in range(LAYERS + 1)]), ONE_PHASE
+    )
+    estimate = law_estimates(law, "C")["mean_sharing"]
+    assert "R^2(own mean) holds 0 in" in (estimate.reason or "")
+    assert abs(value(law, "shared_mean_r2")) < 0.03
+
+
 def test_raw_h_is_another_form() -> None:
     stream = planted(shared=0.5)[0]
     grown = ResidualStream([1000 * h for h in stream.states], stream.document, stream.position, stream.kept, "device")
@@ -307,14 +348,17 @@ def test_the_share_along_v_is_exact() -> None:
 @pytest.mark.parametrize("constant", [0.0, 3.0], ids=["zero", "the same on all tokens"])
 def test_a_layer_whose_update_does_not_vary_is_a_reason(constant: float) -> None:
     """Pruning, and the expansion of a model by blocks, leave such layers."""
-    stream, _ = planted(shared=0.5, per_layer=0.2)
+    stream = with_constants(planted(shared=0.5, per_layer=0.2)[0], 3.0, 1.0)
     states = [*stream.states[:3], stream.states[2] + constant, stream.states[2] + constant + stream.delta(3)]
     if constant:  # exactly
         states = [state.mul(2**12).round().div(2**12) for state in states]
         states[3] = states[2] + constant
     still = ResidualStream(states, stream.document, stream.position, stream.kept, "device")
     law = measure_law(still, {"C": (0, 1), "D": (2, 3)})
-    assert all("layer 2 " in (estimate.reason or "") for estimate in law_estimates(law, "D").values())
+    of_means = {"shared_mean_r2", "mean_sharing"} if constant else set()  # of an update of zero nothing is a share
+    estimates = law_estimates(law, "D")
+    assert all("layer 2 " in (estimates[name].reason or "") for name in estimates.keys() - of_means)
+    assert all(estimates[name].value is not None for name in of_means)
     assert all(estimate.value is not None for estimate in law_estimates(law, "C").values())
     assert np.isnan(law.transfer[0][2]).all()
     assert not np.isnan(law.transfer[0][[0, 1, 3]]).any()
@@ -341,7 +385,8 @@ def test_an_update_that_does_not_vary_in_one_fold_is_a_reason(
         warnings.simplefilter("error")
         law = measure_law(replace(stream, states=states), phases)
         still, others = law_estimates(law, "D"), law_estimates(law, "C")
-    assert all("layer 2 " in (estimate.reason or "") for estimate in still.values())
+    of_means = {"shared_mean_r2", "mean_sharing"} if constant else set()  # of an update of zero nothing is a share
+    assert all("layer 2 " in (still[name].reason or "") for name in still.keys() - of_means)
     assert all(others[name].value is not None for name in ("own_r2", "shared_r2", "residual_rank_one_share"))
     assert np.isnan(law.transfer[0][2]).all() or np.isnan(law.transfer[1:, 2]).any()
     assert np.isfinite(law.transfer[:, [0, 1, 3]]).all()
@@ -366,7 +411,8 @@ def test_too_little_comes_back_with_the_reason() -> None:
 
 
 def test_a_phase_of_one_layer_shares_with_none() -> None:
-    law = measure_law(planted(200, shared=0.5, per_layer=0.2, rank_one=0.8)[0], {"B": (0, 0), "C": (1, 3)})
+    stream = with_constants(planted(200, shared=0.5, per_layer=0.2, rank_one=0.8)[0], 3.0, 1.0)
+    law = measure_law(stream, {"B": (0, 0), "C": (1, 3)})
     alone = law_estimates(law, "B")
     assert alone["own_r2"].value is not None
     assert all(alone[name].reason for name in alone if name != "own_r2")
@@ -374,7 +420,7 @@ def test_a_phase_of_one_layer_shares_with_none() -> None:
 
 
 def test_every_metric_of_the_law_is_estimated() -> None:
-    law = measure_law(planted(shared=0.5, per_layer=0.2, rank_one=0.5)[0], ONE_PHASE)
+    law = measure_law(with_constants(planted(shared=0.5, per_layer=0.2, rank_one=0.5)[0], 3.0, 1.0), ONE_PHASE)
     estimates = law_estimates(law, "C")
     assert set(estimates) == {name for name, metric in METRICS.items() if metric.takes == "law"}
     for name, estimate in estimates.items():

@@ -71,7 +71,7 @@ class PhaseLaw:
 
     layers: Sequence[int]
     r2: Mapping[str, Float64[np.ndarray, "cases layers"]]
-    """Held-out R^2 by rung."""
+    """Held-out R^2 by rung; that of constants is over an update of zero."""
     share: Float64[np.ndarray, "cases layers"]
     """Share of the residual's energy along its leading direction."""
     transfer: Float64[np.ndarray, "cases layers layers"]
@@ -112,13 +112,24 @@ class PhaseLaw:
         if np.isnan(self.r2["shared"]).any():
             return absent(self.reason or ONE_LAYER)
         room = self.r2["own"] - self.r2[lower]
+        return self._share(self.r2[upper] - self.r2[lower], room, f"R^2(own map) - R^2({_WORDS[lower]})")
+
+    def mean_ratio(self) -> Estimate:
+        """Return the median over layers of R^2(shared mean) / R^2(own mean), as `ratio` does."""
+        if np.isnan(self.r2["shared_mean"]).any():
+            return absent(self.reason or ONE_LAYER)
+        return self._share(self.r2["shared_mean"], self.r2["own_mean"], "R^2(own mean)")
+
+    def _share(
+        self, part: Float64[np.ndarray, "cases layers"], room: Float64[np.ndarray, "cases layers"], what: str
+    ) -> Estimate:
+        """Return the median over layers of part / room, of those layers where room, called `what`, is above 0."""
         _, low, _ = jackknife(room)
         defined = (low > 0) & (room > 0).all(axis=0)
-        what = f"R^2(own map) - R^2({_WORDS[lower]})"
         if defined.sum() * 2 < len(self.layers) or not defined.any():
             missing = len(self.layers) - int(defined.sum())
             return absent(f"the {PERCENT} interval of {what} holds 0 in {missing} of {len(self.layers)} layers")
-        part, room = (self.r2[upper] - self.r2[lower])[:, defined], room[:, defined]
+        part, room = part[:, defined], room[:, defined]
         ratios = part[0] / room[0]
         # Maps of single layers fit some noise. Where the denominator is small they take much of it away, and the bias
         # of the ratio is of a higher order than the jackknife corrects. The bias of numerator and denominator is not,
@@ -309,3 +320,31 @@ def rank_one_closure(law: PhaseLaw) -> Estimate:
 def transfer_r2(law: PhaseLaw) -> Estimate:
     """Return the held-out R^2 of maps taken from single other layers, averaged over those layers."""
     return law.transferred()
+
+
+@metric(
+    "phase",
+    "median over L of R2 of c m^(-L) over an update of zero, m^(-L) the mean update of the phase's other layers",
+    takes="law",
+    low=-math.inf,
+    high=1.0,
+    source=_LAW,
+)
+def shared_mean_r2(law: PhaseLaw) -> Estimate:
+    """Return the held-out share of the updates' energy that the mean update of the phase's other layers explains."""
+    return law.rung("shared_mean")
+
+
+@metric(
+    "phase",
+    "median over L of R2(c m^(-L)) / R2(mu_L), both over an update of zero: shared mean against L's own, mu_L",
+    takes="law",
+    low=-math.inf,
+    source=_LAW,
+)
+def mean_sharing(law: PhaseLaw) -> Estimate:
+    """Return the share of what a layer's mean update explains that the mean of the phase's other layers explains.
+
+    With much text it is the squared cosine of the two means.
+    """
+    return law.mean_ratio()

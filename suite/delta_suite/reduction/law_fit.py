@@ -3,13 +3,17 @@
     h_{L+1} = h_L + T_shared(h_L) + gamma_L v_L f(...)
 
 For a layer, x is h_L / rms(h_L) (or h_L) and delta its update. Both are taken less their mean over the training
-documents, so each layer has a separate offset on every rung, and the ladder begins at the training mean. Rows are those
-of `sink_free`, as massive rows would decide every least-squares fit. Half a of the units (capture/units.py) trains and
+documents, so each layer has a separate offset on every rung, and the ladder begins at the training mean. How much of
+that mean the layers share is asked below it, where R^2 is over an update of zero. Rows are those of `sink_free`, as
+massive rows would decide every least-squares fit. Half a of the units (capture/units.py) trains and
 half b tests, then the other way round.
 
 A = sum x x^T, B = sum delta x^T, D = sum delta delta^T over n training tokens; mu is in multiples of the mean
 eigenvalue of A.
 
+    own mean        mu_L, the mean of delta itself
+    shared mean     c m^(-L), m^(-L) = sum mu_M / e_M over the phase's other layers, e_M^2 the mean of ||delta_M||^2;
+                    with the c that brings it nearest to mu_L
     own map         T_L = (B/n) (A/n + mu I)^-1, fitted on layer L alone
     shared map      T^(-L) = (sum B_M/(n g_M)) (sum A_M/n + mu I)^-1 over the phase's other layers M, g_M^2 = tr D_M/n
     gain            c_L = tr(T B_L^T) / tr(T A_L T^T) with T = T^(-L); for the rung c_L h with T = I
@@ -62,7 +66,7 @@ from delta_suite.progress import no_progress
 from delta_suite.reduction.gram import algebra_device
 from delta_suite.reduction.law_maps import RIDGE_LAYERS, Fit, Scores, choose_ridge
 from delta_suite.reduction.law_memory import Plan, Portion, law_bytes, plan_law
-from delta_suite.reduction.law_scores import RUNGS, Law
+from delta_suite.reduction.law_scores import CONSTANTS, RUNGS, Law
 from delta_suite.reduction.law_sums import (
     FOLDS,
     GROUPS,
@@ -397,7 +401,13 @@ def _assemble(
         mean = over(fold.mean, fold)
         return np.asarray(1 - error / (mean if error.ndim == 2 else mean[..., None]))
 
+    def over_zero(error: np.ndarray, fold: Scores) -> np.ndarray:
+        return np.asarray(1 - error / np.where(fold.zero > 0, fold.zero, np.nan))
+
     rungs = {name: averaged([r2(fold.rungs[name], fold) for fold in case] for case in cases) for name in RUNGS}
+    rungs |= {
+        name: averaged([over_zero(fold.rungs[name], fold) for fold in case] for case in cases) for name in CONSTANTS
+    }
     transfer = averaged([r2(fold.transfer, fold) for fold in case] for case in cases)
     share = averaged([fold.along / over(fold.rungs["shared"], fold) for fold in case] for case in cases)
     captured = averaged([fold.inside / over(fold.mean, fold) for fold in case] for case in cases[:1])[0]

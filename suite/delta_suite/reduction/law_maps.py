@@ -12,7 +12,7 @@ from torch import Tensor
 
 from delta_suite.models.phases import PhaseMap
 from delta_suite.reduction.law_memory import FEWEST_LAYERS, Plan
-from delta_suite.reduction.law_scores import RUNGS
+from delta_suite.reduction.law_scores import CONSTANTS, RUNGS
 from delta_suite.reduction.law_sums import GROUPS, Maps, Means, Sums
 
 RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -34,12 +34,14 @@ The error of the held-out energy along v_L is of first order in that residual: a
 class Scores:
     """Squared errors of maps that were fitted on one set of documents, on each test set; additive over test sets."""
 
+    zero: Float64[np.ndarray, "sets layers"]
+    """SSE of an update of zero, the energy of delta."""
     mean: Float64[np.ndarray, "sets layers"]
     """SSE of the training mean; NaN where the update does not vary in training, so that there is nothing to learn."""
     inside: Float64[np.ndarray, "sets layers"]
     """The part of `mean` inside the basis."""
     rungs: Mapping[str, Float64[np.ndarray, "sets layers"]]
-    """SSE of each rung; NaN where a phase has one layer and therefore no shared map."""
+    """SSE of each rung, and of the constants below; NaN where a phase has one layer and therefore shares nothing."""
     along: Float64[np.ndarray, "sets layers"]
     """Energy of the residual after the shared map along v_L."""
     transfer: Float64[np.ndarray, "sets layers layers"]
@@ -51,14 +53,14 @@ class Scores:
     def empty(cls, sets: int, layers: int) -> Scores:
         """Return scores that are all NaN."""
         unset = np.full((sets, layers), np.nan)
-        rungs = {name: unset.copy() for name in RUNGS}
+        rungs = {name: unset.copy() for name in (*CONSTANTS, *RUNGS)}
         square = np.full((sets, layers, layers), np.nan)
-        return cls(unset.copy(), unset.copy(), rungs, unset.copy(), square, unset[0].copy())
+        return cls(unset.copy(), unset.copy(), unset.copy(), rungs, unset.copy(), square, unset[0].copy())
 
     def take(self, scores: Scores, layers: Sequence[int]) -> None:
         """Take over those of some layers, where they are not NaN."""
-        pairs = [(self.rungs[name], scores.rungs[name]) for name in RUNGS]
-        for name in ("mean", "inside", "along", "gains"):
+        pairs = [(errors, scores.rungs[name]) for name, errors in self.rungs.items()]
+        for name in ("zero", "mean", "inside", "along", "gains"):
             pairs.append((getattr(self, name), getattr(scores, name)))
         for whole, part in pairs:
             whole[..., layers] = np.where(np.isnan(part), whole[..., layers], part)
@@ -71,7 +73,8 @@ class Scores:
             return np.asarray((errors if chosen is None else errors[np.array(chosen)]).sum(axis=0, keepdims=True))
 
         rungs = {name: over(errors) for name, errors in self.rungs.items()}
-        return Scores(over(self.mean), over(self.inside), rungs, over(self.along), over(self.transfer), self.gains)
+        errors = (over(self.zero), over(self.mean), over(self.inside))
+        return Scores(*errors, rungs, over(self.along), over(self.transfer), self.gains)
 
 
 @dataclass
@@ -106,6 +109,10 @@ class _Step:
     """c_L of the rung c_L h."""
     energy: Float64[Tensor, " layers"]
     """g_L."""
+    constant: Float64[Tensor, "layers hidden"]
+    """The training mean of delta itself."""
+    unit: Float64[Tensor, "layers hidden"]
+    """That over the root of the mean energy of delta."""
     shared: list[_Shared]
 
 
@@ -142,7 +149,7 @@ class Fit:
         """The leading directions of the residuals, v_L first; zero where no map is shared."""
         self.gains = start.new_full((layers,), torch.nan)
         """c_L of the shared maps."""
-        self._pooled: dict[str, tuple[Tensor, Tensor]] = {}
+        self._pooled: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
         self.steps = [self._own_maps(step, hold=len(steps) == 1) for step in steps]
         self.gain = torch.cat([self._shared_maps(step) for step in self.steps])
         """Gain of the map of layer M (second axis) on layer L; 1 on its own, which is least squares without a gain."""
@@ -151,7 +158,7 @@ class Fit:
             self._directions(name, start)
 
     def _training(self, layers: slice) -> tuple[Means, Sums]:
-        """Return the means of the training documents, and their sums about these."""
+        """Return the means of the training documents, and their sums about these (but for those about zero)."""
         train = self.sums.part(self.trained, layers, self.device)
         if self.deleted is not None:
             train = train - self.sums.part(self.deleted, layers, self.device)
@@ -166,15 +173,17 @@ class Fit:
         A, B = fit.A[0], fit.B[0]
         T, factor = least_squares(A, B, self.ridge)
         energy = (fit.yy[0] / fit.n[0]).sqrt().clamp_min(TINY)
+        constant = fit.update[0] / fit.n[0, :, None]
+        unit = constant / (fit.energy[0] / fit.n[0]).sqrt().clamp_min(TINY)[:, None]
         for name, within in self._inside(layers):
             a, b = A[within].sum(dim=0), (B[within] / energy[within, None, None]).sum(dim=0)
-            earlier = self._pooled.get(name)
-            self._pooled[name] = (a, b) if earlier is None else (earlier[0] + a, earlier[1] + b)
+            m, earlier = unit[within].sum(dim=0), self._pooled.get(name)
+            self._pooled[name] = (a, b, m) if earlier is None else (earlier[0] + a, earlier[1] + b, earlier[2] + m)
         self._held = fit if hold else None
         scale = fit.xy[0] / fit.xx[0].clamp_min(TINY)
         matrices = {"own_map": T, "square": T.mT @ T, "factor": factor}
         kept = {kind: self.maps.keep(kind, layers, matrix) for kind, matrix in matrices.items()}
-        return _Step(layers, means, **kept, scale=scale, energy=energy, shared=[])
+        return _Step(layers, means, **kept, scale=scale, energy=energy, constant=constant, unit=unit, shared=[])
 
     def _inside(self, layers: slice) -> Iterator[tuple[str, slice]]:
         """Yield each phase with a layer among these, and the places of its layers."""
@@ -188,7 +197,7 @@ class Fit:
         fit = self._again(step)
         for name, within in self._inside(step.layers):
             a, b, d = fit.A[0][within], fit.B[0][within], fit.D[0][within]
-            pooled_a, pooled_b = self._pooled[name]
+            pooled_a, pooled_b, _ = self._pooled[name]
             T, _ = least_squares(pooled_a - a, pooled_b - b / step.energy[within, None, None], self.ridge)
             S = T.mT @ T
             c = (T * b).sum(dim=(1, 2)) / (S * a).sum(dim=(1, 2)).clamp_min(TINY)
@@ -231,9 +240,9 @@ class Fit:
         """Score every map on each of these sets."""
         parts = [self._step_scores(step, tests) for step in self.steps]
         joined = {name: np.concatenate([part[name] for part in parts], axis=1) for name in parts[0]}
-        rungs = {name: joined[name] for name in RUNGS}
-        gains = self.gains.cpu().numpy()
-        return Scores(joined["mean"], joined["inside"], rungs, joined["along"], joined["transfer"], gains)
+        rungs = {name: joined[name] for name in (*CONSTANTS, *RUNGS)}
+        errors = (joined["zero"], joined["mean"], joined["inside"])
+        return Scores(*errors, rungs, joined["along"], joined["transfer"], self.gains.cpu().numpy())
 
     def _step_scores(self, step: _Step, tests: Sequence[int]) -> dict[str, np.ndarray]:
         """Return the scores of the layers of a step, by name; the first axis is the test set."""
@@ -253,6 +262,7 @@ class Fit:
                 "transfer": transfer,
                 "own": transfer[:, step.layers].diagonal(),
             }
+            scores |= self._constant_scores(step, test)
             scores |= {name: torch.full_like(yy, torch.nan) for name in ("shared", "rank_one", "along")}
             for shared, v, image, w in lines:
                 at, bt, dt = (matrix[0][shared.within] for matrix in (test.A, test.B, test.D))
@@ -267,6 +277,21 @@ class Fit:
             for name, score in scores.items():
                 out.setdefault(name, []).append(score)
         return {name: torch.stack(each).cpu().numpy() for name, each in out.items()}
+
+    def _constant_scores(self, step: _Step, test: Sums) -> dict[str, Tensor]:
+        """Return the errors on one set of updates that are the same for every token: none, shared, and the layer's."""
+        update, zero, n = test.update[0], test.energy[0], test.n[0]
+
+        def error(constant: Tensor, layers: slice = slice(None)) -> Tensor:
+            crossed = (constant * update[layers]).sum(dim=1)
+            return zero[layers] - 2 * crossed + n[layers] * constant.square().sum(dim=1)
+
+        shared = torch.full_like(zero, torch.nan)
+        for name, within in self._inside(step.layers):
+            m, mean = self._pooled[name][2] - step.unit[within], step.constant[within]
+            c = (m * mean).sum(dim=1) / m.square().sum(dim=1).clamp_min(TINY)
+            shared[within] = error(c[:, None] * m, within)
+        return {"zero": zero, "shared_mean": shared, "own_mean": error(step.constant)}
 
     def _rank_one(self, step: _Step) -> list[tuple[_Shared, Tensor, Tensor, Tensor]]:
         """Return the layers of each phase in a step, with their v_L, T^T v_L and w."""

@@ -13,6 +13,9 @@ from delta_suite.models.phases import PhaseMap
 RUNGS = ("scaled", "shared", "rank_one", "own")
 """The ladder above the training mean: c_L h; c_L T^(-L) h; that plus v_L w^T h; T_L h, the map of the layer itself."""
 
+CONSTANTS = ("shared_mean", "own_mean")
+"""The rungs below, on which an update is the same for every token: c_L m^(-L), and the layer's own training mean."""
+
 
 @dataclass(frozen=True)
 class Law:
@@ -33,7 +36,8 @@ class Law:
     ridge: tuple[float, float]
     """mu of the maps trained on half a and on half b, in multiples of the mean eigenvalue of A."""
     r2: Mapping[str, Float64[np.ndarray, "cases layers"]]
-    """R^2 by rung. NaN where a phase of one layer has no shared map, and where the update does not vary in a fold."""
+    """R^2 by rung: over the training mean, and that of CONSTANTS over an update of zero. NaN where a phase of one layer
+    shares nothing, and where the update does not vary in a fold (where it is zero in one, for CONSTANTS)."""
     share: Float64[np.ndarray, "cases layers"]
     """Share along v_L in the held-out energy of the residual after the shared map."""
     transfer: Float64[np.ndarray, "cases layers layers"]
@@ -53,7 +57,8 @@ class Law:
     ) -> Law:
         """Return a law that was not measured, with the reason."""
         empty = np.zeros((0, 0))
+        rungs = dict.fromkeys((*CONSTANTS, *RUNGS), empty)
         return cls(
-            dict(phases), form, tokens, documents, hidden, 0, (0.0, 0.0), dict.fromkeys(RUNGS, empty), empty,
+            dict(phases), form, tokens, documents, hidden, 0, (0.0, 0.0), rungs, empty,
             np.zeros((0, 0, 0)), np.zeros(0), np.zeros(0), np.zeros((0, 0, 0)), reason,
         )  # fmt: skip

@@ -51,6 +51,10 @@ class Rows:
     """The updates delta."""
     slices: Sequence[slice]
     """The rows of each group, in ORDER."""
+    update: Float64[Tensor, "groups hidden"]
+    """Sum of delta over each of these, about zero: where it is zero, so is the sum, without rounding."""
+    energy: Float64[Tensor, " groups"]
+    """Sum of ||delta||^2 over each of these, about zero."""
     last: bool
     """True for the last part of the layer."""
 
@@ -95,10 +99,13 @@ def walk_rows(
                         x /= x.square().mean(dim=1, keepdim=True).sqrt_().clamp_min_(NORM_FLOOR)
                     if layer not in centres and len(x):
                         centres[layer] = x.mean(dim=0), y.mean(dim=0)
+                    update = torch.stack([y[part].sum(dim=0) for part in slices])
+                    energy = torch.stack([y[part].flatten() @ y[part].flatten() for part in slices])
                     if layer in centres:
                         x -= centres[layer][0]
                         y -= centres[layer][1]
-                    yield Rows(layer, x, y, slices, start == len(entering) and number == len(blocks) - 1)
+                    last = start == len(entering) and number == len(blocks) - 1
+                    yield Rows(layer, x, y, slices, update, energy, last)
             del stream  # a shard is large, and the next one is filled now
 
     return walk
@@ -240,6 +247,10 @@ class Sums:
     """Sum of <x, delta> in all dimensions."""
     yy: Float64[Tensor, "sets layers"]
     """Sum of ||delta||^2 in all dimensions."""
+    update: Float64[Tensor, "sets layers hidden"]
+    """Sum of delta about zero, where the sums above are about a point near its mean."""
+    energy: Float64[Tensor, "sets layers"]
+    """Sum of ||delta||^2 about zero."""
 
     def part(self, chosen: int, layers: slice, device: torch.device) -> Sums:
         """Return one of the sets, for a slice of the layers, on a device."""
@@ -293,6 +304,8 @@ class Sums:
             self.xx - (self.whole_x * whole_x + whole_x * rest_whole_x).sum(dim=-1),
             varies * (self.xy - (self.whole_y * whole_x + whole_y * rest_whole_x).sum(dim=-1)),
             varies * yy,
+            self.update,
+            self.energy,
         )
 
 
@@ -322,6 +335,7 @@ def sum_groups(walk: Walk, layers: Sequence[int], hidden: int, bases: Sequence[B
                 vectors = {"whole_x": wx.sum(dim=0), "whole_y": wy.sum(dim=0)}
                 vectors |= {"xx": wx.flatten() @ wx.flatten(), "xy": wx.flatten() @ wy.flatten()}
                 vectors["yy"] = wy.flatten() @ wy.flatten()
+                vectors |= {"update": rows.update[group], "energy": rows.energy[group]}
                 for each in out:  # the sums in all dimensions are the same for every basis
                     each.n[group, layer] += len(wx)
                     for name, value in vectors.items():
@@ -382,9 +396,9 @@ class Maps:
 def empty_sums(layers: int, k: int, hidden: int, home: Home) -> Sums:
     """Return sums of zero, ready to be filled in."""
     matrices = {name: home.zeros(SETS, layers, k, k) for name in ("A", "B", "D")}
-    shapes = {"x": (k,), "y": (k,), "whole_x": (hidden,), "whole_y": (hidden,)} | dict.fromkeys(
-        ["n", "xx", "xy", "yy"], ()
-    )
+    shapes: dict[str, tuple[int, ...]] = {"x": (k,), "y": (k,)}
+    shapes |= dict.fromkeys(("whole_x", "whole_y", "update"), (hidden,))
+    shapes |= dict.fromkeys(("n", "xx", "xy", "yy", "energy"), ())
     vectors = {
         name: torch.zeros(SETS, layers, *shape, dtype=torch.float64, device=home.device)
         for name, shape in shapes.items()

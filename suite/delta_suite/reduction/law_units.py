@@ -192,6 +192,8 @@ def _of_group(products: LawProducts, moments: Moments, basis: Basis) -> dict[str
         "xx": products.xx.diagonal().sum(),
         "xy": products.yx.diagonal().sum(),
         "yy": moments.gram.diagonal().sum(),
+        "update": y,
+        "energy": moments.gram.diagonal().sum(),
     }
     if basis.x is None or basis.y is None:
         return whole | {"A": products.xx, "B": products.yx, "D": moments.gram, "x": x, "y": y}

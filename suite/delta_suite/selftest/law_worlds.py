@@ -1,17 +1,17 @@
 """Populations that obey the update law, or a part of it, and the true values of its metrics.
 
-    delta_L = M_L x + gamma_L v_L tanh(w_L . x) + NOISE s_j (z + SPREAD m_jL),    x = h_L / rms(h_L)
+    delta_L = M_L x + gamma_L v_L tanh(w_L . x) + b_L + NOISE s_j (z + SPREAD m_jL),    x = h_L / rms(h_L)
 
 Where the map is shared, M_L is a multiple of one matrix J; where it is not, each layer has a J to itself. With J^T = -J
 and J J^T = 1, h + c J h is h rotated, and stretched equally in all directions. So with gamma = 0, x stays isotropic in
 every layer, no residual has a direction, and M = c J has the R^2 c^2 / (c^2 + NOISE^2 (1 + SPREAD^2) E[s^2]). The v_L
-and w_L of each layer are random unit vectors.
+and w_L of each layer are random unit vectors. The constants b_L are zero but where means are planted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float64
@@ -45,6 +45,8 @@ class Lawful(Population):
     """v_L."""
     readers: Float64[np.ndarray, "layers hidden"]
     """w_L."""
+    constants: Float64[np.ndarray, "layers hidden"]
+    """b_L."""
     tokens: int = LAW_TOKENS
 
     @property
@@ -62,7 +64,7 @@ class Lawful(Population):
         x = normalised(state)
         along = self.gammas[layer] * np.tanh(x @ self.readers[layer])
         mapped = x @ self.maps[layer].T + along[:, None] * self.directions[layer]
-        return np.asarray(mapped + NOISE * scale * noise)
+        return np.asarray(mapped + self.constants[layer] + NOISE * scale * noise)
 
     def truth(self, draw: np.random.Generator, documents: int) -> ValueOf:
         """Return the function that gives true values."""
@@ -97,6 +99,9 @@ class LawTruth:
         covariance = squares / n - np.einsum("li,lj->lij", sums, sums) / n**2
         self._A = covariance[:, :hidden, :hidden]
         """Cov(x, x), (layers, hidden, hidden); B: Cov(delta, x), D: Cov(delta, delta)."""
+        self._mean = sums[:, hidden:] / n
+        self._energy = np.trace(squares[:, hidden:, hidden:], axis1=1, axis2=2) / n
+        """The mean of delta, (layers, hidden), and that of ||delta||^2."""
         self._B = covariance[:, hidden:, :hidden]
         self._D = covariance[:, hidden:, hidden:]
 
@@ -127,8 +132,12 @@ class LawTruth:
         shared = with_best_gain(least_squares(np.asarray(pooled), self._A[others].sum(axis=0)))
         values, vectors = np.linalg.eigh(D - shared @ B.T - B @ shared.T + shared @ A @ shared.T)
         v = vectors[:, -1:]
+        mean, energy = self._mean[layer], self._energy[layer]
+        constant = sum(self._mean[other] / np.sqrt(self._energy[other]) for other in others)
         transferred = [with_best_gain(least_squares(self._B[other], self._A[other])) for other in others]
         return {
+            "shared_mean": float((constant @ mean) ** 2 / (constant @ constant) / energy),
+            "own_mean": float(mean @ mean / energy),
             "scaled": r2(with_best_gain(np.eye(len(A)))),
             "shared": r2(shared),
             "rank_one": r2(shared + v @ v.T @ least_squares(B - shared @ A, A)),
@@ -141,6 +150,8 @@ class LawTruth:
 def _figures(r2: Mapping[str, float]) -> dict[str, float]:
     """Return the metrics of one layer by name."""
     return {
+        "shared_mean_r2": r2["shared_mean"],
+        "mean_sharing": r2["shared_mean"] / r2["own_mean"],
         "own_r2": r2["own"],
         "shared_r2": r2["shared"],
         "transfer_r2": r2["transferred"],
@@ -168,7 +179,7 @@ def _planted(draw: np.random.Generator, shared: Gains, separate: Gains = (0, 0),
     common, *others = (_turn(draw) for _ in range(1 + DEPTH))
     maps = np.multiply.outer(of_layers(shared), common) + of_layers(separate, 1.0)[:, None, None] * np.stack(others)
     directions, readers = (unit(draw.standard_normal((DEPTH, HIDDEN))) for _ in range(2))
-    return Lawful(maps, of_layers(gamma), directions, readers)
+    return Lawful(maps, of_layers(gamma), directions, readers, np.zeros_like(directions))
 
 
 def _turn(draw: np.random.Generator) -> np.ndarray:
@@ -195,3 +206,17 @@ def own_maps(draw: np.random.Generator) -> Lawful:
 def exchanged(draw: np.random.Generator) -> Lawful:
     """Return a population that obeys the law with C and E exchanged."""
     return _planted(draw, shared=(0.4, 1.0), gamma=(5.5, 1.8))
+
+
+SHARED_MEAN, SEPARATE_MEAN = (3.0, 1.5), (1.5, 3.0)
+"""Lengths of the constants of C and of E: of the one that the layers of a phase share, and of each layer's own."""
+
+
+def means(draw: np.random.Generator) -> Lawful:
+    """Return a population whose layers write constants and no map, in C mostly one and in E mostly each another."""
+    population = _planted(draw, shared=(0.0, 0.0))
+    constants = np.zeros_like(population.constants)
+    for (first, last), shared, separate in zip((LAW_C, LAW_E), SHARED_MEAN, SEPARATE_MEAN, strict=True):
+        common, *others = orthonormal(draw, HIDDEN, 2 + last - first)
+        constants[first : last + 1] = shared * common + separate * np.stack(others)
+    return replace(population, constants=constants)

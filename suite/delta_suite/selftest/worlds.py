@@ -9,8 +9,10 @@ from delta_suite.claims.gates import MIN_TOKENS_PER_DIMENSION
 from delta_suite.metrics.registry import METRICS
 from delta_suite.selftest.causal_worlds import CAUSE_C, CAUSE_E, causes, constant, idle
 from delta_suite.selftest.causal_worlds import exchanged as causes_exchanged
+from delta_suite.selftest.causal_worlds import law as causal_law
+from delta_suite.selftest.causal_worlds import own_maps as causal_own_maps
 from delta_suite.selftest.documents import DOCUMENTS, Population
-from delta_suite.selftest.law_worlds import LAW_C, LAW_E, exchanged, law, law_without_direction, own_maps
+from delta_suite.selftest.law_worlds import LAW_C, LAW_E, exchanged, law, law_without_direction, means, own_maps
 from delta_suite.selftest.planted import (
     DOMAIN_DOCUMENTS,
     NO_POPULATION_VALUE,
@@ -52,7 +54,8 @@ _OF_LAYERS = [
 _OF_PAIRS = [
     name for name, metric in METRICS.items() if metric.scope in ("pair", "phase") and metric.takes == "directions"
 ]
-_OF_LAW = [name for name, m in METRICS.items() if m.takes == "law"]
+_OF_MEANS = ["shared_mean_r2", "mean_sharing"]
+_OF_LAW = [name for name, metric in METRICS.items() if metric.takes == "law" and name not in _OF_MEANS]
 _OF_SPECTRA = [
     *("effective_rank", "effective_rank_roy", "participation_ratio", "participation_ratio_unbiased"),
     *("stable_rank", "top1_energy", "gamma"),
@@ -81,6 +84,7 @@ _C_LIKE = [("intra_cosine", ">=", 0.5), ("intra_cosine_cross_fitted", ">=", 0.5)
 _CAUSES_C, _CAUSES_E = "causal/phase_c.toml", "causal/phase_e.toml"
 _MATTER = ("matters-more-than-its-energy", "matters-more-than-chance")
 _OF_C = ("one-direction-does-it", "more-than-a-constant")
+_SAVES = "law-saves-the-loss"
 _OF_E = ("no-one-direction-does-it", "shares-less-than-c", "more-than-a-constant")
 
 _CAUSAL: Mapping[str, Any] = {"redrawn": True, "variants": ("sink_free",), "phases": {"C": CAUSE_C, "E": CAUSE_E}}
@@ -378,6 +382,29 @@ WORLDS: Mapping[str, World] = {
             *(claim for file in (_CAUSES_C, _CAUSES_E) for claim in stated("false positives", file, *_MATTER)),
             *(claim_of("false positives", "causal_effect", scope, ">", 0.0) for scope in "CE"),
         ],
+        **_CAUSAL,
+    ),
+    "means": World(
+        means,
+        "layers that write constants: in C mostly the same one, in E mostly each another",
+        claims=[
+            claim_of("power", "mean_sharing", "C", ">=", 0.5, variant="sink_free"),
+            claim_of("false positives", "mean_sharing", "E", ">=", 0.5, variant="sink_free"),
+        ],
+        covered=dict.fromkeys("CE", _OF_MEANS),
+        variants=("sink_free",),
+        phases={"C": LAW_C, "E": LAW_E},
+    ),
+    "law and loss": World(
+        causal_law,
+        "models whose layers obey the law, one map in each phase and a direction in each layer; the loss needs both",
+        claims=[claim for file in (_CAUSES_C, _CAUSES_E) for claim in stated("power", file, _SAVES)],
+        **_CAUSAL,
+    ),
+    "own maps and loss": World(
+        causal_own_maps,
+        "models in which each layer has a separate map that the loss needs, so that no law can stand in its place",
+        claims=[claim for file in (_CAUSES_C, _CAUSES_E) for claim in stated("false positives", file, _SAVES)],
         **_CAUSAL,
     ),
 }
