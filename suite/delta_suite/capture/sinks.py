@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from delta_suite.capture.plan import REFERENCE_DOCUMENTS
@@ -31,13 +31,13 @@ class Sinks:
     """The ten largest sinks: (document, position, layer, norm over median)."""
 
 
-def reference_norms(stream: ResidualStream) -> list[Float32[Tensor, " tokens"]]:
+def reference_norms(stream: ResidualStream) -> list[Float[Tensor, " tokens"]]:
     """Return the norms, in each state, of the tokens of the first documents over which medians are taken."""
     within = stream.kept & (stream.position > 0) & (stream.document < REFERENCE_DOCUMENTS)
     return [row_norms(state)[within] for state in stream.states]
 
 
-def find_sinks(stream: ResidualStream, reference: Sequence[Float32[Tensor, " tokens"]] | None = None) -> Sinks:
+def find_sinks(stream: ResidualStream, reference: Sequence[Float[Tensor, " tokens"]] | None = None) -> Sinks:
     """Return position 0 of each sequence, and the tokens of very large norm in any layer.
 
     The median of each state is taken over its norms in `reference`, those of the first documents of the calibration

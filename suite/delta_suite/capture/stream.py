@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Float32, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from delta_suite.capture.writes import Write
@@ -70,12 +70,12 @@ class ResidualStream:
 
     def step(
         self, layer: int, rows: slice = slice(None), device: torch.device | None = None
-    ) -> tuple[Float[Tensor, "rows hidden"], Float32[Tensor, "rows hidden"]]:
+    ) -> tuple[Float[Tensor, "rows hidden"], Float[Tensor, "rows hidden"]]:
         """Return h_L in the dtype of the stream and what is written to it in float32, for a slice of rows.
 
         That is delta_L = h_{L+1} - h_L; or where `write` names a sublayer, what it adds, a + m = delta_L. They are
-        returned on `device`, by default that of h_L. The subtraction is in float32: the spacing of bfloat16 numbers
-        near 3,000 is 16.
+        returned on `device`, by default that of h_L. The subtraction is in float32, as the spacing of bfloat16 numbers
+        near 3,000 is 16; that of states in float64 is in float64.
         """
         before = self.states[layer][rows]
         device = before.device if device is None else device
@@ -85,17 +85,17 @@ class ResidualStream:
 
         before = there(self.states[layer])
         if self.write == "block":
-            return before, there(self.states[layer + 1]).float() - before
+            return before, wide(there(self.states[layer + 1])) - before
         middle = there(self.middles[layer])
         if self.parallel[layer]:
-            wrote = middle.float()
-            return before, wrote if self.write == "mlp" else there(self.states[layer + 1]).float() - before - wrote
+            wrote = wide(middle)
+            return before, wrote if self.write == "mlp" else wide(there(self.states[layer + 1])) - before - wrote
         return before, (
-            middle.float() - before if self.write == "attention" else there(self.states[layer + 1]).float() - middle
+            wide(middle) - before if self.write == "attention" else wide(there(self.states[layer + 1])) - middle
         )
 
-    def delta(self, layer: int) -> Float32[Tensor, "tokens hidden"]:
-        """Return h_{L+1} - h_L of all rows, in float32."""
+    def delta(self, layer: int) -> Float[Tensor, "tokens hidden"]:
+        """Return h_{L+1} - h_L of all rows, in the dtype that `step` subtracts in."""
         return self.step(layer)[1]
 
     def take(self, rows: Int64[Tensor, " rows"]) -> ResidualStream:
@@ -126,6 +126,16 @@ class ResidualStream:
                 f"the residual stream is not finite: first at h_{layer} ({what}), document {int(self.document[row])}, "
                 f"token {int(self.position[row])} of its sequence. {cure}"
             )
+
+
+def wide(states: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows hidden"]:
+    """Return states in float32, or in float64 where they are in it.
+
+    Example:
+        >>> [wide(torch.ones(1, 1, dtype=each)).dtype for each in (torch.bfloat16, torch.float64)]
+        [torch.float32, torch.float64]
+    """
+    return states.to(torch.promote_types(states.dtype, torch.float32))
 
 
 def gib(size: int) -> str:
@@ -375,7 +385,7 @@ class NormWriter:
     """Writer of the norms of the states alone."""
 
     def __init__(self) -> None:
-        self._norms: list[dict[int, Float32[Tensor, " rows"]]] = []
+        self._norms: list[dict[int, Float[Tensor, " rows"]]] = []
         """The norms of each state, on the host, by the first row of the batch: one that runs again replaces them."""
         self.range = (0, 0)
         self._last: tuple[int, Tensor] | None = None
@@ -391,7 +401,7 @@ class NormWriter:
         self._norms[layer][self.range[0]] = row_norms(rows)
 
     @property
-    def norms(self) -> list[Float32[Tensor, " rows"]]:
+    def norms(self) -> list[Float[Tensor, " rows"]]:
         """The norms of all rows, by state."""
         return [torch.cat(list(batches.values())) for batches in self._norms]
 
@@ -405,7 +415,7 @@ class NormWriter:
         """Do nothing: every norm is there."""
 
 
-def row_norms(states: Float[Tensor, "rows hidden"]) -> Float32[Tensor, " rows"]:
-    """Return the norm of each row, on the host."""
-    norms: Tensor = torch.linalg.vector_norm(states, dim=1, dtype=torch.float32)
+def row_norms(states: Float[Tensor, "rows hidden"]) -> Float[Tensor, " rows"]:
+    """Return the norm of each row, on the host, in float32 or float64."""
+    norms: Tensor = torch.linalg.vector_norm(states, dim=1, dtype=torch.promote_types(states.dtype, torch.float32))
     return norms.cpu()

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Float32, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from delta_suite.reduction.eigen import Eigen
@@ -35,7 +35,7 @@ class RowsByGroup:
 
     def __init__(
         self,
-        rows: Float32[Tensor, "tokens hidden"],
+        rows: Float[Tensor, "tokens hidden"],
         quantities: Float64[Tensor, "tokens quantities"],
         groupings: Sequence[tuple[Int64[Tensor, " tokens"], int]],
     ) -> None:
@@ -43,7 +43,7 @@ class RowsByGroup:
 
         Rows come in the order of `in_groups` of the first grouping. A token is in the same half in every grouping.
         """
-        # Stored as float32; cast to float64 only where needed.
+        # Stored in the dtype of the updates; cast to float64 only where needed.
         self.rows = rows.to(algebra_device(rows.device))
         self.groupings = [
             Grouping.of(group, count, None if number == 0 else in_groups(group).to(self.rows.device))
@@ -52,11 +52,11 @@ class RowsByGroup:
         self.sums = [self._sums(quantities, grouping) for grouping in self.groupings]
         self._grams: dict[int | None, Tensor] = {}
 
-    def taken(self, grouping: Grouping, rows: slice) -> Float32[Tensor, "_ hidden"]:
+    def taken(self, grouping: Grouping, rows: slice) -> Float[Tensor, "_ hidden"]:
         """Return rows in the order of a grouping."""
         return self.rows[rows] if grouping.order is None else self.rows.index_select(0, grouping.order[rows])
 
-    def side(self, side: int | None) -> Float32[Tensor, "_ hidden"]:
+    def side(self, side: int | None) -> Float[Tensor, "_ hidden"]:
         """Return the rows of a side."""
         return self.rows[self.groupings[0].within(side)]
 
@@ -291,7 +291,7 @@ class GroupedRows(Groups):
 
 
 def _added(
-    gram: Float64[Tensor, "hidden hidden"], rows: Float32[Tensor, "tokens hidden"]
+    gram: Float64[Tensor, "hidden hidden"], rows: Float[Tensor, "tokens hidden"]
 ) -> Float64[Tensor, "hidden hidden"]:
     """Add X^T X of more rows to a Gram matrix, in place, and return it."""
     for block in torch.split(rows, rows_at_once(rows.shape[1])):

@@ -20,10 +20,10 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from delta_suite.capture.stream import ResidualStream, row_norms
+from delta_suite.capture.stream import ResidualStream, row_norms, wide
 from delta_suite.capture.units import Units
 from delta_suite.reduction.eigen import eigh
 from delta_suite.reduction.gram import algebra_device
@@ -64,11 +64,11 @@ class StateStream(ResidualStream):
 
     def step(
         self, layer: int, rows: slice = slice(None), device: torch.device | None = None
-    ) -> tuple[Float[Tensor, "rows hidden"], Float32[Tensor, "rows hidden"]]:
-        """Return h_L in the dtype of the stream, and in float32."""
+    ) -> tuple[Float[Tensor, "rows hidden"], Float[Tensor, "rows hidden"]]:
+        """Return h_L in the dtype of the stream, and in that of its updates."""
         before = self.states[layer][rows]
         before = before.to(before.device if device is None else device)
-        return before, before.float()
+        return before, wide(before)
 
 
 def state_streams(streams: Iterable[ResidualStream]) -> Iterator[ResidualStream]:
@@ -229,7 +229,7 @@ class _Layer:
         self.counts = (units.group_count, units.document_group_count)
         self.fits = {(kind, rows, half): _Fit() for kind, rows in FITS for half in (0, 1)}
         self.sums: tuple[Sums, Sums] = ({}, {})
-        self.norms: list[Float32[np.ndarray, " tokens"]] = []
+        self.norms: list[Float[np.ndarray, " tokens"]] = []
         self.tokens: list[tuple[np.ndarray, ...]] = []
         """Whether each token is kept, its position, and its group in each grouping."""
 
