@@ -217,7 +217,6 @@ def block_effective_rank_fraction(gram: DirectionGram, layers: Sequence[int]) ->
 _BISECTIONS = 60
 """Halvings of the interval of equal cosines, after which it is shorter than the spacing of float64."""
 
-
 def equal_cosine_of(rank: float, layers: int) -> float:
     """Return the cosine c for which `layers` directions of pairwise |cos| c have this effective rank, 0 to 1.
 
@@ -228,12 +227,14 @@ def equal_cosine_of(rank: float, layers: int) -> float:
         >>> round(equal_cosine_of(0.35 * 22, 22), 3), round(equal_cosine_of(0.8 * 12, 12), 3)
         (0.534, 0.255)
     """
-    low, high = 0.0, 1.0
+    low, high, sought = 0.0, 1.0, math.log(rank)
     for _ in range(_BISECTIONS):
         cosine = (low + high) / 2
+        if cosine in {low, high}:
+            break  # no number lies in between
         first, other = (1.0 + (layers - 1) * cosine) / layers, (1.0 - cosine) / layers
         entropy = -first * math.log(first) - (layers - 1) * (other * math.log(other) if other > 0.0 else 0.0)
-        low, high = (cosine, high) if entropy > math.log(rank) else (low, cosine)
+        low, high = (cosine, high) if entropy > sought else (low, cosine)
     return (low + high) / 2
 
 
