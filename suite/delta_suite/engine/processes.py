@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import active_children, get_context, parent_process
+from multiprocessing import active_children, get_context
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from delta_suite.engine.dispatch import LostWorkerError, Task
+from delta_suite.pool import end_with_the_parent
 
 
 class Processes:
@@ -91,16 +90,3 @@ def begin(environment: Mapping[str, str]) -> None:
     """Begin a process that sees these variables, and that ends with its parent."""
     os.environ.update(environment)
     end_with_the_parent()
-
-
-def end_with_the_parent() -> None:
-    """Have this process end with the one that started it, however that ends; Ctrl-C is for that one to answer."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
-    assert parent is not None
-
-    def wait_for_it() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait_for_it, daemon=True).start()

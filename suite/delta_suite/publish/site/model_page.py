@@ -13,15 +13,8 @@ from delta_suite.escaping import script_json
 from delta_suite.publish.board import Board
 from delta_suite.publish.comparable import Group
 from delta_suite.publish.entries import Entry
-from delta_suite.publish.model_tables import (
-    calibration_text,
-    layer_table,
-    phase_table,
-    special_tokens_text,
-    stream_text,
-)
+from delta_suite.publish.model_tables import calibration_text, special_tokens_text, stream_text
 from delta_suite.publish.pages import PAGES, SITE, claim_anchor, page_name, run_link
-from delta_suite.publish.plots import Plot, plots
 from delta_suite.publish.rows import Row, margin_text, mark_lines
 from delta_suite.publish.site.compare_page import compare_link
 from delta_suite.publish.site.head import Page
@@ -29,7 +22,6 @@ from delta_suite.publish.table import Cell, Table
 from delta_suite.publish.templates import template
 from delta_suite.publish.verdict_tables import variant_cells
 from delta_suite.publish.wording import NEVER_MIXED, NONE, OUTCOMES, WARN, interval_text, number
-from delta_suite.records.view import RecordView
 
 FIRST = ("ranks", "cosines")
 """The plots at the top of the page: the profile over depth, and which layers share a direction."""
@@ -43,7 +35,7 @@ def model_files(board: Board) -> Iterator[tuple[str, bytes]]:
 
 def _model(board: Board, model: str, entries: list[tuple[Group, Entry]]) -> str:
     shown = [_measurement(board, group, entry) for group, entry in entries]
-    data = script_json({section["id"]: section.pop("figures") for section in shown})
+    data = ",".join(f"{script_json(section['id'])}:{section.pop('plots')}" for section in shown)
     return template("model.html.j2").render(
         page=Page.of(board, f"{PAGES}/{page_name(model)}", model, shown[0]["summary"]),
         plots=True,
@@ -54,15 +46,13 @@ def _model(board: Board, model: str, entries: list[tuple[Group, Entry]]) -> str:
             for item in board.superseded
             if item.model == model
         ],
-        data=data,
+        data=f"{{{data}}}",
     )
 
 
 def _measurement(board: Board, group: Group, entry: Entry) -> dict[str, Any]:
-    view = entry.view
-    variants = list(view.variants)
-    figures: dict[str, tuple[Plot, ...]] = {variant: plots(view, variant) for variant in variants}
-    identity = group.id
+    drawn = entry.drawn
+    variants, identity = list(drawn.variants), group.id
     return {
         "id": identity,
         "title": group.title,
@@ -74,15 +64,13 @@ def _measurement(board: Board, group: Group, entry: Entry) -> dict[str, Any]:
         "multiverse": _multiverse(entry, variants, identity),
         "variants": variants,
         "first": sorted(
-            (plot for plot in figures["raw"] if plot.name in FIRST), key=lambda plot: FIRST.index(plot.name)
+            (figure for figure in drawn.figures if figure.name in FIRST), key=lambda figure: FIRST.index(figure.name)
         ),
-        "more": [plot for plot in figures["raw"] if plot.name not in FIRST],
-        "boundaries": _boundaries(view),
-        "phases": replace(phase_table(view), id=f"phases-{identity}", caption="Phases"),
-        "layers": replace(layer_table(view), id=f"layers-{identity}", caption="Every layer, variant raw"),
-        "figures": {
-            variant: {plot.name: plot.figure for plot in drawn if plot.figure} for variant, drawn in figures.items()
-        },
+        "more": [figure for figure in drawn.figures if figure.name not in FIRST],
+        "boundaries": drawn.boundaries,
+        "phases": replace(drawn.phases, id=f"phases-{identity}", caption="Phases"),
+        "layers": replace(drawn.layers, id=f"layers-{identity}", caption="Every layer, variant raw"),
+        "plots": drawn.plots,
     }
 
 
@@ -183,18 +171,3 @@ def _multiverse(entry: Entry, variants: Sequence[str], identity: str) -> Table:
     caption = "The multiverse: each claim under every variant"
     return Table.of(["claim", *variants, "agreement"], lines, id=f"multiverse-{identity}", caption=caption)
 
-
-def _boundaries(view: RecordView) -> str | None:
-    boundaries = view.record.boundaries.get("raw")
-    if boundaries is None:
-        return None
-    parts = [f"Detected (variant raw): before layers {', '.join(map(str, boundaries.detected)) or 'none'}."]
-    if boundaries.declared:
-        parts.append(f"Declared: before layers {', '.join(map(str, boundaries.declared))}.")
-    if boundaries.recurrence:
-        recurrence = ", ".join(f"{share:.0%}" for share in boundaries.recurrence)
-        parts.append(f"Share of resampled documents in which each is detected again: {recurrence}.")
-    p = boundaries.metrics["boundary_p"].value
-    if p is not None:
-        parts.append(f"p = {number(p, 3)} of the detected structure under smooth drift over depth.")
-    return " ".join(parts)
