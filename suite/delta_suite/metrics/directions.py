@@ -217,6 +217,7 @@ def block_effective_rank_fraction(gram: DirectionGram, layers: Sequence[int]) ->
 _BISECTIONS = 60
 """Halvings of the interval of equal cosines, after which it is shorter than the spacing of float64."""
 
+
 def equal_cosine_of(rank: float, layers: int) -> float:
     """Return the cosine c for which `layers` directions of pairwise |cos| c have this effective rank, 0 to 1.
 

@@ -285,4 +285,3 @@ def _stamps(path: Path) -> Mapping[str, JudgedBy]:
         return stamps(path)
     except RecordError:
         return {}
-

@@ -67,6 +67,17 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Heading:
+    """What the page of one entry says of its table, without the other entries."""
+
+    id: str
+    title: str
+    described: str
+    runs: tuple[str, ...]
+    """The training runs that the entry is a checkpoint of."""
+
+
+@dataclass(frozen=True)
 class Group:
     """Entries whose numbers may stand in one table, as they were measured alike."""
 
@@ -119,6 +130,18 @@ class Group:
             f"record schema {self.schema}; delta-suite {' and '.join(suites)}. "
             f"{chance_text([row for entry in self.entries for row in entry.rows])}"
         ).rstrip()
+
+    def heading(self, entry: Entry) -> Heading:
+        """Return what the page of an entry says of this table."""
+        return Heading(self.id, self.title, self.described, self._runs_of.get(entry.record, ()))
+
+    @cached_property
+    def _runs_of(self) -> dict[str, tuple[str, ...]]:
+        names: dict[str, tuple[str, ...]] = {}
+        for run in self.runs:
+            for entry in run.entries.values():
+                names[entry.record] = (*names.get(entry.record, ()), run.name)
+        return names
 
     @property
     def changed(self) -> tuple[str, ...]:

@@ -178,7 +178,6 @@ class Cache:
             return set()
         return {line for line in lines if len(line) == 64}  # not what a run that was killed left of one
 
-
     # --- what was formed of records
 
     def kept(self, name: str) -> Any | None:

@@ -237,7 +237,6 @@ class Content:
             arrays = "none"
         return cls(path, known, hashlib.sha256(f"{known} {arrays}".encode()).hexdigest())
 
-
     def holds_all_of(self, view: RecordView) -> bool:
         """Return True if what follows from the record follows from these files, so that it is known by `sha256`."""
         reference, inside = view.record.arrays, view.arrays is not None and view.arrays.path == self.path

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from delta_suite.claims.schema import Expectation, Hypothesis
 from delta_suite.claims.verdict import Verdict
 from delta_suite.escaping import script_json
+from delta_suite.pool import Pool
 from delta_suite.publish.board import Board
-from delta_suite.publish.comparable import Group
+from delta_suite.publish.comparable import Heading
 from delta_suite.publish.entries import Entry
 from delta_suite.publish.model_tables import calibration_text, special_tokens_text, stream_text
 from delta_suite.publish.pages import PAGES, SITE, claim_anchor, page_name, run_link
@@ -27,30 +29,50 @@ FIRST = ("ranks", "cosines")
 """The plots at the top of the page: the profile over depth, and which layers share a direction."""
 
 
-def model_files(board: Board) -> Iterator[tuple[str, bytes]]:
+class Subject(NamedTuple):
+    """The model of one page."""
+
+    name: str
+    entries: tuple[tuple[Heading, Entry], ...]
+    superseded: tuple[str, ...]
+    """Its records that newer ones replace."""
+
+
+def model_files(board: Board, pool: Pool) -> Iterator[tuple[str, bytes]]:
     """Yield path relative to the results folder and content, for the page of every model."""
-    for model, entries in board.models.items():
-        yield f"{SITE}/{PAGES}/{page_name(model)}", _model(board, model, entries).encode()
+    superseded: dict[str, list[str]] = {}
+    for item in board.superseded:
+        superseded.setdefault(item.model, []).append(item.record)
+    subjects = [
+        Subject(
+            model,
+            tuple((group.heading(entry), entry) for group, entry in entries),
+            tuple(superseded.get(model, ())),
+        )
+        for model, entries in board.models.items()
+    ]
+    # A page needs no other model, so that a process that renders it is not sent all of them.
+    alone = replace(board, groups=(), superseded=(), broken=())
+    for subject, page in zip(subjects, pool.map(partial(_model, alone), subjects), strict=True):
+        yield f"{SITE}/{PAGES}/{page_name(subject.name)}", page
 
 
-def _model(board: Board, model: str, entries: list[tuple[Group, Entry]]) -> str:
-    shown = [_measurement(board, group, entry) for group, entry in entries]
+def _model(board: Board, subject: Subject) -> bytes:
+    model = subject.name
+    shown = [_measurement(board, heading, entry) for heading, entry in subject.entries]
     data = ",".join(f"{script_json(section['id'])}:{section.pop('plots')}" for section in shown)
-    return template("model.html.j2").render(
+    page: str = template("model.html.j2").render(
         page=Page.of(board, f"{PAGES}/{page_name(model)}", model, shown[0]["summary"]),
         plots=True,
         never_mixed=NEVER_MIXED if len(shown) > 1 else "",
         measurements=shown,
-        superseded=[
-            Cell(item.record, link=board.record_link(item.record, f"{SITE}/{PAGES}"))
-            for item in board.superseded
-            if item.model == model
-        ],
+        superseded=[Cell(record, link=board.record_link(record, f"{SITE}/{PAGES}")) for record in subject.superseded],
         data=f"{{{data}}}",
     )
+    return page.encode()
 
 
-def _measurement(board: Board, group: Group, entry: Entry) -> dict[str, Any]:
+def _measurement(board: Board, group: Heading, entry: Entry) -> dict[str, Any]:
     drawn = entry.drawn
     variants, identity = list(drawn.variants), group.id
     return {
@@ -74,7 +96,7 @@ def _measurement(board: Board, group: Group, entry: Entry) -> dict[str, Any]:
     }
 
 
-def _facts(board: Board, group: Group, entry: Entry) -> list[tuple[str, Cell]]:
+def _facts(board: Board, group: Heading, entry: Entry) -> list[tuple[str, Cell]]:
     record = entry.head
     model, calibration, provenance = record.model, record.calibration, record.provenance
     git = provenance.git or {}
@@ -105,15 +127,14 @@ def _facts(board: Board, group: Group, entry: Entry) -> list[tuple[str, Cell]]:
         ("certificate", f"{len(record.certificate.identities)} identities of the capture hold"),
         ("last judged by", "; ".join(judged) or "no run that left a note of it"),
     ]
-    runs = [run.name for run in group.runs if entry in run.entries.values()]
     return [
         *((name, Cell(text)) for name, text in facts),
-        *(("training run", Cell(run, link=f"../{run_link(run)}")) for run in runs),
+        *(("training run", Cell(run, link=f"../{run_link(run)}")) for run in group.runs),
         ("record", Cell(entry.record, link=board.record_link(entry.record, f"{SITE}/{PAGES}"))),
     ]
 
 
-def _verdict(board: Board, group: Group, row: Row) -> dict[str, Any]:
+def _verdict(board: Board, group: Heading, row: Row) -> dict[str, Any]:
     hypothesis, expectation = _stated(board, row.hypothesis, row.expectation)
     return {
         "anchor": claim_anchor(group.id, row.hypothesis, row.expectation),
@@ -170,4 +191,3 @@ def _multiverse(entry: Entry, variants: Sequence[str], identity: str) -> Table:
         lines.append([Cell(f"{row.hypothesis}/{row.expectation}"), *variant_cells(row, variants), Cell(flips, flips)])
     caption = "The multiverse: each claim under every variant"
     return Table.of(["claim", *variants, "agreement"], lines, id=f"multiverse-{identity}", caption=caption)
-
