@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from delta_suite.metrics.directions import DISATTENUATION_FLOOR, NEEDS_PRODUCTS
+from delta_suite.metrics.directions import DISATTENUATION_FLOOR, NEEDS_PRODUCTS, equal_cosines_near
 from delta_suite.metrics.estimators import one_thread
 from delta_suite.metrics.layer import ENTROPY_FLOOR
 from delta_suite.metrics.registry import METRICS
@@ -241,32 +241,8 @@ def _equal_cosines(ranks: np.ndarray, p: np.ndarray, count: int) -> _Figure:
     steepest = 1.0 - np.log(np.maximum(p[known].min(axis=1), ENTROPY_FLOOR))
     errors = ranks[known] * count * SINGLE / 2 * steepest
     out = ranks.copy()
-    out[known], moved = _of_ranks(np.stack([ranks[known], np.maximum(1.0, ranks[known] - errors)]), count)
+    out[known], moved = equal_cosines_near(np.stack([ranks[known], np.maximum(1.0, ranks[known] - errors)]), count)
     return _Figure(out, rounding=float(np.max(moved - out[known], initial=0.0)))
-
-
-def _of_ranks(ranks: np.ndarray, count: int) -> np.ndarray:
-    """Return what `metrics.directions.equal_cosine_of` does, of many ranks at once: by Newton's steps, or halvings."""
-    sought = np.log(ranks)
-    low, high = np.zeros_like(ranks), np.ones_like(ranks)
-    cosines = np.full_like(ranks, 0.5)
-    for _ in range(_STEPS):
-        first, other = (1.0 + (count - 1) * cosines) / count, (1.0 - cosines) / count
-        logs = np.log(first), np.log(np.where(other > 0, other, 1.0))
-        excess = -first * logs[0] - (count - 1) * other * logs[1] - sought
-        low, high = np.where(excess > 0, cosines, low), np.where(excess > 0, high, cosines)
-        slope = (count - 1) / count * (logs[1] - logs[0])
-        following = cosines - excess / np.where(slope < 0, slope, -1.0)
-        following = np.where((following > low) & (following < high), following, (low + high) / 2)
-        done = (np.abs(following - cosines) <= 4 * np.finfo(np.float64).eps).all()
-        cosines = following
-        if done:
-            break
-    return cosines
-
-
-_STEPS = 60
-"""Most steps: as many halvings reach the spacing of float64."""
 
 
 def _part_problems(name: str, scopes: Scopes, variant: str, parts: Sequence[np.ndarray | None]) -> Iterator[Problem]:
