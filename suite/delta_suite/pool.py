@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -19,8 +20,11 @@ _Result = TypeVar("_Result")
 TOGETHER = 16
 """Items that go to a process at a time, so that what they share is sent once."""
 
-WORTHWHILE = 100
-"""Fewest items for which processes are started: each takes a second or two to import what it needs."""
+WORTHWHILE = 6.0
+"""Seconds of work from which processes are started: each takes a second or two to import what it needs."""
+
+TRIED = 8
+"""Items that are done here first, to know how long the others take."""
 
 AHEAD = 4
 """Batches for each process that are under way or done before their turn; more would only take memory."""
@@ -32,7 +36,7 @@ class Pool:
     Where processes cannot be started, or one is killed, the work goes on here.
     """
 
-    def __init__(self, processes: int = 1, worthwhile: int = WORTHWHILE) -> None:
+    def __init__(self, processes: int = 1, worthwhile: float = WORTHWHILE) -> None:
         self.processes, self.worthwhile = processes, worthwhile
         self._executor: ProcessPoolExecutor | None = None
 
@@ -48,9 +52,17 @@ class Pool:
 
     def map(self, function: Callable[[_Item], _Result], items: Sequence[_Item]) -> Iterator[_Result]:
         """Yield function(item) of each item, in order. What is sent to processes and back must be picklable."""
-        if self.processes < 2 or len(items) < self.worthwhile:
-            return map(function, items)
-        return chain.from_iterable(self._batches(function, [*_batched(items)]))
+        spent = 0.0
+        for done, item in enumerate(items):
+            remaining = len(items) - done
+            long = done >= TRIED and spent / done * remaining > self.worthwhile
+            if self.processes > 1 and (long or self._executor is not None):
+                yield from chain.from_iterable(self._batches(function, [*_batched(items[done:])]))
+                return
+            started = time.perf_counter()
+            result = function(item)
+            spent += time.perf_counter() - started
+            yield result
 
     def _batches(
         self, function: Callable[[_Item], _Result], batches: Sequence[Sequence[_Item]]
