@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import chain
 from multiprocessing import get_context, parent_process
 from typing import Any, TypeVar
@@ -86,13 +87,33 @@ class Pool:
         if self.processes < 2:
             return None
         try:
-            if self._executor is None:
-                # Spawned: a fork of a process with threads, as numpy has them, may hang.
-                self._executor = ProcessPoolExecutor(self.processes, get_context("spawn"), end_with_the_parent)
-            return self._executor.submit(_each, function, batch)
+            with starting_processes():
+                if self._executor is None:
+                    # Spawned: a fork of a process with threads, as numpy has them, may hang.
+                    self._executor = ProcessPoolExecutor(self.processes, get_context("spawn"), end_with_the_parent)
+                return self._executor.submit(_each, function, batch)
         except (BrokenProcessPool, OSError, RuntimeError):
             self.processes = 1
             return None
+
+
+_QUIET = "ignore::UserWarning:multiprocessing.resource_tracker"
+"""Python's own process that removes semaphores says so where an interruption ends this one before it does."""
+
+
+@contextmanager
+def starting_processes() -> Iterator[None]:
+    """Start processes that Ctrl-C does not reach, and that say nothing where it ends this one, which answers it."""
+    before, warnings = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}), os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = _QUIET if not warnings else f"{warnings},{_QUIET}"
+    try:
+        yield
+    finally:
+        if warnings is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = warnings
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 HERE = Pool()

@@ -12,7 +12,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 from delta_suite.engine.dispatch import LostWorkerError, Task
-from delta_suite.pool import end_with_the_parent
+from delta_suite.pool import end_with_the_parent, starting_processes
 
 
 class Processes:
@@ -50,8 +50,9 @@ class Processes:
     def submit(self, task: Task) -> Future[bytes]:
         """Start a task in a process that is idle, or a new one."""
         function, arguments = task
-        pool = self._idle.pop() if self._idle else self._new_pool()
-        future = pool.submit(function, *arguments)
+        with starting_processes():
+            pool = self._idle.pop() if self._idle else self._new_pool()
+            future = pool.submit(function, *arguments)
         self._busy[future] = pool
         return future
 
