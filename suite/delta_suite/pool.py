@@ -12,7 +12,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import chain
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context, parent_process, resource_tracker
 from typing import Any, TypeVar
 
 _Item = TypeVar("_Item")
@@ -104,8 +104,10 @@ _QUIET = "ignore::UserWarning:multiprocessing.resource_tracker"
 @contextmanager
 def starting_processes() -> Iterator[None]:
     """Start processes that Ctrl-C does not reach, and that say nothing where it ends this one, which answers it."""
-    before, warnings = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}), os.environ.get("PYTHONWARNINGS")
+    warnings = os.environ.get("PYTHONWARNINGS")
     os.environ["PYTHONWARNINGS"] = _QUIET if not warnings else f"{warnings},{_QUIET}"
+    resource_tracker.ensure_running()  # it unblocks the signal when it has started, so it starts first
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:

@@ -189,9 +189,9 @@ def build(
     root = _absolute(results)
     places = [Place(path, _relative(path, root)) for path in (record_paths(results) if records is None else records)]
     cache().sweep_formed()
-    found = list(pool.map(stored_or_why, places))
-    read = [each for each in found if isinstance(each, Stored)]
-    broken = [Broken(place.record, why) for place, why in zip(places, found, strict=True) if isinstance(why, str)]
+    outcomes = list(pool.map(stored_or_why, places))
+    read = [each for each in outcomes if isinstance(each, Stored)]
+    broken = [Broken(place.record, why) for place, why in zip(places, outcomes, strict=True) if isinstance(why, str)]
     labels = labels_of(stored.head.model for stored in read)
     alike = Alike(hypotheses)
     newest, superseded = _newest(read, labels, alike)

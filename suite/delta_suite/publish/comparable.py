@@ -68,7 +68,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Heading:
-    """What the page of one entry says of its table, without the other entries."""
+    """The words of a table that the page of one of its entries needs, without the other entries."""
 
     id: str
     title: str

@@ -16,7 +16,7 @@ from delta_suite.records.view import RecordView
 
 @dataclass(frozen=True)
 class Figure:
-    """What a page says around one plot."""
+    """The words of a page around one plot."""
 
     name: str
     title: str

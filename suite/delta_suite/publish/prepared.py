@@ -1,4 +1,4 @@
-"""What a leaderboard needs of one record, each formed once: its head, its plots and tables, and its verdicts.
+"""The parts of a leaderboard that follow from one record, each formed once: its head, plots, tables and verdicts.
 
 They are kept in the cache, by the SHA-256 of the record and its arrays, of its control's and of the hypothesis files,
 for this very code. Nothing in the results folder is believed for it: the record and the arrays are read and hashed each
