@@ -52,7 +52,7 @@ def write_records(results: Path, views: Sequence[RecordView], count: int) -> Non
     packed = [pack(view.content()) for view in views]
     for number in range(count):
         view, arrays = views[number % len(views)], packed[number % len(views)]
-        name = f"model-{number:04d}"
+        name = f"family-{number:04d}-instruct"  # no number at its end, which would be the step of a run
         fingerprint = hashlib.sha256(name.encode()).hexdigest()
         model = view.model.model_copy(update={"name": name, "fingerprint": fingerprint})
         record = view.record.model_copy(update={"model": model})

@@ -28,6 +28,7 @@ from delta_suite.publish.prepared import (
     digest_of,
     drawn,
     judged_rows,
+    phase_figures,
     read_view,
     stored_or_why,
 )
@@ -218,6 +219,7 @@ def build(
             stored.profile,
             second.recomputed_by(stored.path, stored.head),
             partial(drawn, stored),
+            partial(phase_figures, stored),
         )
         groups.setdefault(alike.key(stored.head), []).append(entry)
     return Board(

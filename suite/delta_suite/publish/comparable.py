@@ -63,7 +63,7 @@ class Run:
 
     def figures(self) -> dict[int, PhaseFigures]:
         """Return the figures of each checkpoint's phases by step, from one record after the other."""
-        return {step: PhaseFigures(entry.view) for step, entry in self.entries.items()}
+        return {step: entry.phase_figures for step, entry in self.entries.items()}
 
 
 @dataclass(frozen=True)

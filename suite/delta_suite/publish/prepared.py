@@ -24,6 +24,7 @@ from delta_suite.paths import cache_root
 from delta_suite.publish.depth_profile import Profile
 from delta_suite.publish.drawn import Drawn
 from delta_suite.publish.rows import Row
+from delta_suite.publish.trajectory import PhaseFigures
 from delta_suite.records.cache import Cache
 from delta_suite.records.record import Record
 from delta_suite.records.store import Content, load_content
@@ -88,6 +89,8 @@ def _stored(place: Place) -> Stored:
         plain = {"head": head.model_dump(mode="json", by_alias=True), "profile": _PROFILE.dump_python(profile)}
         cache().keep(f"{sha256}-head", plain)
         cache().keep(f"{sha256}-drawn", Drawn.of(view).as_json())
+        if head.model.series is not None:
+            cache().keep(f"{sha256}-phases", PhaseFigures(view).as_json())
     return Stored(place, sha256, head, profile)
 
 
@@ -104,6 +107,16 @@ def drawn(stored: Stored) -> Drawn:
         except (KeyError, TypeError, ValueError):
             pass
     return Drawn.of(read_view(stored.path))
+
+
+def phase_figures(stored: Stored) -> PhaseFigures:
+    """Return the figures of a checkpoint's phases. Raises RecordError where it cannot be read any more."""
+    if (kept := _kept(stored.sha256, "phases")) is not None:
+        try:
+            return PhaseFigures.from_json(kept)
+        except (KeyError, TypeError, ValueError):
+            pass
+    return PhaseFigures(read_view(stored.path))
 
 
 class Case(NamedTuple):
