@@ -14,7 +14,7 @@ from delta_suite.publish.board import build
 from delta_suite.publish.leaderboard import files
 
 from tests.planted_records import planted_view, write_copies
-from tests.publish.conftest import HYPOTHESES, Place, with_boundaries, with_intervals
+from tests.publish.conftest import HYPOTHESES, Place, checkpoint, with_boundaries, with_intervals
 
 
 def content(place: Place) -> dict[str, bytes]:
@@ -37,7 +37,9 @@ def formed(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 def test_what_was_formed_is_not_formed_again(place: Place, formed: list[Path]) -> None:
     paths = {place.add("a", change=with_intervals), place.add("b", change=with_boundaries)}
+    paths |= {place.add(f"big--checkpoint-{step}", change=checkpoint(step)) for step in (1, 2)}
     before = content(place)
+    assert any(name.startswith("site/trajectories/") for name in before)
     assert set(formed) == paths
     formed.clear()
     assert content(place) == before
