@@ -62,6 +62,7 @@ def test_a_record_is_confirmed_and_nothing_is_written(small: Path) -> None:
     before = sorted(small.parents[2].rglob("*"))
     result = verify(small)
     assert result.exit_code == 0, result.output
+    assert "again, and nothing else: spectra" in result.stderr
     assert "measured again on cpu in float32 (the record: cpu, float32):" in result.output
     assert "figures agree within 1e-5, 0 differ" in result.output
     assert sorted(small.parents[2].rglob("*")) == before

@@ -113,7 +113,7 @@ def _scope_gates(metric: Metric, layers: Sequence[int], variant: str, view: Reco
 
 
 def _figures(view: RecordView, layers: Sequence[int], metric: str, variant: str) -> list[Estimate]:
-    return [view.layer(layer, metric, variant) for layer in layers]
+    return [view.layer(layer, metric, variant, replicates=False) for layer in layers]
 
 
 def _direction_gates(layers: Sequence[int], variant: str, view: RecordView) -> Iterator[Gate]:

@@ -31,16 +31,22 @@ def leaderboard(
     url: Annotated[
         str | None, typer.Option("--url", help="Where the site will be, for the picture that others show of a link.")
     ] = None,
+    processes: Annotated[
+        int | None, typer.Option("--processes", min=1, help="Work in so many processes (default: one a processor).")
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Write nothing; exit with 1 where a file is stale.")] = False,
 ) -> None:
     """Build leaderboard.md, .csv, .json and the site from the records. Exits with 1 where a record cannot be read."""
     from delta_suite.claims.loader import load_hypotheses
+    from delta_suite.pool import Pool, usable_processors
     from delta_suite.publish.board import build
     from delta_suite.publish.leaderboard import files, stale, write
 
     claims = load_hypotheses(hypotheses or [default_hypotheses()])
-    board = build(results, claims, repository, with_records=with_records, url=url)
-    changed = dict.fromkeys(stale(results, files(board)), "stale") if check else write(results, files(board))
+    with Pool(processes or usable_processors()) as pool:
+        board = build(results, claims, repository, with_records=with_records, url=url, pool=pool)
+        content = files(board, pool)
+        changed = dict.fromkeys(stale(results, content), "stale") if check else write(results, content)
     for item in board.broken:
         say(f"omitted: {item.why}")
     show(

@@ -76,7 +76,9 @@ def _recomputed(paths: Iterable[Path], choices: Choices) -> bool:
     confirmed = True
     for path in paths:
         try:
-            result = recomputing.recompute(path, load(path), choices, bars())
+            record = load(path)
+            say(recomputing.announced(path, record))
+            result = recomputing.recompute(path, record, choices, bars())
         except Exception as error:  # one model must not hinder the next, as when they are measured
             say(f"{path} is not confirmed: {explain(error, f'measuring the model of {path} again')}")
             confirmed = False

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import active_children, get_context, parent_process
+from multiprocessing import active_children, get_context
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 from delta_suite.engine.dispatch import LostWorkerError, Task
+from delta_suite.pool import end_with_the_parent, starting_processes
 
 
 class Processes:
@@ -51,8 +50,9 @@ class Processes:
     def submit(self, task: Task) -> Future[bytes]:
         """Start a task in a process that is idle, or a new one."""
         function, arguments = task
-        pool = self._idle.pop() if self._idle else self._new_pool()
-        future = pool.submit(function, *arguments)
+        with starting_processes():
+            pool = self._idle.pop() if self._idle else self._new_pool()
+            future = pool.submit(function, *arguments)
         self._busy[future] = pool
         return future
 
@@ -91,16 +91,3 @@ def begin(environment: Mapping[str, str]) -> None:
     """Begin a process that sees these variables, and that ends with its parent."""
     os.environ.update(environment)
     end_with_the_parent()
-
-
-def end_with_the_parent() -> None:
-    """Have this process end with the one that started it, however that ends; Ctrl-C is for that one to answer."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = parent_process()
-    assert parent is not None
-
-    def wait_for_it() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait_for_it, daemon=True).start()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64
@@ -43,6 +43,14 @@ def inner_products(
     layers, k, hidden = rows.shape
     one, other = (each.reshape(layers * k, hidden).astype(np.float64) for each in (rows, others))
     return np.asarray((one @ other.T).reshape(layers, k, layers, k))
+
+
+@dataclass(frozen=True)
+class GramStack:
+    """Grams without each group in turn, stacked: figures of all of them are formed at once."""
+
+    cosines: Float64[np.ndarray, "groups layers layers"]
+    cross: Float64[np.ndarray, "groups layers layers"] | None
 
 
 @dataclass(frozen=True)
@@ -113,6 +121,16 @@ class DirectionGram:
     def layers(self) -> int:
         """The number of layers."""
         return int(self.cosines.shape[0])
+
+    @cached_property
+    def stack(self) -> GramStack | None:
+        """The grams without each group of units, and of documents, as stacks; None where there are none, or halves."""
+        grams = (*self.replicates, *self.documents)
+        if not grams or any(gram.halves is not None for gram in grams):
+            return None
+        crosses = [gram.cross for gram in grams if gram.cross is not None]
+        cross = np.stack(crosses) if len(crosses) == len(grams) else None
+        return GramStack(np.stack([gram.cosines for gram in grams]), cross)
 
     @property
     def similarity(self) -> Float64[np.ndarray, "layers layers"]:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float64
 
 from delta_suite.metrics.definition import metric
 from delta_suite.metrics.direction_gram import NO_DIRECTION, DirectionGram, among, upper_pairs
@@ -218,7 +219,15 @@ _BISECTIONS = 60
 """Halvings of the interval of equal cosines, after which it is shorter than the spacing of float64."""
 
 
-def equal_cosine_of(rank: float, layers: int) -> float:
+_NEAR = 2.0**-40
+"""Length of the interval that the halvings begin with where the cosine is nearly known: far above rounding."""
+
+
+_LAST_STEP = 1e-10
+"""Length of Newton's step after which no other is needed: its error is of the order of the square."""
+
+
+def equal_cosine_of(rank: float, layers: int, near: float | None = None) -> float:
     """Return the cosine c for which `layers` directions of pairwise |cos| c have this effective rank, 0 to 1.
 
     Such directions have the Gram matrix (1 - c) I + c J, so its eigenvalues over N are (1 + (N - 1) c) / N once and
@@ -227,14 +236,46 @@ def equal_cosine_of(rank: float, layers: int) -> float:
     Example:
         >>> round(equal_cosine_of(0.35 * 22, 22), 3), round(equal_cosine_of(0.8 * 12, 12), 3)
         (0.534, 0.255)
+
+    near: the cosine but for rounding, from `equal_cosines_near`; the result is the same without it, and takes longer.
     """
-    low, high = 0.0, 1.0
-    for _ in range(_BISECTIONS):
-        cosine = (low + high) / 2
+    low, high, sought = 0.0, 1.0, math.log(rank)
+
+    def above(cosine: float) -> bool:
         first, other = (1.0 + (layers - 1) * cosine) / layers, (1.0 - cosine) / layers
         entropy = -first * math.log(first) - (layers - 1) * (other * math.log(other) if other > 0.0 else 0.0)
-        low, high = (cosine, high) if entropy > math.log(rank) else (low, cosine)
+        return entropy > sought
+
+    if near is not None and 0.01 < near < 0.99:  # elsewhere the entropy is flat, and rounding decides earlier
+        start = math.floor(near / _NEAR) * _NEAR  # the interval of this length that halving 0 to 1 comes to
+        if above(start) and not above(start + _NEAR):
+            low, high = start, start + _NEAR
+    for _ in range(_BISECTIONS):
+        cosine = (low + high) / 2
+        if cosine in {low, high}:
+            break  # no number lies in between
+        low, high = (cosine, high) if above(cosine) else (low, cosine)
     return (low + high) / 2
+
+
+def equal_cosines_near(ranks: Float64[np.ndarray, " *cases"], layers: int) -> Float64[np.ndarray, " *cases"]:
+    """Return `equal_cosine_of` of many ranks at once, but for rounding: by Newton's steps, or halvings."""
+    sought = np.log(ranks)
+    low, high = np.zeros_like(ranks), np.ones_like(ranks)
+    cosines = np.full_like(ranks, 0.5)
+    for _ in range(_BISECTIONS):
+        first, other = (1.0 + (layers - 1) * cosines) / layers, (1.0 - cosines) / layers
+        logs = np.log(first), np.log(np.where(other > 0, other, 1.0))
+        excess = -first * logs[0] - (layers - 1) * other * logs[1] - sought
+        low, high = np.where(excess > 0, cosines, low), np.where(excess > 0, high, cosines)
+        slope = (layers - 1) / layers * (logs[1] - logs[0])
+        following = cosines - excess / np.where(slope < 0, slope, -1.0)
+        following = np.where((following > low) & (following < high), following, (low + high) / 2)
+        converged = bool((np.abs(following - cosines) <= _LAST_STEP).all())
+        cosines = following
+        if converged:
+            break
+    return cosines
 
 
 @metric(

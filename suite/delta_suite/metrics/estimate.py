@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_serializer
 
@@ -52,6 +52,12 @@ class Estimate(BaseModel):
     @model_serializer(mode="wrap")
     def _without_empty(self, handler: Any) -> dict[str, Any]:
         return {key: item for key, item in handler(self).items() if item is not None or key == "value"}
+
+
+class ValueAlone(NamedTuple):
+    """A value that stands for an estimate among many replicates, of which nothing else is asked."""
+
+    value: float | None
 
 
 def absent(reason: str) -> Estimate:

@@ -11,10 +11,11 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from delta_suite.metrics.definition import Metric
-from delta_suite.metrics.direction_gram import NO_DIRECTION, DirectionGram, upper_pairs
-from delta_suite.metrics.estimate import Estimate, absent
+from delta_suite.metrics.direction_gram import NO_DIRECTION, DirectionGram, GramStack, upper_pairs
+from delta_suite.metrics.estimate import Estimate, ValueAlone, absent
 from delta_suite.metrics.intervals import with_interval
 from delta_suite.metrics.registry import METRICS
+from delta_suite.metrics.stacked import Values, stacked_values
 from delta_suite.metrics.state import OF_VARIANT
 from delta_suite.reduction.state_statistics import StateLayer, StateStatistics
 from delta_suite.reduction.statistics import LayerStatistics
@@ -75,14 +76,21 @@ def _resampled(
     halves: Iterable[_Case],
     replicates: Sequence[_Case],
     documents: Sequence[_Case],
+    values: Sequence[ValueAlone] | None = None,
 ) -> Estimate:
-    """Return compute(whole) with its bias removed, as the metric asks for it, and its intervals from replicates."""
+    """Return compute(whole) with its bias removed, as the metric asks for it, and its intervals from replicates.
+
+    values: those of replicates and then of documents, where they were formed at once.
+    """
     estimate = compute(whole)
     if estimate.value is None or not replicates:
         return estimate
     half_estimates = [compute(half) for half in halves] if metric.bias == "halves" else []
-    without = [compute(replicate) for replicate in replicates]
-    narrower = [compute(replicate) for replicate in documents]
+    if values is None:
+        without: Sequence[Estimate | ValueAlone] = [compute(replicate) for replicate in replicates]
+        narrower: Sequence[Estimate | ValueAlone] = [compute(replicate) for replicate in documents]
+    else:
+        without, narrower = values[: len(replicates)], values[len(replicates) :]
     return with_interval(estimate, half_estimates, without, metric.low, metric.high, metric.bias, narrower)
 
 
@@ -136,13 +144,27 @@ def _from_directions(
         missing = gram.without_direction(layers)
         return absent(NO_DIRECTION.format(missing[0])) if missing else compute(gram)
 
-    return _resampled(metric, estimate, gram, gram.halves or (), gram.replicates, gram.documents)
+    values = None if gram.stack is None else stacked_values(metric.name, gram.stack, layers)
+    return _resampled(metric, estimate, gram, gram.halves or (), gram.replicates, gram.documents, _alone(values))
 
 
-def resampled(metric: Metric, gram: DirectionGram, compute: Callable[[DirectionGram], Estimate]) -> Estimate:
-    """Return a figure of directions with its bias removed and its interval."""
+def _alone(values: Values | None) -> list[ValueAlone] | None:
+    return None if values is None else [ValueAlone(value) for value in values.tolist()]
+
+
+def resampled(
+    metric: Metric,
+    gram: DirectionGram,
+    compute: Callable[[DirectionGram], Estimate],
+    of_stack: Callable[[GramStack], Values | None] = lambda stack: None,
+) -> Estimate:
+    """Return a figure of directions with its bias removed and its interval.
+
+    of_stack: function that returns the values without each group at once, or None where it cannot.
+    """
     with one_thread():
-        return _resampled(metric, compute, gram, gram.halves or (), gram.replicates, gram.documents)
+        values = None if gram.stack is None else of_stack(gram.stack)
+        return _resampled(metric, compute, gram, gram.halves or (), gram.replicates, gram.documents, _alone(values))
 
 
 @lru_cache

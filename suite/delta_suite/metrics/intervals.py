@@ -28,7 +28,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from delta_suite.metrics.definition import Bias
-from delta_suite.metrics.estimate import Estimate
+from delta_suite.metrics.estimate import Estimate, ValueAlone
 
 CONFIDENCE = 0.95
 """The level of every interval of the suite; every quantile, and every percentage in a text, follows from it."""
@@ -88,11 +88,11 @@ def interval(
 def with_interval(
     whole: Estimate,
     halves: Sequence[Estimate],
-    replicates: Sequence[Estimate],
+    replicates: Sequence[Estimate | ValueAlone],
     low: float = -math.inf,
     high: float = math.inf,
     bias: Bias = "halves",
-    documents: Sequence[Estimate] = (),
+    documents: Sequence[Estimate | ValueAlone] = (),
 ) -> Estimate:
     """Return an estimate with its bias removed and its interval; unchanged where a replicate or half has no value.
 

@@ -15,11 +15,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from delta_suite.metrics.direction_gram import NO_DIRECTION, DirectionGram
+from delta_suite.metrics.direction_gram import NO_DIRECTION, DirectionGram, GramStack
 from delta_suite.metrics.estimate import Estimate, absent
 from delta_suite.metrics.estimators import phase_value, resampled
 from delta_suite.metrics.intervals import combine
 from delta_suite.metrics.registry import METRICS
+from delta_suite.metrics.stacked import Values, mean_over_pairs
 
 FROM_TOP_DIRECTIONS = (
     "intra_cosine",
@@ -104,7 +105,21 @@ def lag_matched(gram: DirectionGram, name: str, layers: Sequence[int]) -> Estima
                 weight += len(layers) - lag
         return Estimate(value=total / weight) if weight else absent("no pair outside the phase has its distances")
 
-    return resampled(metric, gram, mean)
+    def means(stack: GramStack) -> Values | None:
+        matrices = {"intra_cosine": np.minimum(np.abs(stack.cosines), 1.0), "intra_cosine_cross_fitted": stack.cross}
+        matrix = matrices.get(name)
+        if matrix is None or not (stack.cosines.diagonal(axis1=1, axis2=2) >= 0.5).all():
+            return None
+        total, weight = np.zeros(len(matrix)), 0
+        for lag in range(1, len(layers)):
+            first = [first for first in range(gram.layers - lag) if not inside.issuperset((first, first + lag))]
+            if first:
+                places = np.array(first)
+                total += (len(layers) - lag) * mean_over_pairs(matrix, places, places + lag)
+                weight += len(layers) - lag
+        return total / weight if weight else None
+
+    return resampled(metric, gram, mean, means)
 
 
 def _cosines_of_pairs(name: str, gram: DirectionGram) -> np.ndarray | None:

@@ -4,28 +4,37 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 from urllib.parse import quote
 
-from delta_suite.claims.judge import judge_all
 from delta_suite.claims.schema import Hypothesis
 from delta_suite.errors import OptionError, RecordError
 from delta_suite.escaping import is_web_address
 from delta_suite.models.spec import control_source
-from delta_suite.paths import cache_root, shorten
+from delta_suite.paths import shorten
+from delta_suite.pool import HERE, Pool
 from delta_suite.publish.comparable import Alike, Group, Run
-from delta_suite.publish.depth_profile import Profile
 from delta_suite.publish.entries import Entry
 from delta_suite.publish.labels import labels_of
 from delta_suite.publish.pages import RECORDS, SITE, hypothesis_link
+from delta_suite.publish.prepared import (
+    Case,
+    Place,
+    Stored,
+    cache,
+    digest_of,
+    drawn,
+    judged_rows,
+    phase_figures,
+    read_view,
+    stored_or_why,
+)
 from delta_suite.publish.recomputed import SecondMeasurements
-from delta_suite.publish.rows import Row
-from delta_suite.records.cache import Cache
-from delta_suite.records.record import Identity, Record
-from delta_suite.records.store import JudgedBy, load_once_verified, record_paths, stamps
+from delta_suite.records.record import Identity
+from delta_suite.records.store import JudgedBy, record_paths, stamps
 
 _Words = ParamSpec("_Words")
 _Formed = TypeVar("_Formed")
@@ -161,6 +170,7 @@ def build(
     *,
     with_records: bool = False,
     url: str | None = None,
+    pool: Pool = HERE,
 ) -> Board:
     """Read and judge every record under `results/runs/`, or else these, each under the phases it was recorded with.
 
@@ -177,44 +187,39 @@ def build(
                 f"{option} {shorten(address)} is no address that links can begin with: give one such as "
                 "https://github.com/me/it/blob/main, without a user, a password, spaces or brackets."
             )
-    view_of = partial(load_once_verified, cache=_cache())
-    read: list[_Stored] = []  # without figures, or thousands of records would not fit into memory
-    broken: list[Broken] = []
     root = _absolute(results)
-    for path in record_paths(results) if records is None else records:
-        place = _absolute(path)
-        record = place.relative_to(root).as_posix() if place.is_relative_to(root) else path.name
-        try:
-            read.append(_Stored(path, record, _head(view_of(path).record)))
-        except RecordError as error:
-            broken.append(Broken(record, " ".join(str(error).replace(str(path), record).split())))
+    places = [Place(path, _relative(path, root)) for path in (record_paths(results) if records is None else records)]
+    cache().sweep_formed()
+    outcomes = list(pool.map(stored_or_why, places))
+    read = [each for each in outcomes if isinstance(each, Stored)]
+    broken = [Broken(place.record, why) for place, why in zip(places, outcomes, strict=True) if isinstance(why, str)]
     labels = labels_of(stored.head.model for stored in read)
     alike = Alike(hypotheses)
     newest, superseded = _newest(read, labels, alike)
-    by_source: dict[tuple[object, ...], list[_Stored]] = {}
+    by_source: dict[tuple[object, ...], list[Stored]] = {}
     for stored in sorted(newest.values(), key=lambda stored: stored.created, reverse=True):
         by_source.setdefault((*alike.key(stored.head), stored.head.model.source), []).append(stored)
-    second = SecondMeasurements(((stored.path, stored.head) for stored in sorted(read, key=_age)), view_of)
-    groups: dict[tuple[str, ...], list[Entry]] = {}
+    cases = []
     for stored in newest.values():
         model = stored.head.model
         candidates = by_source.get((*alike.key(stored.head), control_source(model.source)), ())
         control = next((other for other in candidates if other.head.model.is_control_of(model)), None)
-        view = view_of(stored.path)
-        judged = judge_all(hypotheses, [(view, None if control is None else view_of(control.path))])
-        label = labels[model.name, model.identity]
-        rows = tuple(replace(Row.of(each, stored.record), model=label) for each in judged)
-        read_again, judged_by = partial(view_of, stored.path), _stamps(stored.path)
-        recomputed_by = second.recomputed_by(stored.path, stored.head)
+        cases.append(Case(stored, control, labels[model.name, model.identity]))
+    judge = partial(judged_rows, hypotheses=hypotheses, digest=digest_of(hypotheses))
+    second = SecondMeasurements(((stored.path, stored.head) for stored in sorted(read, key=_age)), read_view)
+    groups: dict[tuple[str, ...], list[Entry]] = {}
+    for (stored, _, label), rows in zip(cases, pool.map(judge, cases), strict=True):
         entry = Entry(
             stored.head,
             stored.record,
             rows,
-            read_again,
-            judged_by,
+            partial(read_view, stored.path),
+            _stamps(stored.path),
             label,
-            Profile.of(view),
-            recomputed_by=recomputed_by,
+            stored.profile,
+            second.recomputed_by(stored.path, stored.head),
+            partial(drawn, stored),
+            partial(phase_figures, stored),
         )
         groups.setdefault(alike.key(stored.head), []).append(entry)
     return Board(
@@ -238,28 +243,13 @@ def _up(folder: str) -> str:
     return "../" * folder.count("/")
 
 
-def _cache() -> Cache:
-    """Return the cache; one that remembers nothing where there can be none."""
-    try:
-        return Cache(cache_root())
-    except RecordError:
-        return Cache(Path(os.devnull))
+def _relative(path: Path, root: Path) -> str:
+    """Return the path of a record relative to the results folder, or its name where it lies elsewhere."""
+    place = _absolute(path)
+    return place.relative_to(root).as_posix() if place.is_relative_to(root) else path.name
 
 
-class _Stored(NamedTuple):
-    """One record that was read."""
-
-    path: Path
-    record: str
-    """Path relative to the results folder."""
-    head: Record
-
-    @property
-    def created(self) -> str:
-        return self.head.provenance.created
-
-
-def _age(stored: _Stored) -> tuple[str, bool, str]:
+def _age(stored: Stored) -> tuple[str, bool, str]:
     """Return what records are put in order by, the oldest first; a submitted copy comes after its measurement."""
     return stored.created, stored.head.submitter is not None, stored.record
 
@@ -269,14 +259,14 @@ _Key = tuple[tuple[str, ...], str, Identity]
 
 
 def _newest(
-    read: Iterable[_Stored], labels: Mapping[tuple[str, Identity], str], alike: Alike
-) -> tuple[dict[_Key, _Stored], list[Superseded]]:
+    read: Iterable[Stored], labels: Mapping[tuple[str, Identity], str], alike: Alike
+) -> tuple[dict[_Key, Stored], list[Superseded]]:
     """Return the records that count, and those that they replace."""
-    by_key: dict[_Key, list[_Stored]] = {}
+    by_key: dict[_Key, list[Stored]] = {}
     for stored in read:
         model = stored.head.model
         by_key.setdefault((alike.key(stored.head), model.name, model.identity), []).append(stored)
-    newest: dict[_Key, _Stored] = {}
+    newest: dict[_Key, Stored] = {}
     superseded: list[Superseded] = []
     for key, candidates in sorted(by_key.items()):
         # A folder's name can hold another stamp than the record, so the record's time decides, and then its name.
@@ -297,8 +287,3 @@ def _stamps(path: Path) -> Mapping[str, JudgedBy]:
         return stamps(path)
     except RecordError:
         return {}
-
-
-def _head(record: Record) -> Record:
-    """Return a record without its figures."""
-    return record.model_copy(update={"layers": (), "scopes": {}, "boundaries": {}})

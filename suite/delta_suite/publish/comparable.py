@@ -63,7 +63,18 @@ class Run:
 
     def figures(self) -> dict[int, PhaseFigures]:
         """Return the figures of each checkpoint's phases by step, from one record after the other."""
-        return {step: PhaseFigures(entry.view) for step, entry in self.entries.items()}
+        return {step: entry.phase_figures for step, entry in self.entries.items()}
+
+
+@dataclass(frozen=True)
+class Heading:
+    """The words of a table that the page of one of its entries needs, without the other entries."""
+
+    id: str
+    title: str
+    described: str
+    runs: tuple[str, ...]
+    """The training runs that the entry is a checkpoint of."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +130,18 @@ class Group:
             f"record schema {self.schema}; delta-suite {' and '.join(suites)}. "
             f"{chance_text([row for entry in self.entries for row in entry.rows])}"
         ).rstrip()
+
+    def heading(self, entry: Entry) -> Heading:
+        """Return what the page of an entry says of this table."""
+        return Heading(self.id, self.title, self.described, self._runs_of.get(entry.record, ()))
+
+    @cached_property
+    def _runs_of(self) -> dict[str, tuple[str, ...]]:
+        names: dict[str, tuple[str, ...]] = {}
+        for run in self.runs:
+            for entry in run.entries.values():
+                names[entry.record] = (*names.get(entry.record, ()), run.name)
+        return names
 
     @property
     def changed(self) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from delta_suite.capture.writes import SUBLAYERS
-from delta_suite.metrics.estimate import Estimate
 from delta_suite.models.phases import PhaseMap
 from delta_suite.publish.model_tables import PHASE_COLUMNS, lacks_pairs
 from delta_suite.publish.plots import BLUE, GREEN, VERMILION
@@ -70,12 +69,11 @@ class Profile:
 
 
 def _line(view: RecordView, layers: Iterable[int], metric: str, variant: str) -> Line:
-    return tuple(view.layer(layer, metric, variant).value for layer in layers)
+    return tuple(view.layer(layer, metric, variant, replicates=False).value for layer in layers)
 
 
 def _best(view: RecordView, metric: str, layers: range) -> float | None:
-    estimate: Estimate = view.over(layers, metric, VARIANT)
-    return estimate.value
+    return view.over(layers, metric, VARIANT, replicates=False).value
 
 
 def _share(attention: float | None, mlp: float | None) -> float | None:

@@ -9,8 +9,10 @@ from functools import cached_property
 
 from delta_suite.claims.verdict import Verdict, combine_verdicts
 from delta_suite.publish.depth_profile import Profile
+from delta_suite.publish.drawn import Drawn
 from delta_suite.publish.labels import shown_source
 from delta_suite.publish.rows import Row, changed_files, stamps_of
+from delta_suite.publish.trajectory import PhaseFigures
 from delta_suite.records.record import Record
 from delta_suite.records.store import JudgedBy
 from delta_suite.records.view import RecordView
@@ -73,6 +75,10 @@ class Entry:
     """Its figures over depth; None for an entry that stands on no board."""
     recomputed_by: tuple[str, ...] = ()
     """The handles of others whose records find the same figures: see `publish.recomputed`."""
+    drawing: Callable[[], Drawn] | None = None
+    """Function that returns its plots and tables; None where they are drawn from the whole record."""
+    measuring: Callable[[], PhaseFigures] | None = None
+    """Function that returns the figures of its phases; None where they are formed from the whole record."""
 
     @property
     def recomputed(self) -> bool:
@@ -83,6 +89,16 @@ class Entry:
     def view(self) -> RecordView:
         """Read the whole record."""
         return self.read()
+
+    @property
+    def drawn(self) -> Drawn:
+        """Return its plots and tables."""
+        return Drawn.of(self.read()) if self.drawing is None else self.drawing()
+
+    @property
+    def phase_figures(self) -> PhaseFigures:
+        """Return the figures of its phases, for the page of a training run."""
+        return PhaseFigures(self.read()) if self.measuring is None else self.measuring()
 
     @property
     def changed(self) -> dict[str, str]:

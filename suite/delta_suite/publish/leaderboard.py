@@ -12,6 +12,7 @@ from typing import Any
 
 from delta_suite import escaping
 from delta_suite.errors import RecordError
+from delta_suite.pool import HERE, Pool
 from delta_suite.publish.board import Board
 from delta_suite.publish.board_tables import claims_by_model, models_table
 from delta_suite.publish.comparable import quantisation
@@ -26,12 +27,12 @@ from delta_suite.reading import UnreadableFileError, read_bytes
 from delta_suite.writing import sweep, write_together
 
 
-def files(board: Board) -> Iterator[tuple[str, bytes]]:
+def files(board: Board, pool: Pool = HERE) -> Iterator[tuple[str, bytes]]:
     """Yield all that is published, one after the other: path relative to the results folder, and content.
 
     What links to other files comes after them.
     """
-    yield from site_files(board)
+    yield from site_files(board, pool)
     for name, form in (("leaderboard.csv", as_csv), ("leaderboard.json", as_json)):
         content = form(board).encode()
         yield name, content

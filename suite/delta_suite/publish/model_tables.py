@@ -49,7 +49,7 @@ def phase_table(view: RecordView, variant: str = "raw") -> Table:
     for name, (first, last) in view.phases.items():
         layers = range(first, last + 1)
         values = [
-            None if lacks_pairs(metric, layers) else view.over(layers, metric, variant).value
+            None if lacks_pairs(metric, layers) else view.over(layers, metric, variant, replicates=False).value
             for metric in PHASE_COLUMNS
         ]
         texts = [NONE if value is None else f"{value:.4f}" for value in values]
@@ -79,7 +79,7 @@ def writes_table(view: RecordView) -> Table | str:
         for write in ("block", *SUBLAYERS):
             variant = of_write("sink_free", write)
             values = [
-                None if lacks_pairs(metric, layers) else view.over(layers, metric, variant).value
+                None if lacks_pairs(metric, layers) else view.over(layers, metric, variant, replicates=False).value
                 for metric in PHASE_COLUMNS
             ]
             texts = [NONE if value is None else f"{value:.4f}" for value in values]
@@ -124,7 +124,7 @@ def layer_table(view: RecordView, variant: str = "raw") -> Table:
     """Return the metrics of each layer that fit a terminal."""
     lines = []
     for layer in view.layers:
-        values = [view.layer(layer.layer, metric, variant).value for metric in LAYER_COLUMNS]
+        values = [view.layer(layer.layer, metric, variant, replicates=False).value for metric in LAYER_COLUMNS]
         cells = [Cell(str(layer.layer), layer.layer), Cell(layer.phase, layer.phase)]
         lines.append([*cells, *map(Cell, map(number, values), values)])
     align = "rl" + "r" * len(LAYER_COLUMNS)

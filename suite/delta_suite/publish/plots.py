@@ -301,8 +301,8 @@ def _why_no_transfer(view: RecordView) -> str:
 
 
 def estimates(view: RecordView, variant: str, metric: str) -> list[Estimate]:
-    """Return one metric of every layer."""
-    return [view.layer(layer.layer, metric, variant) for layer in view.layers]
+    """Return one metric of every layer, without replicates."""
+    return [view.layer(layer.layer, metric, variant, replicates=False) for layer in view.layers]
 
 
 def _lines(

@@ -87,6 +87,13 @@ class Row:
             _standard_errors(judgement),
         )
 
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> Row:
+        """Return the row that `as_json` gave, after it was written as JSON and read."""
+        variants = {name: tuple(pair) for name, pair in content["variants"].items()}
+        pairs = {name: tuple(content[name]) for name in ("gates", "notes", "interval", "judged_by") if content[name]}
+        return cls(**{**content, "gates": (), "notes": (), **pairs, "variants": variants})
+
     @property
     def flips(self) -> bool:
         """True if another variant gives another verdict."""

@@ -120,6 +120,29 @@ class PhaseFigures:
             if estimate is not None and estimate.value is not None:
                 self._figures[metric, phase, variant] = (estimate.value, estimate.interval)
 
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values, from which `from_json` makes the same again."""
+        return {
+            "model": self.model.model_dump(mode="json"),
+            "phases": list(self.phases.items()),
+            "variants": self.variants,
+            "versions": self.versions,
+            "figures": [(*key, *figure) for key, figure in self._figures.items()],
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> PhaseFigures:
+        """Return what `as_json` was made of. Raises a ValueError, KeyError or TypeError where it was not."""
+        figures = cls.__new__(cls)
+        figures.model = ModelRecord.model_validate(content["model"])
+        figures.phases = {name: (first, last) for name, (first, last) in content["phases"]}
+        figures.variants, figures.versions = tuple(content["variants"]), content["versions"]
+        figures._figures = {
+            (metric, phase, variant): (value, None if interval is None else (interval[0], interval[1]))
+            for metric, phase, variant, value, interval in content["figures"]
+        }
+        return figures
+
     def estimate(self, metric: str, phase: str, variant: str) -> Estimate | None:
         """Return a metric over a phase, without its replicates; None where there is no value."""
         if (figure := self._figures.get((metric, phase, variant))) is None:

@@ -281,10 +281,14 @@ def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Ite
     """Return which claims no measurement of a model could decide, before any model is measured."""
     from delta_suite.dry_run import undecidable_lines
 
-    claims = [item for item in items if isinstance(item, ExpectationItem)]
+    by_name: dict[str, list[ExpectationItem]] = {}
+    for item in items:
+        if isinstance(item, ExpectationItem):
+            by_name.setdefault(item.spec.name, []).append(item)
     lines = []
     for spec in config.stash[SESSION].measured_specs:
-        named = [(f"{i.hypothesis.id}/{i.expectation.id}", i.expectation) for i in claims if i.spec == spec]
+        claims = [item for item in by_name.get(spec.name, ()) if item.spec == spec]
+        named = [(f"{item.hypothesis.id}/{item.expectation.id}", item.expectation) for item in claims]
         lines += undecidable_lines(spec, named)
     return [terminal(line) for line in lines]
 

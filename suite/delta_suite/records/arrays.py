@@ -211,30 +211,31 @@ def stored_gram(arrays: Arrays, variant: str, layers: int, hidden: int) -> Direc
     first, second = np.triu_indices(layers)
 
     def square(pairs: np.ndarray | None) -> np.ndarray | None:
+        """Return matrices of pairs as square ones; those without each group are made at once."""
         if pairs is None:
             return None
-        matrix = np.zeros((layers, layers))
-        matrix[first, second] = matrix[second, first] = pairs
+        matrix = np.zeros((*pairs.shape[:-1], layers, layers))
+        matrix[..., first, second] = matrix[..., second, first] = pairs
         return matrix
 
-    def gram(matrices: Mapping[str, np.ndarray | None]) -> DirectionGram:
-        squares = {name: square(matrices.get(name)) for name in _MATRICES}
-        cosines = squares.pop("cosines")
+    def gram(squares: Mapping[str, np.ndarray | None]) -> DirectionGram:
+        cosines = squares["cosines"]
         assert cosines is not None
-        return DirectionGram(hidden, cosines, **squares)  # type: ignore[arg-type]
+        others = {name: matrix for name, matrix in squares.items() if name != "cosines"}
+        return DirectionGram(hidden, cosines, **others)  # type: ignore[arg-type]
 
     def without(kind: str) -> tuple[DirectionGram, ...]:
-        stored = {name: matrices_without(arrays, f"{variant}.{name}", kind) for name in _MATRICES}
-        groups = 0 if stored["cosines"] is None else len(stored["cosines"])
+        squares = {name: square(matrices_without(arrays, f"{variant}.{name}", kind)) for name in _MATRICES}
+        groups = 0 if squares["cosines"] is None else len(squares["cosines"])
         return tuple(
-            gram({name: None if rows is None else rows[group] for name, rows in stored.items()})
+            gram({name: None if rows is None else rows[group] for name, rows in squares.items()})
             for group in range(groups)
         )
 
     halves = [square(arrays.get(f"{variant}.cosines_{half}")) for half in "ab"]
     a, b = (None if cosines is None else DirectionGram(hidden, cosines) for cosines in halves)
     return replace(
-        gram({name: arrays.get(f"{variant}.{name}") for name in _MATRICES}),
+        gram({name: square(arrays.get(f"{variant}.{name}")) for name in _MATRICES}),
         halves=None if a is None or b is None else (a, b),
         replicates=without("units"),
         documents=without("documents"),

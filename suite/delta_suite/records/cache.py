@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import time
+import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from typing import Any
 from filelock import FileLock
 
 from delta_suite.errors import RecordError
+from delta_suite.provenance import code_version
 from delta_suite.reading import ARRAYS_LIMIT, UnreadableFileError, read_bytes, read_text
 from delta_suite.records.arrays import ArrayFile, pack, unpack
 from delta_suite.records.assemble import Assembled
@@ -28,6 +31,9 @@ from delta_suite.writing import sweep, temporary_folder
 
 RECORD, ARRAYS, DIRECTIONS = "record.json", "arrays.safetensors", "directions.safetensors"
 """The files of an entry."""
+
+KEPT_SECONDS = 30 * 86400.0
+"""How long what was formed of records is kept; whether it is used is not known."""
 
 _DIGITS = 64
 """Length of a key, which is a SHA-256."""
@@ -171,6 +177,39 @@ class Cache:
         except UnreadableFileError:
             return set()
         return {line for line in lines if len(line) == 64}  # not what a run that was killed left of one
+
+    # --- what was formed of records
+
+    def kept(self, name: str) -> Any | None:
+        """Return what this very code kept under a name, or None."""
+        try:
+            return json.loads(zlib.decompress(read_bytes(self._formed / name)))
+        except (UnreadableFileError, zlib.error, ValueError, RecursionError):
+            return None
+
+    def keep(self, name: str, content: Any) -> None:
+        """Keep plain values until the code changes; without a word where the cache cannot be written."""
+        path = self._formed / name
+        unfinished = path.with_name(f"{name}.{os.getpid()}")
+        with suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished.write_bytes(zlib.compress(json.dumps(content).encode(), 1))
+            unfinished.replace(path)
+
+    def sweep_formed(self) -> None:
+        """Remove what other code kept, and what has been there for KEPT_SECONDS: it is formed again where needed."""
+        old = time.time() - KEPT_SECONDS
+        with suppress(OSError):
+            for folder in self._formed.parent.iterdir():
+                for path in folder.iterdir():
+                    if folder != self._formed or path.stat().st_mtime < old:
+                        path.unlink(missing_ok=True)
+                if folder != self._formed:
+                    folder.rmdir()
+
+    @property
+    def _formed(self) -> Path:
+        return self.root / "formed" / code_version()
 
 
 class NoCache(Cache):

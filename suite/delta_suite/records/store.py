@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from delta_suite.errors import RecordError
 from delta_suite.models.spec import RANDOM_WEIGHTS
 from delta_suite.paths import is_directory, path_error, shorten
-from delta_suite.reading import UnreadableFileError, read_bytes, read_text
+from delta_suite.reading import ARRAYS_LIMIT, UnreadableFileError, read_bytes, read_text
 from delta_suite.records.arrays import ArrayFile, pack
 from delta_suite.records.cache import Cache
 from delta_suite.records.format import from_json, to_json
@@ -212,16 +212,46 @@ def _read(path: Path, cache: Cache | None) -> RecordView:
     return RecordView(record, arrays, directions)
 
 
-def load_once_verified(path: Path, cache: Cache) -> RecordView:
+@dataclass(frozen=True)
+class Content:
+    """The files of a record as they are now."""
+
+    path: Path
+    record: str
+    """SHA-256 of the record and its place; empty where it cannot be read."""
+    sha256: str
+    """SHA-256 of the record, its place and the file of arrays of the same name, where there is one."""
+
+    @classmethod
+    def read(cls, path: Path) -> Content:
+        """Read and hash the files of a record."""
+        beside = path.with_suffix(".safetensors")
+        try:
+            place = f"{path.parent.name}/{path.name}\0".encode("utf-8", "surrogateescape")
+            known = hashlib.sha256(place + read_bytes(path)).hexdigest()
+        except UnreadableFileError:
+            return cls(path, "", "")
+        try:
+            arrays = hashlib.sha256(read_bytes(beside, ARRAYS_LIMIT)).hexdigest()
+        except UnreadableFileError:
+            arrays = "none"
+        return cls(path, known, hashlib.sha256(f"{known} {arrays}".encode()).hexdigest())
+
+    def holds_all_of(self, view: RecordView) -> bool:
+        """Return True if what follows from the record follows from these files, so that it is known by `sha256`."""
+        reference, inside = view.record.arrays, view.arrays is not None and view.arrays.path == self.path
+        return inside or (
+            view.arrays is not None
+            and reference is not None
+            and view.arrays.path == self.path.with_suffix(".safetensors")
+        )
+
+
+def load_content(content: Content, cache: Cache) -> RecordView:
     """Return a view as `load` does; what the cache knows to be right in this place is not examined again."""
-    try:
-        content = read_bytes(path)
-    except UnreadableFileError:
-        return load(path)
-    known = hashlib.sha256(f"{path.parent.name}/{path.name}\0".encode("utf-8", "surrogateescape") + content).hexdigest()
-    view = load(path, verified=cache.verified(known))
-    if view.arrays is not None:  # without them, some of it could not be examined
-        cache.remember(known)
+    view = load(content.path, verified=cache.verified(content.record))
+    if view.arrays is not None and content.record:  # without them, some of it could not be examined
+        cache.remember(content.record)
     return view
 
 

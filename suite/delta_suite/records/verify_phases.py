@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from delta_suite.metrics.directions import DISATTENUATION_FLOOR, NEEDS_PRODUCTS, equal_cosine_of
+from delta_suite.metrics.directions import DISATTENUATION_FLOOR, NEEDS_PRODUCTS, equal_cosines_near
 from delta_suite.metrics.estimators import one_thread
 from delta_suite.metrics.layer import ENTROPY_FLOOR
 from delta_suite.metrics.registry import METRICS
@@ -238,13 +238,11 @@ def _equal_cosines(ranks: np.ndarray, p: np.ndarray, count: int) -> _Figure:
     if count == 1:
         return _Figure(ranks * np.nan)
     known = ~np.isnan(ranks)
-    out, moved = ranks.copy(), [0.0]
-    for case in np.flatnonzero(known):
-        steepest = 1.0 - np.log(max(float(p[case].min()), ENTROPY_FLOOR))
-        error = float(ranks[case]) * count * SINGLE / 2 * steepest
-        out[case] = equal_cosine_of(float(ranks[case]), count)
-        moved.append(equal_cosine_of(max(1.0, float(ranks[case]) - error), count) - float(out[case]))
-    return _Figure(out, rounding=max(moved))
+    steepest = 1.0 - np.log(np.maximum(p[known].min(axis=1), ENTROPY_FLOOR))
+    errors = ranks[known] * count * SINGLE / 2 * steepest
+    out = ranks.copy()
+    out[known], moved = equal_cosines_near(np.stack([ranks[known], np.maximum(1.0, ranks[known] - errors)]), count)
+    return _Figure(out, rounding=float(np.max(moved - out[known], initial=0.0)))
 
 
 def _part_problems(name: str, scopes: Scopes, variant: str, parts: Sequence[np.ndarray | None]) -> Iterator[Problem]:

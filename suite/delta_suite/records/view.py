@@ -165,8 +165,11 @@ class RecordView:
 
     # --- figures
 
-    def layer(self, layer: int, metric: str, variant: str) -> Estimate:
-        """Return a layer or pair metric of one layer, with its replicates."""
+    def layer(self, layer: int, metric: str, variant: str, *, replicates: bool = True) -> Estimate:
+        """Return a layer or pair metric of one layer, with its replicates.
+
+        replicates: false where value and interval are enough, which saves most of the time.
+        """
         if metric in OF_DAMAGE:
             return self._damage(layer, metric)
         if problem := self.variant_problem(variant):
@@ -180,11 +183,16 @@ class RecordView:
             return absent(f"the states of the stream were not measured: {command}")
         if estimate is None:
             return absent(_OLDER.format(metric))
+        if not replicates:
+            return estimate
         by_kind = {kind: self._replicates(f"{stored}.{kind}.{metric}") for kind in KINDS}
         return _with_replicates(estimate, {kind: rows[:, layer] for kind, rows in by_kind.items() if rows is not None})
 
-    def over(self, layers: Sequence[int], metric: str, variant: str) -> Estimate:
-        """Return a pair, phase, model or law metric over a contiguous set of layers, with its replicates."""
+    def over(self, layers: Sequence[int], metric: str, variant: str, *, replicates: bool = True) -> Estimate:
+        """Return a pair, phase, model or law metric over a contiguous set of layers, with its replicates.
+
+        replicates: false where value and interval are enough, which saves most of the time.
+        """
         definition, ends = METRICS[metric], (layers[0], layers[-1])
         if definition.takes == "law":
             return self._law(ends, metric)
@@ -198,7 +206,8 @@ class RecordView:
             return self._boundary_metric(metric, variant)
         for index, scope in enumerate(self.record.scopes.values()):
             if scope.layers == ends and metric in scope.metrics.get(variant, {}):
-                return self._scope_estimate(scope.metrics[variant][metric], index, layers, metric, variant)
+                estimate = scope.metrics[variant][metric]
+                return self._scope_estimate(estimate, index, layers, metric, variant) if replicates else estimate
         return self._computed(layers, metric, variant)
 
     def _stored_variant(self, metric: str, variant: str) -> str:

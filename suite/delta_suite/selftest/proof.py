@@ -28,9 +28,9 @@ from delta_suite.claims.observe import observe
 from delta_suite.claims.schema import Expectation, Hypothesis
 from delta_suite.claims.verdict import Verdict
 from delta_suite.claims.words import nearest
-from delta_suite.engine.processes import end_with_the_parent
 from delta_suite.errors import OptionError
 from delta_suite.metrics.registry import metric_versions
+from delta_suite.pool import end_with_the_parent
 from delta_suite.progress import Progress, no_progress
 from delta_suite.provenance import hardware, library_version
 from delta_suite.records.arrays import ArrayFile

@@ -63,6 +63,16 @@ class Choices:
     """The file of the texts, where the record's calibration is neither bundled nor of the hub."""
 
 
+def announced(path: Path, record: RecordView) -> str:
+    """Return what is measured now, and how long it took where the record was made: it may take as long here."""
+    stored = record.record
+    seconds = sum(stored.provenance.seconds.values())
+    return (
+        f"measuring the model of {path} again, and nothing else: {', '.join(stored.parts)} over "
+        f"{stored.calibration.tokens} tokens, which took {seconds:.0f} s on {stored.provenance.hardware}."
+    )
+
+
 def recompute(path: Path, record: RecordView, choices: Choices, progress: Progress = no_progress) -> Recomputed:
     """Measure the model of a record again, as the record says that it was measured, and compare.
 

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from delta_suite.escaping import script_json, terminal
 from delta_suite.publish.board import Board
-from delta_suite.publish.comparable import Group
+from delta_suite.publish.comparable import Group, Heading
 from delta_suite.publish.depth_profile import comparison, highest
 from delta_suite.publish.entries import Entry
 from delta_suite.publish.model_tables import PHASE_COLUMNS
@@ -25,12 +25,12 @@ NAME = "compare.html"
 DESCRIPTION = "Two models side by side: their profiles over depth, the numbers of their phases, and every claim."
 
 
-def compare_key(group: Group, entry: Entry) -> str:
+def compare_key(group: Group | Heading, entry: Entry) -> str:
     """Return what the address calls one row of one table."""
     return terminal(f"{group.id}/{entry.model}")
 
 
-def compare_link(group: Group, entry: Entry) -> str:
+def compare_link(group: Group | Heading, entry: Entry) -> str:
     """Return the link to the page with this model chosen, from the site's folder."""
     return f"{NAME}?{urlencode({'a': compare_key(group, entry)})}"
 

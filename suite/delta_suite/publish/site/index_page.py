@@ -62,7 +62,7 @@ def index_page(board: Board) -> str:
         no_score=NO_SCORE,
         in_runs=IN_RUNS,
         never_mixed=NEVER_MIXED if len(board.groups) > 1 else "",
-        groups=[_group(board, group) for group in sorted(board.groups, key=lambda group: -len(list(_bodies(group))))],
+        groups=[_group(board, group) for group in sorted(board.groups, key=_body_count, reverse=True)],
         superseded=[
             (Cell(item.record, link=board.record_link(item.record, SITE)), item.by) for item in board.superseded
         ],
@@ -108,6 +108,11 @@ def _firsts(rows: Sequence[Row]) -> list[bool]:
 
 
 # --- rows ------------------------------------------------------------------------------------------------------
+
+
+def _body_count(group: Group) -> int:
+    """Return the number of models and training runs of a table."""
+    return len(group.entries) - sum(len(run.entries) - 1 for run in group.runs)
 
 
 def _bodies(group: Group) -> Iterator[str]:

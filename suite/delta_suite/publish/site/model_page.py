@@ -5,23 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 from delta_suite.claims.schema import Expectation, Hypothesis
 from delta_suite.claims.verdict import Verdict
 from delta_suite.escaping import script_json
+from delta_suite.pool import Pool
 from delta_suite.publish.board import Board
-from delta_suite.publish.comparable import Group
+from delta_suite.publish.comparable import Heading
 from delta_suite.publish.entries import Entry
-from delta_suite.publish.model_tables import (
-    calibration_text,
-    layer_table,
-    phase_table,
-    special_tokens_text,
-    stream_text,
-)
+from delta_suite.publish.model_tables import calibration_text, special_tokens_text, stream_text
 from delta_suite.publish.pages import PAGES, SITE, claim_anchor, page_name, run_link
-from delta_suite.publish.plots import Plot, plots
 from delta_suite.publish.rows import Row, margin_text, mark_lines
 from delta_suite.publish.site.compare_page import compare_link
 from delta_suite.publish.site.head import Page
@@ -29,40 +24,57 @@ from delta_suite.publish.table import Cell, Table
 from delta_suite.publish.templates import template
 from delta_suite.publish.verdict_tables import variant_cells
 from delta_suite.publish.wording import NEVER_MIXED, NONE, OUTCOMES, WARN, interval_text, number
-from delta_suite.records.view import RecordView
 
 FIRST = ("ranks", "cosines")
 """The plots at the top of the page: the profile over depth, and which layers share a direction."""
 
 
-def model_files(board: Board) -> Iterator[tuple[str, bytes]]:
+class Subject(NamedTuple):
+    """The model of one page."""
+
+    name: str
+    entries: tuple[tuple[Heading, Entry], ...]
+    superseded: tuple[str, ...]
+    """Its records that newer ones replace."""
+
+
+def model_files(board: Board, pool: Pool) -> Iterator[tuple[str, bytes]]:
     """Yield path relative to the results folder and content, for the page of every model."""
-    for model, entries in board.models.items():
-        yield f"{SITE}/{PAGES}/{page_name(model)}", _model(board, model, entries).encode()
+    superseded: dict[str, list[str]] = {}
+    for item in board.superseded:
+        superseded.setdefault(item.model, []).append(item.record)
+    subjects = [
+        Subject(
+            model,
+            tuple((group.heading(entry), entry) for group, entry in entries),
+            tuple(superseded.get(model, ())),
+        )
+        for model, entries in board.models.items()
+    ]
+    # A page needs no other model, so that a process that renders it is not sent all of them.
+    alone = replace(board, groups=(), superseded=(), broken=())
+    for subject, page in zip(subjects, pool.map(partial(_model, alone), subjects), strict=True):
+        yield f"{SITE}/{PAGES}/{page_name(subject.name)}", page
 
 
-def _model(board: Board, model: str, entries: list[tuple[Group, Entry]]) -> str:
-    shown = [_measurement(board, group, entry) for group, entry in entries]
-    data = script_json({section["id"]: section.pop("figures") for section in shown})
-    return template("model.html.j2").render(
+def _model(board: Board, subject: Subject) -> bytes:
+    model = subject.name
+    shown = [_measurement(board, heading, entry) for heading, entry in subject.entries]
+    data = ",".join(f"{script_json(section['id'])}:{section.pop('plots')}" for section in shown)
+    page: str = template("model.html.j2").render(
         page=Page.of(board, f"{PAGES}/{page_name(model)}", model, shown[0]["summary"]),
         plots=True,
         never_mixed=NEVER_MIXED if len(shown) > 1 else "",
         measurements=shown,
-        superseded=[
-            Cell(item.record, link=board.record_link(item.record, f"{SITE}/{PAGES}"))
-            for item in board.superseded
-            if item.model == model
-        ],
-        data=data,
+        superseded=[Cell(record, link=board.record_link(record, f"{SITE}/{PAGES}")) for record in subject.superseded],
+        data=f"{{{data}}}",
     )
+    return page.encode()
 
 
-def _measurement(board: Board, group: Group, entry: Entry) -> dict[str, Any]:
-    view = entry.view
-    variants = list(view.variants)
-    figures: dict[str, tuple[Plot, ...]] = {variant: plots(view, variant) for variant in variants}
-    identity = group.id
+def _measurement(board: Board, group: Heading, entry: Entry) -> dict[str, Any]:
+    drawn = entry.drawn
+    variants, identity = list(drawn.variants), group.id
     return {
         "id": identity,
         "title": group.title,
@@ -74,19 +86,17 @@ def _measurement(board: Board, group: Group, entry: Entry) -> dict[str, Any]:
         "multiverse": _multiverse(entry, variants, identity),
         "variants": variants,
         "first": sorted(
-            (plot for plot in figures["raw"] if plot.name in FIRST), key=lambda plot: FIRST.index(plot.name)
+            (figure for figure in drawn.figures if figure.name in FIRST), key=lambda figure: FIRST.index(figure.name)
         ),
-        "more": [plot for plot in figures["raw"] if plot.name not in FIRST],
-        "boundaries": _boundaries(view),
-        "phases": replace(phase_table(view), id=f"phases-{identity}", caption="Phases"),
-        "layers": replace(layer_table(view), id=f"layers-{identity}", caption="Every layer, variant raw"),
-        "figures": {
-            variant: {plot.name: plot.figure for plot in drawn if plot.figure} for variant, drawn in figures.items()
-        },
+        "more": [figure for figure in drawn.figures if figure.name not in FIRST],
+        "boundaries": drawn.boundaries,
+        "phases": replace(drawn.phases, id=f"phases-{identity}", caption="Phases"),
+        "layers": replace(drawn.layers, id=f"layers-{identity}", caption="Every layer, variant raw"),
+        "plots": drawn.plots,
     }
 
 
-def _facts(board: Board, group: Group, entry: Entry) -> list[tuple[str, Cell]]:
+def _facts(board: Board, group: Heading, entry: Entry) -> list[tuple[str, Cell]]:
     record = entry.head
     model, calibration, provenance = record.model, record.calibration, record.provenance
     git = provenance.git or {}
@@ -117,15 +127,14 @@ def _facts(board: Board, group: Group, entry: Entry) -> list[tuple[str, Cell]]:
         ("certificate", f"{len(record.certificate.identities)} identities of the capture hold"),
         ("last judged by", "; ".join(judged) or "no run that left a note of it"),
     ]
-    runs = [run.name for run in group.runs if entry in run.entries.values()]
     return [
         *((name, Cell(text)) for name, text in facts),
-        *(("training run", Cell(run, link=f"../{run_link(run)}")) for run in runs),
+        *(("training run", Cell(run, link=f"../{run_link(run)}")) for run in group.runs),
         ("record", Cell(entry.record, link=board.record_link(entry.record, f"{SITE}/{PAGES}"))),
     ]
 
 
-def _verdict(board: Board, group: Group, row: Row) -> dict[str, Any]:
+def _verdict(board: Board, group: Heading, row: Row) -> dict[str, Any]:
     hypothesis, expectation = _stated(board, row.hypothesis, row.expectation)
     return {
         "anchor": claim_anchor(group.id, row.hypothesis, row.expectation),
@@ -182,19 +191,3 @@ def _multiverse(entry: Entry, variants: Sequence[str], identity: str) -> Table:
         lines.append([Cell(f"{row.hypothesis}/{row.expectation}"), *variant_cells(row, variants), Cell(flips, flips)])
     caption = "The multiverse: each claim under every variant"
     return Table.of(["claim", *variants, "agreement"], lines, id=f"multiverse-{identity}", caption=caption)
-
-
-def _boundaries(view: RecordView) -> str | None:
-    boundaries = view.record.boundaries.get("raw")
-    if boundaries is None:
-        return None
-    parts = [f"Detected (variant raw): before layers {', '.join(map(str, boundaries.detected)) or 'none'}."]
-    if boundaries.declared:
-        parts.append(f"Declared: before layers {', '.join(map(str, boundaries.declared))}.")
-    if boundaries.recurrence:
-        recurrence = ", ".join(f"{share:.0%}" for share in boundaries.recurrence)
-        parts.append(f"Share of resampled documents in which each is detected again: {recurrence}.")
-    p = boundaries.metrics["boundary_p"].value
-    if p is not None:
-        parts.append(f"p = {number(p, 3)} of the detected structure under smooth drift over depth.")
-    return " ".join(parts)

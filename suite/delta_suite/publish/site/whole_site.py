@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from delta_suite.pool import Pool
 from delta_suite.publish.board import Board
 from delta_suite.publish.pages import RECORDS, SITE
 from delta_suite.publish.site.compare_page import NAME, compare_page
@@ -19,7 +20,7 @@ SHIPPED = ("site.css", "site.js", "plotly-cartesian.min.js", "plotly-LICENSE.txt
 from text in it, so that the page's content policy can forbid that."""
 
 
-def site_files(board: Board) -> Iterator[tuple[str, bytes]]:
+def site_files(board: Board, pool: Pool) -> Iterator[tuple[str, bytes]]:
     """Yield path relative to the results folder and content, for all of the site but its first page."""
     for name in SHIPPED:
         yield f"{SITE}/assets/{name}", asset(name)
@@ -28,7 +29,7 @@ def site_files(board: Board) -> Iterator[tuple[str, bytes]]:
     if board.with_records:
         yield from _records(board)
     yield from hypothesis_files(board)
-    yield from model_files(board)
+    yield from model_files(board, pool)
     yield from run_files(board)
     yield f"{SITE}/{NAME}", compare_page(board).encode()
 

@@ -1,0 +1,177 @@
+"""The parts of a leaderboard that follow from one record, each formed once: its head, plots, tables and verdicts.
+
+They are kept in the cache, by the SHA-256 of the record and its arrays, of its control's and of the hypothesis files,
+for this very code. Nothing in the results folder is believed for it: the record and the arrays are read and hashed each
+time. Where there is no cache they are formed again. The functions run in any process.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import TypeAdapter, ValidationError
+
+from delta_suite.claims.judge import judge_all
+from delta_suite.claims.schema import Hypothesis
+from delta_suite.errors import RecordError
+from delta_suite.paths import cache_root
+from delta_suite.publish.depth_profile import Profile
+from delta_suite.publish.drawn import Drawn
+from delta_suite.publish.rows import Row
+from delta_suite.publish.trajectory import PhaseFigures
+from delta_suite.records.cache import Cache
+from delta_suite.records.record import Record
+from delta_suite.records.store import Content, load_content
+from delta_suite.records.view import RecordView
+
+_PROFILE = TypeAdapter(Profile)
+
+
+class Place(NamedTuple):
+    """The path of a record, and what it is called: the path relative to the results folder."""
+
+    path: Path
+    record: str
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One record that was read and found right, without its figures: thousands of them fit into memory."""
+
+    place: Place
+    sha256: str
+    """SHA-256 of its place, content and arrays; empty where the arrays are gone, and nothing is kept."""
+    head: Record
+    profile: Profile
+
+    @property
+    def path(self) -> Path:
+        """Return the path of the file."""
+        return self.place.path
+
+    @property
+    def record(self) -> str:
+        """Return the path relative to the results folder."""
+        return self.place.record
+
+    @property
+    def created(self) -> str:
+        """Return when it was measured."""
+        return self.head.provenance.created
+
+
+def stored_or_why(place: Place) -> Stored | str:
+    """Return a record without its figures, or in one line why it cannot be used."""
+    try:
+        return _stored(place)
+    except RecordError as error:
+        return " ".join(str(error).replace(str(place.path), place.record).split())
+
+
+def _stored(place: Place) -> Stored:
+    content = Content.read(place.path)
+    if (kept := _kept(content.sha256, "head")) is not None:
+        try:
+            head, profile = Record.model_validate(kept["head"]), _PROFILE.validate_python(kept["profile"])
+            return Stored(place, content.sha256, head, profile)
+        except (ValidationError, KeyError, TypeError):
+            pass  # damaged, and formed again
+    view = load_content(content, cache())
+    head, profile = head_of(view.record), Profile.of(view)
+    sha256 = content.sha256 if content.holds_all_of(view) else ""
+    if sha256:
+        plain = {"head": head.model_dump(mode="json", by_alias=True), "profile": _PROFILE.dump_python(profile)}
+        cache().keep(f"{sha256}-head", plain)
+        cache().keep(f"{sha256}-drawn", Drawn.of(view).as_json())
+        if head.model.series is not None:
+            cache().keep(f"{sha256}-phases", PhaseFigures(view).as_json())
+    return Stored(place, sha256, head, profile)
+
+
+def head_of(record: Record) -> Record:
+    """Return a record without its figures."""
+    return record.model_copy(update={"layers": (), "scopes": {}, "boundaries": {}})
+
+
+def drawn(stored: Stored) -> Drawn:
+    """Return the plots and tables of a record. Raises RecordError where it cannot be read any more."""
+    if (kept := _kept(stored.sha256, "drawn")) is not None:
+        try:
+            return Drawn.from_json(kept)
+        except (KeyError, TypeError, ValueError):
+            pass
+    return Drawn.of(read_view(stored.path))
+
+
+def phase_figures(stored: Stored) -> PhaseFigures:
+    """Return the figures of a checkpoint's phases. Raises RecordError where it cannot be read any more."""
+    if (kept := _kept(stored.sha256, "phases")) is not None:
+        try:
+            return PhaseFigures.from_json(kept)
+        except (KeyError, TypeError, ValueError):
+            pass
+    return PhaseFigures(read_view(stored.path))
+
+
+class Case(NamedTuple):
+    """A record to be judged, with its control, and what its model is called."""
+
+    stored: Stored
+    control: Stored | None
+    label: str
+
+
+def judged_rows(case: Case, hypotheses: Sequence[Hypothesis], digest: str) -> tuple[Row, ...]:
+    """Return the verdicts on every claim. Raises RecordError where a record cannot be read any more.
+
+    digest: that of the hypotheses, from `digest_of`.
+    """
+    stored, control, label = case
+    known = all(each.sha256 for each in (stored, control) if each is not None)
+    shown = f"{stored.sha256} {control and control.sha256} {digest}"
+    key = hashlib.sha256(shown.encode()).hexdigest() if known else ""
+    if (kept := _kept(key, "rows")) is not None:
+        try:
+            return tuple(replace(Row.from_json(row), model=label, record=stored.record) for row in kept)
+        except (KeyError, TypeError, ValueError):
+            pass
+    views = read_view(stored.path), None if control is None else read_view(control.path)
+    rows = [Row.of(each, stored.record) for each in judge_all(hypotheses, [views])]
+    if key:
+        cache().keep(f"{key}-rows", [row.as_json() for row in rows])
+    return tuple(replace(row, model=label) for row in rows)
+
+
+def digest_of(hypotheses: Sequence[Hypothesis]) -> str:
+    """Return the SHA-256 of what hypotheses say, and of where their files are."""
+    parts = [(str(each.path), each.sha256, each.model_dump_json()) for each in hypotheses]
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+def read_view(path: Path) -> RecordView:
+    """Return a view of a record that is examined only where it has not been. Raises RecordError as `store.load`."""
+    return load_content(Content.read(path), cache())
+
+
+def cache() -> Cache:
+    """Return the cache; one that remembers nothing where there can be none."""
+    try:
+        return _cache(cache_root())
+    except RecordError:
+        return _cache(Path(os.devnull))
+
+
+@lru_cache(maxsize=1)
+def _cache(root: Path) -> Cache:
+    """Return the cache at a place: the list of records that were examined before is read once."""
+    return Cache(root)
+
+
+def _kept(sha256: str, what: str) -> Any | None:
+    return cache().kept(f"{sha256}-{what}") if sha256 else None
