@@ -407,3 +407,10 @@ def test_a_run_measures_the_parts_that_its_claims_name_on_either_side() -> None:
 )
 def test_a_hypothesis_holds_when_all_its_claims_hold(verdicts: list[Verdict], combined: Verdict) -> None:
     assert combine_verdicts(verdicts) is combined
+
+
+def test_a_control_without_arrays_leaves_open_whether_a_claim_is_vacuous(view: RecordView, control: RecordView) -> None:
+    unknown = judged(view, RecordView(control.record), metric="intra_cosine", than={"scope": "E"})
+    assert unknown.verdict is Verdict.SUPPORTED
+    assert not unknown.vacuous
+    assert "not known whether random weights meet it, too" in unknown.notes[-1]

@@ -55,7 +55,7 @@ def judge(hypothesis: Hypothesis, expectation: Expectation, view: RecordView, co
     observation = observe(view, expectation.metric, expectation.scope, expectation.figures, over, other)
     other_side = requirement(expectation, view, control, observation)
     observed, required = observation.estimate.best, other_side.estimate.best
-    vacuous = no_better = False
+    vacuous, no_better, unknown = False, False, None
     if observation.value is None:
         decision = _Decision(Verdict.NOT_MEASURED, observation.reason)
     elif other_side.undecidable:
@@ -73,6 +73,7 @@ def judge(hypothesis: Hypothesis, expectation: Expectation, view: RecordView, co
         of_control = judge(hypothesis, expectation, control_view)
         vacuous = of_control.verdict is Verdict.SUPPORTED
         no_better = not vacuous and _meets(of_control)
+        unknown = of_control.reason if of_control.verdict is Verdict.NOT_MEASURED else None
     sign = 1 if expectation.rising or expectation.over == "each" else -1
     margin = None if observed is None or required is None else sign * (observed - required)
     return Judgement(
@@ -91,6 +92,7 @@ def judge(hypothesis: Hypothesis, expectation: Expectation, view: RecordView, co
         p=decision.p,
         vacuous=vacuous,
         no_better=no_better,
+        control_unknown=unknown,
         as_measured=decision.as_measured,
         ceiling=view.closure_ceiling(observation.layers) if expectation.metric == "rank_one_closure" else None,
     )

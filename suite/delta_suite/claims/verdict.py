@@ -54,6 +54,8 @@ class Judgement:
     """True if the same claim is supported for the same architecture with random weights."""
     no_better: bool = False
     """True if it is supported, and the figure of random weights meets it, too, though a gate keeps them undecided."""
+    control_unknown: str | None = None
+    """Why it is not known whether the claim is vacuous: what hinders the same claim for random weights."""
     as_measured: float | None = None
     """With over = "each", the share of layers whose values hold; `observed` is the share whose intervals do."""
     ceiling: float | None = None
@@ -61,7 +63,7 @@ class Judgement:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Return the share of layers that hold as measured and the ceiling of a closure, in words, where there are."""
+        """Return the share of layers that hold as measured, a ceiling, and what hinders the control, if any."""
         notes = []
         if self.as_measured is not None:
             notes.append(
@@ -69,6 +71,8 @@ class Judgement:
             )
         if self.ceiling is not None:
             notes.append(f"one direction with any f could close at most {self.ceiling:.3g} (median over layers)")
+        if self.control_unknown is not None:
+            notes.append(f"not known whether random weights meet it, too: {self.control_unknown}")
         return tuple(notes)
 
     @property
