@@ -310,6 +310,13 @@ def test_unknown_calibration_is_one_clear_error(tiny: Path, tmp_path: Path) -> N
     assert "Traceback" not in result.output
 
 
+def test_a_misspelt_calibration_is_refused_before_another_is_measured(tiny: Path, tmp_path: Path) -> None:
+    result = run("measure", tiny, "--calibration", "seed", "--calibration", "cor", "--results-dir", tmp_path / "r")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "no calibration 'cor'" in result.stderr
+    assert not (tmp_path / "r").exists()
+
+
 @pytest.mark.parametrize(
     ("command", "option"),
     [

@@ -22,7 +22,7 @@ from delta_suite.claims.loader import load_hypotheses
 from delta_suite.claims.observe import Observation, Quantity, observe, require_names
 from delta_suite.command_line import DEFAULT_PARTS
 from delta_suite.errors import MissingPackageError, OptionError, UnknownNameError
-from delta_suite.escaping import terminal, xml
+from delta_suite.escaping import xml
 from delta_suite.metrics.registry import METRICS
 from delta_suite.models.memory import module_in_memory
 from delta_suite.models.models_file import load_registry
@@ -32,6 +32,7 @@ from delta_suite.models.subject import Subject
 from delta_suite.models.undisturbed import random_states_kept
 from delta_suite.paths import bundled, cache_root
 from delta_suite.pipeline import chosen_settings, measure_view
+from delta_suite.recomputing import Choices, Verification, recompute_all, require_one
 from delta_suite.records import store
 from delta_suite.records.cache import Cache
 from delta_suite.records.figures import COLUMNS, figures
@@ -74,9 +75,9 @@ def measure(
     documents: only the first so many of them.
     chat_template: put each document, as a user's message, into the model's own chat template.
     device, dtype: "auto", "cuda:1", "bfloat16" and so on. A module in memory is neither moved nor cast.
-    parts: spectra, boundaries, law; and what is not measured by default: writes (attention and MLP apart), causal (the
-        loss with updates of phases changed), damage (the loss without each block); or "all". In one text with commas,
-        or one by one.
+    parts: spectra, boundaries, law; and what is not measured by default: writes (attention and MLP apart), stream (the
+        states themselves), causal (the loss with updates of phases changed), damage (the loss without each block); or
+        "all". In one text with commas, or one by one.
     name: what the model is called; of a module in memory, by default its class and 8 hex digits of its tensors.
     phases: name -> first and last layer, both included; by default those of models.toml, or by depth.
     layers_path: dotted path of the decoder blocks, where they are not found by structure.
@@ -137,17 +138,37 @@ def load_results(folder: str | Path = "results") -> Results:
     return Results(load(path) for path in store.record_paths(Path(folder)))
 
 
-def verify(records: str | Path | Sequence[str | Path] = "results") -> Verification:
+def verify(
+    records: str | Path | Sequence[str | Path] = "results",
+    *,
+    recompute: bool = False,
+    model: str | None = None,
+    calibration: str | None = None,
+    device: str | None = None,
+) -> Verification:
     """Hold records, or all of results folders, against themselves, as `delta-suite verify` does.
 
-    Raises RecordError where there is no record.
+    recompute: measure the model of each consistent record again, too, and compare figure by figure.
+    model, calibration: with `recompute`, the model or the texts of one record, where they are elsewhere than it says.
+    device: with `recompute`, where it is measured.
+
+    Raises RecordError where there is no record, and OptionError for options that do not go together.
 
     Example:
         >>> checked = verify("nowhere.json")
         >>> checked.consistent, checked[0].unreadable[:34]
         (False, 'record nowhere.json cannot be read')
     """
-    return Verification(store.verify([Path(place) for place in _several(records)]))
+    if not recompute and (model, calibration, device) != (None, None, None):
+        raise OptionError("model, calibration and device are for recompute=True: without it nothing is measured.")
+    checked = list(store.verify([Path(place) for place in _several(records)]))
+    if not recompute:
+        return Verification(checked)
+    require_one([record.path for record in checked], model, calibration)
+    choices = Choices(load_registry(), chosen_settings(device=device, fresh=True), model, calibration)
+    with random_states_kept():
+        again = list(recompute_all((record.path for record in checked if record.consistent), choices))
+    return Verification(checked, again)
 
 
 def _several(paths: str | Path | Sequence[str | Path]) -> list[str | Path]:
@@ -316,23 +337,6 @@ class Comparison(str):
         return f"<pre>{xml(self)}</pre>"
 
 
-class Verification(list[store.Verified]):
-    """Stored records that were held against themselves, shown as `delta-suite verify` shows them."""
-
-    def __init__(self, records: Iterable[store.Verified]) -> None:
-        super().__init__(records)
-
-    @property
-    def consistent(self) -> bool:
-        """True where no record contradicts itself, and all can be read."""
-        return all(record.consistent for record in self)
-
-    def __repr__(self) -> str:
-        """Return what was found for each record, and how many are consistent."""
-        lines = [terminal(line) for record in self for line in record.lines()]
-        return "\n".join([*lines, store.verified_total(self)])
-
-
 class Rows(list[dict[str, Any]]):
     """Rows of plain values, shown as a table."""
 
@@ -382,7 +386,7 @@ class Verdicts(list[Judged]):
         return self.to_rows()._repr_html_()
 
     def to_rows(self) -> Rows:
-        """Return one row a claim: hypothesis, claim, model, verdict, observed, interval, required, margin."""
+        """Return one row a claim, with its texts, model, verdict, observed and required figures, margin and reason."""
         keys = ("hypothesis", "expectation", "claim", "model", "verdict", "observed", "required", "margin", "reason")
         return Rows({key: getattr(row, key) for key in keys} for row in self._rows())
 

@@ -100,6 +100,20 @@ def test_verify_shows_what_the_command_shows(measured: ds.Measurement, tmp_path:
     assert ds.verify(path)[0].unreadable
 
 
+def test_verify_measures_again_as_the_command_does(measured: ds.Measurement, small: Path, tmp_path: Path) -> None:
+    path = measured.save(tmp_path)
+    checked = ds.verify(path, recompute=True, model=str(small), device="cpu")
+    assert checked.confirmed, checked
+    assert "figures agree within 1e-5, 0 differ" in repr(checked)
+    assert not ds.verify(path).confirmed  # nothing was measured
+    refused = ds.verify(path, recompute=True, model="nosuch")
+    assert refused.consistent
+    assert not refused.confirmed
+    assert "is not confirmed: " in refused.recomputed[0].line
+    with pytest.raises(ds.SuiteError, match="recompute=True"):
+        ds.verify(path, device="cpu")
+
+
 def test_a_missing_pandas_is_told(measured: ds.Measurement, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
     for error in (ds.SuiteError, ImportError):

@@ -180,25 +180,26 @@ def build(
     view_of = partial(load_once_verified, cache=_cache())
     read: list[_Stored] = []  # without figures, or thousands of records would not fit into memory
     broken: list[Broken] = []
+    alike = Alike(hypotheses)
     root = _absolute(results)
     for path in record_paths(results) if records is None else records:
         place = _absolute(path)
         record = place.relative_to(root).as_posix() if place.is_relative_to(root) else path.name
         try:
-            read.append(_Stored(path, record, _head(view_of(path).record)))
+            head = _head(view_of(path).record)
+            read.append(_Stored(path, record, head, alike.key(head)))
         except RecordError as error:
             broken.append(Broken(record, " ".join(str(error).replace(str(path), record).split())))
     labels = labels_of(stored.head.model for stored in read)
-    alike = Alike(hypotheses)
-    newest, superseded = _newest(read, labels, alike)
+    newest, superseded = _newest(read, labels)
     by_source: dict[tuple[object, ...], list[_Stored]] = {}
     for stored in sorted(newest.values(), key=lambda stored: stored.created, reverse=True):
-        by_source.setdefault((*alike.key(stored.head), stored.head.model.source), []).append(stored)
+        by_source.setdefault((*stored.table, stored.head.model.source), []).append(stored)
     second = SecondMeasurements(((stored.path, stored.head) for stored in sorted(read, key=_age)), view_of)
     groups: dict[tuple[str, ...], list[Entry]] = {}
     for stored in newest.values():
         model = stored.head.model
-        candidates = by_source.get((*alike.key(stored.head), control_source(model.source)), ())
+        candidates = by_source.get((*stored.table, control_source(model.source)), ())
         control = next((other for other in candidates if other.head.model.is_control_of(model)), None)
         view = view_of(stored.path)
         judged = judge_all(hypotheses, [(view, None if control is None else view_of(control.path))])
@@ -216,7 +217,7 @@ def build(
             Profile.of(view),
             recomputed_by=recomputed_by,
         )
-        groups.setdefault(alike.key(stored.head), []).append(entry)
+        groups.setdefault(stored.table, []).append(entry)
     return Board(
         results,
         repository,
@@ -253,6 +254,8 @@ class _Stored(NamedTuple):
     record: str
     """Path relative to the results folder."""
     head: Record
+    table: tuple[str, ...]
+    """Key of the table that the record stands in, which is formed once: it is a hash."""
 
     @property
     def created(self) -> str:
@@ -269,13 +272,13 @@ _Key = tuple[tuple[str, ...], str, Identity]
 
 
 def _newest(
-    read: Iterable[_Stored], labels: Mapping[tuple[str, Identity], str], alike: Alike
+    read: Iterable[_Stored], labels: Mapping[tuple[str, Identity], str]
 ) -> tuple[dict[_Key, _Stored], list[Superseded]]:
     """Return the records that count, and those that they replace."""
     by_key: dict[_Key, list[_Stored]] = {}
     for stored in read:
         model = stored.head.model
-        by_key.setdefault((alike.key(stored.head), model.name, model.identity), []).append(stored)
+        by_key.setdefault((stored.table, model.name, model.identity), []).append(stored)
     newest: dict[_Key, _Stored] = {}
     superseded: list[Superseded] = []
     for key, candidates in sorted(by_key.items()):
