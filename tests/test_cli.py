@@ -391,7 +391,7 @@ def test_trajectory_writes_a_page_that_needs_nothing_else(tiny: Path, tmp_path: 
     assert page.read_text() == text
     alone = run("trajectory", tmp_path / "run" / "checkpoint-5", *common)
     assert alone.exit_code == 1
-    assert "not several checkpoints of one run" in alone.stderr
+    assert "a trajectory is of several checkpoints of one run" in alone.stderr
     for step in (5, 20):
         (tmp_path / "run" / f"checkpoint-{step}" / "config.json").unlink()
     none = run("trajectory", pattern, "--out", tmp_path / "none.html", *common)

@@ -274,8 +274,10 @@ class Session:
         if (row := getattr(report, "delta_suite", None)) is not None:
             self.judged.append(row)
 
-    def pytest_keyboard_interrupt(self) -> None:
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         """Note what is kept of a run that is interrupted."""
+        if excinfo.errisinstance(pytest.Session.Interrupted):  # pytest's word for an error at collection
+            return
         if self.specs and not hasattr(self.config, "workerinput"):
             from delta_suite.interruption import measured_so_far
             from delta_suite.records.store import RUNS

@@ -139,7 +139,8 @@ class Verified:
     def lines(self) -> Iterator[str]:
         """Yield what was found, as lines of text."""
         if self.unreadable is not None:
-            yield f"{self.path}: cannot be read: {self.unreadable}"
+            names_it = str(self.path) in self.unreadable
+            yield self.unreadable if names_it else f"{self.path}: cannot be read: {self.unreadable}"
             return
         count = len(self.problems)
         yield f"{self.path}: {'ok' if not count else f'{count} contradiction' + 's' * (count > 1)}"
