@@ -162,6 +162,12 @@ def test_measure_goes_on_after_an_error_that_nobody_foresaw(
     assert asked == ["first"]
 
 
+def test_a_model_s_folder_of_records_is_told_from_a_results_folder(record: Path) -> None:
+    result = run("judge", record.parent)
+    assert result.exit_code == 1
+    assert f"Name its records, {record.parent}/*.json." in result.stderr
+
+
 def test_judge_needs_no_model(record: Path, tmp_path: Path) -> None:
     claims = tmp_path / "claims.toml"
     claims.write_text(

@@ -248,6 +248,8 @@ def record_paths(results: Path) -> list[Path]:
     """Return the records of a results folder, by model, the oldest first. Raises RecordError if it holds no `runs`."""
     runs = results / RUNS
     if not is_directory(runs):
+        if results.parent.name == RUNS:
+            raise RecordError(f"{shorten(results)} is no results folder. Name its records, {shorten(results)}/*.json.")
         raise RecordError(
             f"{shorten(runs)} is not a folder. Records lie in results/runs/<model>/: `delta-suite measure NAME` writes "
             f"one. Or name another results folder."
