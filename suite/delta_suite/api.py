@@ -26,7 +26,7 @@ from delta_suite.escaping import xml
 from delta_suite.metrics.registry import METRICS
 from delta_suite.models.memory import module_in_memory
 from delta_suite.models.models_file import load_registry
-from delta_suite.models.phases import PhaseMap, declared_problems
+from delta_suite.models.phases import PhaseMap, declared_problems, phase_map
 from delta_suite.models.spec import ModelSpec
 from delta_suite.models.subject import Subject
 from delta_suite.models.undisturbed import random_states_kept
@@ -53,7 +53,7 @@ def measure(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     texts: Iterable[str] | None = None,
-    calibration: str | None = None,
+    calibration: str | os.PathLike[str] | None = None,
     documents: int | None = None,
     chat_template: bool = False,
     device: str | None = None,
@@ -90,7 +90,7 @@ def measure(
         raise OptionError("texts and calibration are given, and only one of them can be measured on. Leave one out.")
     with random_states_kept():
         settings = chosen_settings(
-            calibration=calibration,
+            calibration=None if calibration is None else os.fspath(calibration),
             documents=documents,
             chat_template=chat_template,
             device=device,
@@ -119,8 +119,10 @@ def measure(
 
 def check_labels(name: str | None, phases: PhaseMap | None) -> None:
     """Raise OptionError for a name or phases that no model can have."""
-    if name is not None and not (name.strip() and name.isprintable()):
+    if name is not None and not (isinstance(name, str) and name.strip() and name.isprintable()):
         raise OptionError(f"name={name!a} cannot be the name of a model: write letters, digits and signs, on one line.")
+    if phases is not None and not isinstance(phases, Mapping):
+        raise OptionError(f"phases={phases!r} is no mapping: write {{'C': (10, 31), 'E': (47, 58)}}.")
     if phases and (problems := declared_problems(phases)):
         raise OptionError(f"phases: {'; '.join(problems)}.")
 
@@ -249,8 +251,12 @@ class Measurement:
         return [name for name, each in METRICS.items() if each.scope == scope and each.part in self.record.parts]
 
     def under(self, phases: PhaseMap) -> Measurement:
-        """Return the same measurement under another phase map: name -> first and last layer, both included."""
-        return Measurement(self.view.under(phases))
+        """Return the same measurement under another phase map: name -> first and last layer, both included.
+
+        Raises OptionError for what is no phase map, and ModelsFileError for layers that the model does not have.
+        """
+        check_labels(None, phases)
+        return Measurement(self.view.under(phase_map(self.view.model.layers, phases)))
 
     def judge(
         self, hypotheses: str | Path | Sequence[str | Path] | None = None, *, control: Measurement | None = None
@@ -262,7 +268,7 @@ class Measurement:
 
         Raises HypothesisFileError where a file is wrong.
         """
-        control_view = None if control is None else control.view
+        control_view = None if control is None else _view_of(control, "control")
         if control is None and self.path is not None and self.path.resolve().parent.parent.name == store.RUNS:
             control_view = store.newest_control(self.path.resolve().parents[2], self.view)
         paths = [bundled("hypotheses")] if hypotheses is None else _several(hypotheses)
@@ -276,7 +282,7 @@ class Measurement:
         """
         from delta_suite.publish.baseline_tables import side_by_side
 
-        parts = side_by_side(self.view, other.view, variant)
+        parts = side_by_side(self.view, _view_of(other, "other"), variant)
         return Comparison("\n\n".join(part if isinstance(part, str) else part.text() for part in parts))
 
     def plot(self, metric: str = "effective_rank", variant: str = "raw") -> Figure:
@@ -310,6 +316,13 @@ class Measurement:
         from delta_suite.publish.model_tables import model_line, phase_table
 
         return f"<p>{xml(model_line(self.view))}</p>{phase_table(self.view).html()}"
+
+
+def _view_of(given: object, argument: str) -> RecordView:
+    """Return the view of a measurement. Raises OptionError for what is none, such as a path."""
+    if not isinstance(given, Measurement):
+        raise OptionError(f"{argument}={given!r} is no measurement: ds.load(path) returns that of a stored record.")
+    return given.view
 
 
 def _pandas() -> Any:
