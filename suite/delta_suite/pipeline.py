@@ -25,18 +25,14 @@ from delta_suite.models.subject import StoredModel, Subject
 from delta_suite.paths import cache_root
 from delta_suite.process_group import MODES, current
 from delta_suite.progress import Progress, no_progress
-from delta_suite.provenance import Clock, library_version, started_gpus
+from delta_suite.provenance import Clock, keyed_versions, started_gpus
 from delta_suite.records.arrays import ArrayFile
 from delta_suite.records.assemble import Assembled, assemble, measured_later, with_boundaries
 from delta_suite.records.cache import ARRAYS, DIRECTIONS, Cache, cache_key
 from delta_suite.records.captured import calibration_record, certificate_record, provenance_record, sink_record
 from delta_suite.records.format import from_json, to_json
 from delta_suite.records.parts import missing_parts, with_parts
-from delta_suite.records.record import (
-    SCHEMA,
-    ModelRecord,
-    Provenance,
-)
+from delta_suite.records.record import SCHEMA, ModelRecord, Provenance
 from delta_suite.records.store import RESULTS, save
 from delta_suite.records.view import RecordView
 from delta_suite.reduction.statistics import TOP_K
@@ -263,7 +259,7 @@ def prepare(
         weights=subject.fingerprint,
         calibration=calibration.sha256,
         metrics=metric_versions(),
-        libraries={name: library_version(name) for name in ("torch", "transformers")},
+        libraries=keyed_versions(),
         **choices,
     )
     return Run(subject, calibration, settings.cache, choices, key)

@@ -26,6 +26,11 @@ def library_version(distribution: str) -> str:
         return "not installed"
 
 
+def keyed_versions() -> dict[str, str]:
+    """Return the versions of the libraries that decide the figures: they are in the cache key."""
+    return {name: library_version(name) for name in ("torch", "transformers")}
+
+
 def git_state() -> dict[str, Any] | None:
     """Return commit and dirty flag of the checkout that the suite's code is imported from, if it is one."""
     root = PACKAGE.parents[1]
