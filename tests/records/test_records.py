@@ -264,7 +264,7 @@ def test_parts_are_measured_when_asked_for_and_completed_later(
     assert spectra.view.record.parts == ("spectra",)
     assert "law" not in spectra.view.record.provenance.seconds
     reason = str(spectra.view.over(range(2, 6), "sharing_index", "sink_free").reason)
-    assert f"delta-suite measure {tiny} --parts law" in reason  # its name alone would find nothing
+    assert "delta-suite measure tiny --parts law" in reason
     # A claim on boundaries can be judged all the same: they follow from the stored overlaps.
     assert spectra.view.over(range(12), "boundary_p", "raw").value is not None
 
@@ -294,7 +294,24 @@ def test_the_law_belongs_to_the_phase_map_that_it_was_fitted_under(outcome: tupl
     assert moved.over(range(first, last + 1), "sharing_index", "sink_free").value is not None
     other = moved.over(range(last + 1, 12), "sharing_index", "sink_free")
     assert "another phase map" in str(other.reason)
-    assert str(other.reason).endswith("/tiny --parts law")
+    assert "delta-suite measure tiny --parts law" in str(other.reason)
+
+
+@pytest.mark.parametrize(
+    ("source", "command"),
+    [
+        ("directory:runs/a b/step-8", "delta-suite measure 'runs/a b/step-8' --parts law"),
+        ("random-weights, seed 0, as directory:run", "delta-suite measure run@random-weights --parts law"),
+        ("directory:/home/ada/run", "delta-suite measure tiny --parts law"),  # reasons are published
+        ("hub:acme/tiny", "delta-suite measure tiny --parts law"),
+        ("memory", "measure(model, tokenizer=tokenizer, parts='law')"),
+    ],
+)
+def test_the_command_that_measures_again_finds_the_model(
+    outcome: tuple[Outcome, Settings], source: str, command: str
+) -> None:
+    view = outcome[0].view
+    assert view.under(view.phases, source=source).measure_again("law") == command
 
 
 # --- older and damaged records ---------------------------------------------------------------------------------

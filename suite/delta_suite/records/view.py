@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
@@ -117,14 +118,15 @@ class RecordView:
     def measure_again(self, part: str = "") -> str:
         """Return the command that measures the model again, with a part where one is named.
 
-        A model in a folder is named by its path: its name alone would not find it.
+        A model in a folder is named by its path, as its name alone would not find it; but not by a whole one, which is
+        of one machine, and would be published with the reason that it stands in.
         """
         model = self.model
         kind, _, place = model.source.removeprefix(control_source("")).partition(":")
         if kind == MEMORY:
             return f"measure(model, tokenizer=tokenizer{f', parts={part!r}' if part else ''})"
         name = model.name
-        if kind == "directory":
+        if kind == "directory" and not Path(place).is_absolute():
             name = place if model.source.startswith(kind) else f"{place}@{RANDOM_WEIGHTS}"
         return shlex.join(["delta-suite", "measure", name, *(["--parts", part] if part else [])])
 
