@@ -162,6 +162,12 @@ def test_measure_goes_on_after_an_error_that_nobody_foresaw(
     assert asked == ["first"]
 
 
+def test_a_model_s_folder_of_records_is_told_from_a_results_folder(record: Path) -> None:
+    result = run("judge", record.parent)
+    assert result.exit_code == 1
+    assert f"Name its records, {record.parent}/*.json." in result.stderr
+
+
 def test_judge_needs_no_model(record: Path, tmp_path: Path) -> None:
     claims = tmp_path / "claims.toml"
     claims.write_text(
@@ -310,6 +316,13 @@ def test_unknown_calibration_is_one_clear_error(tiny: Path, tmp_path: Path) -> N
     assert "Traceback" not in result.output
 
 
+def test_a_misspelt_calibration_is_refused_before_another_is_measured(tiny: Path, tmp_path: Path) -> None:
+    result = run("measure", tiny, "--calibration", "seed", "--calibration", "cor", "--results-dir", tmp_path / "r")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "no calibration 'cor'" in result.stderr
+    assert not (tmp_path / "r").exists()
+
+
 @pytest.mark.parametrize(
     ("command", "option"),
     [
@@ -384,7 +397,7 @@ def test_trajectory_writes_a_page_that_needs_nothing_else(tiny: Path, tmp_path: 
     assert page.read_text() == text
     alone = run("trajectory", tmp_path / "run" / "checkpoint-5", *common)
     assert alone.exit_code == 1
-    assert "not several checkpoints of one run" in alone.stderr
+    assert "a trajectory is of several checkpoints of one run" in alone.stderr
     for step in (5, 20):
         (tmp_path / "run" / f"checkpoint-{step}" / "config.json").unlink()
     none = run("trajectory", pattern, "--out", tmp_path / "none.html", *common)

@@ -121,7 +121,7 @@ def run(*words: object) -> tuple[int, str]:
         (["selftest", "--only", "nothing"], "nothing planted is called 'nothing'"),
         (["selftest", "--repeats", "0"], "0 repeats"),
         (["judge", "--nosuch"], "No such option: --nosuch"),
-        (["measuer"], "No such command 'measuer'"),
+        (["measuer"], "No such command 'measuer'. Did you mean 'measure'? See `"),
         (["judge"], "Missing argument"),
         (["judge", ""], "an argument is empty"),
         (["meas\x1b[31mure\u202e"], r"No such command 'meas\x1b[31mure\u202e'"),

@@ -352,6 +352,7 @@ def test_a_sharded_trainer_is_refused(
         ({"metrics": ["effective_rnak"]}, OptionError, "metrics: 'effective_rnak' is unknown"),
         ({"variant": "sinkfree"}, OptionError, "variant 'sinkfree' is unknown"),
         ({"texts": []}, CalibrationError, "texts holds no text"),
+        ({"texts": ["a text"], "calibration": "seed"}, OptionError, "only one can be measured on"),
         ({"baseline": "no-such.json"}, BaselineError, "no baseline no-such.json. Write it from a checkpoint"),
         ({"hypotheses": "no-such.toml"}, HypothesisFileError, "no-such.toml"),
     ],

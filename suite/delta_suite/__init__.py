@@ -15,11 +15,12 @@ from delta_suite.version import __version__
 
 TYPE_CHECKING = False  # not from `typing`, whose import takes longer than all that Ctrl-C finds unguarded otherwise
 if TYPE_CHECKING:
-    from delta_suite.api import Measurement, Results, Verdicts, Verification, load, load_results, measure, verify
+    from delta_suite.api import Measurement, Results, Verdicts, load, load_results, measure, verify
     from delta_suite.callback import DeltaCallback
     from delta_suite.claims.observe import NotMeasuredError
     from delta_suite.errors import SuiteError
     from delta_suite.monitor import DeltaMonitor, Reading
+    from delta_suite.recomputing import Verification
 
 __all__ = [
     "DeltaCallback",
@@ -44,6 +45,7 @@ _HOMES = {
     "NotMeasuredError": "claims.observe",
     "Reading": "monitor",
     "SuiteError": "errors",
+    "Verification": "recomputing",
 }
 """The modules of names that `api` does not define."""
 

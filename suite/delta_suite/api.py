@@ -22,16 +22,17 @@ from delta_suite.claims.loader import load_hypotheses
 from delta_suite.claims.observe import Observation, Quantity, observe, require_names
 from delta_suite.command_line import DEFAULT_PARTS
 from delta_suite.errors import MissingPackageError, OptionError, UnknownNameError
-from delta_suite.escaping import terminal, xml
+from delta_suite.escaping import xml
 from delta_suite.metrics.registry import METRICS
 from delta_suite.models.memory import module_in_memory
 from delta_suite.models.models_file import load_registry
-from delta_suite.models.phases import PhaseMap, declared_problems
+from delta_suite.models.phases import PhaseMap, declared_problems, phase_map
 from delta_suite.models.spec import ModelSpec
 from delta_suite.models.subject import Subject
 from delta_suite.models.undisturbed import random_states_kept
 from delta_suite.paths import bundled, cache_root
 from delta_suite.pipeline import chosen_settings, measure_view
+from delta_suite.recomputing import Choices, Verification, recompute_all, require_one
 from delta_suite.records import store
 from delta_suite.records.cache import Cache
 from delta_suite.records.figures import COLUMNS, figures
@@ -52,7 +53,7 @@ def measure(
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
     texts: Iterable[str] | None = None,
-    calibration: str | None = None,
+    calibration: str | os.PathLike[str] | None = None,
     documents: int | None = None,
     chat_template: bool = False,
     device: str | None = None,
@@ -74,9 +75,9 @@ def measure(
     documents: only the first so many of them.
     chat_template: put each document, as a user's message, into the model's own chat template.
     device, dtype: "auto", "cuda:1", "bfloat16" and so on. A module in memory is neither moved nor cast.
-    parts: spectra, boundaries, law; and what is not measured by default: writes (attention and MLP apart), causal (the
-        loss with updates of phases changed), damage (the loss without each block); or "all". In one text with commas,
-        or one by one.
+    parts: spectra, boundaries, law; and what is not measured by default: writes (attention and MLP apart), stream (the
+        states themselves), causal (the loss with updates of phases changed), damage (the loss without each block); or
+        "all". In one text with commas, or one by one.
     name: what the model is called; of a module in memory, by default its class and 8 hex digits of its tensors.
     phases: name -> first and last layer, both included; by default those of models.toml, or by depth.
     layers_path: dotted path of the decoder blocks, where they are not found by structure.
@@ -89,7 +90,7 @@ def measure(
         raise OptionError("texts and calibration are given, and only one of them can be measured on. Leave one out.")
     with random_states_kept():
         settings = chosen_settings(
-            calibration=calibration,
+            calibration=None if calibration is None else os.fspath(calibration),
             documents=documents,
             chat_template=chat_template,
             device=device,
@@ -118,8 +119,10 @@ def measure(
 
 def check_labels(name: str | None, phases: PhaseMap | None) -> None:
     """Raise OptionError for a name or phases that no model can have."""
-    if name is not None and not (name.strip() and name.isprintable()):
+    if name is not None and not (isinstance(name, str) and name.strip() and name.isprintable()):
         raise OptionError(f"name={name!a} cannot be the name of a model: write letters, digits and signs, on one line.")
+    if phases is not None and not isinstance(phases, Mapping):
+        raise OptionError(f"phases={phases!r} is no mapping: write {{'C': (10, 31), 'E': (47, 58)}}.")
     if phases and (problems := declared_problems(phases)):
         raise OptionError(f"phases: {'; '.join(problems)}.")
 
@@ -137,17 +140,37 @@ def load_results(folder: str | Path = "results") -> Results:
     return Results(load(path) for path in store.record_paths(Path(folder)))
 
 
-def verify(records: str | Path | Sequence[str | Path] = "results") -> Verification:
+def verify(
+    records: str | Path | Sequence[str | Path] = "results",
+    *,
+    recompute: bool = False,
+    model: str | None = None,
+    calibration: str | None = None,
+    device: str | None = None,
+) -> Verification:
     """Hold records, or all of results folders, against themselves, as `delta-suite verify` does.
 
-    Raises RecordError where there is no record.
+    recompute: measure the model of each consistent record again, too, and compare figure by figure.
+    model, calibration: with `recompute`, the model or the texts of one record, where they are elsewhere than it says.
+    device: with `recompute`, where it is measured.
+
+    Raises RecordError where there is no record, and OptionError for options that do not go together.
 
     Example:
         >>> checked = verify("nowhere.json")
         >>> checked.consistent, checked[0].unreadable[:34]
         (False, 'record nowhere.json cannot be read')
     """
-    return Verification(store.verify([Path(place) for place in _several(records)]))
+    if not recompute and (model, calibration, device) != (None, None, None):
+        raise OptionError("model, calibration and device are for recompute=True: without it nothing is measured.")
+    checked = list(store.verify([Path(place) for place in _several(records)]))
+    if not recompute:
+        return Verification(checked)
+    require_one([record.path for record in checked], model, calibration)
+    choices = Choices(load_registry(), chosen_settings(device=device, fresh=True), model, calibration)
+    with random_states_kept():
+        again = list(recompute_all((record.path for record in checked if record.consistent), choices))
+    return Verification(checked, again)
 
 
 def _several(paths: str | Path | Sequence[str | Path]) -> list[str | Path]:
@@ -228,8 +251,12 @@ class Measurement:
         return [name for name, each in METRICS.items() if each.scope == scope and each.part in self.record.parts]
 
     def under(self, phases: PhaseMap) -> Measurement:
-        """Return the same measurement under another phase map: name -> first and last layer, both included."""
-        return Measurement(self.view.under(phases))
+        """Return the same measurement under another phase map: name -> first and last layer, both included.
+
+        Raises OptionError for what is no phase map, and ModelsFileError for layers that the model does not have.
+        """
+        check_labels(None, phases)
+        return Measurement(self.view.under(phase_map(self.view.model.layers, phases)))
 
     def judge(
         self, hypotheses: str | Path | Sequence[str | Path] | None = None, *, control: Measurement | None = None
@@ -241,7 +268,7 @@ class Measurement:
 
         Raises HypothesisFileError where a file is wrong.
         """
-        control_view = None if control is None else control.view
+        control_view = None if control is None else _view_of(control, "control")
         if control is None and self.path is not None and self.path.resolve().parent.parent.name == store.RUNS:
             control_view = store.newest_control(self.path.resolve().parents[2], self.view)
         paths = [bundled("hypotheses")] if hypotheses is None else _several(hypotheses)
@@ -255,7 +282,7 @@ class Measurement:
         """
         from delta_suite.publish.baseline_tables import side_by_side
 
-        parts = side_by_side(self.view, other.view, variant)
+        parts = side_by_side(self.view, _view_of(other, "other"), variant)
         return Comparison("\n\n".join(part if isinstance(part, str) else part.text() for part in parts))
 
     def plot(self, metric: str = "effective_rank", variant: str = "raw") -> Figure:
@@ -291,6 +318,13 @@ class Measurement:
         return f"<p>{xml(model_line(self.view))}</p>{phase_table(self.view).html()}"
 
 
+def _view_of(given: object, argument: str) -> RecordView:
+    """Return the view of a measurement. Raises OptionError for what is none, such as a path."""
+    if not isinstance(given, Measurement):
+        raise OptionError(f"{argument}={given!r} is no measurement: ds.load(path) returns that of a stored record.")
+    return given.view
+
+
 def _pandas() -> Any:
     try:
         return import_module("pandas")
@@ -314,23 +348,6 @@ class Comparison(str):
 
     def _repr_html_(self) -> str:
         return f"<pre>{xml(self)}</pre>"
-
-
-class Verification(list[store.Verified]):
-    """Stored records that were held against themselves, shown as `delta-suite verify` shows them."""
-
-    def __init__(self, records: Iterable[store.Verified]) -> None:
-        super().__init__(records)
-
-    @property
-    def consistent(self) -> bool:
-        """True where no record contradicts itself, and all can be read."""
-        return all(record.consistent for record in self)
-
-    def __repr__(self) -> str:
-        """Return what was found for each record, and how many are consistent."""
-        lines = [terminal(line) for record in self for line in record.lines()]
-        return "\n".join([*lines, store.verified_total(self)])
 
 
 class Rows(list[dict[str, Any]]):
@@ -382,7 +399,7 @@ class Verdicts(list[Judged]):
         return self.to_rows()._repr_html_()
 
     def to_rows(self) -> Rows:
-        """Return one row a claim: hypothesis, claim, model, verdict, observed, interval, required, margin."""
+        """Return one row a claim, with its texts, model, verdict, observed and required figures, margin and reason."""
         keys = ("hypothesis", "expectation", "claim", "model", "verdict", "observed", "required", "margin", "reason")
         return Rows({key: getattr(row, key) for key in keys} for row in self._rows())
 

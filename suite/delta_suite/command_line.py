@@ -114,5 +114,5 @@ def check_settings(device: str, dtype: str | None, documents: int | None) -> Non
         raise OptionError(f"--device {shorten(repr(device))} is unknown: use {known}.")
     if dtype is not None and dtype not in DTYPES:
         raise OptionError(f"--dtype {shorten(repr(dtype))} is unknown: use {', '.join(DTYPES[:-1])} or {DTYPES[-1]}.")
-    if documents is not None and not 1 <= documents <= MOST_DOCUMENTS:
+    if documents is not None and not (isinstance(documents, int) and 1 <= documents <= MOST_DOCUMENTS):
         raise OptionError(DOCUMENTS_OUT_OF_BOUNDS)

@@ -14,6 +14,7 @@ Training goes on as it would have without it: weights, gradients, hooks, train m
 from __future__ import annotations
 
 import math
+import os
 import statistics
 import sys
 import time
@@ -110,7 +111,7 @@ class DeltaMonitor:
         baseline_update: bool = False,
         on_flip: str = "warn",
         on_error: str = "warn",
-        calibration: str = DEFAULT_CALIBRATION,
+        calibration: str | os.PathLike[str] = DEFAULT_CALIBRATION,
         documents: int | None = DOCUMENTS,
         texts: Sequence[str] | None = None,
         metrics: Sequence[str] = LOGGED,
@@ -147,6 +148,9 @@ class DeltaMonitor:
         """
         _check_options(every, on_flip, on_error, metrics, variant, baseline, baseline_update)
         api.check_labels(name, phases)
+        calibration = os.fspath(calibration)
+        if texts is not None and calibration != DEFAULT_CALIBRATION:
+            raise OptionError("texts and calibration are given, and only one can be measured on. Leave one out.")
         self.every, self.tokenizer, self.on_flip, self.on_error = every, tokenizer, on_flip, on_error
         self.metrics, self.variant = tuple(metrics), variant
         self.phases, self.layers_path = phases, layers_path

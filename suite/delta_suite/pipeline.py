@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from delta_suite.capture.calibration import Calibration, load_calibration
+from delta_suite.capture.calibration import Calibration, load_calibration, load_calibrations
 from delta_suite.capture.plan import REFERENCE_DOCUMENTS, tokens_per_batch
 from delta_suite.capture.tokens import MAX_TOKENS, TokenSequences, tokenize
 from delta_suite.capture.work_units import work_units
@@ -25,18 +25,14 @@ from delta_suite.models.subject import StoredModel, Subject
 from delta_suite.paths import cache_root
 from delta_suite.process_group import MODES, current
 from delta_suite.progress import Progress, no_progress
-from delta_suite.provenance import Clock, library_version, started_gpus
+from delta_suite.provenance import Clock, keyed_versions, started_gpus
 from delta_suite.records.arrays import ArrayFile
-from delta_suite.records.assemble import Assembled, assemble, with_boundaries
+from delta_suite.records.assemble import Assembled, assemble, measured_later, with_boundaries
 from delta_suite.records.cache import ARRAYS, DIRECTIONS, Cache, cache_key
 from delta_suite.records.captured import calibration_record, certificate_record, provenance_record, sink_record
 from delta_suite.records.format import from_json, to_json
 from delta_suite.records.parts import missing_parts, with_parts
-from delta_suite.records.record import (
-    SCHEMA,
-    ModelRecord,
-    Provenance,
-)
+from delta_suite.records.record import SCHEMA, ModelRecord, Provenance
 from delta_suite.records.store import RESULTS, save
 from delta_suite.records.view import RecordView
 from delta_suite.reduction.statistics import TOP_K
@@ -120,25 +116,30 @@ def measure_all(
     """Measure one item after the other here; yield each with its outcome, or the error that hindered it.
 
     settings: those of every item but for its calibration, which it names itself. Where several processes measure
-        together, the first of them yields.
+        together, the first of them reads the texts and yields. Raises CalibrationError before anything is measured.
     """
+    items = list(work)
+    texts = load_calibrations((item.calibration for item in items if not current().rank), settings.documents)
 
     def measure_item(item: Item) -> Outcome:
-        return measure(item.spec, replace(settings, calibration=item.calibration), progress)
+        return measure(item.spec, replace(settings, calibration=item.calibration), progress, texts[item.calibration])
 
     if current().mode:
-        return torchrun.run(work, measure_item, lambda item, told: take_part(item.spec, told, settings))
-    return local.run(work, measure_item)
+        return torchrun.run(items, measure_item, lambda item, told: take_part(item.spec, told, settings))
+    return local.run(items, measure_item)
 
 
-def measure(spec: ModelSpec, settings: Settings, progress: Progress = no_progress) -> Outcome:
+def measure(
+    spec: ModelSpec, settings: Settings, progress: Progress = no_progress, calibration: Calibration | None = None
+) -> Outcome:
     """Measure one model, or take it from the cache, and write its record.
 
-    What the cache has under the same key is completed, not repeated. Raises a SuiteError whose message says what to do:
-    the model or its device is not there, the calibration is unfit, the stream cannot be captured, an identity of the
-    certificate fails, the results folder cannot be written. A cache that cannot be written is a note of the outcome.
+    What the cache has under the same key is completed, not repeated. `calibration`: the texts, where they are read.
+    Raises a SuiteError whose message says what to do: the model or its device is not there, the calibration is unfit,
+    the stream cannot be captured, an identity of the certificate fails, the results folder cannot be written. A cache
+    that cannot be written is a note of the outcome.
     """
-    return written(measure_view(spec, settings, progress), settings)
+    return written(measure_view(spec, settings, progress, calibration), settings)
 
 
 @dataclass(frozen=True)
@@ -258,7 +259,7 @@ def prepare(
         weights=subject.fingerprint,
         calibration=calibration.sha256,
         metrics=metric_versions(),
-        libraries={name: library_version(name) for name in ("torch", "transformers")},
+        libraries=keyed_versions(),
         **choices,
     )
     return Run(subject, calibration, settings.cache, choices, key)
@@ -290,7 +291,7 @@ def _complete(run: Run, entry: Assembled | None, parts: frozenset[str], progress
     if entry is not None and "law" in missing:
         placed = view_of(run.cache, run.key, entry).under(phase_map(entry.record.model.layers, run.subject.phases))
         entry = Assembled(placed.record, placed.content(), entry.directions)
-    if entry is None or missing & {"law", "writes", "stream", "causal", "damage"}:
+    if entry is None or missing - {"boundaries"}:  # boundaries alone need no model
         entry = _measure(run, entry, missing, progress)
     if "boundaries" in missing:
         record = with_boundaries(entry.record, view_of(run.cache, run.key, entry).gram)
@@ -394,12 +395,7 @@ def _entry(run: Run, entry: Assembled | None, ran: _Ran) -> Assembled:
             units=run.calibration.units,
         )
     else:
-        before = entry.record.provenance.seconds  # of both runs together
-        spent = provenance.seconds
-        seconds = before | {step: round(before.get(step, 0.0) + spent[step], 3) for step in spent}
-        provenance = provenance.model_copy(update={"seconds": seconds})
-        record = entry.record.model_copy(update={"provenance": provenance})
-        entry = Assembled(record, entry.arrays, entry.directions)
+        entry = measured_later(entry, provenance)
     entry = with_parts(entry, captured)
     if (error := captured.error) is not None:
         run.cache.put(run.key, entry)  # the next run need not measure the rest again

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from delta_suite.errors import DeviceError, OptionError, why_not_measured
 from delta_suite.escaping import terminal_lines
-from delta_suite.provenance import library_version
+from delta_suite.provenance import keyed_versions
 from delta_suite.version import __version__
 
 if TYPE_CHECKING:
@@ -214,7 +214,7 @@ class _Joined(Team):
 
     def compare_versions(self) -> None:
         """Raise DeviceError where the processes run different versions of what is in the cache key."""
-        versions = {"delta-suite": __version__} | {name: library_version(name) for name in ("torch", "transformers")}
+        versions = {"delta-suite": __version__} | keyed_versions()
         first, *others = self.shared(versions)
         for rank, theirs in enumerate(others, start=1):
             for name in first:

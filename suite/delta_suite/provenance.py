@@ -37,6 +37,11 @@ def code_version() -> str:
     return digest.hexdigest()[:16]
 
 
+def keyed_versions() -> dict[str, str]:
+    """Return the versions of the libraries that decide the figures: they are in the cache key."""
+    return {name: library_version(name) for name in ("torch", "transformers")}
+
+
 def git_state() -> dict[str, Any] | None:
     """Return commit and dirty flag of the checkout that the suite's code is imported from, if it is one."""
     root = PACKAGE.parents[1]

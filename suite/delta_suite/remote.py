@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from delta_suite.capture.calibration import Calibration, load_calibration
+from delta_suite.capture.calibration import Calibration, load_calibrations
 from delta_suite.engine import dispatch
 from delta_suite.engine.versions import version_problem, versions
 from delta_suite.errors import EngineError, RecordError, SuiteError, WorkerError, explain
@@ -154,8 +154,7 @@ def measure_on(
     Its record is written by then. Raises CalibrationError and EngineError before anything is measured.
     """
     items = list(work)
-    names = dict.fromkeys(item.calibration for item in items)
-    calibrations = {name: load_calibration(name, settings.documents) for name in names}
+    calibrations = load_calibrations((item.calibration for item in items), settings.documents)
     terms = Terms(settings, calibrations, workers.threads, versions())
     with workers, progress("measured", len(items), "model") as bar:
         sender = _Sender(settings, workers.share(pickle.dumps(terms)))

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
-from delta_suite.capture.calibration import Calibration, load_calibration
+from delta_suite.capture.calibration import Calibration, load_calibrations
 from delta_suite.capture.work_units import WorkUnit, work_units
 from delta_suite.engine import dispatch, local
 from delta_suite.engine.versions import versions
@@ -56,8 +56,7 @@ def measure_split(
     Its record is written by then. Raises CalibrationError and EngineError before anything is measured.
     """
     items = list(work)
-    names = dict.fromkeys(item.calibration for item in items)
-    calibrations = {name: load_calibration(name, settings.documents) for name in names}
+    calibrations = load_calibrations((item.calibration for item in items), settings.documents)
     with workers:
         for item in items:
             result: Outcome | Exception

@@ -100,6 +100,25 @@ def test_verify_shows_what_the_command_shows(measured: ds.Measurement, tmp_path:
     assert ds.verify(path)[0].unreadable
 
 
+def test_verify_measures_again_as_the_command_does(measured: ds.Measurement, small: Path, tmp_path: Path) -> None:
+    path = measured.save(tmp_path)
+    checked = ds.verify(path, recompute=True, model=str(small), device="cpu")
+    assert checked.confirmed, checked
+    assert "figures agree within 1e-5, 0 differ" in repr(checked)
+    assert not ds.verify(path).confirmed  # nothing was measured
+    refused = ds.verify(path, recompute=True, model="nosuch")
+    assert refused.consistent
+    assert not refused.confirmed
+    assert "is not confirmed: " in refused.recomputed[0].line
+    with pytest.raises(ds.SuiteError, match="recompute=True"):
+        ds.verify(path, device="cpu")
+
+
+def test_a_calibration_may_be_a_path(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("A text of more than a few words, of which a spectrum can be formed.", "utf-8")
+    assert ds.measure(small, calibration=tmp_path / "texts.txt", parts="spectra").record.calibration.documents == 1
+
+
 def test_a_missing_pandas_is_told(measured: ds.Measurement, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
     for error in (ds.SuiteError, ImportError):
@@ -130,6 +149,13 @@ def test_every_error_of_the_suite_has_one_base() -> None:
         (lambda m: ds.measure("nowhere"), "nowhere"),
         (lambda m: ds.measure("nowhere", name="a\nb"), "cannot be the name"),
         (lambda m: ds.measure("nowhere", phases={"A": (0, 6), "B": (5, 9)}), "overlap"),
+        (lambda m: ds.measure("nowhere", phases={"A": "0-6"}), "no pair of layers"),
+        (lambda m: ds.measure("nowhere", phases=[1]), "no mapping"),
+        (lambda m: ds.measure("nowhere", name=5), "cannot be the name"),
+        (lambda m: ds.measure("nowhere", documents=2.5), "--documents is out of bounds"),
+        (lambda m: m.under({"C": (0, 99)}), "reaches past the last layer, 5 of 6"),
+        (lambda m: m.compare("nowhere.json"), "other='nowhere.json' is no measurement: ds.load(path)"),
+        (lambda m: m.judge(control="nowhere.json"), "control='nowhere.json' is no measurement"),
     ],
 )
 def test_errors_are_of_the_suite(measured: ds.Measurement, call: object, told: str) -> None:

@@ -91,6 +91,8 @@ def test_a_record_of_it_can_be_kept_and_read_again(model: Any, tokenizer: Any, t
     assert dict(again.view.phases) == phases
     assert again.layers("effective_rank") == here.layers("effective_rank")
     assert ds.verify(tmp_path / "results").consistent
+    reason = ds.load_results(tmp_path / "results")[0].value("shared_r2", "high").reason
+    assert "measure(model, tokenizer=tokenizer, parts='law')" in str(reason)  # no command finds it
 
 
 # --- how it is left --------------------------------------------------------------------------------------------
@@ -314,9 +316,10 @@ def test_equal_integers_of_another_scale_are_another_model(model: Any, tokenizer
         (lambda model, it: ds.measure(model, tokenizer=it, device="cuda", **SPECTRA), OptionError, "is on cpu"),
         (lambda model, it: ds.measure(model, tokenizer=it, dtype="float16", **SPECTRA), OptionError, "is float32"),
         (lambda model, it: ds.measure("gpt2", tokenizer=it, **SPECTRA), OptionError, "brings its own"),
-        (lambda model, it: ds.measure(42, tokenizer=it, **SPECTRA), OptionError, "a int cannot be measured"),
+        (lambda model, it: ds.measure(42, tokenizer=it, **SPECTRA), OptionError, "int is no model"),
         (lambda model, it: ds.measure(model, tokenizer=it, texts="one"), ds.SuiteError, "one string"),
         (lambda model, it: ds.measure(model, tokenizer=it, texts=[]), ds.SuiteError, "no text"),
+        (lambda model, it: ds.measure(model, tokenizer=it, texts=5), ds.SuiteError, "texts is int"),
         (lambda model, it: ds.measure(model, tokenizer=it, texts=["a", 5]), ds.SuiteError, r"texts\[1\] is int"),
         (lambda model, it: ds.measure(model, tokenizer=it, texts=["a"], calibration="core"), OptionError, "only one"),
         (lambda model, it: ds.measure(model, tokenizer=it, texts=TEXTS, parts="walls"), OptionError, "no part 'walls'"),

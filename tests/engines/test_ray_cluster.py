@@ -16,7 +16,7 @@ import torch
 from delta_suite.engine import dispatch, ray_cluster, versions
 from delta_suite.engine.ray_cluster import RayCluster, connect, describe_cluster
 from delta_suite.engine.work import work_list
-from delta_suite.errors import EngineError
+from delta_suite.errors import EngineError, OptionError
 from delta_suite.models.spec import ModelSpec
 from delta_suite.pipeline import Outcome, Settings, measure_all
 from delta_suite.records.cache import Cache
@@ -215,5 +215,5 @@ def test_addresses_that_nothing_answers_at(monkeypatch: pytest.MonkeyPatch) -> N
         port = server.getsockname()[1]
     with pytest.raises(EngineError, match=f"--ray-address 127.0.0.1:{port}: nothing answers there"):
         connect(ray, f"127.0.0.1:{port}")
-    with pytest.raises(EngineError, match="--ray-address ray://head is no address of a Ray cluster's head"):
+    with pytest.raises(OptionError, match="--ray-address ray://head is no address of a Ray cluster's head"):
         connect(ray, "ray://head")

@@ -1,6 +1,7 @@
 """The files of a model in a directory, and every way in which they can be missing or damaged."""
 
 import json
+import os
 import pickle
 import shutil
 import struct
@@ -83,6 +84,11 @@ class TestDirectory:
     def test_no_such_directory(self, tmp_path: Path) -> None:
         assert "no directory" in problem(spec_of(tmp_path / "nowhere"))
         assert "no directory" in problem(spec_of(tmp_path / ("x" * 5000)))
+
+    def test_a_config_that_is_no_file(self, checkpoint: Path) -> None:
+        (checkpoint / "config.json").unlink()
+        os.mkfifo(checkpoint / "config.json")
+        assert "config.json is no regular file" in problem(spec_of(checkpoint))
 
     def test_no_config(self, checkpoint: Path) -> None:
         (checkpoint / "config.json").unlink()

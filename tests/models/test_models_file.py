@@ -107,6 +107,8 @@ class TestResolve:
             registry.resolve_all("x" * 5000 + "*")
         with pytest.raises(UnknownModelError, match="1 matches, but no directory"):
             registry.resolve_all("runs/*.log")
+        with pytest.raises(UnknownModelError, match=r"runs is a folder, which has no revisions\. Leave @main out"):
+            registry.resolve("runs@main")
 
     def test_a_hub_id(self, registry: Registry) -> None:
         spec = registry.resolve("acme/tiny")

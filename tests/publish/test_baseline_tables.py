@@ -52,6 +52,14 @@ def test_side_by_side_marks_what_changed_beyond_noise() -> None:
     assert "not comparable" not in text
 
 
+def test_a_difference_without_an_interval_is_not_marked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("delta_suite.regression.comparison._paired_noise", lambda *_: None)  # one document
+    text = shown(planted(), planted(shift=1.0))
+    assert row_of(text, "A", "stream_norm") == ["A", "stream_norm", "10.50", "11.50", "+1.000", "-"]
+    assert "≠" not in text
+    assert text.endswith("no intervals, so nothing tells a difference from what other texts would change")
+
+
 def test_side_by_side_shows_how_far_directions_turned() -> None:
     text = shown(planted(), planted(turn=40.0))
     assert [row_of(text, str(layer))[1] for layer in range(LAYERS)] == ["40.0"] * LAYERS

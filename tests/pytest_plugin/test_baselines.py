@@ -311,6 +311,7 @@ def test_a_model_of_another_shape_never_overwrites(project: pytest.Pytester, bas
         (["--baseline", "hypotheses/"], "*that folder holds tests, not baselines*"),
         (["--baseline=b[1]/x.json", "--baseline-update"], "--baseline b*: pytest collects no path with a bracket*"),
         (["--baseline-reason=why"], "*--baseline-reason is for --baseline-update=all"),
+        (["--baseline", "--baseline-reason=why"], "*--baseline-reason is for --baseline-update=all"),
         (["--model=twin", "--baseline=x.json", "--baseline-update"], "*tiny and twin would both be written to x.json*"),
     ],
 )

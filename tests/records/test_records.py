@@ -297,6 +297,23 @@ def test_the_law_belongs_to_the_phase_map_that_it_was_fitted_under(outcome: tupl
     assert "delta-suite measure tiny --parts law" in str(other.reason)
 
 
+@pytest.mark.parametrize(
+    ("source", "command"),
+    [
+        ("directory:runs/a b/step-8", "delta-suite measure 'runs/a b/step-8' --parts law"),
+        ("random-weights, seed 0, as directory:run", "delta-suite measure run@random-weights --parts law"),
+        ("directory:/home/ada/run", "delta-suite measure tiny --parts law"),  # reasons are published
+        ("hub:acme/tiny", "delta-suite measure tiny --parts law"),
+        ("memory", "measure(model, tokenizer=tokenizer, parts='law')"),
+    ],
+)
+def test_the_command_that_measures_again_finds_the_model(
+    outcome: tuple[Outcome, Settings], source: str, command: str
+) -> None:
+    view = outcome[0].view
+    assert view.under(view.phases, source=source).measure_again("law") == command
+
+
 # --- older and damaged records ---------------------------------------------------------------------------------
 
 

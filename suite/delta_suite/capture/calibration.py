@@ -117,6 +117,16 @@ def load_calibration(name: str, documents: int | None = None) -> Calibration:
     return _calibration(name, texts, first=documents, duplicates=duplicates)
 
 
+def load_calibrations(names: Iterable[str], documents: int | None = None) -> dict[str, Calibration]:
+    """Return the calibrations of these names, each read once. Raises CalibrationError as `load_calibration` does.
+
+    Example:
+        >>> list(load_calibrations(["seed", "core", "seed"]))
+        ['seed', 'core']
+    """
+    return {name: load_calibration(name, documents) for name in dict.fromkeys(names)}
+
+
 def _calibration(
     name: str,
     documents: Sequence[Document],

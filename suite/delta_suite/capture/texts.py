@@ -112,6 +112,8 @@ def listed(texts: Iterable[str]) -> Iterator[str]:
     """Yield the texts of a list. Raises CalibrationError for what is no text, and says which."""
     if isinstance(texts, str):
         raise CalibrationError("texts is one string, and a calibration is a list of them: texts=[...].")
+    if not isinstance(texts, Iterable):
+        raise CalibrationError(f"texts is {type(texts).__name__}, and a calibration is a list of texts: texts=[...].")
     for number, text in enumerate(texts):
         if not isinstance(text, str):
             raise CalibrationError(f"texts[{number}] is {type(text).__name__}, not text. Give a list of strings.")

@@ -70,7 +70,8 @@ def _end(error: Exception) -> int:
             show(error.format_message())
         else:
             command = context.command_path if (context := getattr(error, "ctx", None)) else "delta-suite"
-            say(f"{error.format_message().removesuffix('.')}. See `{command} --help`.")
+            problem = error.format_message().removesuffix(".")
+            say(f"{problem}{'' if problem.endswith('?') else '.'} See `{command} --help`.")
         return ExitCode.USAGE
     say(explain(error, "running the command"))
     if isinstance(error, SuiteError | OSError | MemoryError):

@@ -34,6 +34,7 @@ def models(models_file: ModelsFile = None) -> None:
     where = f"{len(lines)} models in {registry.path}." if registry.path else "There is no models file."
     show()
     show(prose(f"{where} A directory or a hub id (org/name) can be given to --model, too.", columns()))
+    show(prose("What is not downloaded is when it is measured, or before by `hf download ORG/NAME`.", columns()))
 
 
 @app.command(epilog="Example: delta-suite hypotheses claims/ --check")

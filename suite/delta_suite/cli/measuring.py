@@ -214,8 +214,8 @@ def trajectory(
     runs = series(specs)
     if len(runs) != 1:
         fail(
-            f"{pattern} is {', '.join(spec.name for spec in specs)}: not several checkpoints of one run, whose "
-            f"names end in their step (checkpoint-1000, name@step8000)."
+            f"{pattern} names {', '.join(spec.name for spec in specs)}, and a trajectory is of several checkpoints of "
+            f"one run, whose names end in their step (checkpoint-1000, name@step8000). Name them by a quoted pattern."
         )
     ((name, steps),) = runs.items()
     claims = load_hypotheses(hypotheses or [default_hypotheses()])

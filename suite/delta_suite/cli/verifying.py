@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,10 +10,10 @@ import typer
 from delta_suite.cli.common import Device, ModelsFile, app
 from delta_suite.cli.output import say, show
 from delta_suite.command_line import DEFAULT_DEVICE, ExitCode
-from delta_suite.errors import OptionError, explain
+from delta_suite.errors import OptionError
 
 if TYPE_CHECKING:
-    from delta_suite.sharing.recomputing import Choices, Recomputed
+    from delta_suite.records.store import Verified
 
 
 @app.command(epilog="Example: delta-suite verify results")
@@ -54,38 +53,30 @@ def verify(
     show(verified_total(checked))
     failed = not all(record.consistent for record in checked)
     if recompute:
-        from delta_suite.models.models_file import load_registry
-        from delta_suite.pipeline import chosen_settings
-        from delta_suite.sharing.recomputing import Choices, require_one
-
-        require_one([record.path for record in checked], model, calibration)
-        settings = chosen_settings(device=device, fresh=True)
-        choices = Choices(load_registry(models_file), settings, model, calibration)
-        failed |= not _recomputed((record.path for record in checked if record.consistent), choices)
+        failed |= not _recomputed(checked, model, calibration, device, models_file)
     if failed:
         raise typer.Exit(ExitCode.FAILED)
 
 
-def _recomputed(paths: Iterable[Path], choices: Choices) -> bool:
-    """Measure records again, show what differs in one table, and return True if all are confirmed."""
+def _recomputed(
+    checked: list[Verified], model: str | None, calibration: str | None, device: str, models_file: Path | None
+) -> bool:
+    """Measure consistent records again, show what differs in one table, and return True if all are confirmed."""
+    from delta_suite.models.models_file import load_registry
+    from delta_suite.pipeline import chosen_settings
     from delta_suite.progress import bars
-    from delta_suite.records.store import load
-    from delta_suite.sharing import recomputing
+    from delta_suite.recomputing import Choices, Recomputed, difference_table, recompute_all, require_one
 
-    results: list[Recomputed] = []
-    confirmed = True
-    for path in paths:
-        try:
-            record = load(path)
-            say(recomputing.announced(path, record))
-            result = recomputing.recompute(path, record, choices, bars())
-        except Exception as error:  # one model must not hinder the next, as when they are measured
-            say(f"{path} is not confirmed: {explain(error, f'measuring the model of {path} again')}")
-            confirmed = False
-            continue
-        show(result.line)
-        results.append(result)
-        confirmed &= result.agreement.agrees
-    if any(result.agreement.differences for result in results):
-        show(recomputing.difference_table(results))
+    require_one([record.path for record in checked], model, calibration)
+    choices = Choices(load_registry(models_file), chosen_settings(device=device, fresh=True), model, calibration)
+    confirmed, compared = True, []
+    for result in recompute_all((record.path for record in checked if record.consistent), choices, bars(), say):
+        confirmed &= result.confirmed
+        if isinstance(result, Recomputed):
+            compared.append(result)
+            show(result.line)
+        else:
+            say(result.line)
+    if any(result.agreement.differences for result in compared):
+        show(difference_table(compared))
     return confirmed

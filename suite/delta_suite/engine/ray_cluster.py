@@ -20,7 +20,7 @@ from typing import Any
 
 from delta_suite.engine.dispatch import LostWorkerError, Task
 from delta_suite.engine.versions import version_problem, versions
-from delta_suite.errors import EngineError, MissingPackageError, brief
+from delta_suite.errors import EngineError, MissingPackageError, OptionError, brief
 
 ANSWER_TIMEOUT = 120.0
 """Seconds that every machine has to start a worker and tell its versions."""
@@ -190,10 +190,13 @@ def connect(ray: Any, address: str | None) -> None:
 
 
 def _require_reachable(address: str) -> None:
-    """Raise EngineError for an address that nothing listens at: Ray would try for a minute, and end the process."""
+    """Raise EngineError for an address that nothing listens at: Ray would try for a minute, and end the process.
+
+    Raises OptionError for what is no address.
+    """
     host, _, port = address.rpartition(":")
     if not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise EngineError(
+        raise OptionError(
             f"--ray-address {address} is no address of a Ray cluster's head: it is host:port, as `ray start --head` "
             f"says it, such as 10.0.0.1:6379. Run the command on a machine of the cluster."
         )

@@ -5,14 +5,13 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 
-from delta_suite.provenance import library_version
+from delta_suite.provenance import keyed_versions
 from delta_suite.version import __version__
 
 
 def versions() -> dict[str, str]:
     """Return the versions that must be the same wherever the models of a sweep are measured."""
-    libraries = {name: library_version(name) for name in ("torch", "transformers")}
-    return {"delta-suite": __version__, "python": ".".join(platform.python_version_tuple()[:2])} | libraries
+    return {"delta-suite": __version__, "python": ".".join(platform.python_version_tuple()[:2])} | keyed_versions()
 
 
 def version_problem(here: Mapping[str, str], there: Mapping[str, str]) -> str | None:

@@ -212,7 +212,7 @@ def _named(model: Any, layers_path: str) -> tuple[nn.Module, ...]:
     except AttributeError:
         raise CaptureError(
             f"layers_path = {layers_path!r} names no module of {type(model).__name__}; "
-            f"lists of modules it has: {_described(model)}. Correct layers_path in models.toml."
+            f"lists of modules it has: {_described(model)}. Correct layers_path, in models.toml or where it is given."
         ) from None
     # children() would leave out a block that is listed twice.
     blocks = tuple(module for module in container._modules.values() if module is not None)
@@ -220,7 +220,7 @@ def _named(model: Any, layers_path: str) -> tuple[nn.Module, ...]:
         raise CaptureError(
             f"layers_path = {layers_path!r} names a module of {type(model).__name__} that is no list of decoder blocks "
             f"({type(container).__name__}); lists of modules it has: {_described(model)}. "
-            f"Correct layers_path in models.toml."
+            f"Correct layers_path, in models.toml or where it is given."
         )
     return blocks
 

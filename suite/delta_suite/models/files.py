@@ -227,6 +227,10 @@ def _only_gguf(spec: ModelSpec, directory: Path) -> str:
             f"{directory} has {len(ggufs)} GGUF files and no config.json, so which one is meant is open",
             f"Pass the file: {', '.join(str(directory / name) for name in ggufs[:6])}.",
         )
+    if os.path.lexists(config := directory / "config.json"):
+        raise IncompleteError(
+            spec.name, f"{config} is no regular file, or a link that leads nowhere", "Save or download it again."
+        )
     do = "Pass a directory written by save_pretrained, or one with a .gguf file."
     if (directory / ADAPTER).is_file():
         do = "It holds an adapter: merge it into its base model (merge_and_unload) and pass what that saves."

@@ -26,6 +26,7 @@ from delta_suite.models.device import SHARDED
 from delta_suite.models.fingerprint import MAX_THREADS
 from delta_suite.models.loading import LoadedModel
 from delta_suite.models.phases import PhaseMap
+from delta_suite.models.spec import MEMORY
 from delta_suite.models.subject import Subject
 from delta_suite.models.tokenizer import steady
 from delta_suite.models.undisturbed import left_as_it_was
@@ -34,9 +35,6 @@ from delta_suite.writing import temporary_folder
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-MEMORY = "memory"
-"""Source of a model in memory, as records write it."""
 
 HASHED_AT_ONCE = 64 << 20
 """Bytes of a tensor that are brought to the host at a time to be hashed."""
@@ -258,7 +256,7 @@ def module_in_memory(
 
     if not isinstance(module, torch.nn.Module):
         raise OptionError(
-            f"a {type(module).__name__} cannot be measured: give a model's name, path or hub id, or a torch module."
+            f"{type(module).__name__} is no model: give a model's name, path or hub id, or a torch module."
         )
     subject = ModuleInMemory(module, tokenizer, name, phases, layers_path)
     assert subject.tokenizer is not None

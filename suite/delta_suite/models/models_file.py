@@ -174,6 +174,9 @@ class Registry:
 
     def _unknown(self, argument: str, base: str, suffix: str) -> str:
         """Return the message about a bare name that is no entry."""
+        if suffix and is_directory(Path(base)):
+            known = f"{shorten(base)} is a folder, which has no revisions"
+            return f"no model {shorten(argument)!r}: {known}. Leave {shorten(suffix)} out."
         if self.path is None:
             return (
                 f"no model {shorten(argument)!r}: there is no models file (looked for {_looked_for()}), and a name "

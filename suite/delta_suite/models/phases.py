@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from itertools import pairwise
+from numbers import Integral
 
 from delta_suite.errors import ModelsFileError
 
@@ -50,6 +51,10 @@ def declared_problems(declared: PhaseMap) -> list[str]:
         >>> declared_problems({"A": (0, 6), "B": (5, 9)})
         ['phases A = [0, 6] and B = [5, 9] overlap']
     """
+    for name, ends in declared.items():
+        pair = isinstance(ends, tuple | list) and len(ends) == 2 and all(isinstance(end, Integral) for end in ends)
+        if not isinstance(name, str) or not pair:
+            return [f"phase {name} = {ends!r} is no pair of layers: write the first and the last"]
     problems = []
     for name, (first, last) in declared.items():
         if not re.fullmatch(PHASE_NAME, name):
@@ -92,7 +97,7 @@ def phase_map(layers: int, declared: PhaseMap | None = None) -> PhaseMap:
         if problems:
             raise ModelsFileError(
                 "the declared phase map does not fit the model: " + "; ".join(problems) + ". "
-                "Correct `phases` of the model's entry in models.toml, or take it out to divide by depth."
+                "Correct `phases`, in models.toml or where it is given, or take it out to divide by depth."
             )
         return dict(sorted(declared.items(), key=lambda item: item[1]))
     if layers == 64:

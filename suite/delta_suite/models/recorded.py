@@ -8,7 +8,7 @@ from delta_suite.errors import UnknownModelError
 from delta_suite.models.models_file import Registry
 from delta_suite.models.sources.gguf import SUFFIX
 from delta_suite.models.sources.hub import HUB_ID
-from delta_suite.models.spec import ModelSpec, control_source
+from delta_suite.models.spec import MEMORY, ModelSpec, control_source
 from delta_suite.paths import path_error, shorten
 
 NAME_IT = "name the model or the place of its files with --model"
@@ -45,7 +45,7 @@ def _named(registry: Registry, kind: str, place: str, source: str) -> ModelSpec:
     if kind == "package" and owner.replace("_", "a").isalnum() and rest.endswith(SUFFIX) and Path(rest).name == rest:
         return ModelSpec(name=owner, package=owner, gguf=rest)
     why = {
-        "memory": "it was a module in memory",
+        MEMORY: "it was a module in memory",
         "directory": f"its directory {shorten(place)} is not on this machine",
     }.get(kind, f"its source {shorten(ascii(source))} is none that can be found")
     raise UnknownModelError(f"{why}: {NAME_IT}.")

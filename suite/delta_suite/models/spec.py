@@ -18,6 +18,9 @@ from delta_suite.models.sources import entry_problems, source_of
 RANDOM_WEIGHTS = "random-weights"
 """The word after the @ that asks for the control of a model."""
 
+MEMORY = "memory"
+"""Source of a model in memory, as records write it."""
+
 CONTROL_SEED = 0
 """Seed that the weights of a control are drawn with."""
 

@@ -249,7 +249,8 @@ def side_by_side(
         and a.value is not None
         and b.value is not None
     ]
-    parts: list[Table | str] = [_marked_table(compare_pairs(pairs, variant, paired=paired), "phase")]
+    of_phases = compare_pairs(pairs, variant, paired=paired)
+    parts: list[Table | str] = [_marked_table(of_phases, "phase")]
     if (before.model.layers, before.model.hidden) == (now.model.layers, now.model.hidden):
         directions = direction_figures(before), direction_figures(now)
         turned = compare_turns(before, now, directions, other_documents=True)
@@ -266,6 +267,8 @@ def side_by_side(
         parts.append("not comparable:\n" + "\n".join(prose(reason, width) for reason in mismatches.values()))
     if other_tokens := special_tokens_differ(*calibrations):
         parts.append(prose(f"careful: {other_tokens}, and what stands first is a sink in most models", width))
+    if all(each.interval_alone is None for each in of_phases):
+        return [*parts, prose("no intervals, so nothing tells a difference from what other texts would change", width)]
     how = "paired by document" if paired else "unpaired: other documents"
     meaning = f"{DIFFERS} a difference even if all of them are considered at once"
     return [*parts, prose(f"intervals: {PERCENT}, {how}. {meaning}", width)]
@@ -278,7 +281,8 @@ def _marked_table(comparisons: Sequence[Comparison], scope: str) -> Table:
             comparison.metric,
             number(comparison.old),
             number(comparison.new),
-            (f"{DIFFERS} " if comparison.fails else "") + _signed(comparison.difference),
+            (f"{DIFFERS} " if comparison.fails and comparison.interval_alone is not None else "")
+            + _signed(comparison.difference),
             _interval(comparison),
         ]
         for comparison in comparisons

@@ -105,11 +105,9 @@ class Group:
     @property
     def facts(self) -> dict[str, str]:
         """Return what the figures of all entries share, by name. Groups differ in at least one of them."""
-        documents = self.calibration.documents
         versions = ", ".join(f"{name} {version}" for name, version in sorted(self.metric_versions.items()))
         return {
-            "calibration": f"{self.calibration.name}, {documents} document{'s' if documents != 1 else ''}, "
-            f"SHA-256 {self.calibration.sha256[:12]}",
+            "calibration": f"{self.calibration.name}, {self._texts}",
             "precision": self.precision,
             "metrics": f"set {self.metrics}: {versions}",
             **{name.replace("_", " "): str(value) for name, value in self.settings.items()},
@@ -119,13 +117,11 @@ class Group:
     @cached_property
     def described(self) -> str:
         """Return what all entries of the table share, and what they do not."""
-        documents = self.calibration.documents
         versions = sorted(set(self.metric_versions.values()))
         suites = sorted({entry.head.provenance.suite for entry in self.entries})
         settings = ", ".join(f"{name} {value}" for name, value in self.settings.items())
         return (
-            f"{documents} document{'s' if documents != 1 else ''}, SHA-256 {self.calibration.sha256[:12]}; "
-            f"{self.precision}; {len(self.metric_versions)} metrics shown, of version "
+            f"{self._texts}; {self.precision}; {len(self.metric_versions)} metrics shown, of version "
             f"{', '.join(map(str, versions))}; {settings}; "
             f"record schema {self.schema}; delta-suite {' and '.join(suites)}. "
             f"{chance_text([row for entry in self.entries for row in entry.rows])}"
@@ -142,6 +138,11 @@ class Group:
             for entry in run.entries.values():
                 names[entry.record] = (*names.get(entry.record, ()), run.name)
         return names
+
+    @property
+    def _texts(self) -> str:
+        documents = self.calibration.documents
+        return f"{documents} document{'s' if documents != 1 else ''}, SHA-256 {self.calibration.sha256[:12]}"
 
     @property
     def changed(self) -> tuple[str, ...]:

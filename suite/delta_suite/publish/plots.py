@@ -64,7 +64,7 @@ def why_no_arrays(view: RecordView, content: str) -> str:
         view.content()
     except RecordError as error:
         return str(error)
-    return f"the record holds no {content}; measure it again: delta-suite measure {view.model.name}"
+    return f"the record holds no {content}; measure it again: {view.measure_again()}"
 
 
 def _rows(matrix: np.ndarray, digits: int = 4) -> list[list[float | None]]:

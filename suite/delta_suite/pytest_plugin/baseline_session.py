@@ -70,9 +70,9 @@ class Regression:
             pytest.UsageError: options do not go together, or a baseline is missing or damaged.
         """
         option = config.getoption
+        if option("baseline_reason") and option("baseline_update") is None:
+            raise pytest.UsageError("--baseline-reason is for --baseline-update=all")
         if option("baseline") is None and option("baseline_update") is None:
-            if option("baseline_reason"):
-                raise pytest.UsageError("--baseline-reason is for --baseline-update=all")
             return None
         regression = cls(config, specs, outcome, control, reproduce, width)
         regression._resolve()

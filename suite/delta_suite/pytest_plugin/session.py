@@ -15,7 +15,7 @@ import pytest
 
 from delta_suite.command_line import DEFAULT_CALIBRATION, EMPTY_VALUE, empty_options
 from delta_suite.engine.work import Item, Shard, work_list
-from delta_suite.errors import SuiteError, explain
+from delta_suite.errors import CalibrationError, SuiteError, explain
 from delta_suite.escaping import terminal_lines
 from delta_suite.pytest_plugin.baseline_session import REGRESSION, Regression
 from delta_suite.pytest_plugin.options import NOT_EMPTY
@@ -188,7 +188,11 @@ class Session:
 
             with self._terminal():
                 settings = self.settings
-                ((_, measured),) = measure_all([Item(spec, settings.calibration)], settings, bars())
+                measured: Outcome | Exception
+                try:
+                    ((_, measured),) = measure_all([Item(spec, settings.calibration)], settings, bars())
+                except CalibrationError as error:
+                    measured = error
             self._outcomes[key] = measured
             if not isinstance(measured, Exception):
                 self.notes |= dict.fromkeys(measured.notes)
@@ -270,8 +274,10 @@ class Session:
         if (row := getattr(report, "delta_suite", None)) is not None:
             self.judged.append(row)
 
-    def pytest_keyboard_interrupt(self) -> None:
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
         """Note what is kept of a run that is interrupted."""
+        if excinfo.errisinstance(pytest.Session.Interrupted):  # pytest's word for an error at collection
+            return
         if self.specs and not hasattr(self.config, "workerinput"):
             from delta_suite.interruption import measured_so_far
             from delta_suite.records.store import RUNS

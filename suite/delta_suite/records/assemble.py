@@ -253,6 +253,14 @@ def _scope_arrays(record: Record, gram_of: GramOf, variants: Collection[str]) ->
 # --- boundaries, law, writes and states ------------------------------------------------------------------------
 
 
+def measured_later(entry: Assembled, provenance: Provenance) -> Assembled:
+    """Return an entry as of a later run that completes it; the seconds are those of both runs together."""
+    before, spent = entry.record.provenance.seconds, provenance.seconds
+    seconds = before | {step: round(before.get(step, 0.0) + spent[step], 3) for step in spent}
+    record = entry.record.model_copy(update={"provenance": provenance.model_copy(update={"seconds": seconds})})
+    return Assembled(record, entry.arrays, entry.directions)
+
+
 def with_boundaries(record: Record, gram_of: GramOf) -> Record:
     """Return the record with its boundaries measured in every variant of whole blocks."""
     boundaries = {

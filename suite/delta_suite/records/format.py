@@ -83,9 +83,8 @@ def from_json(text: str, where: object) -> tuple[Record, dict[str, np.ndarray] |
         except (KeyError, TypeError, AttributeError, ValueError, IndexError, OverflowError) as error:
             raise _not_a_record(where, "schema 2", f"{type(error).__name__}: {error}") from None
     elif content["schema"] is True or content["schema"] != SCHEMA:
-        raise _not_a_record(
-            where, "schema", f"{shorten(repr(content['schema']))} is not a schema that this version reads"
-        )
+        why = f"{shorten(repr(content['schema']))} is not a schema that this version reads"
+        raise _not_a_record(where, "schema", f"{why}; a higher one needs a newer delta-suite")
     try:
         record = Record.model_validate(content)
     except ValidationError as error:

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_serializer
 from delta_suite.capture.units import Unit
 from delta_suite.metrics.estimate import Estimate
 from delta_suite.models.phases import PhaseMap
-from delta_suite.models.spec import control_source, series_of
+from delta_suite.models.spec import MEMORY, control_source, series_of
 
 SCHEMA = 3
 """Version of the record's shape. Records of schema 2 are read, too."""
@@ -63,7 +63,7 @@ class ModelRecord(RecordPart):
     def series(self) -> tuple[str, int] | None:
         """The training run and the step that this is a checkpoint of, or None: see `ModelSpec.series`."""
         kind, _, where = self.source.partition(":")
-        if kind in {"hub", "memory"}:
+        if kind in {"hub", MEMORY}:
             return series_of(self.name, self.name.partition("@")[2])
         path = Path(where)
         return series_of(self.name, path.parent.name if path.suffix == ".gguf" else path.name)

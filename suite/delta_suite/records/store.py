@@ -139,7 +139,8 @@ class Verified:
     def lines(self) -> Iterator[str]:
         """Yield what was found, as lines of text."""
         if self.unreadable is not None:
-            yield f"{self.path}: cannot be read: {self.unreadable}"
+            names_it = str(self.path) in self.unreadable
+            yield self.unreadable if names_it else f"{self.path}: cannot be read: {self.unreadable}"
             return
         count = len(self.problems)
         yield f"{self.path}: {'ok' if not count else f'{count} contradiction' + 's' * (count > 1)}"
@@ -277,6 +278,8 @@ def record_paths(results: Path) -> list[Path]:
     """Return the records of a results folder, by model, the oldest first. Raises RecordError if it holds no `runs`."""
     runs = results / RUNS
     if not is_directory(runs):
+        if results.parent.name == RUNS:
+            raise RecordError(f"{shorten(results)} is no results folder. Name its records, {shorten(results)}/*.json.")
         raise RecordError(
             f"{shorten(runs)} is not a folder. Records lie in results/runs/<model>/: `delta-suite measure NAME` writes "
             f"one. Or name another results folder."

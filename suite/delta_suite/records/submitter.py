@@ -16,10 +16,10 @@ def submitter_problem(handle: str, hardware: str | None, note: str | None) -> st
 
     Example:
         >>> submitter_problem("ada", "2 x H100", None), submitter_problem("a b", None, None)
-        (None, "the handle 'a b' is none: write letters, digits, '-', '_' or '.', at most 40")
+        (None, "'a b' cannot be a handle: write letters, digits, '-', '_' or '.', at most 40")
     """
     if not HANDLE.fullmatch(handle):
-        return f"the handle {handle[:60]!a} is none: write letters, digits, '-', '_' or '.', at most 40"
+        return f"{handle[:60]!a} cannot be a handle: write letters, digits, '-', '_' or '.', at most 40"
     for name, words in (("hardware", hardware), ("note", note)):
         if words is not None and (not words.strip() or len(words) > LONGEST[name] or not words.isprintable()):
             return f"the {name} is not one line of 1 to {LONGEST[name]} characters"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
@@ -20,6 +22,7 @@ from delta_suite.metrics.law import CEILING_FROM, closure_ceiling
 from delta_suite.metrics.registry import METRICS, OF_WRITES
 from delta_suite.metrics.state import OF_VARIANT
 from delta_suite.models.phases import PhaseMap
+from delta_suite.models.spec import MEMORY, RANDOM_WEIGHTS, control_source
 from delta_suite.records import assemble
 from delta_suite.records.arrays import KINDS, ArrayFile, Arrays, full_gram, stored_gram
 from delta_suite.records.losses_part import stored_causes, stored_damage
@@ -84,8 +87,7 @@ class RecordView:
                 return f"what attention and MLP write is measured without sinks: in {', '.join(WRITE_VARIANTS)}"
             if self.record.not_apart is not None:
                 return f"attention and MLP are not measured apart: {self.record.not_apart}"
-            command = f"delta-suite measure {self.model.name} --parts writes"
-            return f"what attention and MLP write was not measured: {command}"
+            return f"what attention and MLP write was not measured: {self.measure_again('writes')}"
         version = self.record.variants[variant]
         if variant in VARIANTS and VARIANTS[variant].version == version:
             return None
@@ -113,6 +115,21 @@ class RecordView:
             arrays = ArrayFile(arrays.path, content=kept | scope_arrays)
         return RecordView(record.model_copy(update={"arrays": None}), arrays, self.directions)
 
+    def measure_again(self, part: str = "") -> str:
+        """Return the command that measures the model again, with a part where one is named.
+
+        A model in a folder is named by its path, as its name alone would not find it; but not by a whole one, which is
+        of one machine, and would be published with the reason that it stands in.
+        """
+        model = self.model
+        kind, _, place = model.source.removeprefix(control_source("")).partition(":")
+        if kind == MEMORY:
+            return f"measure(model, tokenizer=tokenizer{f', parts={part!r}' if part else ''})"
+        name = model.name
+        if kind == "directory" and not Path(place).is_absolute():
+            name = place if model.source.startswith(kind) else f"{place}@{RANDOM_WEIGHTS}"
+        return shlex.join(["delta-suite", "measure", name, *(["--parts", part] if part else [])])
+
     # --- arrays
 
     def content(self) -> Arrays:
@@ -122,7 +139,7 @@ class RecordView:
             missing = "its arrays" if reference is None else f"its arrays, {reference.file}"
             raise RecordError(
                 f"{missing}, are not beside the record of {self.model.name}: copy them there, "
-                f"or measure it again: delta-suite measure {self.model.name}"
+                f"or measure it again: {self.measure_again()}"
             )
         return self.arrays.content
 
@@ -140,7 +157,7 @@ class RecordView:
             if gram is None:
                 raise RecordError(
                     f"the record of {self.model.name} holds no cosines of {variant}: "
-                    f"measure it again: delta-suite measure {self.model.name}"
+                    f"measure it again: {self.measure_again()}"
                 )
             self._grams[variant] = gram
         return self._grams[variant]
@@ -151,7 +168,7 @@ class RecordView:
             if self.directions is None or not self.directions.available:
                 raise RecordError(
                     f"the directions of {self.model.name} are not in the cache any more, so only the phases in its "
-                    f"record can be judged. Measure it again: delta-suite measure {self.model.name}"
+                    f"record can be judged. Measure it again: {self.measure_again()}"
                 )
             self._full_grams[variant] = full_gram(self.directions.content, variant)
         return self._full_grams[variant]
@@ -179,8 +196,7 @@ class RecordView:
         stored = self._stored_variant(metric, variant)
         estimate = self.layers[layer].metrics[stored].get(metric)
         if estimate is None and METRICS[metric].part not in self.record.parts:
-            command = f"delta-suite measure {self.model.name} --parts {METRICS[metric].part}"
-            return absent(f"the states of the stream were not measured: {command}")
+            return absent(f"the states of the stream were not measured: {self.measure_again(METRICS[metric].part)}")
         if estimate is None:
             return absent(_OLDER.format(metric))
         if not replicates:
@@ -252,13 +268,13 @@ class RecordView:
         if estimate.reason == PRODUCTS_NEEDED:
             return absent(
                 f"{PRODUCTS_NEEDED}: these layers are no phase of the record, and the cache entry is gone. "
-                f"Measure it again: delta-suite measure {self.model.name}"
+                f"Measure it again: {self.measure_again()}"
             )
         return estimate
 
     def _law(self, ends: tuple[int, int], metric: str) -> Estimate:
         """Return a metric of the law over these layers, where they are a phase that it was fitted over."""
-        command = f"delta-suite measure {self.model.name} --parts law"
+        command = self.measure_again("law")
         if self.record.law is None:
             return absent(f"the update law was not measured: {command}")
         rows = list(self.record.law.phases.values())
@@ -271,7 +287,7 @@ class RecordView:
 
     def _causes(self, ends: tuple[int, int], metric: str) -> Estimate:
         """Return a metric of causes over these layers, where they are a phase that it was measured in."""
-        command, causes = f"delta-suite measure {self.model.name} --parts causal", self.record.causes
+        command, causes = self.measure_again("causal"), self.record.causes
         if causes is None:
             return absent(f"the causes of the loss were not measured: {command}")
         if causes.reason is not None and not causes.phases:
@@ -292,8 +308,7 @@ class RecordView:
         """Return a metric of the damage from a block's absence."""
         damage = self.record.damage
         if damage is None:
-            command = f"delta-suite measure {self.model.name} --parts damage"
-            return absent(f"the damage from leaving blocks out was not measured: {command}")
+            return absent(f"the damage from leaving blocks out was not measured: {self.measure_again('damage')}")
         if metric not in damage.layers[layer]:
             return absent(_OLDER.format(metric))
         if self._formed_damage is None:

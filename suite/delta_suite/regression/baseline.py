@@ -251,7 +251,8 @@ def read_baseline_json(path: Path) -> dict[str, Any]:
     """
     if not os.path.lexists(path):
         others = sorted(other.name for other in path.parent.glob("*.json")) if is_directory(path.parent) else []
-        there = f"{path.parent} holds {', '.join(others)}" if others else f"{path.parent} holds no baseline"
+        folder = "the current folder" if path.parent == Path() else path.parent
+        there = f"{folder} holds {', '.join(others) or 'no baseline'}"
         raise BaselineError(
             f"no baseline {shorten(path)}: {there}.\n"
             f"  Name another with --baseline=PATH (a .json file or a folder), or write this one with --baseline-update."

@@ -264,7 +264,7 @@ def selftest(
             + (f"did you mean '{near}'?" if near else f"use one of {', '.join(WORLDS)}")
         )
     if repeats < 1 or processes < 1:
-        raise SelftestError(f"{repeats} repeats in {processes} processes: both must be 1 or more")
+        raise SelftestError(f"--repeats {repeats} --processes {processes}: both must be 1 or more")
     started = time.perf_counter()
     names = [only] if only else list(WORLDS)
     tasks = [

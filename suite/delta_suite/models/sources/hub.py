@@ -72,9 +72,9 @@ class Hub(Source):
             return self.complete_files(spec, snapshot, revision=snapshot.name)
 
     def availability(self, spec: ModelSpec) -> tuple[bool, str]:
-        """Return whether the model is in the cache, and its commit, or the command that downloads it."""
+        """Return whether the model is in the cache, and its commit."""
         if _cached_snapshot(spec) is None:
-            return False, f"not downloaded: {download_command(spec)}"
+            return False, "not downloaded"
         return super().availability(spec)
 
     def whereabouts(self, files: ModelFiles) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from delta_suite.capture.calibration import BUNDLED, Calibration, load_calibration
 from delta_suite.capture.texts import HUB
 from delta_suite.command_line import DTYPES, PARTS
-from delta_suite.errors import CalibrationError, OptionError, RecordError
+from delta_suite.errors import CalibrationError, OptionError, RecordError, explain
+from delta_suite.escaping import terminal
 from delta_suite.metrics.registry import METRICS
 from delta_suite.models.models_file import Registry
 from delta_suite.models.phases import phase_map
@@ -19,6 +20,7 @@ from delta_suite.pipeline import Settings, measure_view, prepare
 from delta_suite.progress import Progress, no_progress
 from delta_suite.publish.table import Cell, Table
 from delta_suite.records.record import SCHEMA, Record
+from delta_suite.records.store import Verified, load, verified_total
 from delta_suite.records.view import RecordView
 from delta_suite.regression.agreement import Agreement, agreement, other_subject
 
@@ -36,6 +38,11 @@ class Recomputed:
     agreement: Agreement
 
     @property
+    def confirmed(self) -> bool:
+        """True if the second measurement finds the figures of the record."""
+        return self.agreement.agrees
+
+    @property
     def line(self) -> str:
         """The outcome in one line."""
         result, there, here = self.agreement, self.record.provenance, self.again.provenance
@@ -48,6 +55,24 @@ class Recomputed:
             f"{self.path}: measured again on {here.device} in {here.dtype} "
             f"(the record: {there.device}, {there.dtype}): {', '.join(counts)}{told}"
         )
+
+
+@dataclass(frozen=True)
+class NotRecomputed:
+    """A record whose model could not be measured again."""
+
+    path: Path
+    why: str
+
+    @property
+    def confirmed(self) -> bool:
+        """False: nothing was compared."""
+        return False
+
+    @property
+    def line(self) -> str:
+        """The outcome in one line."""
+        return f"{self.path} is not confirmed: {self.why}"
 
 
 @dataclass(frozen=True)
@@ -71,6 +96,23 @@ def announced(path: Path, record: RecordView) -> str:
         f"measuring the model of {path} again, and nothing else: {', '.join(stored.parts)} over "
         f"{stored.calibration.tokens} tokens, which took {seconds:.0f} s on {stored.provenance.hardware}."
     )
+
+
+def recompute_all(
+    paths: Iterable[Path], choices: Choices, progress: Progress = no_progress, tell: Callable[[str], None] | None = None
+) -> Iterator[Recomputed | NotRecomputed]:
+    """Measure the models of records again, one after the other, and compare each. What hinders one stops no other.
+
+    `tell` is called with a line before each measurement, which may take long.
+    """
+    for path in paths:
+        try:
+            record = load(path)
+            if tell is not None:
+                tell(announced(path, record))
+            yield recompute(path, record, choices, progress)
+        except Exception as error:  # one model must not hinder the next, as when they are measured
+            yield NotRecomputed(path, explain(error, f"measuring the model of {path} again"))
 
 
 def recompute(path: Path, record: RecordView, choices: Choices, progress: Progress = no_progress) -> Recomputed:
@@ -168,3 +210,30 @@ def require_one(records: Sequence[Path], model: str | None, calibration: str | N
     for option, given in (("--model", model), ("--calibration", calibration)):
         if given is not None and len(records) != 1:
             raise OptionError(f"{option} is of one record, and {len(records)} are given. Recompute one at a time.")
+
+
+class Verification(list[Verified]):
+    """Stored records that were held against themselves, shown as `delta-suite verify` shows them."""
+
+    def __init__(self, records: Iterable[Verified], recomputed: Iterable[Recomputed | NotRecomputed] = ()) -> None:
+        super().__init__(records)
+        self.recomputed = tuple(recomputed)
+        """What measuring again found; empty where nothing was measured."""
+
+    @property
+    def consistent(self) -> bool:
+        """True where no record contradicts itself, and all can be read."""
+        return all(record.consistent for record in self)
+
+    @property
+    def confirmed(self) -> bool:
+        """True where every record was measured again, and its figures were found."""
+        return len(self.recomputed) == len(self) and all(result.confirmed for result in self.recomputed)
+
+    def __repr__(self) -> str:
+        """Return what was found for each record, how many are consistent, and what measuring again found."""
+        lines = [line for record in self for line in record.lines()]
+        lines += [verified_total(self), *(result.line for result in self.recomputed)]
+        compared = [result for result in self.recomputed if isinstance(result, Recomputed)]
+        tables = [difference_table(compared).text()] if any(each.agreement.differences for each in compared) else []
+        return "\n".join([*map(terminal, lines), *tables])
