@@ -1,14 +1,37 @@
-"""Shapes are checked at run time in the tests: every annotated function of the core, by jaxtyping and beartype."""
+"""What all tests share: a checkpoint, its measurement, and shapes that are checked at run time.
+
+jaxtyping and beartype check every annotated function of the core at each call, in the tests of the rooms that state
+shapes and in those that measure each part from start to end. The other tests leave the checks out: a measurement of a
+tiny model takes twice as long with them.
+"""
 
 from __future__ import annotations
 
 import os
 import resource
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from pkgutil import iter_modules
+from typing import TYPE_CHECKING
 
 import pytest
+from delta_suite import pytest_plugin
+from filelock import FileLock
+from jaxtyping import config as shape_checks
 from jaxtyping import install_import_hook
+
+from tests.tiny import DOCUMENTS, make_tiny
+
+if TYPE_CHECKING:
+    from delta_suite.pipeline import Outcome, Settings
+    from delta_suite.records.cache import Cache
+
+CHECKED = (
+    *("capture", "metrics", "reduction", "test_parity.py"),
+    *(f"records/test_{name}.py" for name in ("causal_parts", "stream_part", "writes")),
+)
+"""Folders and files in which shapes are checked."""
 
 install_import_hook(
     [
@@ -17,6 +40,14 @@ install_import_hook(
         *(f"delta_suite.capture.{name}" for name in ("residual", "stream", "sinks", "tap", "forward", "intervene")),
     ],
     "beartype.beartype",
+)
+# As a run about hypotheses does, which warns of those that were imported before it.
+pytest.register_assert_rewrite(
+    *(
+        module.name
+        for module in iter_modules(pytest_plugin.__path__, f"{pytest_plugin.__name__}.")
+        if module.name not in sys.modules
+    )
 )
 pytest_plugins = ["pytester"]
 
@@ -32,11 +63,24 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     return cache
 
 
+@pytest.fixture
+def pytester(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+    """As pytest has it, but its runs are without the plugin of hypothesis, as ours are: see pyproject.toml."""
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest")
+    return pytester
+
+
 @pytest.fixture(scope="session")
-def embedded_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The cache of the embedded model, which all workers of a run share: what one measures, the others read."""
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of a run share."""
     root = tmp_path_factory.getbasetemp()
-    return (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "embedded-cache"
+    return root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+
+@pytest.fixture(scope="session")
+def embedded_cache(shared: Path) -> Path:
+    """The cache of the embedded model: what one worker measures, the others read."""
+    return shared / "embedded-cache"
 
 
 @pytest.fixture
@@ -48,12 +92,47 @@ def largest_file() -> Iterator[Callable[[int], None]]:
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny(shared: Path) -> Path:
     """A checkpoint directory: 12 layers, hidden 48."""
-    from tests.tiny import make_tiny
+    directory = shared / "tiny"
+    with FileLock(shared / "tiny.lock"):
+        return directory if (directory / "model.safetensors").exists() else make_tiny(directory)
 
-    return make_tiny(tmp_path_factory.mktemp("models") / "tiny")
+
+@pytest.fixture(scope="session")
+def outcome(tiny: Path, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Settings]:
+    """The tiny model's measurement, which one worker makes and the others read, and its settings.
+
+    A test that changes the cache works on a copy.
+    """
+    from delta_suite.models.spec import ModelSpec
+    from delta_suite.pipeline import Settings, measure
+    from delta_suite.records.cache import Cache
+
+    results = tmp_path_factory.mktemp("measured") / "results"
+    settings = Settings(documents=DOCUMENTS, results=results, device="cpu", cache=Cache(shared / "measured"))
+    return measure(ModelSpec(name="tiny", path=tiny), settings), settings
+
+
+@pytest.fixture
+def copied_cache(outcome: tuple[Outcome, Settings], tmp_path: Path) -> Cache:
+    """A cache that holds the tiny model's measurement alone, and that a test may change."""
+    from delta_suite.records.cache import Cache
+
+    key, cache = outcome[0].view.record.provenance.cache_key, Cache(tmp_path / "copied-cache")
+    entry = outcome[1].cache.get(key)
+    assert entry is not None
+    cache.put(key, entry)
+    return cache
 
 
 def pytest_configure() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> None:
+    """Check shapes in the tests that CHECKED names, but for those that do the same some hundred times."""
+    tests = Path(__file__).parent
+    checked = any(item.path.is_relative_to(tests / name) for name in CHECKED) and not item.get_closest_marker("repeats")
+    shape_checks.update("jaxtyping_disable", not checked)

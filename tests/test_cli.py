@@ -24,18 +24,18 @@ from typer.testing import CliRunner, Result
 
 from tests.tiny import DOCUMENTS
 
+QUICK = ("--documents", 8, "--parts", "spectra")
+"""Options of a measurement that takes a second."""
+
 
 def run(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-@pytest.fixture(scope="module")
-def record(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("cli")
-    return measure(
-        ModelSpec(name="tiny", path=tiny),
-        Settings(documents=DOCUMENTS, results=root, device="cpu", cache=Cache(root / "cache")),
-    ).path
+@pytest.fixture
+def record(outcome: tuple[Outcome, Settings]) -> Path:
+    """The record of the tiny model."""
+    return outcome[0].path
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_the_package_runs_as_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_measure_writes_a_record_and_shows_the_phases(tiny: Path, tmp_path: Path) -> None:
-    result = run("measure", tiny, "--documents", DOCUMENTS, "--results-dir", tmp_path, "--device", "cpu", "--layers")
+    result = run("measure", tiny, "--documents", 12, "--results-dir", tmp_path, "--device", "cpu", "--layers")
     assert result.exit_code == 0, result.output
     written = Path(re.findall(r"record: (\S+)", result.output)[0])
     assert json.loads(written.read_text())["model"]["layers"] == 12
@@ -103,8 +103,7 @@ def test_measure_goes_on_after_a_model_that_cannot_be_measured(tiny: Path, tmp_p
         "measure",
         "gone",
         "tiny",
-        "--documents",
-        DOCUMENTS,
+        *QUICK,
         "--models-file",
         tmp_path / "models.toml",
         "--results-dir",
@@ -133,8 +132,7 @@ def test_measure_goes_on_after_an_error_that_nobody_foresaw(
         "measure",
         "first",
         "second",
-        "--documents",
-        DOCUMENTS,
+        *QUICK,
         "--models-file",
         models,
         "--results-dir",
@@ -358,7 +356,10 @@ def test_an_empty_dtype_is_not_the_default(tiny: Path, tmp_path: Path) -> None:
         )
 
 
-def test_compare_prints_two_side_by_side(record: Path, tiny: Path, tmp_path: Path) -> None:
+def test_compare_prints_two_side_by_side(
+    record: Path, tiny: Path, copied_cache: Cache, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DELTA_SUITE_CACHE", str(copied_cache.root))
     result = run("compare", record, tiny, "--documents", DOCUMENTS, "--results-dir", tmp_path, "--device", "cpu")
     assert result.exit_code == 0, result.output
     assert re.search(r"C +intra_cosine +(\S+) +\1 +0\.000", result.output)
@@ -378,7 +379,7 @@ def test_trajectory_writes_a_page_that_needs_nothing_else(tiny: Path, tmp_path: 
     )
     page = tmp_path / "run.html"
     pattern = f"{tmp_path}/run/checkpoint-*"
-    common = ("--documents", DOCUMENTS, "--device", "cpu", "--results-dir", tmp_path, "--hypotheses", claims)
+    common = ("--documents", 8, "--device", "cpu", "--results-dir", tmp_path, "--hypotheses", claims)
     result = run("trajectory", pattern, "--out", page, *common)
     assert result.exit_code == 0, result.output
     assert re.search(r"x/low +\S ([A-Z]+) \S+ +\S [A-Z]+ ", result.output)

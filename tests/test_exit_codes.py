@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -58,12 +59,37 @@ def commands(record: Path, results: Path) -> list[list[object]]:
     ]
 
 
+EACH_ON_A_FULL_OUTPUT = """
+import json, os, sys
+from delta_suite.__main__ import main
+import delta_suite.cli
+
+for words in json.loads(sys.argv[1]):
+    reader, writer = os.pipe()
+    if not os.fork():
+        os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
+        os.dup2(writer, 2)
+        os.close(reader)
+        os.close(writer)
+        sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)
+        sys.argv = ["delta-suite", *words]
+        sys.exit(main())
+    os.close(writer)
+    with open(reader) as errors:
+        told = errors.read()
+    print(json.dumps([os.waitstatus_to_exitcode(os.wait()[1]), told]), flush=True)
+"""
+"""A program that runs each command in a fork of its own, which ends as a process does, and prints codes and errors."""
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
 def test_a_full_output_is_one_line(record: Path) -> None:
     results = record.parents[2]
-    for words in commands(record, results):
-        with Path("/dev/full").open("w") as full:
-            code, told = ended(start(words, stdout=full))
+    asked = [[str(word) for word in words] for words in commands(record, results)]
+    program = [sys.executable, "-c", EACH_ON_A_FULL_OUTPUT, json.dumps(asked)]
+    lines = subprocess.run(program, stdout=subprocess.PIPE, text=True, check=True, timeout=300).stdout.splitlines()
+    for words, line in zip(asked, lines, strict=True):
+        code, told = json.loads(line)
         assert code == ExitCode.FAILED, words
         assert told.count("\n") == 1, (words, told)
         assert told.startswith("delta-suite: ")

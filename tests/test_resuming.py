@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tiny import DOCUMENTS, make_tiny
+from tests.tiny import make_tiny
 
 NAMES = ("one", "two", "three")
 
@@ -59,7 +59,7 @@ def start(project: Path, *options: str, **environment: str) -> subprocess.Popen[
         "no:cacheprovider",
         "-q",
         "test_it.py",
-        f"--documents={DOCUMENTS}",
+        "--documents=8",
         *(f"--model={name}" for name in NAMES),
         *options,
     ]
@@ -102,9 +102,9 @@ def test_a_killed_run_keeps_what_was_measured(project: Path) -> None:
     assert not list((project / "cache" / "measurements").glob(".*")), "what the killed run left is taken away"
 
 
-def test_two_runs_of_four_workers_load_each_model_once(project: Path) -> None:
+def test_two_runs_of_two_workers_load_each_model_once(project: Path) -> None:
     pytest.importorskip("xdist")
-    running = [start(project, "-n", "4"), start(project, "-n", "4")]
+    running = [start(project, "-n", "2"), start(project, "-n", "2")]
     for process in running:
         text, _ = process.communicate(timeout=300)
         assert process.returncode == 0, text

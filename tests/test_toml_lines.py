@@ -6,7 +6,7 @@ import tomllib
 from typing import Any
 
 from delta_suite.toml_lines import key_lines, line_of
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 VALUES = [
@@ -158,6 +158,7 @@ def places(value: Any, loc: tuple[str | int, ...] = ()) -> set[tuple[str | int, 
     return {loc}.union(*(places(item, (*loc, key)) for key, item in inside))
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_the_line_of_everything_in_a_document(data: st.DataObject) -> None:
     writer = Writer(data)

@@ -16,8 +16,9 @@ from delta_suite.regression.comparison import Comparison, Status, compare_figure
 from delta_suite.regression.turns import compare_turns, direction_figures
 from delta_suite.regression.update import update_baseline
 from delta_suite.selftest.report import wilson
+from filelock import FileLock
 
-from tests.pytest_plugin.conftest import CLAIMS
+from tests.tiny_claims import CLAIMS
 from tests.training import TRAINED_ON, damaged, passages, scale_output_projection, train, write_documents, zero_head
 
 STEPS = (80, 160, 240)
@@ -53,14 +54,18 @@ def compare(old: RecordView, new: RecordView, **options: bool) -> list[Compariso
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    folder = tmp_path_factory.mktemp("run")
+def run(shared: Path) -> Run:
+    """The run, which one worker trains and the others read."""
+    folder = shared / "training-run"
     texts = passages()
-    *_, last = train(folder, steps=STEPS, texts=texts[:TRAINED_ON])
-    damaged(last, folder / "scaled", scale_output_projection(3))
-    damaged(last, folder / "headless", zero_head(2))
     held_out = texts[TRAINED_ON:]
-    documents = write_documents(folder / "documents.jsonl", held_out[:DOCUMENTS])
+    documents = folder / "documents.jsonl"
+    with FileLock(shared / "training-run.lock"):
+        if not documents.exists():
+            *_, last = train(folder, steps=STEPS, texts=texts[:TRAINED_ON])
+            damaged(last, folder / "scaled", scale_output_projection(3))
+            damaged(last, folder / "headless", zero_head(2))
+            write_documents(documents, held_out[:DOCUMENTS])
     return Run(folder, folder / "cache", documents, tuple(held_out[DOCUMENTS:]))
 
 

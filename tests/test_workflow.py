@@ -125,7 +125,7 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> Runner:
     root = tmp_path_factory.mktemp("runner")
     checkout = root / "checkout"
     shutil.copytree(ROOT / "hypotheses", checkout / "hypotheses")
-    first = make_tiny(checkout / "runs" / "big" / "checkpoint-4000", layers=8, hidden=32)
+    first = make_tiny(checkout / "runs" / "big" / "checkpoint-4000", layers=6, hidden=16)
     shutil.copytree(first, first.with_name("checkpoint-8000"))
     damaged(first, first.with_name("checkpoint-12000"), scale_output_projection(3))
     environment = os.environ | {

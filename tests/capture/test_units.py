@@ -10,12 +10,13 @@ import pytest
 from delta_suite.capture.calibration import load_calibration
 from delta_suite.capture.units import ADDED_GROUPS, DOMAIN_GROUPS, Units
 from delta_suite.errors import CalibrationError
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 DOMAINS = st.integers(1, 300).flatmap(lambda most: st.lists(st.integers(0, most).map(str), min_size=2, max_size=400))
 
 
+@settings(deadline=None)
 @given(DOMAINS, st.integers(2, 128).map(lambda most: most // 2 * 2))
 def test_all_documents_of_a_domain_are_in_one_group_of_one_half(domains: list[str], most: int) -> None:
     units = Units.of(len(domains), domains)
@@ -34,6 +35,7 @@ def test_all_documents_of_a_domain_are_in_one_group_of_one_half(domains: list[st
     assert set(units.documents) == set(range(units.document_group_count))
 
 
+@settings(deadline=None)
 @given(DOMAINS)
 def test_halves_have_as_many_domains_and_nearly_as_many_documents(domains: list[str]) -> None:
     units = Units.of(len(domains), domains)

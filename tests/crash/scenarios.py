@@ -17,8 +17,8 @@ from delta_suite.records.store import load, stamps
 from delta_suite.regression.baseline import load_baseline
 from delta_suite.writing import PREFIX
 
-from tests.cases.tiny_claims import CLAIMS
 from tests.tiny import make_tiny
+from tests.tiny_claims import NO_FAILURE
 
 MEASURE = ("delta-suite", "measure", "--calibration=docs.jsonl", "--device=cpu")
 PYTEST = ("pytest", "hypotheses", "-q", "-p", "no:cacheprovider", "--calibration=docs.jsonl", "--device=cpu")
@@ -50,7 +50,7 @@ def prepare(root: Path, run: Callable[[Path, tuple[str, ...]], None]) -> Path:
     lines = [json.dumps({"id": f"d{index}", "text": text}) for index, text in enumerate(prompts)]
     (project / "docs.jsonl").write_text("\n".join(lines))
     (project / "hypotheses").mkdir()
-    (project / "hypotheses" / "claims.toml").write_text(CLAIMS)
+    (project / "hypotheses" / "claims.toml").write_text(NO_FAILURE)
     run(project, (*MEASURE, "./model"))
     run(project, ("delta-suite", "leaderboard"))
     run(project, (*UPDATE, "--model=./model", "--baseline-update"))

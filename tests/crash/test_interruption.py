@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from delta_suite.writing import PREFIX
 
-from tests.crash.scenarios import CLAIMS
 from tests.tiny import make_tiny
+from tests.tiny_claims import NO_FAILURE
 
 ROOT = Path(__file__).parents[2]
 
@@ -78,7 +78,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate(("one", "two")):
         make_tiny(folder / name, layers=4, hidden=32, seed=seed)
     (folder / "hypotheses").mkdir()
-    (folder / "hypotheses" / "claims.toml").write_text(CLAIMS)
+    (folder / "hypotheses" / "claims.toml").write_text(NO_FAILURE)
     return folder
 
 

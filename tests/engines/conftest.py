@@ -19,32 +19,9 @@ from delta_suite.records.store import load, record_paths
 from typer.testing import CliRunner
 
 from tests.tiny import make_tiny
+from tests.tiny_claims import ABOVE_ITS_CONTROL, HEAD, HOLDS
 
 ROOT = Path(__file__).parents[2]
-
-CLAIMS = """
-schema = 1
-id = "claims"
-title = "Claims on a tiny model"
-version = 1
-rationale = "one that every control supports, and one that is compared with the control"
-
-[[expect]]
-id = "holds"
-metric = "top1_energy"
-scope = "C"
-op = ">="
-threshold = 0.0
-origin = "always true"
-
-[[expect]]
-id = "above-its-control"
-metric = "top1_energy"
-scope = "C"
-op = ">="
-than = { null = "random-weights" }
-origin = "needs the record of the control"
-"""
 
 TEXTS = "".join(json.dumps({"text": f"Text {number} is about {number % 7} rivers."}) + "\n" for number in range(60))
 
@@ -104,7 +81,7 @@ class Project:
 def project(pytester: pytest.Pytester, checkpoints: Path, monkeypatch: pytest.MonkeyPatch) -> Project:
     """A user's project with its three checkpoints."""
     (pytester.path / "hypotheses").mkdir()
-    (pytester.path / "hypotheses" / "claims.toml").write_text(CLAIMS)
+    (pytester.path / "hypotheses" / "claims.toml").write_text(HEAD + HOLDS + ABOVE_ITS_CONTROL)
     (pytester.path / "texts.jsonl").write_text(TEXTS)
     shutil.copytree(checkpoints, pytester.path / "run")
     monkeypatch.setenv("COLUMNS", "250")  # so that what a test looks for stands on one line

@@ -218,6 +218,7 @@ def called_of(drift: Callable[[np.random.Generator], np.ndarray]) -> int:
     return sum(called_phases(drift(np.random.default_rng(seed))) for seed in range(34))
 
 
+@pytest.mark.repeats
 def test_smooth_drifts_are_seldom_called_phases() -> None:
     """There are 170 drifts of five kinds, 34 of each."""
     kinds = {
@@ -239,6 +240,7 @@ def test_smooth_drifts_between_halves_are_seldom_called_phases() -> None:
     assert called_of(lambda rng: between_halves(rng, smooth_drift(rng, 5)).similarity) <= 5
 
 
+@pytest.mark.repeats
 def test_planted_phases_are_seldom_called_drift() -> None:
     within = {0.5: 0, 1.0: 0, 2.0: 0}  # the noise around a phase's centre, over the size of the centre
     for noise, seed in itertools.product(within, range(20)):

@@ -55,6 +55,7 @@ def phased(layers: int, phase: range, rng: np.random.Generator, cosine: float = 
     return np.asarray(np.abs(rows @ rows.T))
 
 
+@pytest.mark.repeats
 def test_smooth_drifts_are_seldom_called_a_phase() -> None:
     """There are 144 drifts of six kinds at two depths."""
     called = {
@@ -69,6 +70,7 @@ def test_smooth_drifts_are_seldom_called_a_phase() -> None:
     assert max(called.values()) <= 3, called  # 12 at 5% exceed 3 in 0.2% of seeds
 
 
+@pytest.mark.repeats
 def test_planted_phases_are_found_up_to_two_layers_off() -> None:
     for layers, phase in DEPTHS.items():
         for off in range(-2, 3):

@@ -7,7 +7,7 @@ import pytest
 from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.intervals import standard_error
 from delta_suite.metrics.profiles import FEWEST, SHAPES, profile_figure, rank_correlation
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
@@ -35,6 +35,7 @@ def coverage(shape: str, truth: np.ndarray, noise: float, draws: int = 200) -> f
     return float(np.mean([each is not None and each[0] - 1e-9 <= right <= each[1] + 1e-9 for each in intervals]))
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(-5, 5), st.integers(-5, 5)), min_size=3, max_size=30))
 def test_the_rank_correlation_is_that_of_scipy_with_ties(pairs: list[tuple[int, int]]) -> None:
     first, second = np.array(pairs, dtype=np.float64).T
@@ -55,6 +56,7 @@ def test_planted_figures_are_found() -> None:
     assert figures["trend"] == pytest.approx(spearmanr(range(8), [each.value for each in profile]).statistic)
 
 
+@pytest.mark.repeats
 @pytest.mark.parametrize(
     ("shape", "noise", "least"), [("peak", 0.2, 0.92), ("peak", 1.0, 0.92), ("trend", 0.1, 0.9), ("trend", 0.4, 0.88)]
 )

@@ -24,7 +24,7 @@ from delta_suite.records.cache import Cache
 
 from tests.models.conftest import Hub
 from tests.models.test_files import gguf
-from tests.tiny import make_tiny
+from tests.tiny import QUICK, make_tiny
 
 DIGEST = """
 import sys
@@ -45,9 +45,7 @@ def digest(directory: Path) -> str:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(
-        calibration="core", documents=12, results=tmp_path / "results", device="cpu", cache=Cache(tmp_path / "cache")
-    )
+    return Settings(**QUICK, results=tmp_path / "results", cache=Cache(tmp_path / "cache"))
 
 
 def test_the_weights_are_those_of_the_class_at_seed_0(tiny: Path) -> None:

@@ -5,7 +5,7 @@ from itertools import pairwise
 import pytest
 from delta_suite.errors import ModelsFileError
 from delta_suite.models.phases import DEFAULT_64, phase_map, phase_of
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 
@@ -18,12 +18,14 @@ def reference(layer: int, layers: int) -> str:
     return next((name for name, bound in fractions.items() if layer / layers < bound), "tail")
 
 
+@settings(deadline=None)
 @given(st.integers(1, 200))
 def test_the_default_map_is_that_of_the_reference_script(layers: int) -> None:
     phases = phase_map(layers)
     assert [phase_of(layer, phases) for layer in range(layers)] == [reference(layer, layers) for layer in range(layers)]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 200))
 def test_the_phases_follow_each_other_without_gap(layers: int) -> None:
     ends = list(phase_map(layers).values())

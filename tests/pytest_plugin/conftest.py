@@ -1,62 +1,42 @@
-"""A tiny model measured once; the plugin's tests then work from the cache unless they say otherwise."""
+"""A user's project; the tests work from the cache of the measured tiny model unless they say otherwise."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 
 import pytest
-from delta_suite.models.spec import ModelSpec
-from delta_suite.pipeline import Settings, measure
-from delta_suite.records.cache import Cache
+from delta_suite.pipeline import Outcome, Settings
+from delta_suite.publish.screen import Screen, draw
+from delta_suite.publish.table import Table
 
-from tests.tiny import DOCUMENTS
-
-CLAIMS = """
-schema = 1
-id = "claims"
-title = "Claims on a tiny model"
-version = 1
-rationale = "exercises every outcome"
-tags = ["tiny-claims"]
-
-[[expect]]
-id = "holds"
-metric = "top1_energy"
-scope = "C"
-op = ">="
-threshold = 0.0
-origin = "always true"
-
-[[expect]]
-id = "fails"
-metric = "top1_energy"
-scope = "C"
-op = "<="
-threshold = 0.001
-origin = "never true"
-
-[[expect]]
-id = "no-such-phase"
-metric = "intra_cosine"
-scope = "B"
-op = ">="
-threshold = 0.5
-origin = "a phase that 12 layers are too few for"
-"""
+from tests.tiny_claims import CLAIMS
 
 
 @pytest.fixture(scope="session")
-def measured(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def measured(outcome: tuple[Outcome, Settings]) -> Path:
     """A cache that holds the tiny model's measurement."""
-    root = tmp_path_factory.mktemp("measured")
-    spec = ModelSpec(name="tiny", path=tiny)
-    measure(spec, Settings(documents=DOCUMENTS, results=root / "results", device="cpu", cache=Cache(root)))
-    return root
+    return outcome[1].cache.root
+
+
+@pytest.fixture(scope="session")
+def loaded() -> None:
+    """The modules that runs load: a run in this process forgets those that it loads itself, and the next pays again."""
+    names = ["delta_suite.dry_run", "delta_suite.models.models_file"]
+    for name in ("claims", "pytest_plugin", "publish", "regression"):
+        folder = import_module(f"delta_suite.{name}").__path__
+        names += [module.name for module in iter_modules(folder, f"delta_suite.{name}.")]
+    for name in names:
+        import_module(name)
+    draw(Table.of(["table"], [["drawn"]]), Screen())
 
 
 @pytest.fixture
-def project(pytester: pytest.Pytester, tiny: Path, measured: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.Pytester:
+def project(
+    pytester: pytest.Pytester, tiny: Path, measured: Path, loaded: None, monkeypatch: pytest.MonkeyPatch
+) -> pytest.Pytester:
     """A user's project: hypotheses/claims.toml, and models.toml that names the tiny model twice."""
     monkeypatch.setenv("DELTA_SUITE_CACHE", str(measured))
     monkeypatch.setenv("COLUMNS", "250")  # so that what a test looks for stands on one line

@@ -7,6 +7,7 @@ import re
 import shutil
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ import numpy as np
 import pytest
 from delta_suite.errors import RecordError
 from delta_suite.models.spec import ModelSpec
-from delta_suite.pipeline import Settings, measure
+from delta_suite.pipeline import Outcome, Settings, measure
 from delta_suite.records.arrays import pack, unpack
-from delta_suite.records.cache import Cache
 from delta_suite.regression.update import update_baseline
+from filelock import FileLock
 
 from tests.pytest_plugin.test_plugin import count_loads
 from tests.tiny import DOCUMENTS, make_tiny
@@ -223,10 +224,9 @@ def test_overwriting_needs_a_reason_that_is_kept(project: pytest.Pytester, basel
 
 
 def test_a_full_disk_leaves_all_files_as_they_were(
-    tiny: Path, measured: Path, tmp_path: Path, largest_file: Callable[[int], None]
+    outcome: tuple[Outcome, Settings], tmp_path: Path, largest_file: Callable[[int], None]
 ) -> None:
-    settings = Settings(results=tmp_path / "results", device="cpu", cache=Cache(measured))
-    measurement = measure(ModelSpec(name="tiny", path=tiny), settings).view
+    measurement = outcome[0].view
     path = tmp_path / "baselines" / "tiny.json"
     update_baseline(path, measurement, {})
     files = {file.name: file.stat() for file in path.parent.iterdir()}
@@ -357,7 +357,7 @@ def test_workers_compare_and_one_process_writes(
     with (project.path / "models.toml").open("a") as file:
         file.write(f"[models.other]\npath = {str(other)!r}\n")
     log = count_loads(project)
-    both = (*RUN, "--model=other", "-n", "4", "-q")
+    both = (*RUN, "--model=other", "--documents=8", "-n", "2", "-q")
     project.runpytest_subprocess(*both, "--baseline-update")
     assert sorted(path.name for path in (project.path / "results" / "baselines").glob("*.json")) == [
         "other.json",
@@ -373,11 +373,13 @@ def test_workers_compare_and_one_process_writes(
 
 
 @pytest.fixture(scope="session")
-def other(tmp_path_factory: pytest.TempPathFactory, measured: Path) -> Path:
-    """Another model of the tiny one's shape, measured into the same cache."""
-    folder = make_tiny(tmp_path_factory.mktemp("other") / "other", seed=7)
-    settings = Settings(results=measured / "results", device="cpu", cache=Cache(measured))
-    measure(ModelSpec(name="other", path=folder), settings)
+def other(shared: Path, outcome: tuple[Outcome, Settings]) -> Path:
+    """Another model of the tiny one's shape, whose spectra are in the same cache: they are what the claims need."""
+    folder = shared / "other"
+    with FileLock(shared / "other.lock"):
+        if not (folder / "model.safetensors").exists():
+            make_tiny(folder, seed=7)
+    measure(ModelSpec(name="other", path=folder), replace(outcome[1], parts=frozenset({"spectra"})))
     return folder
 
 

@@ -16,9 +16,12 @@ from typing import Any
 
 import pytest
 from delta_suite.errors import CaptureError
+from delta_suite.models.spec import ModelSpec
+from delta_suite.pipeline import Settings, measure
+from delta_suite.records.cache import Cache
 
-from tests.pytest_plugin.conftest import CLAIMS
-from tests.tiny import DOCUMENTS, make_tiny
+from tests.tiny import DOCUMENTS, QUICK, make_tiny
+from tests.tiny_claims import CLAIMS
 
 RUN = ("hypotheses/", f"--documents={DOCUMENTS}", "--device=cpu", "--no-control", "-p", "no:cacheprovider")
 
@@ -254,11 +257,12 @@ def test_a_run_measures_the_parts_that_its_claims_need(
         record: dict[str, Any] = json.loads(newest.read_text())
         return list(record["parts"])
 
-    project.runpytest(*RUN, "--model=tiny")
+    words = (*RUN, "--documents=12", "--model=tiny")
+    project.runpytest(*words)
     assert parts() == ["spectra"]
     law = '\n[[expect]]\nid = "law"\nmetric = "sharing_index"\nscope = "C"\nop = ">="\nthreshold = 0.5\norigin = "o"\n'
     hypothesis_file(CLAIMS + law)
-    result = project.runpytest(*RUN, "--model=tiny")
+    result = project.runpytest(*words)
     assert sorted(parts()) == ["law", "spectra"]
     result.stdout.no_fnmatch_line("*law is not measured*")
 
@@ -415,10 +419,11 @@ def test_one_load_per_model_however_items_are_ordered(
         """
     )
     log = count_loads(project)
-    project.runpytest("test_plain.py", *RUN, "--model=tiny", "--model=twin")
+    words = ("test_plain.py", *RUN, "--documents=8", "--model=tiny", "--model=twin")
+    project.runpytest(*words)
     # twin has the same weights as tiny, so the cache answers for it
     assert log.read_text().split() == ["tiny"]
-    project.runpytest("test_plain.py", *RUN, "--model=tiny", "--model=twin", "--fresh")
+    project.runpytest(*words, "--fresh")
     assert log.read_text().split() == ["tiny", "tiny"]
 
 
@@ -444,12 +449,10 @@ def count_loads(project: pytest.Pytester) -> Path:
 
 
 def test_workers_load_each_model_once(
-    project: pytest.Pytester, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    project: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("xdist")
-    from tests.tiny import make_tiny
-
-    other = make_tiny(tmp_path_factory.mktemp("other") / "other", seed=1)
+    other = make_tiny(tmp_path / "other", layers=6, hidden=16, seed=1)
     monkeypatch.setenv("DELTA_SUITE_CACHE", str(tmp_path / "empty"))
     with (project.path / "models.toml").open("a") as file:
         file.write(f"[models.other]\npath = {str(other)!r}\n")
@@ -462,22 +465,20 @@ def test_workers_load_each_model_once(
 
 @pytest.mark.parametrize("workers", [(), ("-n", "2")])
 def test_a_damaged_cache_entry_is_one_line(
-    project: pytest.Pytester,
-    measured: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    workers: tuple[str, ...],
+    project: pytest.Pytester, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: tuple[str, ...]
 ) -> None:
     if workers:
         pytest.importorskip("xdist")
-    shutil.copytree(measured, tmp_path / "cache")
-    monkeypatch.setenv("DELTA_SUITE_CACHE", str(tmp_path / "cache"))
-    for arrays in (tmp_path / "cache").glob("measurements/*/arrays.safetensors"):
-        arrays.write_bytes(b"")
-    result = project.runpytest_subprocess(*RUN, "--model=tiny", "-q", *workers)
+    cache = Cache(tmp_path / "cache")
+    measure(ModelSpec(name="tiny", path=tiny), Settings(**QUICK, results=tmp_path, cache=cache))
+    monkeypatch.setenv("DELTA_SUITE_CACHE", str(cache.root))
+    (arrays,) = cache.root.glob("measurements/*/arrays.safetensors")
+    arrays.write_bytes(b"")
+    run = project.runpytest_subprocess if workers else project.runpytest
+    result = run(*RUN, f"--documents={QUICK['documents']}", "--model=tiny", "-q", *workers)
     told = [line for line in result.outlines + result.errlines if "damaged" in line]
     assert len(told) == 1
-    assert told[0].startswith(f"delta-suite: the cache entry {tmp_path}/cache/measurements/")
+    assert told[0].startswith(f"delta-suite: the cache entry {cache.root}/measurements/")
     assert told[0].endswith(" was damaged, and is removed; tiny was measured again")
     assert "warnings" not in result.parseoutcomes()
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
 import pytest
 
-from tests.pytest_plugin.conftest import CLAIMS
 from tests.tiny import DOCUMENTS
+from tests.tiny_claims import CLAIMS
 
 OPTIONS = ("--model=tiny", f"--documents={DOCUMENTS}", "--device=cpu", "--no-control", "-p", "no:cacheprovider")
 COLLECT = ("--collect-only", "-q", "-p", "no:cacheprovider")
@@ -225,7 +224,7 @@ def test_testpaths_do_not_count_in_a_subfolder_where_pytest_ignores_them(project
 
 def test_workers_take_testpaths_and_options_from_the_settings(project: pytest.Pytester) -> None:
     pytest.importorskip("xdist")
-    project.makeini("[pytest]\ntestpaths = hypotheses\naddopts = --model=tiny -n 2\n")
+    project.makeini(f"[pytest]\ntestpaths = hypotheses\naddopts = --model=tiny --documents={DOCUMENTS} -n 2\n")
     result = project.runpytest_subprocess("--device=cpu", "--no-control")
     assert result.parseoutcomes() == {"passed": 1, "failed": 1, "not": 1}  # measured: two words
 
@@ -288,9 +287,9 @@ def test_a_file_that_cannot_be_read_is_an_error_that_names_it(project: pytest.Py
     assert "a.toml: cannot be read: " in usage_error(result)
 
 
-def test_judge_names_it_as_well(project: pytest.Pytester, measured: Path) -> None:
+def test_judge_names_it_as_well(project: pytest.Pytester, outcome: tuple[Outcome, Settings]) -> None:
     os.mkfifo(project.path / "hypotheses" / "odd.toml")
-    record = next((measured / "results" / "runs" / "tiny").glob("*.json"))
+    record = outcome[0].path
     result = project.run(sys.executable, "-m", "delta_suite", "judge", str(record), timeout=60)
     assert result.ret == 1
     assert "odd.toml" in result.stderr.str()

@@ -21,20 +21,11 @@ from delta_suite.records.cache import DIRECTIONS, Cache
 from delta_suite.records.record import SubmitterRecord
 from delta_suite.records.store import load
 
-from tests.tiny import DOCUMENTS
-
-
-@pytest.fixture(scope="module")
-def outcome(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Settings]:
-    root = tmp_path_factory.mktemp("cached")
-    settings = Settings(documents=DOCUMENTS, results=root / "results", device="cpu", cache=Cache(root / "cache"))
-    return measure(ModelSpec(name="tiny", path=tiny), settings), settings
+from tests.tiny import DOCUMENTS, QUICK
 
 
 def test_a_damaged_cache_entry_is_measured_again(tiny: Path, tmp_path: Path) -> None:
-    settings = Settings(
-        documents=DOCUMENTS, results=tmp_path / "results", device="cpu", cache=Cache(tmp_path / "cache")
-    )
+    settings = Settings(**QUICK, results=tmp_path / "results", cache=Cache(tmp_path / "cache"))
     spec = ModelSpec(name="tiny", path=tiny)
     first = measure(spec, settings)
     arrays = settings.cache.entry(first.view.record.provenance.cache_key) / "arrays.safetensors"
@@ -50,28 +41,25 @@ def test_a_damaged_cache_entry_is_measured_again(tiny: Path, tmp_path: Path) -> 
 def test_a_killed_run_leaves_no_entry_and_no_lock(tiny: Path, tmp_path: Path) -> None:
     """Killed while it measures: the next run starts from nothing and is not held up."""
     code = (
-        f"import os, sys; DOCUMENTS = {DOCUMENTS}; from pathlib import Path; import delta_suite.records.cache as c\n"
+        "import os, sys; from pathlib import Path; import delta_suite.records.cache as c\n"
         "c.Cache.put = lambda *a: os.kill(os.getpid(), 9)\n"
         "from delta_suite.pipeline import *; from delta_suite.models.spec import ModelSpec\n"
-        "settings = Settings(documents=DOCUMENTS, results=Path(sys.argv[2]), device='cpu')\n"
-        "measure(ModelSpec(name='tiny', path=Path(sys.argv[1])), settings)"
+        f"measure(ModelSpec(name='tiny', path=Path(sys.argv[1])), Settings(**{QUICK}, results=Path(sys.argv[2])))"
     )
     environment = os.environ | {"DELTA_SUITE_CACHE": str(tmp_path / "cache")}
     done = subprocess.run([sys.executable, "-c", code, tiny, tmp_path / "results"], env=environment, check=False)
     assert done.returncode == -9
-    settings = Settings(
-        documents=DOCUMENTS, results=tmp_path / "results", device="cpu", cache=Cache(tmp_path / "cache")
-    )
+    settings = Settings(**QUICK, results=tmp_path / "results", cache=Cache(tmp_path / "cache"))
     assert not measure(ModelSpec(name="tiny", path=tiny), settings).cached
     assert len(list((tmp_path / "cache" / "measurements").iterdir())) == 1
 
 
 def test_two_processes_measure_a_model_once(tiny: Path, tmp_path: Path) -> None:
     code = (
-        f"import sys; DOCUMENTS = {DOCUMENTS}; from pathlib import Path; from delta_suite.pipeline import *\n"
+        "import sys; from pathlib import Path; from delta_suite.pipeline import *\n"
         "from delta_suite.models.spec import ModelSpec\n"
         "spec = ModelSpec(name='tiny', path=Path(sys.argv[1]))\n"
-        "print(measure(spec, Settings(documents=DOCUMENTS, results=Path(sys.argv[2]), device='cpu')).cached)"
+        f"print(measure(spec, Settings(**{QUICK}, results=Path(sys.argv[2]))).cached)"
     )
     environment = os.environ | {"DELTA_SUITE_CACHE": str(tmp_path / "cache")}
     running = [
@@ -89,7 +77,7 @@ def test_a_results_folder_that_cannot_be_written_is_named_and_the_cache_keeps_th
 ) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
-    settings = Settings(documents=DOCUMENTS, results=blocked, device="cpu", cache=Cache(tmp_path / "cache"))
+    settings = Settings(**QUICK, results=blocked, cache=Cache(tmp_path / "cache"))
     with pytest.raises(
         RecordError, match=r"cannot be written: Not a directory.* The cache keeps the measurement of tiny"
     ):
@@ -99,28 +87,28 @@ def test_a_results_folder_that_cannot_be_written_is_named_and_the_cache_keeps_th
 
 def test_a_cache_that_cannot_be_written_is_a_note(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    settings = Settings(documents=DOCUMENTS, results=tmp_path / "results", device="cpu", cache=Cache(tmp_path / "file"))
+    settings = Settings(**QUICK, results=tmp_path / "results", cache=Cache(tmp_path / "file"))
     measured = measure(ModelSpec(name="tiny", path=tiny), settings)
     assert "DELTA_SUITE_CACHE" in " ".join(measured.notes)
     assert load(measured.path).layers == measured.view.layers
 
 
 def test_a_measurement_that_the_cache_has_no_room_for_is_recorded(
-    outcome: tuple[Outcome, Settings], tiny: Path, tmp_path: Path, largest_file: Callable[[int], None]
+    tiny: Path, tmp_path: Path, largest_file: Callable[[int], None]
 ) -> None:
-    entry = outcome[1].cache.entry(outcome[0].view.record.provenance.cache_key)
-    directions = (entry / "directions.safetensors").stat().st_size
-    record = outcome[0].path.stat().st_size
+    spec, roomy = ModelSpec(name="tiny", path=tiny), Cache(tmp_path / "roomy")
+    first = measure(spec, Settings(**QUICK, results=tmp_path / "results", cache=roomy))
+    directions = (roomy.entry(first.view.record.provenance.cache_key) / DIRECTIONS).stat().st_size
+    record = first.path.stat().st_size
     assert record < 0.9 * directions
     cache = Cache(tmp_path / "cache")
     largest_file((record + directions) // 2)
-    settings = Settings(documents=DOCUMENTS, results=tmp_path / "results", device="cpu", cache=cache)
-    measured = measure(ModelSpec(name="tiny", path=tiny), settings)
+    measured = measure(spec, Settings(**QUICK, results=tmp_path / "others", cache=cache))
     assert re.search(
         r"in the cache, cannot be written: File too large\. Free space.* tiny is measured", " ".join(measured.notes)
     )
-    assert load(measured.path).layers == outcome[0].view.layers
-    assert load(measured.path).record.scopes == outcome[0].view.record.scopes
+    assert load(measured.path).layers == first.view.layers
+    assert load(measured.path).record.scopes == first.view.record.scopes
     assert list((cache.root / "measurements").iterdir()) == []
 
 
@@ -130,7 +118,7 @@ from pathlib import Path
 from delta_suite.pipeline import *
 from delta_suite.models.spec import ModelSpec
 
-model, cache, results = map(Path, sys.argv[1:])
+model, cache, results = map(Path, sys.argv[1:4])
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.utime")
 
 def read_only(event, arguments):
@@ -139,35 +127,31 @@ def read_only(event, arguments):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(arguments[0]))
 
 sys.addaudithook(read_only)  # root writes whatever the permissions are
-settings = Settings(documents=50, results=results, device="cpu", cache=Cache(cache))
+parts = frozenset({"spectra"})
+settings = Settings(documents=int(sys.argv[4]), parts=parts, device="cpu", results=results, cache=Cache(cache))
 outcome = measure(ModelSpec(name="tiny", path=model), settings)
 print(outcome.cached, *outcome.notes)
 """
 
 
-def from_read_only(cache: Cache, model: Path, results: Path) -> str:
+def from_read_only(cache: Cache, model: Path, results: Path, documents: int) -> str:
     """What becomes of a measurement on a cache that is read-only."""
-    run = [sys.executable, "-c", READ_ONLY, model, cache.root, results]
+    run = [sys.executable, "-c", READ_ONLY, model, cache.root, results, str(documents)]
     done = subprocess.run(run, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_a_read_only_cache_answers_without_a_lock(
-    outcome: tuple[Outcome, Settings], tiny: Path, tmp_path: Path
-) -> None:
-    cache = Cache(tmp_path / "cache")
-    shutil.copytree(outcome[1].cache.root, cache.root, ignore=shutil.ignore_patterns("*.lock"))
-    (cache.root / "locks").rmdir()
-    assert from_read_only(cache, tiny, tmp_path / "results") == "True\n"
+def test_a_read_only_cache_answers_without_a_lock(copied_cache: Cache, tiny: Path, tmp_path: Path) -> None:
+    assert from_read_only(copied_cache, tiny, tmp_path / "results", DOCUMENTS) == "True\n"
     assert len(list((tmp_path / "results" / "runs" / "tiny").iterdir())) == 2
-    assert not (cache.root / "locks").exists()
+    assert not (copied_cache.root / "locks").exists()
 
 
 def test_a_read_only_cache_does_not_hinder_a_measurement(tiny: Path, tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache")
     cache.root.mkdir()
-    text = from_read_only(cache, tiny, tmp_path / "results")
+    text = from_read_only(cache, tiny, tmp_path / "results", QUICK["documents"])
     assert text.startswith(f"False {cache.root}/measurements")
     assert "Read-only file system. Free space, or set DELTA_SUITE_CACHE" in text
     assert len(list((tmp_path / "results" / "runs" / "tiny").iterdir())) == 2
@@ -205,10 +189,10 @@ def test_an_entry_that_is_replaced_is_the_old_one_or_the_new_one_at_any_moment(
     assert len(list((tmp_path / "measurements").iterdir())) == 1
 
 
-def test_an_older_entry_that_a_killed_run_left_is_removed(outcome: tuple[Outcome, Settings], tmp_path: Path) -> None:
-    cache = Cache(tmp_path / "cache")
-    shutil.copytree(outcome[1].cache.root, cache.root)
-    key = outcome[0].view.record.provenance.cache_key
+def test_an_older_entry_that_a_killed_run_left_is_removed(
+    outcome: tuple[Outcome, Settings], copied_cache: Cache
+) -> None:
+    cache, key = copied_cache, outcome[0].view.record.provenance.cache_key
     older = cache.entry(key)
     newer = shutil.copytree(older, older.with_name(f"{key}-1"))
     os.utime(older / "record.json", (1, 1))

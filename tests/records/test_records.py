@@ -28,14 +28,7 @@ from delta_suite.records.format import from_json, to_json
 from delta_suite.records.store import JudgedBy, load, save, stamp, stamps
 from delta_suite.records.view import RecordView
 
-from tests.tiny import DOCUMENTS
-
-
-@pytest.fixture(scope="module")
-def outcome(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Settings]:
-    root = tmp_path_factory.mktemp("records")
-    settings = Settings(documents=DOCUMENTS, results=root / "results", device="cpu", cache=Cache(root / "cache"))
-    return measure(ModelSpec(name="tiny", path=tiny), settings), settings
+from tests.tiny import QUICK
 
 
 def test_a_record_reads_back_as_it_was_written(outcome: tuple[Outcome, Settings]) -> None:
@@ -187,10 +180,9 @@ def test_the_stored_gram_gives_what_the_full_one_does(outcome: tuple[Outcome, Se
     assert stored.replicates == pytest.approx(full.replicates, rel=1e-5)
 
 
-def test_a_record_says_where_the_stream_was_kept(
-    outcome: tuple[Outcome, Settings], tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = outcome[0].view.record
+def test_a_record_says_where_the_stream_was_kept(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec, settings = ModelSpec(name="tiny", path=tiny), Settings(**QUICK, results=tmp_path, cache=Cache(tmp_path / "a"))
+    whole = measure(spec, settings).view.record
     calibration, stream = whole.calibration, whole.provenance.stream
     assert stream is not None
     size = (whole.model.layers + 1) * whole.model.hidden * 4 * (calibration.tokens + calibration.dropped)
@@ -198,10 +190,7 @@ def test_a_record_says_where_the_stream_was_kept(
 
     room = size // 3
     monkeypatch.setattr(Memory, "free", classmethod(lambda cls, device, share=0.5: cls(room)))
-    settings = Settings(
-        documents=DOCUMENTS, results=tmp_path / "results", device="cpu", cache=Cache(tmp_path / "cache")
-    )
-    apart = load(measure(ModelSpec(name="tiny", path=tiny), settings).path).record
+    apart = load(measure(spec, replace(settings, cache=Cache(tmp_path / "b"))).path).record
     stream = apart.provenance.stream
     assert stream is not None
     assert stream.storage == "device"
@@ -257,9 +246,7 @@ def test_parts_are_measured_when_asked_for_and_completed_later(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = ModelSpec(name="tiny", path=tiny)
-    settings = Settings(
-        documents=DOCUMENTS, results=tmp_path / "results", device="cpu", cache=Cache(tmp_path / "cache")
-    )
+    settings = Settings(documents=12, results=tmp_path / "results", device="cpu", cache=Cache(tmp_path / "cache"))
     spectra = measure(spec, replace(settings, parts=frozenset({"spectra"})))
     assert spectra.view.record.parts == ("spectra",)
     assert "law" not in spectra.view.record.provenance.seconds
@@ -374,9 +361,7 @@ def test_changed_weights_are_another_measurement(tiny: Path, tmp_path: Path) -> 
 
     copy = tmp_path / "copy"
     shutil.copytree(tiny, copy)
-    settings = Settings(
-        documents=DOCUMENTS, results=tmp_path / "results", device="cpu", cache=Cache(tmp_path / "cache")
-    )
+    settings = Settings(**QUICK, results=tmp_path / "results", cache=Cache(tmp_path / "cache"))
     first = measure(ModelSpec(name="copy", path=copy), settings)
     weights = load_file(copy / "model.safetensors")
     weights["model.layers.5.mlp.down_proj.weight"] *= 3

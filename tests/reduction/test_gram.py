@@ -23,6 +23,7 @@ from delta_suite.reduction.gram import (
 from delta_suite.reduction.moments import Moments, token_quantities
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import TypeCheckError
 
 SIZES = [(60, 200), (200, 60), (128, 128), (9, 300), (700, 24)]
 
@@ -193,3 +194,15 @@ def test_any_split_and_order_gives_the_same_moments(seed: int, cuts: list[int], 
     for name in ("gram", "total", "sums", "squares"):
         one, two = getattr(total, name), getattr(whole, name)
         assert (one - two).abs().max() <= 1e-12 * two.abs().max(), name
+
+
+def test_shapes_are_checked_in_this_folder() -> None:
+    """By tests/conftest.py, which leaves the checks out of most other tests."""
+    with pytest.raises(TypeCheckError, match="rows"):
+        gram(torch.zeros(2, 3, 4))
+
+
+@pytest.mark.repeats
+def test_shapes_are_not_checked_in_tests_that_repeat() -> None:
+    with pytest.raises(IndexError):  # of rows without columns, which a check would have refused before
+        gram(torch.zeros(4))

@@ -441,6 +441,7 @@ def test_directions_alone_do_not_give_the_law() -> None:
 # --- intervals -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.repeats
 def test_intervals_cover() -> None:
     """95% intervals of layers, and of a phase's medians, hold what the maps reach in 200,000 tokens."""
     planted_parts = {"shared": 0.4, "per_layer": 0.3, "rank_one": 0.5}
@@ -455,7 +456,7 @@ def test_intervals_cover() -> None:
     def count(name: str, low: np.ndarray | float, true: np.ndarray | float, high: np.ndarray | float) -> None:
         covered.setdefault(name, []).append(float(np.mean((low <= true) & (true <= high))))
 
-    for seed in range(200):
+    for seed in range(120):
         law = measure_law(planted(60, 16, 6, seed=seed, **planted_parts)[0], ONE_PHASE)
         scores = [Fit(sums, maps, 0, ONE_PHASE, ridge, plan, CPU).scores([GROUPS]) for ridge in law.ridge]
         r2 = {name: np.mean([1 - fold.rungs[name] / fold.mean for fold in scores], axis=0)[0] for name in RUNGS}
@@ -478,8 +479,9 @@ def test_intervals_cover() -> None:
             assert interval is not None
             count(name, interval[0], float(np.median(layers)), interval[1])
     coverage = {name: float(np.mean(hits)) for name, hits in covered.items()}
-    # Of 200 intervals that cover 0.95, one set in a hundred has fewer than 0.91, or more than 0.985.
-    assert all(0.91 <= share <= 0.985 for share in coverage.values()), coverage
+    # Of 120 intervals that cover 0.95, one set in a hundred has fewer than 0.9, two in a thousand more than 0.99. Of
+    # intervals that cover 0.85, nine sets in ten have fewer than 0.9. The selftest plants the law a thousand times.
+    assert all(0.9 <= share <= 0.99 for share in coverage.values()), coverage
 
 
 def test_the_bias_of_half_the_documents_is_taken_away() -> None:

@@ -30,6 +30,8 @@ PHASES = {"C": (2, 5), "E": (8, 11)}
 MOMENTS = 2 * 10 * 48**2 * 8
 """Bytes of the moments of one layer: with and without sinks, ten groups."""
 LAW = Memory(1 << 21, disk=1 << 23)
+"""Little, so that the law takes many passes."""
+ROOMY = Memory(1 << 40)
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +65,25 @@ def measured(
     return passes.run(PHASES, units=Units.of(DOCUMENTS), **options), passes
 
 
-@pytest.mark.parametrize(("parts", "moments"), [(3, 5), (30, 12)])
+@pytest.fixture(scope="module")
+def at_once(loaded: tuple[Any, TokenSequences]) -> tuple[Captured, Passes]:
+    """What is measured where the stream is whole."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        return measured(loaded, monkeypatch, ROOMY)
+
+
+@pytest.mark.parametrize(("parts", "moments", "law"), [(3, 5, LAW), (30, 12, ROOMY)], ids=["few", "many"])
 def test_shards_change_no_figure(
-    loaded: tuple[Any, TokenSequences], monkeypatch: pytest.MonkeyPatch, parts: int, moments: int
+    loaded: tuple[Any, TokenSequences],
+    at_once: tuple[Captured, Passes],
+    monkeypatch: pytest.MonkeyPatch,
+    parts: int,
+    moments: int,
+    law: Memory,
 ) -> None:
     size = 13 * 48 * 4 * loaded[1].tokens
-    whole, alone = measured(loaded, monkeypatch, Memory(1 << 40))
-    apart, several = measured(loaded, monkeypatch, Memory(size // parts), moments)
+    whole, alone = at_once
+    apart, several = measured(loaded, monkeypatch, Memory(size // parts), moments, law=law)
     assert len(whole.storage) == 1
     assert len(apart.storage) >= parts
     (sinks,) = whole.sinks
@@ -95,8 +109,8 @@ def test_shards_change_no_figure(
 
 def test_the_law_alone_needs_no_spectra(loaded: tuple[Any, TokenSequences], monkeypatch: pytest.MonkeyPatch) -> None:
     size = 13 * 48 * 4 * loaded[1].tokens
-    whole, _ = measured(loaded, monkeypatch, Memory(1 << 40), with_spectra=False)
-    apart, _ = measured(loaded, monkeypatch, Memory(size // 4), with_spectra=False)
+    whole, _ = measured(loaded, monkeypatch, ROOMY, with_spectra=False, law=ROOMY)
+    apart, _ = measured(loaded, monkeypatch, Memory(size // 4), with_spectra=False, law=ROOMY)
     assert whole.spectra == apart.spectra == {}
     assert isinstance(whole.law, Law)
     assert isinstance(apart.law, Law)
@@ -116,7 +130,7 @@ def test_a_law_without_memory_keeps_the_spectra(
 
 def test_the_median_is_that_of_the_first_documents(loaded: tuple[Any, TokenSequences]) -> None:
     model, sequences = loaded
-    passes = Capture(model, find_decoder(model), sequences, device=CPU, memory=Memory(1 << 40))
+    passes = Capture(model, find_decoder(model), sequences, device=CPU, memory=ROOMY)
     ((stream, _),) = passes.shards()
     first = (stream.position > 0) & (stream.document < REFERENCE_DOCUMENTS)
     again = passes.reference_norms()
@@ -126,7 +140,7 @@ def test_the_median_is_that_of_the_first_documents(loaded: tuple[Any, TokenSeque
 
 def test_later_documents_do_not_move_the_median(loaded: tuple[Any, TokenSequences]) -> None:
     model, sequences = loaded
-    ((stream, _),) = Capture(model, find_decoder(model), sequences, device=CPU, memory=Memory(1 << 40)).shards()
+    ((stream, _),) = Capture(model, find_decoder(model), sequences, device=CPU, memory=ROOMY).shards()
     first = stream.document < REFERENCE_DOCUMENTS
     loud = replace(stream, states=[torch.where(first[:, None], state, 20 * state) for state in stream.states])
     assert torch.equal(find_sinks(loud).dropped[first], find_sinks(stream).dropped[first])
