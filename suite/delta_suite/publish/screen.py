@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from io import StringIO
 from typing import TYPE_CHECKING, TextIO
 
-from rich.cells import cell_len, chop_cells
+from rich.cells import cell_len
+from wcwidth import wcswidth
 
 from delta_suite.escaping import terminal
 from delta_suite.publish.wording import COLOURS, SYMBOLS
@@ -90,6 +91,17 @@ def _has_symbols(stream: TextIO) -> bool:
 
 # --- lines -----------------------------------------------------------------------------------------------------
 
+def cells_of(text: str) -> int:
+    """Return how many columns a text takes, by rich or by wcwidth, with which tabulate counts, whichever is more.
+
+    They differ where a sign changes the one before it, such as the colour of a skin behind a letter.
+
+    Example:
+        >>> cells_of("model"), cells_of("模型")
+        (5, 4)
+    """
+    return len(text) if text.isascii() else max(cell_len(text), wcswidth(text))
+
 
 def wrap(text: str, width: int, *, fold: bool = True) -> list[str]:
     """Return a text as lines of at most so many columns, broken at spaces, and a longer word after `-`, `/`, `_`, `@`.
@@ -106,9 +118,9 @@ def wrap(text: str, width: int, *, fold: bool = True) -> list[str]:
     for word in _WORD.finditer(text):
         space = text[end : word.start()][:GAP] if line else ""
         end = word.end()
-        is_long = cell_len(word[0]) > width // 2 and cell_len(line + space + word[0]) > width
+        is_long = cells_of(word[0]) > width // 2 and cells_of(line + space + word[0]) > width
         for piece in _pieces(word[0], width) if fold and is_long else [word[0]]:
-            if line and cell_len(line + space + piece) > width:
+            if line and cells_of(line + space + piece) > width:
                 lines.append(line)
                 line, space = "", ""
             line += space + piece
@@ -118,7 +130,14 @@ def wrap(text: str, width: int, *, fold: bool = True) -> list[str]:
 
 def _pieces(word: str, width: int) -> list[str]:
     """Return a word in pieces of at most so many columns."""
-    return [part for piece in _BREAK.split(word) for part in chop_cells(piece, max(width, 2))]
+    pieces: list[str] = []
+    for part in _BREAK.split(word):
+        pieces.append("")
+        for sign in part:
+            if pieces[-1] and cells_of(pieces[-1] + sign) > max(width, 2):
+                pieces.append("")
+            pieces[-1] += sign
+    return pieces
 
 
 def prose(text: str, width: int, label: str = "") -> str:
@@ -175,7 +194,7 @@ def listed(items: Iterable[str], width: int, label: str = "") -> str:
 def _filled(items: Iterable[str], width: int, gap: str) -> list[str]:
     lines = [""]
     for item in items:
-        if lines[-1] and cell_len(lines[-1] + gap + item) > width:
+        if lines[-1] and cells_of(lines[-1] + gap + item) > width:
             lines.append(item)
         else:
             lines[-1] += gap + item if lines[-1] else item
@@ -206,8 +225,8 @@ class _Column:
     """Columns without which it is left out; None for one that is never left out."""
 
     def __post_init__(self) -> None:
-        longest = max(map(cell_len, self.cells), default=0)
-        self.natural = max(cell_len(self.head), longest)
+        longest = max(map(cells_of, self.cells), default=0)
+        self.natural = max(cells_of(self.head), longest)
         self.least = max(_longest(self.head), *map(_longest, self.cells), 1) if self.wraps else longest
         self.compact = max(_longest(self.head), longest)
         if not self.wraps:
@@ -217,7 +236,7 @@ class _Column:
 
 def _longest(text: str) -> int:
     """Return the columns of the longest part that is not broken."""
-    return max((cell_len(part) for word in _WORD.findall(text) for part in _BREAK.split(word)), default=0)
+    return max((cells_of(part) for word in _WORD.findall(text) for part in _BREAK.split(word)), default=0)
 
 
 def draw(table: Table, screen: Screen) -> str:
@@ -293,7 +312,7 @@ def _plain(head: list[str], rows: list[list[str]], sides: list[str]) -> str:
 
     # The head is a row like the others: as a head it would take two columns more than its text.
     columns = zip(head, *rows, strict=True)
-    rule = ["-" * max(cell_len(line) for cell in column for line in cell.split("\n")) for column in columns]
+    rule = ["-" * max(cells_of(line) for cell in column for line in cell.split("\n")) for column in columns]
     text = tabulate([head, rule, *rows], tablefmt="plain", disable_numparse=True, colalign=sides)
     return "\n".join(line.rstrip() for line in text.split("\n"))
 
@@ -328,7 +347,7 @@ def _coloured(head: list[str], rows: list[list[str]], colours: list[list[str]], 
 def _block(text: str, width: int, column: _Column) -> str:
     """Return a text as the lines of a cell, numbers on the right."""
     lines = wrap(text, width)
-    return "\n".join(lines if column.wraps else (f"{' ' * (width - cell_len(line))}{line}" for line in lines))
+    return "\n".join(lines if column.wraps else (f"{' ' * (width - cells_of(line))}{line}" for line in lines))
 
 
 def _colour(cell: Cell) -> str:
