@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ from delta_suite.capture import residual
 from delta_suite.capture.calibration import Calibration
 from delta_suite.capture.plan import plan_batches, planned_tokens
 from delta_suite.capture.residual import Capture, capture
-from delta_suite.capture.stream import Memory, plan_shards
+from delta_suite.capture.stream import Memory, ResidualStream, Storage, StreamWriter, plan_shards
 from delta_suite.capture.tokens import TokenSequences, tokenize
 from delta_suite.capture.units import Units
-from delta_suite.errors import DeviceError
+from delta_suite.errors import CaptureError, DeviceError
 from delta_suite.models.blocks import find_decoder
 from delta_suite.reduction.reduce import reduce_stream
 from delta_suite.reduction.replicates import LayerSpectra
@@ -248,3 +249,27 @@ def test_no_more_of_a_gpu_than_torch_may_take(fraction: float, want: int, monkey
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     assert Memory.free(torch.device("cuda"), share=1.0).device == want
+
+
+@pytest.mark.parametrize("storage", ["device", "disk"])
+def test_norms_taken_as_states_come_are_those_of_the_stored_states(storage: Storage) -> None:
+    states = [torch.randn(7, 16, dtype=torch.bfloat16) for _ in range(3)]
+    writer = StreamWriter(5, storage, norms=True)
+    for rows in (torch.tensor([0, 2, 6]), torch.tensor([1, 5])):
+        writer.range = (writer.filled, writer.filled + len(rows))
+        for layer, state in enumerate(states):
+            writer.write(layer, state, rows)
+        writer.filled += len(rows)
+    writer.finish()
+    document = torch.zeros(5, dtype=torch.int64)
+    stream = ResidualStream(writer.states, document, document, document == 0, storage, norms=writer.norms or ())
+    for layer, state in enumerate(states):
+        expected = state[[0, 2, 6, 1, 5]].double().norm(dim=1)
+        torch.testing.assert_close(stream.row_norms(layer).double(), expected, rtol=1e-6, atol=0.0)
+        assert torch.equal(stream.row_norms(layer), replace(stream, norms=()).row_norms(layer))
+    stream.require_finite()
+    writer.range = (2, 3)
+    writer.write(1, torch.full((1, 16), torch.inf, dtype=torch.bfloat16))
+    broken = replace(stream, norms=writer.norms or ())
+    with pytest.raises(CaptureError, match="first at h_1"):
+        broken.require_finite()

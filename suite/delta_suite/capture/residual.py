@@ -151,10 +151,10 @@ class Capture:
         idle = self._idle_passes([shard for shard, _ in self._shards])
         for number, (shard, storage) in enumerate(self._shards, start=1):
             document, position, kept = self._rows(shard)
-            writer = StreamWriter(len(document), storage)
+            writer = StreamWriter(len(document), storage, norms=True)
             middles = StreamWriter(writer.tokens, storage) if self.keeps_middles else None
             observed = self._run(shard, writer, self.advance, middles, idle if number == len(self._shards) else 0)
-            stream = ResidualStream(writer.states, document, position, kept, storage)
+            stream = ResidualStream(writer.states, document, position, kept, storage, norms=writer.norms or ())
             stream.require_finite()
             assert self._causality is not None
             observed.causality = float(self._causality)

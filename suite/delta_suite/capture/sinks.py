@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from delta_suite.capture.plan import REFERENCE_DOCUMENTS
-from delta_suite.capture.stream import ResidualStream, row_norms
+from delta_suite.capture.stream import ResidualStream
 
 SINK_RATIO = 6.0
 """A token whose ||h|| exceeds this many medians in any layer is a sink: massive activations, Sun et al. 2024,
@@ -34,7 +34,7 @@ class Sinks:
 def reference_norms(stream: ResidualStream) -> list[Float[Tensor, " tokens"]]:
     """Return the norms, in each state, of the tokens of the first documents over which medians are taken."""
     within = stream.kept & (stream.position > 0) & (stream.document < REFERENCE_DOCUMENTS)
-    return [row_norms(state)[within] for state in stream.states]
+    return [stream.row_norms(layer)[within] for layer in range(len(stream.states))]
 
 
 def find_sinks(stream: ResidualStream, reference: Sequence[Float[Tensor, " tokens"]] | None = None) -> Sinks:
@@ -48,8 +48,8 @@ def find_sinks(stream: ResidualStream, reference: Sequence[Float[Tensor, " token
     within = ordinary & (stream.document < REFERENCE_DOCUMENTS)
     ratio = torch.zeros(len(stream.kept))
     layer_of = torch.zeros(len(stream.kept), dtype=torch.int64)
-    for layer, state in enumerate(stream.states):
-        norms = row_norms(state)
+    for layer in range(len(stream.states)):
+        norms = stream.row_norms(layer)
         usual = norms[within] if reference is None else reference[layer]
         multiples = norms / usual.median().clamp_min(1e-30) if len(usual) else torch.ones_like(norms)
         layer_of[multiples > ratio] = layer

@@ -48,6 +48,8 @@ class ResidualStream:
     """For each block whether both sublayers read its input."""
     write: Write = "block"
     """The write that `step` returns beside the state."""
+    norms: Sequence[Float[Tensor, " tokens"]] = ()
+    """The norm of each row of each state, on the host, where they were taken as the states came; else empty."""
 
     @property
     def layers(self) -> int:
@@ -98,6 +100,10 @@ class ResidualStream:
         """Return h_{L+1} - h_L of all rows, in the dtype that `step` subtracts in."""
         return self.step(layer)[1]
 
+    def row_norms(self, layer: int) -> Float[Tensor, " tokens"]:
+        """Return the norm of each row of h_layer, on the host, in float32 or float64."""
+        return self.norms[layer] if self.norms else row_norms(self.states[layer])
+
     def take(self, rows: Int64[Tensor, " rows"]) -> ResidualStream:
         """Return the stream of the tokens in these rows."""
         on = {device: rows.to(device) for device in {state.device for state in self.states}}
@@ -106,10 +112,9 @@ class ResidualStream:
 
     def require_finite(self) -> None:
         """Raise CaptureError naming the first layer and token that is NaN or infinite."""
-        # A sum is finite only if all its terms are, and it is read once for all layers. Where a sum of finite terms
-        # overflows, the search below ends without an error.
-        home = self.states[0].device
-        if torch.stack([state.sum(dtype=torch.float32).to(home) for state in self.states]).isfinite().all():
+        # A norm is finite only if all its row is. Where squares of finite numbers overflow, the search below ends
+        # without an error.
+        if all(bool(self.row_norms(layer).isfinite().all()) for layer in range(len(self.states))):
             return
         for layer, state in enumerate(self.states):
             finite = torch.isfinite(state).all(dim=1)
@@ -135,7 +140,7 @@ def wide(states: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows hidden"]:
         >>> [wide(torch.ones(1, 1, dtype=each)).dtype for each in (torch.bfloat16, torch.float64)]
         [torch.float32, torch.float64]
     """
-    return states.to(torch.promote_types(states.dtype, torch.float32))
+    return states.to(wide_dtype(states))
 
 
 def gib(size: int) -> str:
@@ -295,13 +300,17 @@ def mapped(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
 class StreamWriter:
     """Writer of the states of one shard, a range of rows per batch."""
 
-    def __init__(self, tokens: int, storage: Storage, layers: Container[int] | None = None) -> None:
+    def __init__(
+        self, tokens: int, storage: Storage, layers: Container[int] | None = None, *, norms: bool = False
+    ) -> None:
         """Take the rows and the place of the shard, and the layers L whose states h_L are kept; None for all.
 
-        A state that is not kept has no rows in the stream.
+        A state that is not kept has no rows in the stream. norms: take the norm of each row of the states, too, where
+        they are computed: to read a stream of 14 GB again on the host took 44 s of a measurement on an H100.
         """
         self.tokens, self.storage, self.layers = tokens, storage, layers
         self.states: list[Tensor] = []
+        self.norms: list[Tensor] | None = [] if norms else None
         self.filled = 0
         """Number of rows that are complete."""
         self.range = (0, 0)
@@ -321,6 +330,8 @@ class StreamWriter:
         kept = self.layers is None or layer in self.layers
         if layer == len(self.states):
             self.states.append(self._allocate(states) if kept else states.new_empty(0, states.shape[1]))
+            if self.norms is not None:
+                self.norms.append(states.new_empty(self.tokens if kept else 0, dtype=wide_dtype(states)))
         target = self.states[layer]
         if target.shape[1] != states.shape[1]:
             raise CaptureError(
@@ -335,9 +346,11 @@ class StreamWriter:
                 target[start:stop].copy_(states)
             else:
                 torch.index_select(states, 0, real, out=target[start:stop])
+            self._take_norms(layer, target[start:stop])
             return
         # A copy, because the next block may overwrite the state.
         staged = states.clone() if real is None else states.index_select(0, real)
+        self._take_norms(layer, staged)
         if not states.is_cuda:
             target[start:stop].copy_(staged)
             return
@@ -349,6 +362,11 @@ class StreamWriter:
         with torch.cuda.stream(copies):
             target[start:stop].copy_(staged, non_blocking=True)
         staged.record_stream(copies)
+
+    def _take_norms(self, layer: int, rows: Tensor) -> None:
+        if self.norms is not None:
+            norms = self.norms[layer]
+            norms[slice(*self.range)] = torch.linalg.vector_norm(rows, dim=1, dtype=norms.dtype)
 
     def _allocate(self, rows: Tensor) -> Tensor:
         shape = (self.tokens, rows.shape[1])
@@ -373,6 +391,8 @@ class StreamWriter:
     def finish(self) -> None:
         """Wait for the last copies. Raises CaptureError where the states are not of one width."""
         self.synchronize()
+        if self.norms is not None:
+            self.norms = [norms.cpu() for norms in self.norms]
         widths = [int(state.shape[1]) for state in self.states]
         if len(set(widths)) > 1:
             raise CaptureError(
@@ -417,5 +437,10 @@ class NormWriter:
 
 def row_norms(states: Float[Tensor, "rows hidden"]) -> Float[Tensor, " rows"]:
     """Return the norm of each row, on the host, in float32 or float64."""
-    norms: Tensor = torch.linalg.vector_norm(states, dim=1, dtype=torch.promote_types(states.dtype, torch.float32))
+    norms: Tensor = torch.linalg.vector_norm(states, dim=1, dtype=wide_dtype(states))
     return norms.cpu()
+
+
+def wide_dtype(states: Tensor) -> torch.dtype:
+    """Return the dtype that is computed in with states: float32, or float64 where they are in it."""
+    return torch.promote_types(states.dtype, torch.float32)

@@ -91,6 +91,7 @@ def _has_symbols(stream: TextIO) -> bool:
 
 # --- lines -----------------------------------------------------------------------------------------------------
 
+
 def cells_of(text: str) -> int:
     """Return how many columns a text takes, by rich or by wcwidth, with which tabulate counts, whichever is more.
 

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from delta_suite.capture.stream import ResidualStream, row_norms, wide
+from delta_suite.capture.stream import ResidualStream, wide
 from delta_suite.capture.units import Units
 from delta_suite.reduction.eigen import eigh
 from delta_suite.reduction.gram import algebra_device
@@ -238,7 +238,7 @@ class _Layer:
         kept, position = tokens.entering["raw"], tokens.stream.position.cpu()
         groupings = [group for group in (tokens.group, tokens.documents) if group is not None]
         self.tokens.append(tuple(part.numpy() for part in (kept, position, *groupings)))
-        self.norms.append(row_norms(tokens.stream.states[layer]).numpy())
+        self.norms.append(tokens.stream.row_norms(layer).numpy())
         for rows, states, update in _blocks(tokens.stream, layer, device):
             for kind, chosen in FITS:
                 x = features(kind, states)
