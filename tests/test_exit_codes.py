@@ -145,7 +145,7 @@ def run(*words: object) -> tuple[int, str]:
         (["leaderboard", "--repository", "ftp://x.org/a"], "--repository ftp://x.org/a is no address"),
         (["export", "--format", "xml", "x.json"], "--format xml: no such format; use one of csv"),
         (["selftest", "--only", "nothing"], "nothing planted is called 'nothing'"),
-        (["selftest", "--repeats", "0"], "0 repeats"),
+        (["selftest", "--repeats", "0"], "--repeats 0"),
         (["judge", "--nosuch"], "No such option: --nosuch"),
         (["measuer"], "No such command 'measuer'. Did you mean 'measure'? See `"),
         (["judge"], "Missing argument"),
