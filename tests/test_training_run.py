@@ -100,6 +100,7 @@ def test_damage_is_caught_and_its_layer_named(run: Run, name: str, layer: int) -
     assert {own.status for own in before} == {Status.SAME}
 
 
+@pytest.mark.long
 def test_other_documents_raise_no_alarm(run: Run) -> None:
     """20 repeats, an unchanged checkpoint on other passages of the same text: no more alarms than one in twenty gives.
 

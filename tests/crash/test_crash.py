@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.long
 def test_runs_that_are_killed_leave_the_old_state_or_the_new_one(tmp_path: Path) -> None:
     """Two points a run; without pytest -n 2, which takes as long as all others."""
     table = tmp_path / "table.md"

@@ -348,6 +348,7 @@ def test_a_damaged_baseline_is_only_written_anew_once_it_is_removed(project: pyt
     assert project.runpytest(*RUN, "--baseline", "-m", "baseline").ret == 0
 
 
+@pytest.mark.long
 def test_workers_compare_and_one_process_writes(
     project: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

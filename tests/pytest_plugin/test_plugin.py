@@ -448,6 +448,7 @@ def count_loads(project: pytest.Pytester) -> Path:
     return log
 
 
+@pytest.mark.long
 def test_workers_load_each_model_once(
     project: pytest.Pytester, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -441,6 +441,7 @@ def test_directions_alone_do_not_give_the_law() -> None:
 # --- intervals -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 @pytest.mark.repeats
 def test_intervals_cover() -> None:
     """95% intervals of layers, and of a phase's medians, hold what the maps reach in 200,000 tokens."""
