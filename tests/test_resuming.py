@@ -84,6 +84,7 @@ def entries(project: Path) -> list[str]:
     return sorted(json.loads((path / "record.json").read_text())["model"]["name"] for path in found)
 
 
+@pytest.mark.long
 def test_a_killed_run_keeps_what_was_measured(project: Path) -> None:
     """SIGKILL at the worst moment of model 2 of 3: its entry is written, and not yet in its place."""
     killed = start(project, KILL_AT="two")

@@ -72,7 +72,9 @@ def at_once(loaded: tuple[Any, TokenSequences]) -> tuple[Captured, Passes]:
         return measured(loaded, monkeypatch, ROOMY)
 
 
-@pytest.mark.parametrize(("parts", "moments", "law"), [(3, 5, LAW), (30, 12, ROOMY)], ids=["few", "many"])
+@pytest.mark.parametrize(
+    ("parts", "moments", "law"), [(3, 5, LAW), pytest.param(30, 12, ROOMY, marks=pytest.mark.long)], ids=["few", "many"]
+)
 def test_shards_change_no_figure(
     loaded: tuple[Any, TokenSequences],
     at_once: tuple[Captured, Passes],

@@ -53,6 +53,7 @@ def test_it_writes_and_names_every_file_and_says_what_to_type(here: Path, words:
     assert "  pytest hypotheses/ --model=" in result.output
 
 
+@pytest.mark.long
 def test_what_it_writes_can_be_used(here: Path, tiny: Path) -> None:
     """In a new process, as a user does: the claims on a tiny model, from the folder alone."""
     assert init("mine").exit_code == 0
