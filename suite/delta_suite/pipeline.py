@@ -197,10 +197,15 @@ def measure_view(
                 settings.cache.put(run.key, complete)
             except RecordError as error:  # what was measured is not lost: the caller has it
                 kept = False
-                notes.append(f"{error} {subject.name} is measured, and only the cache does not keep it.")
+                notes.append(not_kept(error, subject.name))
     view = view_of(settings.cache, run.key, complete)
     view = labelled(view, subject.phases, subject.name, subject.source, subject.revision)
     return Measured(view, cached, tuple(notes), kept)
+
+
+def not_kept(error: RecordError, name: str) -> str:
+    """Return the note on a measurement that the cache has no room for: what was measured is not lost."""
+    return f"{error} {name} is measured, and only the cache does not keep it."
 
 
 def labelled(view: RecordView, phases: PhaseMap | None, name: str, source: str, revision: str | None) -> RecordView:

@@ -20,7 +20,7 @@ from delta_suite.engine import dispatch
 from delta_suite.engine.versions import version_problem, versions
 from delta_suite.errors import EngineError, RecordError, SuiteError, WorkerError, explain
 from delta_suite.paths import cache_root, expand_user
-from delta_suite.pipeline import Measured, Outcome, Settings, labelled, measure_view, stored, view_of, written
+from delta_suite.pipeline import Measured, Outcome, Settings, labelled, measure_view, not_kept, stored, view_of, written
 from delta_suite.progress import Progress, no_progress
 from delta_suite.records.cache import Cache
 from delta_suite.records.parts import missing_parts
@@ -42,6 +42,12 @@ class Terms:
     """Threads that a worker calculates with."""
     versions: Mapping[str, str]
     """Versions here, which a worker must have, too."""
+
+    def meet(self) -> None:
+        """Calculate with their threads from now on, at a worker. Raises EngineError where its versions are others."""
+        if problem := version_problem(self.versions, versions()):
+            raise EngineError(f"the worker at {platform.node()} has {problem}. Install the same versions everywhere.")
+        fix_threads(self.threads)
 
 
 @dataclass(frozen=True)
@@ -107,9 +113,7 @@ def _measured_reply(terms: Terms, unit: Unit) -> Reply:
     settings = replace(terms.settings, calibration=unit.calibration, cache=cache, fresh_since=None)
     subject = stored(unit.spec, settings)
     try:
-        if problem := version_problem(terms.versions, versions()):
-            raise EngineError(f"the worker at {platform.node()} has {problem}. Install the same versions everywhere.")
-        fix_threads(terms.threads)
+        terms.meet()
         measured = measure_view(subject, settings, calibration=terms.calibrations[unit.calibration])
     except _HeldError as held:
         return Reply(str(held), None, subject.revision, subject.notes)
@@ -190,7 +194,7 @@ class _Sender:
                     cache.put(reply.key, entry)
             except RecordError as error:  # what was measured is not lost: its record is written
                 kept = False
-                notes.append(f"{error} {item.spec.name} is measured, and only the cache does not keep it.")
+                notes.append(not_kept(error, item.spec.name))
         if reply.error is not None:
             raise reply.error
         if entry is None:
@@ -205,7 +209,7 @@ class _Sender:
             if missing_parts(item.spec.phases, entry.record, self.settings.parts):
                 return dispatch.Again(self._task(item, frozenset(), (reply.key, entry)))
         if losses:
-            notes.append(f"{item.spec.name}: measured after {losses} worker{'s were' if losses > 1 else ' was'} lost")
+            notes.append(dispatch.after_losses(losses, item.spec.name))
         view = view_of(cache, reply.key, entry)
         view = labelled(view, item.spec.phases, item.spec.name, item.spec.source, reply.revision)
         return written(Measured(view, cached, tuple(notes), kept), self.settings)

@@ -25,7 +25,7 @@ from delta_suite.engine import dispatch, local
 from delta_suite.engine.versions import versions
 from delta_suite.errors import DeviceError, RecordError
 from delta_suite.models.phases import PhaseMap, phase_map
-from delta_suite.pipeline import ALONE, Measured, Outcome, Settings, labelled, view_of, written
+from delta_suite.pipeline import ALONE, Measured, Outcome, Settings, labelled, not_kept, view_of, written
 from delta_suite.progress import Progress, no_progress
 from delta_suite.provenance import Clock
 from delta_suite.records.arrays import unpack
@@ -116,11 +116,11 @@ class _Measurement:
                         SumsCache(cache.root, surveyed.key).clear()
                 except RecordError as error:  # what was measured is not lost: its record is written
                     kept = False
-                    notes.append(f"{error} {spec.name} is measured, and only the cache does not keep it.")
+                    notes.append(not_kept(error, spec.name))
         if failed is not None:
             raise failed
         if self.lost:
-            notes.append(f"{spec.name}: measured after {self.lost} worker{'s were' if self.lost > 1 else ' was'} lost")
+            notes.append(dispatch.after_losses(self.lost, spec.name))
         view = view_of(cache, surveyed.key, entry)
         item = self.item.spec
         view = labelled(view, item.phases, item.name, item.source, surveyed.revision)

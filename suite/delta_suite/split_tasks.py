@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from delta_suite.capture.units import Units
 from delta_suite.capture.work_units import work_units
-from delta_suite.engine.versions import version_problem, versions
 from delta_suite.errors import DeviceError, EngineError, brief
 from delta_suite.paths import cache_root
 from delta_suite.pipeline import prepare, stored, token_sequences
@@ -112,9 +111,7 @@ _open: list[_OpenModel] = []
 
 def _opened(terms: Terms, spec: ModelSpec) -> _OpenModel:
     """Return the model, loaded; another one is freed. Raises EngineError for a worker of other versions."""
-    if problem := version_problem(terms.versions, versions()):
-        raise EngineError(f"the worker at {platform.node()} has {problem}. Install the same versions everywhere.")
-    fix_threads(terms.threads)
+    terms.meet()
     settings = replace(terms.settings, cache=Cache(cache_root()))
     subject = stored(spec, settings)
     asked = (spec, settings.device, settings.dtype, subject.fingerprint)

@@ -23,7 +23,6 @@ from delta_suite.capture.layout import Layout
 from delta_suite.capture.plan import REFERENCE_DOCUMENTS, plan_batches, planned_tokens
 from delta_suite.capture.stream import (
     Memory,
-    NormWriter,
     ResidualStream,
     Storage,
     StreamWriter,
@@ -209,11 +208,11 @@ class Capture:
         Tokens that the calibration drops, and those at position 0, are left out.
         """
         shard = [i for i, document in enumerate(self.sequences.documents) if document < REFERENCE_DOCUMENTS]
-        writer = NormWriter()
+        _, position, kept = self._rows(shard)
+        writer = StreamWriter(len(kept), "device", layers=(), norms=True)
         self._run(shard, writer, idle=self._idle_passes([shard]))
         if not writer.norms:  # they are empty texts, or those of other processes
             return [torch.zeros(0)] * self._states
-        _, position, kept = self._rows(shard)
         return [norms[kept & (position > 0)] for norms in writer.norms]
 
     @property
@@ -266,7 +265,7 @@ class Capture:
     def _run(
         self,
         shard: Sequence[int],
-        writer: StreamWriter | NormWriter,
+        writer: StreamWriter,
         advance: Advance | None = None,
         middles: StreamWriter | None = None,
         idle: int = 0,
@@ -352,7 +351,7 @@ class Capture:
     def _pass_unkept(self, tap: Tap, together: Sequence[int]) -> None:
         """Run a batch of which no row is kept here, because other processes run one."""
         batch = batch_of(self.sequences, together, together, 0, self.device)
-        writer = NormWriter()
+        writer = StreamWriter(batch.tokens, "device", layers=())
         observed, write, read = tap.observed.copy(), tap.write, tap.read
         tap.write, tap.read = writer.write, writer.read
         try:

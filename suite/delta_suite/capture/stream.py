@@ -102,7 +102,11 @@ class ResidualStream:
 
     def row_norms(self, layer: int) -> Float[Tensor, " tokens"]:
         """Return the norm of each row of h_layer, on the host, in float32 or float64."""
-        return self.norms[layer] if self.norms else row_norms(self.states[layer])
+        if self.norms:
+            return self.norms[layer]
+        states = self.states[layer]
+        norms: Tensor = torch.linalg.vector_norm(states, dim=1, dtype=wide_dtype(states))
+        return norms.cpu()
 
     def take(self, rows: Int64[Tensor, " rows"]) -> ResidualStream:
         """Return the stream of the tokens in these rows."""
@@ -305,7 +309,7 @@ class StreamWriter:
     ) -> None:
         """Take the rows and the place of the shard, and the layers L whose states h_L are kept; None for all.
 
-        A state that is not kept has no rows in the stream. norms: take the norm of each row of the states, too, where
+        A state that is not kept has no rows in the stream. norms: take the norm of each row of all states, too, where
         they are computed: to read a stream of 14 GB again on the host took 44 s of a measurement on an H100.
         """
         self.tokens, self.storage, self.layers = tokens, storage, layers
@@ -331,7 +335,7 @@ class StreamWriter:
         if layer == len(self.states):
             self.states.append(self._allocate(states) if kept else states.new_empty(0, states.shape[1]))
             if self.norms is not None:
-                self.norms.append(states.new_empty(self.tokens if kept else 0, dtype=wide_dtype(states)))
+                self.norms.append(states.new_empty(self.tokens, dtype=wide_dtype(states)))
         target = self.states[layer]
         if target.shape[1] != states.shape[1]:
             raise CaptureError(
@@ -339,7 +343,9 @@ class StreamWriter:
                 f"Updates are differences of states of one width; this architecture is not supported."
             )
         if not kept:
-            self._passing = layer, states.clone() if real is None else states.index_select(0, real)
+            rows = states.clone() if real is None else states.index_select(0, real)
+            self._passing = layer, rows
+            self._take_norms(layer, rows)
             return
         if target.device == states.device:  # one kernel selects and copies
             if real is None:
@@ -399,46 +405,6 @@ class StreamWriter:
                 f"the stream changes width over depth: {widths}. "
                 f"Updates are differences of states of one width; this architecture is not supported."
             )
-
-
-class NormWriter:
-    """Writer of the norms of the states alone."""
-
-    def __init__(self) -> None:
-        self._norms: list[dict[int, Float[Tensor, " rows"]]] = []
-        """The norms of each state, on the host, by the first row of the batch: one that runs again replaces them."""
-        self.range = (0, 0)
-        self._last: tuple[int, Tensor] | None = None
-
-    def write(
-        self, layer: int, states: Float[Tensor, "positions hidden"], real: Int64[Tensor, " rows"] | None = None
-    ) -> None:
-        """Store the norms of h_layer of the current batch: of the rows `real` of its states, or of all."""
-        rows = states.clone() if real is None else states.index_select(0, real)
-        self._last = layer, rows
-        if layer == len(self._norms):
-            self._norms.append({})
-        self._norms[layer][self.range[0]] = row_norms(rows)
-
-    @property
-    def norms(self) -> list[Float[Tensor, " rows"]]:
-        """The norms of all rows, by state."""
-        return [torch.cat(list(batches.values())) for batches in self._norms]
-
-    def read(self, layer: int) -> Float[Tensor, "rows hidden"]:
-        """Return the rows of the current batch as they were written last."""
-        assert self._last is not None
-        assert self._last[0] == layer
-        return self._last[1]
-
-    def finish(self) -> None:
-        """Do nothing: every norm is there."""
-
-
-def row_norms(states: Float[Tensor, "rows hidden"]) -> Float[Tensor, " rows"]:
-    """Return the norm of each row, on the host, in float32 or float64."""
-    norms: Tensor = torch.linalg.vector_norm(states, dim=1, dtype=wide_dtype(states))
-    return norms.cpu()
 
 
 def wide_dtype(states: Tensor) -> torch.dtype:

@@ -119,3 +119,13 @@ def _given_up(losses: int, lost: LostWorkerError) -> str:
         f"{losses} workers were lost at it, the last one so: {lost}. Where memory was short, let fewer run on a "
         "machine; then run the command again: what is measured comes from the cache."
     )
+
+
+def after_losses(losses: int, name: str) -> str:
+    """Return the note on an item that was measured, though workers were lost at it.
+
+    Example:
+        >>> after_losses(1, "model")
+        'model: measured after 1 worker was lost'
+    """
+    return f"{name}: measured after {losses} worker{'s were' if losses > 1 else ' was'} lost"

@@ -174,8 +174,8 @@ def build(
 ) -> Board:
     """Read and judge every record under `results/runs/`, or else these, each under the phases it was recorded with.
 
-    The newest record of a model counts in each table. Nothing but the records and the
-    hypotheses is read: no model, no clock, and of the cache only which records were found right before.
+    The newest record of a model counts in each table. Nothing but the records and the hypotheses is read: no model, no
+    clock, and of the cache only which records were found right before, and what was formed of the same ones.
 
     Raises:
         OptionError: the repository is no http(s) address.
@@ -195,14 +195,15 @@ def build(
     broken = [Broken(place.record, why) for place, why in zip(places, outcomes, strict=True) if isinstance(why, str)]
     labels = labels_of(stored.head.model for stored in read)
     alike = Alike(hypotheses)
-    newest, superseded = _newest(read, labels, alike)
+    tables = {stored.path: alike.key(stored.head) for stored in read}
+    newest, superseded = _newest(read, labels, tables)
     by_source: dict[tuple[object, ...], list[Stored]] = {}
     for stored in sorted(newest.values(), key=lambda stored: stored.created, reverse=True):
-        by_source.setdefault((*alike.key(stored.head), stored.head.model.source), []).append(stored)
+        by_source.setdefault((*tables[stored.path], stored.head.model.source), []).append(stored)
     cases = []
     for stored in newest.values():
         model = stored.head.model
-        candidates = by_source.get((*alike.key(stored.head), control_source(model.source)), ())
+        candidates = by_source.get((*tables[stored.path], control_source(model.source)), ())
         control = next((other for other in candidates if other.head.model.is_control_of(model)), None)
         cases.append(Case(stored, control, labels[model.name, model.identity]))
     judge = partial(judged_rows, hypotheses=hypotheses, digest=digest_of(hypotheses))
@@ -221,7 +222,7 @@ def build(
             partial(drawn, stored),
             partial(phase_figures, stored),
         )
-        groups.setdefault(alike.key(stored.head), []).append(entry)
+        groups.setdefault(tables[stored.path], []).append(entry)
     return Board(
         results,
         repository,
@@ -259,13 +260,13 @@ _Key = tuple[tuple[str, ...], str, Identity]
 
 
 def _newest(
-    read: Iterable[Stored], labels: Mapping[tuple[str, Identity], str], alike: Alike
+    read: Iterable[Stored], labels: Mapping[tuple[str, Identity], str], tables: Mapping[Path, tuple[str, ...]]
 ) -> tuple[dict[_Key, Stored], list[Superseded]]:
     """Return the records that count, and those that they replace."""
     by_key: dict[_Key, list[Stored]] = {}
     for stored in read:
         model = stored.head.model
-        by_key.setdefault((alike.key(stored.head), model.name, model.identity), []).append(stored)
+        by_key.setdefault((tables[stored.path], model.name, model.identity), []).append(stored)
     newest: dict[_Key, Stored] = {}
     superseded: list[Superseded] = []
     for key, candidates in sorted(by_key.items()):

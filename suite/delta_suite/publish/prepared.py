@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from delta_suite.claims.judge import judge_all
 from delta_suite.claims.schema import Hypothesis
@@ -76,12 +76,8 @@ def stored_or_why(place: Place) -> Stored | str:
 
 def _stored(place: Place) -> Stored:
     content = Content.read(place.path)
-    if (kept := _kept(content.sha256, "head")) is not None:
-        try:
-            head, profile = Record.model_validate(kept["head"]), _PROFILE.validate_python(kept["profile"])
-            return Stored(place, content.sha256, head, profile)
-        except (ValidationError, KeyError, TypeError):
-            pass  # damaged, and formed again
+    if (known := _kept_as(content.sha256, "head", _head_and_profile)) is not None:
+        return Stored(place, content.sha256, *known)
     view = load_content(content, cache())
     head, profile = head_of(view.record), Profile.of(view)
     sha256 = content.sha256 if content.holds_all_of(view) else ""
@@ -94,6 +90,10 @@ def _stored(place: Place) -> Stored:
     return Stored(place, sha256, head, profile)
 
 
+def _head_and_profile(kept: Any) -> tuple[Record, Profile]:
+    return Record.model_validate(kept["head"]), _PROFILE.validate_python(kept["profile"])
+
+
 def head_of(record: Record) -> Record:
     """Return a record without its figures."""
     return record.model_copy(update={"layers": (), "scopes": {}, "boundaries": {}})
@@ -101,22 +101,12 @@ def head_of(record: Record) -> Record:
 
 def drawn(stored: Stored) -> Drawn:
     """Return the plots and tables of a record. Raises RecordError where it cannot be read any more."""
-    if (kept := _kept(stored.sha256, "drawn")) is not None:
-        try:
-            return Drawn.from_json(kept)
-        except (KeyError, TypeError, ValueError):
-            pass
-    return Drawn.of(read_view(stored.path))
+    return _kept_as(stored.sha256, "drawn", Drawn.from_json) or Drawn.of(read_view(stored.path))
 
 
 def phase_figures(stored: Stored) -> PhaseFigures:
     """Return the figures of a checkpoint's phases. Raises RecordError where it cannot be read any more."""
-    if (kept := _kept(stored.sha256, "phases")) is not None:
-        try:
-            return PhaseFigures.from_json(kept)
-        except (KeyError, TypeError, ValueError):
-            pass
-    return PhaseFigures(read_view(stored.path))
+    return _kept_as(stored.sha256, "phases", PhaseFigures.from_json) or PhaseFigures(read_view(stored.path))
 
 
 class Case(NamedTuple):
@@ -133,14 +123,11 @@ def judged_rows(case: Case, hypotheses: Sequence[Hypothesis], digest: str) -> tu
     digest: that of the hypotheses, from `digest_of`.
     """
     stored, control, label = case
-    known = all(each.sha256 for each in (stored, control) if each is not None)
+    complete = all(each.sha256 for each in (stored, control) if each is not None)
     shown = f"{stored.sha256} {control and control.sha256} {digest}"
-    key = hashlib.sha256(shown.encode()).hexdigest() if known else ""
-    if (kept := _kept(key, "rows")) is not None:
-        try:
-            return tuple(replace(Row.from_json(row), model=label, record=stored.record) for row in kept)
-        except (KeyError, TypeError, ValueError):
-            pass
+    key = hashlib.sha256(shown.encode()).hexdigest() if complete else ""
+    if (known := _kept_as(key, "rows", lambda rows: [Row.from_json(row) for row in rows])) is not None:
+        return tuple(replace(row, model=label, record=stored.record) for row in known)
     views = read_view(stored.path), None if control is None else read_view(control.path)
     rows = [Row.of(each, stored.record) for each in judge_all(hypotheses, [views])]
     if key:
@@ -173,5 +160,13 @@ def _cache(root: Path) -> Cache:
     return Cache(root)
 
 
-def _kept(sha256: str, what: str) -> Any | None:
-    return cache().kept(f"{sha256}-{what}") if sha256 else None
+_Formed = TypeVar("_Formed")
+
+
+def _kept_as(sha256: str, what: str, form: Callable[[Any], _Formed]) -> _Formed | None:
+    """Return what is kept of a record, formed from plain values; None where nothing is, or it is damaged."""
+    kept = cache().kept(f"{sha256}-{what}") if sha256 else None
+    try:
+        return None if kept is None else form(kept)
+    except (KeyError, TypeError, ValueError):
+        return None

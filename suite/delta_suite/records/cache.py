@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import time
 import zlib
@@ -27,7 +26,7 @@ from delta_suite.records.problem import Problem, number
 from delta_suite.records.verify import problems, require
 from delta_suite.records.verify_arrays import direction_problems
 from delta_suite.version import __version__
-from delta_suite.writing import sweep, temporary_folder
+from delta_suite.writing import sweep, temporary_folder, write_together
 
 RECORD, ARRAYS, DIRECTIONS = "record.json", "arrays.safetensors", "directions.safetensors"
 """The files of an entry."""
@@ -189,12 +188,8 @@ class Cache:
 
     def keep(self, name: str, content: Any) -> None:
         """Keep plain values until the code changes; without a word where the cache cannot be written."""
-        path = self._formed / name
-        unfinished = path.with_name(f"{name}.{os.getpid()}")
-        with suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.write_bytes(zlib.compress(json.dumps(content).encode(), 1))
-            unfinished.replace(path)
+        with suppress(RecordError):
+            write_together([(self._formed / name, zlib.compress(json.dumps(content).encode(), 1))], beside=self.root)
 
     def sweep_formed(self) -> None:
         """Remove what other code kept, and what has been there for KEPT_SECONDS: it is formed again where needed."""
