@@ -44,6 +44,14 @@ def test_only_the_last_draw_of_a_tensor_is_made(fills: list[tuple[tuple[int, ...
     assert torch.equal(layer.bias, torch.zeros(3))
 
 
+def test_what_nobody_holds_is_not_drawn(fills: list[tuple[tuple[int, ...], Tensor]]) -> None:
+    with Drawing(0):
+        embedding, head = nn.Embedding(7, 5), nn.Linear(5, 7, bias=False)
+        head.weight = embedding.weight
+    assert [labels for labels, _ in fills] == [(0, 0)]
+    assert torch.equal(head.weight, normal(0, 7, 5))
+
+
 READS: dict[str, Callable[[Tensor], object]] = {
     "sum": lambda tensor: tensor.sum(),
     "item": lambda tensor: tensor[0, 0].item(),

@@ -57,7 +57,8 @@ def test_numbers_follow_from_the_integers_by_formula() -> None:
     count = 7
     half = 4
     integers = unsigned(NORMAL, half)
-    radii = [math.sqrt(-2.0 * math.log(((value >> 32) + 0.5) / 2**32)) for value in integers]
+    upper = [((value >> 32) + 2**31) % 2**32 for value in integers]  # in the order of signed numbers
+    radii = [math.sqrt(-2.0 * math.log((value + 0.5) / 2**32)) for value in upper]
     angles = [2.0 * math.pi * (value % 2**32) / 2**32 for value in integers]
     expected = [r * math.cos(a) for r, a in zip(radii, angles, strict=True)]
     expected += [r * math.sin(a) for r, a in zip(radii, angles, strict=True)]

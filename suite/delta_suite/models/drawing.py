@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, is_traceable_wrapper_subclass
 from torch.utils._pytree import tree_leaves
 
@@ -35,18 +36,42 @@ DRAWN_ON = ("cuda",)
 """Kinds of devices on which numbers are drawn; another gets them from the CPU (Apple's knows no float64)."""
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor lies in its storage."""
+
+    dtype: torch.dtype
+    offset: int
+    shape: torch.Size
+    stride: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> _Place:
+        """Return the place of a tensor."""
+        return cls(tensor.dtype, int(tensor.storage_offset()), tensor.shape, tensor.stride())
+
+    def view(self, storage: torch.UntypedStorage) -> Tensor:
+        """Return the tensor at this place of a storage."""
+        return torch.empty(0, dtype=self.dtype, device=storage.device).set_(
+            storage, self.offset, self.shape, self.stride
+        )
+
+
 @dataclass
 class _Unwritten:
-    """A storage of the CPU to which nothing was written yet, and what is to be done to views of it, in order."""
+    """A storage of the CPU to which nothing was written yet, and what is to be done to it, in order."""
 
-    storage: torch.UntypedStorage
-    steps: list[tuple[Callable[[Tensor], object], Tensor]]
+    reference: StorageWeakRef
+    """It does not keep the storage: what nobody holds, such as an output layer that was tied, is never drawn."""
+    steps: list[tuple[Callable[[Tensor], object], _Place]]
 
-    def write(self, storage: torch.UntypedStorage) -> None:
-        """Do it all to a storage of the same size, on any device."""
+    def write(self, storage: torch.UntypedStorage | None = None) -> None:
+        """Do it to the storage if it is still there, or to another of the same size, on any device."""
+        if storage is None:
+            storage = torch.UntypedStorage._new_with_weak_ptr(self.reference.cdata)
         with torch.no_grad(), torch._C._DisableTorchDispatch():
-            for step, view in self.steps:
-                step(_view(storage, view))
+            for step, place in self.steps if storage is not None else ():
+                step(place.view(storage))
 
 
 class Drawing(TorchDispatchMode):
@@ -113,7 +138,7 @@ class Drawing(TorchDispatchMode):
         keys = list(self._unwritten) if tensors is None else [_key(tensor) for tensor in tensors]
         for key in keys:
             if unwritten := self._unwritten.pop(key, None):
-                unwritten.write(unwritten.storage)
+                unwritten.write()
 
     def fill(self, tensor: Tensor, draw: Draw) -> None:
         """Note that a tensor is to be filled; fill it at once where it is a part of one that holds something."""
@@ -146,17 +171,20 @@ class Drawing(TorchDispatchMode):
     def _note(self, tensor: Tensor, step: Callable[[Tensor], object], *, overwrites: bool) -> None:
         """Note a step. overwrites: it leaves nothing of what the tensor held, so that earlier steps can be dropped."""
         storage = tensor.untyped_storage()
-        unwritten = self._unwritten.setdefault(storage._cdata, _Unwritten(storage, []))
+        if storage._cdata not in self._unwritten:
+            reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
+            self._unwritten[storage._cdata] = _Unwritten(reference, [])
+        unwritten = self._unwritten[storage._cdata]
         if overwrites and _is_whole(tensor):
             unwritten.steps.clear()
-        unwritten.steps.append((step, tensor.detach()))
+        unwritten.steps.append((step, _Place.of(tensor)))
 
     def _moved(self, tensor: Tensor, device: torch.device) -> Tensor:
         """Return an unwritten tensor on another device, where its numbers are drawn."""
         unwritten = self._unwritten[_key(tensor)]
-        there = torch.empty(unwritten.storage.nbytes(), dtype=torch.uint8, device=device).untyped_storage()
+        there = torch.empty(tensor.untyped_storage().nbytes(), dtype=torch.uint8, device=device).untyped_storage()
         unwritten.write(there)
-        return _view(there, tensor)
+        return _Place.of(tensor).view(there)
 
 
 @contextmanager
@@ -207,9 +235,3 @@ def _is_view(func: Any) -> bool:
     """Return True for an operation that returns a view, or changes the shape of its tensor, and reads nothing."""
     result = func._schema.returns[0].alias_info if func._schema.returns else None
     return torch.Tag.inplace_view in func.tags or (result is not None and not result.is_write)
-
-
-def _view(storage: torch.UntypedStorage, like: Tensor) -> Tensor:
-    """Return a tensor in a storage, with the place, shape, strides and dtype of another."""
-    empty = torch.empty(0, dtype=like.dtype, device=storage.device)
-    return empty.set_(storage, like.storage_offset(), like.shape, like.stride())

@@ -30,7 +30,7 @@ BLOCK = 1 << 15
 on so few begin no threads of their own."""
 
 GPU_BLOCK = 1 << 21
-"""The same on a GPU: 100 MB of working arrays, and calls long enough that the host keeps ahead of them."""
+"""Pairs of numbers that a GPU forms at once: 100 MB of working arrays, and calls long enough that the host keeps ahead of them."""
 
 
 @dataclass(frozen=True)
@@ -57,23 +57,15 @@ class Stream:
             step ^= 0xAAAA_AAAA_AAAA_AAAA
         return cls(start, step)
 
-    def integers(self, counters: Tensor, out: Tensor | None = None, spare: Tensor | None = None) -> Tensor:
-        """Return the integers at these places, counted from 0: int64, whose bits are those of the unsigned numbers.
-
-        counters: int64 of any shape; it is not changed. out, spare: tensors like it, written to.
-        """
-        state = torch.mul(counters, _signed(self.step), out=out).add_(_signed(self.start + self.step))
-        spare = torch.empty_like(state) if spare is None else spare
-        for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, None)):
-            state.bitwise_xor_(_shifted(state, shift, spare))
-            if factor is not None:
-                state.mul_(_signed(factor))
-        return state
+    def integers(self, counters: Tensor) -> Tensor:
+        """Return the integers at these places, counted from 0: int64, whose bits are those of the unsigned numbers."""
+        state = counters.mul(_signed(self.step)).add_(_signed(self.start + self.step))
+        return _mixed(state, torch.empty_like(state))
 
 
 @dataclass(frozen=True)
 class Draw:
-    """What a tensor is filled with: the numbers of a distribution, from its own stream."""
+    """The numbers of a distribution that a tensor is filled with, from a stream of its own."""
 
     labels: tuple[int, ...]
     """Labels of the stream."""
@@ -107,53 +99,69 @@ class Draw:
     def _fill_blocks(self, flat: Tensor, block: int, begins: range) -> None:
         """Write the numbers of some blocks of pairs. Pair p gives number p, and number p of the second half."""
         half = (flat.numel() + 1) // 2
+        size = min(block, half)
         stream = Stream.of(*self.labels)
-        room = _Room(min(block, half), flat.device)
+        room = _Room(size, flat.device)
+        states = torch.arange(1, size + 1, device=flat.device).mul_(_signed(stream.step))
         for begin in begins:
-            count = min(room.size, half - begin)
-            counters = torch.arange(begin, begin + count, out=room.counters[:count])
-            for offset, numbers in zip((0, half), self._pair(stream, counters, room), strict=True):
+            count = min(size, half - begin)
+            state = torch.add(states[:count], _signed(stream.start + begin * stream.step), out=room.state[:count])
+            for offset, numbers in zip((0, half), self._pair(state, room), strict=True):
                 part = flat[offset + begin : offset + begin + count]
                 if self.bounds is not None:
-                    self._redraw(numbers, counters + offset)
-                part.copy_(room.rounded[: part.numel()].copy_(numbers[: part.numel()]))
+                    self._redraw(numbers, offset + begin)
+                rounded = part if part.dtype == torch.float32 else room.rounded[: part.numel()]
+                part.copy_(rounded.copy_(numbers[: part.numel()]))
 
-    def _pair(self, stream: Stream, counters: Tensor, room: _Room) -> tuple[Tensor, Tensor]:
-        """Return two numbers for each counter, in float64: of the upper and the lower 32 bits of its integer."""
-        bits, spare, first, second = (tensor[: counters.numel()] for tensor in room.working)
-        stream.integers(counters, bits, spare)
+    def _pair(self, state: Tensor, room: _Room) -> tuple[Tensor, Tensor]:
+        """Return two numbers for each state, in float64: of the upper and the lower 32 bits of its integer.
+
+        They, and the states, are overwritten by the next call with the same room.
+        """
+        spare, first, second = (tensor[: state.numel()] for tensor in (room.spare, room.first, room.second))
+        bits = _mixed(state, spare)
         if self.kind == "uniform":  # 24 bits each, which float32 holds: 0 is among them, and 1 is not
             width = (self.second - self.first) / 2**24
-            first.copy_(_shifted(bits, 40, spare)).mul_(width).add_(self.first)
-            second.copy_(bits.bitwise_and_(0xFFFFFF)).mul_(width).add_(self.first)
-            return first, second
-        spare = _shifted(bits, 32, spare)
-        radius = first.copy_(spare).add_(0.5).div_(2**32)  # above 0, so that its logarithm is finite
-        radius.log_().mul_(-2.0 * self.second**2).sqrt_()
+            first.copy_(_shifted(bits, 40, spare)).mul_(width)
+            second.copy_(bits.bitwise_and_(0xFFFFFF)).mul_(width)
+            return (first, second) if self.first == 0.0 else (first.add_(self.first), second.add_(self.first))
+        upper = first.copy_(torch.bitwise_right_shift(bits, 32, out=spare))  # from -2^31
+        upper.add_(2**31 + 0.5)  # above 0, so that its logarithm is finite
+        radius = upper.div_(2**32).log_().mul_(-2.0 * self.second**2).sqrt_()
         angle = second.copy_(bits.bitwise_and_(0xFFFF_FFFF)).mul_(2.0 * math.pi / 2**32)
         cosine = torch.cos(angle, out=spare.view(torch.float64)).mul_(radius)
         sine = angle.sin_().mul_(radius)
         return (cosine, sine) if self.first == 0.0 else (cosine.add_(self.first), sine.add_(self.first))
 
-    def _redraw(self, numbers: Tensor, places: Tensor) -> None:
-        """Replace the numbers outside the bounds, each by the first inside of streams of their own."""
+    def _redraw(self, numbers: Tensor, begin: int) -> None:
+        """Replace the numbers outside the bounds, each by the first inside of streams of their own.
+
+        begin: the place of the first number among all.
+        """
         assert self.bounds is not None
         low, high = self.bounds
         attempt = 0
         while (outside := ((numbers < low) | (numbers > high)).nonzero().squeeze(1)).numel():
             attempt += 1
-            again = _Room(outside.numel(), numbers.device)
-            numbers[outside] = self._pair(Stream.of(*self.labels, attempt), places[outside], again)[0]
+            stream = Stream.of(*self.labels, attempt)
+            states = (outside + (begin + 1)).mul_(_signed(stream.step)).add_(_signed(stream.start))
+            numbers[outside] = self._pair(states, _Room(outside.numel(), numbers.device))[0]
 
 
 class _Room:
     """Arrays to work in: memory that is asked for anew in each block costs twice the time of the arithmetic."""
 
     def __init__(self, size: int, device: torch.device) -> None:
-        self.size = size
-        self.counters, *integers = (torch.empty(size, dtype=torch.int64, device=device) for _ in range(3))
-        self.working = (*integers, *(torch.empty(size, dtype=torch.float64, device=device) for _ in range(2)))
+        self.state, self.spare = (torch.empty(size, dtype=torch.int64, device=device) for _ in range(2))
+        self.first, self.second = (torch.empty(size, dtype=torch.float64, device=device) for _ in range(2))
         self.rounded = torch.empty(size, dtype=torch.float32, device=device)
+
+
+def _mixed(state: Tensor, spare: Tensor) -> Tensor:
+    """Return the integers of states of SplitMix64, in place of these."""
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        state.bitwise_xor_(_shifted(state, shift, spare)).mul_(_signed(factor))
+    return state.bitwise_xor_(_shifted(state, 31, spare))
 
 
 def _shifted(bits: Tensor, places: int, out: Tensor) -> Tensor:
