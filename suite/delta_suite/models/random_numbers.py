@@ -30,7 +30,7 @@ BLOCK = 1 << 15
 on so few begin no threads of their own."""
 
 GPU_BLOCK = 1 << 21
-"""Pairs of numbers that a GPU forms at once: 100 MB of working arrays, and calls long enough that the host keeps ahead of them."""
+"""Pairs of numbers that a GPU forms at once: 80 MB of working arrays, and calls so long that the host keeps ahead."""
 
 
 @dataclass(frozen=True)
