@@ -127,8 +127,8 @@ class Draw:
             return (first, second) if self.first == 0.0 else (first.add_(self.first), second.add_(self.first))
         upper = first.copy_(torch.bitwise_right_shift(bits, 32, out=spare))  # from -2^31
         upper.add_(2**31 + 0.5)  # above 0, so that its logarithm is finite
-        radius = upper.div_(2**32).log_().mul_(-2.0 * self.second**2).sqrt_()
-        angle = second.copy_(bits.bitwise_and_(0xFFFF_FFFF)).mul_(2.0 * math.pi / 2**32)
+        radius = upper.mul_(2.0**-32).log_().mul_(-2.0 * self.second**2).sqrt_()
+        angle = second.copy_(bits.bitwise_and_(0xFFFF_FFFF)).mul_(2.0 * math.pi * 2.0**-32)
         cosine = torch.cos(angle, out=spare.view(torch.float64)).mul_(radius)
         sine = angle.sin_().mul_(radius)
         return (cosine, sine) if self.first == 0.0 else (cosine.add_(self.first), sine.add_(self.first))
