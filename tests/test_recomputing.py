@@ -153,7 +153,7 @@ def test_a_model_is_named_for_one_record_alone(small: Path) -> None:
         ("hub:acme/tiny", None, {"hub": "acme/tiny", "revision": None}),
         ("hub:acme/tiny/quants/m.gguf", None, {"hub": "acme/tiny", "gguf": "quants/m.gguf"}),
         ("package:llm_other/m.gguf", None, {"package": "llm_other", "gguf": "m.gguf"}),
-        ("random-weights, seed 0, as hub:acme/tiny", None, {"hub": "acme/tiny", "random_weights": True}),
+        ("random-weights, seed 0, splitmix64, as hub:acme/tiny", None, {"hub": "acme/tiny", "random_weights": True}),
     ],
 )
 def test_a_source_is_found_again(source: str, revision: str | None, expected: dict[str, object]) -> None:

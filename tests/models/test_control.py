@@ -8,19 +8,23 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from delta_suite.errors import DeviceError, ModelUnavailableError, UnknownModelError
 from delta_suite.models import loading
 from delta_suite.models.control import control_fingerprint
+from delta_suite.models.device import Gpu, Hardware
 from delta_suite.models.fingerprint import fingerprint
-from delta_suite.models.loading import load
+from delta_suite.models.loading import LoadedModel, load
 from delta_suite.models.models_file import load_registry
+from delta_suite.models.recorded import recorded_model
 from delta_suite.models.sources import locate
 from delta_suite.models.spec import ModelSpec
 from delta_suite.pipeline import Settings, measure
 from delta_suite.records.cache import Cache
+from scipy.stats import kstest
 
 from tests.models.conftest import Hub
 from tests.models.test_files import gguf
@@ -36,9 +40,8 @@ print(digest(Path(sys.argv[1])))
 
 def digest(directory: Path) -> str:
     """Return the SHA-256 of the weights of a directory's control."""
-    spec = ModelSpec(name="x", path=directory).control()
     total = hashlib.sha256()
-    for name, tensor in sorted(load(spec, locate(spec)).model.state_dict().items()):
+    for name, tensor in sorted(control_of(directory).model.state_dict().items()):
         total.update(name.encode() + tensor.numpy().tobytes())
     return total.hexdigest()
 
@@ -48,22 +51,59 @@ def settings(tmp_path: Path) -> Settings:
     return Settings(**QUICK, results=tmp_path / "results", cache=Cache(tmp_path / "cache"))
 
 
-def test_the_weights_are_those_of_the_class_at_seed_0(tiny: Path) -> None:
+def control_of(directory: Path, device: str = "cpu", **options: Any) -> LoadedModel:
+    spec = ModelSpec(name="x", path=directory).control()
+    return load(spec, locate(spec), device=device, **options)
+
+
+def test_the_weights_are_drawn_as_those_of_the_class(tiny: Path) -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    spec = ModelSpec(name="tiny", path=tiny)
     torch.manual_seed(7)
     before = torch.random.get_rng_state()
-    control = load(spec.control(), locate(spec.control()))
+    control = control_of(tiny)
     assert torch.equal(torch.random.get_rng_state(), before)  # the caller's random numbers go on as they would
-    torch.manual_seed(0)
-    expected = LlamaForCausalLM(LlamaConfig.from_pretrained(tiny)).state_dict()
+    config = LlamaConfig.from_pretrained(tiny)
+    expected = LlamaForCausalLM(config).state_dict()
     assert expected.keys() == control.model.state_dict().keys()
     for name, tensor in control.model.state_dict().items():
-        assert torch.equal(tensor, expected[name]), name
+        assert tensor.shape == expected[name].shape, name
+        if "norm" in name:
+            assert torch.equal(tensor, torch.ones_like(tensor)), name
+        else:
+            assert kstest(tensor.flatten() / config.initializer_range, "norm").pvalue > 1e-4, name
     assert not control.model.training
     assert not any(parameter.requires_grad for parameter in control.model.parameters())
     assert (control.dtype, control.devices) == ("float32", ("cpu",))
+
+
+def test_a_narrow_control_is_the_float32_rounded(tiny: Path) -> None:
+    wide, narrow = (control_of(tiny, dtype=dtype).model.state_dict() for dtype in ("float32", "bfloat16"))
+    for name, tensor in narrow.items():
+        assert torch.equal(tensor, wide[name].to(torch.bfloat16)), name
+
+
+def test_tied_weights_stay_tied_and_constants_are_those_of_the_cpu(tiny: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    folder = Path(shutil.copytree(tiny, tmp_path / "tied"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    model = control_of(folder).model
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    plain = AutoModelForCausalLM.from_config(LlamaConfig.from_pretrained(folder))
+    buffers, expected = dict(model.named_buffers()), dict(plain.named_buffers())
+    assert "model.rotary_emb.inv_freq" in buffers
+    assert buffers.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in buffers.items())
+
+
+def test_what_an_earlier_version_drew_is_no_control_of_today(tiny: Path) -> None:
+    spec = ModelSpec(name="x", path=tiny)
+    earlier = f"random-weights, seed 0, as {spec.source}"
+    assert spec.control().source != earlier
+    with pytest.raises(UnknownModelError, match="an earlier version drew its random weights in another way"):
+        recorded_model(load_registry(), earlier, None)
 
 
 def test_another_process_draws_the_same_weights(tiny: Path) -> None:
@@ -75,20 +115,31 @@ def test_another_process_draws_the_same_weights(tiny: Path) -> None:
 
 
 def test_dtype_and_kernel_are_those_asked_for(tiny: Path) -> None:
-    spec = ModelSpec(name="tiny", path=tiny).control()
-    loaded = load(spec, locate(spec), dtype="bfloat16", attention="eager")
+    loaded = control_of(tiny, dtype="bfloat16", attention="eager")
     assert (loaded.dtype, loaded.attention) == ("bfloat16", "eager")
     config = tiny / "config.json"
     assert json.loads(config.read_text())["dtype"] == "float32"
-    assert load(spec, locate(spec)).dtype == "float32"
+    assert control_of(tiny).dtype == "float32"
 
 
-def test_a_control_split_over_devices_is_the_same(tiny: Path) -> None:
-    spec = ModelSpec(name="tiny", path=tiny).control()
-    one, split = (load(spec, locate(spec), device=device).model for device in ("cpu", "sharded"))
+@pytest.mark.parametrize("places", [{}, {"model.embed_tokens": "cpu", "model": "cpu", "lm_head": "disk"}])
+def test_a_control_split_over_devices_is_the_same(
+    tiny: Path, places: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if places:
+        monkeypatch.setattr("accelerate.infer_auto_device_map", lambda *_, **__: places)
+    one, split = (control_of(tiny, device).model for device in ("cpu", "sharded"))
     ids = torch.arange(20)[None]
     there = split(ids.to(split.device)).logits.cpu()
     assert torch.allclose(one(ids).logits, there, atol=1e-4)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("device", ["cuda", "sharded"])
+def test_a_control_is_the_same_on_gpus(tiny: Path, device: str) -> None:
+    one, other = (control_of(tiny, place).model.state_dict() for place in ("cpu", device))
+    for name, tensor in one.items():
+        assert (tensor - other[name].cpu()).abs().max() <= 1e-6, name
 
 
 def test_every_source_has_controls(tiny: Path, tmp_path: Path) -> None:
@@ -103,7 +154,7 @@ def test_every_source_has_controls(tiny: Path, tmp_path: Path) -> None:
         spec = registry.resolve(f"{argument}@random-weights")
         assert spec == registry.resolve(argument).control()
         assert spec.name == f"{name}@random-weights"
-        assert spec.source == f"random-weights, seed 0, as {source}"
+        assert spec.source == f"random-weights, seed 0, splitmix64, as {source}"
         assert spec.phases == registry.resolve(argument).phases
         assert spec.control() == spec
     with pytest.raises(UnknownModelError, match="pythio"):
@@ -124,7 +175,7 @@ def test_checkpoints_of_an_architecture_share_one_measurement(tiny: Path, tmp_pa
     assert second.cached
     record = json.loads(second.path.read_text())["model"]
     assert record["name"] == "later@random-weights"
-    assert record["source"] == f"random-weights, seed 0, as directory:{tmp_path / 'later'}"
+    assert record["source"] == f"random-weights, seed 0, splitmix64, as directory:{tmp_path / 'later'}"
     assert second.view.model.revision is None
     assert record["fingerprint"] == first.view.model.fingerprint
     assert not measure(trained, settings).cached  # the model itself is another measurement
@@ -154,7 +205,7 @@ def test_no_weights_are_downloaded(hub: Hub, tiny: Path, settings: Settings) -> 
     hub.repositories["acme/tiny"] = {path.name: path.read_bytes() for path in tiny.iterdir()}
     outcome = measure(ModelSpec(name="acme--tiny", hub="acme/tiny").control(), settings)
     assert outcome.view.model.revision is None
-    assert outcome.view.model.source == "random-weights, seed 0, as hub:acme/tiny"
+    assert outcome.view.model.source == "random-weights, seed 0, splitmix64, as hub:acme/tiny"
     assert not any("safetensors" in request for request in hub.asked)
 
 
@@ -194,3 +245,19 @@ def test_a_control_that_memory_cannot_hold_is_refused_before_it_is_built(
     spec = ModelSpec(name="absurd", path=folder).control()
     with pytest.raises((DeviceError, ModelUnavailableError), match=says):
         load(spec, locate(spec))
+
+
+@pytest.mark.parametrize(
+    ("device", "says"),
+    [("cuda:1", "4 GB on cuda:1"), ("sharded", "7 GB here, those of GPUs included"), ("cpu", "1 GB here")],
+)
+def test_the_memory_that_counts_is_that_of_the_device(
+    tiny: Path, tmp_path: Path, device: str, says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "large")
+    config = json.loads((folder / "config.json").read_text()) | {"intermediate_size": 1 << 23}
+    (folder / "config.json").write_text(json.dumps(config))
+    here = Hardware((Gpu("A", 2.0), Gpu("B", 4.0)), "", mps=False, memory_gb=1.0)
+    monkeypatch.setattr(loading, "hardware", lambda: here)
+    with pytest.raises(DeviceError, match=f"takes 58 GB, and there are {says}"):
+        control_of(folder, device)

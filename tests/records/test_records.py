@@ -288,7 +288,7 @@ def test_the_law_belongs_to_the_phase_map_that_it_was_fitted_under(outcome: tupl
     ("source", "command"),
     [
         ("directory:runs/a b/step-8", "delta-suite measure 'runs/a b/step-8' --parts law"),
-        ("random-weights, seed 0, as directory:run", "delta-suite measure run@random-weights --parts law"),
+        ("random-weights, seed 0, splitmix64, as directory:run", "delta-suite measure run@random-weights --parts law"),
         ("directory:/home/ada/run", "delta-suite measure tiny --parts law"),  # reasons are published
         ("hub:acme/tiny", "delta-suite measure tiny --parts law"),
         ("memory", "measure(model, tokenizer=tokenizer, parts='law')"),

@@ -111,7 +111,7 @@ def _loaded(
         )
     tokenizer = load_tokenizer(spec, files)
     if spec.random_weights:
-        _check_memory(spec, files, wanted)
+        _check_memory(spec, files, wanted, device)
     with _explained(spec, files, device, quantised), _weights_alone(), unread_names() as unread, names_read() as read:
         model, report = _build(spec, files, builder, config, device=device, dtype=wanted, attention=attention)
     check_complete(spec, files, model, report, unread)
@@ -120,11 +120,8 @@ def _loaded(
     return model, tokenizer
 
 
-def _check_memory(spec: ModelSpec, files: ModelFiles, dtype: str) -> None:
-    """Refuse a control that this machine cannot hold, before memory is asked for: no file bounds its size.
-
-    Its numbers are drawn in the memory of the host, whatever its device is.
-    """
+def _check_memory(spec: ModelSpec, files: ModelFiles, dtype: str, device: str) -> None:
+    """Refuse a control that the device cannot hold, before memory is asked for: no file bounds its size."""
     try:
         model, _ = skeleton(spec, files, dtype)
         needed = float(model.get_memory_footprint())
@@ -132,13 +129,25 @@ def _check_memory(spec: ModelSpec, files: ModelFiles, dtype: str) -> None:
         if "overflow" not in str(error):  # of the number of bytes of a tensor, in torch
             return
         needed = math.inf
-    memory = hardware().memory_gb * 1e9
-    if memory and needed > memory:
+    memory, place = _memory_of(device)
+    if memory and needed > memory * 1e9:
         size = f"{needed / 1e9:,.0f} GB" if needed < math.inf else "more bytes than there are numbers for"
         raise DeviceError(
-            f"{spec.name}: a model of the sizes in its config takes {size}, and there are {memory / 1e9:.0f} GB here.\n"
+            f"{spec.name}: a model of the sizes in its config takes {size}, and there are {memory:.0f} GB {place}.\n"
             "  Check the sizes in the config, or run it on a larger machine, or with --dtype bfloat16."
         )
+
+
+def _memory_of(device: str) -> tuple[float, str]:
+    """Return the memory of a device, in units of 10^9 bytes, and its place in words; 0 where it is not known."""
+    here = hardware()
+    kind, _, number = device.partition(":")
+    gpus = [gpu.memory_gb for gpu in here.gpus]
+    if kind == "cuda":
+        return sum(gpus[int(number or 0) :][:1]), f"on {device}"
+    if kind == SHARDED and gpus and here.memory_gb:
+        return here.memory_gb + sum(gpus), "here, those of GPUs included"
+    return here.memory_gb, "here"
 
 
 def skeleton(spec: ModelSpec, files: ModelFiles, dtype: str = "auto") -> tuple[Any, str | None]:

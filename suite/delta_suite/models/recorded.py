@@ -8,7 +8,7 @@ from delta_suite.errors import UnknownModelError
 from delta_suite.models.models_file import Registry
 from delta_suite.models.sources.gguf import SUFFIX
 from delta_suite.models.sources.hub import HUB_ID
-from delta_suite.models.spec import MEMORY, ModelSpec, control_source
+from delta_suite.models.spec import MEMORY, RANDOM_WEIGHTS, ModelSpec, control_source
 from delta_suite.paths import path_error, shorten
 
 NAME_IT = "name the model or the place of its files with --model"
@@ -18,7 +18,8 @@ NAME_IT = "name the model or the place of its files with --model"
 def recorded_model(registry: Registry, source: str, revision: str | None) -> ModelSpec:
     """Return the model at a source as records write it: an entry of the models file, or what the source itself names.
 
-    Raises UnknownModelError for a module in memory, a directory that is not on this machine, and what is no source.
+    Raises UnknownModelError for a module in memory, a directory that is not on this machine, a control of an
+    earlier version, and what is no source.
 
     Example:
         >>> from types import MappingProxyType
@@ -44,6 +45,8 @@ def _named(registry: Registry, kind: str, place: str, source: str) -> ModelSpec:
             return ModelSpec(name=f"{owner}--{name}", hub=f"{owner}/{name}", gguf=file or None)
     if kind == "package" and owner.replace("_", "a").isalnum() and rest.endswith(SUFFIX) and Path(rest).name == rest:
         return ModelSpec(name=owner, package=owner, gguf=rest)
+    if kind.startswith(RANDOM_WEIGHTS):
+        raise UnknownModelError("an earlier version drew its random weights in another way: measure its control anew.")
     why = {
         MEMORY: "it was a module in memory",
         "directory": f"its directory {shorten(place)} is not on this machine",

@@ -24,6 +24,10 @@ MEMORY = "memory"
 CONTROL_SEED = 0
 """Seed that the weights of a control are drawn with."""
 
+CONTROL_DRAW = f"seed {CONTROL_SEED}, splitmix64"
+"""How the weights of a control are drawn, in its source and fingerprint. Another way has other words: no record of the
+one is taken for the other."""
+
 
 class Requires(BaseModel):
     """Requirements of a model on the machine that measures it."""
@@ -101,7 +105,7 @@ class ModelSpec(BaseModel):
     def source(self) -> str:
         """The place of the weights as records write it: "hub:...", "package:.../..." or "directory:...".
 
-        For a control it is the place of its config, such as "random-weights, seed 0, as hub:...".
+        For a control it is the place of its config, such as "random-weights, seed 0, splitmix64, as hub:...".
         """
         place = source_of(self).describe(self)
         return control_source(place) if self.random_weights else place
@@ -133,7 +137,7 @@ class ModelSpec(BaseModel):
 
 def control_source(place: str) -> str:
     """Return the source of the control of a model from this place."""
-    return f"{RANDOM_WEIGHTS}, seed {CONTROL_SEED}, as {place}"
+    return f"{RANDOM_WEIGHTS}, {CONTROL_DRAW}, as {place}"
 
 
 def series_of(name: str, checkpoint: str | None) -> tuple[str, int] | None:
