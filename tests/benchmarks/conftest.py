@@ -1,7 +1,9 @@
 """Fixtures of the benchmarks: the model, the machine's rates, and the record that becomes a row of the page.
 
-Environment: DELTA_BENCH_SIZES (such as "512,2048"), DELTA_BENCH_SHARD_GB, DELTA_BENCH_MILLION (tokens, 1000000),
-DELTA_BENCH_CALIBRATIONS ("seed,core"), DELTA_BENCH_MODEL (a .gguf file in place of the embedded model).
+Environment: DELTA_BENCH_ROUNDS (of ways in turns, and of commands), DELTA_BENCH_TOKENS, _LAYERS, _HIDDEN, _MODELS,
+_CLAIMS and _RECORDS (sizes of an axis, such as "10,100"), DELTA_BENCH_WRITES_BLOCKS, DELTA_BENCH_SIZES ("512,2048"),
+DELTA_BENCH_SHARD_GB, DELTA_BENCH_MILLION (tokens, 1000000), DELTA_BENCH_CALIBRATIONS ("seed,core"), DELTA_BENCH_MODEL
+(a .gguf file in place of the embedded model).
 """
 
 from __future__ import annotations
@@ -94,12 +96,14 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
 
     cpu = machine_info.get("cpu", {}).get("brand_raw") or machine_info.get("processor") or "unknown processor"
     threads = torch.get_num_threads()
-    names = ("torch", "transformers", "numpy", "transformer-lens", "nnsight")
+    versions = {
+        name: library_version(name) for name in ("torch", "transformers", "numpy", "transformer-lens", "nnsight")
+    }
     machine_info.clear()
     machine_info |= {
         "cpu": f"{cpu.strip()}, {os.cpu_count()} cores, {threads} thread{'s'[: threads > 1]}",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
-        "versions": {"python": sys.version.split()[0]} | {name: library_version(name) for name in names},
+        "versions": {"python": sys.version.split()[0]} | {k: v for k, v in versions.items() if v != "not installed"},
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -53,6 +54,7 @@ def test_ways(
         own["raw with intervals"] = partial(core, subject, documents)
         own["all variants with intervals"] = partial(core, subject, documents, variants=EVERY_VARIANT)
     ways = {"bare forward pass": partial(bare_forward, subject, joined), **others, **own}
+    rounds = int(os.environ.get("DELTA_BENCH_ROUNDS", rounds))
     results, peaks, spent = {}, {}, {name: list[Spent]() for name in ways}
     for name, way in ways.items():  # what is allocated or imported once, is
         with Peak(subject.device) as peak:

@@ -23,7 +23,7 @@ from tests.benchmarks.ways import bare_forward
 pytestmark = pytest.mark.skipif(DEVICE.type == "cuda", reason="timed on the CPU machine")
 
 CPU = torch.device("cpu")
-ROUNDS = 5
+ROUNDS = int(os.environ.get("DELTA_BENCH_ROUNDS", "5"))
 
 
 @pytest.mark.benchmark(group="4. Start-up")
