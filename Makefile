@@ -94,7 +94,7 @@ bench: .venv/installed
 
 # Those of them that need a GPU, in about 8 minutes on an H100: a file each, of which the page may be given any.
 bench-gpu: .venv/installed
-	PYTHON=$(BIN)/python sh tests/benchmarks/gpu.sh .benchmarks-gpu
+	PYTHON=$(BIN)/python sh tests/benchmarks/each.sh gpu .benchmarks-gpu
 	$(BIN)/python -m tests.benchmarks.page .benchmarks-gpu/*.json
 
 # Intervals and verdicts against planted truth, the long form: rewrites results/selftest.md. Three core-hours.

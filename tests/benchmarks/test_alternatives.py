@@ -13,7 +13,7 @@ from delta_suite.metrics.layer import spectral_entropy_rank
 
 from tests.benchmarks.measuring import Peak, Spent
 from tests.benchmarks.page import Record
-from tests.benchmarks.subjects import DEVICE, EMBEDDED, GPT2, GPT2_XL, LARGE, Subject
+from tests.benchmarks.subjects import DEVICE, EMBEDDED, GPT2, GPT2_XL, LARGE, SMALL, Subject
 from tests.benchmarks.ways import EVERY_VARIANT, bare_forward, core, other_ways
 
 CUDA = DEVICE.type == "cuda"
@@ -39,6 +39,7 @@ TARGETS = (
         pytest.param(LARGE, 2048, 1, marks=pytest.mark.skipif(not CUDA, reason="needs a GPU"), id="large"),
         pytest.param(GPT2, 1024, 5, id="gpt2"),
         pytest.param(GPT2_XL, 1024 if CUDA else 512, 3 if CUDA else 1, id="gpt2-xl"),
+        pytest.param(SMALL, 1024, 3, id="small"),
         pytest.param(EMBEDDED, 1024, 3, id="embedded"),
     ],
     indirect=["subject"],
