@@ -34,11 +34,10 @@ class Cost(Spent):
 
 def cost_of(command: Sequence[str | Path], folder: Path, codes: Sequence[int] = (0,)) -> Cost:
     """Run a command of this Python in a folder with the cache `folder/cache`; its exit status is one of the codes."""
-    environment = os.environ | {"DELTA_SUITE_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
     before, started = os.times(), time.perf_counter()
     with (folder / "output.txt").open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, *command], cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT
+            [sys.executable, *command], cwd=folder, env=users(folder), stdout=output, stderr=subprocess.STDOUT
         )
         peaks = [0]
 
@@ -55,6 +54,12 @@ def cost_of(command: Sequence[str | Path], folder: Path, codes: Sequence[int] = 
     assert code in codes, (folder / "output.txt").read_text()[-4000:]
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
     return Cost(wall, cpu, max(peaks))
+
+
+def users(folder: Path) -> dict[str, str]:
+    """Return the environment of a user: a cache in the folder, no network, and modules that stay compiled."""
+    own = {"DELTA_SUITE_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
+    return {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"} | own
 
 
 def pytest_command(*arguments: str | Path) -> list[str | Path]:

@@ -61,11 +61,10 @@ def test_start(benchmark: Any, tmp_path: Path, record: Callable[..., Record]) ->
 
 def _imported(words: list[str | Path], folder: Path) -> str:
     """Return how many modules a command imports, and of which packages most, by `python -X importtime`."""
-    environment = {"DELTA_SUITE_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-X", "importtime", *words],
         cwd=folder,
-        env=os.environ | environment,
+        env=many.users(folder),
         capture_output=True,
         text=True,
         check=False,
