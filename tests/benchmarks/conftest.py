@@ -1,20 +1,21 @@
 """Fixtures of the benchmarks: the model, the machine's rates, and the record that becomes a row of the page.
 
-Environment: DELTA_BENCH_SIZES (such as "512,2048"), DELTA_BENCH_SHARD_GB, DELTA_BENCH_MILLION (tokens, 1000000),
-DELTA_BENCH_CALIBRATIONS ("seed,core"), DELTA_BENCH_MODEL (a .gguf file in place of the embedded model),
-DELTA_BENCH_TRANSFORMERLENS (the Python of another environment that has it).
+Environment: DELTA_BENCH_ROUNDS (of ways in turns, and of commands), DELTA_BENCH_TOKENS, _LAYERS, _HIDDEN, _MODELS,
+_CLAIMS and _RECORDS (sizes of an axis, such as "10,100"), DELTA_BENCH_WRITES_BLOCKS, DELTA_BENCH_SIZES ("512,2048"),
+DELTA_BENCH_SHARD_GB, DELTA_BENCH_MILLION (tokens, 1000000), DELTA_BENCH_CALIBRATIONS ("seed,core"), DELTA_BENCH_MODEL
+(a .gguf file in place of the embedded model).
 """
 
 from __future__ import annotations
 
 import gc
-import importlib.metadata
 import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from delta_suite.provenance import library_version
 
 from tests.benchmarks.page import Record, summary
 
@@ -56,10 +57,11 @@ def subject(request: pytest.FixtureRequest, rates: Rates) -> Iterator[Subject]:
 @pytest.fixture
 def record(benchmark: Any, request: pytest.FixtureRequest) -> Callable[..., Record]:
     """Starts the record of a benchmark, given what it measures, and whether that stands in for something larger."""
+    from tests.benchmarks.subjects import DEVICE
 
     def start(subject: str, rehearsal: bool = False) -> Record:
         request.config.stash[RECORDS].append((benchmark.group or "", benchmark.extra_info))
-        return Record(benchmark.extra_info, subject, rehearsal)
+        return Record(benchmark.extra_info, subject, rehearsal, DEVICE.type == "cpu")
 
     return start
 
@@ -94,12 +96,14 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
 
     cpu = machine_info.get("cpu", {}).get("brand_raw") or machine_info.get("processor") or "unknown processor"
     threads = torch.get_num_threads()
-    names = ("torch", "transformers", "numpy")
+    versions = {
+        name: library_version(name) for name in ("torch", "transformers", "numpy", "transformer-lens", "nnsight")
+    }
     machine_info.clear()
     machine_info |= {
         "cpu": f"{cpu.strip()}, {os.cpu_count()} cores, {threads} thread{'s'[: threads > 1]}",
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
-        "versions": {"python": sys.version.split()[0]} | {name: importlib.metadata.version(name) for name in names},
+        "versions": {"python": sys.version.split()[0]} | {k: v for k, v in versions.items() if v != "not installed"},
     }
 
 

@@ -86,7 +86,7 @@ def cost_of(folder: Path, *arguments: str) -> Cost:
 
     def watch() -> None:
         while process.poll() is None:
-            peaks.append(_held(process.pid))
+            peaks.append(bytes_held(process.pid))
             time.sleep(0.1)
 
     watcher = threading.Thread(target=watch)
@@ -100,7 +100,7 @@ def cost_of(folder: Path, *arguments: str) -> Cost:
     return Cost(time.perf_counter() - started, cpu, max(peaks))
 
 
-def _held(process: int) -> int:
+def bytes_held(process: int) -> int:
     """Return the bytes that a process and its children hold; pages that they share count once for each."""
     total = 0
     try:
@@ -108,7 +108,7 @@ def _held(process: int) -> int:
             if line.startswith("VmRSS"):
                 total += 1024 * int(line.split()[1])
         for child in Path(f"/proc/{process}/task/{process}/children").read_text().split():
-            total += _held(int(child))
+            total += bytes_held(int(child))
     except OSError:
         pass  # it has ended
     return total

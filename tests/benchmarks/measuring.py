@@ -8,7 +8,7 @@ import gc
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,29 @@ import torch
 from tests.benchmarks.subjects import Subject
 
 
+@dataclass(frozen=True)
+class Spent:
+    """What a call took. CPU seconds, of all threads, tell also where other programs share the machine."""
+
+    wall: float
+    cpu: float
+
+    @classmethod
+    def on(cls, run: Callable[[], Any], device: torch.device) -> Spent:
+        """Run, everything it starts on the device included."""
+        _wait(device)
+        started, before = time.perf_counter(), time.process_time()
+        run()
+        _wait(device)
+        return cls(time.perf_counter() - started, time.process_time() - before)
+
+    @classmethod
+    def median(cls, rounds: Iterable[Spent]) -> Spent:
+        """Return the medians of both."""
+        every = list(rounds)
+        return cls(statistics.median(one.wall for one in every), statistics.median(one.cpu for one in every))
+
+
 def seconds(
     run: Callable[[], Any],
     device: torch.device,
@@ -26,14 +49,7 @@ def seconds(
     of: Callable[[list[float]], float] = statistics.median,
 ) -> float:
     """Median wall seconds of a call, or another statistic of them, everything it started on the device included."""
-    taken = []
-    for _ in range(rounds):
-        _wait(device)
-        started = time.perf_counter()
-        run()
-        _wait(device)
-        taken.append(time.perf_counter() - started)
-    return of(taken)
+    return of([Spent.on(run, device).wall for _ in range(rounds)])
 
 
 def timed(
@@ -91,6 +107,11 @@ class Peak:
             Path("/proc/self/clear_refs").write_text("5")  # the kernel's peak starts anew from what is held
         self._resident = _status("VmRSS")
         return self
+
+    @property
+    def bytes(self) -> int:
+        """The bytes of the device where there is one, else of the host."""
+        return self.device if self._cuda else self.host
 
     def __exit__(self, *error: object) -> None:
         self.host = max(0, _status("VmHWM") - self._resident)

@@ -9,11 +9,15 @@ import argparse
 import json
 import math
 import operator
-from collections.abc import Iterable, Iterator
+import statistics
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tests.benchmarks.measuring import Spent
 
 INTRODUCTION = """\
 # Benchmarks
@@ -35,19 +39,27 @@ compute the same figure.
 
 OPERATORS = {">=": operator.ge, "<=": operator.le}
 
+COLUMNS = ("measured", "CPU time", "peak memory", "floor", "target")
+"""Those that some figure of a table has."""
+
 PREFIXES = {"T": 1e12, "G": 1e9, "M": 1e6, "k": 1e3, "": 1.0}
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured number, its unit ("s", "x", "B", "B/s", "FLOP/s" or none), its floor in that unit, its target."""
+    """One measured number and its unit: "s", "x", "B", "B/s", "FLOP/s" or none."""
 
     what: str
     value: float
     unit: str = ""
     floor: float | None = None
+    """The least that the machine needs, in the same unit."""
     target: str = ""
     """Such as ">= 100"; empty where there is none."""
+    cpu: float | None = None
+    """Seconds of CPU of all threads, where the machine was shared."""
+    peak: float | None = None
+    """Bytes that were held at once beyond what was held before."""
 
     @property
     def met(self) -> str:
@@ -56,26 +68,36 @@ class Figure:
         sign, bound = self.target.split()
         return "met" if OPERATORS[sign](self.value, float(bound)) else "**not met**"
 
-    def shown(self, value: float | None) -> str:
-        if value is None:
-            return ""
-        if not math.isfinite(value):
-            return "-"
-        if self.unit == "s":
-            return _scaled(value, {"s": 1.0, "ms": 1e-3, "µs": 1e-6, "ns": 1e-9})
-        if self.unit in {"B", "B/s", "FLOP/s"}:
-            return _scaled(value, {prefix + self.unit: size for prefix, size in PREFIXES.items()})
-        if self.unit == "x":
-            return f"{value:.3g}x" if value < 100 else f"{value:.0f}x"
-        return f"{value:.3g} {self.unit}".rstrip()
+    @property
+    def shown(self) -> str:
+        return _shown(self.value, self.unit)
 
     @property
-    def cells(self) -> tuple[str, str, str, str, str]:
-        """Measured, floor, their ratio, target, verdict."""
-        over = f"{self.value / self.floor:.3g}" if self.floor else ""
+    def cells(self) -> dict[str, str]:
+        """By column; empty where there is nothing to say."""
+        over = f" ({self.value / self.floor:.3g}x)" if self.floor else ""
         unit = "" if self.unit in {"x", ""} else f" {self.unit}"
-        target = f"{self.target}{unit}" if self.target else ""
-        return self.shown(self.value), self.shown(self.floor), over, target, self.met
+        return {
+            "measured": self.shown,
+            "CPU time": _shown(self.cpu, "s"),
+            "peak memory": _shown(self.peak, "B"),
+            "floor": f"{_shown(self.floor, self.unit)}{over}",
+            "target": f"{self.target}{unit}: {self.met}" if self.target else "",
+        }
+
+
+def _shown(value: float | None, unit: str) -> str:
+    if value is None:
+        return ""
+    if not math.isfinite(value):
+        return "-"
+    if unit == "s":
+        return _scaled(value, {"s": 1.0, "ms": 1e-3, "µs": 1e-6, "ns": 1e-9})
+    if unit in {"B", "B/s", "FLOP/s"}:
+        return _scaled(value, {prefix + unit: size for prefix, size in PREFIXES.items()})
+    if unit == "x":
+        return f"{value:.3g}x" if value < 100 else f"{value:.0f}x"
+    return f"{value:.3g} {unit}".rstrip()
 
 
 def _scaled(value: float, units: dict[str, float]) -> str:
@@ -87,15 +109,30 @@ def _scaled(value: float, units: dict[str, float]) -> str:
 class Record:
     """What one benchmark says, kept in its extra_info."""
 
-    def __init__(self, extra_info: dict[str, Any], subject: str, rehearsal: bool = False) -> None:
-        self._extra = extra_info
+    def __init__(self, extra_info: dict[str, Any], subject: str, rehearsal: bool = False, on_cpu: bool = True) -> None:
+        self._extra, self._on_cpu = extra_info, on_cpu
         extra_info |= {"subject": subject, "rehearsal": rehearsal, "figures": [], "notes": []}
 
-    def add(self, what: str, value: float, unit: str = "", *, floor: float | None = None, target: str = "") -> None:
-        self._extra["figures"].append(asdict(Figure(what, float(value), unit, floor, target)))
+    def add(self, what: str, value: float, unit: str = "", **more: Any) -> None:
+        """Add a figure; `more` are its other fields."""
+        self._extra["figures"].append(asdict(Figure(what, float(value), unit, **more)))
+
+    def spent(self, what: str, spent: Spent, peak: float | None = None, **more: Any) -> None:
+        """Add wall seconds, with those of CPU where the work is done by it."""
+        self.add(what, spent.wall, "s", cpu=spent.cpu if self._on_cpu else None, peak=peak, **more)
+
+    def grows(self, what: str, points: Sequence[tuple[float, float]], unit: str = "", **more: Any) -> None:
+        """Add the power of a size that costs grow by, from pairs of both: least squares over their logarithms."""
+        self.add(f"{what} grows by the power", exponent(points), unit, **more)
 
     def note(self, text: str) -> None:
         self._extra["notes"].append(text)
+
+
+def exponent(points: Sequence[tuple[float, float]]) -> float:
+    """Return the slope of the line through the logarithms of sizes and costs, by least squares."""
+    sizes, costs = ([math.log(max(pair[side], 1e-12)) for pair in points] for side in (0, 1))
+    return statistics.linear_regression(sizes, costs).slope if len(points) > 1 else math.nan
 
 
 def figures(extra_info: dict[str, Any]) -> Iterator[Figure]:
@@ -113,10 +150,9 @@ def summary(records: Iterable[tuple[str, dict[str, Any]]]) -> str:
             lines.append(f"{group} | {subject}")
             last = (group, subject)
         for figure in figures(extra):
-            value, floor, over, target, met = figure.cells
-            against = f"  floor {floor} ({over}x)" if floor else ""
-            wanted = f"  {target}: {met.strip('*')}" if target else ""
-            lines.append(f"  {figure.what}: {value}{against}{wanted}")
+            cells = figure.cells
+            more = "".join(f"  {name} {cell}" for name, cell in cells.items() if cell and name != "measured")
+            lines.append(f"  {figure.what}: {cells['measured']}{more.replace('*', '')}")
     return "\n".join(lines)
 
 
@@ -148,20 +184,15 @@ def _section(heading: str, benchmarks: list[dict[str, Any]]) -> str:
         if not own["extra_info"].get("rehearsal"):
             groups.setdefault(own["group"] or own["name"], []).append(own["extra_info"])
     for group in sorted(groups, key=_number):
-        lines += [
-            f"### {group}",
-            "",
-            "| case | figure | measured | floor | over floor | target | |",
-            "|" + " --- |" * 7,
-        ]
-        notes: dict[str, None] = {}
+        rows = [(extra["subject"], figure) for extra in groups[group] for figure in figures(extra)]
+        columns = [name for name in COLUMNS if any(figure.cells[name] for _, figure in rows)]
+        lines += [f"### {group}", "", f"| case | figure | {' | '.join(columns)} |", "|" + " --- |" * (2 + len(columns))]
         last = None
-        for extra in groups[group]:
-            for figure in figures(extra):
-                case = extra["subject"] if extra["subject"] != last else ""
-                last = extra["subject"]
-                lines.append("| " + " | ".join((case, figure.what, *figure.cells)) + " |")
-            notes |= dict.fromkeys(extra.get("notes", ()))
+        for subject, figure in rows:
+            cells = [figure.cells[name] for name in columns]
+            lines.append("| " + " | ".join(("" if subject == last else subject, figure.what, *cells)) + " |")
+            last = subject
+        notes = dict.fromkeys(note for extra in groups[group] for note in extra.get("notes", ()))
         lines += ["", *(f"- {note}" for note in notes), *([""] if notes else [])]
     return "\n".join(lines)
 

@@ -38,6 +38,8 @@ class Subject:
     device: torch.device
     seed: TokenSequences | None = None
     """The calibration `seed`, for the embedded model, which has a tokenizer."""
+    core: TokenSequences | None = None
+    """The calibration `core`, in the same way."""
 
     @property
     def rehearsal(self) -> bool:
@@ -95,15 +97,36 @@ def build(which: str, device: torch.device = DEVICE) -> Subject:
     """Raises a SuiteError where the embedded model is not there."""
     if which == EMBEDDED:
         return _embedded(device)
-    from transformers import AutoModelForCausalLM
-
     name = REHEARSAL if which == LARGE and device.type == "cpu" else NAMES[which]
     half = which == LARGE or (which == SMALL and device.type == "cuda")
+    return _random(name, _config(which, device), device, torch.bfloat16 if half else torch.float32)
+
+
+def shaped(
+    device: torch.device = DEVICE, *, layers: int = 30, hidden: int = 576, dtype: torch.dtype = torch.float32
+) -> Subject:
+    """Return a Llama with the proportions of SmolLM2-135M, of another depth or width (a multiple of 256 or 192)."""
+    config = _config(SMALL, device)
+    config.num_hidden_layers, config.hidden_size, config.intermediate_size = layers, hidden, hidden * 8 // 3
+    config.head_dim, config.num_attention_heads, config.vocab_size = 64, hidden // 64, 4096
+    config.num_key_value_heads = hidden // (192 if hidden % 192 == 0 else 256)
+    return _random(f"{layers} x {hidden}", config, device, dtype)
+
+
+def first_blocks(which: str, layers: int, device: torch.device = DEVICE) -> Subject:
+    """Return a shape with fewer blocks, in bfloat16."""
+    config = _config(which, device)
+    config.num_hidden_layers = layers
+    config.layer_types = None if getattr(config, "layer_types", None) is None else config.layer_types[:layers]
+    return _random(f"{NAMES[which]}, {layers} blocks of it", config, device, torch.bfloat16)
+
+
+def _random(name: str, config: Any, device: torch.device, dtype: torch.dtype) -> Subject:
+    from transformers import AutoModelForCausalLM
+
     torch.manual_seed(0)
     with torch.device(device):
-        model = AutoModelForCausalLM.from_config(
-            _config(which, device), dtype=torch.bfloat16 if half else torch.float32, attn_implementation="sdpa"
-        )
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     model.eval().requires_grad_(False)
     return Subject(name, model, find_decoder(model), device)
 
@@ -164,5 +187,6 @@ def _embedded(device: torch.device) -> Subject:
     spec = embedded_spec()
     loaded = load(spec, locate(spec), device=str(device), dtype="float32")
     vocabulary = loaded.model.get_input_embeddings().weight.shape[0]
-    seed = tokenize(load_calibration("seed"), loaded.tokenizer, vocabulary, loaded.model.config.max_position_embeddings)
-    return Subject("smollm2-135m-q4", loaded.model, find_decoder(loaded.model), device, seed)
+    context = loaded.model.config.max_position_embeddings
+    seed, core = (tokenize(load_calibration(name), loaded.tokenizer, vocabulary, context) for name in ("seed", "core"))
+    return Subject("smollm2-135m-q4", loaded.model, find_decoder(loaded.model), device, seed, core)

@@ -17,7 +17,7 @@ from tests.benchmarks.measuring import Rates, timed
 from tests.benchmarks.page import Record
 from tests.benchmarks.subjects import DEVICE
 
-pytestmark = pytest.mark.benchmark(group="5. Algebra in float64")
+pytestmark = pytest.mark.benchmark(group="9. Algebra in float64")
 
 CUDA = DEVICE.type == "cuda"
 TOKENS, HIDDEN = (2047, 5120) if CUDA else (325, 576)

@@ -1,71 +1,104 @@
-"""Whole processes, as a user starts them: a run from the cache, and collection."""
+"""Whole processes, as a user starts them: what it takes to start, and one measurement on the CPU."""
 
 from __future__ import annotations
 
-import importlib.metadata
+import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from delta_suite.errors import SuiteError
-from delta_suite.models.models_file import load_registry
-from delta_suite.models.sources import locate
 
-from tests.benchmarks.measuring import seconds, timed
+from tests.benchmarks import many
+from tests.benchmarks.measuring import Spent
 from tests.benchmarks.page import Record
-from tests.benchmarks.subjects import DEVICE
+from tests.benchmarks.subjects import DEVICE, EMBEDDED, Subject, embedded_spec
+from tests.benchmarks.ways import bare_forward
 
-pytestmark = [
-    pytest.mark.benchmark(group="7. Whole commands"),
-    pytest.mark.skipif(DEVICE.type == "cuda", reason="timed on the CPU machine, where the suite is installed"),
-]
+pytestmark = pytest.mark.skipif(DEVICE.type == "cuda", reason="timed on the CPU machine")
 
-ROOT = Path(__file__).parents[2]
-MODEL = "smollm2-135m-q4"
 CPU = torch.device("cpu")
+ROUNDS = int(os.environ.get("DELTA_BENCH_ROUNDS", "5"))
 
 
-@pytest.fixture(scope="module")
-def pytest_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., None]:
-    """Runs `pytest hypotheses/ --model=...` with a cache of its own."""
-    try:
-        locate(load_registry().resolve(MODEL))
-    except SuiteError as error:
-        pytest.skip(str(error))
-    plugins = {entry.value for entry in importlib.metadata.entry_points(group="pytest11")}
-    register = [] if "delta_suite.pytest_plugin.plugin" in plugins else ["-p", "delta_suite.pytest_plugin.plugin"]
-    folder = tmp_path_factory.mktemp("commands")
-    environment = os.environ | {"DELTA_SUITE_CACHE": str(folder / "cache"), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "pytest", *register, "hypotheses/", f"--model={MODEL}", "--device=cpu"]
-    command += ["--results-dir", str(folder / "results"), "-p", "no:cacheprovider"]
+@pytest.mark.benchmark(group="4. Start-up")
+def test_start(benchmark: Any, tmp_path: Path, record: Callable[..., Record]) -> None:
+    models = many.write_models(tmp_path, 1)
+    chosen = [f"--models-file={models}", "--calibration=seed", "--documents=12", "--device=cpu"]
+    claims = [many.ROOT / "hypotheses", "--all-models", "--no-control", *chosen]
+    suite: list[str | Path] = ["-m", "delta_suite"]
+    commands: dict[str, tuple[list[str | Path], str]] = {
+        "python -c pass": (["-c", "pass"], ""),
+        "python -m pytest --version": (["-m", "pytest", "--version"], ""),
+        "delta-suite --help": ([*suite, "--help"], "<= 1"),
+        "delta-suite measure, from the cache": ([*suite, "measure", "m-0000", "--parts=spectra", *chosen], "<= 1"),
+        "pytest hypotheses/, from the cache": (many.pytest_command(*claims), "<= 1"),
+        "pytest hypotheses/ --collect-only": (many.pytest_command(*claims, "--collect-only"), "<= 0.7"),
+    }
+    rounds: dict[str, list[many.Cost]] = {name: [] for name in commands}
 
-    def run(*options: str) -> None:
-        done = subprocess.run(
-            [*command, *options], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-        )
-        # 1 is pytest's status where a prediction is refuted, which is a result.
-        assert done.returncode in (0, 1), done.stdout[-4000:] + done.stderr[-4000:]
-        assert "error" not in done.stdout.splitlines()[-1], done.stdout[-4000:]
+    def in_turns() -> None:
+        for name, (words, _) in commands.items():
+            rounds[name].append(many.cost_of(words, tmp_path, codes=(0, 1)))
 
-    return run
-
-
-def test_run_from_the_cache(benchmark: Any, pytest_run: Callable[..., None], record: Callable[..., Record]) -> None:
-    first = seconds(pytest_run, CPU)
-    _, own, _ = timed(benchmark, pytest_run, CPU, rounds=5)
-    report = record(f"pytest hypotheses/ --model={MODEL}")
-    report.add("first run: load, capture, reduce, judge", first, "s")
-    report.add("from the cache", own, "s", target="<= 3")
+    in_turns()  # what is compiled or completed once, is
+    for costs in rounds.values():
+        costs.clear()
+    benchmark.pedantic(in_turns, rounds=ROUNDS)
+    report = record("processes, the model of 6 layers in the cache")
+    for name, (words, target) in commands.items():
+        peak = max(cost.peak for cost in rounds[name])
+        report.spent(name, Spent.median(rounds[name]), peak, target=target)
+        if target:
+            report.note(f"`{name}` imports {_imported(words, tmp_path)}.")
+    report.note("The claims that need the law are measured in the first, untimed run.")
 
 
-def test_collection(benchmark: Any, pytest_run: Callable[..., None], record: Callable[..., Record]) -> None:
-    _, own, _ = timed(benchmark, lambda: pytest_run("--collect-only"), CPU, rounds=5)
-    bare = seconds(lambda: subprocess.run([sys.executable, "-m", "pytest", "--version"], check=True), CPU, 3)
-    report = record(f"pytest hypotheses/ --model={MODEL} --collect-only")
-    report.add("collection", own, "s", target="<= 1")
-    report.add("python -m pytest --version, for comparison", bare, "s")
+def _imported(words: list[str | Path], folder: Path) -> str:
+    """Return how many modules a command imports, and of which packages most, by `python -X importtime`."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *words],
+        cwd=folder,
+        env=many.users(folder),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    rows = [line.split("|") for line in done.stderr.splitlines() if line.startswith("import time:") and "|" in line]
+    packages: Counter[str] = Counter()
+    for own, _, name in rows[1:]:
+        packages[name.strip().split(".")[0]] += int(own.removeprefix("import time:"))
+    most = ", ".join(f"{name} {micro / 1000:.0f} ms" for name, micro in packages.most_common(6))
+    return f"{len(rows) - 1:,} modules; most time: {most}"
+
+
+@pytest.mark.benchmark(group="5. A measurement on the CPU")
+@pytest.mark.parametrize("subject", [EMBEDDED], indirect=True)
+def test_measure(benchmark: Any, subject: Subject, tmp_path: Path, record: Callable[..., Record]) -> None:
+    sequences = subject.core
+    assert sequences is not None
+    bare, whole = [], []
+
+    def in_turns() -> None:
+        bare.append(Spent.on(lambda: bare_forward(subject, sequences), CPU))
+        options = ["--fresh", "--device=cpu", "--results-dir=results"]
+        words: list[str | Path] = ["-m", "delta_suite", "measure", embedded_spec().name, *options]
+        whole.append(many.cost_of(words, tmp_path))
+
+    benchmark.pedantic(in_turns, rounds=1)
+    forward, command = Spent.median(bare), Spent.median(whole)
+    (path,) = (tmp_path / "results" / "runs").glob("*/*.json")
+    clocks = json.loads(path.read_text("utf-8"))["provenance"]["seconds"]
+    report = record(f"{subject.name}, core, {sequences.tokens:,} tokens")
+    report.spent("bare forward passes in float32", forward)
+    report.spent("delta-suite measure --fresh, default parts", command, whole[0].peak)
+    report.add("wall time over the bare passes", command.wall / forward.wall, "x", target="<= 1.5")
+    report.add("CPU time over the bare passes", command.cpu / forward.cpu, "x")
+    for name, seconds in clocks.items():
+        report.add(f"of it {name}", seconds, "s")
+    report.add("in no clock of the record", command.wall - sum(clocks.values()), "s")

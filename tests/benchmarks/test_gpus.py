@@ -20,7 +20,7 @@ from tests.benchmarks.page import Record
 from tests.benchmarks.subjects import LARGE, Subject
 
 pytestmark = [
-    pytest.mark.benchmark(group="8. Two GPUs"),
+    pytest.mark.benchmark(group="11. Two GPUs"),
     pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs"),
 ]
 

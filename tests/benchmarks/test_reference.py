@@ -23,7 +23,7 @@ from tests.benchmarks.ways import (
     reference_states,
 )
 
-pytestmark = pytest.mark.benchmark(group="1. The reference way")
+pytestmark = pytest.mark.benchmark(group="6. The reference way")
 
 TOKENS = 2048
 SVD_LAYERS = 4

@@ -44,7 +44,7 @@ class Run:
 _runs: dict[int, Run] = {}
 
 
-@pytest.mark.benchmark(group="3. From 512 to 131,072 tokens")
+@pytest.mark.benchmark(group="7. From 512 to 131,072 tokens")
 @pytest.mark.parametrize("tokens", SIZES)
 @pytest.mark.parametrize("subject", [LARGE], indirect=True)
 def test_size(benchmark: Any, subject: Subject, tokens: int, rates: Rates, record: Callable[..., Record]) -> None:
@@ -82,7 +82,7 @@ def test_size(benchmark: Any, subject: Subject, tokens: int, rates: Rates, recor
     )
 
 
-@pytest.mark.benchmark(group="3. From 512 to 131,072 tokens")
+@pytest.mark.benchmark(group="7. From 512 to 131,072 tokens")
 @pytest.mark.parametrize("subject", [LARGE], indirect=True)
 def test_flat_beyond_a_shard(benchmark: Any, subject: Subject, record: Callable[..., Record]) -> None:
     """Memory, and what each further token costs, between sizes of several shards; timed above."""
@@ -98,7 +98,7 @@ def test_flat_beyond_a_shard(benchmark: Any, subject: Subject, record: Callable[
     report.add("peak host memory, difference", b.host - a.host, "B")
 
 
-@pytest.mark.benchmark(group="3. From 512 to 131,072 tokens")
+@pytest.mark.benchmark(group="7. From 512 to 131,072 tokens")
 @pytest.mark.parametrize("variants", [RAW, EVERY_VARIANT], ids=["raw", "all"])
 @pytest.mark.parametrize("subject", [LARGE], indirect=True)
 def test_moments_against_the_bare_forward_pass(
@@ -138,7 +138,7 @@ def test_moments_against_the_bare_forward_pass(
 MILLION = int(os.environ.get("DELTA_BENCH_MILLION", "1000000"))
 
 
-@pytest.mark.benchmark(group="4. A million tokens in shards")
+@pytest.mark.benchmark(group="8. A million tokens in shards")
 @pytest.mark.parametrize("subject", [SMALL if CUDA else TINY], indirect=True)
 def test_million(benchmark: Any, subject: Subject, rates: Rates, record: Callable[..., Record]) -> None:
     shard = 2_000_000_000 if CUDA else 50_000_000
@@ -170,7 +170,7 @@ def test_million(benchmark: Any, subject: Subject, rates: Rates, record: Callabl
     )
 
 
-@pytest.mark.benchmark(group="3. From 512 to 131,072 tokens")
+@pytest.mark.benchmark(group="7. From 512 to 131,072 tokens")
 @pytest.mark.parametrize("subject", [LARGE], indirect=True)
 def test_intervals(benchmark: Any, subject: Subject, record: Callable[..., Record]) -> None:
     """2,048 tokens as 64 documents: halves, replicates and every interval, beside the same tokens as one document."""

@@ -1,16 +1,9 @@
-"""The ways to the same figures: the core, the reference script, and what a user would write instead.
-
-`python -m tests.benchmarks.ways WAY SUBJECT TOKENS DEVICE PEAK` runs one of them alone in a process, and prints its
-seconds and peak memory as JSON.
-"""
+"""The ways to the same figures: the core, the reference script, and what a user would pick instead."""
 
 from __future__ import annotations
 
-import json
-import sys
-import tempfile
+import copy
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from itertools import pairwise
 from operator import itemgetter
 from pathlib import Path
@@ -32,8 +25,7 @@ from delta_suite.reduction.statistics import TOP_K, LayerStatistics
 from delta_suite.reduction.variants import BLOCK_VARIANTS, Variant
 from torch import Tensor
 
-from tests.benchmarks.measuring import Peak, seconds
-from tests.benchmarks.subjects import Subject, build
+from tests.benchmarks.subjects import Subject
 
 # --- the core ----------------------------------------------------------------------------------------------------
 
@@ -49,13 +41,12 @@ def core(
     sequences: TokenSequences,
     memory: Memory | None = None,
     variants: Sequence[Variant] = RAW,
-    room: int | None = None,
 ) -> list[LayerStatistics]:
     """Capture, reduction and every metric, as `delta_suite.pipeline` does it once the model is loaded; returns `raw`.
 
-    memory: for the stream; room: bytes for the reduction; both found from what is free by default.
+    memory: for the stream, by default found from what is free.
     """
-    spectra = reduced(subject, sequences, memory, variants, room)
+    spectra = reduced(subject, sequences, memory, variants)
     for variant, layers in spectra.items():
         gram = full_gram(direction_arrays(variant, layers), variant)
         for index, layer in enumerate(layers):
@@ -71,7 +62,6 @@ def reduced(
     sequences: TokenSequences,
     memory: Memory | None = None,
     variants: Sequence[Variant] = RAW,
-    room: int | None = None,
 ) -> dict[str, list[LayerSpectra]]:
     """Capture and reduction."""
     shards = capture(subject.model, subject.decoder, sequences, device=subject.device, memory=memory)
@@ -86,18 +76,7 @@ def reduced(
             units=Units.of(max(sequences.documents) + 1),
             variants=variants,
             devices=[subject.device],
-            memory=None if room is None else Memory(device=room),
         )
-
-
-def core_ranks(subject: Subject, sequences: TokenSequences, room: int | None = None) -> list[float]:
-    """Of all that the core gives, the effective ranks."""
-    return [spectral_entropy_rank(own.eigenvalues) for own in core(subject, sequences, room=room)]
-
-
-def room_beside(subject: Subject, tokens: int, peak_bytes: int) -> int:
-    """Bytes that the reduction may take where the stream and it together must fit peak_bytes."""
-    return max(0, peak_bytes - subject.stream_bytes * tokens)
 
 
 def capture_alone(subject: Subject, sequences: TokenSequences) -> None:
@@ -163,83 +142,115 @@ def exact_singular_values(before: np.ndarray, after: np.ndarray, device: torch.d
     return torch.linalg.svdvals(delta, driver="gesvd" if device.type == "cuda" else None).cpu().numpy()
 
 
-# --- what a user would write instead -----------------------------------------------------------------------------
+# --- what a user would pick instead ------------------------------------------------------------------------------
+
+Way = Callable[[], list[float]]
+"""A function that returns the effective rank of each layer, and forms the leading directions as well."""
+
+
+def other_ways(
+    subject: Subject, sequences: TokenSequences, folder: Path, *, large: bool = False
+) -> tuple[dict[str, Way], dict[str, str]]:
+    """Return the ways by name, and by name why others cannot run here. The sequences have one length.
+
+    Each runs on the same weights; those that rebuild the model have a copy of its modules. folder: an empty one.
+    large: leave out what would take minutes, or memory for more than the weights.
+    """
+    ids = torch.stack(sequences.ids).to(subject.device)
+    ways: dict[str, Way] = {
+        "output_hidden_states + torch.linalg.svd": lambda: _svds(_hidden_states(subject, ids), torch_svd),
+    }
+    missing: dict[str, str] = {}
+    if large:
+        return ways, missing
+    ways["output_hidden_states + numpy.linalg.svd"] = lambda: _svds(_hidden_states(subject, ids), numpy_svd)
+    for name, states_of in (("TransformerLens run_with_cache", transformer_lens), ("nnsight trace", nnsight_trace)):
+        try:
+            states = states_of(subject, ids, folder)
+        except ImportError as error:
+            missing[name] = str(error)
+        else:
+            ways[f"{name} + torch.linalg.svd"] = lambda states=states: _svds(states(), torch_svd)  # type: ignore[misc]
+    return ways, missing
 
 
 @torch.no_grad()
-def hidden_states_and_svd(subject: Subject, sequences: TokenSequences, layers: int | None = None) -> list[float]:
-    """`output_hidden_states=True`, kept on the device, and `torch.linalg.svd` of each layer's updates."""
-    ids = sequences.ids[0][None].to(subject.device)
-    states = subject.model(input_ids=ids, output_hidden_states=True, use_cache=False).hidden_states
-    return _svds([state[0] for state in states], layers)
+def _hidden_states(subject: Subject, ids: Tensor) -> Sequence[Tensor]:
+    """Return the states without the language-model head, which a user may not know to leave out."""
+    run = subject.decoder.module(input_ids=ids, output_hidden_states=True, use_cache=False)
+    states: Sequence[Tensor] = run.hidden_states
+    return states
 
 
-@torch.no_grad()
-def transformer_lens(bridge: Any, ids: Tensor, everything: bool) -> list[float]:
-    """`run_with_cache` and the same SVDs; of the activations only the stream is asked for, unless `everything` is."""
-    wanted = None if everything else lambda name: name.endswith("resid_post") or name == "blocks.0.hook_resid_pre"
-    _, cache = bridge.run_with_cache(ids, return_type=None, names_filter=wanted)
-    layers = bridge.cfg.n_layers
-    names = ["blocks.0.hook_resid_pre", *(f"blocks.{layer}.hook_resid_post" for layer in range(layers))]
-    return _svds([cache[name][0] for name in names], None)
+def transformer_lens(subject: Subject, ids: Tensor, folder: Path) -> Callable[[], Sequence[Tensor]]:
+    """Return a function that runs `run_with_cache`, which is asked for the stream alone. Its attention is eager.
 
-
-def _svds(states: Sequence[Tensor], layers: int | None) -> list[float]:
-    ranks, kept = [], []
-    for before, after in list(pairwise(states))[:layers]:
-        delta = (after.float() - before.float())[1:]
-        _, sigma, directions = torch.linalg.svd(delta, full_matrices=False)
-        p = sigma.double() ** 2 / (sigma.double() ** 2).sum()
-        p = p[p > 1e-12]
-        ranks.append(float(torch.exp(-(p * p.log()).sum())))
-        kept.append(directions[:TOP_K].clone())
-    return ranks
-
-
-# --- one way alone in a process ----------------------------------------------------------------------------------
-
-
-def _bridge(subject: Subject, folder: Path) -> Any:
-    """TransformerLens around the same model. It wants a tokenizer, whichever, and reads it from its folder again."""
+    It wants a tokenizer, whichever.
+    """
     from transformer_lens.model_bridge import TransformerBridge
     from transformers import AutoTokenizer
 
     from tests.tiny import make_tiny
 
-    tokenizer = AutoTokenizer.from_pretrained(make_tiny(folder / "tiny", layers=1))
-    return TransformerBridge.boot_transformers(
-        "gpt2", hf_model=subject.model, tokenizer=tokenizer, device=str(subject.device), dtype=torch.float32
+    model = _copy(subject.model)
+    model.config.architectures = [type(model).__name__]
+    bridge = TransformerBridge.boot_transformers(
+        "gpt2",
+        hf_model=model,
+        tokenizer=AutoTokenizer.from_pretrained(make_tiny(folder / "tiny", layers=1)),
+        device=str(subject.device),
+        dtype=subject.model.dtype,
     )
+    names = ["blocks.0.hook_resid_pre", *(f"blocks.{layer}.hook_resid_post" for layer in range(subject.layers))]
+
+    @torch.no_grad()
+    def states() -> Sequence[Tensor]:
+        _, cache = bridge.run_with_cache(ids, return_type=None, names_filter=lambda name: name in names)
+        return [cache[name] for name in names]
+
+    return states
 
 
-def alone(way: str, which: str, tokens: int, device: str, peak_bytes: int, folder: Path) -> dict[str, Any]:
-    """Seconds, peak bytes and effective ranks of one way; of the core where the stream and all else must fit peak_bytes
-    (0: what is free)."""
-    subject = build(which, torch.device(device))
-    sequences = subject.sequences(tokens, drop=True)
-    run: Callable[[], list[float]]
-    if way.startswith("transformer_lens"):
-        run = partial(
-            transformer_lens,
-            _bridge(subject, folder),
-            sequences.ids[0][None].to(subject.device),
-            everything=way.endswith("everything"),
-        )
-    elif way == "core":
-        run = partial(core_ranks, subject, sequences, room_beside(subject, tokens, peak_bytes) if peak_bytes else None)
-    else:
-        run = partial(hidden_states_and_svd, subject, sequences)
-    with Peak(subject.device) as peak:
-        ranks = run()
-    return {
-        "seconds": seconds(run, subject.device, 3),
-        "device": peak.device,
-        "host": peak.host,
-        "ranks": ranks,
-    }
+def nnsight_trace(subject: Subject, ids: Tensor, folder: Path) -> Callable[[], Sequence[Tensor]]:
+    """Return a function that saves the input of the first block and the output of each in a trace."""
+    from nnsight import NNsight
+
+    wrapped = NNsight(_copy(subject.decoder.module))
+    blocks = wrapped.get(subject.decoder.path.rpartition(".")[2])
+
+    @torch.no_grad()
+    def states() -> Sequence[Tensor]:
+        saved: list[Tensor] = []
+        with wrapped.trace(input_ids=ids, use_cache=False):
+            saved.append(blocks[0].input.save())
+            for block in blocks:
+                saved.append(block.output.save())
+        return saved
+
+    return states
 
 
-if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        own_way, own_subject, own_tokens, own_device, own_peak = sys.argv[1:]
-        print(json.dumps(alone(own_way, own_subject, int(own_tokens), own_device, int(own_peak), Path(folder))))
+def _copy(model: Any) -> Any:
+    """Return a copy of the modules of a model, which hold the same weights."""
+    return copy.deepcopy(model, {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())})
+
+
+def numpy_svd(delta: Tensor) -> tuple[np.ndarray, Any]:
+    """Return singular values, and as many leading directions as the core keeps."""
+    _, sigma, directions = np.linalg.svd(delta.cpu().numpy(), full_matrices=False)
+    return sigma, directions[:TOP_K].copy()
+
+
+def torch_svd(delta: Tensor) -> tuple[np.ndarray, Any]:
+    """Return the same from torch, on the device of the updates."""
+    _, sigma, directions = torch.linalg.svd(delta, full_matrices=False)
+    return sigma.cpu().numpy(), directions[:TOP_K].clone()
+
+
+def _svds(states: Sequence[Tensor], svd: Callable[[Tensor], tuple[np.ndarray, Any]]) -> list[float]:
+    ranks, kept = [], []
+    for before, after in pairwise(states):
+        sigma, directions = svd((after.float() - before.float()).flatten(0, 1))
+        ranks.append(spectral_entropy_rank(sigma.astype(np.float64) ** 2))
+        kept.append(directions)
+    return ranks

@@ -13,9 +13,11 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from delta_suite.errors import UnavailableError
 from delta_suite.models.files import ModelFiles
@@ -193,7 +195,7 @@ def names_read() -> Iterator[set[str]]:
 
 @contextmanager
 def gguf_read_once(files: ModelFiles) -> Iterator[None]:
-    """Let transformers parse a GGUF file once, and not for each of config, tokenizer and weights.
+    """Let transformers parse a GGUF file once, and not for each of config, tokenizer and weights, and do so fast.
 
     Parsing a vocabulary takes seconds; so does the table of tensor names, which it would make for each module.
     """
@@ -204,14 +206,46 @@ def gguf_read_once(files: ModelFiles) -> Iterator[None]:
     if gguf is None:
         yield
         return
-    kept = {"GGUFReader": gguf.GGUFReader, "get_tensor_name_map": gguf.get_tensor_name_map}
-    for name, function in kept.items():
-        setattr(gguf, name, lru_cache(function))
+    from transformers import modeling_gguf_pytorch_utils as loader
+
+    parse = loader._gguf_parse_value
+    replaced: list[tuple[Any, str, Any]] = [
+        (gguf, "GGUFReader", lru_cache(_plain_reader(gguf.GGUFReader))),
+        (gguf, "get_tensor_name_map", lru_cache(gguf.get_tensor_name_map)),
+        (loader, "_gguf_parse_value", partial(_parsed, parse)),
+    ]
+    before = [getattr(module, name) for module, name, _ in replaced]
+    for module, name, function in replaced:
+        setattr(module, name, function)
     try:
         yield
     finally:
-        for name, function in kept.items():
-            setattr(gguf, name, function)
+        for (module, name, _), function in zip(replaced, before, strict=True):
+            setattr(module, name, function)
+
+
+def _plain_reader(reader: Any) -> Any:
+    """Return a GGUFReader whose array is a plain one: each of a vocabulary's million slices of a memmap runs Python."""
+
+    class PlainReader(reader):  # type: ignore[misc]
+        @property
+        def data(self) -> Any:
+            return self._data
+
+        @data.setter
+        def data(self, mapped: np.memmap) -> None:
+            self._data = mapped.view(np.ndarray)
+
+    return PlainReader
+
+
+_TEXT, _TEXTS = [8], [9, 8]
+"""Types of a string, and of an item of an array of strings, in a GGUF file."""
+
+
+def _parsed(parse: Any, value: Any, kinds: Any) -> Any:
+    """Return a value of a GGUF file as `parse` of transformers does, which copies strings number by number."""
+    return value.tobytes().decode() if kinds in (_TEXT, _TEXTS) else parse(value, kinds)
 
 
 def _check_tensors(spec: ModelSpec, keys: GgufKeys, read: set[str], unread: Iterable[str]) -> None:

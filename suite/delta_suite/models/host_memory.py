@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-import psutil
-
 CGROUPS = Path("/sys/fs/cgroup")
 """Folder in which Linux shows the limits of groups of processes, such as containers and batch jobs."""
 
@@ -31,6 +29,8 @@ def free_host_memory(membership: Path = MEMBERSHIP, root: Path = CGROUPS) -> int
     They are what is free on the machine, or under the limit of a cgroup where that is less, divided by the number of
     workers on this host. Cached files count as free.
     """
+    import psutil  # only where memory is asked for: collecting claims reads none
+
     free = [int(psutil.virtual_memory().available)]
     for folder, version, limit in _limited(membership, root):
         with suppress(OSError, ValueError, KeyError):

@@ -13,7 +13,6 @@ from io import StringIO
 from typing import TYPE_CHECKING, TextIO
 
 from rich.cells import cell_len
-from wcwidth import wcswidth
 
 from delta_suite.escaping import terminal
 from delta_suite.publish.wording import COLOURS, SYMBOLS
@@ -101,7 +100,11 @@ def cells_of(text: str) -> int:
         >>> cells_of("model"), cells_of("模型")
         (5, 4)
     """
-    return len(text) if text.isascii() else max(cell_len(text), wcswidth(text))
+    if text.isascii():
+        return len(text)
+    from wcwidth import wcswidth  # a tenth of the time that collecting takes, and seldom needed
+
+    return max(cell_len(text), wcswidth(text))
 
 
 def wrap(text: str, width: int, *, fold: bool = True) -> list[str]:

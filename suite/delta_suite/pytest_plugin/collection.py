@@ -45,12 +45,26 @@ def pytest_collect_file(file_path: Path, parent: pytest.Collector) -> pytest.Col
         return BaselineNode.from_parent(parent, path=file_path)
     if file_path.suffix != ".toml":
         return None
-    named = {_real(path) for path in _named_paths(parent.config)}
-    folder = file_path.parent
-    in_named_folder = _real(folder) in named and holds_hypotheses(folder) and file_path in hypothesis_files(folder)
-    if in_named_folder or _real(file_path) in named:
+    named = _named_files(parent.config)
+    if str(Path(_real(file_path.parent), file_path.name)) in named or _real(file_path) in named:
         return HypothesisFile.from_parent(parent, path=file_path)
     return None
+
+
+_NAMED: pytest.StashKey[frozenset[str]] = pytest.StashKey()
+
+
+def _named_files(config: pytest.Config) -> frozenset[str]:
+    """Return the files that are named, and the hypothesis files directly in named folders, as real paths.
+
+    They are looked up once in a run: a folder may hold hundreds.
+    """
+    if _NAMED not in config.stash:
+        paths = _named_paths(config)
+        folders = [path for path in paths if is_directory(path) and holds_hypotheses(path)]
+        inside = (str(Path(_real(folder), file.name)) for folder in folders for file in hypothesis_files(folder))
+        config.stash[_NAMED] = frozenset([*map(_real, paths), *inside])
+    return config.stash[_NAMED]
 
 
 def _named_paths(config: pytest.Config) -> list[Path]:

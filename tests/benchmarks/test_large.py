@@ -1,0 +1,94 @@
+"""The 32B shape under as many documents as `core` has, after loading: every clock, and the peak memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytest
+from delta_suite.capture.calibration import load_calibration
+from delta_suite.capture.units import Units
+from delta_suite.models.phases import phase_map
+from delta_suite.provenance import Clock
+from delta_suite.reduction.passes import Captured, Passes
+
+from tests.benchmarks.measuring import Peak, Spent
+from tests.benchmarks.page import Record
+from tests.benchmarks.subjects import DEVICE, LARGE, Subject, first_blocks
+
+CUDA = DEVICE.type == "cuda"
+TOKENS_OF_DOCUMENT = 155 if CUDA else 24
+"""`core` has 155.4 in the mean under SmolLM2's tokenizer."""
+
+BLOCKS = int(os.environ.get("DELTA_BENCH_WRITES_BLOCKS", "8" if CUDA else "2"))
+"""Blocks of the large model of which the writes are measured, too: all 64 take minutes."""
+
+pytestmark = pytest.mark.benchmark(group="1. A 32B shape under core")
+
+
+@pytest.mark.parametrize("subject", [LARGE], indirect=True)
+def test_default_parts(benchmark: Any, subject: Subject, record: Callable[..., Record]) -> None:
+    run = _Run(subject)
+    benchmark.pedantic(run.measure, rounds=1)
+    report = record(f"{subject.name}, {run.tokens:,} tokens of {run.units.count} domains", subject.rehearsal)
+    report.spent("after loading, default parts", run.spent, run.peak.bytes, target="<= 75" if CUDA else "")
+    for name in ("capture", "analysis", "law"):
+        report.add(f"of it {name}", run.seconds[name], "s")
+    report.add("in no clock", run.spent.wall - sum(run.seconds.values()), "s")
+    weights = sum(tensor.nbytes for tensor in subject.model.parameters())
+    report.add("weights", weights, "B")
+    report.add("weights and peak", weights + run.peak.bytes, "B", target="<= 80e9" if CUDA else "")
+    report.add("peak host memory", run.peak.host, "B")
+    report.note(f"The law: {run.law}. The stream lies in {run.storage}.")
+
+
+def test_with_writes(benchmark: Any, record: Callable[..., Record]) -> None:
+    subject = first_blocks(LARGE, BLOCKS)
+    default, writes = _Run(subject), _Run(subject, writes=True)
+    benchmark.pedantic(lambda: (default.measure(), writes.measure()), rounds=1)
+    report = record(f"{subject.name}, {default.tokens:,} tokens", not CUDA)
+    report.spent("after loading, default parts", default.spent, default.peak.bytes)
+    report.spent("with writes", writes.spent, writes.peak.bytes)
+    report.add("of it writes", writes.seconds["writes"], "s")
+    report.add("with writes, over default parts", writes.spent.wall / default.spent.wall, "x")
+    report.note("140 s are asked for all 64 blocks with writes: 1.87 times the 75 s of the default parts.")
+    subject.free()
+
+
+class _Run:
+    """One measurement of the parts spectra and law, as `delta_suite.pipeline` runs it; boundaries take no model."""
+
+    def __init__(self, subject: Subject, *, writes: bool = False) -> None:
+        self.subject, self.writes = subject, writes
+        self.units: Units = load_calibration("core").units
+        documents = len(self.units.groups)
+        self.tokens = documents * TOKENS_OF_DOCUMENT
+        self.sequences = subject.sequences(self.tokens, TOKENS_OF_DOCUMENT, documents=True, drop=True)
+        self.clock = Clock()
+        self.captured: Captured
+
+    def measure(self) -> None:
+        with Peak(self.subject.device) as self.peak:
+            self.spent = Spent.on(self._run, self.subject.device)
+
+    def _run(self) -> None:
+        subject = self.subject
+        passes = Passes(
+            subject.model, subject.decoder, self.sequences, [subject.device], self.clock, writes=self.writes
+        )
+        self.captured = passes.run(phase_map(subject.layers), units=self.units)
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        return self.clock.seconds
+
+    @property
+    def law(self) -> str:
+        """What became of it, in words."""
+        law = self.captured.law
+        return f"not measured ({law})" if isinstance(law, Exception) or law is None else law.reason or "measured"
+
+    @property
+    def storage(self) -> str:
+        return ", ".join(f"{place} ({size / 1e9:.1f} GB)" for place, size in self.captured.storage)
