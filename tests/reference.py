@@ -56,11 +56,10 @@ def layer_figures(before: np.ndarray, after: np.ndarray) -> dict[str, Any]:
     }
 
 
-def write_figures(model: Any, texts: list[Any]) -> dict[str, list[dict[str, Any]]]:
-    """Return the figures of what attention and MLP write in each layer of a Llama, without sinks, by variant and write.
+def sublayer_rows(model: Any, texts: list[Any]) -> dict[str, list[list[np.ndarray]]]:
+    """Return the states h_0 .. h_N of a Llama, and what attention and MLP write in each layer, by document.
 
-    texts: the token ids of each document, which runs alone. Sinks are each first token, and tokens whose state exceeds
-    six times the median norm in any layer.
+    texts: the token ids of each document, which runs alone.
     """
     import torch
 
@@ -84,7 +83,16 @@ def write_figures(model: Any, texts: list[Any]) -> dict[str, list[dict[str, Any]
             model(input_ids=text[None], use_cache=False)
     for handle in handles:
         handle.remove()
-    first = np.concatenate([np.arange(len(text)) == 0 for text in texts])
+    return rows
+
+
+def write_figures(rows: dict[str, list[list[np.ndarray]]]) -> dict[str, list[dict[str, Any]]]:
+    """Return the figures of what attention and MLP write in each layer, without sinks, by variant and write.
+
+    rows: of `sublayer_rows`. Sinks are each first token, and tokens whose state exceeds six times the median norm in
+    any layer.
+    """
+    first = np.concatenate([np.arange(len(states)) == 0 for states in rows["h"][0]])
     norms = np.stack([np.linalg.norm(np.concatenate(states), axis=1) for states in rows["h"]])
     large = (norms > 6 * np.median(norms[:, ~first], axis=1, keepdims=True)).any(axis=0)
     figures: dict[str, list[dict[str, Any]]] = {}

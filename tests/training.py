@@ -45,7 +45,9 @@ def write_documents(path: Path, documents: Sequence[str]) -> Path:
     return path
 
 
-def train(folder: Path, *, steps: Sequence[int], texts: Sequence[str], seed: int = 0) -> list[Path]:
+def train(
+    folder: Path, *, steps: Sequence[int], texts: Sequence[str], seed: int = 0, layers: int = LAYERS
+) -> list[Path]:
     """Train, and save `checkpoint-<step>` after so many steps, with the loss of the next batch in loss.json."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -71,7 +73,7 @@ def train(folder: Path, *, steps: Sequence[int], texts: Sequence[str], seed: int
             vocab_size=VOCABULARY,
             hidden_size=HIDDEN,
             intermediate_size=2 * HIDDEN,
-            num_hidden_layers=LAYERS,
+            num_hidden_layers=layers,
             num_attention_heads=HEADS,
             num_key_value_heads=HEADS,
             max_position_embeddings=512,

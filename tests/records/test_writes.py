@@ -26,7 +26,7 @@ from delta_suite.records.view import RecordView
 from delta_suite.reduction.variants import BLOCK_VARIANTS, WRITE_VARIANTS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.reference import phase_figures, write_figures
+from tests.reference import phase_figures, sublayer_rows, write_figures
 from tests.training import passages, train, write_documents
 
 DOCUMENTS = 12
@@ -67,7 +67,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_the_figures_are_those_of_an_independent_recomputation(run: Run) -> None:
     model = AutoModelForCausalLM.from_pretrained(run.folder, dtype=torch.float64, attn_implementation="eager").eval()
     tokens = tokenize(load_calibration(str(run.texts)), AutoTokenizer.from_pretrained(run.folder), 512, None)
-    expected = write_figures(model, list(tokens.ids))
+    expected = write_figures(sublayer_rows(model, list(tokens.ids)))
     assert expected.keys() == WRITE_VARIANTS.keys()
     for variant, layers in expected.items():
         for layer, values in enumerate(layers):

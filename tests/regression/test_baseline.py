@@ -205,6 +205,16 @@ def test_an_expected_failure_has_the_reason_of_its_pattern(path: Path) -> None:
     edit(path, lambda content: content.update(xfail={"layers/*": "known"}))
     file = load_baseline(path)
     assert (file.expected_failure("layers/gamma"), file.expected_failure("C/gamma")) == ("known", None)
+    assert file.idle_patterns(["layers/gamma", "C/intra_cosine"]) == []
+
+
+def test_an_expected_failure_of_nothing_is_told_with_the_nearest_item(path: Path) -> None:
+    edit(path, lambda content: content.update(xfail={"verdict/claims/onne": "known", "layers/*": "", "zzz": ""}))
+    file = load_baseline(path)
+    assert file.idle_patterns(["layers/gamma", "verdict/claims/one"]) == [
+        f"{path}: xfail 'verdict/claims/onne' matches no item: did you mean 'verdict/claims/one'?",
+        f"{path}: xfail 'zzz' matches no item.",
+    ]
 
 
 # --- overwriting and renewing ----------------------------------------------------------------------------------

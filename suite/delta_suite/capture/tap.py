@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from delta_suite.capture.certificate import FinalNorm, Observations, Witnesses, require_fired_once
 from delta_suite.capture.layout import Layout
+from delta_suite.capture.stream import wide
 from delta_suite.capture.sublayers import Sublayers
 from delta_suite.errors import CaptureError, CertificateError
 from delta_suite.models.blocks import Decoder
@@ -272,9 +273,9 @@ class Tap(AbstractContextManager["Tap"]):
                 self._not_apart(layer, f"{parts.place} did not run")
                 return
             if layer in self._mlp:
-                scale, gave = self._scales[layer], self._gave[layer].float()
-                wrote = gave / scale - self._middle[layer].float().to(gave.device)
-                error = (wrote - self._mlp[layer].float().to(gave.device) * parts.scale / scale).norm(dim=1)
+                scale, gave = self._scales[layer], wide(self._gave[layer])
+                wrote = gave / scale - wide(self._middle[layer]).to(gave.device)
+                error = (wrote - wide(self._mlp[layer]).to(gave.device) * parts.scale / scale).norm(dim=1)
                 self.observed.wrote(layer, (error / (gave / scale).norm(dim=1).clamp_min(1e-30)).max())
 
     def _outside(

@@ -5,6 +5,7 @@ The baseline file itself is collected, so `results/baselines/big.json::C/intra_c
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,8 @@ class BaselineNode(pytest.File):
         except SuiteError as error:
             raise self.CollectError(terminal_lines(str(error))) from None
         names = regression.item_names(baseline, hypotheses)
+        for line in baseline.idle_patterns(names):
+            warnings.warn(terminal_lines(line), stacklevel=2)
         for spec in regression.models(baseline):
             for name in names:
                 title = terminal(f"{name}[{spec.name}]")

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
-from jaxtyping import Bool, Float32, Float64, Int64
+from jaxtyping import Bool, Float, Float32, Float64, Int64
 from torch import Tensor
 
 from delta_suite.capture.intervene import Intervention, Update
@@ -39,7 +39,7 @@ from delta_suite.reduction.law_sums import Streams
 from delta_suite.reduction.losses import CONDITIONS
 from delta_suite.reduction.moments import NORM_FLOOR
 
-LawMap = tuple[Float32[Tensor, "hidden k"], Float32[Tensor, "hidden k"] | None]
+LawMap = tuple[Float[Tensor, "hidden k"], Float[Tensor, "hidden k"] | None]
 """Factors A and B of c T^(-L) + v w^T = A B^T; B is None where k is the width."""
 
 LawMaps = Mapping[tuple[int, int], LawMap]

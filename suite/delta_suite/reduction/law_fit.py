@@ -100,7 +100,7 @@ LawProgress = Callable[[int], AbstractContextManager[Any]]
 
 Collect = Callable[[int, int, Tensor, Tensor | None], object]
 """Function that is given a layer, a fold, and factors A and B of c_L T^(-L) + v_L w^T = A B^T, (hidden, k) each, in
-float32 on the host; B is None where k is the width."""
+float64 on the device of the fit; B is None where k is the width."""
 
 
 def silent(fits: int) -> AbstractContextManager[Any]:
@@ -322,8 +322,7 @@ def _collect(collect: Collect, fit: Fit, portion: Portion, fold: int, basis: Bas
     """Hand over the maps of a fit, as factors in all dimensions."""
     for place, matrix in fit.law_maps():
         onto = matrix if basis.y is None else basis.y.to(matrix.device) @ matrix
-        inputs = None if basis.x is None else basis.x.float().cpu()
-        collect(portion.layers[place], fold, onto.float().cpu(), inputs)
+        collect(portion.layers[place], fold, onto, basis.x)
 
 
 def _fits(plan: Plan, chosen: Sequence[int]) -> int:

@@ -147,7 +147,7 @@ class Passes:
         law_progress: shows the fits.
         """
         self._law_progress = law_progress
-        self._causal = None if causes is None else CausalFit.of(causes)
+        self._causal = None if causes is None else CausalFit.of(causes, self.capture.model.dtype)
         captured, clock = self.captured, self.clock
         with torch.no_grad(), clock("analysis"):
             if not self.capture.whole:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -22,6 +22,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from delta_suite.claims.verdict import Judgement
+from delta_suite.claims.words import nearest
 from delta_suite.errors import BaselineError, RecordError
 from delta_suite.metrics.registry import METRICS
 from delta_suite.paths import is_directory, shorten
@@ -217,6 +218,17 @@ class BaselineFile:
     def expected_failure(self, item: str) -> str | None:
         """Return the reason of the first `xfail` pattern that an item's name matches."""
         return next((why for pattern, why in self.content.xfail.items() if fnmatchcase(item, pattern)), None)
+
+    def idle_patterns(self, items: Collection[str]) -> list[str]:
+        """Return a line for each `xfail` pattern that matches none of these items: a misspelt one does nothing."""
+        idle = [pattern for pattern in self.content.xfail if not any(fnmatchcase(item, pattern) for item in items)]
+        by_lower = {item.lower(): item for item in items}  # as phases have capitals, and the nearest word is of none
+        near = {pattern: by_lower.get(nearest(pattern, by_lower) or "") for pattern in idle}
+        return [
+            f"{self.path}: xfail '{pattern}' matches no item"
+            + (f": did you mean '{near[pattern]}'?" if near[pattern] else ".")
+            for pattern in idle
+        ]
 
 
 # --- reading ---------------------------------------------------------------------------------------------------
