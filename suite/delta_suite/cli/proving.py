@@ -35,14 +35,14 @@ def selftest(
     words = [word for name, value in given.items() if value is not None for word in (name, str(value))]
     origin = proof.origin(shlex.join(["delta-suite", "selftest", *words]))
 
-    def ended(so_far: Proof) -> None:
+    def keep(so_far: Proof) -> None:
         """Tell what has ended, and keep it: the long form takes hours of CPU, and may be stopped."""
-        done, left = len(so_far.worlds), len(so_far.unfinished)
-        say(f"{so_far.worlds[-1]}: ended after {so_far.seconds:.0f} s; {done} of {done + left} populations")
+        ended, planned = len(so_far.worlds), len(so_far.worlds) + len(so_far.unfinished)
+        say(f"{so_far.worlds[-1]}: ended after {so_far.seconds:.0f} s; {ended} of {planned} populations")
         if out is not None:
             write_atomically(out, so_far.markdown())
 
-    outcome = proof.selftest(repeats, processes=processes, only=only, progress=bars(), origin=origin, ended=ended)
+    outcome = proof.selftest(repeats, processes=processes, only=only, progress=bars(), origin=origin, ended=keep)
     for heading, table in outcome.tables().items():
         show(heading, table)
         show()
