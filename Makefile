@@ -97,7 +97,7 @@ bench-gpu: .venv/installed
 	PYTHON=$(BIN)/python sh tests/benchmarks/each.sh gpu .benchmarks-gpu
 	$(BIN)/python -m tests.benchmarks.page .benchmarks-gpu/*.json
 
-# Intervals and verdicts against planted truth, the long form: rewrites results/selftest.md. Three core-hours.
+# Intervals and verdicts against planted truth, the long form: rewrites results/selftest.md. Under three core-hours.
 selftest: .venv/installed
 	$(BIN)/delta-suite selftest --repeats 1000 --processes $$(getconf _NPROCESSORS_ONLN) --out results/selftest.md
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from delta_suite.claims.loader import load_hypothesis
 from delta_suite.claims.verdict import Verdict
 from delta_suite.cli import app
 from delta_suite.selftest import law_worlds as law
-from delta_suite.selftest import report
+from delta_suite.selftest import proof, report
 from delta_suite.selftest.documents import DOCUMENTS, SCALE, SPREAD
 from delta_suite.selftest.planted import (
     SHARED,
@@ -73,7 +74,7 @@ def test_narrow_and_endless_intervals_are_caught_by_the_tables_own_check() -> No
     assert never.violation == "w: gamma over C never had an interval"
 
 
-def test_false_positives_are_bounded_and_power_is_not() -> None:
+def test_false_positives_and_power_are_bounded() -> None:
     claim = WORLDS["noise"].claims[0]
 
     def row(supported: int, claim: Claim = claim) -> Rate:
@@ -82,7 +83,32 @@ def test_false_positives_are_bounded_and_power_is_not() -> None:
     assert row(75).violation is None  # 0.075 of 1000 may be 0.07
     assert row(100).violation is not None
     power = next(claim for claim in WORLDS["phases"].claims if claim.kind == "power")
-    assert row(100, power).violation is None
+    assert row(780, power).violation is None  # 0.78 of 1000 may be 0.8
+    assert "is supported in 0.770 of 1000 repeats, and what is planted must be found in 0.8" in str(
+        row(770, power).violation
+    )
+    assert row(0, replace(power, bounded=False)).violation is None
+
+
+def test_fewer_repeats_where_rates_alone_are_bounded() -> None:
+    assert [WORLDS["phases"].repeats(asked) for asked in (3, 40, 1000)] == [3, 40, 1000]
+    assert [WORLDS["duplicates"].repeats(asked) for asked in (3, 40, 1000)] == [3, 40, 200]
+    assert WORLDS["noise"].repeats(1000) == 200  # its coverage is shown, and not bounded
+
+
+def test_what_has_ended_is_told_before_all_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proof, "WORLDS", {name: WORLDS[name] for name in ("wide", "duplicates")})
+    seen: list[Proof] = []
+    whole = selftest(2, truth_documents=20, ended=seen.append, origin={"command": "c", "date": "d"})
+    assert [(list(each.worlds), list(each.unfinished)) for each in seen] == [
+        (["wide"], ["duplicates"]),
+        (["wide", "duplicates"], []),
+    ]
+    first, last = (each.markdown() for each in seen)
+    assert "**Not whole.** Stopped, or still running, without these populations: duplicates." in first
+    assert "Not whole" not in last
+    assert seen[1] == whole
+    assert seen[0].coverage == whole.coverage
 
 
 def test_binomial_range() -> None:

@@ -63,7 +63,7 @@ from delta_suite.capture.stream import Memory, ResidualStream
 from delta_suite.capture.units import Units
 from delta_suite.models.phases import PhaseMap
 from delta_suite.progress import no_progress
-from delta_suite.reduction.gram import algebra_device
+from delta_suite.reduction.gram import algebra_device, signed
 from delta_suite.reduction.law_maps import RIDGE_LAYERS, Fit, Scores, choose_ridge
 from delta_suite.reduction.law_memory import Plan, Portion, law_bytes, plan_law
 from delta_suite.reduction.law_scores import CONSTANTS, RUNGS, Law
@@ -364,7 +364,7 @@ class _Fold:
             fewer = fit(deleted=deleted, start=leading)
             scores.take(fewer.scores([GROUPS + 1 - fold]), portion.layers)
             del fewer
-        lifted = basis.lifted(leading[..., 0]).cpu().numpy()
+        lifted = signed(basis.lifted(leading[..., 0])).cpu().numpy()
         for place, layer in enumerate(portion.layers):
             if any(first <= layer <= last for first, last in portion.phases.values()):
                 self.directions[layer] = lifted[place]

@@ -10,7 +10,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ from delta_suite.records.view import RecordView
 from delta_suite.reduction.losses import Causes
 from delta_suite.reduction.variants import VARIANTS
 from delta_suite.selftest.causal_worlds import Caused
-from delta_suite.selftest.documents import DOCUMENTS
+from delta_suite.selftest.documents import DOCUMENTS, ValueOf
 from delta_suite.selftest.report import Coverage, Proof, Rate
 from delta_suite.selftest.world import World
 from delta_suite.selftest.worlds import WORLDS, gated
@@ -80,10 +80,12 @@ class SelftestError(OptionError):
 
 @dataclass(frozen=True)
 class Task:
-    """Consecutive repeats of one planted population, by number."""
+    """Consecutive repeats of one planted population, by number, or its true values."""
 
     world: str
     repeats: range
+    truth_documents: int = 0
+    """Number of documents that true values are taken from; 0 where the task is repeats."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,14 @@ def _generator(world: str, *key: int) -> np.random.Generator:
 
 _PLANTED, _REPEAT, _TRUTH = 0, 1, 2
 """Keys of the generators of populations, of repeats, and of true values."""
+
+
+def _run(task: Task) -> Any:
+    """Return the true values of a population, or its repeats, as the task says."""
+    if not task.truth_documents:
+        return run_task(task)
+    population = WORLDS[task.world].plant(_generator(task.world, _PLANTED))
+    return population.truth(_generator(task.world, _TRUTH), task.truth_documents)
 
 
 def run_task(task: Task) -> list[Repeat]:
@@ -251,11 +261,13 @@ def selftest(
     progress: Progress = no_progress,
     truth_documents: int = TRUTH_DOCUMENTS,
     origin: Mapping[str, str] | None = None,
+    ended: Callable[[Proof], object] = lambda proof: None,
 ) -> Proof:
-    """Run every planted population, or the one named `only`, this number of times.
+    """Run every planted population, or the one named `only`, this number of times, or a share of it (`World.repeats`).
 
-    `truth_documents` are drawn for true values without a closed form; `origin` is kept in the result. Raises
-    SelftestError for an unknown population, and unless `repeats` and `processes` are 1 or more.
+    `truth_documents` are drawn for true values without a closed form; `origin` is kept in the result. `ended` is called
+    after each population with the result so far. Raises SelftestError for an unknown population, and unless `repeats`
+    and `processes` are 1 or more.
     """
     if only is not None and only not in WORLDS:
         near = nearest(only, WORLDS)
@@ -267,26 +279,49 @@ def selftest(
         raise SelftestError(f"--repeats {repeats} --processes {processes}: both must be 1 or more")
     started = time.perf_counter()
     names = [only] if only else list(WORLDS)
-    tasks = [
-        Task(name, range(first, min(first + AT_ONCE, repeats)))
-        for name in names
-        for first in range(0, repeats, AT_ONCE)
-    ]
-    by_world: dict[str, list[Repeat]] = {name: [] for name in names}
-    with progress("selftest", repeats * len(names), "repeat") as bar, _mapper(processes) as run:
-        for task, results in zip(tasks, run(tasks), strict=True):
-            by_world[task.world] += results
-            bar.update(len(results))
-    coverage = [row for name in names for row in _coverage(name, by_world[name], truth_documents)]
-    rates = [row for name in names for row in _rates(name, by_world[name])]
-    return Proof(repeats, coverage, rates, names, time.perf_counter() - started, processes, origin or {})
+    tasks = {name: _tasks(name, repeats, truth_documents) for name in names}
+    coverage: list[Coverage] = []
+    rates: list[Rate] = []
+    total = sum(len(task.repeats) for name in names for task in tasks[name])
+    with progress("selftest", total, "repeat") as bar, _mapper(processes) as run:
+        results = iter(run([task for name in names for task in tasks[name]]))
+        for number, name in enumerate(names, start=1):
+            truth, rows = None, []
+            for task in tasks[name]:
+                result = next(results)
+                if task.truth_documents:
+                    truth = result
+                else:
+                    rows += result
+                    bar.update(len(result))
+            coverage += _coverage(name, rows, truth)
+            rates += _rates(name, rows)
+            proof = Proof(
+                repeats,
+                tuple(coverage),
+                tuple(rates),
+                names[:number],
+                time.perf_counter() - started,
+                processes,
+                origin or {},
+                unfinished=names[number:],
+            )
+            ended(proof)
+    return proof
+
+
+def _tasks(name: str, repeats: int, truth_documents: int) -> list[Task]:
+    """Return the tasks of a population: its true values, where there are any, and then its repeats."""
+    repeats = WORLDS[name].repeats(repeats)
+    truth = [Task(name, range(0), truth_documents)] if WORLDS[name].covered else []
+    return truth + [Task(name, range(first, min(first + AT_ONCE, repeats))) for first in range(0, repeats, AT_ONCE)]
 
 
 @contextmanager
 def _mapper(processes: int) -> Iterator[Any]:
     """Yield a function that runs tasks and yields their results: here, or in new processes with one thread each."""
     if processes == 1:
-        yield lambda tasks: map(run_task, tasks)
+        yield lambda tasks: map(_run, tasks)
         return
     # Numeric libraries read these when they are loaded, which is before any code of the suite runs in the process.
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -295,7 +330,7 @@ def _mapper(processes: int) -> Iterator[Any]:
     try:
         context = get_context("spawn")
         with ProcessPoolExecutor(processes, mp_context=context, initializer=end_with_the_parent) as pool:
-            yield lambda tasks: pool.map(run_task, tasks)
+            yield lambda tasks: pool.map(_run, tasks)
     finally:
         for name, value in before.items():
             if value is None:
@@ -304,13 +339,13 @@ def _mapper(processes: int) -> Iterator[Any]:
                 os.environ[name] = value
 
 
-def _coverage(name: str, repeats: Sequence[Repeat], truth_documents: int) -> Iterator[Coverage]:
+def _coverage(name: str, repeats: Sequence[Repeat], true_values: ValueOf | None) -> Iterator[Coverage]:
     """Yield the coverage of every figure of a planted population that is compared with its true value."""
     world = WORLDS[name]
-    if not world.covered:
+    if true_values is None:
         return
-    population = world.plant(_generator(name, _PLANTED))
-    truth = cache(population.truth(_generator(name, _TRUTH), truth_documents))
+    population, truth = world.plant(_generator(name, _PLANTED)), cache(true_values)
+    assert world.covered is not None
     for scope, metrics in world.covered.items():
         for metric in metrics:
             intervals = [(repeat.intervals[scope, metric], repeat.ridges) for repeat in repeats]

@@ -26,6 +26,9 @@ COVERAGE = (0.92, 0.98)
 FALSE_POSITIVES = 0.07
 """The largest rate of false positives that is allowed."""
 
+POWER = 0.8
+"""The smallest rate at which what is planted, at the size claimed, must be found."""
+
 
 def wilson(hits: int, of: int) -> tuple[float, float]:
     """Return the interval at CONFIDENCE of a rate of which `hits` in `of` were seen (the score interval, Wilson 1927).
@@ -113,15 +116,16 @@ class Rate:
     @property
     def violation(self) -> str | None:
         """Return how the bound is broken, or None where it holds."""
-        if self.claim.kind == "power" or not self.claim.bounded:
+        if not self.claim.bounded:
             return None
-        low, _ = wilson(self.supported, self.repeats)
-        if low <= FALSE_POSITIVES:
-            return None
-        return (
+        low, high = wilson(self.supported, self.repeats)
+        seen = (
             f"{self.world}: {self.claim.expectation.claim()} is supported in {self.supported / self.repeats:.3f} of "
-            f"{self.repeats} repeats, and more than {FALSE_POSITIVES} are false positives"
+            f"{self.repeats} repeats"
         )
+        if self.claim.kind == "power":
+            return None if high >= POWER else f"{seen}, and what is planted must be found in {POWER}"
+        return None if low <= FALSE_POSITIVES else f"{seen}, and more than {FALSE_POSITIVES} are false positives"
 
 
 @dataclass(frozen=True)
@@ -136,12 +140,28 @@ class Proof:
     processes: int
     origin: Mapping[str, str] = field(default_factory=dict)
     """Command, date, versions, seed and hardware, by name; `markdown` needs the first two."""
+    unfinished: Sequence[str] = ()
+    """Populations whose repeats have not ended."""
 
     @cached_property
     def violations(self) -> list[str]:
         """Return one line for each bound that is violated."""
         rows: Iterable[Coverage | Rate] = [*self.coverage, *self.rates]
         return [line for row in rows if (line := row.violation) is not None]
+
+    def _stopped(self) -> list[str]:
+        """Return the lines that say which populations are missing, where some are."""
+        if not self.unfinished:
+            return []
+        return [
+            f"**Not whole.** Stopped, or still running, without these populations: {', '.join(self.unfinished)}.",
+            "",
+        ]
+
+    def _fewer(self, name: str) -> str:
+        """Return the number of repeats of a population that ran fewer than the others, in words."""
+        ran = WORLDS[name].repeats(self.repeats)
+        return f" ({ran} repeats)" if ran < self.repeats else ""
 
     def tables(self) -> dict[str, Table]:
         """Return the tables by heading."""
@@ -167,17 +187,19 @@ class Proof:
         lines = [
             "# The suite proves itself",
             "",
-            f"Made by `{self.origin['command']}` on {self.origin['date']}, in {self.seconds:.0f} seconds.",
+            f"Made by `{self.origin['command']}` on {self.origin['date']}, in {self.seconds:.0f} seconds: "
+            f"{self.seconds * self.processes / 3600:.1f} core-hours.",
             "",
+            *self._stopped(),
             *(f"- {name}: {value}" for name, value in self.origin.items() if name not in ("command", "date")),
             "",
-            f"{self.repeats} repeats. Each draws {DOCUMENTS} documents of {TOKENS} tokens ({LAW_TOKENS} where the law "
-            f"is planted, {CAUSE_TOKENS} where causes are) from every population, reduces them, computes every "
-            "interval and judges every claim, with the code that measures a model. True values of the law are those of "
-            "maps with the ridge that a repeat chose; "
+            f"{self.repeats} repeats, or as many as stand beside a population: fewer decide a rate than a coverage. "
+            f"Each draws {DOCUMENTS} documents of {TOKENS} tokens ({LAW_TOKENS} where the law is planted, "
+            f"{CAUSE_TOKENS} where causes are), reduces them, computes every interval and judges every claim, with the "
+            "code that measures a model. True values of the law are those of maps with the ridge that a repeat chose; "
             "where ridges differ between repeats, the table shows the mean.",
             "",
-            *(f"- {name}: {WORLDS[name].description}" for name in self.worlds),
+            *(f"- {name}{self._fewer(name)}: {WORLDS[name].description}" for name in self.worlds),
             "",
             RULE,
             "",
@@ -194,7 +216,8 @@ class Proof:
 
 RULE = (
     f"A bound is violated if the binomial {PERCENT} interval (Wilson) of a coverage lies wholly outside "
-    f"[{COVERAGE[0]}, {COVERAGE[1]}], or that of a rate of false positives lies wholly above {FALSE_POSITIVES}. "
+    f"[{COVERAGE[0]}, {COVERAGE[1]}], that of a rate of false positives wholly above {FALSE_POSITIVES}, or that of a "
+    f"power wholly below {POWER}. "
     f"`below` and `above` are the shares of intervals wholly below and above the truth, the errors of a claim whose "
     f"threshold is the truth; `none` is the number of repeats in which the figure had no interval, which coverage "
     f"leaves out. A claim that is not measured counts as inconclusive."
@@ -249,5 +272,5 @@ def _rate_row(row: Rate) -> list[str | Cell]:
         _range(row.supported, row.repeats),
         _share(refuted, row.repeats),
         _share(row.repeats - row.supported - refuted, row.repeats),
-        _bound(row, row.claim.bounded and row.claim.kind != "power"),
+        _bound(row, row.claim.bounded),
     ]

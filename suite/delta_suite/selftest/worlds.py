@@ -231,6 +231,7 @@ WORLDS: Mapping[str, World] = {
         shown={("C", "sharing_index"): _OVERFIT, ("C", "residual_rank_one_share"): _FLAT},
         variants=("sink_free",),
         phases={"C": LAW_C, "E": LAW_E},
+        share=0.5,
     ),
     "own maps": World(
         own_maps,
@@ -280,6 +281,7 @@ WORLDS: Mapping[str, World] = {
         "the phases, in tokens with the tails of a Student's t of five degrees of freedom",
         claims=_claims_of_phases(),
         covered={"layer:8": _OF_SPECTRA, "C": _OF_PAIRS, "E": _OF_PAIRS},
+        share=0.5,
     ),
     "massive dimension": World(
         massive_dimension,
@@ -298,6 +300,7 @@ WORLDS: Mapping[str, World] = {
         ],
         covered={"layer:8": _OF_SPECTRA, "C": _OF_PAIRS},
         variants=("raw", "sink_free", "centred"),
+        share=0.4,
     ),
     "near zero": World(
         near_zero,
@@ -317,6 +320,7 @@ WORLDS: Mapping[str, World] = {
         ],
         covered={"layer:8": _OF_SPECTRA, "C": ["subspace_overlap"]},
         shown=dict.fromkeys([("layer:8", name) for name in ("stable_rank", "top1_energy", "gamma")], _TIED),
+        share=0.5,
     ),
     "duplicates": World(
         duplicates,
@@ -349,6 +353,7 @@ WORLDS: Mapping[str, World] = {
         claims=_claims_of_phases(),
         covered={"layer:8": _OF_SPECTRA, "C": _OF_PAIRS, "E": _OF_PAIRS},
         in_domain=DOMAIN_DOCUMENTS,
+        share=0.4,
     ),
     "causes": World(
         causes,
@@ -394,6 +399,7 @@ WORLDS: Mapping[str, World] = {
         covered=dict.fromkeys("CE", _OF_MEANS),
         variants=("sink_free",),
         phases={"C": LAW_C, "E": LAW_E},
+        share=0.5,
     ),
     "law and loss": World(
         causal_law,
