@@ -25,6 +25,8 @@ def stacked_values(metric: str, stack: GramStack, layers: Sequence[int]) -> Valu
     """
     first, last = layers[0], layers[-1]
     diagonals = stack.cosines.diagonal(axis1=1, axis2=2)
+    if metric == "intra_cosine" and len(layers) == 1 and (diagonals[:, first] >= 0.5).all():
+        return np.ones(len(diagonals))
     if metric not in _VALUES or len(layers) < 2 or last - first + 1 != len(layers) or not (diagonals >= 0.5).all():
         return None
     return _VALUES[metric](stack, slice(first, last + 1))

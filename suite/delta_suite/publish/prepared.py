@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 from delta_suite.claims.judge import judge_all
 from delta_suite.claims.schema import Hypothesis
 from delta_suite.errors import RecordError
+from delta_suite.metrics.estimators import one_thread
 from delta_suite.paths import cache_root
 from delta_suite.publish.depth_profile import Profile
 from delta_suite.publish.drawn import Drawn
@@ -72,7 +73,8 @@ class Stored:
 def stored_or_why(place: Place, hypotheses: Sequence[Hypothesis], digest: str) -> Stored | str:
     """Return a record without its figures, or in one line why it cannot be used. digest: as for `judged_rows`."""
     try:
-        return _stored(place, hypotheses, digest)
+        with one_thread():
+            return _stored(place, hypotheses, digest)
     except RecordError as error:
         return " ".join(str(error).replace(str(place.path), place.record).split())
 
@@ -147,7 +149,8 @@ def judged_rows(case: Case, hypotheses: Sequence[Hypothesis], digest: str) -> tu
 def _judged(
     hypotheses: Sequence[Hypothesis], view: RecordView, control: RecordView | None, stored: Stored
 ) -> list[Row]:
-    return [Row.of(each, stored.record) for each in judge_all(hypotheses, [(view, control)])]
+    with one_thread():
+        return [Row.of(each, stored.record) for each in judge_all(hypotheses, [(view, control)])]
 
 
 def _rows_key(stored: Stored, control: Stored | None, digest: str) -> str:

@@ -153,10 +153,11 @@ def _replicate_problems(record: Record, boundary: BoundaryRecord, where: str) ->
         if len(replicates) != groups or name not in steps or estimate.value is None:
             yield Problem(place, f"it has {len(replicates)} replicates, and the record {groups} groups")
             continue
-        for share in replicates:
-            count = share * steps[name]
-            if not 0 <= share <= 1 or abs(count - round(count)) > WRITTEN * steps[name]:
-                yield Problem(place, f"its replicate {number(share)} is no share of {steps[name]}")
+        shares = np.array(replicates)
+        counts = shares * steps[name]
+        wrong = ~((shares >= 0) & (shares <= 1)) | (np.abs(counts - counts.round()) > WRITTEN * steps[name])
+        for share in shares[wrong]:
+            yield Problem(place, f"its replicate {number(share)} is no share of {steps[name]}")
         expected = interval(estimate.value, replicates, 0.0, 1.0)
         stated = estimate.interval or (math.nan, math.nan)
         if not equal_numbers(estimate.corrected, estimate.value) or any(
