@@ -178,7 +178,7 @@ def _cross_figures(matrices: _Matrices, inside: slice, gone: np.ndarray, pairs: 
 
 @dataclass(frozen=True)
 class Followed:
-    """What follows from the arrays for one variant and one kind of groups."""
+    """The figures that follow from the arrays for one variant and one kind of groups."""
 
     phases: Sequence[Mapping[str, _Figure]]
     """The figures of each phase, of several variants."""
