@@ -143,6 +143,11 @@ class Board:
             return f"{self.repository.rstrip('/')}/{quote(path.relative_to(self.root).as_posix())}"
         return quote(Path(os.path.relpath(path, _absolute(self.results) / folder)).as_posix())
 
+    @property
+    def largest_first(self) -> list[Group]:
+        """Return the tables in the order of the pages: those of most models and training runs first."""
+        return sorted(self.groups, key=lambda group: group.row_count, reverse=True)
+
     @cached_property
     def runs(self) -> dict[str, list[tuple[Group, Run]]]:
         """Return all training runs, by name."""
