@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -218,21 +218,15 @@ def stored_gram(arrays: Arrays, variant: str, layers: int, hidden: int) -> Direc
         matrix[..., first, second] = matrix[..., second, first] = pairs
         return matrix
 
-    def gram(squares: Mapping[str, np.ndarray | None]) -> DirectionGram:
-        cosines = squares["cosines"]
-        assert cosines is not None
-        others = {name: matrix for name, matrix in squares.items() if name != "cosines"}
-        return DirectionGram(hidden, cosines, **others)  # type: ignore[arg-type]
-
     def without(kind: str) -> _Grams:
         squares = {name: square(matrices_without(arrays, f"{variant}.{name}", kind)) for name in _MATRICES}
-        return _Grams(squares, gram)
+        return _Grams(squares, hidden)
 
     halves = [square(arrays.get(f"{variant}.cosines_{half}")) for half in "ab"]
     a, b = (None if cosines is None else DirectionGram(hidden, cosines) for cosines in halves)
     replicates, documents = (without(kind) for kind in KINDS)
     whole = replace(
-        gram({name: square(arrays.get(f"{variant}.{name}")) for name in _MATRICES}),
+        _gram({name: square(arrays.get(f"{variant}.{name}")) for name in _MATRICES}, hidden),
         halves=None if a is None or b is None else (a, b),
         replicates=replicates,
         documents=documents,
@@ -241,15 +235,18 @@ def stored_gram(arrays: Arrays, variant: str, layers: int, hidden: int) -> Direc
     return whole
 
 
+def _gram(squares: Mapping[str, np.ndarray | None], hidden: int) -> DirectionGram:
+    cosines = squares["cosines"]
+    assert cosines is not None
+    others = {name: matrix for name, matrix in squares.items() if name != "cosines"}
+    return DirectionGram(hidden, cosines, **others)  # type: ignore[arg-type]
+
+
 class _Grams(Sequence[DirectionGram]):
     """The grams without each group in turn, each made when it is asked for: most figures are formed of all at once."""
 
-    def __init__(
-        self,
-        squares: Mapping[str, np.ndarray | None],
-        form: Callable[[Mapping[str, np.ndarray | None]], DirectionGram],
-    ) -> None:
-        self.squares, self._form = squares, form
+    def __init__(self, squares: Mapping[str, np.ndarray | None], hidden: int) -> None:
+        self.squares, self.hidden = squares, hidden
 
     def __len__(self) -> int:
         cosines = self.squares["cosines"]
@@ -264,7 +261,8 @@ class _Grams(Sequence[DirectionGram]):
         chosen = range(len(self))[group]  # an IndexError past the end, where iteration stops
         if isinstance(chosen, range):
             return tuple(self[index] for index in chosen)
-        return self._form({name: None if rows is None else rows[chosen] for name, rows in self.squares.items()})
+        of_group = {name: None if rows is None else rows[chosen] for name, rows in self.squares.items()}
+        return _gram(of_group, self.hidden)
 
 
 def _stack_of(*kinds: _Grams) -> GramStack | None:
