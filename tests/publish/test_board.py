@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from delta_suite.publish.board import build
 from delta_suite.publish.board_tables import worst_text
 from delta_suite.publish.leaderboard import files
 from delta_suite.publish.model_tables import calibration_text, special_tokens_text
+from delta_suite.publish.site.compare_page import compare_page
+from delta_suite.publish.site.index_page import index_page
 from delta_suite.publish.verdict_tables import variant_cells
 from delta_suite.records import store
 from delta_suite.records.record import CalibrationRecord
@@ -264,3 +267,15 @@ def test_a_record_is_examined_once_in_its_place_and_its_arrays_are_looked_at_eac
     beside = path.with_suffix(".safetensors")
     beside.write_bytes(beside.read_bytes()[:-1] + b"?")
     assert "its SHA-256 is another" in place.board().broken[0].why
+
+
+def test_the_first_page_and_the_comparison_begin_with_the_table_of_most_models(place: Place) -> None:
+    place.add("a", change=with_calibration("core", "0" * 64))
+    for name in ("b", "c"):
+        place.add(name)
+    board = place.board()
+    assert [len(group.entries) for group in board.groups] == [1, 2]  # as in the CSV
+    ids = [group.id for group in board.largest_first]
+    assert re.findall(r'<h2 id="([^"]+)">Calibration', index_page(board)) == ids
+    options = re.findall(r'<option value="([^/"]+)/', compare_page(board))
+    assert [*dict.fromkeys(options)] == ids

@@ -40,7 +40,7 @@ def test_what_was_formed_is_not_formed_again(place: Place, formed: list[Path]) -
     paths |= {place.add(f"big--checkpoint-{step}", change=checkpoint(step)) for step in (1, 2)}
     before = content(place)
     assert any(name.startswith("site/trajectories/") for name in before)
-    assert set(formed) == paths
+    assert sorted(formed) == sorted(paths)  # each once: it is judged when it is read
     formed.clear()
     assert content(place) == before
     assert formed == []

@@ -210,10 +210,10 @@ def _distance(expectation: Expectation, observed: Estimate, required: Estimate) 
     """Return the margin of an observed figure, positive inside the claim."""
     sign = 1.0 if expectation.rising else -1.0
     if required.replicates is not None:
-        return combine(lambda value, bound: sign * (value - bound), observed, required)
+        return combine(lambda value, bound: sign * (value - bound), observed, required, arithmetic=True)
     bound = required.value
     assert bound is not None
-    distance = combine(lambda value: sign * (value - bound), observed)
+    distance = combine(lambda value: sign * (value - bound), observed, arithmetic=True)
     if distance.interval is not None or observed.interval is None or observed.best is None:
         return distance
     # The replicates are gone, and the interval of a difference from a constant is the interval, moved.

@@ -129,7 +129,7 @@ def _scope(expectation: Expectation, than: Than, view: RecordView) -> Requiremen
     metric, scope = than.metric or expectation.metric, than.scope or expectation.scope
     options = (expectation.other_figures, expectation.aggregate, expectation.with_metric)
     reference = observe(view, metric, scope, *options)
-    return Requirement(combine(than.required, reference.estimate), reference)
+    return Requirement(combine(than.required, reference.estimate, arithmetic=True), reference)
 
 
 def _random_weights(
@@ -212,7 +212,8 @@ def _lag(
 ) -> Requirement:
     """Return the figure of pairs outside the phase, at the distances of those inside."""
     layers = _layers(observed)
-    return Requirement(combine(than.required, view.lag_matched(layers, expectation.metric, expectation.figures)))
+    outside = view.lag_matched(layers, expectation.metric, expectation.figures)
+    return Requirement(combine(than.required, outside, arithmetic=True))
 
 
 def _random(

@@ -79,9 +79,9 @@ class DirectionGram:
     cross_overlaps: Float64[np.ndarray, "layers layers"] | None = None
     """Overlaps of subspaces fitted on different halves, averaged in the same way."""
     products: Products | None = None
-    replicates: tuple[DirectionGram, ...] = ()
+    replicates: Sequence[DirectionGram] = ()
     """The grams without each group of units in turn."""
-    documents: tuple[DirectionGram, ...] = ()
+    documents: Sequence[DirectionGram] = ()
     """The grams without each group of documents in turn, where the unit is the domain."""
     random: Float32[np.ndarray, "draws layers layers"] | None = None
     """Cosines of directions drawn at random with the covariance of each layer's updates."""

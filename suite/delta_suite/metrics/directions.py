@@ -219,7 +219,7 @@ _BISECTIONS = 60
 """Halvings of the interval of equal cosines, after which it is shorter than the spacing of float64."""
 
 
-_NEAR = 2.0**-40
+_NEAR = 2.0**-44
 """Length of the interval that the halvings begin with where the cosine is nearly known: far above rounding."""
 
 
@@ -239,22 +239,24 @@ def equal_cosine_of(rank: float, layers: int, near: float | None = None) -> floa
 
     near: the cosine but for rounding, from `equal_cosines_near`; the result is the same without it, and takes longer.
     """
-    low, high, sought = 0.0, 1.0, math.log(rank)
+    low, high, sought, others, log = 0.0, 1.0, math.log(rank), layers - 1, math.log
 
     def above(cosine: float) -> bool:
-        first, other = (1.0 + (layers - 1) * cosine) / layers, (1.0 - cosine) / layers
-        entropy = -first * math.log(first) - (layers - 1) * (other * math.log(other) if other > 0.0 else 0.0)
-        return entropy > sought
+        first, other = (1.0 + others * cosine) / layers, (1.0 - cosine) / layers
+        return -first * log(first) - others * (other * log(other) if other > 0.0 else 0.0) > sought
 
-    if near is not None and 0.01 < near < 0.99:  # elsewhere the entropy is flat, and rounding decides earlier
+    if near is not None and 0.05 < near < 0.99:  # elsewhere the entropy is flat, and rounding decides earlier
         start = math.floor(near / _NEAR) * _NEAR  # the interval of this length that halving 0 to 1 comes to
         if above(start) and not above(start + _NEAR):
             low, high = start, start + _NEAR
     for _ in range(_BISECTIONS):
         cosine = (low + high) / 2
-        if cosine in {low, high}:
+        if cosine in (low, high):
             break  # no number lies in between
-        low, high = (cosine, high) if above(cosine) else (low, cosine)
+        if above(cosine):
+            low = cosine
+        else:
+            high = cosine
     return (low + high) / 2
 
 
@@ -269,9 +271,11 @@ def equal_cosines_near(ranks: Float64[np.ndarray, " *cases"], layers: int) -> Fl
         excess = -first * logs[0] - (layers - 1) * other * logs[1] - sought
         low, high = np.where(excess > 0, cosines, low), np.where(excess > 0, high, cosines)
         slope = (layers - 1) / layers * (logs[1] - logs[0])
-        following = cosines - excess / np.where(slope < 0, slope, -1.0)
-        following = np.where((following > low) & (following < high), following, (low + high) / 2)
-        converged = bool((np.abs(following - cosines) <= _LAST_STEP).all())
+        newton = cosines - excess / np.where(slope < 0, slope, -1.0)
+        # The last steps are of the size of rounding, which may put the ends of the interval on one side of the root.
+        last = np.abs(newton - cosines) <= _LAST_STEP
+        following = np.where(last | ((newton > low) & (newton < high)), newton, (low + high) / 2)
+        converged = bool(last.all())
         cosines = following
         if converged:
             break

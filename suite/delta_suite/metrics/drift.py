@@ -28,11 +28,12 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float64
 
-from delta_suite.metrics.direction_gram import DirectionGram
+from delta_suite.metrics.direction_gram import DirectionGram, GramStack
 from delta_suite.metrics.estimate import ONE_DOCUMENT, Estimate
 from delta_suite.metrics.estimators import phase_value, resampled
 from delta_suite.metrics.registry import METRICS
 from delta_suite.metrics.segmentation import DRAWS, MOST_DIMENSIONS, PILOT, SEED, drift_cosines, embedding_of
+from delta_suite.metrics.stacked import Values, stacked_values
 
 SHIFT = 2
 """Layers by which the declared phase, and every window compared with it, may be shifted."""
@@ -108,12 +109,18 @@ def edge_bounds(gram: DirectionGram, metric: str, phase: range, drifts: SmoothDr
             across = estimate.value * (1.0 - float(edge_contrast(cosines, phase)))
             return Estimate(value=across / max(1.0 - edge, _TINY))
 
-        return resampled(definition, gram, of)
+        def of_stack(stack: GramStack) -> Values | None:
+            cosines, values = pair_cosines(stack, metric), stacked_values(metric, stack, phase)
+            if cosines is None or values is None:
+                return None
+            return np.asarray(values * (1.0 - edge_contrast(cosines, phase)) / max(1.0 - edge, _TINY))
+
+        return resampled(definition, gram, of, of_stack)
 
     return EdgeContrast(drifts.p, bound(drifts.edge(quantile, high=True)), bound(drifts.edge(quantile, high=False)))
 
 
-def pair_cosines(gram: DirectionGram, metric: str) -> Float64[np.ndarray, "layers layers"] | None:
+def pair_cosines(gram: DirectionGram | GramStack, metric: str) -> Float64[np.ndarray, "... layers layers"] | None:
     """Return the cosines of layers that a metric of `FITTED` averages; None for another, and with one document."""
     if metric == "intra_cosine":
         return np.asarray(np.minimum(np.abs(gram.cosines), 1.0))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache, partial
 from typing import TypeVar
 
@@ -175,14 +176,26 @@ def _libraries() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def one_thread() -> AbstractContextManager[object]:
-    """Return a context that limits numpy and scipy to one thread.
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Limit numpy and scipy to one thread; within such a block once more costs nothing.
 
     Matrices here have tens of rows, for which more threads take longer: several times as long on a machine of many
     cores. Enter it around many figures, because entering takes as long as computing one.
     """
-    limited: AbstractContextManager[object] = _libraries().limit(limits=1, user_api="blas")
-    return limited
+    if _LIMITED.get():
+        yield
+        return
+    before = _LIMITED.set(True)
+    try:
+        with _libraries().limit(limits=1, user_api="blas"):
+            yield
+    finally:
+        _LIMITED.reset(before)
+
+
+_LIMITED = ContextVar("_LIMITED", default=False)
+"""True within a block of `one_thread`."""
 
 
 def pairs_of(metric: Metric, layers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:

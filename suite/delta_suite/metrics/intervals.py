@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
@@ -135,11 +136,14 @@ def combine(
     *estimates: Estimate,
     low: float = -math.inf,
     high: float = math.inf,
+    arithmetic: bool = False,
 ) -> Estimate:
     """Return function(values) of estimates measured on the same units, with its interval where all have one.
 
     The function is applied to the values, to the corrected values, and to each replicate in turn, so errors that the
     estimates share cancel in a difference. Where an estimate has no value, that estimate is returned.
+
+    arithmetic: true for a function of sums and products alone, which is applied to all replicates at once.
 
     Example:
         >>> combine(lambda a, b: a - b, Estimate(value=0.75), Estimate(value=0.5)).value
@@ -149,11 +153,11 @@ def combine(
     if any(value is None for value in values):
         return next(estimate for estimate in estimates if estimate.value is None)
     value = float(function(*values))
-    replicates = _applied(function, [estimate.replicates for estimate in estimates])
+    replicates = _applied(function, [estimate.replicates for estimate in estimates], arithmetic)
     if replicates is None:
         return Estimate(value=value)
     corrected = float(function(*(estimate.best for estimate in estimates)))
-    documents = _applied(function, [estimate.replicates_documents for estimate in estimates])
+    documents = _applied(function, [estimate.replicates_documents for estimate in estimates], arithmetic)
     return Estimate(
         value=value,
         corrected=min(high, max(low, corrected)),
@@ -164,11 +168,15 @@ def combine(
     )
 
 
-def _applied(function: Callable[..., float], lists: Sequence[Sequence[float] | None]) -> tuple[float, ...] | None:
+def _applied(
+    function: Callable[..., Any], lists: Sequence[Sequence[float] | None], arithmetic: bool
+) -> tuple[float, ...] | None:
     """Return the function of each row of replicates; None where an estimate has none, or another number of them."""
     known = [replicates for replicates in lists if replicates is not None]
     if len(known) < len(lists) or len({len(replicates) for replicates in known}) != 1:
         return None
+    if arithmetic:
+        return tuple(function(*(np.array(replicates, dtype=np.float64) for replicates in known)).tolist())
     return tuple(float(function(*row)) for row in zip(*known, strict=True))
 
 

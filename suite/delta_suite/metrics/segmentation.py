@@ -13,7 +13,7 @@ A segmentation of N layers is written as its boundaries: the first layer of ever
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, pairwise
 
@@ -203,9 +203,10 @@ def _cost(embedding: np.ndarray, boundaries: Sequence[int]) -> float:
     return float((embedding**2).sum() - ((sums**2).sum(axis=1) / lengths).sum())
 
 
-def cost_of(similarity: Float64[np.ndarray, "layers layers"], boundaries: Sequence[int]) -> float:
-    """Return the cost of one segmentation, given the similarity of the layers."""
-    return _cost(embedding_of(similarity), boundaries)
+def costs_of(similarity: Float64[np.ndarray, "layers layers"], segmentations: Iterable[Sequence[int]]) -> list[float]:
+    """Return the cost of each segmentation, given the similarity of the layers."""
+    embedding = embedding_of(similarity)
+    return [_cost(embedding, boundaries) for boundaries in segmentations]
 
 
 def _costs(

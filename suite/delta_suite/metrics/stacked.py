@@ -13,7 +13,7 @@ from jaxtyping import Float64
 
 from delta_suite.metrics.direction_gram import GramStack, upper_pairs
 from delta_suite.metrics.directions import equal_cosine_of, equal_cosines_near
-from delta_suite.metrics.layer import spectral_entropy_rank
+from delta_suite.metrics.layer import ENTROPY_FLOOR, spectral_entropy_rank
 
 Values = Float64[np.ndarray, " groups"]
 
@@ -25,6 +25,8 @@ def stacked_values(metric: str, stack: GramStack, layers: Sequence[int]) -> Valu
     """
     first, last = layers[0], layers[-1]
     diagonals = stack.cosines.diagonal(axis1=1, axis2=2)
+    if metric == "intra_cosine" and len(layers) == 1 and (diagonals[:, first] >= 0.5).all():
+        return np.ones(len(diagonals))
     if metric not in _VALUES or len(layers) < 2 or last - first + 1 != len(layers) or not (diagonals >= 0.5).all():
         return None
     return _VALUES[metric](stack, slice(first, last + 1))
@@ -56,7 +58,10 @@ def _cross(stack: GramStack, inside: slice) -> Values | None:
 
 def _rank(stack: GramStack, inside: slice) -> Values:
     eigenvalues = np.maximum(np.linalg.eigvalsh(stack.cosines[:, inside, inside]), 0.0)
-    return np.array([spectral_entropy_rank(row) for row in eigenvalues])
+    p = eigenvalues / eigenvalues.sum(axis=1, keepdims=True)
+    if (p > ENTROPY_FLOOR).all():
+        return np.asarray(np.exp(-(p * np.log(p)).sum(axis=1)))
+    return np.array([spectral_entropy_rank(row) for row in eigenvalues])  # sums of fewer shares run in another order
 
 
 def _rank_fraction(stack: GramStack, inside: slice) -> Values:

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from delta_suite.claims.schema import Hypothesis
 from delta_suite.errors import OptionError, RecordError
 from delta_suite.escaping import is_web_address
-from delta_suite.models.spec import control_source
+from delta_suite.models.spec import RANDOM_WEIGHTS, control_source
 from delta_suite.paths import shorten
 from delta_suite.pool import HERE, Pool
 from delta_suite.publish.comparable import Alike, Group, Run
@@ -143,6 +143,11 @@ class Board:
             return f"{self.repository.rstrip('/')}/{quote(path.relative_to(self.root).as_posix())}"
         return quote(Path(os.path.relpath(path, _absolute(self.results) / folder)).as_posix())
 
+    @property
+    def largest_first(self) -> list[Group]:
+        """Return the tables in the order of the pages: those of most models and training runs first."""
+        return sorted(self.groups, key=lambda group: group.row_count, reverse=True)
+
     @cached_property
     def runs(self) -> dict[str, list[tuple[Group, Run]]]:
         """Return all training runs, by name."""
@@ -188,9 +193,10 @@ def build(
                 "https://github.com/me/it/blob/main, without a user, a password, spaces or brackets."
             )
     root = _absolute(results)
-    places = [Place(path, _relative(path, root)) for path in (record_paths(results) if records is None else records)]
+    places = _places(record_paths(results) if records is None else records, root)
     cache().sweep_formed()
-    outcomes = list(pool.map(stored_or_why, places))
+    digest = digest_of(hypotheses)
+    outcomes = list(pool.map(partial(stored_or_why, hypotheses=hypotheses, digest=digest), places))
     read = [each for each in outcomes if isinstance(each, Stored)]
     broken = [Broken(place.record, why) for place, why in zip(places, outcomes, strict=True) if isinstance(why, str)]
     labels = labels_of(stored.head.model for stored in read)
@@ -206,7 +212,7 @@ def build(
         candidates = by_source.get((*tables[stored.path], control_source(model.source)), ())
         control = next((other for other in candidates if other.head.model.is_control_of(model)), None)
         cases.append(Case(stored, control, labels[model.name, model.identity]))
-    judge = partial(judged_rows, hypotheses=hypotheses, digest=digest_of(hypotheses))
+    judge = partial(judged_rows, hypotheses=hypotheses, digest=digest)
     second = SecondMeasurements(((stored.path, stored.head) for stored in sorted(read, key=_age)), read_view)
     groups: dict[tuple[str, ...], list[Entry]] = {}
     for (stored, _, label), rows in zip(cases, pool.map(judge, cases), strict=True):
@@ -233,6 +239,17 @@ def build(
         with_records,
         url,
     )
+
+
+def _places(paths: Sequence[Path], root: Path) -> list[Place]:
+    """Return the places of records, and which of them are likely to be judged without a control."""
+    newest = {path.parent: path for path in sorted(paths)}  # names begin with the time of the measurement
+
+    def alone(path: Path) -> bool:
+        control = path.parent.with_name(f"{path.parent.name}@{RANDOM_WEIGHTS}")
+        return newest[path.parent] == path and control not in newest
+
+    return [Place(path, _relative(path, root), alone(path)) for path in paths]
 
 
 def _in_site(folder: str) -> bool:

@@ -149,6 +149,11 @@ class Group:
         """Return how hypothesis files have changed since they last judged the entries, one line a model and file."""
         return tuple(f"{entry.model}: {name}, {how}" for entry in self.entries for name, how in entry.changed.items())
 
+    @property
+    def row_count(self) -> int:
+        """Return the number of models and training runs."""
+        return len(self.entries) - sum(len(run.entries) - 1 for run in self.runs)
+
     @cached_property
     def runs(self) -> tuple[Run, ...]:
         """Return the training runs among the entries. Where two models are one step, it is not known which is of it."""

@@ -20,6 +20,7 @@ from pydantic import TypeAdapter
 from delta_suite.claims.judge import judge_all
 from delta_suite.claims.schema import Hypothesis
 from delta_suite.errors import RecordError
+from delta_suite.metrics.estimators import one_thread
 from delta_suite.paths import cache_root
 from delta_suite.publish.depth_profile import Profile
 from delta_suite.publish.drawn import Drawn
@@ -38,6 +39,9 @@ class Place(NamedTuple):
 
     path: Path
     record: str
+    alone: bool = False
+    """True where nothing beside it looks like its control or a newer record of it. Then it is judged as soon as it is
+    read, and read once; if it turns out to have one, it is judged again."""
 
 
 @dataclass(frozen=True)
@@ -66,28 +70,38 @@ class Stored:
         return self.head.provenance.created
 
 
-def stored_or_why(place: Place) -> Stored | str:
-    """Return a record without its figures, or in one line why it cannot be used."""
+def stored_or_why(place: Place, hypotheses: Sequence[Hypothesis], digest: str) -> Stored | str:
+    """Return a record without its figures, or in one line why it cannot be used. digest: as for `judged_rows`."""
     try:
-        return _stored(place)
+        with one_thread():
+            return _stored(place, hypotheses, digest)
     except RecordError as error:
         return " ".join(str(error).replace(str(place.path), place.record).split())
 
 
-def _stored(place: Place) -> Stored:
+def _stored(place: Place, hypotheses: Sequence[Hypothesis], digest: str) -> Stored:
     content = Content.read(place.path)
     if (known := _kept_as(content.sha256, "head", _head_and_profile)) is not None:
         return Stored(place, content.sha256, *known)
     view = load_content(content, cache())
     head, profile = head_of(view.record), Profile.of(view)
-    sha256 = content.sha256 if content.holds_all_of(view) else ""
-    if sha256:
-        plain = {"head": head.model_dump(mode="json", by_alias=True), "profile": _PROFILE.dump_python(profile)}
-        cache().keep(f"{sha256}-head", plain)
-        cache().keep(f"{sha256}-drawn", Drawn.of(view).as_json())
-        if head.model.series is not None:
-            cache().keep(f"{sha256}-phases", PhaseFigures(view).as_json())
-    return Stored(place, sha256, head, profile)
+    if not content.holds_all_of(view):
+        return Stored(place, "", head, profile)
+    stored = Stored(place, content.sha256, head, profile)
+    formed: dict[str, Any] = {
+        f"{stored.sha256}-head": {
+            "head": head.model_dump(mode="json", by_alias=True),
+            "profile": _PROFILE.dump_python(profile),
+        },
+        f"{stored.sha256}-drawn": Drawn.of(view).as_json(),
+    }
+    if head.model.series is not None:
+        formed[f"{stored.sha256}-phases"] = PhaseFigures(view).as_json()
+    if place.alone:
+        rows = _judged(hypotheses, view, None, stored)
+        formed[f"{_rows_key(stored, None, digest)}-rows"] = [row.as_json() for row in rows]
+    cache().keep(formed)
+    return stored
 
 
 def _head_and_profile(kept: Any) -> tuple[Record, Profile]:
@@ -123,16 +137,27 @@ def judged_rows(case: Case, hypotheses: Sequence[Hypothesis], digest: str) -> tu
     digest: that of the hypotheses, from `digest_of`.
     """
     stored, control, label = case
-    complete = all(each.sha256 for each in (stored, control) if each is not None)
-    shown = f"{stored.sha256} {control and control.sha256} {digest}"
-    key = hashlib.sha256(shown.encode()).hexdigest() if complete else ""
+    key = _rows_key(stored, control, digest)
     if (known := _kept_as(key, "rows", lambda rows: [Row.from_json(row) for row in rows])) is not None:
         return tuple(replace(row, model=label, record=stored.record) for row in known)
-    views = read_view(stored.path), None if control is None else read_view(control.path)
-    rows = [Row.of(each, stored.record) for each in judge_all(hypotheses, [views])]
+    rows = _judged(hypotheses, read_view(stored.path), None if control is None else read_view(control.path), stored)
     if key:
-        cache().keep(f"{key}-rows", [row.as_json() for row in rows])
+        cache().keep({f"{key}-rows": [row.as_json() for row in rows]})
     return tuple(replace(row, model=label) for row in rows)
+
+
+def _judged(
+    hypotheses: Sequence[Hypothesis], view: RecordView, control: RecordView | None, stored: Stored
+) -> list[Row]:
+    with one_thread():
+        return [Row.of(each, stored.record) for each in judge_all(hypotheses, [(view, control)])]
+
+
+def _rows_key(stored: Stored, control: Stored | None, digest: str) -> str:
+    """Return what the verdicts on a record are kept under; empty where they are not kept."""
+    if not all(each.sha256 for each in (stored, control) if each is not None):
+        return ""
+    return hashlib.sha256(f"{stored.sha256} {control and control.sha256} {digest}".encode()).hexdigest()
 
 
 def digest_of(hypotheses: Sequence[Hypothesis]) -> str:

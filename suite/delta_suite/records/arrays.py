@@ -31,14 +31,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from jaxtyping import Float64
 
 from delta_suite.capture.writes import SUBLAYERS
 from delta_suite.errors import RecordError
-from delta_suite.metrics.direction_gram import DirectionGram, Products, inner_products
+from delta_suite.metrics.direction_gram import DirectionGram, GramStack, Products, inner_products
 from delta_suite.paths import path_error, shorten
 from delta_suite.reading import ARRAYS_LIMIT, UnreadableFileError, decode, parse_json, read_bytes
 from delta_suite.writing import staged_path
@@ -218,28 +218,69 @@ def stored_gram(arrays: Arrays, variant: str, layers: int, hidden: int) -> Direc
         matrix[..., first, second] = matrix[..., second, first] = pairs
         return matrix
 
-    def gram(squares: Mapping[str, np.ndarray | None]) -> DirectionGram:
-        cosines = squares["cosines"]
-        assert cosines is not None
-        others = {name: matrix for name, matrix in squares.items() if name != "cosines"}
-        return DirectionGram(hidden, cosines, **others)  # type: ignore[arg-type]
-
-    def without(kind: str) -> tuple[DirectionGram, ...]:
+    def without(kind: str) -> _Grams:
         squares = {name: square(matrices_without(arrays, f"{variant}.{name}", kind)) for name in _MATRICES}
-        groups = 0 if squares["cosines"] is None else len(squares["cosines"])
-        return tuple(
-            gram({name: None if rows is None else rows[group] for name, rows in squares.items()})
-            for group in range(groups)
-        )
+        return _Grams(squares, hidden)
 
     halves = [square(arrays.get(f"{variant}.cosines_{half}")) for half in "ab"]
     a, b = (None if cosines is None else DirectionGram(hidden, cosines) for cosines in halves)
-    return replace(
-        gram({name: square(arrays.get(f"{variant}.{name}")) for name in _MATRICES}),
+    replicates, documents = (without(kind) for kind in KINDS)
+    whole = replace(
+        _gram({name: square(arrays.get(f"{variant}.{name}")) for name in _MATRICES}, hidden),
         halves=None if a is None or b is None else (a, b),
-        replicates=without("units"),
-        documents=without("documents"),
+        replicates=replicates,
+        documents=documents,
     )
+    whole.__dict__["stack"] = _stack_of(replicates, documents)
+    return whole
+
+
+def _gram(squares: Mapping[str, np.ndarray | None], hidden: int) -> DirectionGram:
+    cosines = squares["cosines"]
+    assert cosines is not None
+    others = {name: matrix for name, matrix in squares.items() if name != "cosines"}
+    return DirectionGram(hidden, cosines, **others)  # type: ignore[arg-type]
+
+
+class _Grams(Sequence[DirectionGram]):
+    """The grams without each group in turn, each made when it is asked for: most figures are formed of all at once."""
+
+    def __init__(self, squares: Mapping[str, np.ndarray | None], hidden: int) -> None:
+        self.squares, self.hidden = squares, hidden
+
+    def __len__(self) -> int:
+        cosines = self.squares["cosines"]
+        return 0 if cosines is None else len(cosines)
+
+    @overload
+    def __getitem__(self, group: int) -> DirectionGram: ...
+    @overload
+    def __getitem__(self, group: slice) -> tuple[DirectionGram, ...]: ...
+
+    def __getitem__(self, group: int | slice) -> DirectionGram | tuple[DirectionGram, ...]:
+        chosen = range(len(self))[group]  # an IndexError past the end, where iteration stops
+        if isinstance(chosen, range):
+            return tuple(self[index] for index in chosen)
+        of_group = {name: None if rows is None else rows[chosen] for name, rows in self.squares.items()}
+        return _gram(of_group, self.hidden)
+
+
+def _stack_of(*kinds: _Grams) -> GramStack | None:
+    """Return the grams of all groups as `DirectionGram.stack` makes it of each by itself."""
+    present = [grams.squares for grams in kinds if len(grams)]
+    if not present:
+        return None
+    cosines, cross = ([squares[name] for squares in present] for name in ("cosines", "cross"))
+
+    def stacked(rows: Sequence[np.ndarray | None]) -> np.ndarray | None:
+        known = [array for array in rows if array is not None]
+        if len(known) < len(rows):
+            return None
+        return known[0] if len(known) == 1 else np.concatenate(known)
+
+    whole = stacked(cosines)
+    assert whole is not None
+    return GramStack(whole, stacked(cross))
 
 
 # --- in the cache ----------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import json
 import shutil
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -186,10 +186,11 @@ class Cache:
         except (UnreadableFileError, zlib.error, ValueError, RecursionError):
             return None
 
-    def keep(self, name: str, content: Any) -> None:
-        """Keep plain values until the code changes; without a word where the cache cannot be written."""
+    def keep(self, formed: Mapping[str, Any]) -> None:
+        """Keep plain values by name until the code changes; without a word where the cache cannot be written."""
+        packed = ((self._formed / name, zlib.compress(json.dumps(each).encode(), 1)) for name, each in formed.items())
         with suppress(RecordError):
-            write_together([(self._formed / name, zlib.compress(json.dumps(content).encode(), 1))], beside=self.root)
+            write_together(packed, beside=self.root)
 
     def sweep_formed(self) -> None:
         """Remove what other code kept, and what has been there for KEPT_SECONDS: it is formed again where needed."""

@@ -114,9 +114,19 @@ class Figures:
 
     def joined(self, spans: Sequence[slice]) -> Figures:
         """Return the figures of several spans, one after the other."""
-        parts = [self.take(span) for span in spans]
-        numbers = [part._numbers for part in parts]
+        chosen = [index for span in spans for index in range(span.start, span.stop)]
+        places = np.array(chosen, dtype=np.int64)
         return Figures(
+            [self.metrics[index] for index in chosen],
+            [self.places[index] for index in chosen],
+            *(array[places] for array in self._numbers),
+        )
+
+    @classmethod
+    def together(cls, parts: Sequence[Figures]) -> Figures:
+        """Return all figures of several, one after the other."""
+        numbers = [part._numbers for part in parts]
+        return cls(
             [metric for part in parts for metric in part.metrics],
             [place for part in parts for place in part.places],
             *(np.concatenate(arrays) for arrays in zip(*numbers, strict=True)),
@@ -257,6 +267,33 @@ class Resamples:
             np.concatenate([np.broadcast_to(error, rows) for _, _, error in parts]),
             np.repeat([replicates is None for replicates, _, _ in parts], rows),
         )
+
+
+class Resampled:
+    """Figures and what they were resampled to, from several checks: those of as many groups are checked at once.
+
+    For models of few layers a check of ten figures takes as long as one of a hundred.
+    """
+
+    def __init__(self) -> None:
+        self._parts: dict[tuple[int, bool, bool], list[tuple[Figures, Resamples]]] = {}
+
+    def add(self, figures: Figures, resamples: Resamples, *, centred: bool = True, narrower: bool = False) -> None:
+        """Take figures. centred, narrower: as for `resampling_problems`."""
+        key = (len(resamples.replicates), centred, narrower)
+        self._parts.setdefault(key, []).append((figures, resamples))
+
+    def problems(self) -> Iterator[Problem]:
+        """Yield where corrected values and intervals do not follow from the replicates and halves."""
+        for (_, centred, narrower), parts in self._parts.items():
+            figures = Figures.together([figures for figures, _ in parts])
+            resamples = Resamples(
+                np.concatenate([each.replicates for _, each in parts], axis=1),
+                np.concatenate([each.halves for _, each in parts], axis=1),
+                np.concatenate([each.error for _, each in parts]),
+                np.concatenate([each.absent for _, each in parts]),
+            )
+            yield from resampling_problems(figures, resamples, centred=centred, narrower=narrower)
 
 
 def resampling_problems(

@@ -13,12 +13,13 @@ import numpy as np
 
 from delta_suite.errors import RecordError
 from delta_suite.metrics.registry import METRICS
-from delta_suite.records.arrays import Arrays
+from delta_suite.records.arrays import KINDS, Arrays
 from delta_suite.records.assemble import LAW_METRICS, LAW_VARIANT
 from delta_suite.records.losses_part import losses_problems
 from delta_suite.records.problem import (
     Figures,
     Problem,
+    Resampled,
     Resamples,
     figures_by_metric,
     most_of,
@@ -32,7 +33,7 @@ from delta_suite.records.verify_boundaries import boundary_problems
 from delta_suite.records.verify_facts import fact_problems, missing_problems, version_problems
 from delta_suite.records.verify_layers import LayerFigures, layer_problems, relation_problems, tokens_of
 from delta_suite.records.verify_parts import fit_problems, law_problems, part_problems
-from delta_suite.records.verify_phases import phase_problems
+from delta_suite.records.verify_phases import Followed, followed_figures, phase_problems
 from delta_suite.reduction.variants import VARIANTS
 
 T_OF_SCHEMA_2 = 0.0005 / 2.262
@@ -102,11 +103,23 @@ def unchecked(record: Record, arrays: Arrays | None) -> list[str]:
 
 def figure_problems(record: Record, arrays: Arrays | None, *, merged: bool = False) -> Iterator[Problem]:
     """Yield what of the figures cannot be, or does not follow from the others or from the arrays."""
-    for variant, version in record.variants.items():
+    # Which tokens entered an older version is not known, and its figures are shown nowhere.
+    current = [
+        name
+        for name, version in record.variants.items()
+        if name in VARIANTS and (record.schema_version != SCHEMA or VARIANTS[name].version == version)
+    ]
+    followed = None
+    if arrays is not None and record.schema_version == SCHEMA and not merged:
+        groups = (record.resampling.groups, record.resampling.document_groups)
+        kinds = [kind for kind, count in zip(KINDS, groups, strict=True) if count is not None]
+        followed = {kind: followed_figures(record, arrays, current, kind) for kind in kinds}
+    resampled = Resampled()
+    for variant in record.variants:
         if variant in VARIANTS:
-            # Which tokens entered an older version is not known, and its figures are shown nowhere.
-            known = arrays if record.schema_version != SCHEMA or VARIANTS[variant].version == version else None
-            yield from _variant_problems(record, known, variant, merged=merged)
+            known = arrays if variant in current else None
+            yield from _variant_problems(record, known, variant, followed, resampled, merged=merged)
+    yield from resampled.problems()
     if not merged:
         yield from fit_problems(record)
     yield from losses_problems(record, arrays, merged=merged)
@@ -121,7 +134,15 @@ def figure_problems(record: Record, arrays: Arrays | None, *, merged: bool = Fal
             yield from boundary_problems(record, checked, variant, boundary)
 
 
-def _variant_problems(record: Record, arrays: Arrays | None, variant: str, *, merged: bool) -> Iterator[Problem]:
+def _variant_problems(
+    record: Record,
+    arrays: Arrays | None,
+    variant: str,
+    followed: Mapping[str, Mapping[str, Followed]] | None,
+    resampled: Resampled,
+    *,
+    merged: bool,
+) -> Iterator[Problem]:
     rank = min(tokens_of(record, variant), record.model.hidden)
     places = [f"layer {layer.layer}, {variant}" for layer in record.layers]
     layers = LayerFigures(*figures_by_metric([layer.metrics[variant] for layer in record.layers], places, METRICS))
@@ -143,11 +164,11 @@ def _variant_problems(record: Record, arrays: Arrays | None, variant: str, *, me
     versions = record.provenance.metric_versions
     today = {name for name, metric in METRICS.items() if versions.get(name) == metric.version}
     chosen = {name: span for name, span in layers.spans.items() if name in today}
-    yield from layer_problems(record, arrays, variant, LayerFigures(layers.figures, chosen), merged=merged)
+    yield from layer_problems(record, arrays, variant, LayerFigures(layers.figures, chosen), resampled, merged=merged)
     chosen = {name: span for name, span in spans.items() if name in today and name not in LAW_METRICS}
-    yield from phase_problems(record, arrays, variant, phases, chosen, merged=merged)
+    yield from phase_problems(record, arrays, variant, phases, chosen, followed, resampled)
     if variant == LAW_VARIANT and record.law is not None:
-        yield from law_problems(record, arrays, today, merged=merged)
+        yield from law_problems(record, arrays, today, resampled, merged=merged)
 
 
 def _inline_problems(

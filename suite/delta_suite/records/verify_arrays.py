@@ -87,7 +87,7 @@ def _content_problems(name: str, head: str, rest: str, array: np.ndarray, layers
     """Yield what an array of the right shape holds that cannot be."""
     if array.size == 0 or head not in {"eigenvalues", STATES, "random", *RANGES}:
         return
-    least, most = float(np.min(array)), float(np.max(array))
+    least, most = float(array.min()), float(array.max())
     if head in RANGES:
         low, high = RANGES[head]
         if array.dtype == np.float16:  # less the whole

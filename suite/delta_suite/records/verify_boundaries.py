@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from delta_suite.metrics.intervals import interval
-from delta_suite.metrics.segmentation import NEAR, SEGMENTATIONS, cost_of, order_count, segments_of
+from delta_suite.metrics.segmentation import NEAR, SEGMENTATIONS, costs_of, order_count, segments_of
 from delta_suite.records.arrays import Arrays
 from delta_suite.records.problem import WRITTEN, Problem, equal_numbers, number
 from delta_suite.records.record import BoundaryRecord, Record
@@ -124,9 +124,9 @@ def _search_problems(
                 yield Problem(f"{where}, {name}", f"its {key} is {number(stated)}, and the search says {number(value)}")
     if arrays is None:
         return
-    similarity = _similarity(arrays, variant, record.model.layers)
-    for what, cuts in (("detected", boundary.detected), ("declared", boundary.declared), ("total", ())):
-        cost = cost_of(similarity, cuts)
+    cuts = {"detected": boundary.detected, "declared": boundary.declared, "total": ()}
+    followed = costs_of(_similarity(arrays, variant, record.model.layers), cuts.values())
+    for what, cost in zip(cuts, followed, strict=True):
         # Costs are differences of sums over the trace, and the eigenvalues of S are exact to its rounding.
         if abs(cost - costs[what]) > WRITTEN * record.model.layers:
             yield Problem(
@@ -153,10 +153,11 @@ def _replicate_problems(record: Record, boundary: BoundaryRecord, where: str) ->
         if len(replicates) != groups or name not in steps or estimate.value is None:
             yield Problem(place, f"it has {len(replicates)} replicates, and the record {groups} groups")
             continue
-        for share in replicates:
-            count = share * steps[name]
-            if not 0 <= share <= 1 or abs(count - round(count)) > WRITTEN * steps[name]:
-                yield Problem(place, f"its replicate {number(share)} is no share of {steps[name]}")
+        shares = np.array(replicates)
+        counts = shares * steps[name]
+        wrong = ~((shares >= 0) & (shares <= 1)) | (np.abs(counts - counts.round()) > WRITTEN * steps[name])
+        for share in shares[wrong]:
+            yield Problem(place, f"its replicate {number(share)} is no share of {steps[name]}")
         expected = interval(estimate.value, replicates, 0.0, 1.0)
         stated = estimate.interval or (math.nan, math.nan)
         if not equal_numbers(estimate.corrected, estimate.value) or any(

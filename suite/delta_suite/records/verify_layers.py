@@ -21,8 +21,8 @@ from delta_suite.records.problem import (
     Numbers,
     Part,
     Problem,
+    Resampled,
     Resamples,
-    resampling_problems,
 )
 from delta_suite.records.record import Record
 from delta_suite.reduction.variants import VARIANTS, WRITE_VARIANTS, has_averages, of_write
@@ -118,12 +118,13 @@ def relation_problems(layers: LayerFigures, rank: int) -> Iterator[Problem]:
 
 
 def layer_problems(
-    record: Record, arrays: Arrays, variant: str, layers: LayerFigures, *, merged: bool
+    record: Record, arrays: Arrays, variant: str, layers: LayerFigures, resampled: Resampled, *, merged: bool
 ) -> Iterator[Problem]:
-    """Yield where the figures of layers contradict the arrays.
+    """Yield where the figures of layers contradict the arrays; their intervals are checked with others.
 
-    layers: the metrics whose version is today's. merged: the record of a baseline that was added to, whose figures and
-    arrays may come from two measurements; then intervals alone are held against replicates.
+    layers: the metrics whose version is today's. resampled: what has intervals is added here. merged: the record of a
+    baseline that was added to, whose figures and arrays may come from two measurements; then intervals alone are held
+    against replicates.
     """
     names = [name for name in layers.spans if not merged or f"{variant}.units.{name}" in arrays]
     if not names:
@@ -141,10 +142,10 @@ def layer_problems(
             out.append((replicates, halves, error))
     chosen = layers.figures.joined([layers.spans[name] for name in names])
     resamples = Resamples.join(parts, record.model.layers, record.resampling.groups)
-    yield from resampling_problems(chosen, resamples, centred=not merged)
+    resampled.add(chosen, resamples, centred=not merged)
     if (groups := record.resampling.document_groups) is not None:
         of_documents = Resamples.join(narrower, record.model.layers, groups)
-        yield from resampling_problems(chosen.over_documents(), of_documents, centred=False, narrower=True)
+        resampled.add(chosen.over_documents(), of_documents, centred=False, narrower=True)
     if merged:
         return
     yield from _mean_problems(chosen, resamples, centre=VARIANTS[variant].centre)

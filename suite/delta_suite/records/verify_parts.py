@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Collection, Iterator
 from typing import Any
 
@@ -16,10 +17,10 @@ from delta_suite.records.problem import (
     WRITTEN,
     Figures,
     Problem,
+    Resampled,
     Resamples,
     equal_numbers,
     number,
-    resampling_problems,
 )
 from delta_suite.records.record import Record, ScopeRecord
 from delta_suite.records.verify_layers import tokens_of
@@ -39,15 +40,17 @@ def part_problems(record: Record, variant: str, scope: ScopeRecord, phase: str) 
             if sorted(parts) != layers:
                 yield Problem(where, f"its layers are {number(sorted(parts))}, and the phase's {number(layers)}")
                 continue
-            values = np.array([value for value in parts.values() if value is not None])
+            values = [value for value in parts.values() if value is not None]
             highest = min(metric.high, metric.most) if not isinstance(metric.most, str) else metric.high
-            slack = WRITTEN * (1 + np.abs(values))
-            if ((values < metric.low - slack) | (values > highest + slack)).any():
+            slack = [WRITTEN * (1 + abs(value)) for value in values]
+            if any(
+                value < metric.low - more or value > highest + more for value, more in zip(values, slack, strict=True)
+            ):
                 yield Problem(where, f"a layer's number is outside {number(metric.low)} to {number(highest)}")
             mean = metric.takes == "directions" and not metric.adjacent and name != "intra_cosine_disattenuated"
-            if estimate.value is not None and len(values) and (mean or metric.takes == "law"):
-                expected = float(values.mean() if mean else np.median(values))
-                if abs(estimate.value - expected) > WRITTEN * (1 + float(np.abs(values).max())):
+            if estimate.value is not None and values and (mean or metric.takes == "law"):
+                expected = statistics.fmean(values) if mean else statistics.median(values)
+                if abs(estimate.value - expected) > max(slack):
                     how = "mean" if mean else "median"
                     yield Problem(
                         where, f"the value is {number(estimate.value)}, and the {how} of its layers {number(expected)}"
@@ -101,8 +104,13 @@ def _numbers(values: object) -> bool:
 # --- the law ---------------------------------------------------------------------------------------------------
 
 
-def law_problems(record: Record, arrays: Arrays, today: Collection[str], *, merged: bool) -> Iterator[Problem]:
-    """Yield where the law's figures contradict their replicates and the transfer matrix. today: current metrics."""
+def law_problems(
+    record: Record, arrays: Arrays, today: Collection[str], resampled: Resampled, *, merged: bool
+) -> Iterator[Problem]:
+    """Yield where the law's figures contradict the transfer matrix; their intervals are checked with others.
+
+    today: current metrics. resampled: what has intervals is added here.
+    """
     assert record.law is not None
     fitted = list(record.law.phases.values())
     for name in LAW_METRICS:
@@ -120,7 +128,7 @@ def law_problems(record: Record, arrays: Arrays, today: Collection[str], *, merg
         )
         part = (None if units is None else units[lines].T, None, 0.0)
         groups = record.resampling.groups if units is None else units.shape[1]
-        yield from resampling_problems(figures, Resamples.join([part], len(lines), groups), centred=not merged)
+        resampled.add(figures, Resamples.join([part], len(lines), groups), centred=not merged)
     transfer = arrays.get("law.transfer")
     if transfer is None or merged:
         return

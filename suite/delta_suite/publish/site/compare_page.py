@@ -51,7 +51,7 @@ def compare_page(board: Board) -> str:
                 for entry in group.entries
             ],
         }
-        for group in board.groups
+        for group in board.largest_first
     ]
     data = {
         "columns": list(PHASE_COLUMNS.values()),

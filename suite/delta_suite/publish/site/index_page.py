@@ -22,6 +22,7 @@ from delta_suite.publish.trajectory import verdict_changes
 from delta_suite.publish.wording import (
     ABOUT,
     CONSISTENT,
+    MARKS,
     NEVER_MIXED,
     NO_SCORE,
     SHORT,
@@ -61,8 +62,9 @@ def index_page(board: Board) -> str:
         calibrations=sorted({group.calibration.name for group in board.groups}),
         no_score=NO_SCORE,
         in_runs=IN_RUNS,
+        signs=" ".join([*MARKS, TURNED]),
         never_mixed=NEVER_MIXED if len(board.groups) > 1 else "",
-        groups=[_group(board, group) for group in sorted(board.groups, key=_body_count, reverse=True)],
+        groups=[_group(board, group) for group in board.largest_first],
         superseded=[
             (Cell(item.record, link=board.record_link(item.record, SITE)), item.by) for item in board.superseded
         ],
@@ -108,11 +110,6 @@ def _firsts(rows: Sequence[Row]) -> list[bool]:
 
 
 # --- rows ------------------------------------------------------------------------------------------------------
-
-
-def _body_count(group: Group) -> int:
-    """Return the number of models and training runs of a table."""
-    return len(group.entries) - sum(len(run.entries) - 1 for run in group.runs)
 
 
 def _bodies(group: Group) -> Iterator[str]:
