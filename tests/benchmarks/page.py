@@ -57,7 +57,9 @@ class Figure:
     target: str = ""
     """Such as ">= 100"; empty where there is none."""
     cpu: float | None = None
-    """Seconds of CPU of all threads, where the machine was shared."""
+    """Seconds of CPU of all threads, which tell also where other programs share the machine."""
+    by_cpu: bool = False
+    """True if the target is held against the seconds of CPU: those of a command that runs on one thread."""
     peak: float | None = None
     """Bytes that were held at once beyond what was held before."""
 
@@ -66,7 +68,8 @@ class Figure:
         if not self.target:
             return ""
         sign, bound = self.target.split()
-        return "met" if OPERATORS[sign](self.value, float(bound)) else "**not met**"
+        value = self.cpu if self.by_cpu and self.cpu is not None else self.value
+        return "met" if OPERATORS[sign](value, float(bound)) else "**not met**"
 
     @property
     def shown(self) -> str:
