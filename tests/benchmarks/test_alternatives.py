@@ -56,6 +56,7 @@ def test_ways(
         own["all variants with intervals"] = partial(core, subject, documents, variants=EVERY_VARIANT)
     ways = {"bare forward pass": partial(bare_forward, subject, joined), **others, **own}
     rounds = int(os.environ.get("DELTA_BENCH_ROUNDS", rounds))
+    tokens = int(os.environ.get("DELTA_BENCH_WAYS_TOKENS", tokens))
     results, peaks, spent = {}, {}, {name: list[Spent]() for name in ways}
     for name, way in ways.items():  # what is allocated or imported once, is
         with Peak(subject.device) as peak:
