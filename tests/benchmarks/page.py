@@ -58,6 +58,8 @@ class Figure:
     """Such as ">= 100"; empty where there is none."""
     cpu: float | None = None
     """Seconds of CPU of all threads, which tell also where other programs share the machine."""
+    bound: str = ""
+    """What bounds it, said where the target is not met."""
     by_cpu: bool = False
     """True if the target is held against the seconds of CPU: those of a command that runs on one thread."""
     peak: float | None = None
@@ -196,6 +198,8 @@ def _section(heading: str, benchmarks: list[dict[str, Any]]) -> str:
             lines.append("| " + " | ".join(("" if subject == last else subject, figure.what, *cells)) + " |")
             last = subject
         notes = dict.fromkeys(note for extra in groups[group] for note in extra.get("notes", ()))
+        missed = [(subject, each) for subject, each in rows if each.bound and "not" in each.met]
+        notes |= dict.fromkeys(f"Not met, {subject}, *{each.what}*: {each.bound}" for subject, each in missed)
         lines += ["", *(f"- {note}" for note in notes), *([""] if notes else [])]
     return "\n".join(lines)
 
