@@ -203,7 +203,8 @@ def _like(
                 and all(step in provenance["seconds"] for step in steps)
             )
             if alike and (newest is None or provenance["created"] > newest[0]):
-                seconds = {step: float(provenance["seconds"][step]) for step in steps}
+                spent = provenance["seconds"]  # older ones have no clock for what is in no other
+                seconds = {step: float(spent[step]) for step in (*steps, "other") if step in spent}
                 newest = provenance["created"], Like(path, seconds, provenance["peak_memory_bytes"])
         except (UnreadableFileError, LookupError, TypeError, ValueError):
             continue  # no record, or a damaged one: others may do
