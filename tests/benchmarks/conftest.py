@@ -107,6 +107,12 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
     }
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_benchmark_generate_json(benchmarks: list[Any]) -> None:
+    """Leave out what an interruption ended: without a round it has no median, and the others could not be written."""
+    benchmarks[:] = [each for each in benchmarks if each.stats.data]
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     if config.stash[RECORDS]:
