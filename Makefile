@@ -92,7 +92,7 @@ bench: .venv/installed
 	$(BIN)/pytest tests/benchmarks --benchmark-json=.benchmarks.json --benchmark-columns=median,rounds
 	$(BIN)/python -m tests.benchmarks.page .benchmarks.json
 
-# Those of them that need a GPU, in about 8 minutes on an H100: a file each, of which the page may be given any.
+# Those of them that need a GPU, in about 10 minutes on an H100: a file each, of which the page may be given any.
 bench-gpu: .venv/installed
 	PYTHON=$(BIN)/python sh tests/benchmarks/each.sh gpu .benchmarks-gpu
 	$(BIN)/python -m tests.benchmarks.page .benchmarks-gpu/*.json

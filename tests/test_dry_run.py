@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from delta_suite import dry_run
 from delta_suite.claims.loader import load_hypotheses
+from delta_suite.claims.null_kinds import undecidable_lines
 from delta_suite.cli import app
-from delta_suite.dry_run import forecast, undecidable_lines
+from delta_suite.dry_run import forecast
 from delta_suite.errors import CaptureError, DeviceError, ModelUnavailableError
 from delta_suite.models import loading
 from delta_suite.models.depth import stated_depth

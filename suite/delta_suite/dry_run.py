@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from delta_suite.command_line import PARTS
-from delta_suite.errors import IncompleteError, RecordError, SuiteError
+from delta_suite.errors import IncompleteError, RecordError
 from delta_suite.models.device import SHARDED
 from delta_suite.models.device import hardware as machine
 from delta_suite.models.spec import ModelSpec
@@ -19,9 +19,6 @@ from delta_suite.reading import UnreadableFileError, parse_json, read_text
 from delta_suite.records.cache import RECORD
 from delta_suite.records.parts import missing_parts
 from delta_suite.records.store import RUNS
-
-if TYPE_CHECKING:
-    from delta_suite.claims.schema import Expectation
 
 ABOUT_AS_MANY = 0.01
 """Relative difference up to which two numbers of tokens take the same time."""
@@ -135,30 +132,6 @@ def forecast(spec: ModelSpec, settings: Settings) -> Forecast:
     return _sized(model, run, settings, known)
 
 
-def undecidable_lines(spec: ModelSpec, claims: Iterable[tuple[str, Expectation]]) -> list[str]:
-    """Return which of the named claims no measurement of this model could decide, and why, one line a reason.
-
-    The list is empty where the model's depth is not known yet.
-    """
-    from delta_suite.claims.null_kinds import undecidable_at
-    from delta_suite.models.depth import stated_depth
-    from delta_suite.models.phases import phase_map
-
-    by_reason: dict[str, list[str]] = {}
-    compared = [(name, claim) for name, claim in claims if claim.than is not None and claim.than.null is not None]
-    layers = stated_depth(spec) if compared else None
-    if layers is None:
-        return []
-    try:
-        phases = phase_map(layers, spec.phases)
-    except SuiteError:  # said when it is measured
-        return []
-    for name, claim in compared:
-        if problem := undecidable_at(claim, layers, phases):
-            by_reason.setdefault(problem, []).append(name)
-    return [f"{spec.name}: {', '.join(names)} would not be measured: {why}" for why, names in by_reason.items()]
-
-
 def _where(dtype: str, run: Run) -> str:
     here = machine()
     memory = (
@@ -230,7 +203,8 @@ def _like(
                 and all(step in provenance["seconds"] for step in steps)
             )
             if alike and (newest is None or provenance["created"] > newest[0]):
-                seconds = {step: float(provenance["seconds"][step]) for step in steps}
+                spent = provenance["seconds"]  # older ones have no clock for what is in no other
+                seconds = {step: float(spent[step]) for step in (*steps, "other") if step in spent}
                 newest = provenance["created"], Like(path, seconds, provenance["peak_memory_bytes"])
         except (UnreadableFileError, LookupError, TypeError, ValueError):
             continue  # no record, or a damaged one: others may do

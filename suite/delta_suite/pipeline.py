@@ -27,7 +27,7 @@ from delta_suite.process_group import MODES, current
 from delta_suite.progress import Progress, no_progress
 from delta_suite.provenance import Clock, keyed_versions, started_gpus
 from delta_suite.records.arrays import ArrayFile
-from delta_suite.records.assemble import Assembled, assemble, measured_later, with_boundaries
+from delta_suite.records.assemble import Assembled, assemble, measured_later, with_boundaries, with_rest
 from delta_suite.records.cache import ARRAYS, DIRECTIONS, Cache, cache_key
 from delta_suite.records.captured import calibration_record, certificate_record, provenance_record, sink_record
 from delta_suite.records.format import from_json, to_json
@@ -176,6 +176,7 @@ def measure_view(
 
     calibration: the texts, where they are not those that the settings name.
     """
+    started = time.perf_counter()
     run = prepare(model, settings, calibration, progress)
     subject = run.subject
     notes, parts = [*subject.notes], settings.parts - (ALONE if current().mode else frozenset())
@@ -191,6 +192,7 @@ def measure_view(
         complete = _complete(run, entry, parts, progress)
         cached, kept = complete is entry, True
         if not cached:
+            complete = with_rest(complete, entry, time.perf_counter() - started)
             record, _ = from_json(to_json(complete.record), subject.name)  # as the cache will give it back
             complete = Assembled(record, complete.arrays, complete.directions)
             try:

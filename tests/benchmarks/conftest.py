@@ -1,9 +1,9 @@
 """Fixtures of the benchmarks: the model, the machine's rates, and the record that becomes a row of the page.
 
-Environment: DELTA_BENCH_ROUNDS (of ways in turns, and of commands), DELTA_BENCH_TOKENS, _LAYERS, _HIDDEN, _MODELS,
-_CLAIMS and _RECORDS (sizes of an axis, such as "10,100"), DELTA_BENCH_WRITES_BLOCKS, DELTA_BENCH_SIZES ("512,2048"),
-DELTA_BENCH_SHARD_GB, DELTA_BENCH_MILLION (tokens, 1000000), DELTA_BENCH_CALIBRATIONS ("seed,core"), DELTA_BENCH_MODEL
-(a .gguf file in place of the embedded model).
+Environment: DELTA_BENCH_ROUNDS (of ways in turns, and of commands), DELTA_BENCH_WAYS_TOKENS, sizes of an axis such as
+"10,100" (DELTA_BENCH_TOKENS, _LAYERS, _HIDDEN, _MODELS, _CLAIMS and _RECORDS), DELTA_BENCH_WRITES_BLOCKS,
+DELTA_BENCH_SIZES ("512,2048"), DELTA_BENCH_SHARD_GB, DELTA_BENCH_MILLION (tokens, 1000000), DELTA_BENCH_CALIBRATIONS
+("seed,core"), DELTA_BENCH_MODEL (a .gguf file in place of the embedded model).
 """
 
 from __future__ import annotations
@@ -105,6 +105,12 @@ def pytest_benchmark_update_machine_info(machine_info: dict[str, Any]) -> None:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "",
         "versions": {"python": sys.version.split()[0]} | {k: v for k, v in versions.items() if v != "not installed"},
     }
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_benchmark_generate_json(benchmarks: list[Any]) -> None:
+    """Leave out what an interruption ended: without a round it has no median, and the others could not be written."""
+    benchmarks[:] = [each for each in benchmarks if each.stats.data]
 
 
 @pytest.hookimpl(trylast=True)

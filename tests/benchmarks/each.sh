@@ -2,8 +2,8 @@
 # Benchmarks one after the other, the most telling first, each in a process and with a JSON of its own, so that what ends
 # one of them (a time limit, memory) costs none of the others.
 #
-#   PYTHON=.venv/bin/python sh tests/benchmarks/each.sh gpu FOLDER    what needs a GPU: about 8 minutes on an H100
-#   PYTHON=.venv/bin/python sh tests/benchmarks/each.sh cpu FOLDER    what the CPU does: about as long on two cores
+#   PYTHON=.venv/bin/python sh tests/benchmarks/each.sh gpu FOLDER    what needs a GPU: about 10 minutes on an H100
+#   PYTHON=.venv/bin/python sh tests/benchmarks/each.sh cpu FOLDER    what the CPU does: about as long, on two cores
 #   .venv/bin/python -m tests.benchmarks.page FOLDER/*.json
 
 what=${1:-gpu}
@@ -22,11 +22,11 @@ run() {  # NAME SECONDS TEST...
 
 case $what in
 gpu)
-    run large 330 "$tests/test_large.py::test_default_parts" "$tests/test_alternatives.py::test_ways[large]"
-    run alternatives 90 "$tests/test_alternatives.py::test_ways[gpt2]" "$tests/test_alternatives.py::test_ways[gpt2-xl]"
-    run growth 120 "$tests/test_growth.py::test_hidden" "$tests/test_growth.py::test_tokens"
-    run writes 90 "$tests/test_large.py::test_with_writes"
-    DELTA_BENCH_CALIBRATIONS=seed run devices 120 "$tests/test_devices.py" -k cuda-float32
+    run large 420 "$tests/test_large.py::test_default_parts" "$tests/test_alternatives.py::test_ways[large]"
+    run alternatives 150 "$tests/test_alternatives.py::test_ways[gpt2]" "$tests/test_alternatives.py::test_ways[gpt2-xl]"
+    run growth 150 "$tests/test_growth.py::test_hidden" "$tests/test_growth.py::test_tokens"
+    run writes 240 "$tests/test_large.py::test_with_writes"
+    DELTA_BENCH_CALIBRATIONS=seed run devices 240 "$tests/test_devices.py" -k cuda-float32
     ;;
 cpu)
     export CUDA_VISIBLE_DEVICES=

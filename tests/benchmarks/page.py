@@ -22,19 +22,16 @@ if TYPE_CHECKING:
 INTRODUCTION = """\
 # Benchmarks
 
-Made by `make bench` (on a machine with a GPU it takes the GPU) and
-`python -m tests.benchmarks.page bench.json > results/benchmarks.md`; several JSON files, from several machines, may be
-given. Nothing here is a test: no figure in seconds can fail a run, but equal results are asserted wherever two ways
-compute the same figure.
+Made by `make bench` or `make bench-gpu`, and `python -m tests.benchmarks.page FILE.json ... > results/benchmarks.md`.
+No figure in seconds can fail a run, but equal results are asserted wherever two ways compute the same figure.
 
-- All ratios are between figures of one run. Seconds are medians of wall time, with the device synchronised.
+- All ratios are between figures of one run. Measured seconds are wall time, with the device synchronised. *CPU time* is
+  that of all threads: it says more where the machine was shared.
+- *Peak memory*: beyond what was held before, so without the weights; of whole commands, all that they held.
 - *Floor*: the time that the machine needs at the least, from rates measured in the same run: operations over the rate
-  of a large matrix product in that precision, or bytes over the rate of a large copy, whichever is longer. An
-  eigenproblem of size n counts as 10/3 n^3 operations; half of its reduction to tridiagonal form is products with a
-  vector, which run far below that rate, so libraries stay a multiple above. Launches, latencies and everything small
-  count as nothing.
-- *Peak memory*: beyond what was held before, so without the weights.
-- *Target*: what the project set out to reach on one data-centre GPU; a figure without one is there to be known.
+  of a large matrix product in that precision, or bytes over the rate of a large copy. An eigenproblem of size n counts
+  as 10/3 n^3 operations, half of which run far below that rate.
+- *Grows by the power*: the slope of the line through the logarithms of size and cost, by least squares.
 """
 
 OPERATORS = {">=": operator.ge, "<=": operator.le}
@@ -57,7 +54,11 @@ class Figure:
     target: str = ""
     """Such as ">= 100"; empty where there is none."""
     cpu: float | None = None
-    """Seconds of CPU of all threads, where the machine was shared."""
+    """Seconds of CPU of all threads, which tell also where other programs share the machine."""
+    bound: str = ""
+    """What bounds it, said where the target is not met."""
+    by_cpu: bool = False
+    """True if the target is held against the seconds of CPU: those of a command that runs on one thread."""
     peak: float | None = None
     """Bytes that were held at once beyond what was held before."""
 
@@ -66,7 +67,8 @@ class Figure:
         if not self.target:
             return ""
         sign, bound = self.target.split()
-        return "met" if OPERATORS[sign](self.value, float(bound)) else "**not met**"
+        value = self.cpu if self.by_cpu and self.cpu is not None else self.value
+        return "met" if OPERATORS[sign](value, float(bound)) else "**not met**"
 
     @property
     def shown(self) -> str:
@@ -157,14 +159,15 @@ def summary(records: Iterable[tuple[str, dict[str, Any]]]) -> str:
 
 
 def page(reports: Iterable[dict[str, Any]]) -> str:
-    """Markdown from loaded JSON files; those of one machine and day share a section."""
+    """Markdown from loaded JSON files; those of one machine share a section, which names the day and code of each."""
     sections: dict[str, list[dict[str, Any]]] = {}
     for report in reports:
-        sections.setdefault(_machine(report), []).extend(report["benchmarks"])
-    return "\n".join([INTRODUCTION, *(_section(heading, own) for heading, own in sections.items())])
+        info = report["machine_info"]
+        sections.setdefault(info["gpu"] or info["cpu"], []).append(report)
+    return "\n".join([INTRODUCTION, *(_section(machine, own) for machine, own in sections.items())])
 
 
-def _machine(report: dict[str, Any]) -> str:
+def _origin(report: dict[str, Any]) -> str:
     info = report["machine_info"]
     day = datetime.fromisoformat(report["datetime"]).date().isoformat()
     versions = ", ".join(f"{name} {version}" for name, version in info["versions"].items())
@@ -172,15 +175,13 @@ def _machine(report: dict[str, Any]) -> str:
     revision = str(commit.get("id", ""))[:12]
     known = bool(revision) and set(revision) <= set("0123456789abcdef")
     revision = f", commit {revision}{' with changes' if commit.get('dirty') else ''}" if known else ""
-    heading = info["gpu"] or info["cpu"]
-    beside = f"{info['gpu']}, with {info['cpu']}" if info["gpu"] else info["cpu"]
-    return f"## {heading}\n\n{beside}; {day}{revision}; {versions}.\n"
+    return f"{info['cpu']}; {day}{revision}; {versions}."
 
 
-def _section(heading: str, benchmarks: list[dict[str, Any]]) -> str:
-    lines = [heading]
+def _section(machine: str, reports: list[dict[str, Any]]) -> str:
+    lines = [f"## {machine}", "", *dict.fromkeys(f"- {_origin(report)}" for report in reports), ""]
     groups: dict[str, list[dict[str, Any]]] = {}
-    for own in benchmarks:
+    for own in (own for report in reports for own in report["benchmarks"]):
         if not own["extra_info"].get("rehearsal"):
             groups.setdefault(own["group"] or own["name"], []).append(own["extra_info"])
     for group in sorted(groups, key=_number):
@@ -193,6 +194,8 @@ def _section(heading: str, benchmarks: list[dict[str, Any]]) -> str:
             lines.append("| " + " | ".join(("" if subject == last else subject, figure.what, *cells)) + " |")
             last = subject
         notes = dict.fromkeys(note for extra in groups[group] for note in extra.get("notes", ()))
+        missed = [(subject, each) for subject, each in rows if each.bound and "not" in each.met]
+        notes |= dict.fromkeys(f"Not met, {subject}, *{each.what}*: {each.bound}" for subject, each in missed)
         lines += ["", *(f"- {note}" for note in notes), *([""] if notes else [])]
     return "\n".join(lines)
 

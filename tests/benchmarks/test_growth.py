@@ -174,4 +174,5 @@ def test_many_entries(benchmark: Any, tmp_path: Path, record: Callable[..., Reco
     benchmark.pedantic(every_command, rounds=1)
     report = record("many entries")
     for name, (_, seconds) in commands.items():
-        report.spent(name, costs[name], costs[name].peak, target=f"<= {seconds}")
+        report.spent(name, costs[name], costs[name].peak, target=f"<= {seconds}", by_cpu=True)
+    report.note("Targets of commands are held against CPU seconds, as each runs on one thread and machines are shared.")

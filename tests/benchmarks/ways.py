@@ -148,6 +148,10 @@ Way = Callable[[], list[float]]
 """A function that returns the effective rank of each layer, and forms the leading directions as well."""
 
 
+NUMPY_UP_TO = 1024
+"""Largest hidden size at which numpy's SVD is timed: of wider layers it takes minutes, and is never the fastest."""
+
+
 def other_ways(
     subject: Subject, sequences: TokenSequences, folder: Path, *, large: bool = False
 ) -> tuple[dict[str, Way], dict[str, str]]:
@@ -163,7 +167,8 @@ def other_ways(
     missing: dict[str, str] = {}
     if large:
         return ways, missing
-    ways["output_hidden_states + numpy.linalg.svd"] = lambda: _svds(_hidden_states(subject, ids), numpy_svd)
+    if subject.hidden <= NUMPY_UP_TO:
+        ways["output_hidden_states + numpy.linalg.svd"] = lambda: _svds(_hidden_states(subject, ids), numpy_svd)
     for name, states_of in (("TransformerLens run_with_cache", transformer_lens), ("nnsight trace", nnsight_trace)):
         try:
             states = states_of(subject, ids, folder)

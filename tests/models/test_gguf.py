@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from delta_suite.models import loading
+from delta_suite.models.gguf_check import gguf_read_once
 from delta_suite.models.gguf_header import gguf_content
 from delta_suite.models.sources import locate
 
@@ -213,13 +214,35 @@ def test_it_is_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
     parsed: list[str] = []
     tables: list[int] = []
-    reader, table = gguf.GGUFReader, gguf.get_tensor_name_map
-    monkeypatch.setattr(gguf, "GGUFReader", lambda path: parsed.append(path) or reader(path))
+    read, table = gguf.GGUFReader.__init__, gguf.get_tensor_name_map
+    monkeypatch.setattr(gguf.GGUFReader, "__init__", lambda self, path: parsed.append(path) or read(self, path))
     monkeypatch.setattr(gguf, "get_tensor_name_map", lambda arch, count: tables.append(count) or table(arch, count))
     before = gguf.GGUFReader, gguf.get_tensor_name_map
     loaded(write(tmp_path / "m.gguf", model_of()))
     assert (len(parsed), tables) == (1, [2])
     assert (gguf.GGUFReader, gguf.get_tensor_name_map) == before
+
+
+def test_it_is_parsed_as_transformers_does(tmp_path: Path) -> None:
+    import gguf
+    from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
+
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_block_count(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_token_list(["a", "naïve", "模型", ""])
+    writer.add_token_scores([0.0, -1.5, 2.0, 1.0])
+    writer.add_token_merges(["a b", "ï v"])
+    writer.add_add_bos_token(True)
+    writer.add_tensor("output_norm.weight", np.ones(8, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    expected = load_gguf_checkpoint(tmp_path / "m.gguf")
+    assert expected["tokenizer"]["tokens"] == ["a", "naïve", "模型", ""]
+    with gguf_read_once(locate(spec_of(tmp_path))):
+        assert load_gguf_checkpoint(tmp_path / "m.gguf") == expected
 
 
 def test_the_content_of_a_header(tmp_path: Path) -> None:

@@ -7,24 +7,25 @@ bound that it sets. The schema, the texts and the verdict all read that entry: a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from delta_suite.claims.observe import Observation, layers_of, observe, over_layers
-from delta_suite.errors import RecordError
+from delta_suite.errors import RecordError, SuiteError
 from delta_suite.metrics import nulls
 from delta_suite.metrics.drift import outside_fit
 from delta_suite.metrics.estimate import Estimate, absent
 from delta_suite.metrics.intervals import combine
 from delta_suite.metrics.registry import METRICS
-from delta_suite.models.phases import PhaseMap
+from delta_suite.models.phases import PhaseMap, phase_map
 from delta_suite.records.view import RecordView
 
 if TYPE_CHECKING:
     from delta_suite.claims.schema import Expectation, Than
+    from delta_suite.models.spec import ModelSpec
 
 NO_CONTROL = "the random-weights control was not measured (leave --no-control out, or measure it)"
 
@@ -273,3 +274,25 @@ NULLS: Mapping[str, Null] = {
     )
 }
 """Every null by the name that a hypothesis file gives it."""
+
+
+def undecidable_lines(spec: ModelSpec, claims: Iterable[tuple[str, Expectation]]) -> list[str]:
+    """Return which of the named claims no measurement of this model could decide, and why, one line a reason.
+
+    The list is empty where the model's depth is not known yet.
+    """
+    from delta_suite.models.depth import stated_depth
+
+    by_reason: dict[str, list[str]] = {}
+    compared = [(name, claim) for name, claim in claims if claim.than is not None and claim.than.null is not None]
+    layers = stated_depth(spec) if compared else None
+    if layers is None:
+        return []
+    try:
+        phases = phase_map(layers, spec.phases)
+    except SuiteError:  # said when it is measured
+        return []
+    for name, claim in compared:
+        if problem := undecidable_at(claim, layers, phases):
+            by_reason.setdefault(problem, []).append(name)
+    return [f"{spec.name}: {', '.join(names)} would not be measured: {why}" for why, names in by_reason.items()]

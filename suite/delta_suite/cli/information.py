@@ -69,7 +69,7 @@ def hypotheses(
     told = (f"{count} {what}{'' if count == 1 else 's'}" for count, what in counts)
     show(f"{' in '.join(told)}, without an error")
     if model:
-        from delta_suite.dry_run import undecidable_lines
+        from delta_suite.claims.null_kinds import undecidable_lines
 
         named = [(f"{each.id}/{claim.id}", claim) for each in claims for claim in each.expect]
         for spec in (spec for argument in model for spec in registry.resolve_all(argument)):

@@ -206,8 +206,7 @@ def gguf_read_once(files: ModelFiles) -> Iterator[None]:
     if gguf is None:
         yield
         return
-    from transformers import modeling_gguf_pytorch_utils as loader
-
+    loader: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
     parse = loader._gguf_parse_value
     replaced: list[tuple[Any, str, Any]] = [
         (gguf, "GGUFReader", lru_cache(_plain_reader(gguf.GGUFReader))),

@@ -293,7 +293,7 @@ def _choose_parts(session: Session, items: list[pytest.Item]) -> None:
 
 def pytest_report_collectionfinish(config: pytest.Config, items: list[pytest.Item]) -> list[str]:
     """Return which claims no measurement of a model could decide, before any model is measured."""
-    from delta_suite.dry_run import undecidable_lines
+    from delta_suite.claims.null_kinds import undecidable_lines
 
     by_name: dict[str, list[ExpectationItem]] = {}
     for item in items:

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from delta_suite.command_line import DEFAULT_CALIBRATION, EMPTY_VALUE, empty_options
+from delta_suite.command_line import DEFAULT_CALIBRATION, EMPTY_VALUE, check_settings, empty_options
 from delta_suite.engine.work import Item, Shard, work_list
 from delta_suite.errors import CalibrationError, SuiteError, explain
 from delta_suite.escaping import terminal_lines
+from delta_suite.paths import cache_root
 from delta_suite.pytest_plugin.baseline_session import REGRESSION, Regression
 from delta_suite.pytest_plugin.options import NOT_EMPTY
 from delta_suite.pytest_plugin.printing import usage_error
@@ -110,7 +111,9 @@ class Session:
         from delta_suite.models.models_file import load_registry
 
         try:
-            _ = self.settings  # a wrong option or cache is told here, not by every item
+            # A wrong option or cache is told here, not by every item.
+            check_settings(*map(self.config.getoption, ("device", "dtype", "documents")))
+            cache_root()
             registry = load_registry(self.models_file)
             self.phases = registry.phases
             words, specs = [], []

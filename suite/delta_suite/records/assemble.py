@@ -261,6 +261,18 @@ def measured_later(entry: Assembled, provenance: Provenance) -> Assembled:
     return Assembled(record, entry.arrays, entry.directions)
 
 
+def with_rest(entry: Assembled, before: Assembled | None, elapsed: float) -> Assembled:
+    """Return a measured entry whose clocks add up to the seconds it took: `other` is what is in none of them.
+
+    That is hashing, imports, forming figures, and boundaries. before: the entry that it completes, if there was one.
+    """
+    seconds = entry.record.provenance.seconds
+    known = sum(seconds.values()) - (0.0 if before is None else sum(before.record.provenance.seconds.values()))
+    seconds = seconds | {"other": round(seconds.get("other", 0.0) + max(0.0, elapsed - known), 3)}
+    provenance = entry.record.provenance.model_copy(update={"seconds": seconds})
+    return Assembled(entry.record.model_copy(update={"provenance": provenance}), entry.arrays, entry.directions)
+
+
 def with_boundaries(record: Record, gram_of: GramOf) -> Record:
     """Return the record with its boundaries measured in every variant of whole blocks."""
     boundaries = {
