@@ -136,7 +136,7 @@ def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = stream(FEWER)
     whole = measure_law(rows, PHASES)
     walk = law_sums.walk_rows
-    monkeypatch.setattr("delta_suite.reduction.law_fit.walk_rows", lambda *args: walk(*args[:5], 70))
+    monkeypatch.setattr("delta_suite.reduction.law_fit.walk_rows", lambda *args: walk(*args[:4], 70))
     assert_same(whole, measure_law(rows, PHASES))
 
 
