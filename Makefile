@@ -30,9 +30,10 @@ models: .venv/installed
 test-long: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -m long
 
-# Shards, processes, a split calibration, and a Ray cluster of three made-up machines. A few minutes on two cores.
+# Shards, processes, a split calibration, and a Ray cluster of three made-up machines. A few minutes on two cores; a file's
+# tests share their models and clusters, and stay together.
 test-engines: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/engines
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/engines -n 2 --dist loadfile
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -109,6 +109,18 @@ def tiny(shared: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def trained_checkpoints(shared: Path) -> Path:
+    """A folder with checkpoint-20 and checkpoint-30: six layers that were trained on a little text, a few steps."""
+    from tests.training import passages, train
+
+    folder = shared / "trained"
+    with FileLock(shared / "trained.lock"):
+        if not (folder / "checkpoint-30" / "loss.json").exists():
+            train(folder, steps=[20, 30], texts=passages()[:200])
+    return folder
+
+
+@pytest.fixture(scope="session")
 def outcome(tiny: Path, shared: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Settings]:
     """The tiny model's measurement, which one worker makes and the others read, and its settings.
 

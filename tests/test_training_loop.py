@@ -5,12 +5,9 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
-import os
 import random
 import shutil
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -24,7 +21,9 @@ import torch
 from delta_suite.claims.gates import MIN_DOCUMENTS
 from delta_suite.errors import BaselineError, CalibrationError, HypothesisFileError, OptionError
 from delta_suite.regression.update import update_baseline
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
+
+from tests import apart
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "training_loop.py"
 
@@ -418,29 +417,24 @@ def test_another_kind_of_model_is_refused_at_the_first_step(tokenizer: Any) -> N
 
 # --- several processes ---------------------------------------------------------------------------------------------
 
-WORKER = """
-import sys
-from pathlib import Path
-import torch
-import delta_suite as ds
-from transformers import AutoTokenizer
-from tests.test_training_loop import TEXTS, trainer
 
-folder, rank = Path(sys.argv[1]), sys.argv[2]
-tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
-def trained(**options):
-    callback = ds.DeltaCallback(hypotheses=folder / "writes.toml", texts=TEXTS, **options)
-    run = trainer(folder, tokenizer, *([callback] if options else []), steps=3, ddp_backend="gloo")
-    run.train()
-    measured = sum("delta/flips" in entry for entry in run.state.log_history)
-    return {"step": run.state.global_step, "measured": measured, "weights": run.model.state_dict()}
-runs = {
-    "plain": trained(),
-    "watched": trained(every=2),
-    "stopped": trained(every=1, baseline=folder / "baseline.json", on_flip="stop"),
-}
-torch.save(runs, folder / f"{rank}.pt")
-"""
+def trained_in_three_ways(folder: Path, rank: int) -> None:
+    """Train in one of several processes: without the callback, with it, and until it stops; keep what came of each."""
+    tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer")
+
+    def trained(**options: Any) -> dict[str, Any]:
+        callback = ds.DeltaCallback(hypotheses=folder / "writes.toml", texts=TEXTS, **options)
+        run = trainer(folder, tokenizer, *([callback] if options else []), steps=3, ddp_backend="gloo")
+        run.train()
+        measured = sum("delta/flips" in entry for entry in run.state.log_history)
+        return {"step": run.state.global_step, "measured": measured, "weights": run.model.state_dict()}
+
+    runs = {
+        "plain": trained(),
+        "watched": trained(every=2),
+        "stopped": trained(every=1, baseline=folder / "baseline.json", on_flip="stop"),
+    }
+    torch.save(runs, folder / f"{rank}.pt")
 
 
 def test_of_two_processes_one_measures_and_both_stop(
@@ -451,32 +445,18 @@ def test_of_two_processes_one_measures_and_both_stop(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(tmp_path), str(rank)],
-            env=worker_environment(rank, port),
-            cwd=Path(__file__).parents[1],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        apart.start(trained_in_three_ways, tmp_path, rank, RANK=str(rank), LOCAL_RANK=str(rank), **group)
         for rank in range(2)
     ]
-    try:
-        errors = [process.communicate(timeout=600)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [0, 0], errors
+    ended = [process.ended(600) for process in processes]
+    assert [each.code for each in ended] == [0, 0], ended
     runs = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     for run in runs:
         assert_equal(run["watched"]["weights"], run["plain"]["weights"])
         assert {name: each["step"] for name, each in run.items()} == {"plain": 3, "watched": 3, "stopped": 1}
     assert [run["watched"]["measured"] for run in runs] == [1, 0]
-
-
-def worker_environment(rank: int, port: int) -> dict[str, str]:
-    group = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return {**os.environ, **{name: str(value) for name, value in group.items()}, "PYTHONPATH": ":".join(sys.path)}
 
 
 # --- the example ---------------------------------------------------------------------------------------------------

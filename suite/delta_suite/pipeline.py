@@ -184,25 +184,39 @@ def measure_view(
         left_out = ", ".join(sorted(settings.parts - parts))
         notes.append(f"{subject.name}: not measured with --device {current().mode}: {left_out}.")
     with settings.cache.lock(run.key):
-        try:
-            entry = settings.cache.get(run.key, settings.fresh_since)
-        except RecordError as error:
-            entry = None
-            notes.append(f"{error}; {subject.name} was measured again")
+        entry = held_entry(settings, run.key, subject.name, notes)
         complete = _complete(run, entry, parts, progress)
         cached, kept = complete is entry, True
         if not cached:
             complete = with_rest(complete, entry, time.perf_counter() - started)
-            record, _ = from_json(to_json(complete.record), subject.name)  # as the cache will give it back
-            complete = Assembled(record, complete.arrays, complete.directions)
-            try:
-                settings.cache.put(run.key, complete)
-            except RecordError as error:  # what was measured is not lost: the caller has it
-                kept = False
-                notes.append(not_kept(error, subject.name))
+            complete, kept = keep_entry(settings.cache, run.key, complete, subject.name, notes)
     view = view_of(settings.cache, run.key, complete)
     view = labelled(view, subject.phases, subject.name, subject.source, subject.revision)
     return Measured(view, cached, tuple(notes), kept)
+
+
+def held_entry(settings: Settings, key: str, name: str, notes: list[str]) -> Assembled | None:
+    """Return what the cache holds of a model; None where that is nothing, or damaged, which is added to the notes."""
+    try:
+        return settings.cache.get(key, settings.fresh_since)
+    except RecordError as error:
+        notes.append(f"{error}; {name} was measured again")
+        return None
+
+
+def keep_entry(cache: Cache, key: str, entry: Assembled, name: str, notes: list[str]) -> tuple[Assembled, bool]:
+    """Keep an entry; return it as the cache gives it back, and whether it is kept: if not, the notes say why.
+
+    What was measured is not lost then: the caller has it.
+    """
+    record, _ = from_json(to_json(entry.record), name)
+    entry = replace(entry, record=record)
+    try:
+        cache.put(key, entry)
+    except RecordError as error:
+        notes.append(not_kept(error, name))
+        return entry, False
+    return entry, True
 
 
 def not_kept(error: RecordError, name: str) -> str:
@@ -300,10 +314,12 @@ def _complete(run: Run, entry: Assembled | None, parts: frozenset[str], progress
         entry = Assembled(placed.record, placed.content(), entry.directions)
     if entry is None or missing - {"boundaries"}:  # boundaries alone need no model
         entry = _measure(run, entry, missing, progress)
-    if "boundaries" in missing:
-        record = with_boundaries(entry.record, view_of(run.cache, run.key, entry).gram)
-        entry = Assembled(record, entry.arrays, entry.directions)
-    return entry
+    return bounded(run.cache, run.key, entry) if "boundaries" in missing else entry
+
+
+def bounded(cache: Cache, key: str, entry: Assembled) -> Assembled:
+    """Return an entry with its boundaries, which need no model."""
+    return replace(entry, record=with_boundaries(entry.record, view_of(cache, key, entry).gram))
 
 
 def token_sequences(run: Run, model: Any, decoder: Any, tokenizer: Any) -> TokenSequences:

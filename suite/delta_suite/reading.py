@@ -191,11 +191,6 @@ def _members(value: Any) -> Iterable[Any]:
     return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
-def read_toml(path: Path, limit: int = TOML_LIMIT) -> dict[str, Any]:
-    """Return the content of a TOML file. Raises UnreadableFileError where `read_text` and `parse_toml` do."""
-    return parse_toml(read_text(path, limit), path)
-
-
 def parse_toml(text: str, path: Path) -> dict[str, Any]:
     """Return a TOML text as a dictionary.
 

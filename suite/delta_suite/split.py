@@ -23,15 +23,25 @@ from delta_suite.capture.calibration import Calibration, load_calibrations
 from delta_suite.capture.work_units import WorkUnit, work_units
 from delta_suite.engine import dispatch, local
 from delta_suite.engine.versions import versions
-from delta_suite.errors import DeviceError, RecordError
+from delta_suite.errors import DeviceError
 from delta_suite.models.phases import PhaseMap, phase_map
-from delta_suite.pipeline import ALONE, Measured, Outcome, Settings, labelled, not_kept, view_of, written
+from delta_suite.pipeline import (
+    ALONE,
+    Measured,
+    Outcome,
+    Settings,
+    bounded,
+    held_entry,
+    keep_entry,
+    labelled,
+    view_of,
+    written,
+)
 from delta_suite.progress import Progress, no_progress
 from delta_suite.provenance import Clock
 from delta_suite.records.arrays import unpack
-from delta_suite.records.assemble import Assembled, assemble, with_boundaries, with_law
+from delta_suite.records.assemble import Assembled, assemble, with_law
 from delta_suite.records.captured import certificate_of_all, provenance_of_all, sinks_of_all
-from delta_suite.records.format import from_json, to_json
 from delta_suite.records.partial_sums import Facts, SumsCache, law_file, moments_file
 from delta_suite.records.parts import missing_parts
 from delta_suite.remote import Terms, absolute, fix_threads
@@ -91,11 +101,7 @@ class _Measurement:
         surveyed = self._survey(spec, cache.keys(self.settings.fresh_since))
         notes = [*surveyed.notes]
         with cache.lock(surveyed.key):
-            try:
-                entry = cache.get(surveyed.key, self.settings.fresh_since)
-            except RecordError as error:
-                entry = None
-                notes.append(f"{error}; {spec.name} was measured again")
+            entry = held_entry(self.settings, surveyed.key, spec.name, notes)
             missing = missing_parts(spec.phases, None if entry is None else entry.record, self.settings.parts)
             cached, kept, failed = not missing, True, None
             if entry is None or "law" in missing:
@@ -105,18 +111,11 @@ class _Measurement:
                 missing = held | self.settings.parts
                 entry, failed = self._measured(spec, surveyed.key, plan, missing)
             if "boundaries" in missing:
-                record = with_boundaries(entry.record, view_of(cache, surveyed.key, entry).gram)
-                entry = Assembled(record, entry.arrays, entry.directions)
+                entry = bounded(cache, surveyed.key, entry)
             if not cached:
-                record, _ = from_json(to_json(entry.record), spec.name)  # as the cache will give it back
-                entry = Assembled(record, entry.arrays, entry.directions)
-                try:
-                    cache.put(surveyed.key, entry)
-                    if failed is None:
-                        SumsCache(cache.root, surveyed.key).clear()
-                except RecordError as error:  # what was measured is not lost: its record is written
-                    kept = False
-                    notes.append(not_kept(error, spec.name))
+                entry, kept = keep_entry(cache, surveyed.key, entry, spec.name, notes)
+                if kept and failed is None:
+                    SumsCache(cache.root, surveyed.key).clear()
         if failed is not None:
             raise failed
         if self.lost:

@@ -10,8 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from delta_suite.__main__ import main
 from delta_suite.writing import PREFIX
 
+from tests import apart
+from tests.crash.killing import kill_before
 from tests.tiny import make_tiny
 from tests.tiny_claims import NO_FAILURE
 
@@ -41,13 +44,11 @@ sys.meta_path.insert(0, Interrupting())
 """
 
 
-def interrupted(
-    folder: Path, arrange: str, words: Sequence[str], **environment: str
-) -> subprocess.CompletedProcess[str]:
+def interrupted(folder: Path, arrange: str, words: Sequence[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", INTERRUPTED.format(arrange=arrange), *words],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"} | environment,
+        env=os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"},
         capture_output=True,
         text=True,
         check=False,
@@ -82,6 +83,18 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def command(words: Sequence[str]) -> None:
+    """Be the program."""
+    sys.argv = ["delta-suite", *words]
+    main()
+
+
+def pytest_interrupted_before(below: str, words: Sequence[str]) -> None:
+    """Be pytest, and be interrupted before something below a folder is changed."""
+    kill_before(1, below, signal.SIGINT)
+    sys.exit(pytest.main([*words]))
+
+
 def test_what_is_kept_is_said(models: Path) -> None:
     """Interrupted when the second model's record is about to be written; the cache has both."""
     below = str(models / "results" / "runs" / "two")
@@ -91,28 +104,17 @@ def test_what_is_kept_is_said(models: Path) -> None:
     assert (done.returncode, done.stderr) == (130, said)
     assert "record: results/runs/one/" in done.stdout
     assert [path.name for path in (models / "results" / "runs").iterdir()] == ["one"]
-    again = interrupted(models, "", words)
-    assert again.returncode == 0, again.stderr
-    assert again.stdout.count("(from the cache)") == 2
+    again = apart.run(command, words, folder=models)
+    assert again.code == 0, again.err
+    assert again.out.count("(from the cache)") == 2
 
 
 def test_pytest_says_what_is_kept(models: Path, tmp_path: Path) -> None:
     results = tmp_path / "results"
-    arrange = BEFORE_A_CHANGE.format(
-        step=1, below=str(results / "runs" / f"{models.name}--two"), number=int(signal.SIGINT)
-    )
-    (tmp_path / "interrupting.py").write_text(arrange)
-    words = ["-p", "no:cacheprovider", "-p", "interrupting", str(models / "hypotheses"), "--calibration=seed"]
+    words = ["-p", "no:cacheprovider", str(models / "hypotheses"), "--calibration=seed"]
     words += [f"--model={models / 'one'}", f"--model={models / 'two'}", "--device=cpu", f"--results-dir={results}"]
-    path = (str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", ""))
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", *words],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(path), "COLUMNS": "300"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2, done.stdout
-    assert f"delta-suite: interrupted: 1 of 2 models is measured and kept in {results}/runs" in done.stdout
-    assert "Traceback" not in done.stdout + done.stderr
+    below = str(results / "runs" / f"{models.name}--two")
+    done = apart.run(pytest_interrupted_before, below, words, folder=tmp_path, COLUMNS="300")
+    assert done.code == 2, done.out
+    assert f"delta-suite: interrupted: 1 of 2 models is measured and kept in {results}/runs" in done.out
+    assert "Traceback" not in done.out + done.err

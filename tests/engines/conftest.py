@@ -95,13 +95,13 @@ def clean(environment: Mapping[str, str] = {}) -> dict[str, str]:
 
 
 def figures(results: Path) -> dict[str, Any]:
-    """Return by model what its newest record says, but for time, host, memory and the cache's key."""
+    """Return by model what its newest record says, but for time, host, memory and the state of the repository."""
     records = {}
     for path in record_paths(results):
         view = load(path)
         content = view.record.model_dump(mode="json")
-        for key in ("created", "seconds", "hardware", "peak_memory_bytes"):
-            del content["provenance"][key]
+        for key in ("created", "seconds", "hardware", "peak_memory_bytes", "git"):
+            content["provenance"].pop(key, None)
         content["arrays"] = content["arrays"]["sha256"]
         records[view.model.name] = content
     return records

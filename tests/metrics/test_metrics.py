@@ -66,7 +66,7 @@ def gram_of(layers: list[LayerSpectra]) -> DirectionGram:
 @pytest.mark.parametrize("name", OVER_PAIRS)
 def test_a_layer_without_a_direction_is_no_part_of_the_lag_null(name: str) -> None:
     residual = stream(60, 16, documents=12)
-    states = [*residual.states[:5], residual.states[4], *(state - residual.delta(4) for state in residual.states[6:])]
+    states = [*residual.states[:5], residual.states[4], *(state - residual.step(4)[1] for state in residual.states[6:])]
     still = ResidualStream(states, residual.document, residual.position, residual.kept, "device")
     gram = gram_of(reduced(still))
     assert gram.without_direction(range(6)) == [4]

@@ -81,10 +81,6 @@ class TestLoaded:
         in_bfloat16(llama)
         assert loaded(llama, spec={"dtype": entry}, dtype=option).dtype == expected
 
-    def test_attention(self, llama: Path) -> None:
-        assert loaded(llama, attention="eager").attention == "eager"
-        assert "no_such_kernel" in problem(llama, attention="no_such_kernel")
-
     def test_shards(self, llama: Path) -> None:
         whole = loaded(llama).model
         whole.save_pretrained(llama, max_shard_size="20KB")

@@ -12,6 +12,7 @@ from delta_suite.pipeline import Outcome, Settings
 from delta_suite.publish.screen import Screen, draw
 from delta_suite.publish.table import Table
 
+from tests import apart
 from tests.tiny_claims import CLAIMS
 
 
@@ -24,7 +25,7 @@ def measured(outcome: tuple[Outcome, Settings]) -> Path:
 @pytest.fixture(scope="session")
 def loaded() -> None:
     """The modules that runs load: a run in this process forgets those that it loads itself, and the next pays again."""
-    names = ["delta_suite.dry_run", "delta_suite.models.models_file"]
+    names = [*apart.IMPORTED, "delta_suite.dry_run", "delta_suite.models.models_file"]
     for name in ("claims", "pytest_plugin", "publish", "regression"):
         folder = import_module(f"delta_suite.{name}").__path__
         names += [module.name for module in iter_modules(folder, f"delta_suite.{name}.")]

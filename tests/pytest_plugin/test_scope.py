@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from functools import partial
 
 import pytest
 
@@ -95,7 +96,7 @@ def test_the_entry_point_imports_nothing_heavy(pytester: pytest.Pytester) -> Non
 
 def test_help_is_as_it_was(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_it(): pass")
-    result = pytester.runpytest_subprocess("--help")
+    result = pytester.runpytest("--help")
     assert result.ret == 0
     for word in ("--baseline-update", "--calibration", "delta_suite (bool)", "depth structure"):
         assert word not in result.stdout.str()
@@ -103,14 +104,14 @@ def test_help_is_as_it_was(pytester: pytest.Pytester) -> None:
 
 def test_the_measurement_fixture_is_not_there_otherwise(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("def test_it(measurement): pass")
-    result = pytester.runpytest_subprocess()
+    result = pytester.runpytest()
     result.stdout.fnmatch_lines(["*fixture 'measurement' not found*"])
 
 
 def test_the_ini_option_that_says_no_is_no_unknown_option(pytester: pytest.Pytester) -> None:
     pytester.makeini("[pytest]\ndelta_suite = false\n")
     pytester.makepyfile("def test_it(): pass")
-    pytester.runpytest_subprocess("--strict-config").assert_outcomes(passed=1)
+    pytester.runpytest("--strict-config").assert_outcomes(passed=1)
 
 
 # --- options that do not fit the run
@@ -121,18 +122,18 @@ def test_an_option_without_hypotheses_names_the_cure_in_one_line(
     pytester: pytest.Pytester, words: tuple[str, ...]
 ) -> None:
     pytester.makepyfile("def test_it(): pass")
-    assert usage_error(pytester.runpytest_subprocess(*words)) == (
+    assert usage_error(pytester.runpytest(*words)) == (
         "ERROR: --model is an option of delta-suite, which runs where hypothesis files are named: "
         f"pytest hypotheses/ {' '.join(words)}; or set delta_suite = true in the pytest settings"
     )
 
 
 def test_the_cure_says_why_the_named_path_is_not_enough(project: pytest.Pytester) -> None:
-    line = usage_error(project.runpytest_subprocess("hypotheses/clams.toml", "--fresh", "--model=tiny"))
+    line = usage_error(project.runpytest("hypotheses/clams.toml", "--fresh", "--model=tiny"))
     assert line.startswith("ERROR: --fresh, --model are options of delta-suite, ")
     assert line.endswith("(hypotheses/clams.toml: No such file or directory)")
     (project.path / "hypotheses" / "claims.toml").write_text("[[expct]]\n")
-    line = usage_error(project.runpytest_subprocess("hypotheses/", "--model=tiny"))
+    line = usage_error(project.runpytest("hypotheses/", "--model=tiny"))
     assert line.endswith("(hypotheses: no [[expect]] there)")
 
 
@@ -146,18 +147,19 @@ def test_the_cure_names_a_file_that_cannot_be_read(project: pytest.Pytester, kin
         os.mkfifo(path)
     else:
         path.symlink_to("nowhere.toml")
-    line = usage_error(project.runpytest_subprocess("hypotheses/", "--model=tiny", timeout=60))
-    assert line.endswith(f"(hypotheses/claims.toml: {why})")
+    # In a process of its own where it could wait for ever.
+    run = partial(project.runpytest_subprocess, timeout=60) if kind == "fifo" else project.runpytest
+    assert usage_error(run("hypotheses/", "--model=tiny")).endswith(f"(hypotheses/claims.toml: {why})")
 
 
 def test_the_cure_names_the_current_folder_if_it_holds_hypotheses(project: pytest.Pytester) -> None:
     (project.path / "hypotheses" / "claims.toml").rename(project.path / "claims.toml")
-    assert "pytest . --model=tiny;" in usage_error(project.runpytest_subprocess("--model=tiny"))
+    assert "pytest . --model=tiny;" in usage_error(project.runpytest("--model=tiny"))
 
 
 def test_a_conftest_with_the_same_option_is_named(project: pytest.Pytester) -> None:
     project.makeconftest(CONFTEST)
-    line = usage_error(project.runpytest_subprocess("hypotheses/", *OPTIONS))
+    line = usage_error(project.runpytest("hypotheses/", *OPTIONS))
     assert line.startswith(f"ERROR: --model is an option of delta-suite, and of {project.path / 'conftest.py'}: ")
 
 
@@ -169,20 +171,20 @@ def test_a_plugin_with_the_same_option_is_named(project: pytest.Pytester) -> Non
 
 def test_an_error_of_a_conftest_that_is_no_conflict_stays(project: pytest.Pytester) -> None:
     project.makeconftest("def pytest_addoption(parser): raise ValueError('--model')")
-    result = project.runpytest_subprocess("hypotheses/", *OPTIONS)
+    result = project.runpytest("hypotheses/", *OPTIONS)
     result.stderr.fnmatch_lines(["*ValueError: --model"])
 
 
 def test_an_ini_option_that_is_no_truth_value_is_one_line(pytester: pytest.Pytester) -> None:
     pytester.makeini("[pytest]\ndelta_suite = maybe\n")
-    assert "the ini option delta_suite is true or false" in usage_error(pytester.runpytest_subprocess())
+    assert "the ini option delta_suite is true or false" in usage_error(pytester.runpytest())
 
 
 # --- runs about hypotheses
 
 
 def test_help_of_a_run_about_hypotheses_has_the_options(project: pytest.Pytester) -> None:
-    result = project.runpytest_subprocess("hypotheses/", "--help")
+    result = project.runpytest("hypotheses/", "--help")
     result.stdout.fnmatch_lines(["depth structure of language models:", "*--model=NAME *", "*delta_suite (bool)*"])
 
 
@@ -192,7 +194,8 @@ def test_a_folder_of_any_name_is_collected(project: pytest.Pytester, name: str, 
     if workers:
         pytest.importorskip("xdist")
     (project.path / "hypotheses").rename(project.path / name)
-    result = project.runpytest_subprocess(f"{name}/", *OPTIONS, *workers)
+    run = project.runpytest_subprocess if workers else project.runpytest
+    result = run(f"{name}/", *OPTIONS, *workers)
     assert result.parseoutcomes() == {"passed": 1, "failed": 1, "not": 1}  # measured: two words
 
 
@@ -200,9 +203,9 @@ def test_a_subfolder_is_collected_when_it_is_named(project: pytest.Pytester) -> 
     below = project.path / "hypotheses" / "more"
     below.mkdir()
     (below / "claims.toml").write_text(CLAIMS.replace('id = "claims"', 'id = "below"'))
-    top = project.runpytest_subprocess("hypotheses/", *OPTIONS, "--collect-only", "-q")
+    top = project.runpytest("hypotheses/", *OPTIONS, "--collect-only", "-q")
     assert "below/" not in top.stdout.str()
-    both = project.runpytest_subprocess("hypotheses/", "hypotheses/more/../more", *OPTIONS, "--collect-only", "-q")
+    both = project.runpytest("hypotheses/", "hypotheses/more/../more", *OPTIONS, "--collect-only", "-q")
     both.stdout.fnmatch_lines(["*6 tests collected*"])
 
 
@@ -211,7 +214,7 @@ def test_testpaths_count_where_no_path_is_given(project: pytest.Pytester, testpa
     """The value of --model is a folder, too, and no path that is given."""
     (project.path / "elsewhere").mkdir()
     project.makeini(f"[pytest]\ntestpaths = {testpaths}\n")
-    result = project.runpytest_subprocess("--model", "tiny", "--results-dir", "elsewhere", *COLLECT)
+    result = project.runpytest("--model", "tiny", "--results-dir", "elsewhere", *COLLECT)
     result.stdout.fnmatch_lines(["*3 tests collected*"])
 
 
@@ -219,7 +222,7 @@ def test_testpaths_do_not_count_in_a_subfolder_where_pytest_ignores_them(project
     project.makeini("[pytest]\ntestpaths = hypotheses\n")
     (project.path / "code").mkdir()
     os.chdir(project.path / "code")
-    assert "is an option of delta-suite" in usage_error(project.runpytest_subprocess("--model=tiny"))
+    assert "is an option of delta-suite" in usage_error(project.runpytest("--model=tiny"))
 
 
 def test_workers_take_testpaths_and_options_from_the_settings(project: pytest.Pytester) -> None:
@@ -241,25 +244,25 @@ def test_the_ini_option_turns_the_plugin_on(project: pytest.Pytester, workers: t
 
 def test_the_ini_option_may_stand_on_the_command_line(project: pytest.Pytester) -> None:
     project.makepyfile(test_it="def test_it(measurement): pass")
-    result = project.runpytest_subprocess("test_it.py", "-o", "delta_suite=true", "--model=tiny", *COLLECT)
+    result = project.runpytest("test_it.py", "-o", "delta_suite=true", "--model=tiny", *COLLECT)
     result.stdout.fnmatch_lines(["test_it.py::test_it[[]tiny[]]"])
 
 
 def test_a_plain_test_beside_hypothesis_files_runs_alone(project: pytest.Pytester) -> None:
     (project.path / "hypotheses" / "test_it.py").write_text("def test_it(measurement): pass\n")
-    result = project.runpytest_subprocess("hypotheses/test_it.py::test_it", "--model=tiny", *COLLECT)
+    result = project.runpytest("hypotheses/test_it.py::test_it", "--model=tiny", *COLLECT)
     result.stdout.fnmatch_lines(["hypotheses/test_it.py::test_it[[]tiny[]]", "*1 test collected*"])
 
 
 def test_the_claims_that_ship_run_by_the_name_of_the_package(project: pytest.Pytester) -> None:
-    result = project.runpytest_subprocess("--pyargs", "delta_suite.hypotheses", "--model=tiny", *COLLECT)
+    result = project.runpytest("--pyargs", "delta_suite.hypotheses", "--model=tiny", *COLLECT)
     result.stdout.fnmatch_lines(["*phase-c/shared-direction[[]tiny[]]"])
 
 
 def test_settings_and_models_beside_hypothesis_files_are_none(project: pytest.Pytester) -> None:
     (project.path / "hypotheses" / "claims.toml").rename(project.path / "claims.toml")
     (project.path / "pyproject.toml").write_text("[tool.other]\n")
-    result = project.runpytest_subprocess(".", "--model=tiny", *COLLECT)
+    result = project.runpytest(".", "--model=tiny", *COLLECT)
     result.stdout.fnmatch_lines(["*3 tests collected*"])
 
 
@@ -267,7 +270,7 @@ def test_settings_and_models_beside_hypothesis_files_are_none(project: pytest.Py
 def test_a_damaged_file_beside_a_good_one_is_an_error_that_names_it(project: pytest.Pytester, text: bytes) -> None:
     (project.path / "hypotheses").rename(project.path / "claims")
     (project.path / "claims" / "damaged.toml").write_bytes(text)
-    result = project.runpytest_subprocess("claims/", *OPTIONS)
+    result = project.runpytest("claims/", *OPTIONS)
     assert result.ret == pytest.ExitCode.INTERRUPTED
     result.stdout.fnmatch_lines(["ERROR claims/damaged.toml", "*1 error*"])
 
@@ -283,8 +286,9 @@ def test_a_file_that_cannot_be_read_is_an_error_that_names_it(project: pytest.Py
         os.mkfifo(path)
     else:
         path.mkdir()
-    result = project.runpytest_subprocess("hypotheses/", *OPTIONS, timeout=60)
-    assert "a.toml: cannot be read: " in usage_error(result)
+    waits = kind in {"fifo", "endless"}
+    run = partial(project.runpytest_subprocess, timeout=60) if waits else project.runpytest
+    assert "a.toml: cannot be read: " in usage_error(run("hypotheses/", *OPTIONS))
 
 
 def test_judge_names_it_as_well(project: pytest.Pytester, outcome: tuple[Outcome, Settings]) -> None:
@@ -325,5 +329,5 @@ def test_a_run_measures_the_parts_that_its_items_need(
     project.makeconftest(PARTS_CONFTEST)
     if words[0].endswith("/") and "-k" not in words:
         words = (*words, "--ignore=hypotheses/test_it.py")
-    result = project.runpytest_subprocess(*words, "--model=tiny", *COLLECT)
+    result = project.runpytest(*words, "--model=tiny", *COLLECT)
     result.stdout.fnmatch_lines([f"parts: {parts}"])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
-import subprocess
+import signal
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from delta_suite.errors import RecordError
@@ -21,6 +23,7 @@ from delta_suite.records.cache import DIRECTIONS, Cache
 from delta_suite.records.record import SubmitterRecord
 from delta_suite.records.store import load
 
+from tests import apart
 from tests.tiny import DOCUMENTS, QUICK
 
 
@@ -38,37 +41,30 @@ def test_a_damaged_cache_entry_is_measured_again(tiny: Path, tmp_path: Path) -> 
     assert second.view.layers == first.view.layers
 
 
+def measured(model: Path, results: Path) -> None:
+    """Measure a model, and print whether the cache had it."""
+    print(measure(ModelSpec(name="tiny", path=model), Settings(**QUICK, results=results)).cached)
+
+
+def killed_when_it_keeps(model: Path, results: Path) -> None:
+    """Measure a model, and be killed when the cache is to keep it."""
+    Cache.put = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[method-assign]
+    measured(model, results)
+
+
 def test_a_killed_run_leaves_no_entry_and_no_lock(tiny: Path, tmp_path: Path) -> None:
     """Killed while it measures: the next run starts from nothing and is not held up."""
-    code = (
-        "import os, sys; from pathlib import Path; import delta_suite.records.cache as c\n"
-        "c.Cache.put = lambda *a: os.kill(os.getpid(), 9)\n"
-        "from delta_suite.pipeline import *; from delta_suite.models.spec import ModelSpec\n"
-        f"measure(ModelSpec(name='tiny', path=Path(sys.argv[1])), Settings(**{QUICK}, results=Path(sys.argv[2])))"
-    )
-    environment = os.environ | {"DELTA_SUITE_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run([sys.executable, "-c", code, tiny, tmp_path / "results"], env=environment, check=False)
-    assert done.returncode == -9
+    done = apart.run(killed_when_it_keeps, tiny, tmp_path / "results", DELTA_SUITE_CACHE=str(tmp_path / "cache"))
+    assert done.code == -signal.SIGKILL
     settings = Settings(**QUICK, results=tmp_path / "results", cache=Cache(tmp_path / "cache"))
     assert not measure(ModelSpec(name="tiny", path=tiny), settings).cached
     assert len(list((tmp_path / "cache" / "measurements").iterdir())) == 1
 
 
 def test_two_processes_measure_a_model_once(tiny: Path, tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from delta_suite.pipeline import *\n"
-        "from delta_suite.models.spec import ModelSpec\n"
-        "spec = ModelSpec(name='tiny', path=Path(sys.argv[1]))\n"
-        f"print(measure(spec, Settings(**{QUICK}, results=Path(sys.argv[2]))).cached)"
-    )
-    environment = os.environ | {"DELTA_SUITE_CACHE": str(tmp_path / "cache")}
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, tiny, tmp_path / "results"], env=environment, stdout=subprocess.PIPE, text=True
-        )
-        for _ in range(2)
-    ]
-    assert sorted(process.communicate(timeout=120)[0].split()[-1] for process in running) == ["False", "True"]
+    cache = {"DELTA_SUITE_CACHE": str(tmp_path / "cache")}
+    running = [apart.start(measured, tiny, tmp_path / "results", **cache) for _ in range(2)]
+    assert sorted(process.ended().out for process in running) == ["False\n", "True\n"]
     assert len(list((tmp_path / "results" / "runs" / "tiny").glob("*.json"))) == 1
 
 
@@ -112,34 +108,28 @@ def test_a_measurement_that_the_cache_has_no_room_for_is_recorded(
     assert list((cache.root / "measurements").iterdir()) == []
 
 
-READ_ONLY = """
-import errno, os, sys
-from pathlib import Path
-from delta_suite.pipeline import *
-from delta_suite.models.spec import ModelSpec
-
-model, cache, results = map(Path, sys.argv[1:4])
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.chmod", "os.utime")
 
-def read_only(event, arguments):
-    changes = event in CHANGES or (event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
-    if changes and str(arguments[0]).startswith(str(cache)):
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(arguments[0]))
 
-sys.addaudithook(read_only)  # root writes whatever the permissions are
-parts = frozenset({"spectra"})
-settings = Settings(documents=int(sys.argv[4]), parts=parts, device="cpu", results=results, cache=Cache(cache))
-outcome = measure(ModelSpec(name="tiny", path=model), settings)
-print(outcome.cached, *outcome.notes)
-"""
+def measured_read_only(cache: Path, model: Path, results: Path, documents: int) -> None:
+    """Measure a model where the cache cannot be written, and print whether it had the model, and the notes."""
+
+    def read_only(event: str, arguments: tuple[Any, ...]) -> None:
+        changes = event in CHANGES or (event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT))
+        if changes and str(arguments[0]).startswith(str(cache)):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(arguments[0]))
+
+    sys.addaudithook(read_only)  # root writes whatever the permissions are
+    settings = Settings(**QUICK | {"documents": documents}, results=results, cache=Cache(cache))
+    outcome = measure(ModelSpec(name="tiny", path=model), settings)
+    print(outcome.cached, *outcome.notes)
 
 
 def from_read_only(cache: Cache, model: Path, results: Path, documents: int) -> str:
-    """What becomes of a measurement on a cache that is read-only."""
-    run = [sys.executable, "-c", READ_ONLY, model, cache.root, results, str(documents)]
-    done = subprocess.run(run, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    """Return what becomes of a measurement on a cache that is read-only."""
+    done = apart.run(measured_read_only, cache.root, model, results, documents)
+    assert done.code == 0, done.err
+    return done.out
 
 
 def test_a_read_only_cache_answers_without_a_lock(copied_cache: Cache, tiny: Path, tmp_path: Path) -> None:

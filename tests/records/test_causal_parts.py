@@ -23,7 +23,7 @@ from delta_suite.records.record import Record
 from delta_suite.records.verify import problems
 from delta_suite.records.view import RecordView
 
-from tests.training import passages, train, write_documents
+from tests.training import passages, write_documents
 
 DOCUMENTS = 20
 CAUSES = [name for name, metric in METRICS.items() if metric.takes == "causes"]
@@ -55,11 +55,10 @@ def measured(
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(trained_checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("losses")
-    texts = passages()
-    (checkpoint,) = train(folder, steps=[30], texts=texts[:200])
-    held_out = write_documents(folder / "texts.jsonl", texts[-DOCUMENTS:])
+    checkpoint = trained_checkpoints / "checkpoint-30"
+    held_out = write_documents(folder / "texts.jsonl", passages()[-DOCUMENTS:])
     cache = Cache(folder / "cache")
     without = measured(checkpoint, held_out, cache).view
     return Run(checkpoint, held_out, cache, without, measured(checkpoint, held_out, cache, "causal", "damage").view)

@@ -29,19 +29,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.claims.test_judge import expectation, hypothesis
 from tests.records.test_writes import measured, read_again
 from tests.reference import state_figures
-from tests.training import passages, train, write_documents
+from tests.training import passages, write_documents
 
 DOCUMENTS = 30
 NAMES = {name for name, metric in METRICS.items() if metric.takes == "stream"}
 
 
 @pytest.fixture(scope="module")
-def paths(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Cache]:
+def paths(trained_checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Cache]:
     """Return a small trained model, texts that it has not seen, and a cache."""
     folder = tmp_path_factory.mktemp("stream")
-    texts = passages()
-    (checkpoint,) = train(folder, steps=[20], texts=texts[:200])
-    return checkpoint, write_documents(folder / "texts.jsonl", texts[-DOCUMENTS:]), Cache(folder / "cache")
+    texts = write_documents(folder / "texts.jsonl", passages()[-DOCUMENTS:])
+    return trained_checkpoints / "checkpoint-20", texts, Cache(folder / "cache")
 
 
 @pytest.fixture(scope="module")

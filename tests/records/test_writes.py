@@ -27,7 +27,7 @@ from delta_suite.reduction.variants import BLOCK_VARIANTS, WRITE_VARIANTS
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.reference import phase_figures, sublayer_rows, write_figures
-from tests.training import passages, train, write_documents
+from tests.training import passages, write_documents
 
 DOCUMENTS = 12
 
@@ -54,11 +54,10 @@ def measured(folder: Path, texts: Path, cache: Cache, *parts: str) -> Measured:
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+def run(trained_checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder = tmp_path_factory.mktemp("writes")
-    texts = passages()
-    (checkpoint,) = train(folder, steps=[20], texts=texts[:200])
-    held_out = write_documents(folder / "texts.jsonl", texts[-DOCUMENTS:])
+    checkpoint = trained_checkpoints / "checkpoint-20"
+    held_out = write_documents(folder / "texts.jsonl", passages()[-DOCUMENTS:])
     cache = Cache(folder / "cache")
     without = measured(checkpoint, held_out, cache).view
     return Run(checkpoint, held_out, cache, without, measured(checkpoint, held_out, cache, "writes", "boundaries").view)

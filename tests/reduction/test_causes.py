@@ -26,7 +26,7 @@ from delta_suite.reduction.passes import Captured, Passes
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.reference import causal_losses
-from tests.training import passages, train, write_documents
+from tests.training import passages, write_documents
 
 DOCUMENTS = 20
 PHASES = {"A": (0, 0), "C": (1, 3), "E": (4, 5)}
@@ -49,11 +49,10 @@ class Trained:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+def trained(trained_checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder = tmp_path_factory.mktemp("causes")
-    texts = passages()
-    (checkpoint,) = train(folder, steps=[30], texts=texts[:200])
-    calibration = load_calibration(str(write_documents(folder / "texts.jsonl", texts[-DOCUMENTS:])))
+    checkpoint = trained_checkpoints / "checkpoint-30"
+    calibration = load_calibration(str(write_documents(folder / "texts.jsonl", passages()[-DOCUMENTS:])))
     sequences = tokenize(calibration, AutoTokenizer.from_pretrained(checkpoint), 512, None)
     return Trained(checkpoint, sequences, Units.of(DOCUMENTS))
 

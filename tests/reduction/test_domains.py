@@ -57,7 +57,7 @@ def reduced(stream: ResidualStream, shards: int = 1) -> list[LayerSpectra]:
 def test_every_domain_is_deleted_as_a_whole(stream: ResidualStream) -> None:
     layers = reduced(stream)
     domain = (stream.document % DOMAINS).numpy()
-    expected = domain_jackknife([stream.delta(layer).numpy() for layer in range(LAYERS)], domain, [0, 1, 2, 3])
+    expected = domain_jackknife([stream.step(layer)[1].numpy() for layer in range(LAYERS)], domain, [0, 1, 2, 3])
     got = layer_metrics(layers[0].statistics, *layers[0].resamples)
     gram = full_gram(direction_arrays("raw", layers), "raw")
     got |= phase_metrics(gram, [0, 1, 2, 3])
@@ -89,7 +89,7 @@ def test_halves_are_of_different_domains(stream: ResidualStream) -> None:
     for layer, got in enumerate(layers):
         assert got.half_directions is not None
         for half, directions in enumerate(got.half_directions):
-            rows = stream.delta(layer).double().numpy()[domain % 2 == half]
+            rows = stream.step(layer)[1].double().numpy()[domain % 2 == half]
             exact = np.linalg.svd(rows, full_matrices=False)[2][0]
             assert abs(directions[0].numpy() @ exact) == pytest.approx(1.0, abs=1e-12)
 

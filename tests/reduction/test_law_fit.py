@@ -14,7 +14,7 @@ from delta_suite.capture.stream import ResidualStream
 from delta_suite.capture.units import Units
 from delta_suite.metrics.estimators import phase_metrics
 from delta_suite.metrics.intervals import standard_errors
-from delta_suite.metrics.law import PhaseLaw, jackknife, law_estimates, median_deviations, transfer_intervals
+from delta_suite.metrics.law import PhaseLaw, jackknife, law_estimates, median_deviations
 from delta_suite.metrics.registry import METRICS
 from delta_suite.reduction.law_fit import expected_law_bytes, measure_law
 from delta_suite.reduction.law_maps import Fit
@@ -75,7 +75,7 @@ def with_constants(stream: ResidualStream, common: float, apart: float) -> Resid
     q = torch.linalg.qr(torch.randn(hidden, 1 + stream.layers, generator=generator))[0].T
     states = [stream.states[0]]
     for layer in range(stream.layers):
-        states.append(states[-1] + stream.delta(layer) + common * q[0] + apart * q[1 + layer])
+        states.append(states[-1] + stream.step(layer)[1] + common * q[0] + apart * q[1 + layer])
     return replace(stream, states=states)
 
 
@@ -100,7 +100,7 @@ def by_rows(stream: ResidualStream, law: Law, without: int | None = None) -> dic
     for layer in range(stream.layers):
         h = stream.states[layer].double().numpy()
         x.append(h / np.sqrt((h**2).mean(axis=1, keepdims=True)))
-        y.append(stream.delta(layer).double().numpy())
+        y.append(stream.step(layer)[1].double().numpy())
     out: dict[str, list[np.ndarray]] = {name: [] for name in (*CONSTANTS, *RUNGS, "share", "transfer")}
     for fold in (0, 1):
         train, test = kept & (document % 2 == fold), kept & (document % 2 != fold)
@@ -172,7 +172,7 @@ def test_v_is_the_top_eigenvector_of_the_residual() -> None:
     even = stream.document.numpy() % 2 == 0
     x = [(h / np.sqrt((h**2).mean(axis=1, keepdims=True)))[even] for h in x]
     x = [h - h.mean(axis=0) for h in x]
-    y = [stream.delta(layer).double().numpy()[even] for layer in range(LAYERS)]
+    y = [stream.step(layer)[1].double().numpy()[even] for layer in range(LAYERS)]
     y = [delta - delta.mean(axis=0) for delta in y]
     for layer in range(LAYERS):
         others = [other for other in range(LAYERS) if other != layer]
@@ -193,7 +193,7 @@ def test_the_residual_shows_the_planted_direction_where_delta_does_not() -> None
     law = measure_law(stream, {"C": (0, 11)})
     from_delta = np.array(
         [
-            abs(torch.linalg.svd(stream.delta(layer), full_matrices=False)[2][0] @ planted_v[layer])
+            abs(torch.linalg.svd(stream.step(layer)[1], full_matrices=False)[2][0] @ planted_v[layer])
             for layer in range(12)
         ]
     )
@@ -224,7 +224,7 @@ def pooled_r2(stream: ResidualStream) -> float:
     """Return the mean R^2 of the map pooled over all layers, the scored one included, in sample."""
     x = [h / h.square().mean(dim=1, keepdim=True).sqrt() for h in stream.states[:-1]]
     x = [(h - h.mean(dim=0)).double() for h in x]
-    y = [(stream.delta(layer) - stream.delta(layer).mean(dim=0)).double() for layer in range(LAYERS)]
+    y = [(stream.step(layer)[1] - stream.step(layer)[1].mean(dim=0)).double() for layer in range(LAYERS)]
     b = sum(d.T @ h / d.norm() for d, h in zip(y, x, strict=True))
     T = b @ torch.linalg.inv(sum(h.T @ h for h in x))
     out = [((d * (h @ T.T)).sum() / (h @ T.T).norm() / d.norm()) ** 2 for d, h in zip(y, x, strict=True)]
@@ -266,7 +266,7 @@ def test_a_shared_mean_is_shared_as_far_as_it_is_planted(common: float, apart: f
 
 def test_no_mean_has_no_share() -> None:
     stream = planted(noise=1.0)[0]
-    updates = [delta - delta.mean(dim=0) for delta in map(stream.delta, range(LAYERS))]
+    updates = [delta - delta.mean(dim=0) for delta in (stream.step(layer)[1] for layer in range(LAYERS))]
     law = measure_law(
         replace(stream, states=[sum(updates[:n], stream.states[0]) for n in range(LAYERS + 1)]), ONE_PHASE
     )
@@ -275,15 +275,11 @@ def test_no_mean_has_no_share() -> None:
     assert abs(value(law, "shared_mean_r2")) < 0.03
 
 
-def test_raw_h_is_another_form() -> None:
+def test_no_unit_of_the_stream_enters() -> None:
     stream = planted(shared=0.5)[0]
     grown = ResidualStream([1000 * h for h in stream.states], stream.document, stream.position, stream.kept, "device")
-    for form in ("normalised", "raw"):
-        one, other = (measure_law(rows, ONE_PHASE, form=form) for rows in (stream, grown))  # type: ignore[arg-type]
-        assert one.form == form
-        assert one.r2["own"] == pytest.approx(other.r2["own"], rel=1e-3, abs=1e-4)  # no unit enters
-    raw, normal = (measure_law(stream, ONE_PHASE, form=form).r2["own"][0] for form in ("raw", "normalised"))
-    assert np.abs(raw - normal).max() > 1e-4
+    one, other = (measure_law(rows, ONE_PHASE) for rows in (stream, grown))
+    assert one.r2["own"] == pytest.approx(other.r2["own"], rel=1e-3, abs=1e-4)
 
 
 def test_sinks_do_not_enter() -> None:
@@ -323,7 +319,7 @@ def test_few_tokens_are_fitted_in_fewer_dimensions() -> None:
 
 def test_the_basis_holds_the_first_principal_components() -> None:
     stream, _ = planted(20, 20, 24, shared=0.5)
-    walk = walk_rows(lambda layers: [stream], stream.kept, groups_of(stream), "normalised", ())
+    walk = walk_rows(lambda layers: [stream], stream.kept, groups_of(stream), ())
     for fold, basis in enumerate(fold_bases(walk, LAYERS, 24, 5, CPU)):
         pooled = np.zeros((2, 24, 24))
         for own_rows in walk(range(LAYERS)):
@@ -349,7 +345,7 @@ def test_the_share_along_v_is_exact() -> None:
 def test_a_layer_whose_update_does_not_vary_is_a_reason(constant: float) -> None:
     """Pruning, and the expansion of a model by blocks, leave such layers."""
     stream = with_constants(planted(shared=0.5, per_layer=0.2)[0], 3.0, 1.0)
-    states = [*stream.states[:3], stream.states[2] + constant, stream.states[2] + constant + stream.delta(3)]
+    states = [*stream.states[:3], stream.states[2] + constant, stream.states[2] + constant + stream.step(3)[1]]
     if constant:  # exactly
         states = [state.mul(2**12).round().div(2**12) for state in states]
         states[3] = states[2] + constant
@@ -429,7 +425,7 @@ def test_every_metric_of_the_law_is_estimated() -> None:
         assert len(estimate.replicates or ()) == 10
         assert list(estimate.per_layer or {}) == [0, 1, 2, 3]
         assert {"tokens", "hidden", "components", "ridge"} <= set(estimate.detail or {})
-    low, high = transfer_intervals(law)
+    _, low, high = jackknife(law.transfer)
     assert (low < high).all()
 
 
@@ -448,7 +444,7 @@ def test_intervals_cover() -> None:
     planted_parts = {"shared": 0.4, "per_layer": 0.3, "rank_one": 0.5}
     population = planted(10000, 20, 6, seed=999, **planted_parts)[0]
     even = replace(population, document=2 * population.document)  # all of it is one fold
-    walk = walk_rows(lambda layers: [even], even.kept, groups_of(even), "normalised", ())
+    walk = walk_rows(lambda layers: [even], even.kept, groups_of(even), ())
     (sums,) = sum_groups(walk, range(LAYERS), 6, [Basis(None, None)], Home(CPU, "device"))
     plan = plan_law(LAYERS, 6, 6, len(even.document), ONE_PHASE, CPU, None)
     maps = Maps(plan.home, LAYERS, 6)

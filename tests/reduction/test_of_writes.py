@@ -19,11 +19,12 @@ from delta_suite.reduction.reduce import reduce_stream
 from delta_suite.reduction.variants import VARIANTS, WRITE_VARIANTS
 
 from tests.reduction.test_passes import CPU, DOCUMENTS, MOMENTS, loaded
+from tests.reduction.test_passes import LAYERS as BLOCKS
 
 __all__ = ["loaded"]  # the fixture of that module, used here
 
 LAYERS, HIDDEN, TOKENS = 3, 16, 40 * 12
-BYTES = {"states": 13 * 48 * 4, "middles": 12 * 48 * 4}
+BYTES = {"states": (BLOCKS + 1) * 48 * 4, "middles": BLOCKS * 48 * 4}
 """Bytes of a token of the tiny model."""
 
 
@@ -70,7 +71,7 @@ def test_planted_parts_are_found_apart(parallel: bool) -> None:
 
 
 def measured(
-    loaded: tuple[Any, TokenSequences], monkeypatch: pytest.MonkeyPatch, stream: int, moments: int = 12
+    loaded: tuple[Any, TokenSequences], monkeypatch: pytest.MonkeyPatch, stream: int, moments: int = BLOCKS
 ) -> tuple[Captured, Passes]:
     """Measure blocks and writes where the stream may take this many bytes a token."""
     model, sequences = loaded
@@ -86,7 +87,7 @@ def test_shards_change_no_figure_of_a_write(
     both = BYTES["states"] + BYTES["middles"]
     whole, once = measured(loaded, monkeypatch, both)
     again, twice = measured(loaded, monkeypatch, BYTES["states"])
-    apart, several = measured(loaded, monkeypatch, BYTES["states"] // 3, moments=5)
+    apart, several = measured(loaded, monkeypatch, BYTES["states"] // 3, moments=2)
     assert (once.capture.keeps_middles, twice.capture.keeps_middles, several.capture.keeps_middles) == (1, 0, 0)
     assert [len(captured.storage) > 1 for captured in (whole, again, apart)] == [False, False, True]
     # Room for the writes changes nothing of the blocks: the stream is whole with and without them.
@@ -116,4 +117,4 @@ def test_writes_without_memory_keep_the_spectra(
     captured, _ = measured(loaded, monkeypatch, BYTES["states"] + BYTES["middles"])
     assert isinstance(captured.writes, DeviceError)
     assert "leave out the claims about attention and MLP apart" in str(captured.writes)
-    assert len(captured.spectra["raw"]) == 12
+    assert len(captured.spectra["raw"]) == BLOCKS

@@ -234,7 +234,7 @@ def test_pairs_of_groups(size: tuple[int, int], variant: str) -> None:
     """Check sums over different groups, of all and without one, against the matrices."""
     stream = planted(*size)
     layer = reduced(stream)[variant][1]
-    update = stream.delta(1).double()
+    update = stream.step(1)[1].double()
     rows = stream.position > 0 if variant == "centred" else stream.kept
     update = update - update[rows].mean(dim=0) if variant == "centred" else update
     updates = [update[rows & (stream.document % GROUPS == group)] for group in range(GROUPS)]

@@ -25,7 +25,7 @@ from delta_suite.reduction.states import state_layers, state_streams
 from delta_suite.reduction.variants import BLOCK_VARIANTS
 
 from tests.reduction.test_of_writes import BYTES
-from tests.reduction.test_passes import CPU, DOCUMENTS, MOMENTS, loaded
+from tests.reduction.test_passes import CPU, DOCUMENTS, LAYERS, MOMENTS, loaded
 from tests.reference import state_figures
 
 __all__ = ["loaded"]  # the fixture of that module, used here
@@ -155,7 +155,7 @@ def test_what_cannot_be_measured_says_why() -> None:
 
 
 def passes(
-    loaded: tuple[Any, TokenSequences], monkeypatch: pytest.MonkeyPatch, stream: int, moments: int = 12
+    loaded: tuple[Any, TokenSequences], monkeypatch: pytest.MonkeyPatch, stream: int, moments: int = LAYERS
 ) -> tuple[Captured, Passes]:
     """Measure blocks and states where the stream may take this many bytes a token."""
     model, sequences = loaded
@@ -170,7 +170,7 @@ def test_shards_change_no_figure_of_a_state(
     loaded: tuple[Any, TokenSequences], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole, once = passes(loaded, monkeypatch, BYTES["states"])
-    apart, several = passes(loaded, monkeypatch, BYTES["states"] // 3, moments=5)
+    apart, several = passes(loaded, monkeypatch, BYTES["states"] // 3, moments=2)
     assert [len(captured.storage) > 1 for captured in (whole, apart)] == [False, True]
     assert once.clock.seconds.keys() == several.clock.seconds.keys() == {"capture", "analysis", "stream"}
     assert isinstance(whole.states, dict)
@@ -194,4 +194,4 @@ def test_states_without_memory_keep_the_spectra(
     captured, _ = passes(loaded, monkeypatch, BYTES["states"])
     assert isinstance(captured.states, DeviceError)
     assert "leave out the claims about the states" in str(captured.states)
-    assert len(captured.spectra["raw"]) == 12
+    assert len(captured.spectra["raw"]) == LAYERS

@@ -128,7 +128,7 @@ def test_centred_is_the_rows_of_sink_free_less_their_mean(size: tuple[int, int],
     spectra = reduced(stream, shards)
 
     def squares(layer: int, rows: torch.Tensor) -> np.ndarray:
-        delta = stream.delta(layer).double().numpy()[(rows & ~sink).numpy()]
+        delta = stream.step(layer)[1].double().numpy()[(rows & ~sink).numpy()]
         return np.asarray(np.linalg.svd(delta - delta.mean(axis=0), compute_uv=False) ** 2)
 
     for layer, (centred, sink_free) in enumerate(zip(spectra["centred"], spectra["sink_free"], strict=True)):

@@ -118,16 +118,6 @@ class Certificate:
     final_norm: tuple[str, ...]
     """Modules that run after the last block; empty where none does, and last_hidden_state is h_N itself."""
 
-    def __add__(self, other: Certificate) -> Certificate:
-        """Return the certificate of both shards, with the larger error of each identity."""
-        by_name = {identity.name: identity for identity in self.identities}
-        for identity in other.identities:
-            if identity.name not in by_name or identity.error > by_name[identity.name].error:
-                by_name[identity.name] = identity
-        return Certificate(
-            self.blocks, self.forward_passes + other.forward_passes, tuple(by_name.values()), self.final_norm
-        )
-
 
 def certify(observed: Observations, stream: ResidualStream) -> Certificate:
     """Check every identity of the stream and return the certificate; that of the writes is `check_writes`.

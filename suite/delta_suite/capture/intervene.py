@@ -38,9 +38,6 @@ Update = Callable[[Float[Tensor, "rows hidden"], Float[Tensor, "rows hidden"]], 
 """Function of the states before a block and of its updates that returns what is written in place of the updates. Both
 come in float32, or in float64 where the model computes in it."""
 
-Advance = Callable[[int], object]
-"""Function that is called with the number of tokens that have gone through the model."""
-
 
 class NoLossError(CaptureError):
     """Error of a model whose loss cannot be measured; its text is the reason."""
@@ -93,13 +90,12 @@ class Intervening:
         entering: Bool[Tensor, " tokens"],
         device: torch.device,
         tokens_per_batch: int,
-        advance: Advance = lambda tokens: None,
     ) -> None:
         """Plan the passes.
 
         documents: those that run. halves: 0 or 1 for each document of the calibration, its half. entering: the tokens
-        whose updates are replaced, of all tokens of the stream in its order. advance: is called with the tokens of
-        every pass. Raises NoLossError where the loss of this kind of model is not measured.
+        whose updates are replaced, of all tokens of the stream in its order. Raises NoLossError where the loss of this
+        kind of model is not measured.
         """
         if decoder.encoder is not None:
             raise NoLossError("it is an encoder-decoder, and interventions are made in decoders that stand alone")
@@ -108,7 +104,7 @@ class Intervening:
                 "its blocks are made of several modules each, so that no block can be run in another's place"
             )
         self.model, self.decoder, self.sequences = model, decoder, sequences
-        self.interventions, self.device, self.advance = tuple(interventions), device, advance
+        self.interventions, self.device = tuple(interventions), device
         vocabulary = int(model.get_input_embeddings().weight.shape[0])
         self._limit = max(1, min(tokens_per_batch, LOGIT_BYTES // (4 * vocabulary)))
         chosen = set(documents)
@@ -197,7 +193,6 @@ class Intervening:
         if scores is None:
             raise NoLossError(f"{type(self.model).__name__} has no language-model head: it returns no logits")
         self._blocks += (len(self.decoder.blocks) - first) * batch.tokens
-        self.advance(batch.tokens)
         out: list[Tensor] = []
         for row, length in zip(scores, batch.lengths, strict=True):  # one at a time: a copy in float32 is large
             wide = row[: length - 1].to(torch.promote_types(row.dtype, torch.float32))

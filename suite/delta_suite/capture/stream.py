@@ -96,10 +96,6 @@ class ResidualStream:
             wide(middle) - before if self.write == "attention" else wide(there(self.states[layer + 1])) - middle
         )
 
-    def delta(self, layer: int) -> Float[Tensor, "tokens hidden"]:
-        """Return h_{L+1} - h_L of all rows, in the dtype that `step` subtracts in."""
-        return self.step(layer)[1]
-
     def row_norms(self, layer: int) -> Float[Tensor, " tokens"]:
         """Return the norm of each row of h_layer, on the host, in float32 or float64."""
         if self.norms:

@@ -42,7 +42,7 @@ def phase_law(law: Law, name: str) -> PhaseLaw:
             "hidden": law.hidden,
             "components": law.components,
             "ridge": list(law.ridge),
-            "form": law.form,
+            "form": "normalised",
         },
     )
 
@@ -57,12 +57,6 @@ def law_estimates(law: Law, phase: str) -> dict[str, Estimate]:
         return {definition.name: absent(f"the update law was not measured: {law.reason}") for definition in metrics}
     over = phase_law(law, phase)
     return {definition.name: definition.compute(over) for definition in metrics}
-
-
-def transfer_intervals(law: Law) -> tuple[np.ndarray, np.ndarray]:
-    """Return the lower and upper ends of the intervals of the transfer matrix, (layers, layers) each."""
-    _, low, high = jackknife(law.transfer)
-    return low, high
 
 
 @dataclass(frozen=True)

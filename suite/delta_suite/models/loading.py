@@ -54,20 +54,12 @@ class LoadedModel:
     """Duration of the whole load, tokenizer included."""
 
 
-def load(
-    spec: ModelSpec,
-    files: ModelFiles,
-    *,
-    device: str = "cpu",
-    dtype: str = "auto",
-    attention: str | None = None,
-) -> LoadedModel:
+def load(spec: ModelSpec, files: ModelFiles, *, device: str = "cpu", dtype: str = "auto") -> LoadedModel:
     """Load model and tokenizer onto a device.
 
     device: "cpu", "mps", "cuda", "cuda:1", "sharded", "fsdp" or "tp", as `resolve_device` returns it.
     dtype: one of `DTYPES`; "auto" means that of the entry, and if that is "auto" too, the checkpoint's. A control has
         the weights that `control.initialise` draws; for it "auto" is the dtype that the config names.
-    attention: the kernel, such as "eager" or "sdpa"; None leaves the choice to transformers.
 
     Raises:
         SuiteError: the dtype is unknown.
@@ -81,7 +73,7 @@ def load(
     started = time.perf_counter()
     sweep(Path(tempfile.gettempdir()))  # offloaded weights of a killed run can be hundreds of gigabytes
     with gguf_read_once(files):
-        model, tokenizer = _loaded(spec, files, device, dtype, attention)
+        model, tokenizer = _loaded(spec, files, device, dtype)
     model.eval().requires_grad_(False)
     if device in MODES:
         start(model, current())
@@ -95,9 +87,7 @@ def load(
     )
 
 
-def _loaded(
-    spec: ModelSpec, files: ModelFiles, device: str, dtype: str, attention: str | None
-) -> tuple[Any, PreTrainedTokenizerBase]:
+def _loaded(spec: ModelSpec, files: ModelFiles, device: str, dtype: str) -> tuple[Any, PreTrainedTokenizerBase]:
     """Return model and tokenizer, as `load` does."""
     config = read_config(spec, files)
     builder = auto_class(config, spec)
@@ -113,7 +103,7 @@ def _loaded(
     if spec.random_weights:
         _check_memory(spec, files, wanted, device)
     with _explained(spec, files, device, quantised), _weights_alone(), unread_names() as unread, names_read() as read:
-        model, report = _build(spec, files, builder, config, device=device, dtype=wanted, attention=attention)
+        model, report = _build(spec, files, builder, config, device=device, dtype=wanted)
     check_complete(spec, files, model, report, unread)
     if files.gguf is not None:
         check_gguf(spec, files, model, read, unread)
@@ -182,7 +172,6 @@ def _build(
     *,
     device: str,
     dtype: str,
-    attention: str | None,
 ) -> tuple[Any, dict[str, Any]]:
     """Return the model, and the report of transformers on tensors that did not fit; a control has none."""
     import torch
@@ -190,17 +179,16 @@ def _build(
     torch_dtype = None if dtype == "auto" else getattr(torch, dtype)
     if torch_dtype is None and _too_wide_or_narrow(config, files):
         torch_dtype = torch.float32
-    kernel: dict[str, Any] = {"attn_implementation": attention} if attention is not None else {}
     # Weights that fit neither GPUs nor host memory are read from disk layer by layer.
     offload_folder = _offload_folder() if device == SHARDED else None
     if spec.random_weights:
         code = {"trust_remote_code": True} if spec.trust_remote_code else {}
         model: Any = initialise(
-            builder, config, device=device, dtype=torch_dtype, offload_folder=offload_folder, **kernel, **code
+            builder, config, device=device, dtype=torch_dtype, offload_folder=offload_folder, **code
         )
         return model, {}
     # check_complete reports tensors of another shape, together with those that are missing.
-    options: dict[str, Any] = {"ignore_mismatched_sizes": True, **kernel}
+    options: dict[str, Any] = {"ignore_mismatched_sizes": True}
     if device == SHARDED:
         options |= {"device_map": "auto", "offload_folder": offload_folder}
     elif device in MODES:

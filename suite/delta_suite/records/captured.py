@@ -45,12 +45,11 @@ def sink_record(sinks: Sequence[Sinks]) -> SinkRecord:
     """Return the tokens that `sink_free` leaves out, from those of each shard."""
     from delta_suite.capture.sinks import SINK_RATIO
 
-    largest = sorted((row for shard in sinks for row in shard.largest), key=lambda row: -row[3])
-    return SinkRecord(
-        position_zero=sum(shard.first for shard in sinks),
-        large_norm=sum(shard.large for shard in sinks),
-        ratio=SINK_RATIO,
-        largest=tuple(largest[:LARGEST_SINKS]),
+    return sinks_of_all(
+        [
+            SinkRecord(position_zero=each.first, large_norm=each.large, ratio=SINK_RATIO, largest=each.largest)
+            for each in sinks
+        ]
     )
 
 
@@ -72,16 +71,17 @@ def identity_record(identity: Identity) -> IdentityRecord:
 
 def certificate_record(certificates: Sequence[Certificate]) -> CertificateRecord:
     """Return the certificate of a capture, from those of its shards."""
-    certificate = certificates[0]
-    for other in certificates[1:]:
-        certificate = certificate + other
-    identities = {identity.name: identity_record(identity) for identity in certificate.identities}
-    return CertificateRecord(
-        holds=True,
-        blocks=certificate.blocks,
-        forward_passes=certificate.forward_passes,
-        final_norm=certificate.final_norm,
-        identities=identities,
+    return certificate_of_all(
+        [
+            CertificateRecord(
+                holds=True,
+                blocks=each.blocks,
+                forward_passes=each.forward_passes,
+                final_norm=each.final_norm,
+                identities={identity.name: identity_record(identity) for identity in each.identities},
+            )
+            for each in certificates
+        ]
     )
 
 

@@ -72,7 +72,6 @@ from delta_suite.reduction.law_sums import (
     GROUPS,
     ORDER,
     Basis,
-    Form,
     Home,
     Maps,
     Streams,
@@ -135,7 +134,6 @@ def measure_law(
     devices: Sequence[torch.device] = (),
     *,
     units: Units | None = None,
-    form: Form = "normalised",
     sinks: Sinks | None = None,
     memory: Memory | None = None,
     progress: LawProgress = silent,
@@ -155,7 +153,6 @@ def measure_law(
         units=units or Units.of(int(stream.document.max()) + 1),
         layers=stream.layers,
         hidden=stream.hidden,
-        form=form,
         memory=memory,
         progress=progress,
         collect=collect,
@@ -172,7 +169,6 @@ def measure_law_again(
     units: Units,
     layers: int,
     hidden: int,
-    form: Form = "normalised",
     memory: Memory | None = None,
     progress: LawProgress = silent,
     collect: Collect | None = None,
@@ -197,7 +193,7 @@ def measure_law_again(
     )
 
     def source(plan: Plan) -> SumSource:
-        return _Rows(walk_rows(streams, entering, groups, form, devices, plan.rows), layers, hidden)
+        return _Rows(walk_rows(streams, entering, groups, devices, plan.rows), layers, hidden)
 
     return fit_law(
         source,
@@ -207,7 +203,6 @@ def measure_law_again(
         units=units,
         layers=layers,
         hidden=hidden,
-        form=form,
         memory=memory,
         progress=progress,
         collect=collect,
@@ -258,7 +253,6 @@ def fit_law(
     units: Units,
     layers: int,
     hidden: int,
-    form: Form = "normalised",
     memory: Memory | None = None,
     progress: LawProgress = silent,
     collect: Collect | None = None,
@@ -274,7 +268,7 @@ def fit_law(
     k = components(tokens, hidden)
 
     def unmeasured(reason: str) -> Law:
-        return Law.absent(reason, phases, form=form, tokens=rows, documents=documents, hidden=hidden)
+        return Law.absent(reason, phases, tokens=rows, documents=documents, hidden=hidden)
 
     if min(counts) == 0:
         return unmeasured(
@@ -315,7 +309,7 @@ def fit_law(
                 del by_basis, sums, maps  # before those of the next portion are formed
     if not scored:
         return unmeasured("its maps alone were asked for")
-    return _assemble(folds, phases, form, rows, documents, hidden, k, (ridges[0], ridges[1]))
+    return _assemble(folds, phases, rows, documents, hidden, k, (ridges[0], ridges[1]))
 
 
 def _collect(collect: Collect, fit: Fit, portion: Portion, fold: int, basis: Basis) -> None:
@@ -373,7 +367,6 @@ class _Fold:
 def _assemble(
     folds: Sequence[_Fold],
     phases: PhaseMap,
-    form: Form,
     tokens: int,
     documents: int,
     hidden: int,
@@ -412,6 +405,4 @@ def _assemble(
     captured = averaged([fold.inside / over(fold.mean, fold) for fold in case] for case in cases[:1])[0]
     gains = np.mean([scores.gains for scores in whole], axis=0)
     directions = np.stack([fold.directions for fold in folds])
-    return Law(
-        dict(phases), form, tokens, documents, hidden, k, ridges, rungs, share, transfer, gains, captured, directions
-    )
+    return Law(dict(phases), tokens, documents, hidden, k, ridges, rungs, share, transfer, gains, captured, directions)

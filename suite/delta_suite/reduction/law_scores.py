@@ -23,8 +23,6 @@ class Law:
 
     phases: PhaseMap
     """The phases whose layers share a map: the shared rungs hold for these and no others."""
-    form: str
-    """`normalised` or `raw`: the rows on which the maps act (`law_sums.Form`)."""
     tokens: int
     """Number of tokens that enter: those of `sink_free`."""
     documents: int
@@ -52,13 +50,11 @@ class Law:
     """Reason why nothing was measured; the arrays are then empty."""
 
     @classmethod
-    def absent(
-        cls, reason: str, phases: PhaseMap, *, form: str = "normalised", tokens: int, documents: int, hidden: int
-    ) -> Law:
+    def absent(cls, reason: str, phases: PhaseMap, *, tokens: int, documents: int, hidden: int) -> Law:
         """Return a law that was not measured, with the reason."""
         empty = np.zeros((0, 0))
         rungs = dict.fromkeys((*CONSTANTS, *RUNGS), empty)
         return cls(
-            dict(phases), form, tokens, documents, hidden, 0, (0.0, 0.0), rungs, empty,
+            dict(phases), tokens, documents, hidden, 0, (0.0, 0.0), rungs, empty,
             np.zeros((0, 0, 0)), np.zeros(0), np.zeros(0), np.zeros((0, 0, 0)), reason,
         )  # fmt: skip

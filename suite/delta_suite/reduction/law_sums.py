@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from itertools import pairwise
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float64, Int64
@@ -20,9 +19,6 @@ from delta_suite.reduction.eigen import eigh, slow_float64
 from delta_suite.reduction.gram import algebra_device, gram
 from delta_suite.reduction.lanes import rows_at_once
 from delta_suite.reduction.moments import NORM_FLOOR
-
-Form = Literal["normalised", "raw"]
-"""Rows x on which a map acts: `normalised` is h / rms(h), as the first norm of a block returns it; `raw` is h."""
 
 GROUPS = 10
 """Number of groups that units are dealt into. The even ones, of half a, are one fold, the odd ones the other."""
@@ -46,7 +42,7 @@ class Rows:
 
     layer: int
     x: Float64[Tensor, "rows hidden"]
-    """The rows on which a map acts, as `Form` says."""
+    """The rows on which a map acts: h / rms(h), as the first norm of a block returns it."""
     y: Float64[Tensor, "rows hidden"]
     """The updates delta."""
     slices: Sequence[slice]
@@ -72,7 +68,6 @@ def walk_rows(
     streams: Streams,
     entering: Bool[Tensor, " tokens"],
     groups: Int64[Tensor, " documents"],
-    form: Form,
     devices: Sequence[torch.device],
     at_once: int | None = None,
 ) -> Walk:
@@ -95,8 +90,7 @@ def walk_rows(
                     index = order.to(before.device)
                     x, y = before.index_select(0, index).double(), update.index_select(0, index).double()
                     del before, update
-                    if form == "normalised":
-                        x /= x.square().mean(dim=1, keepdim=True).sqrt_().clamp_min_(NORM_FLOOR)
+                    x /= x.square().mean(dim=1, keepdim=True).sqrt_().clamp_min_(NORM_FLOOR)
                     if layer not in centres and len(x):
                         centres[layer] = x.mean(dim=0), y.mean(dim=0)
                     update = torch.stack([y[part].sum(dim=0) for part in slices])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
@@ -88,9 +89,7 @@ def reduce_stream(
     draws: list[Future[Tensor]] = []
     plan: Plan | None = None
     seen = 0
-    workers = max(1, len(devices)) * LANES
-    threads = shared_threads(workers if any(device.type == "cuda" for device in devices) else 1)
-    with threads, ThreadPoolExecutor(workers) as pool, ThreadPoolExecutor(1) as drawing:
+    with _pool(devices) as pool, ThreadPoolExecutor(1) as drawing:
         for stream in shards:
             dropped = sinks(stream) if drops_sinks(variants) else None
             kept = int(stream.kept.sum())
@@ -109,10 +108,7 @@ def reduce_stream(
                 workload = Workload.of(stream, plan, moments_on_device=on_device)
                 lanes, of_all = make_lanes(devices, workload, memory), {}
             step = _Step(shard, plan, moments, spectra, draws, advance, team, of_all)
-            assigned = [chosen[lane :: len(lanes)] for lane in range(len(lanes))]
-            # One lane stays in this thread: in another the host's eigh of 325 took 38 ms instead of 5, as the threads
-            # of its OpenMP pool and of this one's wait for each other.
-            list((pool.map if len(lanes) > 1 else map)(step.reduce, lanes, assigned))
+            step.run(pool, lanes, chosen)
             # The shard is the largest thing in memory: nothing here may hold it while the next one is filled.
             del stream, shard, step
     for solved in team.gathered({layer: spectra[layer] for layer in chosen if spectra[layer]}):
@@ -139,17 +135,13 @@ def add_up(
     """
     moments: list[dict[Part, Moments]] = [{} for _ in range(layers)]
     plan: Plan | None = None
-    workers = len(devices) * LANES
-    threads = shared_threads(workers if any(device.type == "cuda" for device in devices) else 1)
-    with threads, ThreadPoolExecutor(workers) as pool:
+    with _pool(devices) as pool:
         for stream in shards:
             plan = plan or plan_of_group(stream, list(BLOCK_VARIANTS.values()), units.at_most(ADDED_GROUPS), memory)
             shard = _Shard.of(stream, sinks(stream), plan, last=False)
             workload = Workload.of(stream, plan, moments_on_device=bool(moments[0]) and plan.keep_on is None)
-            lanes = make_lanes(devices, workload, memory)
             step = _Step(shard, plan, moments, [], (), lambda tokens: None, Team(), {})
-            assigned = [range(layers)[lane :: len(lanes)] for lane in range(len(lanes))]
-            list((pool.map if len(lanes) > 1 else map)(step.reduce, lanes, assigned))
+            step.run(pool, make_lanes(devices, workload, memory), range(layers))
             del stream, shard, step
     return moments
 
@@ -169,6 +161,15 @@ def solve_moments(
         for variant, grouped in _grouped_moments([moments], plan):
             (spectra[variant],) = solve_layers(grouped, draws, solve, epsilon=epsilon)
     return spectra
+
+
+@contextmanager
+def _pool(devices: Sequence[torch.device]) -> Iterator[ThreadPoolExecutor]:
+    """Yield a pool with a thread for each lane of the devices."""
+    workers = max(1, len(devices)) * LANES
+    threads = shared_threads(workers if any(device.type == "cuda" for device in devices) else 1)
+    with threads, ThreadPoolExecutor(workers) as pool:
+        yield pool
 
 
 @dataclass(frozen=True)
@@ -257,6 +258,13 @@ class _Step:
     team: Team
     of_all: Mapping[Part, int]
     """The tokens of each part over all processes, where there are several and this shard is the last."""
+
+    def run(self, pool: ThreadPoolExecutor, lanes: Sequence[Lane], layers: Sequence[int]) -> None:
+        """Reduce the layers, each in one of the lanes."""
+        assigned = [layers[lane :: len(lanes)] for lane in range(len(lanes))]
+        # One lane stays in this thread: in another the host's eigh of 325 took 38 ms instead of 5, as the threads of
+        # its OpenMP pool and of this one's wait for each other.
+        list((pool.map if len(lanes) > 1 else map)(self.reduce, lanes, assigned))
 
     def reduce(self, lane: Lane, layers: Sequence[int]) -> None:
         """Reduce the layers of one lane, portion by portion."""
