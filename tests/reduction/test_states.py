@@ -18,7 +18,7 @@ from delta_suite.metrics.estimators import state_metrics
 from delta_suite.metrics.state import OF_VARIANT
 from delta_suite.models.blocks import find_decoder
 from delta_suite.provenance import Clock
-from delta_suite.reduction import states
+from delta_suite.reduction import state_maps
 from delta_suite.reduction.passes import Captured, Passes
 from delta_suite.reduction.reduce import reduce_stream
 from delta_suite.reduction.states import state_layers, state_streams
@@ -161,7 +161,7 @@ def passes(
     model, sequences = loaded
     rooms = {0.5: Memory(stream * sequences.tokens), 0.25: Memory(moments * MOMENTS), 0.75: Memory(1 << 23)}
     monkeypatch.setattr(Memory, "free", classmethod(lambda cls, device, share=0.5: rooms[share]))
-    monkeypatch.setattr(states, "FEATURES", 16)
+    monkeypatch.setattr(state_maps, "FEATURES", 16)
     made = Passes(model, find_decoder(model), sequences, [CPU], Clock(), states=True)
     return made.run(None, units=Units.of(DOCUMENTS)), made
 
