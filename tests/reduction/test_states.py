@@ -65,6 +65,7 @@ def measured(stream: ResidualStream, units: Units | None = None) -> dict[str, di
         units=units,
         variants=list(BLOCK_VARIANTS.values()),
         sinks=lambda _: sinks,
+        directions=False,
     )
     layers = state_layers(lambda _: [stream], sinks.dropped, spectra, units=units, chosen=[0], at_once=1)
     return {variant: state_metrics(first, variant) for variant, (first,) in layers.items()}
@@ -152,6 +153,36 @@ def test_what_cannot_be_measured_says_why() -> None:
     few = stream.take(torch.arange(4 * LENGTH))
     reason = measured(few, Units.of(4))["raw"]["linearity"].reason
     assert reason == "a map needs 160 tokens, and a half has 60"
+
+
+def test_eigenvalues_alone_are_those_of_the_spectra() -> None:
+    """Of rows, and of moments that are added over two shards; of units and of documents."""
+    stream, units = planted(bent, sink=20.0), Units.of(TEXTS, [f"domain {text // 2}" for text in range(TEXTS)])
+    half = TOKENS // 2
+    shards = [stream.take(torch.arange(start, start + half)) for start in (0, half)]
+    for streams in ([stream], shards):
+        whole, alone = (
+            reduce_stream(
+                streams,
+                layers=1,
+                tokens=TOKENS,
+                units=units,
+                variants=list(BLOCK_VARIANTS.values()),
+                memory=Memory(1 << 30),
+                directions=directions,
+            )
+            for directions in (True, False)
+        )
+        for variant, (layer,) in whole.items():
+            (values,) = alone[variant]
+            assert len(values.directions) == 0
+            assert len(values.resamples[1]) == len(layer.resamples[1]) > 1
+            for one, other in zip(
+                (layer.statistics, *layer.resamples[1], *layer.resamples[2]),
+                (values.statistics, *values.resamples[1], *values.resamples[2]),
+                strict=True,
+            ):
+                assert np.array_equal(one.eigenvalues, other.eigenvalues)
 
 
 def passes(
