@@ -39,6 +39,9 @@ UPDATE = "update"
 HOST_ROWS = 2048
 """Rows worked on together on the host: copies of more are mapped anew by the system each time, page by page."""
 
+KEPT_BYTES = 1 << 29
+"""Most bytes of rows that are kept between the two walks; more are formed again. SmolLM2-135M under `core`: 0.37 GB."""
+
 Sums = dict[tuple[str, str], Float64[np.ndarray, "groups columns"]]
 
 
@@ -88,9 +91,11 @@ class _Tokens:
     """The group of documents of each token, where the unit is the domain."""
     parts: Mapping[Part, Bool[Tensor, " tokens"]]
     """The tokens of each part: those that enter raw, apart by whether they are sinks."""
+    whole: bool
+    """True where the shard holds all tokens."""
 
     @classmethod
-    def of(cls, stream: ResidualStream, sinks: Bool[Tensor, " tokens"], units: Units) -> _Tokens:
+    def of(cls, stream: ResidualStream, sinks: Bool[Tensor, " tokens"], units: Units, *, whole: bool) -> _Tokens:
         document, kept, sinks = stream.document.cpu(), stream.kept.cpu(), sinks.cpu()
         group = torch.tensor(units.groups)[document]
         documents = None if units.documents is None else torch.tensor(units.documents)[document]
@@ -99,7 +104,7 @@ class _Tokens:
             for sink in (False, True)
             for quarter in range(4)
         }
-        return cls(stream, {"raw": kept, "sink_free": kept & ~sinks}, group, documents, parts)
+        return cls(stream, {"raw": kept, "sink_free": kept & ~sinks}, group, documents, parts, whole)
 
     def triples(self, variant: str) -> Bool[Tensor, " tokens"]:
         """Return True for each token that enters with the two after it, all of one sequence."""
@@ -130,15 +135,28 @@ class _Tokens:
                         yield part, numbers + start, states, updates
 
 
+class _Rows(NamedTuple):
+    """Rows of one part, for one of the maps: both sides are about the centres of the layer."""
+
+    part: Part
+    numbers: Int64[Tensor, " rows"]
+    kind: str
+    x: Float64[Tensor, "rows columns"]
+    y: Float64[Tensor, "rows hidden"]
+
+
 class _Layer:
     """The accumulating figures of one layer."""
 
-    def __init__(self, units: Units) -> None:
+    def __init__(self, units: Units, room: int) -> None:
+        """Take the units, and the bytes of rows that may be kept from the first walk for the second one."""
         self.counts = (units.group_count, units.document_group_count)
         self.centres: dict[str, Tensor] = {}
         """A point near the mean of what each map acts on, and of the updates, so that nothing cancels about it."""
         self.parts: dict[tuple[str, Part], MapSums] = {}
         self.fits: dict[tuple[str, str, int], MapFit] = {}
+        self._kept: list[_Rows] = []
+        self._room = room
         self.sums: tuple[Sums, Sums] = ({}, {})
         self.norms: list[Float[np.ndarray, " tokens"]] = []
         self.tokens: list[tuple[np.ndarray, ...]] = []
@@ -150,29 +168,32 @@ class _Layer:
         groupings = [group for group in (tokens.group, tokens.documents) if group is not None]
         self.tokens.append(tuple(part.numpy() for part in (kept, position, *groupings)))
         self.norms.append(tokens.stream.row_norms(layer).numpy())
-        for part, _, states, update in tokens.rows(layer, device):
-            for kind, x, y in self._centred(part, states, update):
-                if (kind, part) not in self.parts:
-                    self.parts[kind, part] = MapSums.zeros(x, x.shape[1], y.shape[1])
-                self.parts[kind, part].add(x, y)
+        for rows in self._formed(layer, tokens, device):
+            if (rows.kind, rows.part) not in self.parts:
+                self.parts[rows.kind, rows.part] = MapSums.zeros(rows.x, rows.x.shape[1], rows.y.shape[1])
+            self.parts[rows.kind, rows.part].add(rows.x, rows.y)
+            self._room -= rows.x.nbytes + rows.y.nbytes
+            if tokens.whole and self._room >= 0:
+                self._kept.append(rows)
+        if self._room < 0:
+            self._kept.clear()
         angle = _angles(tokens.stream.states[layer], device)
         columns = torch.stack([torch.ones_like(angle), angle, angle.square()], dim=1)
         for variant in tokens.entering:
             index = (tokens.triples(variant) & ~angle.isnan()).nonzero().flatten()
             self._count(("angle", variant), tokens, index, columns[index])
 
-    def _centred(
-        self, part: Part, states: Float64[Tensor, "rows hidden"], update: Float64[Tensor, "rows hidden"]
-    ) -> Iterator[tuple[str, Float64[Tensor, "rows columns"], Float64[Tensor, "rows hidden"]]]:
-        """Yield for each map that a part enters what it acts on, and the updates. Overwrites states and updates."""
-        kinds = (LINEAR,) if part.sink else (TOKENWISE, LINEAR)
-        rows = {kind: features(kind, states) for kind in kinds} | {UPDATE: update}
-        for name, matrix in rows.items():
-            if name not in self.centres:
-                self.centres[name] = matrix.mean(dim=0)
-            matrix.sub_(self.centres[name])
-        for kind in kinds:
-            yield kind, rows[kind], update
+    def _formed(self, layer: int, tokens: _Tokens, device: torch.device | None) -> Iterator[_Rows]:
+        """Yield the rows of a shard for each map that they enter."""
+        for part, numbers, states, update in tokens.rows(layer, device):
+            kinds = (LINEAR,) if part.sink else (TOKENWISE, LINEAR)
+            matrices = {kind: features(kind, states) for kind in kinds} | {UPDATE: update}
+            for name, matrix in matrices.items():
+                if name not in self.centres:
+                    self.centres[name] = matrix.mean(dim=0)
+                matrix.sub_(self.centres[name])
+            for kind in kinds:
+                yield _Rows(part, numbers, kind, matrices[kind], update)
 
     def solve(self) -> str | None:
         """Fit the maps, or return why they cannot be fitted."""
@@ -196,20 +217,19 @@ class _Layer:
 
     def second(self, layer: int, tokens: _Tokens, device: torch.device | None) -> None:
         """Score the rows of a shard by the maps of the other half."""
-        for part, index, states, update in tokens.rows(layer, device):
-            for kind, x, y in self._centred(part, states, update):
-                by_rows = {chosen: self.fits[each, chosen, 1 - part.half] for each, chosen in FITS if each == kind}
-                if part.sink:
-                    del by_rows["sink_free"]
-                scored = {chosen: [fit.errors(x, y)] for chosen, fit in by_rows.items()}
-                if kind == LINEAR:  # x is h itself, and the update about its mean is scored once for both maps
-                    for chosen, fit in by_rows.items():
-                        scored[chosen].append(squared_norms(y - fit.mean_y))
-                    after = x.add_(y)
-                    for chosen, fit in by_rows.items():
-                        scored[chosen].append(squared_norms(after - (fit.mean_x + fit.mean_y)))
-                for chosen, columns in scored.items():
-                    self._count((kind, chosen), tokens, index, torch.stack(columns, dim=1).cpu())
+        for part, numbers, kind, x, y in self._kept or self._formed(layer, tokens, device):
+            by_rows = {chosen: self.fits[each, chosen, 1 - part.half] for each, chosen in FITS if each == kind}
+            if part.sink:
+                del by_rows["sink_free"]
+            scored = {chosen: [fit.errors(x, y)] for chosen, fit in by_rows.items()}
+            if kind == LINEAR:  # x is h itself, and the update about its mean is scored once for both maps
+                for chosen, fit in by_rows.items():
+                    scored[chosen].append(squared_norms(y - fit.mean_y))
+                after = x.add_(y)
+                for chosen, fit in by_rows.items():
+                    scored[chosen].append(squared_norms(after - (fit.mean_x + fit.mean_y)))
+            for chosen, columns in scored.items():
+                self._count((kind, chosen), tokens, numbers, torch.stack(columns, dim=1).cpu())
 
     def _count(
         self,
@@ -261,13 +281,14 @@ def state_layers(
     out: dict[str, list[StateLayer]] = {variant: [] for variant in BLOCK_VARIANTS}
     for start in range(0, len(chosen), at_once):
         portion = chosen[start : start + at_once]
-        layers = {layer: _Layer(units) for layer in portion}
+        layers = {layer: _Layer(units, KEPT_BYTES // at_once) for layer in portion}
 
         def walk(step: str, layers: Mapping[int, _Layer] = layers, portion: Sequence[int] = portion) -> None:
             first = 0
             for stream in streams(portion):
-                tokens = _Tokens.of(stream, sinks[first : first + len(stream.document)], units)
-                first += len(stream.document)
+                count = len(stream.document)
+                tokens = _Tokens.of(stream, sinks[first : first + count], units, whole=count == len(sinks))
+                first += count
                 for layer in portion:
                     device = devices[layer % len(devices)] if devices else None
                     getattr(layers[layer], step)(layer, tokens, device)
