@@ -250,7 +250,8 @@ def _angles(states: Float[Tensor, "tokens hidden"], device: torch.device | None)
 
     Angles are taken by halves, 2 atan2(|a - b|, |a + b|) of unit vectors, which loses nothing where steps are parallel.
     """
-    home, at_once = algebra_device(device or states.device), rows_at_once(states.shape[1])
+    home = algebra_device(device or states.device)
+    at_once = HOST_ROWS if home.type == "cpu" else rows_at_once(states.shape[1])
     out = torch.full((len(states),), torch.nan, dtype=torch.float64)
     for start in range(0, max(0, len(states) - 2), at_once):
         block = states[start : start + at_once + 2].to(home).double()
