@@ -18,7 +18,7 @@ from delta_suite.metrics.estimators import state_metrics
 from delta_suite.metrics.state import OF_VARIANT
 from delta_suite.models.blocks import find_decoder
 from delta_suite.provenance import Clock
-from delta_suite.reduction import states
+from delta_suite.reduction import state_maps
 from delta_suite.reduction.passes import Captured, Passes
 from delta_suite.reduction.reduce import reduce_stream
 from delta_suite.reduction.states import state_layers, state_streams
@@ -65,6 +65,7 @@ def measured(stream: ResidualStream, units: Units | None = None) -> dict[str, di
         units=units,
         variants=list(BLOCK_VARIANTS.values()),
         sinks=lambda _: sinks,
+        directions=False,
     )
     layers = state_layers(lambda _: [stream], sinks.dropped, spectra, units=units, chosen=[0], at_once=1)
     return {variant: state_metrics(first, variant) for variant, (first,) in layers.items()}
@@ -154,6 +155,36 @@ def test_what_cannot_be_measured_says_why() -> None:
     assert reason == "a map needs 160 tokens, and a half has 60"
 
 
+def test_eigenvalues_alone_are_those_of_the_spectra() -> None:
+    """Of rows, and of moments that are added over two shards; of units and of documents."""
+    stream, units = planted(bent, sink=20.0), Units.of(TEXTS, [f"domain {text // 2}" for text in range(TEXTS)])
+    half = TOKENS // 2
+    shards = [stream.take(torch.arange(start, start + half)) for start in (0, half)]
+    for streams in ([stream], shards):
+        whole, alone = (
+            reduce_stream(
+                streams,
+                layers=1,
+                tokens=TOKENS,
+                units=units,
+                variants=list(BLOCK_VARIANTS.values()),
+                memory=Memory(1 << 30),
+                directions=directions,
+            )
+            for directions in (True, False)
+        )
+        for variant, (layer,) in whole.items():
+            (values,) = alone[variant]
+            assert len(values.directions) == 0
+            assert len(values.resamples[1]) == len(layer.resamples[1]) > 1
+            for one, other in zip(
+                (layer.statistics, *layer.resamples[1], *layer.resamples[2]),
+                (values.statistics, *values.resamples[1], *values.resamples[2]),
+                strict=True,
+            ):
+                assert np.array_equal(one.eigenvalues, other.eigenvalues)
+
+
 def passes(
     loaded: tuple[Any, TokenSequences], monkeypatch: pytest.MonkeyPatch, stream: int, moments: int = LAYERS
 ) -> tuple[Captured, Passes]:
@@ -161,7 +192,7 @@ def passes(
     model, sequences = loaded
     rooms = {0.5: Memory(stream * sequences.tokens), 0.25: Memory(moments * MOMENTS), 0.75: Memory(1 << 23)}
     monkeypatch.setattr(Memory, "free", classmethod(lambda cls, device, share=0.5: rooms[share]))
-    monkeypatch.setattr(states, "FEATURES", 16)
+    monkeypatch.setattr(state_maps, "FEATURES", 16)
     made = Passes(model, find_decoder(model), sequences, [CPU], Clock(), states=True)
     return made.run(None, units=Units.of(DOCUMENTS)), made
 

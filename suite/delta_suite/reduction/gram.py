@@ -26,7 +26,11 @@ above the diagonal are multiplied: for 8,192 x 5,120 on an H100 4.4 ms in 16 blo
 and 4.8 by halving recursively."""
 
 WIDE_ENOUGH_FOR_BLOCKS = 2048
-"""Below this many columns a single multiplication is faster than blocks."""
+"""Below this many columns a single multiplication is faster than blocks, on a GPU."""
+
+HOST_BLOCKS, WIDE_ENOUGH_ON_HOST = 4, 512
+"""Blocks of narrower rows on a CPU, whose products are bound by arithmetic, and the fewest columns: of 2,048 x 1,088 4
+blocks took 66 ms, 8 took 76, one 87."""
 
 SLICES, SLICE_BITS = 3, 8
 """A float32 row is split into SLICES whole numbers of SLICE_BITS bits, sign included, which float32, TF32 and bfloat16
@@ -78,19 +82,23 @@ def add_gram(out: Float64[Tensor, "hidden hidden"], rows: Float[Tensor, "tokens 
         out += sliced_gram(rows.float())
         return
     rows = rows.to(out.device).double()
-    for start, stop in _column_blocks(rows.shape[1]):
+    for start, stop in _column_blocks(rows.shape[1], out.device):
         out[start:stop, start:].addmm_(rows[:, start:stop].T, rows[:, start:])
 
 
 def mirror(matrix: Float64[Tensor, "hidden hidden"]) -> None:
     """Copy the blocks above the diagonal to their mirror places below it, in place."""
-    for start, stop in _column_blocks(len(matrix)):
+    for start, stop in _column_blocks(len(matrix), matrix.device):
         matrix[stop:, start:stop] = matrix[start:stop, stop:].T
 
 
-def _column_blocks(hidden: int) -> Iterator[tuple[int, int]]:
-    """Yield the first column of each block and the one after its last; narrow rows are one block."""
-    blocks = COLUMN_BLOCKS if hidden >= WIDE_ENOUGH_FOR_BLOCKS else 1
+def _column_blocks(hidden: int, device: torch.device | None = None) -> Iterator[tuple[int, int]]:
+    """Yield the first column of each block and the one after its last; narrow rows are one block.
+
+    device: that of a Gram matrix, whose narrow blocks pay on the host.
+    """
+    on_host = device is not None and device.type == "cpu" and hidden >= WIDE_ENOUGH_ON_HOST
+    blocks = COLUMN_BLOCKS if hidden >= WIDE_ENOUGH_FOR_BLOCKS else HOST_BLOCKS if on_host else 1
     return pairwise(hidden * i // blocks for i in range(blocks + 1))
 
 

@@ -186,7 +186,7 @@ class GroupedRows(Groups):
         for places in self._together(side, r**2 if full else 0):
             products = rest.new_zeros(len(places) if full else 0, r, r)
             for rows, parts in self._parts([groups[place] for place in places], side):
-                along, single = rows @ leading.T, rows.float() @ rest.T
+                along, single = rows @ leading.T, rows.float() @ rest.T if r else rest.new_empty(len(rows), 0)
                 for number, part in enumerate(parts):
                     one, other = along[part], single[part]
                     blocks[places[number]].addmm_(one.T, one)

@@ -205,8 +205,8 @@ class Fit:
             S = T.mT @ T
             c = (T * b).sum(dim=(1, 2)) / (S * a).sum(dim=(1, 2)).clamp_min(TINY)
             T, S = c[:, None, None] * T, c.square()[:, None, None] * S
-            crossed = T @ b.mT
-            matrices = {"shared": T, "shared_square": S, "residual": d - crossed - crossed.mT + T @ a @ T.mT}
+            half = torch.baddbmm(b, T, a, alpha=-0.5) @ T.mT  # B T^T - T A T^T / 2: of what T explains
+            matrices = {"shared": T, "shared_square": S, "residual": d - half - half.mT}
             layers = slice(step.layers.start + within.start, step.layers.start + within.stop)
             kept = (self.maps.keep(kind, layers, matrix) for kind, matrix in matrices.items())
             step.shared.append(_Shared(name, within, *kept))

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from delta_suite.capture.stream import ResidualStream, Storage, mapped
 from delta_suite.reduction.eigen import eigh, slow_float64
-from delta_suite.reduction.gram import algebra_device, gram
+from delta_suite.reduction.gram import add_gram, algebra_device, gram, mirror
 from delta_suite.reduction.lanes import rows_at_once
 from delta_suite.reduction.moments import NORM_FLOOR
 
@@ -315,12 +315,12 @@ def sum_groups(walk: Walk, layers: Sequence[int], hidden: int, bases: Sequence[B
             x, y = basis.coordinates(rows)
             for group, part in enumerate(rows.slices):
                 gx, gy = x[part], y[part]
-                _add_product(sums.A[group, layer], gx, gx)
+                _add_gram(sums.A[group, layer], gx)
                 _add_product(sums.B[group, layer], gy, gx)
                 if slow_float64(gy.device):  # only its top eigenvector and energies along it are read
                     sums.D[group, layer] += gram(gy.float()).to(sums.D.device)
                 else:
-                    _add_product(sums.D[group, layer], gy, gy)
+                    _add_gram(sums.D[group, layer], gy)
                 sums.x[group, layer] += gx.sum(dim=0).to(sums.x.device)
                 sums.y[group, layer] += gy.sum(dim=0).to(sums.y.device)
                 if number:
@@ -336,6 +336,9 @@ def sum_groups(walk: Walk, layers: Sequence[int], hidden: int, bases: Sequence[B
                         getattr(each, name)[group, layer] += value.to(each.n.device)
         if rows.last:
             for sums in out:
+                for group in range(GROUPS):
+                    mirror(sums.A[group, layer])
+                    mirror(sums.D[group, layer])
                 close_folds(sums, layer)
     return out
 
@@ -346,6 +349,14 @@ def close_folds(sums: Sums, layer: int) -> None:
         values = getattr(sums, field.name)
         for fold, groups in enumerate(FOLDS):
             values[GROUPS + fold, layer] = values[groups, layer].sum(dim=0)
+
+
+def _add_gram(out: Float64[Tensor, "k k"], rows: Float64[Tensor, "rows k"]) -> None:
+    """Add rows^T rows to the blocks of a matrix on and above the diagonal, in place."""
+    if out.device == rows.device:
+        add_gram(out, rows)
+    else:
+        out += gram(rows).to(out.device)
 
 
 def _add_product(out: Float64[Tensor, "k k"], one: Float64[Tensor, "rows k"], other: Float64[Tensor, "rows k"]) -> None:

@@ -367,6 +367,7 @@ class Passes:
                 sinks=self._known(),
                 chosen=chosen,
                 keep=memory,
+                directions=False,
             )
             figures = state_layers(
                 streams,

@@ -61,6 +61,7 @@ def reduce_stream(
     keep: Memory | None = None,
     team: Team | None = None,
     tokens_here: int | None = None,
+    directions: bool = True,
 ) -> dict[str, list[LayerSpectra]]:
     """Return the spectra of every layer, by name of the variant.
 
@@ -74,6 +75,7 @@ def reduce_stream(
     GPU with enough memory reduces several layers at once and solves their eigenproblems together.
     `advance` is called with the tokens of each layer that has been reduced, `tokens` times their number in the end.
     `sinks` returns the tokens that `sink_free` leaves out; it is asked once for each shard, where a variant needs them.
+    Without `directions` there are eigenvalues alone, of all tokens and without each group: half of the work.
     `memory` is what the work may take, and `keep`, by default the same, what moments may take between shards; both are
     by default a share of what is free.
 
@@ -107,7 +109,7 @@ def reduce_stream(
             else:
                 workload = Workload.of(stream, plan, moments_on_device=on_device)
                 lanes, of_all = make_lanes(devices, workload, memory), {}
-            step = _Step(shard, plan, moments, spectra, draws, advance, team, of_all)
+            step = _Step(shard, plan, moments, spectra, draws, advance, team, of_all, directions)
             step.run(pool, lanes, chosen)
             # The shard is the largest thing in memory: nothing here may hold it while the next one is filled.
             del stream, shard, step
@@ -258,6 +260,8 @@ class _Step:
     team: Team
     of_all: Mapping[Part, int]
     """The tokens of each part over all processes, where there are several and this shard is the last."""
+    directions: bool = True
+    """False where eigenvalues alone are asked for."""
 
     def run(self, pool: ThreadPoolExecutor, lanes: Sequence[Lane], layers: Sequence[int]) -> None:
         """Reduce the layers, each in one of the lanes."""
@@ -342,7 +346,7 @@ class _Step:
         else:
             variants = _grouped_moments([self.moments[layer] for layer in layers], self.plan)
         for variant, grouped in variants:
-            solved = solve_layers(grouped, draws, solve, epsilon=epsilon)
+            solved = solve_layers(grouped, draws, solve, epsilon=epsilon, directions=self.directions)
             for by_variant, spectra in zip(out, solved, strict=True):
                 by_variant[variant] = spectra
             del grouped  # before the next variant is formed

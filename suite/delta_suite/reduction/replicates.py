@@ -54,7 +54,7 @@ class LayerSpectra:
 
     statistics: LayerStatistics
     directions: Float[Tensor, "k hidden"]
-    """The top-k right singular vectors of the updates."""
+    """The top-k right singular vectors of the updates; no rows where eigenvalues alone were asked for, as below."""
     random: Float[Tensor, "draws hidden"]
     """Directions drawn from a Gaussian with the covariance of the updates."""
     halves: tuple[LayerStatistics, LayerStatistics] | None = None
@@ -149,18 +149,24 @@ def solve_layers(
     solve: Eigensolver,
     *,
     epsilon: float,
+    directions: bool = True,
 ) -> list[LayerSpectra]:
     """Solve the eigenproblems of several layers in one variant, and return everything that is kept of each.
 
     All layers must have the same tokens. Each is given by groups of units, and where the unit is the domain by groups
     of documents, too. `draws` gives each layer's `random_draws`, `epsilon` is the machine epsilon of the stream's
-    dtype. Halves and replicates are formed where both halves have tokens.
+    dtype. Halves and replicates are formed where both halves have tokens. Without `directions` there are eigenvalues
+    alone: of all tokens and without each group.
     """
     first = layers[0][0]
     if first.count(None) == 0:
         return [_without_tokens(groupings[0], epsilon) for groupings in layers]
     halved = all(first.count(side) for side in (0, 1))
     solved = solve((groupings[0].matrix(None) for groupings in layers), [first.size(None)] * len(layers))
+    if not directions:
+        return [
+            _eigenvalues(groupings, eigen, epsilon, halved) for groupings, eigen in zip(layers, solved, strict=True)
+        ]
     wholes = [
         _whole(groupings, eigen, draw(), epsilon) for groupings, eigen, draw in zip(layers, solved, draws, strict=True)
     ]
@@ -175,6 +181,24 @@ def _without_tokens(grouped: Groups, epsilon: float) -> LayerSpectra:
     statistics = _statistics(grouped, np.zeros(0), grouped.within(None), epsilon)
     directions = torch.zeros(TOP_K, grouped.hidden, dtype=torch.float64)
     return LayerSpectra(statistics, directions, torch.zeros(RANDOM_DRAWS, grouped.hidden))
+
+
+def _eigenvalues(groupings: Sequence[Groups], eigen: Eigen, epsilon: float, halved: bool) -> LayerSpectra:
+    """Return the spectra of all tokens and without each group, which have no directions."""
+    grouped = groupings[0]
+    spectrum = grouped.spectrum(None, eigen, min(grouped.count(None), grouped.hidden))
+    statistics = _statistics(grouped, spectrum.eigenvalues.cpu().numpy(), grouped.within(None), epsilon)
+    nothing = torch.zeros(0, grouped.hidden)
+    spectra = LayerSpectra(statistics, nothing, nothing)
+    if not halved:
+        return spectra
+    replicates = []
+    for each in groupings:
+        removed = each.removals(None, spectrum)
+        without = _statistics_without(each, spectrum.eigenvalues, removed, _ritz(spectrum, removed.blocks), epsilon)
+        replicates.append(Replicates(without, nothing[None], nothing[None]))
+    units, *documents = replicates
+    return replace(spectra, replicates=units, documents=documents[0] if documents else None)
 
 
 def _whole(groupings: Sequence[Groups], eigen: Eigen, draws: Float32[Tensor, "draws rank"], epsilon: float) -> _Whole:
@@ -233,16 +257,33 @@ def _half(grouped: Groups, side: int, leading: Spectrum, solve: Eigensolver) -> 
 def _replicates(grouped: Groups, whole: _Whole, number: int, halves: Sequence[Spectrum], epsilon: float) -> Replicates:
     """Return a layer without each group of a grouping; figures of pairs of groups are those of the first one, units."""
     everything, (ritz, directions) = grouped.within(None), whole.without[number]
-    remaining = _eigenvalues_without(whole.leading.eigenvalues, whole.removed[number], ritz)
-    statistics = []
-    for g in everything:
-        between = None if number or whole.pairs is None else whole.pairs.between(grouped, g)
-        statistics.append(_statistics(grouped, remaining[g], [i for i in everything if i != g], epsilon, between))
+    pairs = None if number else whole.pairs
+    statistics = _statistics_without(
+        grouped, whole.leading.eigenvalues, whole.removed[number], ritz, epsilon, pairs=pairs
+    )
     of_half = torch.zeros(len(everything), TOP_K, grouped.hidden)
     for side, half in enumerate(halves):
         of_side = _ritz(half, grouped.removals(side, half).blocks)
         of_half[side::2] = _directions_without(half, of_side, _applied(grouped, side, half, of_side))
-    return Replicates(tuple(statistics), directions, of_half)
+    return Replicates(statistics, directions, of_half)
+
+
+def _statistics_without(
+    grouped: Groups,
+    eigenvalues: Float64[Tensor, " rank"],
+    removed: Removals,
+    ritz: Ritz,
+    epsilon: float,
+    *,
+    pairs: _Pairs | None = None,
+) -> tuple[LayerStatistics, ...]:
+    """Return the statistics without each group, with sums over pairs of groups where `pairs` are given."""
+    everything, remaining = grouped.within(None), _eigenvalues_without(eigenvalues, removed, ritz)
+    out = []
+    for g in everything:
+        between = None if pairs is None else pairs.between(grouped, g)
+        out.append(_statistics(grouped, remaining[g], [i for i in everything if i != g], epsilon, between))
+    return tuple(out)
 
 
 def _ritz(spectrum: Spectrum, blocks: Float64[Tensor, "groups m m"]) -> Ritz:

@@ -1,22 +1,18 @@
 """The states h_L themselves: their spectra, sinks and curvature, and how well each token's own state gives its update.
 
 Spectra are those of `reduce_stream`, of the states in the place of the updates. Everything else comes from two walks
-over the rows. The first forms the sums from which maps from a state to the update are fitted, one on each half of the
-units; the second scores each map on the other half, token by token. Two maps are fitted:
-
-- `linear`: ridge regression of delta on h. Its error is that of the map from h to h + delta, too.
-- `tokenwise`: ridge regression of delta on x = h / rms(h) and FEATURES random features relu(W x + b): it may bend.
-
-Each has the ridge that is best inside the half that it is fitted on: a quarter of the units fits, another one tests, as
-tokens of a text are alike and least squares alone would learn them. Without a group of units the maps are as they were
-fitted, and the group is not scored: intervals are over the text that is scored, for these maps.
+over the rows. The first forms the sums from which maps from a state to the update (state_maps.py) are fitted, one on
+each half of the units; the second scores each map on the other half, token by token. Without a group of units the maps
+are as they were fitted, and the group is not scored: intervals are over the text that is scored, for these maps.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import reduce
+from operator import add
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,32 +21,37 @@ from torch import Tensor
 
 from delta_suite.capture.stream import ResidualStream, wide
 from delta_suite.capture.units import Units
-from delta_suite.reduction.eigen import eigh
+from delta_suite.reduction import state_maps
 from delta_suite.reduction.gram import algebra_device
 from delta_suite.reduction.lanes import rows_at_once
 from delta_suite.reduction.law_sums import Streams
-from delta_suite.reduction.moments import NORM_FLOOR
 from delta_suite.reduction.replicates import LayerSpectra
+from delta_suite.reduction.state_maps import MapFit, MapSums, features, squared_norms
 from delta_suite.reduction.state_statistics import LINEAR, TOKENWISE, StateLayer, StateStatistics
 from delta_suite.reduction.variants import BLOCK_VARIANTS
-
-FEATURES = 512
-"""Random features of the map `tokenwise`. On SmolLM2-135M 1,024 of them gave no more than the linear map."""
 
 FITS = ((LINEAR, "raw"), (LINEAR, "sink_free"), (TOKENWISE, "sink_free"))
 """The maps, and the rows on which each is fitted and scored."""
 
-RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""Ridges to choose from, in multiples of the mean variance of the features. The law's, and larger ones: random features
-learn a text by heart that a linear map cannot."""
+UPDATE = "update"
+"""The name of the updates beside those of the maps."""
 
-FEWEST = 160
-"""Fewest tokens of a half: with fewer, a map says nothing about the stream."""
+HOST_ROWS = 2048
+"""Rows worked on together on the host: copies of more are mapped anew by the system each time, page by page."""
 
-TINY = 1e-300
-"""Smallest variance that a ridge is a multiple of."""
+KEPT_BYTES = 1 << 29
+"""Most bytes of rows that are kept between the two walks; more are formed again. SmolLM2-135M under `core`: 0.37 GB."""
 
 Sums = dict[tuple[str, str], Float64[np.ndarray, "groups columns"]]
+
+
+class Part(NamedTuple):
+    """The tokens of a quarter of the units, sinks apart: sums over parts make those of every map."""
+
+    half: int
+    quarter: int
+    """Which quarter of the half: the first one fits, the second one chooses the ridge."""
+    sink: bool
 
 
 @dataclass(frozen=True)
@@ -78,121 +79,6 @@ def state_streams(streams: Iterable[ResidualStream]) -> Iterator[ResidualStream]
         del stream
 
 
-@lru_cache(maxsize=2)
-def _weights(hidden: int, count: int) -> tuple[Float64[Tensor, "hidden features"], Float64[Tensor, " features"]]:
-    """Return the weights of the random features: the same in each run, and for all layers."""
-    draw = np.random.default_rng(0)
-    weights = draw.standard_normal((hidden, count)) / hidden**0.5
-    return torch.from_numpy(weights), torch.from_numpy(draw.standard_normal(count))
-
-
-def features(kind: str, states: Float64[Tensor, "rows hidden"]) -> Float64[Tensor, "rows columns"]:
-    """Return what a map acts on: the states, or the normalised states and their random features."""
-    if kind == LINEAR:
-        return states
-    x = states / states.square().mean(dim=1, keepdim=True).sqrt().clamp_min(NORM_FLOOR)
-    weights, bias = (part.to(x.device) for part in _weights(x.shape[1], FEATURES))
-    return torch.cat([x, torch.relu(x @ weights + bias)], dim=1)
-
-
-@dataclass
-class _Sums:
-    """Sums over rows about a point near their mean, from which least squares is fitted and scored."""
-
-    count: int
-    x: Float64[Tensor, " columns"]
-    y: Float64[Tensor, " hidden"]
-    xx: Float64[Tensor, "columns columns"]
-    xy: Float64[Tensor, "columns hidden"]
-
-    def __add__(self, other: _Sums) -> _Sums:
-        return _Sums(*(getattr(self, each.name) + getattr(other, each.name) for each in fields(self)))
-
-    def about(self, mean_x: Tensor, mean_y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the means of x x^T and x y^T about a point."""
-        x, y = self.x / self.count, self.y / self.count
-        A = self.xx / self.count - torch.outer(x, x) + torch.outer(x - mean_x, x - mean_x)
-        return A, self.xy / self.count - torch.outer(x, y) + torch.outer(x - mean_x, y - mean_y)
-
-    @property
-    def means(self) -> tuple[Tensor, Tensor]:
-        """The means of x and y."""
-        return self.x / self.count, self.y / self.count
-
-
-class _Fit:
-    """A map from features to the update, fitted on the rows of one half of the units."""
-
-    def __init__(self) -> None:
-        self._centre: tuple[Tensor, Tensor] | None = None
-        self._quarters: list[_Sums | None] = [None, None]
-
-    def add(self, x: Float64[Tensor, "rows columns"], y: Float64[Tensor, "rows hidden"], quarter: int) -> None:
-        """Add rows of a quarter of the units, of the training half."""
-        if not len(x):
-            return
-        if self._centre is None:  # near the mean, so that nothing cancels
-            self._centre = x.mean(dim=0), y.mean(dim=0)
-        x, y = x - self._centre[0], y - self._centre[1]
-        sums = _Sums(len(x), x.sum(dim=0), y.sum(dim=0), x.T @ x, x.T @ y)
-        before = self._quarters[quarter]
-        self._quarters[quarter] = sums if before is None else before + sums
-
-    @property
-    def problem(self) -> str | None:
-        """Why the map cannot be fitted; None where it can."""
-        counts = [0 if quarter is None else quarter.count for quarter in self._quarters]
-        if not min(counts):
-            return "maps are fitted on one half of the units, a quarter of them choosing the ridge: needs four groups"
-        return None if sum(counts) >= FEWEST else f"a map needs {FEWEST} tokens, and a half has {sum(counts)}"
-
-    def solve(self) -> None:
-        """Fit the map with the ridge that is best inside the half, and forget the sums."""
-        first, second = self._quarters
-        assert first is not None
-        assert second is not None
-        assert self._centre is not None
-        inner = _Ridge(first)
-        ridge = inner.best(second)
-        whole = first + second
-        self._map = _Ridge(whole).map(ridge)
-        self.mean_x, self.mean_y = (centre + mean for centre, mean in zip(self._centre, whole.means, strict=True))
-        self._quarters = [None, None]
-
-    def errors(self, x: Float64[Tensor, "rows columns"], y: Float64[Tensor, "rows hidden"]) -> Float64[Tensor, " rows"]:
-        """Return the squared error of each row."""
-        return (y - self.mean_y - (x - self.mean_x) @ self._map).square().sum(dim=1)
-
-
-class _Ridge:
-    """Least squares with any ridge, from one eigenproblem."""
-
-    def __init__(self, sums: _Sums) -> None:
-        self.means = sums.means
-        A, B = sums.about(*self.means)
-        values, self._vectors = eigh(A)
-        self._values, self._seen = values.clamp_min(0.0), self._vectors.T @ B
-
-    def map(self, ridge: float) -> Float64[Tensor, "columns hidden"]:
-        """Return (A + mu I)^-1 B, mu the ridge times the mean of the diagonal of A."""
-        return self._vectors @ self._solved(ridge)
-
-    def _solved(self, ridge: float) -> Float64[Tensor, "columns hidden"]:
-        mu = ridge * self._values.mean().clamp_min(TINY)
-        return self._seen / (self._values + mu)[:, None]
-
-    def best(self, test: _Sums) -> float:
-        """Return the ridge with the least squared error on other rows."""
-        A, B = test.about(*self.means)
-        rotated, seen = self._vectors.T @ A @ self._vectors, self._vectors.T @ B
-
-        def error(ridge: float) -> float:  # less what is the same for every ridge
-            solved = self._solved(ridge)
-            return float((solved * (rotated @ solved - 2 * seen)).sum())
-
-        return min(RIDGES, key=error)
-
-
 @dataclass(frozen=True)
 class _Tokens:
     """Everything about the tokens of a shard that is the same for all layers."""
@@ -203,13 +89,22 @@ class _Tokens:
     group: Int64[Tensor, " tokens"]
     documents: Int64[Tensor, " tokens"] | None
     """The group of documents of each token, where the unit is the domain."""
+    parts: Mapping[Part, Bool[Tensor, " tokens"]]
+    """The tokens of each part: those that enter raw, apart by whether they are sinks."""
+    whole: bool
+    """True where the shard holds all tokens."""
 
     @classmethod
-    def of(cls, stream: ResidualStream, sinks: Bool[Tensor, " tokens"], units: Units) -> _Tokens:
-        document, kept = stream.document.cpu(), stream.kept.cpu()
-        groups = torch.tensor(units.groups)[document]
+    def of(cls, stream: ResidualStream, sinks: Bool[Tensor, " tokens"], units: Units, *, whole: bool) -> _Tokens:
+        document, kept, sinks = stream.document.cpu(), stream.kept.cpu(), sinks.cpu()
+        group = torch.tensor(units.groups)[document]
         documents = None if units.documents is None else torch.tensor(units.documents)[document]
-        return cls(stream, {"raw": kept, "sink_free": kept & ~sinks.cpu()}, groups, documents)
+        parts = {
+            Part(quarter % 2, quarter // 2, sink): kept & (group % 4 == quarter) & (sinks == sink)
+            for sink in (False, True)
+            for quarter in range(4)
+        }
+        return cls(stream, {"raw": kept, "sink_free": kept & ~sinks}, group, documents, parts, whole)
 
     def triples(self, variant: str) -> Bool[Tensor, " tokens"]:
         """Return True for each token that enters with the two after it, all of one sequence."""
@@ -221,13 +116,47 @@ class _Tokens:
             out[:-2] = follows[:-1] & follows[1:]
         return out
 
+    def rows(
+        self, layer: int, device: torch.device | None
+    ) -> Iterator[tuple[Part, Int64[Tensor, " rows"], Float64[Tensor, "rows hidden"], Float64[Tensor, "rows hidden"]]]:
+        """Yield the rows of a layer, some of one part at a time: their numbers, states and updates, in float64."""
+        stream = self.stream
+        home = algebra_device(device or stream.states[layer].device)
+        at_once = rows_at_once(stream.hidden + state_maps.FEATURES)
+        together = HOST_ROWS if home.type == "cpu" else at_once
+        for start in range(0, len(stream.document), at_once):
+            rows = slice(start, start + at_once)
+            before, update = stream.step(layer, rows, home)
+            for part, tokens in self.parts.items():
+                for numbers in torch.split(tokens[rows].nonzero().flatten(), together):
+                    index = numbers.to(home)
+                    states, updates = (taken.index_select(0, index).double() for taken in (before, update))
+                    if len(numbers):
+                        yield part, numbers + start, states, updates
+
+
+class _Rows(NamedTuple):
+    """Rows of one part, for one of the maps: both sides are about the centres of the layer."""
+
+    part: Part
+    numbers: Int64[Tensor, " rows"]
+    kind: str
+    x: Float64[Tensor, "rows columns"]
+    y: Float64[Tensor, "rows hidden"]
+
 
 class _Layer:
     """The accumulating figures of one layer."""
 
-    def __init__(self, units: Units) -> None:
+    def __init__(self, units: Units, room: int) -> None:
+        """Take the units, and the bytes of rows that may be kept from the first walk for the second one."""
         self.counts = (units.group_count, units.document_group_count)
-        self.fits = {(kind, rows, half): _Fit() for kind, rows in FITS for half in (0, 1)}
+        self.centres: dict[str, Tensor] = {}
+        """A point near the mean of what each map acts on, and of the updates, so that nothing cancels about it."""
+        self.parts: dict[tuple[str, Part], MapSums] = {}
+        self.fits: dict[tuple[str, str, int], MapFit] = {}
+        self._kept: list[_Rows] = []
+        self._room = room
         self.sums: tuple[Sums, Sums] = ({}, {})
         self.norms: list[Float[np.ndarray, " tokens"]] = []
         self.tokens: list[tuple[np.ndarray, ...]] = []
@@ -239,21 +168,39 @@ class _Layer:
         groupings = [group for group in (tokens.group, tokens.documents) if group is not None]
         self.tokens.append(tuple(part.numpy() for part in (kept, position, *groupings)))
         self.norms.append(tokens.stream.row_norms(layer).numpy())
-        for rows, states, update in _blocks(tokens.stream, layer, device):
-            for kind, chosen in FITS:
-                x = features(kind, states)
-                for quarter in range(4):
-                    used = tokens.entering[chosen][rows] & (tokens.group[rows] % 4 == quarter)
-                    index = used.nonzero().flatten().to(x.device)
-                    self.fits[kind, chosen, quarter % 2].add(x[index], update[index], quarter // 2)
+        for rows in self._formed(layer, tokens, device):
+            if (rows.kind, rows.part) not in self.parts:
+                self.parts[rows.kind, rows.part] = MapSums.zeros(rows.x, rows.x.shape[1], rows.y.shape[1])
+            self.parts[rows.kind, rows.part].add(rows.x, rows.y)
+            self._room -= rows.x.nbytes + rows.y.nbytes
+            if tokens.whole and self._room >= 0:
+                self._kept.append(rows)
+        if self._room < 0:
+            self._kept.clear()
         angle = _angles(tokens.stream.states[layer], device)
+        columns = torch.stack([torch.ones_like(angle), angle, angle.square()], dim=1)
         for variant in tokens.entering:
-            used = tokens.triples(variant) & ~angle.isnan()
-            columns = torch.stack([torch.ones_like(angle), angle, angle.square()], dim=1)
-            self._count(("angle", variant), tokens, used, columns)
+            index = (tokens.triples(variant) & ~angle.isnan()).nonzero().flatten()
+            self._count(("angle", variant), tokens, index, columns[index])
+
+    def _formed(self, layer: int, tokens: _Tokens, device: torch.device | None) -> Iterator[_Rows]:
+        """Yield the rows of a shard for each map that they enter."""
+        for part, numbers, states, update in tokens.rows(layer, device):
+            kinds = (LINEAR,) if part.sink else (TOKENWISE, LINEAR)
+            matrices = {kind: features(kind, states) for kind in kinds} | {UPDATE: update}
+            for name, matrix in matrices.items():
+                if name not in self.centres:
+                    self.centres[name] = matrix.mean(dim=0)
+                matrix.sub_(self.centres[name])
+            for kind in kinds:
+                yield _Rows(part, numbers, kind, matrices[kind], update)
 
     def solve(self) -> str | None:
         """Fit the maps, or return why they cannot be fitted."""
+        for kind, chosen in FITS:
+            for half in (0, 1):
+                self.fits[kind, chosen, half] = MapFit([self._quarter(kind, chosen, half, each) for each in (0, 1)])
+        self.parts.clear()
         for fit in self.fits.values():
             if problem := fit.problem:
                 return problem
@@ -261,48 +208,41 @@ class _Layer:
             fit.solve()
         return None
 
+    def _quarter(self, kind: str, chosen: str, half: int, quarter: int) -> MapSums | None:
+        """Return the sums over a quarter of the units, with sinks where they enter; None where it has no rows."""
+        sinks = (False, True) if chosen == "raw" else (False,)
+        parts = [self.parts.get((kind, Part(half, quarter, sink))) for sink in sinks]
+        present = [part for part in parts if part is not None]
+        return reduce(add, present) if present else None
+
     def second(self, layer: int, tokens: _Tokens, device: torch.device | None) -> None:
         """Score the rows of a shard by the maps of the other half."""
-        for rows, states, update in _blocks(tokens.stream, layer, device):
-            half = tokens.group[rows] % 2
-            for kind, chosen in FITS:
-                x, enters = features(kind, states), tokens.entering[chosen][rows]
-                columns = torch.zeros(len(x), 3, dtype=torch.float64)
-                for side in (0, 1):
-                    fit, index = self.fits[kind, chosen, 1 - side], (enters & (half == side)).nonzero().flatten()
-                    x_there, update_there = (part[index.to(x.device)] for part in (x, update))
-                    scored = [fit.errors(x_there, update_there)]
-                    if kind == LINEAR:  # x is h itself, and the update about its mean is scored once for both maps
-                        about = update_there - fit.mean_y
-                        scored += [part.square().sum(dim=1) for part in (about, x_there - fit.mean_x + about)]
-                    columns[index, : len(scored)] = torch.stack(scored, dim=1).cpu()
-                self._count((kind, chosen), tokens, enters, columns, rows)
+        for part, numbers, kind, x, y in self._kept or self._formed(layer, tokens, device):
+            by_rows = {chosen: self.fits[each, chosen, 1 - part.half] for each, chosen in FITS if each == kind}
+            if part.sink:
+                del by_rows["sink_free"]
+            scored = {chosen: [fit.errors(x, y)] for chosen, fit in by_rows.items()}
+            if kind == LINEAR:  # x is h itself, and the update about its mean is scored once for both maps
+                for chosen, fit in by_rows.items():
+                    scored[chosen].append(squared_norms(y - fit.mean_y))
+                after = x.add_(y)
+                for chosen, fit in by_rows.items():
+                    scored[chosen].append(squared_norms(after - (fit.mean_x + fit.mean_y)))
+            for chosen, columns in scored.items():
+                self._count((kind, chosen), tokens, numbers, torch.stack(columns, dim=1).cpu())
 
     def _count(
         self,
         key: tuple[str, str],
         tokens: _Tokens,
-        used: Bool[Tensor, " rows"],
+        index: Int64[Tensor, " rows"],
         columns: Float64[Tensor, "rows columns"],
-        rows: slice = slice(None),
     ) -> None:
-        """Add the columns of the rows that are used to the sums of their groups, in each grouping."""
+        """Add the columns of these tokens to the sums of their groups, in each grouping."""
         for sums, groups, count in zip(self.sums, (tokens.group, tokens.documents), self.counts, strict=True):
             if groups is not None:
                 total = sums.setdefault(key, np.zeros((count, columns.shape[1])))
-                np.add.at(total, groups[rows][used].numpy(), columns[used].numpy())
-
-
-def _blocks(
-    stream: ResidualStream, layer: int, device: torch.device | None
-) -> Iterator[tuple[slice, Float64[Tensor, "rows hidden"], Float64[Tensor, "rows hidden"]]]:
-    """Yield the rows of a layer in blocks: states and updates in float64."""
-    home = algebra_device(device or stream.states[layer].device)
-    at_once = rows_at_once(stream.hidden + FEATURES)
-    for start in range(0, len(stream.document), at_once):
-        rows = slice(start, start + at_once)
-        before, update = stream.step(layer, rows, home)
-        yield rows, before.double(), update.double()
+                np.add.at(total, groups[index].numpy(), columns.numpy())
 
 
 def _angles(states: Float[Tensor, "tokens hidden"], device: torch.device | None) -> Float64[Tensor, " tokens"]:
@@ -310,7 +250,8 @@ def _angles(states: Float[Tensor, "tokens hidden"], device: torch.device | None)
 
     Angles are taken by halves, 2 atan2(|a - b|, |a + b|) of unit vectors, which loses nothing where steps are parallel.
     """
-    home, at_once = algebra_device(device or states.device), rows_at_once(states.shape[1])
+    home = algebra_device(device or states.device)
+    at_once = HOST_ROWS if home.type == "cpu" else rows_at_once(states.shape[1])
     out = torch.full((len(states),), torch.nan, dtype=torch.float64)
     for start in range(0, max(0, len(states) - 2), at_once):
         block = states[start : start + at_once + 2].to(home).double()
@@ -341,13 +282,14 @@ def state_layers(
     out: dict[str, list[StateLayer]] = {variant: [] for variant in BLOCK_VARIANTS}
     for start in range(0, len(chosen), at_once):
         portion = chosen[start : start + at_once]
-        layers = {layer: _Layer(units) for layer in portion}
+        layers = {layer: _Layer(units, KEPT_BYTES // at_once) for layer in portion}
 
         def walk(step: str, layers: Mapping[int, _Layer] = layers, portion: Sequence[int] = portion) -> None:
             first = 0
             for stream in streams(portion):
-                tokens = _Tokens.of(stream, sinks[first : first + len(stream.document)], units)
-                first += len(stream.document)
+                count = len(stream.document)
+                tokens = _Tokens.of(stream, sinks[first : first + count], units, whole=count == len(sinks))
+                first += count
                 for layer in portion:
                     device = devices[layer % len(devices)] if devices else None
                     getattr(layers[layer], step)(layer, tokens, device)
