@@ -273,3 +273,6 @@ def test_norms_taken_as_states_come_are_those_of_the_stored_states(storage: Stor
     broken = replace(stream, norms=writer.norms or ())
     with pytest.raises(CaptureError, match="first at h_1"):
         broken.require_finite()
+    writer.write(1, torch.full((1, 16), 1e30, dtype=torch.bfloat16))
+    with pytest.raises(CaptureError, match=r"too large: at h_1 .* reaches 1e\+30"):
+        replace(stream, norms=writer.norms or ()).require_finite()

@@ -151,6 +151,8 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
         ("deep.jsonl", b"[" * 200_000, "deep.jsonl:1: not a document"),
         ("half.jsonl", b'{"text": "x"}\n{"text": "a \\ud800 b"}\n', r"half.jsonl:2: not a doc.* character 2 .*ud800"),
         ("cut.parquet", b"PAR1 and no more", "cut.parquet cannot be read as parquet"),
+        ("rows.json", b'[{"text": "x"}]', "rows.json is a .json file, whose marks would be measured as text"),
+        ("ROWS.JSONL", b'["text"]\n', "ROWS.JSONL:1: not a document"),
     ],
 )
 def test_each_bad_file_is_one_clear_error(tmp_path: Path, name: str, content: bytes, telling: str) -> None:

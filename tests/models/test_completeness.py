@@ -133,6 +133,20 @@ class TestUnread:
         rewrite(llama, lambda old: old | {name: old[f"model.{name}"] + 1})
         assert f"two tensors for one place: model.{name} and {name}" in problem(llama)
 
+    @pytest.mark.parametrize("differs", [True, False])
+    def test_a_tensor_in_two_files(self, llama: Path, differs: bool) -> None:
+        name, norm = "model.layers.0.mlp.up_proj.weight", "model.norm.weight"
+        tensors = load_file(llama / "model.safetensors")
+        (llama / "model.safetensors").rename(llama / "a.safetensors")
+        save_file({name: tensors[name] + differs, norm: tensors[norm]}, llama / "b.safetensors", {"format": "pt"})
+        places = {other: "b.safetensors" if other == norm else "a.safetensors" for other in tensors}
+        index = {"metadata": {}, "weight_map": places}
+        (llama / "model.safetensors.index.json").write_text(json.dumps(index))
+        if differs:
+            assert f"two tensors {name}, which differ: in a.safetensors and b.safetensors" in problem(llama)
+        else:
+            loaded(llama)
+
     def test_an_adapter_in_the_weights(self, llama: Path) -> None:
         message = problem(with_more(llama, model__layers__0__self_attn__q_proj__lora_A__weight=torch.rand(4, 48)))
         assert "1 tensors of an adapter that is not merged, such as model.layers.0.self_attn.q_proj.lora_A" in message

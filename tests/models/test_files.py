@@ -213,6 +213,14 @@ class TestGguf:
         cut(tmp_path / "m.gguf", int((tmp_path / "m.gguf").stat().st_size * share))
         assert "m.gguf is cut short" in problem(spec_of(tmp_path))
 
+    def test_a_cut_in_the_last_tensor(self, tmp_path: Path) -> None:
+        gguf(tmp_path / "m.gguf")
+        end = (tmp_path / "m.gguf").stat().st_size - 32  # 8 numbers of 4 bytes in 64
+        cut(tmp_path / "m.gguf", end - 1)
+        assert f"m.gguf is cut short: {end - 1} bytes, where its last tensor ends at {end}" in problem(
+            spec_of(tmp_path)
+        )
+
     def test_another_file_under_the_name(self, tmp_path: Path) -> None:
         (tmp_path / "m.gguf").write_bytes(b"<!DOCTYPE html>")
         assert "m.gguf is not a GGUF file: it begins with b'<!DO'" in problem(spec_of(tmp_path))

@@ -111,17 +111,20 @@ class ResidualStream:
         return ResidualStream(states, self.document[rows], self.position[rows], self.kept[rows], self.storage)
 
     def require_finite(self) -> None:
-        """Raise CaptureError naming the first layer and token that is NaN or infinite."""
-        # A norm is finite only if all its row is. Where squares of finite numbers overflow, the search below ends
-        # without an error.
-        if all(bool(self.row_norms(layer).isfinite().all()) for layer in range(len(self.states))):
-            return
-        for layer, state in enumerate(self.states):
+        """Raise CaptureError naming the first layer and token that is NaN or infinite, or whose square is."""
+        # A norm is finite only if all its row is, and if no square overflows.
+        large = [layer for layer in range(len(self.states)) if not self.row_norms(layer).isfinite().all()]
+        for layer in large:
+            state = self.states[layer]
             finite = torch.isfinite(state).all(dim=1)
-            if finite.all():
-                continue
-            row = int((~finite).nonzero()[0])
             what = "the input of block 0" if layer == 0 else f"the output of block {layer - 1}"
+            if finite.all():
+                largest = float(state.abs().max())
+                raise CaptureError(
+                    f"the residual stream is too large: at h_{layer} ({what}) it reaches {largest:.3g}, whose square "
+                    "overflows. The weights may be damaged: copy or download them again."
+                )
+            row = int((~finite).nonzero()[0])
             cure = (
                 "The weights may be damaged: copy or download them again."
                 if state.dtype == torch.float32

@@ -35,6 +35,8 @@ TEXT_SUFFIXES = (".txt", ".md")
 
 _TABLES = (".parquet", ".jsonl")
 
+_UNREAD_TABLES = (".json", ".ndjson", ".csv", ".tsv")
+
 DOCUMENT_LIMIT = 256 << 20
 """Most bytes of one document, in a file of its own or in a line."""
 
@@ -136,22 +138,35 @@ def _path(path: Path) -> Iterator[Document]:
         )
     if path.is_dir():
         return _folder(path)
-    if path.suffix == ".jsonl":
+    suffix = _suffix(path)
+    if suffix == ".jsonl":
         return _jsonl(path)
-    if path.suffix == ".parquet":
+    if suffix == ".parquet":
         return _parquet(path)
+    if suffix in _UNREAD_TABLES:
+        raise CalibrationError(
+            f"calibration file {path} is a {suffix} file, whose marks would be measured as text. Write a .jsonl file, "
+            f'with {{"{COLUMN}": "..."}} on each line; if it is one text as it stands, call it .txt.'
+        )
     return iter([Document(read_text(path, DOCUMENT_LIMIT))])
+
+
+def _suffix(path: Path) -> str:
+    """Return the end of a file's name that tells its form."""
+    return path.suffix.lower()
 
 
 def _folder(path: Path) -> Iterator[Document]:
     try:
         # What is no file under such a name, or leads nowhere, is not passed over: reading it says why.
-        files = sorted(file for file in path.iterdir() if file.suffix in TEXT_SUFFIXES and not file.is_dir())
+        files = sorted(file for file in path.iterdir() if _suffix(file) in TEXT_SUFFIXES and not file.is_dir())
     except OSError as error:
         raise UnreadableFileError(path, system_reason(error)) from None
     if not files:
         # Not deeper: the folder may be the root of a disk.
-        tables = sorted(file.name for depth in ("*", "*/*") for file in path.glob(depth) if file.suffix in _TABLES)
+        tables = sorted(
+            file.name for depth in ("*", "*/*") for file in path.glob(depth) if file.suffix.lower() in _TABLES
+        )
         hint = f" For the tables in it ({tables[0]}) write {HUB}{path}, or name one of them." if tables else ""
         raise CalibrationError(
             f"calibration folder {path} holds no {' or '.join(TEXT_SUFFIXES)} file. Put one document in each.{hint}"

@@ -15,7 +15,7 @@ from delta_suite.errors import CaptureError, UnavailableError
 from delta_suite.models.blocks import find_decoder
 from delta_suite.models.files import ModelFiles
 from delta_suite.models.spec import ModelSpec
-from delta_suite.models.weights import StoredTensor, stored_tensors
+from delta_suite.models.weights import StoredTensor, differing_copies, stored_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -203,6 +203,14 @@ def _check_stored(
             spec.name,
             f"{files.directory} has two tensors for one place: {twice[0]} and {twice[0].removeprefix(base)}",
             "Which one is meant cannot be told. Save the model again.",
+        )
+    if copies := differing_copies(files.weights):
+        first, second = copies
+        raise UnavailableError(
+            spec.name,
+            f"{files.directory} has two tensors {first.name}, which differ: in {first.path.name} and "
+            f"{second.path.name}",
+            "Which one is meant cannot be told. Copy or save the model again.",
         )
     state = {} if quantised else model.state_dict()
     whole = [name for name, tensor in stored.items() if tensor.dtype in WHOLE and name in state]

@@ -5,6 +5,7 @@ The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from collections.abc import Iterator
@@ -32,12 +33,11 @@ def gguf_problem(path: Path, size: int) -> str | None:
             return f"{path.name} is not a GGUF file: it begins with {magic!r}"
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
             try:
-                start = _last_tensor(view)
+                end = _end(view)
             except _DAMAGES:
                 return f"{path.name} is cut short or damaged: its header does not end within its {size:,} bytes"
-    # The length of the last tensor depends on its quantisation; the loader notices a cut within it.
-    if size <= start:
-        return f"{path.name} is cut short: {size:,} bytes, where its last tensor begins at {start:,}"
+    if size < end:
+        return f"{path.name} is cut short: {size:,} bytes, where its last tensor ends at {end:,}"
     return None
 
 
@@ -50,7 +50,7 @@ def gguf_content(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]
         header = _Header.of(view)
         values = {key.decode(errors="replace"): _value(view, at) for key, (at, _) in header.pairs.items()}
         shapes = {}
-        for name, (shape, _) in header.tensors.items():
+        for name, (shape, _, _) in header.tensors.items():
             numbers = struct.unpack(f"<{(len(shape) - 4) // 8}Q", shape[4:])
             shapes[name.decode(errors="replace")] = numbers[::-1]
     return values, shapes
@@ -71,7 +71,7 @@ def gguf_architecture(path: Path) -> Iterator[bytes]:
             if key == b"general.architecture" or (key.startswith(prefixes) and key != b"tokenizer.chat_template"):
                 yield key
                 yield header.value(view, key)
-        for name, (shape, _) in sorted(header.tensors.items()):
+        for name, (shape, _, _) in sorted(header.tensors.items()):
             yield name
             yield shape
 
@@ -82,8 +82,8 @@ class _Header:
 
     pairs: dict[bytes, tuple[int, int]]
     """Key -> start and end of its value, type included."""
-    tensors: dict[bytes, tuple[bytes, int]]
-    """Name -> shape as it is written, and offset."""
+    tensors: dict[bytes, tuple[bytes, int, int]]
+    """Name -> shape as it is written, type of its numbers, and offset."""
     end: int
     """End of the header."""
 
@@ -102,17 +102,17 @@ class _Header:
             (kind,) = struct.unpack_from("<I", view, start)
             at = _skip(view, start + 4, kind)
             pairs[key] = (start, at)
-        tensors: dict[bytes, tuple[bytes, int]] = {}
+        tensors: dict[bytes, tuple[bytes, int, int]] = {}
         for _ in range(tensor_count):
             (length,) = struct.unpack_from("<Q", view, at)
             name = view[at + 8 : at + 8 + length]
             at += 8 + length
             (dimensions,) = struct.unpack_from("<I", view, at)
             shape = view[at : at + 4 + 8 * dimensions]
-            at += 4 + 8 * dimensions + 4
-            (offset,) = struct.unpack_from("<Q", view, at)
-            tensors[name] = (shape, offset)
-            at += 8
+            at += 4 + 8 * dimensions
+            kind, offset = struct.unpack_from("<IQ", view, at)
+            tensors[name] = (shape, kind, offset)
+            at += 12
         return cls(pairs, tensors, at)
 
     def value(self, view: mmap.mmap, key: bytes) -> bytes:
@@ -121,13 +121,20 @@ class _Header:
         return view[start:end]
 
 
-def _last_tensor(view: mmap.mmap) -> int:
-    """Return the position in the file at which the last tensor begins."""
+def _end(view: mmap.mmap) -> int:
+    """Return the position in the file at which the last tensor ends; of a type that nobody knows, where it begins."""
+    from gguf import GGML_QUANT_SIZES
+
     header = _Header.of(view)
     alignment = 32
     if b"general.alignment" in header.pairs:
         (alignment,) = struct.unpack_from("<I", header.value(view, b"general.alignment"), 4)
-    last = max((offset for _, offset in header.tensors.values()), default=0)
+    sizes = {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}
+    last = 0
+    for shape, kind, offset in header.tensors.values():
+        numbers, size = sizes.get(kind, (1, 0))
+        count = math.prod(struct.unpack(f"<{(len(shape) - 4) // 8}Q", shape[4:]))
+        last = max(last, offset + count // numbers * size)
     return (header.end + alignment - 1) // max(1, alignment) * alignment + last
 
 

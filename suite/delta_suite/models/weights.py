@@ -60,6 +60,17 @@ def stored_tensors(paths: Iterable[Path]) -> dict[str, StoredTensor]:
     }
 
 
+def differing_copies(paths: Iterable[Path]) -> tuple[StoredTensor, StoredTensor] | None:
+    """Return two tensors of one name in two of the safetensors files that are not equal; None where there are none."""
+    seen: dict[str, StoredTensor] = {}
+    for path in paths:
+        for name, tensor in stored_tensors([path]).items():
+            first = seen.setdefault(name, tensor)
+            if first is not tensor and not first.read().equal(tensor.read()):
+                return first, tensor
+    return None
+
+
 def weights_problem(path: Path) -> str | None:
     """Return the problem with a .safetensors or .gguf file, or None; other files are only checked for LFS pointers.
 

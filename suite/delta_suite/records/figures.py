@@ -46,8 +46,9 @@ interval, whose centre is `corrected`, the value less its estimated bias. `reaso
 def figures(view: RecordView, path: Path | None = None) -> Iterator[Figure]:
     """Yield a row for each figure of a record: layer by layer, then phase by phase, then of the whole model.
 
-    Rows are as the record holds them: averages over tokens and metrics of the law stand once, under `sink_free`. A
-    variant that means something else today than when it was measured has no values, and the reason.
+    Rows are as the record holds them: metrics of the law stand once, under `sink_free`, and so do the averages over
+    tokens of `centred`. A variant that means something else today than when it was measured has no values, and the
+    reason.
 
     path: the file of the record.
     """

@@ -316,6 +316,10 @@ def resampling_problems(
     low, high = figures.bounds()
     law = np.array([metric.takes == "law" for metric in figures.metrics])
     low, high = np.where(law, -np.inf, low), np.where(law, np.inf, high)
+    errors = standard_errors(replicates)
+    # The error of a replicate that is NaN is NaN. It gives no interval, so one that is stated contradicts it.
+    error = np.where(np.isnan(resamples.error), 0.0, resamples.error)
+    known = ~resamples.absent & np.isfinite(error)
     bias = np.array([metric.bias for metric in figures.metrics])
     means = resamples.halves.mean(axis=0)
     by_halves = (bias == "halves") & ~law & centred
@@ -326,11 +330,9 @@ def resampling_problems(
     corrected = np.where(bias == "replicates", of_mean, corrected)
     size = 2 * np.abs(value) + np.where(by_halves, np.abs(means), 0.0)
     times = np.where(np.isin(bias, ["groups", "replicates"]), 2 * groups, 0)
-    allowance = np.where(times > 0, times * (resamples.error + WRITTEN * np.abs(value)), 0.0)
+    allowance = np.where(times > 0, times * (error + WRITTEN * np.abs(value)), 0.0)
     # The bias of the law is removed from figures that are not kept.
     allowance = np.where(law, np.inf, allowance) if centred else np.full(len(value), np.inf)
-    errors = standard_errors(replicates)
-    known = ~resamples.absent & np.isfinite(resamples.error)
     if not centred:
         known &= ~np.isnan(figures.corrected)
     corrected = np.where(np.isnan(errors) | ~known, np.nan, np.minimum(high, np.maximum(low, corrected)))
@@ -343,7 +345,7 @@ def resampling_problems(
     reach = critical_t(groups) * errors
     # An error of every deviation moves their norm by 2 e sqrt(G) at most, and the standard error by less than that.
     tolerance = WRITTEN * (np.abs(stated) + size) + (WRITTEN + quantile) * reach
-    tolerance += critical_t(groups) * 2 * resamples.error * math.sqrt(groups)
+    tolerance += critical_t(groups) * 2 * error * math.sqrt(groups)
     for what, end, sign in (("lower", figures.low, -1), ("upper", figures.high, 1)):
         expected = np.minimum(high, np.maximum(low, stated + sign * reach))
         stated_end = np.where(known, end, np.nan)

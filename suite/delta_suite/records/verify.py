@@ -143,11 +143,12 @@ def _variant_problems(
     *,
     merged: bool,
 ) -> Iterator[Problem]:
-    rank = min(tokens_of(record, variant), record.model.hidden)
+    tokens = tokens_of(record, variant)
+    rank = min(tokens, record.model.hidden)
     places = [f"layer {layer.layer}, {variant}" for layer in record.layers]
     layers = LayerFigures(*figures_by_metric([layer.metrics[variant] for layer in record.layers], places, METRICS))
     yield from range_problems(layers.figures, np.array([most_of(metric, rank, 1) for metric in layers.figures.metrics]))
-    yield from relation_problems(layers, rank)
+    yield from relation_problems(layers, rank, tokens)
     counts = {f"phase {name}, {variant}": last - first + 1 for name, (first, last) in record.phases.items()}
     rows = [scope.metrics[variant] for scope in record.scopes.values()]
     phases, spans = figures_by_metric(rows, list(counts), METRICS)

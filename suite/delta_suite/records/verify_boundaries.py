@@ -9,7 +9,7 @@ from itertools import pairwise
 import numpy as np
 
 from delta_suite.metrics.intervals import interval
-from delta_suite.metrics.segmentation import NEAR, SEGMENTATIONS, costs_of, order_count, segments_of
+from delta_suite.metrics.segmentation import FEWEST_ORDERS, NEAR, SEGMENTATIONS, costs_of, order_count, segments_of
 from delta_suite.records.arrays import Arrays
 from delta_suite.records.problem import WRITTEN, Problem, equal_numbers, number
 from delta_suite.records.record import BoundaryRecord, Record
@@ -23,6 +23,9 @@ def boundary_problems(
     where = f"boundaries, {variant}"
     layers = record.model.layers
     metrics, search = boundary.metrics, boundary.search
+    for name, estimate in metrics.items():
+        if estimate.value is not None and estimate.reason is not None:
+            yield Problem(f"{where}, {name}", f"it has the value {number(estimate.value)}, and a reason to have none")
     if all(estimate.value is None for estimate in metrics.values()):
         if arrays is not None and 1 < len(segments_of(record.phases, layers)) + 1 < layers:
             diagonal, _ = pair_index(layers)
@@ -89,6 +92,8 @@ def _search_problems(
     for name, steps in grids.items():
         estimate = metrics.get(name)
         if estimate is not None and estimate.value is not None:
+            if name == "boundary_cost_rank" and steps < FEWEST_ORDERS:
+                yield Problem(f"{where}, {name}", f"it ranks one of {steps} orders, and {FEWEST_ORDERS} are the fewest")
             share = estimate.value * steps
             if abs(share - round(share)) > WRITTEN * steps or round(share) < 1:
                 yield Problem(f"{where}, {name}", f"{number(estimate.value)} is no share of {steps}")
@@ -122,6 +127,9 @@ def _search_problems(
             stated = (estimate.detail or {}).get(key)
             if key in (estimate.detail or {}) and not equal_numbers(stated, value):
                 yield Problem(f"{where}, {name}", f"its {key} is {number(stated)}, and the search says {number(value)}")
+    drift = ((boundary_p.detail if (boundary_p := metrics.get("boundary_p")) else None) or {}).get("drift_dimensions")
+    if isinstance(drift, int | float) and not 0 < drift < 2**31:
+        yield Problem(f"{where}, boundary_p", f"its drifts have {number(drift)} dimensions")
     if arrays is None:
         return
     cuts = {"detected": boundary.detected, "declared": boundary.declared, "total": ()}

@@ -182,6 +182,7 @@ def _count_problems(record: Record) -> Iterator[Problem]:
         "calibration.domains": (texts.domains, 1, texts.documents),
         "certificate.blocks": (record.certificate.blocks, model.layers, model.layers),
         "certificate.forward_passes": (record.certificate.forward_passes, 1, LARGEST_COUNT),
+        **_setting_counts(record),
     }
     for name, (value, least, most) in counts.items():
         if value is not None and not least <= value <= most:
@@ -206,6 +207,19 @@ def _count_problems(record: Record) -> Iterator[Problem]:
         for name, (first, last) in record.law.phases.items():
             if not 0 <= first <= last < record.model.layers:
                 yield Problem("law", f"phase {number(name)} is {first} to {last}, of {record.model.layers} layers")
+
+
+def _setting_counts(record: Record) -> dict[str, tuple[int | float | None, int, int]]:
+    """Return the numbers among settings and batches, each with its least and largest value."""
+    numbers: dict[str, int | float | None] = {
+        f"provenance.settings.{name}": value
+        for name, value in record.provenance.settings.items()
+        if isinstance(value, int | float) and not isinstance(value, bool)
+    }
+    if (stream := record.provenance.stream) is not None:
+        numbers["provenance.stream.planned_batch_tokens"] = stream.planned_batch_tokens
+        numbers["provenance.stream.batch_tokens"] = stream.batch_tokens
+    return {name: (value, 0, LARGEST_COUNT) for name, value in numbers.items()}
 
 
 def _sink_problems(record: Record) -> Iterator[Problem]:
@@ -305,6 +319,7 @@ def _provenance_problems(record: Record) -> Iterator[Problem]:
         for name, amount in amounts.items():
             if not 0 <= amount < LARGEST_COUNT:
                 yield Problem(f"provenance.{where}", f"{number(name)} has {number(amount)}")
+    yield from _setting_problems(record)
     stream = provenance.stream
     if stream is not None and not (1 <= stream.shards < LARGEST_COUNT and 0 <= stream.largest_bytes < LARGEST_COUNT):
         yield Problem("provenance.stream", f"{number(stream.shards)} shards of {number(stream.largest_bytes)} bytes")
@@ -325,3 +340,18 @@ def _provenance_problems(record: Record) -> Iterator[Problem]:
     now = datetime.now(UTC)
     if created > now + AHEAD:
         yield Problem("provenance.created", f"{provenance.created} lies in the future: it is {now:%Y-%m-%dT%H:%M:%SZ}")
+
+
+def _setting_problems(record: Record) -> Iterator[Problem]:
+    """Yield where the settings of a measurement are not those that the rest of the record tells of."""
+    texts, settings, dtype = record.calibration, record.provenance.settings, record.provenance.dtype
+    if dtype not in EPSILON:
+        yield Problem("provenance.dtype", f"{number(dtype)} is none of {', '.join(EPSILON)}")
+    if texts.chat_template is not None and settings.get("chat_template", texts.chat_template) != texts.chat_template:
+        chosen = number(settings["chat_template"])
+        yield Problem("calibration.chat_template", f"it is {texts.chat_template}, and {chosen} among the settings")
+    drops = settings.get("drop_first_token")
+    if drops is True and (texts.dropped < 1 or record.sinks.position_zero > 0):
+        yield Problem("provenance.settings.drop_first_token", "it is True, and first tokens were kept")
+    if drops is False and texts.dropped > 0:
+        yield Problem("calibration.dropped", f"{texts.dropped} tokens, and by the settings none was dropped")

@@ -80,16 +80,23 @@ _AT_MOST = (
 infinite order, 1 / sum p^2 of order 2, the spectral entropy of order 1, and that of sigma is of flatter weights."""
 
 
-def relation_problems(layers: LayerFigures, rank: int) -> Iterator[Problem]:
+def relation_problems(layers: LayerFigures, rank: int, tokens: int) -> Iterator[Problem]:
     """Yield where figures of one layer contradict each other, which shows without any array.
 
-    rank: the most directions of an update; each share at the floor that an entropy leaves out is missing from it.
+    tokens: those that enter. rank: the most directions of an update; each share at the floor that an entropy leaves
+    out is missing from it.
     """
     rounding = 1 + 2 * WRITTEN - max(rank, 1) * ENTROPY_FLOOR * math.log(ENTROPY_FLOOR)
     for smaller, larger in _AT_MOST:
         if smaller in layers and larger in layers:
             bound = np.where(np.isnan(layers.value(larger)), np.inf, layers.value(larger)) * rounding
             yield from layers[smaller].outside("the value", layers.value(smaller), -np.inf, bound, f", its {larger}")
+    for name in layers.spans:
+        figures = layers[name]
+        if METRICS[name].takes == "tokens" and METRICS[name].low == 0.0:
+            # Of n numbers that are not negative, the mean square is n times the squared mean at most.
+            most = figures.value * math.sqrt(max(tokens - 1, 0)) * rounding
+            yield from figures.outside("the sd", figures.sd, 0.0, most, f", by its value over {tokens} tokens")
     equal: list[tuple[str, Numbers, Numbers, str]] = []
     if "stable_rank" in layers and "top1_energy" in layers:
         stable = layers.value("stable_rank")
