@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from delta_suite.errors import ModelUnavailableError
 from delta_suite.models.files import ModelFiles
+from delta_suite.models.gguf_header import _BLOCKS
 from delta_suite.models.sources import locate
 from delta_suite.models.spec import ModelSpec
 from delta_suite.models.weights import weights_problem
@@ -220,6 +221,12 @@ class TestGguf:
         assert f"m.gguf is cut short: {end - 1} bytes, where its last tensor ends at {end}" in problem(
             spec_of(tmp_path)
         )
+
+    def test_the_sizes_of_blocks_are_those_of_its_library(self) -> None:
+        from gguf import GGML_QUANT_SIZES
+
+        for kind, size in GGML_QUANT_SIZES.items():
+            assert _BLOCKS.get(int(kind), size) == size
 
     def test_another_file_under_the_name(self, tmp_path: Path) -> None:
         (tmp_path / "m.gguf").write_bytes(b"<!DOCTYPE html>")

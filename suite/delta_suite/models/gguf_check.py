@@ -17,8 +17,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from delta_suite.errors import UnavailableError
 from delta_suite.models.files import ModelFiles
 from delta_suite.models.gguf_header import gguf_content
@@ -225,6 +223,7 @@ def gguf_read_once(files: ModelFiles) -> Iterator[None]:
 
 def _plain_reader(reader: Any) -> Any:
     """Return a GGUFReader whose array is a plain one: each of a vocabulary's million slices of a memmap runs Python."""
+    import numpy as np  # here, as collection and runs from the cache import this module, and do without
 
     class PlainReader(reader):  # type: ignore[misc]
         @property

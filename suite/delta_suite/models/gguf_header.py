@@ -18,6 +18,18 @@ _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: 
 _BYTES = {kind: struct.calcsize(f"<{code}") for kind, code in _SCALARS.items()}
 _STRING, _ARRAY = 8, 9
 
+# fmt: off
+_BLOCKS = {
+    0: (1, 4), 1: (1, 2), 2: (32, 18), 3: (32, 20), 6: (32, 22), 7: (32, 24), 8: (32, 34), 9: (32, 40), 10: (256, 84),
+    11: (256, 110), 12: (256, 144), 13: (256, 176), 14: (256, 210), 15: (256, 292), 16: (256, 66), 17: (256, 74),
+    18: (256, 98), 19: (256, 50), 20: (32, 18), 21: (256, 110), 22: (256, 82), 23: (256, 136), 24: (1, 1), 25: (1, 2),
+    26: (1, 4), 27: (1, 8), 28: (1, 8), 29: (256, 56), 30: (1, 2), 34: (256, 54), 35: (256, 66), 39: (32, 17),
+    40: (64, 36), 41: (128, 18),
+}
+# fmt: on
+"""Type of a tensor -> numbers and bytes of a block. As `gguf.GGML_QUANT_SIZES`, whose package imports numpy, which
+collection and runs from the cache do without."""
+
 _DAMAGES = (struct.error, KeyError, RecursionError, OverflowError, ValueError)
 """Errors of reading a header that does not end within the file, or holds what no version has."""
 
@@ -123,16 +135,13 @@ class _Header:
 
 def _end(view: mmap.mmap) -> int:
     """Return the position in the file at which the last tensor ends; of a type that nobody knows, where it begins."""
-    from gguf import GGML_QUANT_SIZES
-
     header = _Header.of(view)
     alignment = 32
     if b"general.alignment" in header.pairs:
         (alignment,) = struct.unpack_from("<I", header.value(view, b"general.alignment"), 4)
-    sizes = {int(kind): size for kind, size in GGML_QUANT_SIZES.items()}
     last = 0
     for shape, kind, offset in header.tensors.values():
-        numbers, size = sizes.get(kind, (1, 0))
+        numbers, size = _BLOCKS.get(kind, (1, 0))
         count = math.prod(struct.unpack(f"<{(len(shape) - 4) // 8}Q", shape[4:]))
         last = max(last, offset + count // numbers * size)
     return (header.end + alignment - 1) // max(1, alignment) * alignment + last
