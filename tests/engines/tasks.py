@@ -50,6 +50,10 @@ def killed_once(mark: str, function: Callable[..., bytes], *arguments: Any) -> b
 
 
 def gpu_seen(mark: str) -> bytes:
-    """Return which GPU this worker sees, once it was killed."""
+    """Return which GPU this worker sees, once it was killed, and while another like it runs in the same folder."""
     kill_the_worker(mark, 1)
+    Path(f"{mark}.again").touch()
+    until = time.monotonic() + 60
+    while len(list(Path(mark).parent.glob("*.again"))) < 2 and time.monotonic() < until:
+        time.sleep(0.01)
     return os.environ["CUDA_VISIBLE_DEVICES"].encode()
