@@ -17,7 +17,6 @@ from delta_suite.models.spec import ModelSpec
 from delta_suite.pipeline import Settings, measure_view, prepare
 from delta_suite.records.cache import Cache
 
-from tests.benchmarks.many_records import bytes_held
 from tests.benchmarks.measuring import Spent
 from tests.tiny import make_tiny
 
@@ -54,6 +53,20 @@ def cost_of(command: Sequence[str | Path], folder: Path, codes: Sequence[int] = 
     assert code in codes, (folder / "output.txt").read_text()[-4000:]
     cpu = after.children_user + after.children_system - before.children_user - before.children_system
     return Cost(wall, cpu, max(peaks))
+
+
+def bytes_held(process: int) -> int:
+    """Return the bytes that a process and its children hold; pages that they share count once for each."""
+    total = 0
+    try:
+        for line in Path(f"/proc/{process}/status").read_text().splitlines():
+            if line.startswith("VmRSS"):
+                total += 1024 * int(line.split()[1])
+        for child in Path(f"/proc/{process}/task/{process}/children").read_text().split():
+            total += bytes_held(int(child))
+    except OSError:
+        pass  # it has ended
+    return total
 
 
 def users(folder: Path) -> dict[str, str]:

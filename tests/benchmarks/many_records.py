@@ -11,15 +11,8 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import math
-import os
-import subprocess
-import sys
 import tempfile
-import threading
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -32,9 +25,11 @@ from delta_suite.records.record import ArrayReference
 from delta_suite.records.store import record_path
 from delta_suite.records.view import RecordView
 
+from tests.benchmarks.many import ROOT, Cost, cost_of
+from tests.benchmarks.page import exponent
 from tests.tiny import make_tiny
 
-ROOT = Path(__file__).parents[2]
+BUILD = ["-m", "delta_suite", "leaderboard", "--hypotheses", ROOT / "hypotheses"]
 
 
 def measured_views(folder: Path, layers: int, variety: int, calibration: str = "core") -> list[RecordView]:
@@ -65,60 +60,6 @@ def write_records(results: Path, views: Sequence[RecordView], count: int) -> Non
             path.write_text(to_json(record.model_copy(update={"arrays": reference})))
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What one run of a command took."""
-
-    wall: float
-    cpu: float
-    """Seconds of CPU of the command and its processes."""
-    peak: int
-    """Most bytes that all of its processes held at once, looked at every tenth of a second."""
-
-
-def cost_of(folder: Path, *arguments: str) -> Cost:
-    """Run `delta-suite leaderboard` in a folder with a cache of its own."""
-    command = [sys.executable, "-m", "delta_suite", "leaderboard", "--hypotheses", str(ROOT / "hypotheses")]
-    environment = os.environ | {"DELTA_SUITE_CACHE": str(folder / "cache")}
-    before, started = os.times(), time.perf_counter()
-    process = subprocess.Popen([*command, *arguments], cwd=folder, env=environment, stdout=subprocess.DEVNULL)
-    peaks = [0]
-
-    def watch() -> None:
-        while process.poll() is None:
-            peaks.append(bytes_held(process.pid))
-            time.sleep(0.1)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    code = process.wait()
-    watcher.join()
-    if code:
-        raise SystemExit(f"delta-suite leaderboard ended with {code}")
-    after = os.times()
-    cpu = after.children_user + after.children_system - before.children_user - before.children_system
-    return Cost(time.perf_counter() - started, cpu, max(peaks))
-
-
-def bytes_held(process: int) -> int:
-    """Return the bytes that a process and its children hold; pages that they share count once for each."""
-    total = 0
-    try:
-        for line in Path(f"/proc/{process}/status").read_text().splitlines():
-            if line.startswith("VmRSS"):
-                total += 1024 * int(line.split()[1])
-        for child in Path(f"/proc/{process}/task/{process}/children").read_text().split():
-            total += bytes_held(int(child))
-    except OSError:
-        pass  # it has ended
-    return total
-
-
-def exponent(few: int, many: int, cost: float, larger: float) -> float:
-    """Return the power of the number that a cost grows by."""
-    return math.log(larger / cost) / math.log(many / few)
-
-
 def main() -> None:
     """Measure, build, and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -135,7 +76,7 @@ def main() -> None:
         for count in counts:
             place = folder / str(count)
             write_records(place / "results", views, count)
-            costs[count] = cost_of(place), cost_of(place, "--check")
+            costs[count] = cost_of(BUILD, place), cost_of([*BUILD, "--check"], place)
             for when, cost in zip(("first", "again"), costs[count], strict=True):
                 print(
                     f"{count:6,} records, {when}: {cost.wall:7.1f} s, CPU {cost.cpu:7.1f} s "
@@ -144,7 +85,8 @@ def main() -> None:
                 )
         for few, many in pairwise(counts):
             powers = [
-                exponent(few, many, cost.cpu, larger.cpu) for cost, larger in zip(costs[few], costs[many], strict=True)
+                exponent([(few, cost.cpu), (many, larger.cpu)])
+                for cost, larger in zip(costs[few], costs[many], strict=True)
             ]
             print(f"{few:,} to {many:,}: CPU grows by the power {powers[0]:.2f} first, {powers[1]:.2f} again")
 

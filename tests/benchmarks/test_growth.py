@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.benchmarks import many
-from tests.benchmarks.many_records import measured_views, write_records
+from tests.benchmarks.many_records import BUILD, measured_views, write_records
 from tests.benchmarks.measuring import Peak, Spent
 from tests.benchmarks.page import Record
 from tests.benchmarks.subjects import DEVICE, SMALL, Subject, build, shaped
@@ -137,7 +137,7 @@ def test_records(benchmark: Any, tmp_path: Path, record: Callable[..., Record]) 
     def run(size: int) -> tuple[Spent, float]:
         place = tmp_path / str(size)
         write_records(place / "results", views, size)
-        cost = many.cost_of(["-m", "delta_suite", "leaderboard", "--hypotheses", many.ROOT / "hypotheses"], place)
+        cost = many.cost_of(BUILD, place)
         return cost, cost.peak
 
     report = record("delta-suite leaderboard, models of six layers, the first time: records")

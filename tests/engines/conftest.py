@@ -18,6 +18,7 @@ from delta_suite.cli import app
 from delta_suite.records.store import load, record_paths
 from typer.testing import CliRunner
 
+from tests.apart import Ended
 from tests.tiny import make_tiny
 from tests.tiny_claims import ABOVE_ITS_CONTROL, HEAD, HOLDS
 
@@ -37,15 +38,6 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import_module("delta_suite.reduction.passes")
     import_module("delta_suite.reduction.law_units")
     return folder
-
-
-@dataclass(frozen=True)
-class Ended:
-    """A command that has ended: its exit code, and what it wrote."""
-
-    code: int
-    out: str
-    err: str
 
 
 @dataclass(frozen=True)

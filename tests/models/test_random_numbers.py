@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from delta_suite.models.random_numbers import Draw, Stream
+from delta_suite.models.random_numbers import Draw, Stream, _mixed
 from scipy import stats
 
 NORMAL = Draw((0, 3), "normal", 0.0, 1.0)
@@ -25,8 +25,9 @@ def filled(draw: Draw, *shape: int, **options: Any) -> torch.Tensor:
     return tensor
 
 
-def unsigned(draw: Draw, count: int) -> list[int]:
-    return [int(value) % 2**64 for value in Stream.of(*draw.labels).integers(torch.arange(count))]
+def unsigned(stream: Stream, count: int) -> list[int]:
+    states = stream.states(torch.arange(count))
+    return [int(value) % 2**64 for value in _mixed(states, torch.empty_like(states))]
 
 
 @pytest.mark.parametrize(
@@ -41,8 +42,7 @@ def unsigned(draw: Draw, count: int) -> list[int]:
 )
 def test_the_integers_are_those_of_the_reference_implementation(seed: int, expected: list[int]) -> None:
     """Its step is the golden ratio of 2^64 (https://prng.di.unimi.it/splitmix64.c)."""
-    integers = Stream(seed, 0x9E3779B97F4A7C15).integers(torch.arange(5))
-    assert [int(value) % 2**64 for value in integers] == expected
+    assert unsigned(Stream(seed, 0x9E3779B97F4A7C15), 5) == expected
 
 
 def test_streams_have_odd_steps_that_mix() -> None:
@@ -56,7 +56,7 @@ def test_streams_have_odd_steps_that_mix() -> None:
 def test_numbers_follow_from_the_integers_by_formula() -> None:
     count = 7
     half = 4
-    integers = unsigned(NORMAL, half)
+    integers = unsigned(Stream.of(*NORMAL.labels), half)
     upper = [((value >> 32) + 2**31) % 2**32 for value in integers]  # in the order of signed numbers
     radii = [math.sqrt(-2.0 * math.log((value + 0.5) / 2**32)) for value in upper]
     angles = [2.0 * math.pi * (value % 2**32) / 2**32 for value in integers]

@@ -164,9 +164,7 @@ def _folder(path: Path) -> Iterator[Document]:
         raise UnreadableFileError(path, system_reason(error)) from None
     if not files:
         # Not deeper: the folder may be the root of a disk.
-        tables = sorted(
-            file.name for depth in ("*", "*/*") for file in path.glob(depth) if file.suffix.lower() in _TABLES
-        )
+        tables = sorted(file.name for depth in ("*", "*/*") for file in path.glob(depth) if _suffix(file) in _TABLES)
         hint = f" For the tables in it ({tables[0]}) write {HUB}{path}, or name one of them." if tables else ""
         raise CalibrationError(
             f"calibration folder {path} holds no {' or '.join(TEXT_SUFFIXES)} file. Put one document in each.{hint}"

@@ -57,10 +57,9 @@ class Stream:
             step ^= 0xAAAA_AAAA_AAAA_AAAA
         return cls(start, step)
 
-    def integers(self, counters: Tensor) -> Tensor:
-        """Return the integers at these places, counted from 0: int64, whose bits are those of the unsigned numbers."""
-        state = counters.mul(_signed(self.step)).add_(_signed(self.start + self.step))
-        return _mixed(state, torch.empty_like(state))
+    def states(self, places: Tensor) -> Tensor:
+        """Return the states that the integers at these places, counted from 0, are mixed from: int64, which wraps."""
+        return places.mul(_signed(self.step)).add_(_signed(self.start + self.step))
 
 
 @dataclass(frozen=True)
@@ -143,8 +142,7 @@ class Draw:
         attempt = 0
         while (outside := ((numbers < low) | (numbers > high)).nonzero().squeeze(1)).numel():
             attempt += 1
-            stream = Stream.of(*self.labels, attempt)
-            states = (outside + (begin + 1)).mul_(_signed(stream.step)).add_(_signed(stream.start))
+            states = Stream.of(*self.labels, attempt).states(outside + begin)
             numbers[outside] = self._pair(states, _Room(outside.numel(), numbers.device))[0]
 
 
