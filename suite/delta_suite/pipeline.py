@@ -391,6 +391,7 @@ def _run_model(run: Run, missing: frozenset[str], progress: Progress, *, with_sp
                     damage="damage" in missing,
                     advance=bar.update,
                     law_progress=partial(progress, f"{name}: law", unit="fit"),
+                    release=loaded.release,
                 )
         provenance = provenance_record(run.choices, run.key, loaded, decoder, captured, clock.seconds)
         return _Ran(class_name(model), sequences, phases, captured, provenance)

@@ -15,7 +15,7 @@ from delta_suite.reduction.passes import Captured, Passes
 
 from tests.benchmarks.measuring import Peak, Spent
 from tests.benchmarks.page import Record
-from tests.benchmarks.subjects import DEVICE, LARGE, Subject, first_blocks
+from tests.benchmarks.subjects import DEVICE, LARGE, Subject, build, first_blocks
 
 CUDA = DEVICE.type == "cuda"
 TOKENS_OF_DOCUMENT = 155 if CUDA else 24
@@ -27,8 +27,9 @@ BLOCKS = int(os.environ.get("DELTA_BENCH_WRITES_BLOCKS", "8" if CUDA else "2"))
 pytestmark = pytest.mark.benchmark(group="1. A 32B shape under core")
 
 
-@pytest.mark.parametrize("subject", [LARGE], indirect=True)
-def test_default_parts(benchmark: Any, subject: Subject, record: Callable[..., Record]) -> None:
+def test_default_parts(benchmark: Any, record: Callable[..., Record]) -> None:
+    subject = build(LARGE)
+    weights = sum(tensor.nbytes for tensor in subject.model.parameters())
     run = _Run(subject)
     benchmark.pedantic(run.measure, rounds=1)
     report = record(f"{subject.name}, {run.tokens:,} tokens of {run.units.count} domains", subject.rehearsal)
@@ -42,7 +43,6 @@ def test_default_parts(benchmark: Any, subject: Subject, record: Callable[..., R
     for name in ("capture", "analysis", "law"):
         report.add(f"of it {name}", run.seconds[name], "s")
     report.add("in no clock", run.spent.wall - sum(run.seconds.values()), "s")
-    weights = sum(tensor.nbytes for tensor in subject.model.parameters())
     report.add("weights", weights, "B")
     report.add("weights and peak", weights + run.peak.bytes, "B", target="<= 80e9" if CUDA else "")
     report.add("peak host memory", run.peak.host, "B")
@@ -51,7 +51,7 @@ def test_default_parts(benchmark: Any, subject: Subject, record: Callable[..., R
 
 def test_with_writes(benchmark: Any, record: Callable[..., Record]) -> None:
     subject = first_blocks(LARGE, BLOCKS)
-    default, writes = _Run(subject), _Run(subject, writes=True)
+    default, writes = _Run(subject, kept=True), _Run(subject, writes=True)
     benchmark.pedantic(lambda: (default.measure(), writes.measure()), rounds=1)
     report = record(f"{subject.name}, {default.tokens:,} tokens", not CUDA)
     report.spent("after loading, default parts", default.spent, default.peak.bytes)
@@ -65,8 +65,9 @@ def test_with_writes(benchmark: Any, record: Callable[..., Record]) -> None:
 class _Run:
     """One measurement of the parts spectra and law, as `delta_suite.pipeline` runs it; boundaries take no model."""
 
-    def __init__(self, subject: Subject, *, writes: bool = False) -> None:
-        self.subject, self.writes = subject, writes
+    def __init__(self, subject: Subject, *, writes: bool = False, kept: bool = False) -> None:
+        """Take a subject, whose weights are gone afterwards unless they are `kept`."""
+        self.subject, self.writes, self.kept = subject, writes, kept
         self.units: Units = load_calibration("core").units
         documents = len(self.units.groups)
         self.tokens = documents * TOKENS_OF_DOCUMENT
@@ -83,7 +84,8 @@ class _Run:
         passes = Passes(
             subject.model, subject.decoder, self.sequences, [subject.device], self.clock, writes=self.writes
         )
-        self.captured = passes.run(phase_map(subject.layers), units=self.units)
+        release = None if self.kept else subject.free
+        self.captured = passes.run(phase_map(subject.layers), units=self.units, release=release)
 
     @property
     def seconds(self) -> Mapping[str, float]:

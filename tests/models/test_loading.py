@@ -63,6 +63,13 @@ class TestLoaded:
         for name, tensor in load_file(llama / "model.safetensors").items():
             assert torch.equal(state[name], tensor), name
 
+    def test_weights_that_are_released_take_no_memory(self, llama: Path) -> None:
+        result = loaded(llama)
+        weights = list(result.model.parameters())
+        assert result.release is not None
+        result.release()
+        assert sum(tensor.nbytes for tensor in weights) == 0
+
     def test_two_loads_are_equal(self, llama: Path) -> None:
         tokens = torch.arange(3, 30)[None]
         assert torch.equal(loaded(llama).model(tokens).logits, loaded(llama).model(tokens).logits)

@@ -75,6 +75,24 @@ def at_once(loaded: tuple[Any, TokenSequences]) -> tuple[Captured, Passes]:
 
 
 @pytest.mark.parametrize(
+    ("room", "options", "released"),
+    [(ROOMY, {}, 1), (ROOMY, {"damage": True}, 0), (ROOMY, {"causes": PHASES}, 0), (None, {}, 0)],
+    ids=["at-once", "damage", "causes", "shards"],
+)
+def test_weights_are_released_before_the_algebra_unless_a_pass_is_to_come(
+    loaded: tuple[Any, TokenSequences],
+    monkeypatch: pytest.MonkeyPatch,
+    room: Memory | None,
+    options: dict[str, Any],
+    released: int,
+) -> None:
+    order: list[str] = []
+    size = (LAYERS + 1) * 48 * 4 * loaded[1].tokens
+    measured(loaded, monkeypatch, room or Memory(size // 3), release=lambda: order.append("released"), **options)
+    assert order == ["released"] * released
+
+
+@pytest.mark.parametrize(
     ("parts", "moments", "law"),
     [(3, 2, LAW), pytest.param(30, LAYERS, ROOMY, marks=pytest.mark.long)],
     ids=["few", "many"],

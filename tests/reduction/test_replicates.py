@@ -349,16 +349,17 @@ def test_layers_together_give_what_each_gives_alone(size: tuple[int, int], monke
         ("rows", 4, 60.0, (4, 1)),
         ("rows", 64, 0.6, (1, 1)),
         ("rows", 64, 1.3, (3, 1)),
-        ("moments", 64, 60.0, (2, 1)),
+        ("moments", 64, 60.0, (2, 12)),
         ("moments", 64, 6.0, (1, 1)),
+        ("wide", 64, 60.0, (2, 1)),
     ],
 )
 def test_how_many_layers_at_once(
     given: str, layers_of: int, room_gb: float, want: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """2,047 x 5,120 as rows takes 0.24 GB each while solved; as moments of 8,192 tokens 5,120 is too large to batch."""
+    """2,047 x 5,120 as rows takes 0.24 GB each while solved, moments 2.3 GB; 8,192 is too large to batch."""
     monkeypatch.setattr(lanes_module, "can_batch", lambda device: True)
-    n, hidden = 2047, 5120
+    n, hidden = 2047, 8192 if given == "wide" else 5120
     if given == "rows":
         workload = Workload(64, n, 4 * n * hidden, 8 * n * hidden, False)
     else:

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -379,6 +380,8 @@ class StreamWriter:
             return mapped(shape, rows.dtype)
         on_host = self.storage == "host"
         place = torch.device("cpu") if on_host else rows.device
+        if on_host and rows.is_cuda:
+            pin_by_several_threads()
         return torch.empty(shape, dtype=rows.dtype, device=place, pin_memory=on_host and rows.is_cuda)
 
     def read(self, layer: int) -> Float[Tensor, "rows hidden"]:
@@ -404,6 +407,19 @@ class StreamWriter:
                 f"the stream changes width over depth: {widths}. "
                 f"Updates are differences of states of one width; this architecture is not supported."
             )
+
+
+PINNING_THREADS = 8
+"""Threads that touch the pages of pinned memory. On an H100's host ten states of 178 MB took 1.28 s with the driver's
+one thread, and 0.34 with eight."""
+
+
+@lru_cache
+def pin_by_several_threads() -> None:
+    """Let torch take pinned memory by several threads from now on, unless its allocator has been configured."""
+    configure = getattr(torch._C, "_accelerator_setAllocatorSettings", None)  # since torch 2.10
+    if configure is not None and not any(name.endswith("_ALLOC_CONF") for name in os.environ):
+        configure(f"pinned_use_cuda_host_register:True,pinned_num_register_threads:{PINNING_THREADS}")
 
 
 def wide_dtype(states: Tensor) -> torch.dtype:

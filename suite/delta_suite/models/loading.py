@@ -6,9 +6,10 @@ import atexit
 import math
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +53,8 @@ class LoadedModel:
     """Attention kernel that runs, such as "sdpa"; it need not be the one asked for."""
     seconds: float
     """Duration of the whole load, tokenizer included."""
+    release: Callable[[], None] | None = None
+    """Gives the memory of the weights back, whoever still holds the model; None where it is the caller's."""
 
 
 def load(spec: ModelSpec, files: ModelFiles, *, device: str = "cpu", dtype: str = "auto") -> LoadedModel:
@@ -84,7 +87,18 @@ def load(spec: ModelSpec, files: ModelFiles, *, device: str = "cpu", dtype: str 
         dtype=str(model.dtype).removeprefix("torch."),
         attention=str(model.config._attn_implementation),
         seconds=time.perf_counter() - started,
+        release=None if device in MODES else partial(release_weights, model),
     )
+
+
+def release_weights(model: Any) -> None:
+    """Give the memory of a model's weights back, whoever still holds the model. It cannot run afterwards."""
+    import torch
+
+    for tensor in (*model.parameters(), *model.buffers()):
+        with suppress(RuntimeError, TypeError):  # quantised tensors of some libraries are no plain memory: they stay
+            tensor.data = tensor.data.new_empty(0)
+    torch.cuda.empty_cache()  # does nothing before CUDA is started
 
 
 def _loaded(spec: ModelSpec, files: ModelFiles, device: str, dtype: str) -> tuple[Any, PreTrainedTokenizerBase]:

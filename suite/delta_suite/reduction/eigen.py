@@ -23,9 +23,9 @@ from torch import Tensor
 Eigen = tuple[Float64[Tensor, " _"], Float64[Tensor, "_ _"]]
 """n eigenvalues, ascending, and the eigenvectors, the columns of (n, n). The halves of a layer differ in n."""
 
-LARGEST_BATCHED = 4096
-"""Largest matrix size that is solved in batches; one larger matrix keeps the GPU busy by itself. At 4,096 a batch of
-sixteen cost 80 ms each instead of 126, at 5,120 140 instead of 218, for 0.5 and 0.9 GB of memory each."""
+LARGEST_BATCHED = 5120
+"""Largest matrix size that is solved in batches. At 4,096 a batch of sixteen cost 80 ms each instead of 126, at 5,120
+140 instead of 218, for 0.5 and 0.9 GB of memory each: there is room for it once the weights are gone."""
 
 SMALLEST_BATCH = 8
 """Fewer matrices are solved faster one after the other: four of size 2,047 take as long as sixteen, 0.3 s. A batch of

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from delta_suite.reduction.eigen import Eigen
 from delta_suite.reduction.gram import Spectrum, spectrum_of_gram
-from delta_suite.reduction.groups import LEADING, Groups, GroupSums, Removals, gaps_of, mixing
+from delta_suite.reduction.groups import LEADING, Groups, GroupSums, Removals, half_gaps_of, mixed
 from delta_suite.reduction.moments import Moments
 
 
@@ -95,7 +95,7 @@ class GroupedMoments(Groups):
         """Return what each group takes, from the product of its Gram matrix with the spectrum's directions."""
         basis, values = spectrum.directions, spectrum.eigenvalues
         rank = len(values) if side is None else 0
-        gaps = gaps_of(values[LEADING:])
+        halves = half_gaps_of(values[LEADING:])
         energies, blocks, pairs, borders, shifts = [], [], [], [], []
         for g in self.within(side):
             product = self._group_times(g, side, basis.T)
@@ -111,7 +111,7 @@ class GroupedMoments(Groups):
             blocks.append(crossed[:LEADING, :LEADING])
             borders.append(crossed[:LEADING, LEADING:rank].float())
             if rank:
-                shifts.append(mixing(crossed[LEADING:rank, LEADING:rank].float(), gaps).sum(dim=1))
+                shifts.append(mixed(crossed[LEADING:rank, LEADING:rank].float(), halves))
         return Removals(
             torch.stack(energies),
             torch.stack(blocks),

@@ -25,7 +25,7 @@ from delta_suite.reduction.gram import (
     spectrum_of_tokens_gram,
     tokens_gram,
 )
-from delta_suite.reduction.groups import LEADING, Groups, GroupSums, Removals, gaps_of, mixing
+from delta_suite.reduction.groups import LEADING, Groups, GroupSums, Removals, half_gaps_of, mixed
 from delta_suite.reduction.lanes import entries_at_once, rows_at_once
 from delta_suite.reduction.moments import widened
 
@@ -182,7 +182,7 @@ class GroupedRows(Groups):
         borders, shifts = rest.new_zeros(len(groups), m, r), rest.new_zeros(len(groups), r)
         pairs = values.new_zeros(len(groups), 3)
         along_shift = self._shifts(side) @ spectrum.directions[: m + r].T if self.centre else None
-        gaps = gaps_of(values[LEADING:]) if full else None
+        halves = half_gaps_of(values[LEADING:]) if full else None
         for places in self._together(side, r**2 if full else 0):
             products = rest.new_zeros(len(places) if full else 0, r, r)
             for rows, parts in self._parts([groups[place] for place in places], side):
@@ -195,13 +195,13 @@ class GroupedRows(Groups):
                     if full:
                         products[number].addmm_(other.T, other)
             energies[places, :m] = blocks[places].diagonal(dim1=1, dim2=2)
-            if gaps is not None:  # the directions span all rows, so ||G_g|| is that of its coordinates
+            if halves is not None:  # the directions span all rows, so ||G_g|| is that of its coordinates
                 parts_of_square = (blocks[places], 1.0), (borders[places], 2.0), (products, 1.0)
                 pairs[places, 2] = sum(scale * _squared_norms(part) for part, scale in parts_of_square)
                 if along_shift is not None:
                     shift = along_shift[places, m:].float()
                     products.baddbmm_(shift[:, :, None], shift[:, None, :])
-                shifts[places] = mixing(products, gaps).sum(dim=2)
+                shifts[places] = mixed(products, halves)
         if full:
             pairs[:, 0], pairs[:, 1] = energies.sum(dim=1), energies @ values
         if along_shift is not None:

@@ -60,29 +60,64 @@ class Removals:
     """Shifts of their eigenvalues by each other (`mixing`); only of groups of units, and of everything."""
 
 
+NO_GAP = 1e-15
+"""Half gap of equal eigenvalues."""
+
+MIXED_BLOCKS = 4
+"""Fewest blocks of rows in which a symmetric matrix is mixed: with four of them 3/8 of its entries are left out."""
+
+MIXED_AT_ONCE = 1 << 22
+"""Most entries of a large matrix that are mixed at a time: they and two copies stay in the cache of a GPU."""
+
+
 def mixing(
-    removed: Float[Tensor, "... one other"], gaps: Float[Tensor, "... one other"]
+    removed: Float[Tensor, "... one other"], halves: Float[Tensor, "... one other"]
 ) -> Float[Tensor, "... one other"]:
     """Return by how much each pair of directions i, j moves apart, where E_ij is removed: +- this for lambda_i and _j.
 
     To second order it is E_ij^2 / (lambda_i - lambda_j). Where the two are nearly equal it is what the 2 x 2 problem
-    gives, (sqrt(gap^2 + 4 E_ij^2) - |gap|) / 2, which agrees where they are not, and never exceeds E_ij. So the
-    eigenvalues keep their sum, and sums of smooth functions of them are right to second order. An infinite gap, such as
-    that of a direction to itself, moves nothing.
+    gives, sqrt(h^2 + E_ij^2) - |h| with h half their gap, which agrees where they are not, and never exceeds E_ij. So
+    the eigenvalues keep their sum, and sums of smooth functions of them are right to second order. An infinite gap, as
+    that of a direction to itself, moves nothing. halves: half of each gap, none of them zero (`half_gaps`).
 
     Example:
-        >>> mixing(torch.tensor([[3.0]]), torch.tensor([[8.0]])).tolist()
+        >>> mixing(torch.tensor([[3.0]]), torch.tensor([[4.0]])).tolist()
         [[1.0]]
     """
     square = removed.square()
-    reach = torch.add(gaps.square() + 1e-30, square, alpha=4.0).sqrt_()
-    torch.addcmul(gaps, reach, torch.ones_like(gaps).copysign_(gaps), out=reach)  # one pass over memory
-    return square.div_(reach).mul_(2.0)
+    reach = torch.addcmul(square, halves, halves).sqrt_().copysign_(halves).add_(halves)
+    return square.div_(reach)
 
 
-def gaps_of(values: Float64[Tensor, " rank"]) -> Float32[Tensor, "rank rank"]:
-    """Return lambda_i - lambda_j, and infinity on the diagonal, for `mixing`."""
-    return (values[:, None] - values).float().fill_diagonal_(torch.inf)
+def half_gaps(one: Float64[Tensor, "... one"], other: Float64[Tensor, "... other"]) -> Float32[Tensor, "... one other"]:
+    """Return half of lambda_i - lambda_j; next to nothing where that is zero, so that it can be divided by."""
+    halves = (one[..., :, None] - other[..., None, :]).mul_(0.5).float()
+    return halves.masked_fill_(halves == 0, NO_GAP)
+
+
+def half_gaps_of(values: Float64[Tensor, " rank"]) -> Float32[Tensor, "rank rank"]:
+    """Return half the gaps of descending eigenvalues to each other; infinity of each to itself."""
+    return half_gaps(values, values).fill_diagonal_(torch.inf)
+
+
+def mixed(removed: Float[Tensor, "*batch r r"], halves: Float[Tensor, "r r"]) -> Float[Tensor, "*batch r"]:
+    """Return the sum of `mixing` over the rows of symmetric matrices, from their upper parts alone.
+
+    What pushes one of two directions up pushes the other down. halves: `half_gaps_of` the directions.
+
+    Example:
+        >>> mixed(torch.tensor([[0.0, 3.0], [3.0, 0.0]]), torch.tensor([[torch.inf, 4.0], [-4.0, torch.inf]])).tolist()
+        [1.0, -1.0]
+    """
+    size = removed.shape[-1]
+    out = removed.new_zeros(removed.shape[:-1])
+    rows = max(1, min(-(-size // MIXED_BLOCKS), MIXED_AT_ONCE // max(1, size)))
+    for start in range(0, size, rows):
+        stop = min(start + rows, size)
+        moved = mixing(removed[..., start:stop, start:], halves[start:stop, start:])
+        out[..., start:stop] += moved.sum(dim=-1)
+        out[..., stop:] -= moved[..., stop - start :].sum(dim=-2)
+    return out
 
 
 class Groups(ABC):

@@ -14,6 +14,7 @@ from delta_suite.models.phases import PhaseMap
 from delta_suite.reduction.law_memory import FEWEST_LAYERS, Plan
 from delta_suite.reduction.law_scores import CONSTANTS, RUNGS
 from delta_suite.reduction.law_sums import GROUPS, Maps, Means, Sums
+from delta_suite.reduction.orthonormal import orthonormal
 
 RIDGES = (1e-6, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 """Values of mu that are tried, in multiples of the mean eigenvalue of A."""
@@ -147,7 +148,7 @@ class Fit:
         self._held: Sums | None = None
         if start is None:
             block = torch.randn(k, min(BLOCK, k), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-            start = torch.linalg.qr(block.to(device))[0].expand(layers, -1, -1)
+            start = orthonormal(block.to(device)).expand(layers, -1, -1)
         self.leading = start.new_zeros(start.shape)
         """The leading directions of the residuals, v_L first; zero where no map is shared."""
         self.gains = start.new_full((layers,), torch.nan)
@@ -350,13 +351,14 @@ def _iterate(
     step = max(0, taken)
     while True:
         image = matrices @ block
-        values, vectors = torch.linalg.eigh(block.mT @ image)
+        # On the host: a GPU would spend its time on launching problems of eight dimensions.
+        values, vectors = (part.to(block.device) for part in torch.linalg.eigh((block.mT @ image).cpu()))
         block, image = block @ vectors.flip(-1), image @ vectors.flip(-1)
         rest = image[..., 0] - values[:, -1:] * block[..., 0]
         converged = bool((rest.norm(dim=1) <= tolerance * values[:, -1].abs()).all())
         if step >= wanted and (converged or step == MOST_STEPS - 1):
             return block, step
-        block = torch.linalg.qr(image)[0]
+        block = orthonormal(image)
         step += 1
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from delta_suite.reduction.gram import Spectrum, signed
+from delta_suite.reduction.orthonormal import orthonormal
 from delta_suite.reduction.statistics import TOP_K
 
 DEGREE = 6
@@ -38,7 +39,7 @@ def leading_spectrum(times: Callable[[Tensor], Tensor], start: Float64[Tensor, "
         >>> found.eigenvalues[:3].round(decimals=6)
         tensor([1600., 1521., 1444.], dtype=torch.float64)
     """
-    columns = torch.linalg.qr(start.T).Q
+    columns = orthonormal(start.T)
     for _ in range(CYCLES):
         image = times(columns)
         values, vectors = torch.linalg.eigh(columns.T @ image)
@@ -52,7 +53,7 @@ def leading_spectrum(times: Callable[[Tensor], Tensor], start: Float64[Tensor, "
             return Spectrum(values.clamp_min(0.0), signed(columns.T.contiguous()))
         if not least > 0.0:
             return None
-        columns = torch.linalg.qr(_filtered(times, columns, image, least, largest)).Q
+        columns = orthonormal(_filtered(times, columns, image, least, largest))
     return None
 
 

@@ -20,10 +20,11 @@ from torch import Tensor
 from delta_suite.reduction.disjoint import centred_pairs
 from delta_suite.reduction.eigen import Eigen, Eigensolver
 from delta_suite.reduction.gram import Spectrum
-from delta_suite.reduction.groups import LEADING, Groups, Removals, mixing
+from delta_suite.reduction.groups import LEADING, Groups, Removals, half_gaps, mixing
 from delta_suite.reduction.lanes import entries_at_once
 from delta_suite.reduction.leading import leading_spectrum
 from delta_suite.reduction.moments import TOKEN_QUANTITIES
+from delta_suite.reduction.orthonormal import orthonormal
 from delta_suite.reduction.statistics import TOP_K, LayerStatistics
 
 RANDOM_DRAWS = 100
@@ -312,8 +313,7 @@ def _eigenvalues_without(
         with_leading = torch.zeros_like(values), torch.zeros_like(rest)
         at_once = max(1, entries_at_once(eigenvalues.device) // max(1, count * rest.shape[1]))
         for groups in torch.split(torch.arange(len(values), device=values.device), at_once):
-            gaps = values[groups, :, None] - rest[groups, None, :]
-            moved = mixing(vectors[groups] @ removed.borders[groups], gaps.float())
+            moved = mixing(vectors[groups] @ removed.borders[groups], half_gaps(values[groups], rest[groups]))
             with_leading[0][groups] = moved.sum(dim=2, dtype=torch.float64)
             with_leading[1][groups] = moved.sum(dim=1, dtype=torch.float64)
         rest = rest - with_leading[1] + (0.0 if removed.shifts is None else removed.shifts)
@@ -358,13 +358,12 @@ def _directions_without(
     """
     leading = spectrum.directions[: ritz[0].shape[1]]
     present = ritz[0][:, :TOP_K] > _rounding(float(spectrum.eigenvalues[0]), len(spectrum.eigenvalues))
+    present = present.to(leading.device)
     norms = outside.norm(dim=1, keepdim=True)
     outside = outside / torch.where(norms > 0, norms, torch.ones_like(norms))
-    outside = outside * present.to(leading.device)[:, None, :]
-    # QR makes them orthonormal in order; there are no more of them than dimensions.
-    rows = torch.linalg.qr(outside.cpu()).Q.mT
+    rows = orthonormal(outside * present[:, None, :]).mT  # no more of them than dimensions
     # The sign of a direction is a convention; replicates take that of the whole, from which they then differ little.
-    along = (rows * leading[: rows.shape[1]].cpu()).sum(dim=2, keepdim=True)
+    along = (rows * leading[: rows.shape[1]]).sum(dim=2, keepdim=True)
     rows = torch.where(along < 0, -rows, rows) * present[:, : rows.shape[1], None]
     out = torch.zeros(len(rows), TOP_K, leading.shape[1])
     out[:, : rows.shape[1]] = rows.float()
