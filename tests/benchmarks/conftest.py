@@ -1,7 +1,7 @@
 """Fixtures of the benchmarks: the model, the machine's rates, and the record that becomes a row of the page.
 
 Environment: DELTA_BENCH_ROUNDS (of ways in turns, and of commands), DELTA_BENCH_WAYS_TOKENS, sizes of an axis such as
-"10,100" (DELTA_BENCH_TOKENS, _LAYERS, _HIDDEN, _MODELS, _CLAIMS and _RECORDS), DELTA_BENCH_WRITES_BLOCKS,
+"10,100" (DELTA_BENCH_TOKENS, _LAYERS, _HIDDEN, _MODELS, _CLAIMS and _RECORDS),
 DELTA_BENCH_SIZES ("512,2048"), DELTA_BENCH_SHARD_GB, DELTA_BENCH_MILLION (tokens, 1000000), DELTA_BENCH_CALIBRATIONS
 ("seed,core"), DELTA_BENCH_MODEL (a .gguf file in place of the embedded model).
 """

@@ -22,10 +22,9 @@ run() {  # NAME SECONDS TEST...
 
 case $what in
 gpu)
-    run large 420 "$tests/test_large.py::test_default_parts" "$tests/test_alternatives.py::test_ways[large]"
+    run large 300 "$tests/test_large.py" "$tests/test_alternatives.py::test_ways[large]"
     run alternatives 150 "$tests/test_alternatives.py::test_ways[gpt2]" "$tests/test_alternatives.py::test_ways[gpt2-xl]"
     run growth 150 "$tests/test_growth.py::test_hidden" "$tests/test_growth.py::test_tokens"
-    run writes 240 "$tests/test_large.py::test_with_writes"
     DELTA_BENCH_CALIBRATIONS=seed run devices 240 "$tests/test_devices.py" -k cuda-float32
     ;;
 cpu)

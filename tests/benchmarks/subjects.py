@@ -113,14 +113,6 @@ def shaped(
     return _random(f"{layers} x {hidden}", config, device, dtype)
 
 
-def first_blocks(which: str, layers: int, device: torch.device = DEVICE) -> Subject:
-    """Return a shape with fewer blocks, in bfloat16."""
-    config = _config(which, device)
-    config.num_hidden_layers = layers
-    config.layer_types = None if getattr(config, "layer_types", None) is None else config.layer_types[:layers]
-    return _random(f"{NAMES[which]}, {layers} blocks of it", config, device, torch.bfloat16)
-
-
 def _random(name: str, config: Any, device: torch.device, dtype: torch.dtype) -> Subject:
     from transformers import AutoModelForCausalLM
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,22 +14,20 @@ from delta_suite.reduction.passes import Captured, Passes
 
 from tests.benchmarks.measuring import Peak, Spent
 from tests.benchmarks.page import Record
-from tests.benchmarks.subjects import DEVICE, LARGE, Subject, build, first_blocks
+from tests.benchmarks.subjects import DEVICE, LARGE, Subject, build
 
 CUDA = DEVICE.type == "cuda"
 TOKENS_OF_DOCUMENT = 155 if CUDA else 24
 """`core` has 155.4 in the mean under SmolLM2's tokenizer."""
 
-BLOCKS = int(os.environ.get("DELTA_BENCH_WRITES_BLOCKS", "8" if CUDA else "2"))
-"""Blocks of the large model of which the writes are measured, too: all 64 take minutes."""
-
 pytestmark = pytest.mark.benchmark(group="1. A 32B shape under core")
 
 
-def test_default_parts(benchmark: Any, record: Callable[..., Record]) -> None:
+@pytest.mark.parametrize("writes", [False, True], ids=["default-parts", "writes"])
+def test_after_loading(benchmark: Any, record: Callable[..., Record], writes: bool) -> None:
     subject = build(LARGE)
     weights = sum(tensor.nbytes for tensor in subject.model.parameters())
-    run = _Run(subject)
+    run = _Run(subject, writes=writes)
     benchmark.pedantic(run.measure, rounds=1)
     report = record(f"{subject.name}, {run.tokens:,} tokens of {run.units.count} domains", subject.rehearsal)
     each = run.seconds["analysis"] / subject.layers
@@ -38,9 +35,9 @@ def test_default_parts(benchmark: Any, record: Callable[..., Record]) -> None:
         f"the analysis, {each:.2f} s a layer: three variants with a Gram matrix for each of "
         f"{run.units.group_count} groups, and one eigenproblem of the hidden size each (about 0.22 s on an H100)."
     )
-    target = "<= 75" if CUDA else ""
-    report.spent("after loading, default parts", run.spent, run.peak.bytes, target=target, bound=bound)
-    for name in ("capture", "analysis", "law"):
+    what, target = ("with writes", "<= 140") if writes else ("default parts", "<= 75")
+    report.spent(f"after loading, {what}", run.spent, run.peak.bytes, target=target if CUDA else "", bound=bound)
+    for name in ("capture", "analysis", "law", *(("writes",) if writes else ())):
         report.add(f"of it {name}", run.seconds[name], "s")
     report.add("in no clock", run.spent.wall - sum(run.seconds.values()), "s")
     report.add("weights", weights, "B")
@@ -49,25 +46,12 @@ def test_default_parts(benchmark: Any, record: Callable[..., Record]) -> None:
     report.note(f"The law: {run.law}. The stream lies in {run.storage}.")
 
 
-def test_with_writes(benchmark: Any, record: Callable[..., Record]) -> None:
-    subject = first_blocks(LARGE, BLOCKS)
-    default, writes = _Run(subject, kept=True), _Run(subject, writes=True)
-    benchmark.pedantic(lambda: (default.measure(), writes.measure()), rounds=1)
-    report = record(f"{subject.name}, {default.tokens:,} tokens", not CUDA)
-    report.spent("after loading, default parts", default.spent, default.peak.bytes)
-    report.spent("with writes", writes.spent, writes.peak.bytes)
-    report.add("of it writes", writes.seconds["writes"], "s")
-    report.add("with writes, over default parts", writes.spent.wall / default.spent.wall, "x")
-    report.note("140 s are asked for all 64 blocks with writes: 1.87 times the 75 s of the default parts.")
-    subject.free()
-
-
 class _Run:
     """One measurement of the parts spectra and law, as `delta_suite.pipeline` runs it; boundaries take no model."""
 
-    def __init__(self, subject: Subject, *, writes: bool = False, kept: bool = False) -> None:
-        """Take a subject, whose weights are gone afterwards unless they are `kept`."""
-        self.subject, self.writes, self.kept = subject, writes, kept
+    def __init__(self, subject: Subject, *, writes: bool = False) -> None:
+        """Take a subject, whose weights are gone afterwards."""
+        self.subject, self.writes = subject, writes
         self.units: Units = load_calibration("core").units
         documents = len(self.units.groups)
         self.tokens = documents * TOKENS_OF_DOCUMENT
@@ -84,8 +68,7 @@ class _Run:
         passes = Passes(
             subject.model, subject.decoder, self.sequences, [subject.device], self.clock, writes=self.writes
         )
-        release = None if self.kept else subject.free
-        self.captured = passes.run(phase_map(subject.layers), units=self.units, release=release)
+        self.captured = passes.run(phase_map(subject.layers), units=self.units, release=subject.free)
 
     @property
     def seconds(self) -> Mapping[str, float]:
