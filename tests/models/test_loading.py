@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from delta_suite.errors import DeviceError, ModelUnavailableError, SuiteError
-from delta_suite.models.loading import LoadedModel, load
+from delta_suite.models.loading import LoadedModel, load, skeleton
 from delta_suite.models.sources import locate
 from delta_suite.models.spec import ModelSpec
 from delta_suite.models.tokenizer import load_tokenizer
@@ -251,10 +251,43 @@ class TestRefused:
         assert "model.layers.0.mlp.down_proj.weight: (48, 96) there, (48, 80) by the config" in message
         assert "weights belong to the config" in message
 
-    def test_a_config_of_the_wrong_kind_of_value(self, llama: Path) -> None:
-        configure(llama, num_hidden_layers="three")
-        assert "cannot read the config of" in (message := problem(llama))
-        assert "field 'num_hidden_layers': TypeError: Field 'num_hidden_layers' expected int, got str" in message
+    @pytest.mark.parametrize(
+        ("changes", "told"),
+        [
+            ({"num_hidden_layers": "three"}, "says num_hidden_layers = 'three', where a whole number belongs"),
+            ({"attention_dropout": "x"}, "says attention_dropout = 'x', where a number or null belongs"),
+            ({"hidden_act": "nosuch"}, "says hidden_act = 'nosuch', which transformers"),
+            (
+                {"rope_parameters": {"rope_type": "nosuch", "rope_theta": 10000.0}},
+                "says rope_parameters.rope_type = 'nosuch', which transformers",
+            ),
+            (
+                {"rope_parameters": {"rope_type": "default", "rope_theta": "10000"}},
+                "says rope_parameters.rope_theta = '10000', where a number above 0 belongs",
+            ),
+            ({"rope_parameters": "linear"}, "says rope_parameters = 'linear', where a table or null belongs"),
+            ({"rms_norm_eps": -1.0}, "says rms_norm_eps = -1.0, and what a norm adds is not negative"),
+            ({"quantization_config": "awq"}, "says quantization_config = 'awq', where a table belongs"),
+            ({"layer_types": ["full_attention"]}, "has values that cannot be (ValueError: `num_hidden_layers` (12) "),
+        ],
+        ids=lambda value: value[:40] if isinstance(value, str) else "",
+    )
+    def test_a_value_that_a_config_cannot_have(self, llama: Path, changes: dict[str, object], told: str) -> None:
+        """transformers names no file, and of a word that it looks up in vain no key either."""
+        configure(llama, **changes)
+        message = problem(llama)
+        assert f"{llama / 'config.json'} {told}" in message
+        assert "\n  Correct it, or save or download the file again" in message
+
+    def test_a_word_that_transformers_does_not_know_is_told_before_weights_are_read(self, llama: Path) -> None:
+        configure(llama, hidden_act="nosuch")
+        with pytest.raises(ModelUnavailableError, match="says hidden_act = 'nosuch', which transformers"):
+            skeleton(spec_of(llama), locate(spec_of(llama)))
+
+    @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+    def test_a_byte_order_mark(self, llama: Path, name: str) -> None:
+        (llama / name).write_text((llama / name).read_text("utf-8"), "utf-8-sig")
+        assert f"{llama / name} begins with a byte order mark, which transformers does not read" in problem(llama)
 
     def test_a_config_of_more_layers_than_the_weights(self, llama: Path) -> None:
         configure(llama, num_hidden_layers=13)

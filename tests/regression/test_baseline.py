@@ -163,7 +163,9 @@ def test_a_damaged_baseline_is_refused_with_the_key(path: Path, change: Callable
 def test_another_file_is_told_by_what_it_is(path: Path, content: object, kind: str) -> None:
     content = json.loads(path.read_text())["record"] if content is None else content
     path.write_text(json.dumps(content))
-    with pytest.raises(BaselineError, match=rf"m\.json is {kind}, not a baseline: .*\n.*PATH --baseline-update` writes"):
+    with pytest.raises(
+        BaselineError, match=rf"m\.json is {kind}, not a baseline: .*\n.*PATH --baseline-update` writes"
+    ):
         load_baseline(path)
 
 

@@ -63,7 +63,9 @@ def _version_problem(path: Path, written: bytes) -> str | None:
     if len(written) < 4 or int.from_bytes(written, "little") in _VERSIONS:
         return None  # a file that ends here is cut short
     if (version := int.from_bytes(written, "big")) in _VERSIONS:
-        return f"{path.name} is a GGUF file of version {version} for big-endian machines, and little-endian ones are read"
+        return (
+            f"{path.name} is a GGUF file of version {version} for big-endian machines, and little-endian ones are read"
+        )
     version = int.from_bytes(written, "little")
     read = " and ".join(map(str, _VERSIONS))
     return f"{path.name} says that it is a GGUF file of version {version}, and versions {read} are read"

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from delta_suite.command_line import DTYPES
 from delta_suite.errors import DeviceError, SuiteError, UnavailableError, brief
 from delta_suite.models.completeness import check_complete, unread_names
+from delta_suite.models.config_errors import unknown_word
 from delta_suite.models.control import initialise
 from delta_suite.models.device import SHARDED, hardware
 from delta_suite.models.files import ModelFiles
@@ -27,6 +28,7 @@ from delta_suite.models.spec import ModelSpec
 from delta_suite.models.tokenizer import load_tokenizer
 from delta_suite.models.weights import stored_tensors
 from delta_suite.process_group import MODES, current
+from delta_suite.reading import read_json
 from delta_suite.writing import sweep, temporary_folder
 
 if TYPE_CHECKING:
@@ -175,7 +177,17 @@ def skeleton(spec: ModelSpec, files: ModelFiles, dtype: str = "auto") -> tuple[A
         with errors_only(), torch.device("meta"):
             return builder.from_config(config, dtype=chosen, **code), quantised
     except Exception as error:  # code of an architecture that nobody wrote for this device
+        if (told := _unknown(spec, files, error)) is not None:
+            raise told from error
         raise SkeletonError(brief(error)) from error
+
+
+def _unknown(spec: ModelSpec, files: ModelFiles, error: Exception) -> UnavailableError | None:
+    """Return the error for a word of config.json that transformers does not know; None for any other error."""
+    if files.gguf is not None:
+        return None
+    where = files.directory / "config.json"
+    return unknown_word(spec, where, read_json(where), error)
 
 
 def _build(
@@ -243,6 +255,8 @@ def _explained(spec: ModelSpec, files: ModelFiles, device: str, quantised: str |
             "  Use a larger device, --dtype bfloat16, or a smaller model."
         ) from error
     except Exception as error:  # the code of other libraries, run on files that may hold anything
+        if (told := _unknown(spec, files, error)) is not None:
+            raise told from error
         if "allocate memory" in str(error) or "not enough memory" in str(error):
             raise DeviceError(
                 f"{spec.name}: the memory of {device} does not hold it as its config describes it ({brief(error)}).\n"
