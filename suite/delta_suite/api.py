@@ -112,7 +112,7 @@ def measure(
             )
         chosen_texts = None if texts is None else calibration_of(texts, documents)
         measured = measure_view(subject, settings, calibration=chosen_texts)
-    for note in measured.notes:
+    for note in measured.told:
         warnings.warn(note, stacklevel=2)
     return Measurement(measured.view)
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from delta_suite.errors import DeviceError, ModelUnavailableError, SuiteError
+from delta_suite.models.blocks import context_length
 from delta_suite.models.loading import LoadedModel, load, skeleton
 from delta_suite.models.sources import locate
 from delta_suite.models.spec import ModelSpec
@@ -96,6 +97,12 @@ class TestLoaded:
         assert len(locate(spec).weights) > 2
         tokens = torch.arange(3, 30)[None]
         assert torch.equal(load(spec, locate(spec)).model(tokens).logits, whole(tokens).logits)
+
+    def test_a_context_of_minus_one_is_none(self) -> None:
+        """XLNet's config says so whatever it was saved with."""
+        from transformers import XLNetConfig
+
+        assert context_length(XLNetConfig()) is None
 
     def test_a_bare_decoder_can_be_loaded(self, llama: Path) -> None:
         """The residual stream ends before the output head."""

@@ -91,11 +91,13 @@ def context_length(config: Any) -> int | None:
     """Return how many tokens a decoder reads with the same rotary frequencies; None if its config does not say.
 
     LongRoPE has two sets of frequencies, and takes the second for all tokens once a sequence is longer than the context
-    of the first training, so that a token would depend on what comes behind it.
+    of the first training, so that a token would depend on what comes behind it. A length of -1, which XLNet's config
+    always says, is none.
     """
     rope = getattr(config, "rope_parameters", None)
     first = rope.get("original_max_position_embeddings") if isinstance(rope, dict) else None
     length: int | None = getattr(config, "max_position_embeddings", None)
+    length = None if length == -1 else length
     if isinstance(first, int) and rope is not None and rope.get("rope_type") == "longrope":
         return min(first, length or first)
     return length

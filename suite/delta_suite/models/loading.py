@@ -57,6 +57,8 @@ class LoadedModel:
     """Duration of the whole load, tokenizer included."""
     release: Callable[[], None] | None = None
     """Gives the memory of the weights back, whoever still holds the model; None where it is the caller's."""
+    zero_weights: tuple[str, ...] = ()
+    """Names of weight matrices of files that are zero, in whole or in many rows."""
 
 
 def load(spec: ModelSpec, files: ModelFiles, *, device: str = "cpu", dtype: str = "auto") -> LoadedModel:
@@ -75,6 +77,8 @@ def load(spec: ModelSpec, files: ModelFiles, *, device: str = "cpu", dtype: str 
     """
     if dtype not in DTYPES:
         raise SuiteError(f"dtype {dtype!r} is unknown: it is {', '.join(DTYPES)}.")
+    from delta_suite.models.zeros import zero_weights
+
     started = time.perf_counter()
     sweep(Path(tempfile.gettempdir()))  # offloaded weights of a killed run can be hundreds of gigabytes
     with gguf_read_once(files):
@@ -90,6 +94,7 @@ def load(spec: ModelSpec, files: ModelFiles, *, device: str = "cpu", dtype: str 
         attention=str(model.config._attn_implementation),
         seconds=time.perf_counter() - started,
         release=None if device in MODES else partial(release_weights, model),
+        zero_weights=() if spec.random_weights else zero_weights(model),
     )
 
 

@@ -192,6 +192,8 @@ class Provenance(RecordPart):
     """Peak of the process, and of each GPU used."""
     stream: StreamRecord | None = None
     """Absent where no model was run, and in records older than this field."""
+    zero_weights: tuple[str, ...] | None = None
+    """Names of weight matrices that are zero, in whole or in many rows; absent where there are none."""
     cache_key: str
 
 
