@@ -47,8 +47,8 @@ def zero_note(name: str, zero: tuple[str, ...]) -> str:
     are = "matrix is" if len(zero) == 1 else "matrices are"
     return (
         f"{name}: {len(zero)} weight {are} zero, in whole or in at least one of {SHARE} rows: {shown}. A broken "
-        f"download leaves zeros; so do blocks that were added to deepen a model. If they are not meant, copy or download the "
-        f"weights again."
+        f"download leaves zeros; so do blocks that were added to deepen a model. If they are not meant, copy or "
+        f"download the weights again."
     )
 
 
