@@ -139,8 +139,8 @@ def recompute(path: Path, record: RecordView, choices: Choices, progress: Progre
     alike = record.arrays is not None and same_arithmetic(stored.provenance, again.provenance)
     if alike and (moved := of_other_groups(record.content(), view.content())):
         raise RecordError(
-            f"measured again, the replicates of {', '.join(moved[:3])}{' and more' * (len(moved) > 3)} are of other groups "
-            "than those here, or in another order: differences from other records would get wrong intervals."
+            f"measured again, the replicates of {', '.join(moved[:3])}{' and more' * (len(moved) > 3)} are of other "
+            "groups than those here, or in another order: differences from other records would get wrong intervals."
         )
     return Recomputed(path, stored, again, agreement(stored, again))
 

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from delta_suite.capture.calibration import load_calibration
 from delta_suite.errors import ModelUnavailableError
-from delta_suite.models.tokenizer import encode, lost_share, special_ids, unknown_ids
+from delta_suite.models.tokenizer import deleted_share, encode, lost_share, special_ids, unknown_ids
+from tokenizers import Regex, normalizers, pre_tokenizers
 
 from tests.made_tokenizers import (
     CHAT,
@@ -177,6 +179,51 @@ def test_letters_that_are_dropped_without_a_token_are_counted(tmp_path: Path) ->
     assert lost_share(tokenizer, ["ab", "zz, xx!"]) == pytest.approx(4 / 6)
     assert lost_share(saved(tmp_path, merged_letters(unk_token="<unk>")), ["zz"]) == 0.0  # there it is a token
     assert lost_share(saved(tmp_path, every_byte()), ["z\u00e4"]) == 0.0
+
+
+VOWELS = Regex("[aeiou]")
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "splitter", "text", "share"),
+    [
+        (normalizers.Replace(VOWELS, ""), None, "banana, 12!", 3 / 8),
+        (normalizers.Sequence([normalizers.NFC(), normalizers.Replace(VOWELS, "")]), None, "banana", 0.5),
+        (None, pre_tokenizers.Split(VOWELS, "removed"), "banana", 0.5),
+        (None, pre_tokenizers.CharDelimiterSplit("a"), "banana", 0.5),
+        (normalizers.Replace(VOWELS, ""), pre_tokenizers.Split(Regex("n"), "removed"), "banana", 5 / 6),
+    ],
+)
+def test_letters_that_are_deleted_before_tokens_are_cut_are_counted(
+    tmp_path: Path, normalizer: Any, splitter: Any, text: str, share: float
+) -> None:
+    made = every_byte()
+    if normalizer is not None:
+        made.normalizer = normalizer
+    if splitter is not None:
+        made.pre_tokenizer = pre_tokenizers.Sequence([splitter, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    assert deleted_share(saved(tmp_path, made), [text]) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    "normalizer",
+    [
+        *(normalizers.NFC(), normalizers.NFD(), normalizers.NFKC(), normalizers.NFKD(), normalizers.Lowercase()),
+        *(normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()]), normalizers.BertNormalizer()),
+        *(normalizers.Nmt(), normalizers.Replace(" ", "\u2581"), normalizers.Strip()),
+    ],
+)
+def test_another_form_of_the_same_letters_deletes_none(tmp_path: Path, normalizer: Any) -> None:
+    made = every_byte()
+    made.normalizer = normalizer
+    composed = "\u00c9cole e\u0301te\u0301 \ufb01n stra\u00dfe \u0130zmir 1\u00bd \u2460"
+    texts = [composed, "\u1112\u1161\u11ab \ud55c", "\uff8a\uff9e \u304c"]
+    core = load_calibration("core").documents
+    assert deleted_share(saved(tmp_path, made), [*texts, *core]) == 0.0
+
+
+def test_a_tokenizer_of_python_shows_no_letters_that_it_deletes() -> None:
+    assert deleted_share(object(), ["banana"]) == 0.0
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,8 @@ class CalibrationRecord(RecordPart):
     dropped: int
     """Tokens that ran through the model and were left out."""
     unknown_tokens: float | None = None
-    """Share of `tokens` that stand for text that the tokenizer does not know, where it was counted."""
+    """Share of `tokens` that stand for text that the tokenizer does not know, where it was counted; where that is more,
+    the share of letters and digits that it deletes, or has no token for."""
     duplicates: int | None = None
     """Documents that were dropped because they repeat another, where they were counted."""
     begins_with: tuple[tuple[str, int], ...] | None = None
