@@ -272,6 +272,11 @@ class TestRefused:
                 {"rope_parameters": {"rope_type": "default", "rope_theta": "10000"}},
                 "says rope_parameters.rope_theta = '10000', where a number above 0 belongs",
             ),
+            (
+                {"rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": "128"}},
+                "says rope_parameters.original_max_position_embeddings = '128', where a whole number belongs",
+            ),
+            ({"head_dim": 0}, "says head_dim = 0, where a whole number above 0 belongs"),
             ({"rope_parameters": "linear"}, "says rope_parameters = 'linear', where a table or null belongs"),
             ({"rms_norm_eps": -1.0}, "says rms_norm_eps = -1.0, and what a norm adds is not negative"),
             ({"quantization_config": "awq"}, "says quantization_config = 'awq', where a table belongs"),

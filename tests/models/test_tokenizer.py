@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from delta_suite.capture.calibration import load_calibration
 from delta_suite.errors import ModelUnavailableError
-from delta_suite.models.tokenizer import deleted_share, encode, lost_share, special_ids, unknown_ids
+from delta_suite.models.files import ModelFiles
+from delta_suite.models.spec import ModelSpec
+from delta_suite.models.tokenizer import (
+    deleted_share,
+    encode,
+    load_tokenizer,
+    lost_share,
+    special_ids,
+    unknown_ids,
+)
 from tokenizers import Regex, normalizers, pre_tokenizers
 
 from tests.made_tokenizers import (
@@ -111,6 +121,17 @@ def test_a_config_of_wrong_types_is_one_error(tmp_path: Path, config: dict[str, 
     with pytest.raises(ModelUnavailableError, match="its tokenizer cannot be built from") as caught:
         configured(tmp_path, **{"tokenizer_class": "PreTrainedTokenizerFast"} | config)
     assert str(caught.value).count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["special_tokens_map.json", "added_tokens.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(("text", "why"), [("{", ": not JSON: Expecting property"), ("[1]", " is not a JSON object")])
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, text: str, why: str) -> None:
+    saved(tmp_path, words())
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ModelUnavailableError, match=rf"cannot be built from \S+ \({re.escape(name + why)}"):
+        load_tokenizer(
+            ModelSpec(name="x", path=tmp_path), ModelFiles(tmp_path, None, (), tuple(sorted(tmp_path.iterdir())))
+        )
 
 
 @pytest.mark.parametrize("place", ["vocabulary", "added", "file of its own"])

@@ -37,7 +37,7 @@ LENGTHS = re.compile(
 
 AT_LEAST_ONE = re.compile(
     r"(decoder_|encoder_)?(vocab_size|hidden_size|d_model|n_embd|intermediate_size|d_ff|n_head|n_layer"
-    r"|num_layers|num_hidden_layers|num_attention_heads|num_key_value_heads|num_heads|layers|attention_heads"
+    r"|head_dim|num_layers|num_hidden_layers|num_attention_heads|num_key_value_heads|num_heads|layers|attention_heads"
     r"|max_position_embeddings|n_positions)"
 )
 """Keys that no decoder can have as 0, a negative number or a truth value."""
@@ -199,6 +199,9 @@ def _check_sizes(spec: ModelSpec, files: ModelFiles, where: Path, content: dict[
             raise impossible(spec, where, key, value, "where a number above 0 belongs")
         if TABLES.fullmatch(key) and value is not None:
             raise impossible(spec, where, key, value, "where a table belongs")
+        name = key.rpartition(".")[2]
+        if isinstance(value, str) and (SIZES.fullmatch(name) or LENGTHS.fullmatch(name)):
+            raise impossible(spec, where, key, value, "where a whole number belongs")
     deepest = max((value for key, value in _numbers(content) if LAYERS.fullmatch(key.rpartition(".")[2])), default=1)
     for key, value in _numbers(content):
         name = key.rpartition(".")[2]

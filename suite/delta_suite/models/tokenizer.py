@@ -56,10 +56,25 @@ def load_tokenizer(spec: ModelSpec, files: ModelFiles) -> PreTrainedTokenizerBas
             )
         steady(tokenizer)
     except Exception as error:  # any type: it comes of the files, through transformers, tokenizers or trusted code
+        why = _damaged(files) or brief(error)
         raise UnavailableError(
-            spec.name, f"its tokenizer cannot be built from {files.directory} ({brief(error)})", _cure(files)
+            spec.name, f"its tokenizer cannot be built from {files.directory} ({why})", _cure(files)
         ) from error
     return tokenizer
+
+
+def _damaged(files: ModelFiles) -> str | None:
+    """Return the first of the tokenizer's JSON files that is no JSON object, and why; None where all are."""
+    for file in files.others:
+        if not is_tokenizer_file(file.name) or file.suffix != ".json":
+            continue
+        try:
+            content = parse_json(decode(read_bytes(file, ARRAYS_LIMIT), file), file)
+        except UnreadableFileError as error:
+            return f"{file.name}: {error.why}"
+        if not isinstance(content, dict):
+            return f"{file.name} is not a JSON object"
+    return None
 
 
 def _check_numbers(spec: ModelSpec, files: ModelFiles) -> None:
