@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from delta_suite.errors import DeviceError, ModelUnavailableError, SuiteError
-from delta_suite.models.blocks import context_length
+from delta_suite.errors import CaptureError, DeviceError, ModelUnavailableError, SuiteError
+from delta_suite.models.blocks import context_length, find_decoder
 from delta_suite.models.loading import LoadedModel, load, skeleton
 from delta_suite.models.sources import locate
 from delta_suite.models.spec import ModelSpec
@@ -164,6 +164,15 @@ class TestWithAnEncoder:
         assert (view.model.architecture, view.model.layers, view.model.hidden) == (kind, 3, 48)
         assert view.record.certificate.holds
 
+    @pytest.mark.parametrize("start", [400, -1])
+    def test_a_first_token_that_no_embedding_has(self, llama: Path, start: int) -> None:
+        """On a GPU, looking it up would end the process."""
+        encoder_decoder(llama, "T5ForConditionalGeneration")
+        model = loaded(llama).model
+        model.generation_config.decoder_start_token_id = start
+        with pytest.raises(CaptureError, match=rf"reads decoder_start_token_id = {start} first, and"):
+            find_decoder(model)
+
     def test_the_text_decoder_of_a_multimodal_model_is_measured(self, llama: Path, tmp_path: Path) -> None:
         texts = tmp_path / "texts"
         texts.mkdir()
@@ -276,6 +285,8 @@ class TestRefused:
                 {"rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": "128"}},
                 "says rope_parameters.original_max_position_embeddings = '128', where a whole number belongs",
             ),
+            ({"num_local_experts": 4, "num_experts_per_tok": 5}, "says num_experts_per_tok = 5, of 4 experts"),
+            ({"num_local_experts": 4, "num_experts_per_tok": 0}, "says num_experts_per_tok = 0, of 4 experts"),
             ({"head_dim": 0}, "says head_dim = 0, where a whole number above 0 belongs"),
             ({"rope_parameters": "linear"}, "says rope_parameters = 'linear', where a table or null belongs"),
             ({"rms_norm_eps": -1.0}, "says rms_norm_eps = -1.0, and what a norm adds is not negative"),

@@ -37,7 +37,7 @@ LENGTHS = re.compile(
 
 AT_LEAST_ONE = re.compile(
     r"(decoder_|encoder_)?(vocab_size|hidden_size|d_model|n_embd|intermediate_size|d_ff|n_head|n_layer"
-    r"|head_dim|num_layers|num_hidden_layers|num_attention_heads|num_key_value_heads|num_heads|layers|attention_heads"
+    r"|head_dim|query_pre_attn_scalar|num_layers|num_hidden_layers|num_attention_heads|num_key_value_heads|num_heads|layers|attention_heads"
     r"|max_position_embeddings|n_positions)"
 )
 """Keys that no decoder can have as 0, a negative number or a truth value."""
@@ -61,6 +61,9 @@ MOST_LAYERS = 4096
 
 EXPERTS = re.compile(r"(\w*_)?experts")
 """Keys that count the experts of a layer."""
+
+KINDS_OF_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+"""Keys of the experts that a token may go to."""
 
 MOST_EXPERTS = 1 << 16
 """Most experts in all layers of a model without weights to compare with; Switch-C has 30,000. Each may be a module."""
@@ -202,6 +205,7 @@ def _check_sizes(spec: ModelSpec, files: ModelFiles, where: Path, content: dict[
         name = key.rpartition(".")[2]
         if isinstance(value, str) and (SIZES.fullmatch(name) or LENGTHS.fullmatch(name)):
             raise impossible(spec, where, key, value, "where a whole number belongs")
+    _check_experts(spec, where, content)
     deepest = max((value for key, value in _numbers(content) if LAYERS.fullmatch(key.rpartition(".")[2])), default=1)
     for key, value in _numbers(content):
         name = key.rpartition(".")[2]
@@ -219,6 +223,18 @@ def _check_sizes(spec: ModelSpec, files: ModelFiles, where: Path, content: dict[
         most = MOST_LABELS if name == "num_labels" else MOST
         if (SIZES.fullmatch(name) and value > size) or (LENGTHS.fullmatch(name) and value > most):
             raise impossible(spec, where, key, value, "which is more than these weights can have")
+
+
+def _check_experts(spec: ModelSpec, where: Path, content: dict[str, Any]) -> None:
+    """Refuse a token that goes to no expert, or to more than there are."""
+    values = {key: value for key, value in nested(content) if _is_number(value)}
+    for key, chosen in values.items():
+        if key.rpartition(".")[2] != "num_experts_per_tok":
+            continue
+        table = key.removesuffix("num_experts_per_tok")
+        experts = next((count for kind in KINDS_OF_EXPERTS if (count := values.get(f"{table}{kind}", 0)) > 0), 0)
+        if experts and not 1 <= chosen <= experts:
+            raise impossible(spec, where, key, chosen, f"of {experts} experts")
 
 
 def _numbers(content: dict[str, Any]) -> Iterator[tuple[str, int | float]]:
