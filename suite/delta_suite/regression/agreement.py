@@ -136,7 +136,10 @@ def of_other_groups(stored: Arrays, again: Arrays) -> list[str]:
             continue
         along = 1 if ".scope_" in name or name.startswith("law.") else 0
         there, here = (np.moveaxis(arrays[name].astype(np.float64), along, 0) for arrays in (stored, again))
-        largest = np.abs(here).max(axis=0)
+        metric = METRICS.get(name.rpartition(".")[2])
+        # Matrices, which are kept less the whole, and most metrics are of the size of 1, however small they are here.
+        least = 1.0 if metric is None or math.isfinite(metric.high) else 0.0
+        largest = np.maximum(np.abs(here).max(axis=0), least)
         there, here = there - there.mean(axis=0), here - here.mean(axis=0)
         spread, apart = np.linalg.norm(here, axis=0), np.linalg.norm(there - here, axis=0)
         told = spread > ROUNDING * largest * math.sqrt(len(here))  # else rounding is all that there is
