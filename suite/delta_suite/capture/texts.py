@@ -239,7 +239,8 @@ def _string(value: object, where: str, column: str) -> str:
             if column == DOMAIN
             else "Name or write a column of texts"
         )
-        raise CalibrationError(f"{where}: not a document: `{column}` is {type(value).__name__}, not text. {cure}.")
+        kind = "null" if value is None else type(value).__name__
+        raise CalibrationError(f"{where}: not a document: `{column}` is {kind}, not text. {cure}.")
     try:
         value.encode()
     except UnicodeEncodeError as error:
