@@ -20,6 +20,7 @@ from delta_suite.models import models_file
 from delta_suite.models.spec import ModelSpec
 from delta_suite.pipeline import Outcome, Settings, measure
 from delta_suite.records.cache import Cache
+from delta_suite.writing import require_writable
 from typer.testing import CliRunner, Result
 
 from tests.tiny import DOCUMENTS
@@ -319,6 +320,33 @@ def test_a_misspelt_calibration_is_refused_before_another_is_measured(tiny: Path
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert "no calibration 'cor'" in result.stderr
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize("command", ["measure", "compare", "trajectory", "selftest"])
+def test_what_cannot_be_written_is_told_before_anything_is_measured(
+    command: str, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("pipeline.measure_all", "selftest.proof.selftest"):
+        monkeypatch.setattr(f"delta_suite.{name}", lambda *_, **__: pytest.fail("measured"))
+    (tmp_path / "file").write_text("")
+    for step in (1, 2):
+        shutil.copytree(tiny, tmp_path / f"x-{step}")
+    words: list[object] = ["--results-dir", tmp_path / "file"]
+    arguments = {
+        "measure": [tiny, *words],
+        "compare": [tiny, tmp_path / "x-1", *words],
+        "trajectory": [tmp_path / "x-*", "--out", tmp_path],
+        "selftest": ["--out", tmp_path],
+    }
+    result = run(command, *arguments[command])
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert re.search(r"cannot be written: (Not|Is) a directory\. Choose another folder or free space\.", result.stderr)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "x-1", "x-2"]
+
+
+def test_a_results_folder_that_is_not_there_yet_is_not_made_to_see_whether_it_can_be(tmp_path: Path) -> None:
+    require_writable(tmp_path / "results" / "runs")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

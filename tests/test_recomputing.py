@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from delta_suite.models.recorded import recorded_model
 from delta_suite.models.spec import ModelSpec
 from delta_suite.pipeline import Settings, measure
 from delta_suite.records import store
+from delta_suite.records.arrays import pack, unpack
 from delta_suite.records.cache import Cache
 from typer.testing import CliRunner, Result
 
@@ -81,6 +83,22 @@ def test_forged_figures_are_one_table(altered: Alter, monkeypatch: pytest.Monkey
     table = [line.split() for line in result.output.splitlines() if line.startswith("small ")]
     assert [row[1] for row in table] == ["C", "layer:1"]  # what differs most comes first
     assert {"effective_rank", "intra_cosine"} == {word for row in table for word in row if "_" in word}
+
+
+def test_replicates_in_another_order_are_not_confirmed(small: Path, tmp_path: Path) -> None:
+    """Every figure follows from them as before, so that nothing in the record contradicts it."""
+    beside = small.with_suffix(".safetensors")
+    arrays = dict(unpack(beside.read_bytes(), beside))
+    arrays["raw.units.effective_rank"] = arrays["raw.units.effective_rank"][::-1]
+    packed = pack(arrays)
+    (tmp_path / beside.name).write_bytes(packed)
+    content = json.loads(small.read_text())
+    content["arrays"]["sha256"] = hashlib.sha256(packed).hexdigest()
+    (tmp_path / small.name).write_text(json.dumps(content))
+    assert store.examine(tmp_path / small.name).problems == []
+    result = verify(tmp_path / small.name)
+    assert result.exit_code == 1
+    assert "the replicates of raw.units.effective_rank are of other groups than those here" in result.stderr
 
 
 def test_other_arithmetic_is_held_to_the_intervals(altered: Alter) -> None:

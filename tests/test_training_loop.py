@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from delta_suite.claims.gates import MIN_DOCUMENTS
-from delta_suite.errors import BaselineError, CalibrationError, HypothesisFileError, OptionError
+from delta_suite.errors import BaselineError, CalibrationError, HypothesisFileError, OptionError, RecordError
 from delta_suite.regression.update import update_baseline
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
@@ -357,6 +357,12 @@ def test_a_sharded_trainer_is_refused(
         ({"texts": ["a text"], "calibration": "seed"}, OptionError, "only one can be measured on"),
         ({"baseline": "no-such.json"}, BaselineError, "no baseline no-such.json. Write it from a checkpoint"),
         ({"hypotheses": "no-such.toml"}, HypothesisFileError, "no-such.toml"),
+        ({"results": "/dev/null/results"}, RecordError, "/dev/null/results/runs cannot be written: Not a directory"),
+        (
+            {"baseline": "/dev/null/run.json", "baseline_update": True},
+            RecordError,
+            "/dev/null cannot be written: Not a directory",
+        ),
     ],
 )
 def test_options_are_checked_before_training(options: dict[str, Any], error: type[Exception], says: str) -> None:

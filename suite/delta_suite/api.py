@@ -88,6 +88,8 @@ def measure(
     """
     if texts is not None and calibration is not None:
         raise OptionError("texts and calibration are given, and only one of them can be measured on. Leave one out.")
+    if not isinstance(calibration, str | os.PathLike | None):
+        raise OptionError(f"calibration is {type(calibration).__name__}: write a name or a path, or texts=[...].")
     with random_states_kept():
         settings = chosen_settings(
             calibration=None if calibration is None else os.fspath(calibration),
@@ -112,7 +114,7 @@ def measure(
             )
         chosen_texts = None if texts is None else calibration_of(texts, documents)
         measured = measure_view(subject, settings, calibration=chosen_texts)
-    for note in measured.notes:
+    for note in measured.told:
         warnings.warn(note, stacklevel=2)
     return Measurement(measured.view)
 
@@ -163,7 +165,7 @@ def verify(
     """
     if not recompute and (model, calibration, device) != (None, None, None):
         raise OptionError("model, calibration and device are for recompute=True: without it nothing is measured.")
-    checked = list(store.verify([Path(place) for place in _several(records)]))
+    checked = list(store.verify(_paths("records", records)))
     if not recompute:
         return Verification(checked)
     require_one([record.path for record in checked], model, calibration)
@@ -173,8 +175,13 @@ def verify(
     return Verification(checked, again)
 
 
-def _several(paths: str | Path | Sequence[str | Path]) -> list[str | Path]:
-    return [paths] if isinstance(paths, str | Path) else list(paths)
+def _paths(argument: str, given: str | Path | Sequence[str | Path]) -> list[Path]:
+    """Return one path or several as a list. Raises OptionError for what is none."""
+    paths = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+    for path in paths:
+        if not isinstance(path, str | os.PathLike):
+            raise OptionError(f"{argument}: {type(path).__name__} is no path. Name files or folders.")
+    return [Path(path) for path in paths]
 
 
 class Measurement:
@@ -271,8 +278,8 @@ class Measurement:
         control_view = None if control is None else _view_of(control, "control")
         if control is None and self.path is not None and self.path.resolve().parent.parent.name == store.RUNS:
             control_view = store.newest_control(self.path.resolve().parents[2], self.view)
-        paths = [bundled("hypotheses")] if hypotheses is None else _several(hypotheses)
-        claims = load_hypotheses([Path(path) for path in paths])
+        paths = [bundled("hypotheses")] if hypotheses is None else _paths("hypotheses", hypotheses)
+        claims = load_hypotheses(paths)
         return Verdicts(judge_all(claims, [(self.view, control_view)]))
 
     def compare(self, other: Measurement, variant: str = "raw") -> Comparison:

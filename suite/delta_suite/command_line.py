@@ -109,7 +109,7 @@ def check_settings(device: str, dtype: str | None, documents: int | None) -> Non
     Raises:
         OptionError: the first of them that does not exist, with those that do.
     """
-    if not _DEVICE.fullmatch(device):
+    if not (isinstance(device, str) and _DEVICE.fullmatch(device)):
         known = "auto, cpu, mps, cuda, cuda:1 and so on, sharded, fsdp or tp"
         raise OptionError(f"--device {shorten(repr(device))} is unknown: use {known}.")
     if dtype is not None and dtype not in DTYPES:

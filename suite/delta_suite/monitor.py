@@ -40,12 +40,14 @@ from delta_suite.models.undisturbed import random_states_kept
 from delta_suite.paths import bundled, cache_root
 from delta_suite.pipeline import Settings, measure_view
 from delta_suite.records.cache import NoCache
+from delta_suite.records.store import RUNS
 from delta_suite.records.view import RecordView
 from delta_suite.reduction.variants import BLOCK_VARIANTS
 from delta_suite.regression.baseline import DECISIVE, BaselineFile, VerdictEntry, load_baseline, unknown_keys
 from delta_suite.regression.comparison import Status, by_item, obstacle
 from delta_suite.regression.turns import direction_figures
 from delta_suite.regression.update import names, update_baseline
+from delta_suite.writing import require_writable, require_writable_file
 
 SAVE = "save"
 """The value of `every` for a measurement at each save of the Trainer."""
@@ -145,6 +147,7 @@ class DeltaMonitor:
         Raises:
             OptionError: an option has a value that does not exist, or options do not go together.
             HypothesisFileError, BaselineError, CalibrationError: a file is missing or wrong.
+            RecordError: the results folder, or the baseline that is to be made, cannot be written.
         """
         _check_options(every, on_flip, on_error, metrics, variant, baseline, baseline_update)
         api.check_labels(name, phases)
@@ -160,6 +163,10 @@ class DeltaMonitor:
         self.hypotheses = load_hypotheses([Path(path) for path in paths])
         self.baseline = None if baseline is None else Path(baseline)
         self._file = _baseline(self.baseline, baseline_update)
+        if self.baseline is not None and baseline_update:
+            require_writable_file(self.baseline)
+        if results is not None:
+            require_writable(Path(results) / RUNS)
         claims = [claim for hypothesis in self.hypotheses for claim in hypothesis.expect]
         # Its directions, 19 MB for 24 layers of width 64, would fill the user's cache, and no model comes twice.
         self._settings = Settings(

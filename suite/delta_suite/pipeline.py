@@ -22,6 +22,7 @@ from delta_suite.metrics.registry import chosen_parts, metric_versions
 from delta_suite.models.phases import PhaseMap, phase_map
 from delta_suite.models.spec import ModelSpec
 from delta_suite.models.subject import StoredModel, Subject
+from delta_suite.models.zeros import zero_note
 from delta_suite.paths import cache_root
 from delta_suite.process_group import MODES, current
 from delta_suite.progress import Progress, no_progress
@@ -154,6 +155,12 @@ class Measured:
     kept: bool = True
     """True if the cache holds it; else a note says why not."""
 
+    @property
+    def told(self) -> tuple[str, ...]:
+        """The notes, and what the record says of the weights, whether or not it comes from the cache."""
+        zero = self.view.record.provenance.zero_weights
+        return (*self.notes, zero_note(self.view.model.name, zero)) if zero else self.notes
+
 
 def written(measured: Measured, settings: Settings) -> Outcome:
     """Write the record of a measured model. Raises RecordError where the results folder cannot be written."""
@@ -163,7 +170,7 @@ def written(measured: Measured, settings: Settings) -> Outcome:
         if measured.kept:
             raise RecordError(f"{error} The cache keeps the measurement of {measured.view.model.name}.") from None
         raise
-    return Outcome(view, path, measured.cached, measured.notes)
+    return Outcome(view, path, measured.cached, measured.told)
 
 
 def measure_view(

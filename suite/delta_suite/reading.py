@@ -32,17 +32,15 @@ TOML_LIMIT = 1 << 20
 ARRAYS_LIMIT = 1 << 30
 """Most bytes of a file of arrays that is read whole; those beside a record of 64 layers of 5,120 have 8 MB."""
 
-DEEPEST = 100
-"""Most levels of a JSON document; readers further in walk it by recursion. A config or a record has fewer than ten."""
+DEEPEST = 64
+"""Most levels of a JSON or TOML document; readers further in walk it by recursion. A config or a record has fewer than
+ten, hypothesis files have 4, models.toml 5."""
 
 SECONDS = 60.0
 """Longest time to read one file; at 1 GiB a disk of 20 MB/s needs 54 s."""
 
 _CHUNK = 1 << 20
 
-
-DEEPEST = 64
-"""Most levels of a TOML file: hypothesis files have 4, models.toml 5. What reads the content may recurse, too."""
 
 _LONG_KEY = re.compile(
     r"""(?<![\w-])(?:(?:[A-Za-z0-9_-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){%d}""" % DEEPEST  # noqa: UP031

@@ -22,7 +22,7 @@ from delta_suite.publish.table import Cell, Table
 from delta_suite.records.record import SCHEMA, Record
 from delta_suite.records.store import Verified, load, verified_total
 from delta_suite.records.view import RecordView
-from delta_suite.regression.agreement import Agreement, agreement, other_subject
+from delta_suite.regression.agreement import Agreement, agreement, of_other_groups, other_subject, same_arithmetic
 
 SHOWN = 50
 """Most differences of a record in the table; of a model measured otherwise, every figure differs."""
@@ -132,9 +132,16 @@ def recompute(path: Path, record: RecordView, choices: Choices, progress: Progre
             f"the files here are others: their fingerprint is {here[:12]}, and the record's "
             f"{stored.model.fingerprint[:12]}. Where the right ones are elsewhere, name the place with --model."
         )
-    again = measure_view(spec, settings, progress, calibration).view.under(stored.phases).record
+    view = measure_view(spec, settings, progress, calibration).view.under(stored.phases)
+    again = view.record
     if why := other_subject(stored, again):
         raise RecordError(f"measured again, {why}.")
+    alike = record.arrays is not None and same_arithmetic(stored.provenance, again.provenance)
+    if alike and (moved := of_other_groups(record.content(), view.content())):
+        raise RecordError(
+            f"measured again, the replicates of {', '.join(moved[:3])}{' and more' * (len(moved) > 3)} are of other "
+            "groups than those here, or in another order: differences from other records would get wrong intervals."
+        )
     return Recomputed(path, stored, again, agreement(stored, again))
 
 

@@ -85,6 +85,26 @@ def unwritable(path: Path, error: OSError) -> RecordError:
     return RecordError(f"{path} cannot be written: {error.strerror}. Choose another folder or free space.")
 
 
+def require_writable(folder: Path) -> None:
+    """Raise RecordError where no file can be written into a folder, so that hours of work are not lost to that.
+
+    What is missing of the folder is not made: a file is written into the innermost one that is there, and removed.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    try:
+        with temporary_folder(there) as fresh:
+            (fresh / "0").write_bytes(b"\0")
+    except OSError as error:
+        raise unwritable(folder, error) from None
+
+
+def require_writable_file(path: Path) -> None:
+    """Raise RecordError where a file of this name cannot be written."""
+    if path.is_dir():
+        raise unwritable(path, IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)))
+    require_writable(path.parent)
+
+
 # --- a file that names others by their SHA-256 -----------------------------------------------------------------
 
 

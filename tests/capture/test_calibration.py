@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from delta_suite.capture.calibration import first_bytes, headline, load_calibration
+from delta_suite.capture.calibration import calibration_of, first_bytes, headline, load_calibration
 from delta_suite.capture.tokens import MAX_TOKENS, tokenize
 from delta_suite.errors import CalibrationError
 
@@ -81,6 +83,29 @@ def test_bad_files_are_named(tmp_path: Path, name: str, content: str | bytes, te
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(CalibrationError, match=telling):
         load_calibration(str(path))
+
+
+@pytest.mark.parametrize(
+    ("texts", "telling"),
+    [
+        ("one text", "is one string"),
+        (b"one text", "is bytes, and a calibration is a list"),
+        ({"one text": "another"}, "is dict, whose keys or columns are no texts"),
+        (SimpleNamespace(columns=["text"]), "is SimpleNamespace, whose keys or columns are no texts"),
+        ({"one text", "another"}, r"is set, which has no order, and figures must repeat: texts=sorted"),
+        (Path("texts.txt"), r"is PosixPath, and a file or folder is read by calibration='texts\.txt'"),
+        (["one text", None], r"texts\[1\] is NoneType, not text"),
+        (iter([["one text"]]), r"texts\[0\] is list, not text"),
+        (5, "is int, and a calibration is a list"),
+    ],
+)
+def test_what_is_no_list_of_texts_is_refused(texts: Any, telling: str) -> None:
+    with pytest.raises(CalibrationError, match=f"^texts.*{telling}" if telling.startswith("is") else telling):
+        calibration_of(texts)
+
+
+def test_texts_may_be_drawn_from_a_generator() -> None:
+    assert calibration_of(text for text in ("one text", "another")).documents == ("one text", "another")
 
 
 def test_the_header_says_what_a_set_is_good_for(tmp_path: Path) -> None:

@@ -141,7 +141,7 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
         ("empty.jsonl", b"\n\n", "empty.jsonl holds no text"),
         ("content.jsonl", b'{"content": "x", "id": 1}\n', r"content.jsonl:1: .*no key `text` .its keys: content, id"),
         ("number.jsonl", b'{"text": "x"}\n{"text": 4}\n', "number.jsonl:2: .*`text` is int"),
-        ("null.jsonl", b'{"text": null}\n', "null.jsonl:1: .*`text` is NoneType"),
+        ("null.jsonl", b'{"text": null}\n', "null.jsonl:1: .*`text` is null, not text"),
         (
             "mixed.jsonl",
             b'{"text": "x"}\n{"text": "caf\xe9"}\n',

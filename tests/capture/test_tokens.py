@@ -11,6 +11,7 @@ import pytest
 from delta_suite.capture.calibration import Calibration
 from delta_suite.capture.tokens import TokenSequences, tokenize
 from delta_suite.errors import CalibrationError
+from tokenizers import normalizers
 
 from tests.made_tokenizers import CHAT, around, configured, every_byte, merged_letters, saved, words
 
@@ -60,6 +61,15 @@ def test_a_panic_of_the_library_is_an_error_like_others(tmp_path: Path) -> None:
     content["normalizer"] = {"type": "Replace", "pattern": {"Regex": "(a+)+$"}, "content": ""}
     with pytest.raises(CalibrationError, match=r"fails on document 0 .*retry-limit"):
         sequences(saved(tmp_path, content), "a" * 40 + "b")
+
+
+def test_letters_that_the_tokenizer_deletes_are_told_and_refused_where_they_are_most(tmp_path: Path) -> None:
+    made = every_byte()
+    made.normalizer = normalizers.Replace("a", "")
+    tokenizer = saved(tmp_path, made)
+    assert sequences(tokenizer, "abcd", "bcde").unknown == pytest.approx(1 / 8)
+    with pytest.raises(CalibrationError, match=r"^60\.0% of the letters and digits of calibration 'mine' are deleted"):
+        sequences(tokenizer, "aaabc")
 
 
 @pytest.mark.parametrize(

@@ -118,4 +118,4 @@ def test_a_text_that_the_tokenizer_hardly_knows_decides_nothing(
     gates = gates_of(other, metric, scope)
     assert ("unknown" in gates) == closed
     if closed:
-        assert gates["unknown"].startswith(f"{share:.1%} of the tokens are unknown to the model's tokenizer")
+        assert gates["unknown"].startswith(f"{share:.1%} of the text is unknown to the model's tokenizer")

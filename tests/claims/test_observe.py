@@ -21,6 +21,10 @@ from tests.planted_records import planted_view
         ("layer:3", range(3, 4)),
         ("layers:8-15", range(8, 16)),
         ("layers:20-24", "the model has layers 0-23, so no layers:20-24"),
+        ("depth:0.5-1.0", range(12, 24)),
+        ("depth:0.5-1.5", "the depth ends at 1, so no depth:0.5-1.5"),
+        ("depth:0.5-0.5", "no layer of 24 is in depth:0.5-0.5"),
+        ("depth:0.1.2-1", "a model of 24 layers has no phase depth:0.1.2-1 (its phases: A, C, E)"),
         ("D", "a model of 24 layers has no phase D (its phases: A, C, E)"),
     ],
 )

@@ -228,6 +228,22 @@ class TestGguf:
         for kind, size in GGML_QUANT_SIZES.items():
             assert _BLOCKS.get(int(kind), size) == size
 
+    @pytest.mark.parametrize(
+        ("version", "told"),
+        [
+            ((1).to_bytes(4, "little"), "says that it is a GGUF file of version 1, and versions 2 and 3 are read"),
+            ((9).to_bytes(4, "little"), "says that it is a GGUF file of version 9, and versions 2 and 3 are read"),
+            ((3).to_bytes(4, "big"), "is a GGUF file of version 3 for big-endian machines"),
+        ],
+    )
+    def test_another_version(self, tmp_path: Path, version: bytes, told: str) -> None:
+        gguf(tmp_path / "m.gguf")
+        whole = (tmp_path / "m.gguf").read_bytes()
+        (tmp_path / "m.gguf").write_bytes(whole[:4] + version + whole[8:])
+        message = problem(spec_of(tmp_path))
+        assert f"m.gguf {told}" in message
+        assert "cut short" not in message
+
     def test_another_file_under_the_name(self, tmp_path: Path) -> None:
         (tmp_path / "m.gguf").write_bytes(b"<!DOCTYPE html>")
         assert "m.gguf is not a GGUF file: it begins with b'<!DO'" in problem(spec_of(tmp_path))

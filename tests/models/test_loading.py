@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from delta_suite.errors import DeviceError, ModelUnavailableError, SuiteError
-from delta_suite.models.loading import LoadedModel, load
+from delta_suite.errors import CaptureError, DeviceError, ModelUnavailableError, SuiteError
+from delta_suite.models.blocks import context_length, find_decoder
+from delta_suite.models.loading import LoadedModel, load, skeleton
 from delta_suite.models.sources import locate
 from delta_suite.models.spec import ModelSpec
 from delta_suite.models.tokenizer import load_tokenizer
@@ -97,6 +98,12 @@ class TestLoaded:
         tokens = torch.arange(3, 30)[None]
         assert torch.equal(load(spec, locate(spec)).model(tokens).logits, whole(tokens).logits)
 
+    def test_a_context_of_minus_one_is_none(self) -> None:
+        """XLNet's config says so whatever it was saved with."""
+        from transformers import XLNetConfig
+
+        assert context_length(XLNetConfig()) is None
+
     def test_a_bare_decoder_can_be_loaded(self, llama: Path) -> None:
         """The residual stream ends before the output head."""
         tensors = load_file(llama / "model.safetensors")
@@ -156,6 +163,15 @@ class TestWithAnEncoder:
         view = measured(encoder_decoder(llama, kind), tmp_path, "seed")
         assert (view.model.architecture, view.model.layers, view.model.hidden) == (kind, 3, 48)
         assert view.record.certificate.holds
+
+    @pytest.mark.parametrize("start", [400, -1])
+    def test_a_first_token_that_no_embedding_has(self, llama: Path, start: int) -> None:
+        """On a GPU, looking it up would end the process."""
+        encoder_decoder(llama, "T5ForConditionalGeneration")
+        model = loaded(llama).model
+        model.generation_config.decoder_start_token_id = start
+        with pytest.raises(CaptureError, match=rf"reads decoder_start_token_id = {start} first, and"):
+            find_decoder(model)
 
     def test_the_text_decoder_of_a_multimodal_model_is_measured(self, llama: Path, tmp_path: Path) -> None:
         texts = tmp_path / "texts"
@@ -251,10 +267,50 @@ class TestRefused:
         assert "model.layers.0.mlp.down_proj.weight: (48, 96) there, (48, 80) by the config" in message
         assert "weights belong to the config" in message
 
-    def test_a_config_of_the_wrong_kind_of_value(self, llama: Path) -> None:
-        configure(llama, num_hidden_layers="three")
-        assert "cannot read the config of" in (message := problem(llama))
-        assert "field 'num_hidden_layers': TypeError: Field 'num_hidden_layers' expected int, got str" in message
+    @pytest.mark.parametrize(
+        ("changes", "told"),
+        [
+            ({"num_hidden_layers": "three"}, "says num_hidden_layers = 'three', where a whole number belongs"),
+            ({"attention_dropout": "x"}, "says attention_dropout = 'x', where a number or null belongs"),
+            ({"hidden_act": "nosuch"}, "says hidden_act = 'nosuch', which transformers"),
+            (
+                {"rope_parameters": {"rope_type": "nosuch", "rope_theta": 10000.0}},
+                "says rope_parameters.rope_type = 'nosuch', which transformers",
+            ),
+            (
+                {"rope_parameters": {"rope_type": "default", "rope_theta": "10000"}},
+                "says rope_parameters.rope_theta = '10000', where a number above 0 belongs",
+            ),
+            (
+                {"rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": "128"}},
+                "says rope_parameters.original_max_position_embeddings = '128', where a whole number belongs",
+            ),
+            ({"num_local_experts": 4, "num_experts_per_tok": 5}, "says num_experts_per_tok = 5, of 4 experts"),
+            ({"num_local_experts": 4, "num_experts_per_tok": 0}, "says num_experts_per_tok = 0, of 4 experts"),
+            ({"head_dim": 0}, "says head_dim = 0, where a whole number above 0 belongs"),
+            ({"rope_parameters": "linear"}, "says rope_parameters = 'linear', where a table or null belongs"),
+            ({"rms_norm_eps": -1.0}, "says rms_norm_eps = -1.0, and what a norm adds is not negative"),
+            ({"quantization_config": "awq"}, "says quantization_config = 'awq', where a table belongs"),
+            ({"layer_types": ["full_attention"]}, "has values that cannot be (ValueError: `num_hidden_layers` (12) "),
+        ],
+        ids=lambda value: value[:40] if isinstance(value, str) else "",
+    )
+    def test_a_value_that_a_config_cannot_have(self, llama: Path, changes: dict[str, object], told: str) -> None:
+        """transformers names no file, and of a word that it looks up in vain no key either."""
+        configure(llama, **changes)
+        message = problem(llama)
+        assert f"{llama / 'config.json'} {told}" in message
+        assert "\n  Correct it, or save or download the file again" in message
+
+    def test_a_word_that_transformers_does_not_know_is_told_before_weights_are_read(self, llama: Path) -> None:
+        configure(llama, hidden_act="nosuch")
+        with pytest.raises(ModelUnavailableError, match="says hidden_act = 'nosuch', which transformers"):
+            skeleton(spec_of(llama), locate(spec_of(llama)))
+
+    @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "tokenizer_config.json"])
+    def test_a_byte_order_mark(self, llama: Path, name: str) -> None:
+        (llama / name).write_text((llama / name).read_text("utf-8"), "utf-8-sig")
+        assert f"{llama / name} begins with a byte order mark, which transformers does not read" in problem(llama)
 
     def test_a_config_of_more_layers_than_the_weights(self, llama: Path) -> None:
         configure(llama, num_hidden_layers=13)

@@ -346,6 +346,8 @@ gpu_memory_gb = "70"
             ("", "names no source: a model has exactly one of hub, path and package"),
             ('hub = "a/b"\npath = "c"', "names hub and path"),
             ('package = "p"', "`package` needs `gguf`"),
+            ("path = 5", "path = 5 should be a path, as text"),
+            ('path = "c"\nphases = { A = 5 }', "phases.A = 5 is no phase, which is [first layer, last layer]"),
             ('hub = "a/b"\nparts = 2', "`parts` is for models in Python packages"),
             ('package = "a"\ngguf = "b.gguf"\nparts = 1', "parts"),
             ('path = "c"\nrevision = "main"', "`revision` is for models of the hub"),

@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from delta_suite.capture.calibration import load_calibration
 from delta_suite.errors import ModelUnavailableError
-from delta_suite.models.tokenizer import encode, lost_share, special_ids, unknown_ids
+from delta_suite.models.files import ModelFiles
+from delta_suite.models.spec import ModelSpec
+from delta_suite.models.tokenizer import (
+    deleted_share,
+    encode,
+    load_tokenizer,
+    lost_share,
+    special_ids,
+    unknown_ids,
+)
+from tokenizers import Regex, normalizers, pre_tokenizers
 
 from tests.made_tokenizers import (
     CHAT,
@@ -111,6 +123,17 @@ def test_a_config_of_wrong_types_is_one_error(tmp_path: Path, config: dict[str, 
     assert str(caught.value).count("\n") == 1
 
 
+@pytest.mark.parametrize("name", ["special_tokens_map.json", "added_tokens.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(("text", "why"), [("{", ": not JSON: Expecting property"), ("[1]", " is not a JSON object")])
+def test_a_damaged_file_is_named(tmp_path: Path, name: str, text: str, why: str) -> None:
+    saved(tmp_path, words())
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ModelUnavailableError, match=rf"cannot be built from \S+ \({re.escape(name + why)}"):
+        load_tokenizer(
+            ModelSpec(name="x", path=tmp_path), ModelFiles(tmp_path, None, (), tuple(sorted(tmp_path.iterdir())))
+        )
+
+
 @pytest.mark.parametrize("place", ["vocabulary", "added", "file of its own"])
 def test_a_number_that_no_vocabulary_has_is_refused_before_a_table_is_made(tmp_path: Path, place: str) -> None:
     content = json.loads(words().to_str())
@@ -177,6 +200,51 @@ def test_letters_that_are_dropped_without_a_token_are_counted(tmp_path: Path) ->
     assert lost_share(tokenizer, ["ab", "zz, xx!"]) == pytest.approx(4 / 6)
     assert lost_share(saved(tmp_path, merged_letters(unk_token="<unk>")), ["zz"]) == 0.0  # there it is a token
     assert lost_share(saved(tmp_path, every_byte()), ["z\u00e4"]) == 0.0
+
+
+VOWELS = Regex("[aeiou]")
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "splitter", "text", "share"),
+    [
+        (normalizers.Replace(VOWELS, ""), None, "banana, 12!", 3 / 8),
+        (normalizers.Sequence([normalizers.NFC(), normalizers.Replace(VOWELS, "")]), None, "banana", 0.5),
+        (None, pre_tokenizers.Split(VOWELS, "removed"), "banana", 0.5),
+        (None, pre_tokenizers.CharDelimiterSplit("a"), "banana", 0.5),
+        (normalizers.Replace(VOWELS, ""), pre_tokenizers.Split(Regex("n"), "removed"), "banana", 5 / 6),
+    ],
+)
+def test_letters_that_are_deleted_before_tokens_are_cut_are_counted(
+    tmp_path: Path, normalizer: Any, splitter: Any, text: str, share: float
+) -> None:
+    made = every_byte()
+    if normalizer is not None:
+        made.normalizer = normalizer
+    if splitter is not None:
+        made.pre_tokenizer = pre_tokenizers.Sequence([splitter, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    assert deleted_share(saved(tmp_path, made), [text]) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    "normalizer",
+    [
+        *(normalizers.NFC(), normalizers.NFD(), normalizers.NFKC(), normalizers.NFKD(), normalizers.Lowercase()),
+        *(normalizers.Sequence([normalizers.NFD(), normalizers.StripAccents()]), normalizers.BertNormalizer()),
+        *(normalizers.Nmt(), normalizers.Replace(" ", "\u2581"), normalizers.Strip()),
+    ],
+)
+def test_another_form_of_the_same_letters_deletes_none(tmp_path: Path, normalizer: Any) -> None:
+    made = every_byte()
+    made.normalizer = normalizer
+    composed = "\u00c9cole e\u0301te\u0301 \ufb01n stra\u00dfe \u0130zmir 1\u00bd \u2460"
+    texts = [composed, "\u1112\u1161\u11ab \ud55c", "\uff8a\uff9e \u304c"]
+    core = load_calibration("core").documents
+    assert deleted_share(saved(tmp_path, made), [*texts, *core]) == 0.0
+
+
+def test_a_tokenizer_of_python_shows_no_letters_that_it_deletes() -> None:
+    assert deleted_share(object(), ["banana"]) == 0.0
 
 
 @pytest.mark.parametrize(

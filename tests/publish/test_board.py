@@ -245,7 +245,7 @@ def test_what_the_tokenizer_did_is_told() -> None:
     told = record.model_copy(update={"unknown_tokens": 0.0712, "duplicates": 2, "chat_template": True})
     assert calibration_text(told) == (
         "calibration mine, 3 documents (2 more were repetitions, and left out) in the model's chat template, 40 tokens "
-        "(7.1% of them unknown to the tokenizer)"
+        "(7.1% of the text unknown to the tokenizer)"
     )
 
 

@@ -37,6 +37,11 @@ def test_a_name_with_terminal_codes_reaches_no_report(project: pytest.Pytester, 
         (["--model=tiny", "--variant=rawish"], "--variant rawish: no such variant; use one of raw"),
         (["--model=tiny", "--models-file=pipe"], "pipe cannot be read: not a regular file"),
         (["--model=tiny", "--baseline=pipe.json"], "pipe.json cannot be read: not a regular file"),
+        (["--model=tiny", "--results-dir=pipe"], "pipe/runs cannot be written: Not a directory. Choose another folder"),
+        (
+            ["--model=tiny", "--baseline=pipe/x.json", "--baseline-update"],
+            "pipe cannot be written: Not a directory. Choose another folder",
+        ),
     ],
 )
 def test_a_wrong_word_ends_the_run_before_anything_is_measured(

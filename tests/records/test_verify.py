@@ -21,7 +21,7 @@ from delta_suite.errors import RecordError
 from delta_suite.metrics.estimators import phase_metric
 from delta_suite.metrics.registry import METRICS
 from delta_suite.records import store, verify
-from delta_suite.records.arrays import ArrayFile, Arrays, pack, unpack
+from delta_suite.records.arrays import MATRICES, ArrayFile, Arrays, pack, unpack
 from delta_suite.records.cache import Cache
 from delta_suite.records.format import from_json, to_json
 from delta_suite.records.store import examine, load, save
@@ -291,6 +291,10 @@ def first_entry(value: float) -> Callable[[np.ndarray], np.ndarray]:
     return edit
 
 
+def without(*names: str) -> Callable[[Arrays], dict[str, np.ndarray]]:
+    return lambda arrays: {name: array for name, array in arrays.items() if name not in names}
+
+
 @pytest.mark.parametrize(
     ("edit", "telling"),
     [
@@ -307,6 +311,16 @@ def first_entry(value: float) -> Callable[[np.ndarray], np.ndarray]:
         (changed("raw.units.gamma", first_entry(1.0)), "layer 0, raw, gamma: the lower end of the interval"),
         (changed("raw.halves.update_norm", first_entry(1.0)), "layer 0, raw, update_norm: the corrected value"),
         (changed("law.transfer", lambda array: array * 1.001), "the transfer matrix"),
+        (without("raw.cross_overlaps.units"), "raw.cross_overlaps.units: the array is missing, and others"),
+        (without("raw.cross_overlaps"), "raw.cross_overlaps: the array is missing, and others"),
+        (without("raw.cosines_a"), "raw.cosines_a: the array is missing, and others"),
+        (without(*(f"raw.{name}.units" for name in MATRICES)), "it has an interval, and the arrays have no replicates"),
+        (changed("raw.units.gamma", lambda array: array[::-1]), "raw, gamma: its replicates over units are not those"),
+        (changed("raw.units.frobenius", lambda array: np.roll(array, 1, 0)), "are not those of frobenius and stable_r"),
+        (changed("raw.units.top1_energy", lambda array: array[::-1]), "are not those of stable_rank, group by group"),
+        (changed("raw.units.reliability", lambda array: array[::-1]), "not those of the array raw.cross.units"),
+        (changed("raw.cross.units", lambda array: np.roll(array, 2, 0)), "not those of the array raw.cross.units"),
+        (changed("raw.cosines.units", lambda array: array[::-1]), "not those of the array raw.cosines.units"),
     ],
 )
 def test_arrays_that_contradict_the_record_are_named(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from delta_suite.records.record import Record
-from delta_suite.regression.agreement import agreement, other_subject, same_arithmetic
+from delta_suite.regression.agreement import agreement, of_other_groups, other_subject, same_arithmetic
 
 from tests.planted_records import planted_view
 
@@ -135,3 +136,22 @@ def test_another_model_or_other_texts_are_no_second_measurement(record: Record) 
     assert "the files are others" in str(other_subject(record, other))
     texts = record.model_copy(update={"calibration": record.calibration.model_copy(update={"sha256": "f" * 64})})
     assert "the texts are others" in str(other_subject(record, texts))
+
+
+def test_arrays_in_another_order_are_named_and_rounding_is_not() -> None:
+    draw = np.random.default_rng(0)
+    gammas, cosines = 5 + draw.normal(size=(10, 4)), draw.normal(scale=0.01, size=(10, 6)).astype(np.float16)
+    rounding = draw.normal(scale=1e-7, size=(10, 6)).astype(np.float16)
+    stored = {
+        "raw.units.gamma": gammas,
+        "raw.cosines.units": cosines,
+        "raw.angles.units": rounding,
+        "raw.cross": cosines,
+    }
+    assert of_other_groups(stored, stored) == []
+    turned = {name: array[::-1] for name, array in stored.items()}
+    assert of_other_groups(stored, turned) == ["raw.cosines.units", "raw.units.gamma"]
+    of_phases = {"raw.scope_units.capture_fraction": gammas.T, "law.units.map_r2": gammas.T}
+    assert of_other_groups(of_phases, {name: array[:, ::-1] for name, array in of_phases.items()}) == sorted(of_phases)
+    nearly = {name: array * (1 + 1e-6) for name, array in stored.items()}
+    assert of_other_groups(stored, nearly) == []

@@ -156,6 +156,19 @@ def test_a_damaged_baseline_is_refused_with_the_key(path: Path, change: Callable
         load_baseline(path)
 
 
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [({"foo": 1}, "another JSON file"), ({}, "another JSON file"), (None, "a measurement record")],
+)
+def test_another_file_is_told_by_what_it_is(path: Path, content: object, kind: str) -> None:
+    content = json.loads(path.read_text())["record"] if content is None else content
+    path.write_text(json.dumps(content))
+    with pytest.raises(
+        BaselineError, match=rf"m\.json is {kind}, not a baseline: .*\n.*PATH --baseline-update` writes"
+    ):
+        load_baseline(path)
+
+
 def test_a_baseline_that_is_not_there_names_those_that_are(path: Path) -> None:
     with pytest.raises(BaselineError, match=r"no baseline .*other\.json: .* holds m\.json"):
         load_baseline(path.with_name("other.json"))

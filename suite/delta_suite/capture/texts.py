@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,8 +115,16 @@ def listed(texts: Iterable[str]) -> Iterator[str]:
     """Yield the texts of a list. Raises CalibrationError for what is no text, and says which."""
     if isinstance(texts, str):
         raise CalibrationError("texts is one string, and a calibration is a list of them: texts=[...].")
-    if not isinstance(texts, Iterable):
-        raise CalibrationError(f"texts is {type(texts).__name__}, and a calibration is a list of texts: texts=[...].")
+    kind = type(texts).__name__
+    if isinstance(texts, os.PathLike):
+        raise CalibrationError(f"texts is {kind}, and a file or folder is read by calibration={os.fspath(texts)!r}.")
+    # Iterated, these give their keys, the names of their columns, or another order in each process.
+    if isinstance(texts, Mapping) or hasattr(texts, "columns"):
+        raise CalibrationError(f"texts is {kind}, whose keys or columns are no texts. Give its texts: texts=[...].")
+    if isinstance(texts, Set):
+        raise CalibrationError(f"texts is {kind}, which has no order, and figures must repeat: texts=sorted(...).")
+    if not isinstance(texts, Iterable) or isinstance(texts, bytes | bytearray | memoryview):
+        raise CalibrationError(f"texts is {kind}, and a calibration is a list of texts: texts=[...].")
     for number, text in enumerate(texts):
         if not isinstance(text, str):
             raise CalibrationError(f"texts[{number}] is {type(text).__name__}, not text. Give a list of strings.")
@@ -230,7 +239,8 @@ def _string(value: object, where: str, column: str) -> str:
             if column == DOMAIN
             else "Name or write a column of texts"
         )
-        raise CalibrationError(f"{where}: not a document: `{column}` is {type(value).__name__}, not text. {cure}.")
+        kind = "null" if value is None else type(value).__name__
+        raise CalibrationError(f"{where}: not a document: `{column}` is {kind}, not text. {cure}.")
     try:
         value.encode()
     except UnicodeEncodeError as error:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from delta_suite.capture.calibration import Calibration
 from delta_suite.errors import CalibrationError, brief
-from delta_suite.models.tokenizer import encode, has_chat_template, lost_share, special_ids, unknown_ids
+from delta_suite.models.tokenizer import deleted_share, encode, has_chat_template, lost_share, special_ids, unknown_ids
 
 if TYPE_CHECKING:
     from jaxtyping import Int64
@@ -44,7 +44,8 @@ class TokenSequences:
     drop_first_token: bool
     """True if the first token of each document is dropped from the stream."""
     unknown: float = 0.0
-    """Share of the tokens, without dropped ones, that stand for what the tokenizer does not know."""
+    """Share of the tokens, without dropped ones, that stand for what the tokenizer does not know; where that is more,
+    the share of letters and digits that it deletes, or has no token for."""
     begins_with: SpecialTokens = ()
     """Special tokens that every document begins with, such as BOS."""
     ends_with: SpecialTokens = ()
@@ -127,7 +128,8 @@ def tokenize(
         share = sum(token in unknown for ids in of_text for token in ids) / kept
     else:
         share = lost_share(tokenizer, calibration.documents)
-    _check_text(calibration, ran, share, _named(tokenizer, sorted(unknown)), chat_template=chat_template)
+    deleted = deleted_share(tokenizer, calibration.documents)
+    _check_text(calibration, ran, share, _named(tokenizer, sorted(unknown)), deleted, chat_template=chat_template)
     special = special_ids(tokenizer) - unknown
     ends = [
         ids[: -NAMED - 1 : -1] if len(ids) == len(all_ids) else array("q")
@@ -144,7 +146,7 @@ def tokenize(
         documents=tuple(document for _, document, _ in pieces),
         starts_document=tuple(first for _, _, first in pieces),
         drop_first_token=calibration.drop_first_token,
-        unknown=share,
+        unknown=max(share, deleted),
         begins_with=_named(tokenizer, _common_run(ran, before, special)),
         ends_with=_named(tokenizer, _common_run(ends, after, special)[::-1]),
     )
@@ -180,12 +182,24 @@ def _document_ids(
 
 
 def _check_text(
-    calibration: Calibration, ran: Sequence[_Ids], share: float, unknown: SpecialTokens, *, chat_template: bool
+    calibration: Calibration,
+    ran: Sequence[_Ids],
+    share: float,
+    unknown: SpecialTokens,
+    deleted: float,
+    *,
+    chat_template: bool,
 ) -> None:
     """Raise CalibrationError where the tokens that would run are mostly not those of the text.
 
-    share: that of unknown tokens; `unknown` names them.
+    share: that of unknown tokens; `unknown` names them. deleted: the share of letters that the tokenizer deletes.
     """
+    if deleted > UNKNOWN_REFUSED:
+        raise CalibrationError(
+            f"{deleted:.1%} of the letters and digits of calibration {calibration.name!r} are deleted by the model's "
+            f"tokenizer before it cuts a text into tokens, so that most of what would run is not the text. Check the "
+            f"`normalizer` and `pre_tokenizer` of its tokenizer.json."
+        )
     if share > UNKNOWN_REFUSED:
         named = "".join(f" ({token}, id {number})" for token, number in unknown)
         raise CalibrationError(

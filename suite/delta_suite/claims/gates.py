@@ -90,7 +90,7 @@ def _documents(observed: Observation, view: RecordView) -> Iterator[Gate]:
 def _unknown(view: RecordView) -> Iterator[Gate]:
     share = view.record.calibration.unknown_tokens or 0.0
     if share > MOST_UNKNOWN:
-        says = f"{share:.1%} of the tokens are unknown to the model's tokenizer; at most {MOST_UNKNOWN:.0%} may be"
+        says = f"{share:.1%} of the text is unknown to the model's tokenizer; at most {MOST_UNKNOWN:.0%} may be"
         yield Gate("unknown", says)
 
 

@@ -154,10 +154,13 @@ def observe(
     What attention or the MLP writes alone is a variant of its own: `sink_free.attention`, `centred.mlp`.
 
     Raises:
-        UnknownNameError: no metric, variant or aggregate has this name. A variant that this record lacks, or that meant
-            something else when it was measured, is no error: the estimate is absent, with the reason.
+        UnknownNameError: no metric, variant or aggregate has this name, or the scope is no text. A variant that this
+            record lacks, or that meant something else when it was measured, is no error: the estimate is absent, with
+            the reason.
     """
     require_names(metric, variant, over, with_metric)
+    if not isinstance(scope, str):
+        raise UnknownNameError(f"no scope {scope!r}: a phase, layer:3, layers:8-15, depth:0.5-1 or model")
     layers, unit = scope_layers(view, scope), view.record.resampling.unit
 
     def observation(estimate: Estimate, each: Mapping[int, Estimate] | None = None) -> Observation:
@@ -173,14 +176,14 @@ def observe(
 
 def require_names(metric: str, variant: str, over: str = "mean", with_metric: str | None = None) -> None:
     """Raise UnknownNameError for a metric, a variant or an aggregate that does not exist, or does not fit."""
-    rows, _, write = variant.partition(".")
+    rows, _, write = str(variant).partition(".")
     for kind, word, known in (
         ("metric", metric, METRICS),
         ("variant", rows if write in SUBLAYERS else variant, VARIANTS),
         ("aggregate", over, [*AGGREGATES, "each", *SHAPES]),
         *([("metric", with_metric, METRICS)] if with_metric is not None else []),
     ):
-        if word not in known:
+        if not isinstance(word, str) or word not in known:
             listed = "`delta-suite metrics` lists them" if kind == "metric" else f"one of {', '.join(known)}"
             raise UnknownNameError(f"no {kind} {word!r}: {listed}")
     if (over == "correlation") != (with_metric is not None):
@@ -283,9 +286,11 @@ def layers_of(scope: str, layers: int, phases: PhaseMap) -> range | str:
     if scope in phases:
         first, last = phases[scope]
         return range(first, last + 1)
-    if written := re.fullmatch(r"depth:([\d.]+)-([\d.]+)", scope):
-        ends = (Fraction(share) * layers for share in written.groups())  # 0.3 * 10 is 3, and not 3.0000000000000004
-        first, last = (math.ceil(end) for end in ends)
+    if written := re.fullmatch(r"depth:(\d*\.?\d+)-(\d*\.?\d+)", scope):
+        shares = [Fraction(share) for share in written.groups()]  # 0.3 * 10 is 3, and not 3.0000000000000004
+        if shares[1] > 1:
+            return f"the depth ends at 1, so no {scope}"
+        first, last = (math.ceil(share * layers) for share in shares)
         return range(first, last) if first < last else f"no layer of {layers} is in {scope}"
     if written := re.fullmatch(r"layers?:(\d+)(?:-(\d+))?", scope):
         first, last = int(written[1]), int(written[2] or written[1])

@@ -30,7 +30,7 @@ from delta_suite.errors import OptionError, OutputError, SuiteError, explain, wh
 from delta_suite.interruption import keep, measured_so_far
 from delta_suite.paths import bundled
 from delta_suite.process_group import refuse_processes, wait_for_first
-from delta_suite.writing import discard_output
+from delta_suite.writing import discard_output, require_writable
 
 if TYPE_CHECKING:
     from delta_suite.engine.dispatch import Workers
@@ -205,7 +205,8 @@ def measured(
 ) -> Iterator[tuple[Item, Outcome | None]]:
     """Measure with progress shown; None for what cannot be measured, which is told, so that the rest is.
 
-    workers: where the items are measured; None for this process.
+    workers: where the items are measured; None for this process. Raises RecordError, before anything is measured,
+        where the results folder cannot be written.
     """
     from delta_suite.pipeline import measure_all
     from delta_suite.progress import bars
@@ -214,6 +215,8 @@ def measured(
     from delta_suite.split import measure_split
 
     work, measured_count = list(work), 0
+    if work:
+        require_writable(settings.results / RUNS)
     keep(measured_so_far(0, len(work), settings.results / RUNS))
     bar = bars()
     if workers is None:

@@ -206,6 +206,7 @@ def trajectory(
     from delta_suite.publish.pages import RUNS, run_page_name
     from delta_suite.publish.trajectory import series
     from delta_suite.reduction.variants import BLOCK_VARIANTS
+    from delta_suite.writing import require_writable_file
 
     if variant not in BLOCK_VARIANTS:
         raise OptionError(f"--variant {variant} is unknown: use one of {', '.join(BLOCK_VARIANTS)}.")
@@ -220,13 +221,14 @@ def trajectory(
     ((name, steps),) = runs.items()
     claims = load_hypotheses(hypotheses or [default_hypotheses()])
     require_known_phases(claims, registry.phases)
+    page = out or settings.results / RUNS / run_page_name(name)
+    require_writable_file(page)
     by_name: dict[str, ModelSpec] = {spec.name: spec for spec in specs}
     step_of = {model: step for step, model in steps.items()}
     work = work_list([by_name[model] for model in steps.values()], [settings.calibration])
     outcomes = {step_of[item.spec.name]: outcome for item, outcome in measured(work, settings) if outcome is not None}
     if not outcomes:
         fail(f"no checkpoint of {name} can be measured, so there is no page")
-    page = out or settings.results / RUNS / run_page_name(name)
     _show_run(name, steps, outcomes, claims, settings.results, variant, page)
     show(f"plot: {page}")
     if missing := [model for step, model in steps.items() if step not in outcomes]:

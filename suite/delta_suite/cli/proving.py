@@ -29,8 +29,10 @@ def selftest(
     from delta_suite.progress import bars
     from delta_suite.selftest import proof
     from delta_suite.selftest.report import Proof
-    from delta_suite.writing import write_atomically
+    from delta_suite.writing import require_writable_file, write_atomically
 
+    if out is not None:
+        require_writable_file(out)
     given = {"--repeats": repeats, "--processes": processes, "--only": only, "--out": out}
     words = [word for name, value in given.items() if value is not None for word in (name, str(value))]
     origin = proof.origin(shlex.join(["delta-suite", "selftest", *words]))

@@ -56,6 +56,8 @@ def chosen_parts(given: str | Iterable[str]) -> frozenset[str]:
         >>> sorted(chosen_parts("law")), chosen_parts("all") == chosen_parts(PARTS)
         (['law', 'spectra'], True)
     """
+    if not isinstance(given, Iterable):
+        raise OptionError(f"--parts: {given!r} names no parts; use one or more of {', '.join(PARTS)}, or all")
     names = [name.strip() for name in given.split(",")] if isinstance(given, str) else list(given)
     if names == ["all"]:
         return frozenset(PARTS)

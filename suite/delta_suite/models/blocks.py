@@ -83,7 +83,7 @@ def find_decoder(model: Any, layers_path: str | None = None) -> Decoder:
                 f"blocks {blocks.index(block)} and {layer} of {type(model).__name__} ({layers_path}) are one and the "
                 f"same module. Which of its runs is which layer cannot be told; this architecture is not supported."
             )
-    encoder = _encoder(model, config) if getattr(model.config, "is_encoder_decoder", False) else None
+    encoder = _encoder(model, module, config) if getattr(model.config, "is_encoder_decoder", False) else None
     return Decoder(module, blocks, layers_path, config, encoder, left_out, last_parts)
 
 
@@ -91,11 +91,13 @@ def context_length(config: Any) -> int | None:
     """Return how many tokens a decoder reads with the same rotary frequencies; None if its config does not say.
 
     LongRoPE has two sets of frequencies, and takes the second for all tokens once a sequence is longer than the context
-    of the first training, so that a token would depend on what comes behind it.
+    of the first training, so that a token would depend on what comes behind it. A length of -1, which XLNet's config
+    always says, is none.
     """
     rope = getattr(config, "rope_parameters", None)
     first = rope.get("original_max_position_embeddings") if isinstance(rope, dict) else None
     length: int | None = getattr(config, "max_position_embeddings", None)
+    length = None if length == -1 else length
     if isinstance(first, int) and rope is not None and rope.get("rope_type") == "longrope":
         return min(first, length or first)
     return length
@@ -225,7 +227,7 @@ def _named(model: Any, layers_path: str) -> tuple[nn.Module, ...]:
     return blocks
 
 
-def _encoder(model: Any, config: Any) -> Encoder:
+def _encoder(model: Any, module: Any, config: Any) -> Encoder:
     encoder = model.get_encoder()
     reads = getattr(encoder, "main_input_name", "input_ids")
     if reads != "input_ids":
@@ -237,11 +239,25 @@ def _encoder(model: Any, config: Any) -> Encoder:
     for name in ("decoder_start_token_id", "bos_token_id"):  # the order in which transformers' generate() looks
         for holder in holders:
             if isinstance(start := getattr(holder, name, None), int):
+                _check_start(model, module, name, start)
                 return Encoder(encoder, start)
     raise CaptureError(
         f"what the decoder of {type(model).__name__} reads first is unknown: its config has neither "
         f"decoder_start_token_id nor bos_token_id. Add decoder_start_token_id to the config.json of the model."
     )
+
+
+def _check_start(model: Any, module: Any, name: str, start: int) -> None:
+    """Refuse a token that the decoder reads first and has no embedding for: a GPU would end the process."""
+    try:  # a decoder may have a vocabulary of its own
+        count = module.get_input_embeddings().weight.shape[0]
+    except (AttributeError, NotImplementedError):  # it does not tell its embedding
+        return
+    if not 0 <= start < count:
+        raise CaptureError(
+            f"the decoder of {type(model).__name__} reads {name} = {start} first, and the model embeds {count} ids. "
+            f"Correct it in the model's generation_config.json or config.json."
+        )
 
 
 def _module_lists(module: Any) -> list[tuple[str, nn.ModuleList]]:

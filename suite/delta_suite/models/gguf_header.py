@@ -30,6 +30,9 @@ _BLOCKS = {
 """Type of a tensor -> numbers and bytes of a block. As `gguf.GGML_QUANT_SIZES`, whose package imports numpy, which
 collection and runs from the cache do without."""
 
+_VERSIONS = (2, 3)
+"""Versions of the format that are read; the first had shorter lengths, and was current for some weeks of 2023."""
+
 _DAMAGES = (struct.error, KeyError, RecursionError, OverflowError, ValueError)
 """Errors of reading a header that does not end within the file, or holds what no version has."""
 
@@ -43,6 +46,8 @@ def gguf_problem(path: Path, size: int) -> str | None:
         magic = file.read(4)
         if magic != b"GGUF":
             return f"{path.name} is not a GGUF file: it begins with {magic!r}"
+        if problem := _version_problem(path, file.read(4)):
+            return problem
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
             try:
                 end = _end(view)
@@ -51,6 +56,19 @@ def gguf_problem(path: Path, size: int) -> str | None:
     if size < end:
         return f"{path.name} is cut short: {size:,} bytes, where its last tensor ends at {end:,}"
     return None
+
+
+def _version_problem(path: Path, written: bytes) -> str | None:
+    """Return the problem with the four bytes of a file's version, or None."""
+    if len(written) < 4 or int.from_bytes(written, "little") in _VERSIONS:
+        return None  # a file that ends here is cut short
+    if (version := int.from_bytes(written, "big")) in _VERSIONS:
+        return (
+            f"{path.name} is a GGUF file of version {version} for big-endian machines, and little-endian ones are read"
+        )
+    version = int.from_bytes(written, "little")
+    read = " and ".join(map(str, _VERSIONS))
+    return f"{path.name} says that it is a GGUF file of version {version}, and versions {read} are read"
 
 
 def gguf_content(path: Path) -> tuple[dict[str, Any], dict[str, tuple[int, ...]]]:
@@ -103,7 +121,7 @@ class _Header:
     def of(cls, view: mmap.mmap) -> Self:
         """Return the positions in a mapped file. Raises one of `_DAMAGES` where the file is no whole GGUF file."""
         version, tensor_count, pair_count = struct.unpack_from("<IQQ", view, 4)
-        if version not in (2, 3):
+        if version not in _VERSIONS:
             raise KeyError(version)
         at = 24
         pairs: dict[bytes, tuple[int, int]] = {}

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from delta_suite.command_line import DTYPES
 from delta_suite.errors import DeviceError, SuiteError, UnavailableError, brief
 from delta_suite.models.completeness import check_complete, unread_names
+from delta_suite.models.config_errors import unknown_word
 from delta_suite.models.control import initialise
 from delta_suite.models.device import SHARDED, hardware
 from delta_suite.models.files import ModelFiles
@@ -27,6 +28,7 @@ from delta_suite.models.spec import ModelSpec
 from delta_suite.models.tokenizer import load_tokenizer
 from delta_suite.models.weights import stored_tensors
 from delta_suite.process_group import MODES, current
+from delta_suite.reading import read_json
 from delta_suite.writing import sweep, temporary_folder
 
 if TYPE_CHECKING:
@@ -55,6 +57,8 @@ class LoadedModel:
     """Duration of the whole load, tokenizer included."""
     release: Callable[[], None] | None = None
     """Gives the memory of the weights back, whoever still holds the model; None where it is the caller's."""
+    zero_weights: tuple[str, ...] = ()
+    """Names of weight matrices of files that are zero, in whole or in many rows."""
 
 
 def load(spec: ModelSpec, files: ModelFiles, *, device: str = "cpu", dtype: str = "auto") -> LoadedModel:
@@ -73,6 +77,8 @@ def load(spec: ModelSpec, files: ModelFiles, *, device: str = "cpu", dtype: str 
     """
     if dtype not in DTYPES:
         raise SuiteError(f"dtype {dtype!r} is unknown: it is {', '.join(DTYPES)}.")
+    from delta_suite.models.zeros import zero_weights
+
     started = time.perf_counter()
     sweep(Path(tempfile.gettempdir()))  # offloaded weights of a killed run can be hundreds of gigabytes
     with gguf_read_once(files):
@@ -88,6 +94,7 @@ def load(spec: ModelSpec, files: ModelFiles, *, device: str = "cpu", dtype: str 
         attention=str(model.config._attn_implementation),
         seconds=time.perf_counter() - started,
         release=None if device in MODES else partial(release_weights, model),
+        zero_weights=() if spec.random_weights else zero_weights(model),
     )
 
 
@@ -175,7 +182,17 @@ def skeleton(spec: ModelSpec, files: ModelFiles, dtype: str = "auto") -> tuple[A
         with errors_only(), torch.device("meta"):
             return builder.from_config(config, dtype=chosen, **code), quantised
     except Exception as error:  # code of an architecture that nobody wrote for this device
+        if (told := _unknown(spec, files, error)) is not None:
+            raise told from error
         raise SkeletonError(brief(error)) from error
+
+
+def _unknown(spec: ModelSpec, files: ModelFiles, error: Exception) -> UnavailableError | None:
+    """Return the error for a word of config.json that transformers does not know; None for any other error."""
+    if files.gguf is not None:
+        return None
+    where = files.directory / "config.json"
+    return unknown_word(spec, where, read_json(where), error)
 
 
 def _build(
@@ -243,6 +260,8 @@ def _explained(spec: ModelSpec, files: ModelFiles, device: str, quantised: str |
             "  Use a larger device, --dtype bfloat16, or a smaller model."
         ) from error
     except Exception as error:  # the code of other libraries, run on files that may hold anything
+        if (told := _unknown(spec, files, error)) is not None:
+            raise told from error
         if "allocate memory" in str(error) or "not enough memory" in str(error):
             raise DeviceError(
                 f"{spec.name}: the memory of {device} does not hold it as its config describes it ({brief(error)}).\n"

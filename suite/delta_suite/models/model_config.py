@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from delta_suite.errors import SuiteError, UnavailableError, brief
+from delta_suite.models.config_errors import impossible, wrong_value
 from delta_suite.models.files import ModelFiles, nested
 from delta_suite.models.gguf_check import check_required, settle_gguf_config
 from delta_suite.models.gguf_header import gguf_content
 from delta_suite.models.spec import ModelSpec
 from delta_suite.models.weights import stored_tensors
 from delta_suite.paths import shorten
-from delta_suite.reading import read_json
+from delta_suite.reading import open_regular, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -36,16 +37,33 @@ LENGTHS = re.compile(
 
 AT_LEAST_ONE = re.compile(
     r"(decoder_|encoder_)?(vocab_size|hidden_size|d_model|n_embd|intermediate_size|d_ff|n_head|n_layer"
-    r"|num_layers|num_hidden_layers|num_attention_heads|num_key_value_heads|num_heads|layers|attention_heads"
+    r"|head_dim|query_pre_attn_scalar|num_layers|num_hidden_layers|num_attention_heads|num_key_value_heads|num_heads|layers|attention_heads"
     r"|max_position_embeddings|n_positions)"
 )
 """Keys that no decoder can have as 0, a negative number or a truth value."""
+
+ROTARY = re.compile(
+    r"(.*\.)?(((global|local)_)?rope_theta|rope_(local_)?base_freq|rotary_emb_base|rope_(scaling|parameters)\.(.*\.)?factor)"
+)
+"""Dotted keys of the numbers that rotary frequencies are made of."""
+
+TABLES = re.compile(r"(.*\.)?(text_config|vision_config|audio_config|quantization_config|id2label|label2id)")
+"""Dotted keys of tables."""
+
+EPSILON = re.compile(r"(\w*_)?(eps|epsilon)")
+"""Keys of what a norm adds to a variance."""
+
+MARK = b"\xef\xbb\xbf"
+"""The byte order mark of UTF-8, which some editors write at the start of a file."""
 
 MOST_LAYERS = 4096
 """Most layers of a model without weights to compare with; the deepest decoders that were trained had 1,000."""
 
 EXPERTS = re.compile(r"(\w*_)?experts")
 """Keys that count the experts of a layer."""
+
+KINDS_OF_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+"""Keys of the experts that a token may go to."""
 
 MOST_EXPERTS = 1 << 16
 """Most experts in all layers of a model without weights to compare with; Switch-C has 30,000. Each may be a module."""
@@ -78,6 +96,7 @@ def read_config(spec: ModelSpec, files: ModelFiles) -> PreTrainedConfig:
     from transformers import AutoConfig
 
     where = files.directory / (files.gguf or "config.json")
+    _check_marks(spec, files)
     if files.gguf is None:
         content = read_json(where)
         _check_model_type(spec, content)
@@ -104,13 +123,27 @@ def read_config(spec: ModelSpec, files: ModelFiles) -> PreTrainedConfig:
             settle_gguf_config(files, config)
     except SuiteError:
         raise
-    except Exception as error:  # transformers reads the values without checking them, and raises anything
+    except Exception as error:  # transformers checks some of the values, and raises anything
+        if (told := wrong_value(spec, where, content, error)) is not None:
+            raise told from error
         raise UnavailableError(
             spec.name,
             f"{transformers_release()} cannot read the config of {where} ({brief(error)})",
             f"Check that the file is whole. {newer_transformers()}",
         ) from error
     return config
+
+
+def _check_marks(spec: ModelSpec, files: ModelFiles) -> None:
+    """Refuse JSON files that begin with a byte order mark, which transformers does not read."""
+    for path in (path for path in files.others if path.suffix == ".json"):
+        with open_regular(path) as file:
+            if file.read(len(MARK)) == MARK:
+                raise UnavailableError(
+                    spec.name,
+                    f"{path} begins with a byte order mark, which transformers does not read",
+                    "Save it as UTF-8 without one.",
+                )
 
 
 def _check_model_type(spec: ModelSpec, config: dict[str, Any]) -> None:
@@ -162,35 +195,63 @@ def _check_sizes(spec: ModelSpec, files: ModelFiles, where: Path, content: dict[
     if shapes and not spec.random_weights:
         # A size is a dimension of a tensor.
         layers, size = blocks, min(MOST, SLACK * max(max(shape, default=1) for shape in shapes.values()))
+    for key, value in nested(content):
+        numbers = (member for member in _members(value) if member is not None)
+        # A model without rotary positions may say 0; in one with them the stream is then not finite, and is refused.
+        if ROTARY.fullmatch(key) and not all(_is_number(member) and member >= 0 for member in numbers):
+            raise impossible(spec, where, key, value, "where a number above 0 belongs")
+        if TABLES.fullmatch(key) and value is not None:
+            raise impossible(spec, where, key, value, "where a table belongs")
+        name = key.rpartition(".")[2]
+        if isinstance(value, str) and (SIZES.fullmatch(name) or LENGTHS.fullmatch(name)):
+            raise impossible(spec, where, key, value, "where a whole number belongs")
+    _check_experts(spec, where, content)
     deepest = max((value for key, value in _numbers(content) if LAYERS.fullmatch(key.rpartition(".")[2])), default=1)
     for key, value in _numbers(content):
         name = key.rpartition(".")[2]
         if AT_LEAST_ONE.fullmatch(name) and (isinstance(value, bool) or value < 1):
-            raise _impossible(spec, where, key, value, "where a whole number above 0 belongs")
+            raise impossible(spec, where, key, value, "where a whole number above 0 belongs")
         if SIZES.fullmatch(name) and not LAYERS.fullmatch(name) and value < 0:
-            raise _impossible(spec, where, key, value, "and no size is negative")
+            raise impossible(spec, where, key, value, "and no size is negative")
+        if EPSILON.fullmatch(name) and value < 0:
+            raise impossible(spec, where, key, value, "and what a norm adds is not negative")
         if LAYERS.fullmatch(name) and value > layers:
             there = f"and the weights have no tensors for more than {layers}" if shapes else f"and {layers} is the most"
-            raise _impossible(spec, where, key, value, there)
+            raise impossible(spec, where, key, value, there)
         if spec.random_weights and EXPERTS.fullmatch(name) and value * deepest > MOST_EXPERTS:
-            raise _impossible(spec, where, key, value, f"in up to {deepest} layers, and {MOST_EXPERTS} are the most")
+            raise impossible(spec, where, key, value, f"in up to {deepest} layers, and {MOST_EXPERTS} are the most")
         most = MOST_LABELS if name == "num_labels" else MOST
         if (SIZES.fullmatch(name) and value > size) or (LENGTHS.fullmatch(name) and value > most):
-            raise _impossible(spec, where, key, value, "which is more than these weights can have")
+            raise impossible(spec, where, key, value, "which is more than these weights can have")
+
+
+def _check_experts(spec: ModelSpec, where: Path, content: dict[str, Any]) -> None:
+    """Refuse a token that goes to no expert, or to more than there are."""
+    values = {key: value for key, value in nested(content) if _is_number(value)}
+    for key, chosen in values.items():
+        if key.rpartition(".")[2] != "num_experts_per_tok":
+            continue
+        table = key.removesuffix("num_experts_per_tok")
+        experts = next((count for kind in KINDS_OF_EXPERTS if (count := values.get(f"{table}{kind}", 0)) > 0), 0)
+        if experts and not 1 <= chosen <= experts:
+            raise impossible(spec, where, key, chosen, f"of {experts} experts")
 
 
 def _numbers(content: dict[str, Any]) -> Iterator[tuple[str, int | float]]:
     """Yield the keys with numbers, and of keys with a list of numbers each."""
     for key, value in nested(content):
-        for member in value if isinstance(value, list) else [value]:
+        for member in _members(value):
             if isinstance(member, int | float):
                 yield key, member
 
 
-def _impossible(spec: ModelSpec, where: Path, key: str, value: object, why: str) -> UnavailableError:
-    return UnavailableError(
-        spec.name, f"{where} says {key} = {value}, {why}", "Correct it, or save or download the file again."
-    )
+def _members(value: Any) -> list[Any]:
+    """Return the members of a list; any other value is its own."""
+    return value if isinstance(value, list) else [value]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _settle(config: Any) -> None:

@@ -297,6 +297,10 @@ def _explain(detail: ErrorDetails) -> _Problem:
         case "missing":
             phase = ".".join(words[:-1])
             return loc, f"{phase} = {_shown(detail['input'])} is too short: a phase is [first layer, last layer]"
+        case "path_type":
+            return loc, f"{dotted} = {_shown(detail['input'])} should be a path, as text"
+        case "tuple_type" if words[0] == "phases":
+            return loc, f"{dotted} = {_shown(detail['input'])} is no phase, which is [first layer, last layer]"
         case _:
             return loc, f"{dotted} = {_shown(detail['input'])} {detail['msg'].removeprefix('Input ')}"
 

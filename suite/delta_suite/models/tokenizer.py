@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,10 @@ _LONG_NUMBER = re.compile(rb"[0-9]{%d}" % len(str(MOST)))
 """Digits of a number that may be above MOST. Most files have none, and need not be parsed here as well."""
 
 
+_REMOVING = (b'"Removed"', b'"CharDelimiterSplit"')
+"""Marks of the splits that leave out what they match, in the form in which the tokenizers library saves them."""
+
+
 def load_tokenizer(spec: ModelSpec, files: ModelFiles) -> PreTrainedTokenizerBase:
     """Return the model's tokenizer; one in a GGUF file is rebuilt, which takes seconds.
 
@@ -51,10 +56,25 @@ def load_tokenizer(spec: ModelSpec, files: ModelFiles) -> PreTrainedTokenizerBas
             )
         steady(tokenizer)
     except Exception as error:  # any type: it comes of the files, through transformers, tokenizers or trusted code
+        why = _damaged(files) or brief(error)
         raise UnavailableError(
-            spec.name, f"its tokenizer cannot be built from {files.directory} ({brief(error)})", _cure(files)
+            spec.name, f"its tokenizer cannot be built from {files.directory} ({why})", _cure(files)
         ) from error
     return tokenizer
+
+
+def _damaged(files: ModelFiles) -> str | None:
+    """Return the first of the tokenizer's JSON files that is no JSON object, and why; None where all are."""
+    for file in files.others:
+        if not is_tokenizer_file(file.name) or file.suffix != ".json":
+            continue
+        try:
+            content = parse_json(decode(read_bytes(file, ARRAYS_LIMIT), file), file)
+        except UnreadableFileError as error:
+            return f"{file.name}: {error.why}"
+        if not isinstance(content, dict):
+            return f"{file.name} is not a JSON object"
+    return None
 
 
 def _check_numbers(spec: ModelSpec, files: ModelFiles) -> None:
@@ -202,6 +222,35 @@ def lost_share(tokenizer: Any, texts: Iterable[str]) -> float:
             letters += character.isalnum()
             lost += character.isalnum() and not kept
     return lost / max(letters, 1)
+
+
+def deleted_share(tokenizer: Any, texts: Iterable[str]) -> float:
+    """Return the share of letters and digits that are deleted before a text is cut into tokens.
+
+    A normalizer may delete them, or a split that removes what it matches. 0 for tokenizers of Python, which show no
+    such step. A text that is composed, decomposed or folded has as many letters as before.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    normalizer, splitter = getattr(backend, "normalizer", None), getattr(backend, "pre_tokenizer", None)
+    if splitter is not None and not any(mark in splitter.__getstate__() for mark in _REMOVING):
+        splitter = None
+    if normalizer is None and splitter is None:
+        return 0.0
+    letters = lost = 0
+    with _panics_as_errors():
+        for text in texts:
+            seen = text if normalizer is None else normalizer.normalize_str(text)
+            if splitter is not None:
+                seen = " ".join(seen[first:last] for _, (first, last) in splitter.pre_tokenize_str(seen))
+            there = _letters(text)
+            letters += there
+            lost += max(0, there - _letters(seen))
+    return lost / max(letters, 1)
+
+
+def _letters(text: str) -> int:
+    """Return the number of letters and digits of a text, in the form in which equal ones are written alike."""
+    return sum(map(str.isalnum, unicodedata.normalize("NFKC", text)))
 
 
 def _model(tokenizer: Any) -> Any:

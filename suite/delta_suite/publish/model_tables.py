@@ -212,7 +212,7 @@ def calibration_text(calibration: CalibrationRecord) -> str:
     if calibration.chat_template:
         documents += " in the model's chat template"
     share = calibration.unknown_tokens or 0.0
-    unknown = f" ({share:.1%} of them unknown to the tokenizer)" if share > MOST_UNKNOWN else ""
+    unknown = f" ({share:.1%} of the text unknown to the tokenizer)" if share > MOST_UNKNOWN else ""
     return f"calibration {calibration.name}, {documents}, {calibration.tokens} tokens{unknown}"
 
 

@@ -105,6 +105,7 @@ class Regression:
             refuse_shared,
             unknown_keys,
         )
+        from delta_suite.writing import require_writable_file
 
         option = self.config.getoption
         if not self.specs:
@@ -135,6 +136,8 @@ class Regression:
                     raise BaselineError(f"{path}: tolerances for what does not exist: {', '.join(wrong)}")
             if self.update:
                 refuse_shared(self.paths)
+                for path in self.paths.values():
+                    require_writable_file(path)
         except SuiteError as error:
             raise usage_error(error) from None
         if self.update and any("::" in str(argument) for argument in self.config.args):

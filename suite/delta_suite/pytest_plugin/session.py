@@ -109,11 +109,15 @@ class Session:
 
     def _resolve(self) -> None:
         from delta_suite.models.models_file import load_registry
+        from delta_suite.records.store import RUNS
+        from delta_suite.writing import require_writable
 
         try:
-            # A wrong option or cache is told here, not by every item.
+            # A wrong option, cache or results folder is told here, not by every item.
             check_settings(*map(self.config.getoption, ("device", "dtype", "documents")))
             cache_root()
+            if not self.config.option.collectonly:
+                require_writable(Path(self.config.getoption("results_dir")) / RUNS)
             registry = load_registry(self.models_file)
             self.phases = registry.phases
             words, specs = [], []

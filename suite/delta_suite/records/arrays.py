@@ -71,7 +71,8 @@ def variant_and_kind(name: str) -> tuple[str, str]:
 
 
 _PRODUCTS = ("whole", "own", "ab")
-_MATRICES = ("cosines", "overlaps", "angles", "cross", "cross_overlaps")
+MATRICES = ("cosines", "overlaps", "angles", "cross", "cross_overlaps")
+"""Matrices of pairs of layers; the last two compare the halves of the units."""
 
 
 class ArrayFile:
@@ -180,7 +181,7 @@ def gram_arrays(variant: str, gram: DirectionGram) -> dict[str, np.ndarray]:
     """Return what is kept beside a record of the directions of a variant."""
     first, second = np.triu_indices(gram.layers)
     arrays: dict[str, np.ndarray] = {}
-    for name in _MATRICES:
+    for name in MATRICES:
         matrix = getattr(gram, name)
         if matrix is None:
             continue
@@ -219,14 +220,14 @@ def stored_gram(arrays: Arrays, variant: str, layers: int, hidden: int) -> Direc
         return matrix
 
     def without(kind: str) -> _Grams:
-        squares = {name: square(matrices_without(arrays, f"{variant}.{name}", kind)) for name in _MATRICES}
+        squares = {name: square(matrices_without(arrays, f"{variant}.{name}", kind)) for name in MATRICES}
         return _Grams(squares, hidden)
 
     halves = [square(arrays.get(f"{variant}.cosines_{half}")) for half in "ab"]
     a, b = (None if cosines is None else DirectionGram(hidden, cosines) for cosines in halves)
     replicates, documents = (without(kind) for kind in KINDS)
     whole = replace(
-        _gram({name: square(arrays.get(f"{variant}.{name}")) for name in _MATRICES}, hidden),
+        _gram({name: square(arrays.get(f"{variant}.{name}")) for name in MATRICES}, hidden),
         halves=None if a is None or b is None else (a, b),
         replicates=replicates,
         documents=documents,
@@ -355,7 +356,7 @@ def as_kept(gram: DirectionGram) -> DirectionGram:
 
     def rounded(replicate: DirectionGram) -> DirectionGram:
         matrices = {}
-        for name in _MATRICES:
+        for name in MATRICES:
             whole, matrix = getattr(gram, name), getattr(replicate, name)
             if matrix is not None:
                 matrices[name] = whole + (matrix - whole).astype(np.float16).astype(np.float64)

@@ -161,6 +161,7 @@ def provenance_record(
         seconds=dict(seconds),
         peak_memory_bytes=memory_of_all(machines),
         stream=stream_record(captured),
+        zero_weights=loaded.zero_weights or None,
         cache_key=cache_key,
     )
 

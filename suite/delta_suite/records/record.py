@@ -86,7 +86,8 @@ class CalibrationRecord(RecordPart):
     dropped: int
     """Tokens that ran through the model and were left out."""
     unknown_tokens: float | None = None
-    """Share of `tokens` that stand for text that the tokenizer does not know, where it was counted."""
+    """Share of `tokens` that stand for text that the tokenizer does not know, where it was counted; where that is more,
+    the share of letters and digits that it deletes, or has no token for."""
     duplicates: int | None = None
     """Documents that were dropped because they repeat another, where they were counted."""
     begins_with: tuple[tuple[str, int], ...] | None = None
@@ -192,6 +193,8 @@ class Provenance(RecordPart):
     """Peak of the process, and of each GPU used."""
     stream: StreamRecord | None = None
     """Absent where no model was run, and in records older than this field."""
+    zero_weights: tuple[str, ...] | None = None
+    """Names of weight matrices that are zero, in whole or in many rows; absent where there are none."""
     cache_key: str
 
 

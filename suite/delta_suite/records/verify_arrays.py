@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from delta_suite.metrics.registry import METRICS
-from delta_suite.records.arrays import KINDS, STATES, Arrays, variant_and_kind
+from delta_suite.records.arrays import KINDS, MATRICES, STATES, Arrays, variant_and_kind
 from delta_suite.records.problem import SINGLE, WRITTEN, Problem
 from delta_suite.records.record import SCHEMA, Record
 from delta_suite.records.verify_layers import pair_index, pairs_of_layers, tokens_of
@@ -25,6 +25,9 @@ RANGES = {
     "angles": (0.0, math.pi / 2),
 }
 """The range of each matrix of pairs of layers."""
+
+OF_HALVES = ("cosines_a", "cosines_b", "cross", "cross_overlaps")
+"""The matrices that are there where the units have halves."""
 
 UNIT = 16 * SINGLE
 """How far an inner product of two unit vectors of float32 may exceed 1: each is off by half of SINGLE an entry, and the
@@ -47,6 +50,7 @@ def array_problems(record: Record, arrays: Arrays) -> Iterator[Problem]:
         for kind in ("eigenvalues", "cosines", "overlaps", "angles"):
             if f"{variant}.{kind}" not in arrays:
                 yield Problem(f"{variant}.{kind}", "the array is missing")
+        yield from _missing_matrices(arrays, variant)
     for name, array in arrays.items():
         variant, kind = variant_and_kind(name)
         head, _, rest = kind.partition(".")
@@ -76,6 +80,20 @@ def array_problems(record: Record, arrays: Arrays) -> Iterator[Problem]:
             yield Problem(name, f"its shape is {array.shape}, and the record's layers and groups make it {shape}")
         else:
             yield from _content_problems(name, head, rest, array, layers)
+
+
+def _missing_matrices(arrays: Arrays, variant: str) -> Iterator[Problem]:
+    """Yield the matrices that are missing beside others: all are written together, and so are those without a group.
+
+    Without those of one matrix, what compares it with another record would be formed from another matrix.
+    """
+    whole = [name for name in MATRICES if f"{variant}.{name}" in arrays]
+    together = [[f"{variant}.{name}" for name in OF_HALVES]]
+    together += [[f"{variant}.{name}.{kind}" for name in whole] for kind in KINDS]
+    for names in together:
+        missing = [name for name in names if name not in arrays]
+        if len(missing) < len(names):
+            yield from (Problem(name, "the array is missing, and others like it are there") for name in missing)
 
 
 def _groups(record: Record) -> dict[str, int]:

@@ -156,6 +156,7 @@ def layer_problems(
     if merged:
         return
     yield from _mean_problems(chosen, resamples, centre=VARIANTS[variant].centre)
+    yield from _group_problems(arrays, variant, layers)
     yield from _spectrum_problems(record, arrays, variant, layers)
     yield from _state_problems(arrays, variant, layers)
     yield from _pair_problems(record, arrays, variant, layers)
@@ -177,6 +178,31 @@ def _mean_problems(figures: Figures, resamples: Resamples, *, centre: bool) -> I
     slack = (WRITTEN + SINGLE) * (np.abs(least) + np.abs(most))
     least, most = np.where(known, least - slack, -np.inf), np.where(known, most + slack, np.inf)
     yield from figures.outside("the value", figures.value, least, most, ", the range of its replicates")
+
+
+def _group_problems(arrays: Arrays, variant: str, layers: LayerFigures) -> Iterator[Problem]:
+    """Yield where replicates of several metrics are not those of one spectrum, group by group.
+
+    So it is where those of one are in another order than the others', which its own interval does not show.
+    """
+
+    def without(kind: str, name: str) -> np.ndarray | None:
+        stored = arrays.get(f"{variant}.{kind}.{name}")
+        return None if stored is None or name not in layers else stored.astype(np.float64)
+
+    for kind in KINDS:
+        stable, top1 = without(kind, "stable_rank"), without(kind, "top1_energy")
+        gamma, frobenius = without(kind, "gamma"), without(kind, "frobenius")
+        pairs: list[tuple[str, str, np.ndarray, np.ndarray]] = []
+        if stable is not None and top1 is not None:
+            pairs.append(("top1_energy", "stable_rank", top1 * stable, np.ones_like(stable)))
+        if stable is not None and gamma is not None and frobenius is not None:
+            pairs.append(("gamma", "frobenius and stable_rank", gamma**2 * stable, frobenius**2))
+        for name, other, product, expected in pairs:
+            # Each factor is off by half of SINGLE of itself, a square by twice that.
+            for layer in np.flatnonzero((np.abs(product - expected) > 4 * SINGLE * expected).any(axis=0)):
+                says = f"its replicates over {kind} are not those of {other}, group by group"
+                yield Problem(layers[name].where(int(layer)), says)
 
 
 # --- spectra ---------------------------------------------------------------------------------------------------
@@ -338,16 +364,26 @@ def _pair_problems(record: Record, arrays: Arrays, variant: str, layers: LayerFi
             replicates = matrices_without(arrays, f"{variant}.{stored}", kind)
             units = arrays.get(f"{variant}.{kind}.{name}")
             if replicates is not None and units is not None and count > 1:
-                apart = np.abs(np.clip(np.abs(replicates[:, following]), 0.0, most) - units[:, :-1])
-                for layer in np.flatnonzero((apart > 2 * SINGLE).any(axis=0)):
-                    says = f"its replicates are not those of the array {variant}.{stored}.{kind}"
-                    yield Problem(figures.where(int(layer)), says)
+                between = np.minimum(np.abs(replicates[:, following]), most)
+                yield from _apart(figures, between, units[:, :-1], f"{variant}.{stored}.{kind}")
     cross = arrays.get(f"{variant}.cross")
     if "reliability" in layers and cross is not None:
+        for kind in KINDS:
+            replicates = matrices_without(arrays, f"{variant}.cross", kind)
+            units = arrays.get(f"{variant}.{kind}.reliability")
+            if replicates is not None and units is not None:
+                alike = np.minimum(replicates[:, diagonal], 1.0)
+                yield from _apart(layers["reliability"], alike, units, f"{variant}.cross.{kind}")
         present = np.all([arrays.get(f"{variant}.{name}", cosines)[diagonal] >= 0.5 for name in _COSINES], axis=0)
         expected = np.where(present, np.minimum(1.0, cross[diagonal]), np.nan)
         figures = layers["reliability"]
         yield from figures.differing("the value", figures.value, expected, WRITTEN, f"the array {variant}.cross")
+
+
+def _apart(figures: Figures, expected: np.ndarray, units: np.ndarray, array: str) -> Iterator[Problem]:
+    """Yield where the replicates of a metric of layers are not those that a matrix gives."""
+    for layer in np.flatnonzero((np.abs(expected - units) > 2 * SINGLE).any(axis=0)):
+        yield Problem(figures.where(int(layer)), f"its replicates are not those of the array {array}")
 
 
 _COSINES = ("cosines", "cosines_a", "cosines_b")

@@ -11,8 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain
 
+import numpy as np
+
 from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.registry import METRICS
+from delta_suite.records.arrays import KINDS, Arrays
 from delta_suite.records.record import Metrics, Provenance, Record
 from delta_suite.regression.comparison import MODEL, ROUNDING, special_tokens_differ
 
@@ -116,6 +119,33 @@ def agreement(stored: Record, again: Record) -> Agreement:
             differences.append(Difference(scope, metric, variant, **vars(compared)))
     differences.sort(key=lambda item: -item.excess)
     return Agreement(exact, agreeing, tuple(differences), undecided)
+
+
+def of_other_groups(stored: Arrays, again: Arrays) -> list[str]:
+    """Return the names of arrays of replicates whose groups are not those of a second measurement, one by one.
+
+    Intervals are the same in any order of the groups; differences from another record, which are formed group by group,
+    are not. With the same arithmetic a replicate is found again to a small part of what groups differ by: an array is
+    of other groups where, in most of its columns, replicates differ by more from those of the same place than from each
+    other.
+    """
+    out = []
+    for name in sorted(stored.keys() & again.keys()):
+        kinds = {part.removeprefix("scope_") for part in name.split(".")} & set(KINDS)
+        if not kinds or stored[name].shape != again[name].shape or stored[name].ndim != 2:
+            continue
+        along = 1 if ".scope_" in name or name.startswith("law.") else 0
+        there, here = (np.moveaxis(arrays[name].astype(np.float64), along, 0) for arrays in (stored, again))
+        metric = METRICS.get(name.rpartition(".")[2])
+        # Matrices, which are kept less the whole, and most metrics are of the size of 1, however small they are here.
+        least = 1.0 if metric is None or math.isfinite(metric.high) else 0.0
+        largest = np.maximum(np.abs(here).max(axis=0), least)
+        there, here = there - there.mean(axis=0), here - here.mean(axis=0)
+        spread, apart = np.linalg.norm(here, axis=0), np.linalg.norm(there - here, axis=0)
+        told = spread > ROUNDING * largest * math.sqrt(len(here))  # else rounding is all that there is
+        if told.any() and np.median(apart[told] / spread[told]) > 1:
+            out.append(name)
+    return out
 
 
 def _versions(record: Record, metric: str, variant: str) -> tuple[int | None, int | None]:

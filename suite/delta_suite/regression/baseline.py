@@ -279,6 +279,13 @@ def read_baseline_json(path: Path) -> dict[str, Any]:
         raise _not_a_baseline(path, f"\n  at the whole file: {error.why}") from None
     if not isinstance(content, dict):
         raise _not_a_baseline(path, "\n  at the whole file: not a JSON object")
+    if not {"history", "verdicts"} & content.keys():  # every schema has both: this was never a baseline
+        kind = "a measurement record" if {"layers", "provenance"} <= content.keys() else "another JSON file"
+        raise BaselineError(
+            f"{shorten(path)} is {kind}, not a baseline: it has neither `history` nor `verdicts`.\n"
+            f"  Name the baseline with --baseline=PATH; `pytest hypotheses/ --model=NAME --baseline=PATH "
+            f"--baseline-update` writes one where there is none."
+        )
     return content
 
 
