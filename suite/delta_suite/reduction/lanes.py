@@ -49,6 +49,9 @@ tokens are taken at once; copies of them in float64 stay small beside the stream
 CACHED_ENTRIES_AT_ONCE = 1 << 20
 """Entries of the products of groups that the CPU works on at a time: several copies of them stay in its cache."""
 
+HOST_ROWS = 2048
+"""Rows worked on together on the host: copies of more are mapped anew by the system each time, page by page."""
+
 ROW_COPIES = 3
 """Copies of the rows of a layer, in float32, that are held while it is reduced: before and after sinks are left out,
 and those of a group or block."""
