@@ -267,7 +267,7 @@ class _Step:
         """Reduce the layers, each in one of the lanes."""
         assigned = [layers[lane :: len(lanes)] for lane in range(len(lanes))]
         # One lane stays in this thread: in another the host's eigh of 325 took 38 ms instead of 5, as the threads of
-        # its OpenMP pool and of this one's wait for each other.
+        # its OpenMP pool and of this one's wait for each other. Several on a host have the threads divided.
         list((pool.map if len(lanes) > 1 else map)(self.reduce, lanes, assigned))
 
     def reduce(self, lane: Lane, layers: Sequence[int]) -> None:
