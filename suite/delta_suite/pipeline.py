@@ -371,6 +371,7 @@ def _run_model(run: Run, missing: frozenset[str], progress: Progress, *, with_sp
     import torch
 
     from delta_suite.models.blocks import find_decoder
+    from delta_suite.models.host_memory import kept_pages
     from delta_suite.models.parallel import class_name
     from delta_suite.models.undisturbed import usual_torch
     from delta_suite.reduction.passes import Passes
@@ -383,6 +384,8 @@ def _run_model(run: Run, missing: frozenset[str], progress: Progress, *, with_sp
             loaded = stack.enter_context(run.subject.opened())
             model: Any = loaded.model
             devices = [torch.device(name) for name in loaded.devices]
+            if devices[0].type == "cpu":
+                stack.enter_context(kept_pages())
             decoder = find_decoder(model, run.subject.layers_path)
             sequences = token_sequences(run, model, decoder, loaded.tokenizer)
         name, phases = run.subject.name, phase_map(len(decoder.blocks), run.subject.phases)

@@ -1,5 +1,6 @@
 """Memory of the host under the limits of made cgroups of both versions, and shared with other workers."""
 
+import platform
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from delta_suite.capture.stream import Memory
 from delta_suite.models import host_memory
-from delta_suite.models.host_memory import WORKERS, free_host_memory, workers_here
+from delta_suite.models.host_memory import WORKERS, free_host_memory, kept_pages, workers_here
 
 MEMBERSHIPS = {1: "4:memory:/job\n0::/\n", 2: "0::/job\n"}
 
@@ -64,3 +65,18 @@ def test_the_stream_takes_its_share_of_that(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(host_memory, "_limited", lambda *files: iter(()))
     monkeypatch.setenv("DELTA_SUITE_WORKERS", "2")
     assert Memory.free(torch.device("cpu"), 0.5).device == 2500
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators keep memory by rules of their own")
+def test_memory_that_is_freed_is_kept_for_the_next_array() -> None:
+    resource = pytest.importorskip("resource")
+
+    def new_pages() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        bytearray(64 << 20)[:: resource.getpagesize()] = bytes((64 << 20) // resource.getpagesize())
+        return int(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+    with kept_pages():
+        first, second = new_pages(), new_pages()
+    assert second < first / 10
+    assert new_pages() > first / 10  # given back

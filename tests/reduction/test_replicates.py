@@ -24,7 +24,7 @@ from delta_suite.reduction import lanes as lanes_module
 from delta_suite.reduction import reduce as walk
 from delta_suite.reduction.disjoint import centred_pairs
 from delta_suite.reduction.groups import Groups
-from delta_suite.reduction.lanes import Lane, Workload, layers_at_once, make_lanes, rows_at_once
+from delta_suite.reduction.lanes import Lane, Workload, host_threads, layers_at_once, make_lanes, rows_at_once
 from delta_suite.reduction.reduce import reduce_stream
 from delta_suite.reduction.replicates import LayerSpectra
 from delta_suite.reduction.variants import BLOCK_VARIANTS
@@ -54,11 +54,14 @@ def planted(tokens: int, hidden: int, seed: int = 0) -> ResidualStream:
     return ResidualStream(states, document, position, torch.ones(tokens, dtype=torch.bool), "device")
 
 
-def reduced(stream: ResidualStream, shards: int = 1) -> dict[str, list[LayerSpectra]]:
+def reduced(
+    stream: ResidualStream, shards: int = 1, devices: Sequence[torch.device] = ()
+) -> dict[str, list[LayerSpectra]]:
     pieces = [stream.take(rows) for rows in torch.arange(len(stream.kept)).chunk(shards)]
     documents, variants = int(stream.document.max()) + 1, list(BLOCK_VARIANTS.values())
+    units = Units.of(documents)
     return reduce_stream(
-        pieces, layers=stream.layers, tokens=len(stream.kept), units=Units.of(documents), variants=variants
+        pieces, layers=stream.layers, tokens=len(stream.kept), units=units, variants=variants, devices=devices
     )
 
 
@@ -365,6 +368,24 @@ def test_how_many_layers_at_once(
     else:
         workload = Workload(64, hidden, 8 * hidden**2 * 5, 32 * rows_at_once(hidden) * hidden, True)
     assert workload.lanes(torch.device("cuda"), layers_of, int(room_gb * 1e9)) == want
+
+
+@pytest.mark.parametrize(
+    ("n", "threads", "want"), [(576, 1, [None]), (576, 2, [1, 1]), (576, 16, [4] * 4), (5120, 16, [None])]
+)
+def test_a_cpu_reduces_small_layers_beside_each_other(n: int, threads: int, want: list[int | None]) -> None:
+    with host_threads(threads):
+        lanes = make_lanes([torch.device("cpu")], Workload(8, n, 0, 0, True), None)
+    assert [lane.threads for lane in lanes] == want
+
+
+def test_layers_beside_each_other_give_what_each_gives_alone() -> None:
+    stream = planted(*MANY)
+    with host_threads(2):
+        beside = reduced(stream, devices=[torch.device("cpu")])
+        assert torch.get_num_threads() == 2
+    with host_threads(1):
+        assert_equal(beside, reduced(stream, devices=[torch.device("cpu")]))
 
 
 @pytest.mark.parametrize("lanes", [1, 2, 4])

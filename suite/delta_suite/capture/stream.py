@@ -72,16 +72,15 @@ class ResidualStream:
         return replace(self, write=write)
 
     def step(
-        self, layer: int, rows: slice = slice(None), device: torch.device | None = None
+        self, layer: int, rows: slice | Int64[Tensor, " rows"] = slice(None), device: torch.device | None = None
     ) -> tuple[Float[Tensor, "rows hidden"], Float[Tensor, "rows hidden"]]:
-        """Return h_L in the dtype of the stream and what is written to it in float32, for a slice of rows.
+        """Return h_L in the dtype of the stream and what is written to it in float32, for a slice or these rows.
 
         That is delta_L = h_{L+1} - h_L; or where `write` names a sublayer, what it adds, a + m = delta_L. They are
         returned on `device`, by default that of h_L. The subtraction is in float32, as the spacing of bfloat16 numbers
         near 3,000 is 16; that of states in float64 is in float64.
         """
-        before = self.states[layer][rows]
-        device = before.device if device is None else device
+        device = self.states[layer].device if device is None else device
 
         def there(states: Tensor) -> Tensor:
             return states[rows].to(device, non_blocking=True)

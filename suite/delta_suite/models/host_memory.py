@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import platform
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -36,6 +38,35 @@ def free_host_memory(membership: Path = MEMBERSHIP, root: Path = CGROUPS) -> int
         with suppress(OSError, ValueError, KeyError):
             free.append(max(0, limit - _held(folder, version)))
     return min(free) // workers_here()
+
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX = -1, -3, -4  # M_TRIM_THRESHOLD and others of glibc's malloc.h
+
+_GLIBC_MMAPS = 65536  # how many arrays glibc maps apart at most, by default
+
+_GLIBC_LARGEST = 32 << 20  # what it maps apart at most once it has adapted, and may keep twice of (mallopt(3))
+
+
+@contextmanager
+def kept_pages() -> Iterator[None]:
+    """Keep the memory of arrays that are freed for the next ones; give it back on leaving. Does nothing without glibc.
+
+    glibc maps each array of more than 32 MB anew, and Linux clears it page by page when it is first written: the law of
+    SmolLM2-135M under `core` spent 15 of 67 CPU seconds so, and 2 of 52 with this.
+    """
+    libc = ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
+    if libc is None:
+        yield
+        return
+    libc.mallopt(_MMAP_MAX, 0)
+    libc.mallopt(_TRIM_THRESHOLD, -1)
+    try:
+        yield
+    finally:
+        libc.mallopt(_MMAP_MAX, _GLIBC_MMAPS)
+        libc.mallopt(_MMAP_THRESHOLD, _GLIBC_LARGEST)
+        libc.mallopt(_TRIM_THRESHOLD, 2 * _GLIBC_LARGEST)
+        libc.malloc_trim(0)
 
 
 def workers_here() -> int:

@@ -92,13 +92,18 @@ def mirror(matrix: Float64[Tensor, "hidden hidden"]) -> None:
         matrix[stop:, start:stop] = matrix[start:stop, stop:].T
 
 
-def _column_blocks(hidden: int, device: torch.device | None = None) -> Iterator[tuple[int, int]]:
-    """Yield the first column of each block and the one after its last; narrow rows are one block.
+def in_blocks(hidden: int, device: torch.device | None = None) -> bool:
+    """Return True if products of so many columns are faster in blocks.
 
     device: that of a Gram matrix, whose narrow blocks pay on the host.
     """
-    on_host = device is not None and device.type == "cpu" and hidden >= WIDE_ENOUGH_ON_HOST
-    blocks = COLUMN_BLOCKS if hidden >= WIDE_ENOUGH_FOR_BLOCKS else HOST_BLOCKS if on_host else 1
+    on_host = device is not None and device.type == "cpu"
+    return hidden >= (WIDE_ENOUGH_ON_HOST if on_host else WIDE_ENOUGH_FOR_BLOCKS)
+
+
+def _column_blocks(hidden: int, device: torch.device | None = None) -> Iterator[tuple[int, int]]:
+    """Yield the first column of each block and the one after its last; narrow rows are one block."""
+    blocks = COLUMN_BLOCKS if hidden >= WIDE_ENOUGH_FOR_BLOCKS else HOST_BLOCKS if in_blocks(hidden, device) else 1
     return pairwise(hidden * i // blocks for i in range(blocks + 1))
 
 

@@ -20,12 +20,13 @@ from delta_suite.reduction.gram import (
     Spectrum,
     add_gram,
     algebra_device,
+    in_blocks,
     mirror,
     spectrum_of_gram,
     spectrum_of_tokens_gram,
     tokens_gram,
 )
-from delta_suite.reduction.groups import LEADING, Groups, GroupSums, Removals, half_gaps_of, mixed
+from delta_suite.reduction.groups import LEADING, Groups, GroupSums, Removals, half_gaps_of, mixed, upper_blocks
 from delta_suite.reduction.lanes import entries_at_once, rows_at_once
 from delta_suite.reduction.moments import widened
 
@@ -183,6 +184,7 @@ class GroupedRows(Groups):
         pairs = values.new_zeros(len(groups), 3)
         along_shift = self._shifts(side) @ spectrum.directions[: m + r].T if self.centre else None
         halves = half_gaps_of(values[LEADING:]) if full else None
+        upper = (upper_blocks(r) if in_blocks(r, rest.device) else [(0, r)]) if full else []
         for places in self._together(side, r**2 if full else 0):
             products = rest.new_zeros(len(places) if full else 0, r, r)
             for rows, parts in self._parts([groups[place] for place in places], side):
@@ -192,11 +194,13 @@ class GroupedRows(Groups):
                     blocks[places[number]].addmm_(one.T, one)
                     borders[places[number]].addmm_(one.T.float(), other)
                     energies[places[number], m:] += other.square().sum(dim=0)
-                    if full:
-                        products[number].addmm_(other.T, other)
+                    for start, stop in upper:
+                        products[number, start:stop, start:].addmm_(other[:, start:stop].T, other[:, start:])
             energies[places, :m] = blocks[places].diagonal(dim1=1, dim2=2)
             if halves is not None:  # the directions span all rows, so ||G_g|| is that of its coordinates
-                parts_of_square = (blocks[places], 1.0), (borders[places], 2.0), (products, 1.0)
+                parts_of_square = [(blocks[places], 1.0), (borders[places], 2.0)]
+                parts_of_square += [(products[:, start:stop, start:], 2.0) for start, stop in upper]
+                parts_of_square += [(products[:, start:stop, start:stop], -1.0) for start, stop in upper]
                 pairs[places, 2] = sum(scale * _squared_norms(part) for part, scale in parts_of_square)
                 if along_shift is not None:
                     shift = along_shift[places, m:].float()

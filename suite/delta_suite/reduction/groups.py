@@ -96,27 +96,34 @@ def half_gaps(one: Float64[Tensor, "... one"], other: Float64[Tensor, "... other
 
 
 def half_gaps_of(values: Float64[Tensor, " rank"]) -> Float32[Tensor, "rank rank"]:
-    """Return half the gaps of descending eigenvalues to each other; infinity of each to itself."""
-    return half_gaps(values, values).fill_diagonal_(torch.inf)
+    """Return half the gaps of descending eigenvalues to later ones; infinity to earlier ones and of each to itself."""
+    halves = half_gaps(values, values)
+    return halves.masked_fill_(torch.ones_like(halves, dtype=torch.bool).tril_(), torch.inf)
+
+
+def upper_blocks(size: int) -> list[tuple[int, int]]:
+    """Return the first row of each block in which a symmetric matrix is mixed, and the one after its last."""
+    rows = max(1, min(-(-size // MIXED_BLOCKS), MIXED_AT_ONCE // max(1, size)))
+    return [(start, min(start + rows, size)) for start in range(0, size, rows)]
 
 
 def mixed(removed: Float[Tensor, "*batch r r"], halves: Float[Tensor, "r r"]) -> Float[Tensor, "*batch r"]:
     """Return the sum of `mixing` over the rows of symmetric matrices, from their upper parts alone.
 
-    What pushes one of two directions up pushes the other down. halves: `half_gaps_of` the directions.
+    What pushes one of two directions up pushes the other down. What lies left of the `upper_blocks` is not read.
+    halves: `half_gaps_of` the directions.
 
     Example:
-        >>> mixed(torch.tensor([[0.0, 3.0], [3.0, 0.0]]), torch.tensor([[torch.inf, 4.0], [-4.0, torch.inf]])).tolist()
+        >>> mixed(torch.tensor([[0.0, 3.0], [3.0, 0.0]]), half_gaps_of(torch.tensor([8.0, 0.0]))).tolist()
         [1.0, -1.0]
     """
-    size = removed.shape[-1]
     out = removed.new_zeros(removed.shape[:-1])
-    rows = max(1, min(-(-size // MIXED_BLOCKS), MIXED_AT_ONCE // max(1, size)))
-    for start in range(0, size, rows):
-        stop = min(start + rows, size)
-        moved = mixing(removed[..., start:stop, start:], halves[start:stop, start:])
+    for start, stop in upper_blocks(removed.shape[-1]):
+        square, gaps = removed[..., start:stop, start:].square(), halves[start:stop, start:]
+        # As `mixing`, whose gaps here are all positive.
+        moved = square.div_(torch.addcmul(square, gaps, gaps).sqrt_().add_(gaps))
         out[..., start:stop] += moved.sum(dim=-1)
-        out[..., stop:] -= moved[..., stop - start :].sum(dim=-2)
+        out[..., start:] -= moved.sum(dim=-2)
     return out
 
 

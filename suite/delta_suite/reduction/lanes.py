@@ -6,7 +6,7 @@ Nothing here changes a number.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
 
@@ -35,6 +35,10 @@ LANES_BUSY = 2
 """Number of lanes where one lane nearly fills the GPU, because it solves eigenproblems in batches or multiplies more
 rows than the hidden size. For 65,536 x 5,120 a layer took 272 ms in one lane, 234 in two, 230 in three."""
 
+LARGEST_IN_HOST_LANES = 1024
+"""Largest eigenproblem of layers that a CPU reduces at the same time, each with its part of the threads. Larger ones
+fill all threads, and would take much memory."""
+
 SPECTRA_SHARE = 0.75
 """Share of the memory that is free on a GPU beside the stream, for the layers of all lanes. A smaller share allows
 fewer layers at once, and takes more time."""
@@ -48,6 +52,9 @@ tokens are taken at once; copies of them in float64 stay small beside the stream
 
 CACHED_ENTRIES_AT_ONCE = 1 << 20
 """Entries of the products of groups that the CPU works on at a time: several copies of them stay in its cache."""
+
+HOST_ROWS = 2048
+"""Rows worked on together on the host: copies of more are mapped anew by the system each time, page by page."""
 
 ROW_COPIES = 3
 """Copies of the rows of a layer, in float32, that are held while it is reduced: before and after sinks are left out,
@@ -212,6 +219,10 @@ class Workload:
                 return count, batch
         return max(1, min(LANES_BUSY if self.busy else LANES, room // (alone + self.passing))), 1
 
+    def host_lanes(self, threads: int) -> int:
+        """Return how many lanes a CPU has, for so many threads. It does not follow free memory, nor does any figure."""
+        return max(1, min(threads, LANES, self.layers)) if self.n <= LARGEST_IN_HOST_LANES else 1
+
 
 @dataclass(frozen=True)
 class Lane:
@@ -226,11 +237,15 @@ class Lane:
     """CUDA stream of the lane, on a GPU."""
     batch: int
     """Largest number of layers whose eigenproblems are solved in one batch."""
+    threads: int | None = None
+    """Threads of the host for the algebra of the lane, where it has some of its own."""
 
     @contextmanager
     def entered(self) -> Iterator[Eigensolver]:
         """Run everything inside in this lane; on leaving, wait until it is done."""
         with ExitStack() as stack:
+            if self.threads is not None:
+                stack.enter_context(host_threads(self.threads))
             if self.stream is not None:
                 self.stream.wait_stream(torch.cuda.default_stream(self.stream.device))
                 stack.enter_context(torch.cuda.stream(self.stream))
@@ -261,6 +276,11 @@ def make_lanes(devices: Sequence[torch.device], workload: Workload, memory: Memo
             free = memory or Memory.free(device, SPECTRA_SHARE)
             count, batch = workload.lanes(device, -(-workload.layers // len(devices)), free.device)
             by_device.append([Lane(device, stream, batch) for stream in side_streams(device, count)])
+        elif device.type == "cpu":
+            # Half of the work on a layer is problems too small for several threads.
+            threads = max(1, torch.get_num_threads() // len(devices))
+            count = workload.host_lanes(threads)
+            by_device.append([Lane(device, None, 1, threads // count if count > 1 else None)] * count)
         else:
             by_device.append([Lane(device, None, 1)])
     # One lane of each device in turn, so that a layer stays on its device, however many lanes the next shard has.
@@ -269,14 +289,19 @@ def make_lanes(devices: Sequence[torch.device], workload: Workload, memory: Memo
 
 
 @contextmanager
-def shared_threads(lanes: int) -> Iterator[None]:
+def host_threads(threads: int) -> Iterator[None]:
+    """Let torch use so many threads of the host, called from this one."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def shared_threads(lanes: int) -> AbstractContextManager[None]:
     """Share the host's cores among lanes that run at the same time.
 
     Otherwise each would use all cores for its small problems, and they would wait for each other.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads // lanes))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    return host_threads(max(1, torch.get_num_threads() // lanes))

@@ -145,7 +145,7 @@ class Fit:
         layers, k = sums.A.shape[1:3]
         size = plan.layers_a_step
         steps = [slice(first, min(first + size, layers)) for first in range(0, layers, size)]
-        self._held: Sums | None = None
+        self._held: dict[int, Sums] = {}
         if start is None:
             block = torch.randn(k, min(BLOCK, k), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
             start = orthonormal(block.to(device)).expand(layers, -1, -1)
@@ -154,7 +154,7 @@ class Fit:
         self.gains = start.new_full((layers,), torch.nan)
         """c_L of the shared maps."""
         self._pooled: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
-        self.steps = [self._own_maps(step, hold=len(steps) == 1) for step in steps]
+        self.steps = [self._own_maps(step, hold=plan.holds) for step in steps]
         self.gain = torch.cat([self._shared_maps(step) for step in self.steps])
         """Gain of the map of layer M (second axis) on layer L; 1 on its own, which is least squares without a gain."""
         self.gain.fill_diagonal_(1.0)
@@ -167,10 +167,11 @@ class Fit:
         if self.deleted is not None:
             train = train - self.sums.part(self.deleted, layers, self.device)
         means = train.means()
-        return means, train.about(means)
+        return means, train.about(means, overwrite=self.deleted is not None)
 
     def _again(self, step: _Step) -> Sums:
-        return self._training(step.layers)[1] if self._held is None else self._held
+        held = self._held.get(step.layers.start)
+        return self._training(step.layers)[1] if held is None else held
 
     def _own_maps(self, layers: slice, *, hold: bool) -> _Step:
         means, fit = self._training(layers)
@@ -183,7 +184,8 @@ class Fit:
             a, b = A[within].sum(dim=0), (B[within] / energy[within, None, None]).sum(dim=0)
             m, earlier = unit[within].sum(dim=0), self._pooled.get(name)
             self._pooled[name] = (a, b, m) if earlier is None else (earlier[0] + a, earlier[1] + b, earlier[2] + m)
-        self._held = fit if hold else None
+        if hold:
+            self._held[layers.start] = fit
         scale = fit.xy[0] / fit.xx[0].clamp_min(TINY)
         matrices = {"own_map": T, "square": T.mT @ T, "factor": factor}
         kept = {kind: self.maps.keep(kind, layers, matrix) for kind, matrix in matrices.items()}

@@ -73,6 +73,8 @@ class Plan:
     """Number of layers of a step of the algebra."""
     rows: int
     """Number of rows that are added to the sums at a time."""
+    holds: bool
+    """True if the sums of a fit about its training means stay on the device, in which they are needed three times."""
     basis_layers: int
     """Number of layers whose products are held while principal components of several shards are sought."""
 
@@ -121,7 +123,8 @@ def plan_law(
         home = Home(device if place == "device" else torch.device("cpu"), place)
         folds = ((0,), (1,)) if apart else ((0, 1),)
         bases = 1 if apart or k == hidden else 2
-        return Plan(layers, phases, folds, home, room // (bases * sums), steps, rows, basis_layers)
+        holds = steps >= layers or (place == "device" and room >= layers * (bases * sums + 3 * 8 * k**2))
+        return Plan(layers, phases, folds, home, room // (bases * sums), steps, rows, holds, basis_layers)
 
     steps = max(1, min(layers, WORKSPACE_BYTES // step, memory.device // 2 // step))
     for place, _ in memory.places:

@@ -72,7 +72,8 @@ def reduce_stream(
     `lanes.layers_at_once` of them in each pass over the stream.
 
     Layer L is reduced on device L modulo their number, all devices at once; without devices, where its state lies. A
-    GPU with enough memory reduces several layers at once and solves their eigenproblems together.
+    GPU with enough memory reduces several layers at once and solves their eigenproblems together; a CPU reduces small
+    ones beside each other, each with its part of the threads.
     `advance` is called with the tokens of each layer that has been reduced, `tokens` times their number in the end.
     `sinks` returns the tokens that `sink_free` leaves out; it is asked once for each shard, where a variant needs them.
     Without `directions` there are eigenvalues alone, of all tokens and without each group: half of the work.
@@ -267,7 +268,7 @@ class _Step:
         """Reduce the layers, each in one of the lanes."""
         assigned = [layers[lane :: len(lanes)] for lane in range(len(lanes))]
         # One lane stays in this thread: in another the host's eigh of 325 took 38 ms instead of 5, as the threads of
-        # its OpenMP pool and of this one's wait for each other.
+        # its OpenMP pool and of this one's wait for each other. Several on a host have the threads divided.
         list((pool.map if len(lanes) > 1 else map)(self.reduce, lanes, assigned))
 
     def reduce(self, lane: Lane, layers: Sequence[int]) -> None:

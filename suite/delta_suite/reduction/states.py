@@ -23,7 +23,7 @@ from delta_suite.capture.stream import ResidualStream, wide
 from delta_suite.capture.units import Units
 from delta_suite.reduction import state_maps
 from delta_suite.reduction.gram import algebra_device
-from delta_suite.reduction.lanes import rows_at_once
+from delta_suite.reduction.lanes import HOST_ROWS, rows_at_once
 from delta_suite.reduction.law_sums import Streams
 from delta_suite.reduction.replicates import LayerSpectra
 from delta_suite.reduction.state_maps import MapFit, MapSums, features, squared_norms
@@ -35,9 +35,6 @@ FITS = ((LINEAR, "raw"), (LINEAR, "sink_free"), (TOKENWISE, "sink_free"))
 
 UPDATE = "update"
 """The name of the updates beside those of the maps."""
-
-HOST_ROWS = 2048
-"""Rows worked on together on the host: copies of more are mapped anew by the system each time, page by page."""
 
 KEPT_BYTES = 1 << 29
 """Most bytes of rows that are kept between the two walks; more are formed again. SmolLM2-135M under `core`: 0.37 GB."""
@@ -64,7 +61,7 @@ class StateStream(ResidualStream):
         return cls(**{each.name: getattr(stream, each.name) for each in fields(stream)})
 
     def step(
-        self, layer: int, rows: slice = slice(None), device: torch.device | None = None
+        self, layer: int, rows: slice | Int64[Tensor, " rows"] = slice(None), device: torch.device | None = None
     ) -> tuple[Float[Tensor, "rows hidden"], Float[Tensor, "rows hidden"]]:
         """Return h_L in the dtype of the stream, and in that of its updates."""
         before = self.states[layer][rows]
