@@ -184,7 +184,9 @@ class GroupedRows(Groups):
         pairs = values.new_zeros(len(groups), 3)
         along_shift = self._shifts(side) @ spectrum.directions[: m + r].T if self.centre else None
         halves = half_gaps_of(values[LEADING:]) if full else None
-        upper = (upper_blocks(r) if in_blocks(r, rest.device) else [(0, r)]) if full else []
+        # A GPU, which the host's calls keep waiting, multiplies both halves in one call.
+        apart = rest.device.type == "cpu" and in_blocks(r, rest.device)
+        upper = (upper_blocks(r) if apart else [(0, r)]) if full else []
         for places in self._together(side, r**2 if full else 0):
             products = rest.new_zeros(len(places) if full else 0, r, r)
             for rows, parts in self._parts([groups[place] for place in places], side):
@@ -199,8 +201,8 @@ class GroupedRows(Groups):
             energies[places, :m] = blocks[places].diagonal(dim1=1, dim2=2)
             if halves is not None:  # the directions span all rows, so ||G_g|| is that of its coordinates
                 parts_of_square = [(blocks[places], 1.0), (borders[places], 2.0)]
-                parts_of_square += [(products[:, start:stop, start:], 2.0) for start, stop in upper]
-                parts_of_square += [(products[:, start:stop, start:stop], -1.0) for start, stop in upper]
+                parts_of_square += [(products[:, start:stop, start:stop], 1.0) for start, stop in upper]
+                parts_of_square += [(products[:, start:stop, stop:], 2.0) for start, stop in upper[:-1]]
                 pairs[places, 2] = sum(scale * _squared_norms(part) for part, scale in parts_of_square)
                 if along_shift is not None:
                     shift = along_shift[places, m:].float()
