@@ -11,15 +11,17 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import jaxtyping
 import pytest
 from delta_suite import pytest_plugin
 from filelock import FileLock
 from jaxtyping import config as shape_checks
-from jaxtyping import install_import_hook
+from jaxtyping import install_import_hook, jaxtyped
 
 from tests.tiny import DOCUMENTS, make_tiny
 
@@ -33,6 +35,20 @@ CHECKED = (
 )
 """Folders and files in which shapes are checked."""
 
+
+
+def checked_function(function: Any = None, **options: Any) -> Any:
+    """Decorate as jaxtyping does, but for functions inside functions: those name no shapes.
+
+    It writes and compiles a new checker each time that the outer function runs, a millisecond, also where shapes are
+    not checked.
+    """
+    if "<locals>" in getattr(function, "__qualname__", ""):
+        return function
+    return partial(checked_function, **options) if function is None else jaxtyped(function, **options)
+
+
+jaxtyping.jaxtyped = checked_function
 install_import_hook(
     [
         "delta_suite.reduction",
