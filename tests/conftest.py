@@ -11,18 +11,15 @@ import os
 import resource
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from pkgutil import iter_modules
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import jaxtyping
 import pytest
 from delta_suite import pytest_plugin
 from filelock import FileLock
-from jaxtyping import config as shape_checks
-from jaxtyping import install_import_hook, jaxtyped
 
+from tests import shapes
 from tests.tiny import DOCUMENTS, make_tiny
 
 if TYPE_CHECKING:
@@ -35,28 +32,7 @@ CHECKED = (
 )
 """Folders and files in which shapes are checked."""
 
-
-
-def checked_function(function: Any = None, **options: Any) -> Any:
-    """Decorate as jaxtyping does, but for functions inside functions: those name no shapes.
-
-    It writes and compiles a new checker each time that the outer function runs, a millisecond, also where shapes are
-    not checked.
-    """
-    if "<locals>" in getattr(function, "__qualname__", ""):
-        return function
-    return partial(checked_function, **options) if function is None else jaxtyped(function, **options)
-
-
-jaxtyping.jaxtyped = checked_function
-install_import_hook(
-    [
-        "delta_suite.reduction",
-        "delta_suite.metrics",
-        *(f"delta_suite.capture.{name}" for name in ("residual", "stream", "sinks", "tap", "forward", "intervene")),
-    ],
-    "beartype.beartype",
-)
+shapes.install()
 # As a run about hypotheses does, which warns of those that were imported before it.
 pytest.register_assert_rewrite(
     *(
@@ -172,4 +148,4 @@ def pytest_runtest_protocol(item: pytest.Item) -> None:
     """Check shapes in the tests that CHECKED names, but for those that do the same some hundred times."""
     tests = Path(__file__).parent
     checked = any(item.path.is_relative_to(tests / name) for name in CHECKED) and not item.get_closest_marker("repeats")
-    shape_checks.update("jaxtyping_disable", not checked)
+    shapes.switch(on=checked)
