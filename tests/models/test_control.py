@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +24,10 @@ from delta_suite.pipeline import Settings, measure
 from delta_suite.records.cache import Cache
 from scipy.stats import kstest
 
+from tests import apart
 from tests.models.conftest import Hub
 from tests.models.test_files import gguf
 from tests.tiny import QUICK, make_tiny
-
-DIGEST = """
-import sys
-from pathlib import Path
-from tests.models.test_control import digest
-print(digest(Path(sys.argv[1])))
-"""
 
 
 def digest(directory: Path) -> str:
@@ -44,6 +36,11 @@ def digest(directory: Path) -> str:
     for name, tensor in sorted(control_of(directory).model.state_dict().items()):
         total.update(name.encode() + tensor.numpy().tobytes())
     return total.hexdigest()
+
+
+def print_digest(directory: Path) -> None:
+    """Print it."""
+    print(digest(directory))
 
 
 @pytest.fixture
@@ -107,11 +104,9 @@ def test_what_an_earlier_version_drew_is_no_control_of_today(tiny: Path) -> None
 
 
 def test_another_process_draws_the_same_weights(tiny: Path) -> None:
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-c", DIGEST, str(tiny)]
-    other = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root).stdout.strip()
+    other = apart.run(print_digest, tiny)
     torch.rand(1000)  # whatever was drawn before
-    assert digest(tiny) == other
+    assert other.out.splitlines() == [digest(tiny)], other.err
 
 
 def test_the_dtype_is_that_asked_for(tiny: Path) -> None:
