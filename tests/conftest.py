@@ -101,6 +101,16 @@ def tiny(shared: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def small(shared: Path) -> Path:
+    """A checkpoint directory for tests that measure anew and in which any model will do: 4 layers, hidden 32."""
+    directory = shared / "small"
+    with FileLock(shared / "small.lock"):
+        if not (directory / "model.safetensors").exists():
+            make_tiny(directory, layers=4, hidden=32)
+    return directory
+
+
+@pytest.fixture(scope="session")
 def trained_checkpoints(shared: Path) -> Path:
     """A folder with checkpoint-20 and checkpoint-30: six layers that were trained on a little text, a few steps."""
     from tests.training import passages, train
