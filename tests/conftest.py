@@ -45,7 +45,9 @@ pytest_plugins = ["pytester"]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out tests marked `long`, unless markers or single tests are named."""
+    """Put the longest file first, and leave out tests marked `long`, unless markers or single tests are named."""
+    # At the end one worker would wait for the other, or take a test of it and make again what its tests share.
+    items.sort(key=lambda item: item.path.name != "test_workflow.py")
     if config.option.markexpr or any("::" in argument for argument in config.args):
         return
     left_out = [item for item in items if item.get_closest_marker("long")]

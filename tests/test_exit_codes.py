@@ -64,6 +64,9 @@ EACH_ON_A_FULL_OUTPUT = """
 import json, os, sys
 from delta_suite.__main__ import main
 import delta_suite.cli
+# What each command would import anew.
+import delta_suite.claims.judge, delta_suite.models.models_file, delta_suite.publish.screen, delta_suite.records.store
+import rich.console, scipy.linalg
 
 for words in json.loads(sys.argv[1]):
     reader, writer = os.pipe()
