@@ -18,9 +18,8 @@ from typing import TYPE_CHECKING
 import pytest
 from delta_suite import pytest_plugin
 from filelock import FileLock
-from jaxtyping import config as shape_checks
-from jaxtyping import install_import_hook
 
+from tests import shapes
 from tests.tiny import DOCUMENTS, make_tiny
 
 if TYPE_CHECKING:
@@ -33,14 +32,7 @@ CHECKED = (
 )
 """Folders and files in which shapes are checked."""
 
-install_import_hook(
-    [
-        "delta_suite.reduction",
-        "delta_suite.metrics",
-        *(f"delta_suite.capture.{name}" for name in ("residual", "stream", "sinks", "tap", "forward", "intervene")),
-    ],
-    "beartype.beartype",
-)
+shapes.install()
 # As a run about hypotheses does, which warns of those that were imported before it.
 pytest.register_assert_rewrite(
     *(
@@ -53,7 +45,9 @@ pytest_plugins = ["pytester"]
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out tests marked `long`, unless markers or single tests are named."""
+    """Put the longest file first, and leave out tests marked `long`, unless markers or single tests are named."""
+    # At the end one worker would wait for the other, or take a test of it and make again what its tests share.
+    items.sort(key=lambda item: item.path.name != "test_workflow.py")
     if config.option.markexpr or any("::" in argument for argument in config.args):
         return
     left_out = [item for item in items if item.get_closest_marker("long")]
@@ -109,6 +103,16 @@ def tiny(shared: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def small(shared: Path) -> Path:
+    """A checkpoint directory for tests that measure anew and in which any model will do: 4 layers, hidden 32."""
+    directory = shared / "small"
+    with FileLock(shared / "small.lock"):
+        if not (directory / "model.safetensors").exists():
+            make_tiny(directory, layers=4, hidden=32)
+    return directory
+
+
+@pytest.fixture(scope="session")
 def trained_checkpoints(shared: Path) -> Path:
     """A folder with checkpoint-20 and checkpoint-30: six layers that were trained on a little text, a few steps."""
     from tests.training import passages, train
@@ -156,4 +160,4 @@ def pytest_runtest_protocol(item: pytest.Item) -> None:
     """Check shapes in the tests that CHECKED names, but for those that do the same some hundred times."""
     tests = Path(__file__).parent
     checked = any(item.path.is_relative_to(tests / name) for name in CHECKED) and not item.get_closest_marker("repeats")
-    shape_checks.update("jaxtyping_disable", not checked)
+    shapes.switch(on=checked)

@@ -72,10 +72,10 @@ def test_measure_writes_a_record_and_shows_the_phases(tiny: Path, tmp_path: Path
 
 
 def test_the_user_is_told_of_an_adapter_also_of_one_that_came_later(
-    tiny: Path, tmp_path: Path, own_cache: Path
+    small: Path, tmp_path: Path, own_cache: Path
 ) -> None:
-    model = shutil.copytree(tiny, tmp_path / "model")
-    options = ("--results-dir", tmp_path / "results", "--device", "cpu", "--calibration", "seed")
+    model = shutil.copytree(small, tmp_path / "model")
+    options = ("--results-dir", tmp_path / "results", "--device", "cpu", *QUICK)
     assert "adapter" not in run("measure", model, *options).output
     (model / "adapter_config.json").write_text("{}")
     output = run("measure", model, *options).output
@@ -83,22 +83,22 @@ def test_the_user_is_told_of_an_adapter_also_of_one_that_came_later(
     assert "is not measured, the model beside it is" in output
 
 
-def test_a_damaged_cache_entry_is_one_line(tiny: Path, tmp_path: Path, own_cache: Path) -> None:
+def test_a_damaged_cache_entry_is_one_line(small: Path, tmp_path: Path, own_cache: Path) -> None:
     options = ("--results-dir", tmp_path, "--device", "cpu", "--calibration", "seed")
-    for command in (("measure", tiny), ("compare", tiny, tiny)):
-        run("measure", tiny, *options)
+    for command in (("measure", small), ("compare", small, small)):
+        run("measure", small, *options)
         (arrays,) = own_cache.glob("measurements/*/arrays.safetensors")
         arrays.write_bytes(b"")
         result = run(*command, *options)
         assert result.exit_code == 0, result.output
         (line,) = [own for own in result.stderr.splitlines() if "cache" in own or "Warning" in own]
         assert line.startswith(f"delta-suite: the cache entry {arrays.parent} was damaged, and is removed; ")
-        assert line.endswith("tiny was measured again")
+        assert line.endswith("small was measured again")
 
 
-def test_measure_goes_on_after_a_model_that_cannot_be_measured(tiny: Path, tmp_path: Path) -> None:
+def test_measure_goes_on_after_a_model_that_cannot_be_measured(small: Path, tmp_path: Path) -> None:
     (tmp_path / "models.toml").write_text(
-        f'[models.gone]\npackage="absent"\ngguf="x.gguf"\n[models.tiny]\npath={str(tiny)!r}\n'
+        f'[models.gone]\npackage="absent"\ngguf="x.gguf"\n[models.tiny]\npath={str(small)!r}\n'
     )
     result = run(
         "measure",
@@ -116,7 +116,7 @@ def test_measure_goes_on_after_a_model_that_cannot_be_measured(tiny: Path, tmp_p
 
 
 def test_measure_goes_on_after_an_error_that_nobody_foresaw(
-    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
 
@@ -128,7 +128,7 @@ def test_measure_goes_on_after_an_error_that_nobody_foresaw(
 
     monkeypatch.setattr("delta_suite.pipeline.measure", broken)
     models = tmp_path / "models.toml"
-    models.write_text(f"[models.first]\npath={str(tiny)!r}\n[models.second]\npath={str(tiny)!r}\n")
+    models.write_text(f"[models.first]\npath={str(small)!r}\n[models.second]\npath={str(small)!r}\n")
     arguments = (
         "measure",
         "first",

@@ -43,6 +43,11 @@ def spec(tiny: Path) -> ModelSpec:
     return ModelSpec(name="tiny", path=tiny)
 
 
+@pytest.fixture
+def small_spec(small: Path) -> ModelSpec:
+    return ModelSpec(name="small", path=small)
+
+
 def shown(*words: object) -> Result:
     return CliRunner().invoke(app, ["measure", "--dry-run", "--device", "cpu", *map(str, words)])
 
@@ -86,32 +91,34 @@ def test_it_loads_and_writes_nothing(
 
 
 def test_it_says_which_parts_are_cached(
-    tiny: Path, spec: ModelSpec, spectra: Settings, monkeypatch: pytest.MonkeyPatch
+    small: Path, small_spec: ModelSpec, spectra: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options = ("--documents", DOCUMENTS, "--results-dir", spectra.results)
-    measure(spec, spectra)
-    assert "  would run  boundaries, law (the rest is in the cache)\n" in shown(tiny, *options).output
+    measure(small_spec, spectra)
+    assert "  would run  boundaries, law (the rest is in the cache)\n" in shown(small, *options).output
     monkeypatch.setattr(dry_run, "_sized", None)  # nothing of torch is needed for the rest
-    boundaries = shown(tiny, *options, "--parts", "boundaries")
+    boundaries = shown(small, *options, "--parts", "boundaries")
     assert "  would run  boundaries (the rest is in the cache)\n  time       seconds, " in boundaries.output
-    whole = shown(tiny, *options, "--parts", "spectra")
+    whole = shown(small, *options, "--parts", "spectra")
     assert whole.output.endswith("  would run  nothing: every part is in the cache\n")
 
 
-def test_a_damaged_entry_is_told_and_stays(spec: ModelSpec, spectra: Settings, own_cache: Path) -> None:
-    measure(spec, spectra)
+def test_a_damaged_entry_is_told_and_stays(small_spec: ModelSpec, spectra: Settings, own_cache: Path) -> None:
+    measure(small_spec, spectra)
     (arrays,) = own_cache.glob("measurements/*/arrays.safetensors")
     arrays.write_bytes(b"damaged")
-    told = forecast(spec, spectra)
+    told = forecast(small_spec, spectra)
     assert told.note == f"the cache entry {arrays.parent} was damaged, and would be measured again"
     assert told.missing == ("spectra",)
     assert arrays.read_bytes() == b"damaged"
 
 
-def test_time_is_that_of_a_record_of_the_same_kind_alone(spec: ModelSpec, spectra: Settings, own_cache: Path) -> None:
-    path = measure(spec, spectra).path
+def test_time_is_that_of_a_record_of_the_same_kind_alone(
+    small_spec: ModelSpec, spectra: Settings, own_cache: Path
+) -> None:
+    path = measure(small_spec, spectra).path
     shutil.rmtree(own_cache / "measurements")
-    seen = forecast(spec, spectra).like
+    seen = forecast(small_spec, spectra).like
     assert seen is not None
     assert seen.path == path
     whole = path.read_text()
@@ -120,9 +127,9 @@ def test_time_is_that_of_a_record_of_the_same_kind_alone(spec: ModelSpec, spectr
         record = json.loads(whole)
         next(record[part] for part in ("model", "provenance", "calibration") if key in record[part])[key] = value
         path.write_text(json.dumps(record))
-        assert forecast(spec, spectra).like is None, key
+        assert forecast(small_spec, spectra).like is None, key
     path.write_text("{")
-    assert forecast(spec, spectra).like is None
+    assert forecast(small_spec, spectra).like is None
 
 
 def test_what_cannot_be_measured_is_refused_with_the_reason(tiny: Path, spec: ModelSpec, settings: Settings) -> None:

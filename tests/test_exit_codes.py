@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -13,19 +14,19 @@ from typing import Any
 import pytest
 from delta_suite.cli import app
 from delta_suite.command_line import EXIT_CODES, ExitCode
-from delta_suite.models.spec import ModelSpec
-from delta_suite.pipeline import Settings, measure
-from delta_suite.records.cache import Cache
+from delta_suite.pipeline import Outcome, Settings
 from typer.testing import CliRunner
 
 DOCS = Path(__file__).parents[1] / "docs"
 
 
 @pytest.fixture(scope="module")
-def record(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def record(outcome: tuple[Outcome, Settings], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model's record, in a results folder to which commands may write."""
     root = tmp_path_factory.mktemp("codes")
-    settings = Settings(calibration="seed", results=root, device="cpu", cache=Cache(root / "cache"))
-    return measure(ModelSpec(name="tiny", path=tiny), settings).path
+    path = outcome[0].path
+    shutil.copytree(path.parent, root / "runs" / path.parent.name)
+    return root / "runs" / path.parent.name / path.name
 
 
 def start(words: Sequence[object], **streams: Any) -> subprocess.Popen[str]:
@@ -63,6 +64,9 @@ EACH_ON_A_FULL_OUTPUT = """
 import json, os, sys
 from delta_suite.__main__ import main
 import delta_suite.cli
+# What each command would import anew.
+import delta_suite.claims.judge, delta_suite.models.models_file, delta_suite.publish.screen, delta_suite.records.store
+import rich.console, scipy.linalg
 
 for words in json.loads(sys.argv[1]):
     reader, writer = os.pipe()

@@ -98,7 +98,7 @@ def pytest_interrupted_before(below: str, words: Sequence[str]) -> None:
 def test_what_is_kept_is_said(models: Path) -> None:
     """Interrupted when the second model's record is about to be written; the cache has both."""
     below = str(models / "results" / "runs" / "two")
-    words = ["measure", "./one", "./two", "--calibration=seed", "--device=cpu"]
+    words = ["measure", "./one", "./two", "--calibration=seed", "--device=cpu", "--parts=spectra"]
     done = interrupted(models, BEFORE_A_CHANGE.format(step=1, below=below, number=int(signal.SIGINT)), words)
     said = "delta-suite: interrupted: 1 of 2 models is measured and kept in results/runs\n"
     assert (done.returncode, done.stderr) == (130, said)

@@ -9,8 +9,9 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from delta_suite.errors import SuiteError
 from delta_suite.paths import bundled
@@ -22,6 +23,9 @@ from tests.fuzz.mutate import (
     mutate_safetensors,
     mutate_toml,
 )
+
+if TYPE_CHECKING:
+    from delta_suite.records.view import RecordView
 
 Read = Callable[[], None]
 
@@ -55,6 +59,14 @@ class Target:
         return "read"
 
 
+@cache
+def _planted() -> RecordView:
+    """Return a measurement of planted truth, which no reader changes."""
+    from tests.planted_records import planted_view
+
+    return planted_view(variants=("raw", "sink_free", "centred"), parts=("spectra", "boundaries", "law"))
+
+
 # --- claims and models.toml --------------------------------------------------------------------------------------
 
 
@@ -66,9 +78,7 @@ def hypothesis_files(folder: Path) -> Target:
     from delta_suite.publish.rows import Row
     from delta_suite.publish.verdict_tables import verdict_grid
 
-    from tests.planted_records import planted_view
-
-    view = planted_view(variants=("raw", "sink_free", "centred"), parts=("spectra", "boundaries", "law"))
+    view = _planted()
     seeds = [path.read_bytes() for path in sorted(bundled("hypotheses").glob("*.toml"))]
     path = folder / "claims.toml"
 
@@ -150,10 +160,7 @@ def _results(folder: Path) -> tuple[Path, Path]:
     from delta_suite.records.cache import Cache
     from delta_suite.records.store import save
 
-    from tests.planted_records import planted_view
-
-    view = planted_view(variants=("raw", "sink_free", "centred"), parts=("spectra", "boundaries", "law"))
-    path, _ = save(folder / "results", view, Cache(folder / "cache"))
+    path, _ = save(folder / "results", _planted(), Cache(folder / "cache"))
     return path, path.with_suffix(".safetensors")
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +24,10 @@ from delta_suite.pipeline import Settings, measure
 from delta_suite.records.cache import Cache
 from scipy.stats import kstest
 
+from tests import apart
 from tests.models.conftest import Hub
 from tests.models.test_files import gguf
 from tests.tiny import QUICK, make_tiny
-
-DIGEST = """
-import sys
-from pathlib import Path
-from tests.models.test_control import digest
-print(digest(Path(sys.argv[1])))
-"""
 
 
 def digest(directory: Path) -> str:
@@ -44,6 +36,11 @@ def digest(directory: Path) -> str:
     for name, tensor in sorted(control_of(directory).model.state_dict().items()):
         total.update(name.encode() + tensor.numpy().tobytes())
     return total.hexdigest()
+
+
+def print_digest(directory: Path) -> None:
+    """Print it."""
+    print(digest(directory))
 
 
 @pytest.fixture
@@ -107,11 +104,9 @@ def test_what_an_earlier_version_drew_is_no_control_of_today(tiny: Path) -> None
 
 
 def test_another_process_draws_the_same_weights(tiny: Path) -> None:
-    root = Path(__file__).parents[2]
-    command = [sys.executable, "-c", DIGEST, str(tiny)]
-    other = subprocess.run(command, capture_output=True, text=True, check=True, cwd=root).stdout.strip()
+    other = apart.run(print_digest, tiny)
     torch.rand(1000)  # whatever was drawn before
-    assert digest(tiny) == other
+    assert other.out.splitlines() == [digest(tiny)], other.err
 
 
 def test_the_dtype_is_that_asked_for(tiny: Path) -> None:
@@ -160,9 +155,9 @@ def test_every_source_has_controls(tiny: Path, tmp_path: Path) -> None:
         registry.resolve("pythio@random-weights")
 
 
-def test_checkpoints_of_an_architecture_share_one_measurement(tiny: Path, tmp_path: Path, settings: Settings) -> None:
-    trained = ModelSpec(name="tiny", path=tiny)
-    later = ModelSpec(name="later", path=make_tiny(tmp_path / "later", seed=1))
+def test_checkpoints_of_an_architecture_share_one_measurement(small: Path, tmp_path: Path, settings: Settings) -> None:
+    trained = ModelSpec(name="tiny", path=small)
+    later = ModelSpec(name="later", path=make_tiny(tmp_path / "later", layers=4, hidden=32, seed=1))
     config = json.loads((tmp_path / "later" / "config.json").read_text())
     written = config | {"_name_or_path": "elsewhere", "transformers_version": "5.0.0"}
     (tmp_path / "later" / "config.json").write_text(json.dumps(written, indent=8))
@@ -192,16 +187,16 @@ def test_another_tokenizer_is_another_control(tiny: Path, tmp_path: Path) -> Non
     assert control_fingerprint(locate(spec)) != before
 
 
-def test_no_weights_are_needed(tiny: Path, tmp_path: Path, settings: Settings) -> None:
-    copy = Path(shutil.copytree(tiny, tmp_path / "copy"))
+def test_no_weights_are_needed(small: Path, tmp_path: Path, settings: Settings) -> None:
+    copy = Path(shutil.copytree(small, tmp_path / "copy"))
     (copy / "model.safetensors").unlink()
     spec = ModelSpec(name="x", path=copy).control()
     assert locate(spec).weights == ()
-    assert measure(spec, settings).view.model.layers == 12
+    assert measure(spec, settings).view.model.layers == 4
 
 
-def test_no_weights_are_downloaded(hub: Hub, tiny: Path, settings: Settings) -> None:
-    hub.repositories["acme/tiny"] = {path.name: path.read_bytes() for path in tiny.iterdir()}
+def test_no_weights_are_downloaded(hub: Hub, small: Path, settings: Settings) -> None:
+    hub.repositories["acme/tiny"] = {path.name: path.read_bytes() for path in small.iterdir()}
     outcome = measure(ModelSpec(name="acme--tiny", hub="acme/tiny").control(), settings)
     assert outcome.view.model.revision is None
     assert outcome.view.model.source == "random-weights, seed 0, splitmix64, as hub:acme/tiny"

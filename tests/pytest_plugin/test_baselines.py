@@ -297,8 +297,9 @@ def test_a_model_of_another_shape_never_overwrites(project: pytest.Pytester, bas
     before = baseline.read_bytes()
     arguments = (
         "hypotheses/",
-        f"--documents={DOCUMENTS}",
+        "--documents=8",
         "--device=cpu",
+        "--no-control",
         f"--model={other}",
         f"--baseline={baseline}",
     )

@@ -464,7 +464,7 @@ def test_workers_load_each_model_once(
     result.stdout.fnmatch_lines(["hypothesis *claim *tiny *other", "claims * FAIL * FAIL"])
 
 
-@pytest.mark.parametrize("workers", [(), ("-n", "2")])
+@pytest.mark.parametrize("workers", [(), pytest.param(("-n", "2"), marks=pytest.mark.long)])
 def test_a_damaged_cache_entry_is_one_line(
     project: pytest.Pytester, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: tuple[str, ...]
 ) -> None:

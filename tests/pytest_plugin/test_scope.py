@@ -68,7 +68,7 @@ def test_such_a_project_runs_with_warnings_as_errors(stranger: pytest.Pytester) 
 
 def test_workers_of_such_a_project_run_untouched(stranger: pytest.Pytester) -> None:
     pytest.importorskip("xdist")
-    stranger.runpytest_subprocess("--model=theirs", "-n", "2").assert_outcomes(passed=1)
+    stranger.runpytest_subprocess("--model=theirs", "-n", "1").assert_outcomes(passed=1)
 
 
 def test_values_of_options_are_no_paths_of_the_run(stranger: pytest.Pytester) -> None:
@@ -188,7 +188,7 @@ def test_help_of_a_run_about_hypotheses_has_the_options(project: pytest.Pytester
     result.stdout.fnmatch_lines(["depth structure of language models:", "*--model=NAME *", "*delta_suite (bool)*"])
 
 
-@pytest.mark.parametrize(("name", "workers"), [("claims", ()), ("claims", ("-n", "2")), ("build", ()), (".mine", ())])
+@pytest.mark.parametrize(("name", "workers"), [("claims", ()), ("claims", ("-n", "1")), ("build", ()), (".mine", ())])
 def test_a_folder_of_any_name_is_collected(project: pytest.Pytester, name: str, workers: tuple[str, ...]) -> None:
     """Also one of a name that pytest passes over when it is not named, such as build."""
     if workers:
@@ -227,12 +227,12 @@ def test_testpaths_do_not_count_in_a_subfolder_where_pytest_ignores_them(project
 
 def test_workers_take_testpaths_and_options_from_the_settings(project: pytest.Pytester) -> None:
     pytest.importorskip("xdist")
-    project.makeini(f"[pytest]\ntestpaths = hypotheses\naddopts = --model=tiny --documents={DOCUMENTS} -n 2\n")
+    project.makeini(f"[pytest]\ntestpaths = hypotheses\naddopts = --model=tiny --documents={DOCUMENTS} -n 1\n")
     result = project.runpytest_subprocess("--device=cpu", "--no-control")
     assert result.parseoutcomes() == {"passed": 1, "failed": 1, "not": 1}  # measured: two words
 
 
-@pytest.mark.parametrize("workers", [(), ("-n", "2")])
+@pytest.mark.parametrize("workers", [(), ("-n", "1")])
 def test_the_ini_option_turns_the_plugin_on(project: pytest.Pytester, workers: tuple[str, ...]) -> None:
     if workers:
         pytest.importorskip("xdist")

@@ -27,9 +27,9 @@ from tests import apart
 from tests.tiny import DOCUMENTS, QUICK
 
 
-def test_a_damaged_cache_entry_is_measured_again(tiny: Path, tmp_path: Path) -> None:
+def test_a_damaged_cache_entry_is_measured_again(small: Path, tmp_path: Path) -> None:
     settings = Settings(**QUICK, results=tmp_path / "results", cache=Cache(tmp_path / "cache"))
-    spec = ModelSpec(name="tiny", path=tiny)
+    spec = ModelSpec(name="tiny", path=small)
     first = measure(spec, settings)
     arrays = settings.cache.entry(first.view.record.provenance.cache_key) / "arrays.safetensors"
     arrays.write_bytes(arrays.read_bytes()[:100])
@@ -52,24 +52,24 @@ def killed_when_it_keeps(model: Path, results: Path) -> None:
     measured(model, results)
 
 
-def test_a_killed_run_leaves_no_entry_and_no_lock(tiny: Path, tmp_path: Path) -> None:
+def test_a_killed_run_leaves_no_entry_and_no_lock(small: Path, tmp_path: Path) -> None:
     """Killed while it measures: the next run starts from nothing and is not held up."""
-    done = apart.run(killed_when_it_keeps, tiny, tmp_path / "results", DELTA_SUITE_CACHE=str(tmp_path / "cache"))
+    done = apart.run(killed_when_it_keeps, small, tmp_path / "results", DELTA_SUITE_CACHE=str(tmp_path / "cache"))
     assert done.code == -signal.SIGKILL
     settings = Settings(**QUICK, results=tmp_path / "results", cache=Cache(tmp_path / "cache"))
-    assert not measure(ModelSpec(name="tiny", path=tiny), settings).cached
+    assert not measure(ModelSpec(name="tiny", path=small), settings).cached
     assert len(list((tmp_path / "cache" / "measurements").iterdir())) == 1
 
 
-def test_two_processes_measure_a_model_once(tiny: Path, tmp_path: Path) -> None:
+def test_two_processes_measure_a_model_once(small: Path, tmp_path: Path) -> None:
     cache = {"DELTA_SUITE_CACHE": str(tmp_path / "cache")}
-    running = [apart.start(measured, tiny, tmp_path / "results", **cache) for _ in range(2)]
+    running = [apart.start(measured, small, tmp_path / "results", **cache) for _ in range(2)]
     assert sorted(process.ended().out for process in running) == ["False\n", "True\n"]
     assert len(list((tmp_path / "results" / "runs" / "tiny").glob("*.json"))) == 1
 
 
 def test_a_results_folder_that_cannot_be_written_is_named_and_the_cache_keeps_the_measurement(
-    tiny: Path, tmp_path: Path
+    small: Path, tmp_path: Path
 ) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
@@ -77,14 +77,14 @@ def test_a_results_folder_that_cannot_be_written_is_named_and_the_cache_keeps_th
     with pytest.raises(
         RecordError, match=r"cannot be written: Not a directory.* The cache keeps the measurement of tiny"
     ):
-        measure(ModelSpec(name="tiny", path=tiny), settings)
-    assert measure(ModelSpec(name="tiny", path=tiny), replace(settings, results=tmp_path / "results")).cached
+        measure(ModelSpec(name="tiny", path=small), settings)
+    assert measure(ModelSpec(name="tiny", path=small), replace(settings, results=tmp_path / "results")).cached
 
 
-def test_a_cache_that_cannot_be_written_is_a_note(tiny: Path, tmp_path: Path) -> None:
+def test_a_cache_that_cannot_be_written_is_a_note(small: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     settings = Settings(**QUICK, results=tmp_path / "results", cache=Cache(tmp_path / "file"))
-    measured = measure(ModelSpec(name="tiny", path=tiny), settings)
+    measured = measure(ModelSpec(name="tiny", path=small), settings)
     assert "DELTA_SUITE_CACHE" in " ".join(measured.notes)
     assert load(measured.path).layers == measured.view.layers
 
@@ -138,10 +138,10 @@ def test_a_read_only_cache_answers_without_a_lock(copied_cache: Cache, tiny: Pat
     assert not (copied_cache.root / "locks").exists()
 
 
-def test_a_read_only_cache_does_not_hinder_a_measurement(tiny: Path, tmp_path: Path) -> None:
+def test_a_read_only_cache_does_not_hinder_a_measurement(small: Path, tmp_path: Path) -> None:
     cache = Cache(tmp_path / "cache")
     cache.root.mkdir()
-    text = from_read_only(cache, tiny, tmp_path / "results", QUICK["documents"])
+    text = from_read_only(cache, small, tmp_path / "results", QUICK["documents"])
     assert text.startswith(f"False {cache.root}/measurements")
     assert "Read-only file system. Free space, or set DELTA_SUITE_CACHE" in text
     assert len(list((tmp_path / "results" / "runs" / "tiny").iterdir())) == 2

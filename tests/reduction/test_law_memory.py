@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,12 @@ def stream(size: tuple[int, int]) -> ResidualStream:
     return planted(*size, hidden, shared=0.5, per_layer=0.3, rank_one=0.6, noise=0.4, layers=LAYERS)[0]
 
 
+@cache
+def whole_law(size: tuple[int, int]) -> Law:
+    """Return the law of the stream of this size, fitted at once."""
+    return measure_law(stream(size), PHASES)
+
+
 def assert_same(one: Law, other: Law, tolerance: float = 1e-9) -> None:
     assert one.reason is None
     assert other.reason is None
@@ -61,7 +68,7 @@ def sums_bytes(layers: int, k: int) -> int:
 def test_the_law_is_the_same_in_less_memory(size: tuple[int, int], place: str, layers: int) -> None:
     """All sums on disk or beside the device; and the sums of four or six layers at a time."""
     rows = stream(size)
-    whole = measure_law(rows, PHASES)
+    whole = whole_law(size)
     beside = plan_least(rows, whole.components)
     room = {"device": beside, "host": 0, "disk": 0}
     room[place] += sums_bytes(layers, whole.components)
@@ -101,7 +108,7 @@ def plan_least(rows: ResidualStream, k: int) -> int:
 @pytest.mark.parametrize(("size", "shards"), [(FULL, 5), (FEWER, 3)])
 def test_the_law_is_the_same_in_shards(size: tuple[int, int], shards: int) -> None:
     rows = stream(size)
-    whole = measure_law(rows, PHASES)
+    whole = whole_law(size)
     asked: list[list[int]] = []
     alive: list[weakref.ref[ResidualStream]] = []
 
@@ -134,7 +141,7 @@ def test_the_law_is_the_same_in_shards(size: tuple[int, int], shards: int) -> No
 
 def test_blocks_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = stream(FEWER)
-    whole = measure_law(rows, PHASES)
+    whole = whole_law(FEWER)
     walk = law_sums.walk_rows
     monkeypatch.setattr("delta_suite.reduction.law_fit.walk_rows", lambda *args: walk(*args[:4], 70))
     assert_same(whole, measure_law(rows, PHASES))
@@ -180,10 +187,11 @@ class Peak(TorchDispatchMode):
         self.now -= size
 
 
+@pytest.mark.repeats
 @pytest.mark.parametrize(("size", "layers"), [(FULL, 4), (FEWER, LAYERS)])
 def test_the_law_stays_within_the_memory_it_may_take(size: tuple[int, int], layers: int) -> None:
     rows = stream(size)
-    k = measure_law(rows, PHASES).components
+    k = whole_law(size).components
     limit = (plan_least(rows, k) + sums_bytes(layers, k)) * 3 // 2
     with Peak() as peak:
         measure_law(rows, PHASES, memory=Memory(limit))
