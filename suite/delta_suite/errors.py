@@ -116,6 +116,11 @@ def brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:300].removesuffix('.')}"
 
 
+def is_foreseen(error: BaseException) -> bool:
+    """Return True for an error that explains itself: its message is enough, and its traceback tells no user more."""
+    return isinstance(error, SuiteError | MemoryError) or (isinstance(error, OSError) and error.errno is not None)
+
+
 def explain(error: BaseException, while_doing: str) -> str:
     """Return the message for an error that ended something.
 
@@ -148,5 +153,4 @@ def explain(error: BaseException, while_doing: str) -> str:
 def why_not_measured(model: str, error: BaseException) -> str:
     """Return the message for an error that hindered measuring a model."""
     told = explain(error, f"measuring {model}")
-    foreseen = isinstance(error, SuiteError | MemoryError) or (isinstance(error, OSError) and error.errno is not None)
-    return f"{model} cannot be measured: {told}" if foreseen else told
+    return f"{model} cannot be measured: {told}" if is_foreseen(error) else told

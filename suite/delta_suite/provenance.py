@@ -10,6 +10,7 @@ import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,10 @@ from delta_suite.paths import PACKAGE
 
 LIBRARIES = ("torch", "transformers", "numpy", "tokenizers", "safetensors", "accelerate", "gguf")
 """The libraries whose versions a record names."""
+
+
+UTC_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
+"""Format of every time that is stored, always in UTC."""
 
 
 def library_version(distribution: str) -> str:
@@ -59,8 +64,8 @@ def git_state() -> dict[str, Any] | None:
         return None  # no git program, or no commit yet: the record then says that the state is unknown
 
 
-def hardware(devices: Sequence[Any] = ()) -> str:
-    """Return the hardware that the figures and seconds were measured on, in words; without devices, the CPU."""
+def hardware_in_words(devices: Sequence[Any] = ()) -> str:
+    """Return the hardware that figures and seconds were measured on, as a record names it; without devices, the CPU."""
     if devices and devices[0].type == "cuda":
         import torch
 
@@ -72,6 +77,11 @@ def hardware(devices: Sequence[Any] = ()) -> str:
         names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         processor = names[0] if names else processor
     return f"{processor}, {os.cpu_count()} cores"
+
+
+def utc_now() -> str:
+    """Return the time as records and baselines write it."""
+    return datetime.now(UTC).strftime(UTC_FORMAT)
 
 
 def started_gpus() -> range:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from delta_suite.capture.calibration import Calibration, load_calibrations
 from delta_suite.engine import dispatch
 from delta_suite.engine.versions import version_problem, versions
-from delta_suite.errors import EngineError, RecordError, SuiteError, WorkerError, explain
+from delta_suite.errors import EngineError, RecordError, WorkerError, explain, is_foreseen
 from delta_suite.paths import cache_root, expand_user
 from delta_suite.pipeline import Measured, Outcome, Settings, labelled, measure_view, not_kept, stored, view_of, written
 from delta_suite.progress import Progress, no_progress
@@ -137,8 +137,7 @@ def fix_threads(count: int) -> None:
 
 def portable(error: Exception, name: str) -> Exception:
     """Return the error in a form that travels. What nobody foresaw is explained here, where its traceback is."""
-    foreseen = isinstance(error, SuiteError | MemoryError) or (isinstance(error, OSError) and error.errno is not None)
-    if foreseen:
+    if is_foreseen(error):
         try:
             pickle.loads(pickle.dumps(error))
         except Exception:  # an error of a library, which takes other arguments than it has

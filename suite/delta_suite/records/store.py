@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from delta_suite.command_line import DEFAULT_RESULTS
 from delta_suite.errors import RecordError
 from delta_suite.models.spec import RANDOM_WEIGHTS
 from delta_suite.paths import is_directory, path_error, shorten
@@ -29,7 +30,7 @@ from delta_suite.records.verify import CURE, problems, require, unchecked
 from delta_suite.records.view import RecordView
 from delta_suite.writing import folder_lock, sweep, write_atomically, write_together
 
-RESULTS = Path("results")
+RESULTS = Path(DEFAULT_RESULTS)
 """The default results folder, relative to where the command runs."""
 
 RUNS, JUDGED = "runs", "judged"
@@ -303,6 +304,12 @@ def newest_control(results: Path, model: RecordView) -> RecordView | None:
         if same and view.model.is_control_of(model.model):
             return view
     return None
+
+
+def control_beside(path: Path, model: RecordView) -> RecordView | None:
+    """Return the newest record of the model's control in the results folder that a record lies in, or None."""
+    runs = path.resolve().parent.parent
+    return newest_control(runs.parent, model) if runs.name == RUNS else None
 
 
 # --- what judged a record --------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from delta_suite.metrics.definition import PART_OF, Metric
 from delta_suite.metrics.registry import METRICS, OF_LOSSES
 from delta_suite.metrics.state import OF_VARIANT
 from delta_suite.models.phases import declared_problems, phase_of
+from delta_suite.provenance import UTC_FORMAT
 from delta_suite.records.assemble import LAW_METRICS, LAW_VARIANT
 from delta_suite.records.problem import WRITTEN, Problem, number
 from delta_suite.records.record import SCHEMA, Record
@@ -333,13 +334,13 @@ def _provenance_problems(record: Record) -> Iterator[Problem]:
     if not isinstance(git.get("commit", ""), str) or not isinstance(git.get("dirty", False), bool):
         yield Problem("provenance.git", f"{number(git)} is no commit")
     try:
-        created = datetime.strptime(provenance.created, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+        created = datetime.strptime(provenance.created, UTC_FORMAT).replace(tzinfo=UTC)
     except ValueError:
         yield Problem("provenance.created", f"{number(provenance.created)} is no date like 2026-01-31T12:00:00Z")
         return
     now = datetime.now(UTC)
     if created > now + AHEAD:
-        yield Problem("provenance.created", f"{provenance.created} lies in the future: it is {now:%Y-%m-%dT%H:%M:%SZ}")
+        yield Problem("provenance.created", f"{provenance.created} lies in the future: it is {now:{UTC_FORMAT}}")
 
 
 def _setting_problems(record: Record) -> Iterator[Problem]:

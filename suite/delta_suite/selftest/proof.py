@@ -32,7 +32,7 @@ from delta_suite.errors import OptionError
 from delta_suite.metrics.registry import metric_versions
 from delta_suite.pool import end_with_the_parent
 from delta_suite.progress import Progress, no_progress
-from delta_suite.provenance import hardware, library_version
+from delta_suite.provenance import hardware_in_words, library_version
 from delta_suite.records.arrays import ArrayFile
 from delta_suite.records.assemble import assemble, with_law, with_writes
 from delta_suite.records.losses_part import with_causes
@@ -390,5 +390,5 @@ def origin(command: str) -> dict[str, str]:
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "versions": ", ".join([f"delta-suite {__version__}", f"python {platform.python_version()}", *versions]),
         "seed": str(SEED),
-        "hardware": hardware(),
+        "hardware": hardware_in_words(),
     }
