@@ -12,7 +12,7 @@ from delta_suite.errors import IncompleteError, RecordError
 from delta_suite.models.device import SHARDED, hardware
 from delta_suite.models.spec import ModelSpec
 from delta_suite.models.subject import StoredModel
-from delta_suite.pipeline import Run, Settings, prepare, stored, token_sequences
+from delta_suite.pipeline import ALONE, Run, Settings, prepare, stored, token_sequences
 from delta_suite.provenance import hardware_in_words
 from delta_suite.reading import UnreadableFileError, parse_json, read_text
 from delta_suite.records.cache import RECORD
@@ -183,7 +183,7 @@ def _like(
         "load",
         "capture",
         *(["analysis"] if "spectra" in missing else []),
-        *sorted({"law", "writes", "stream", "causal", "damage"} & set(missing)),
+        *sorted(ALONE & set(missing)),
     ]
     newest: tuple[str, Like] | None = None
     kept = [*settings.results.glob(f"{RUNS}/*/*.json"), *settings.cache.root.glob(f"measurements/*/{RECORD}")]

@@ -87,4 +87,3 @@ def _under_declared_phases(path: Path, view: RecordView, registry: Registry) -> 
         return view
     show(f"{path}: judged under the phase map that {registry.path} declares now")
     return view.under(spec.phases)
-

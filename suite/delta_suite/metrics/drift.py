@@ -28,7 +28,7 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float64
 
-from delta_suite.metrics.direction_gram import DirectionGram, GramStack
+from delta_suite.metrics.direction_gram import NO_DIRECTION, DirectionGram, GramStack
 from delta_suite.metrics.estimate import ONE_DOCUMENT, Estimate
 from delta_suite.metrics.estimators import phase_value, resampled
 from delta_suite.metrics.registry import METRICS
@@ -88,7 +88,7 @@ def against_drifts(gram: DirectionGram, metric: str, phase: range) -> SmoothDrif
     if problem := outside_fit(gram.layers, phase):
         return problem
     if missing := gram.without_direction(range(gram.layers)):
-        return f"the update of layer {missing[0]} is zero, so it has no direction"
+        return NO_DIRECTION.format(missing[0])
     cosines = pair_cosines(gram, metric)
     return ONE_DOCUMENT if cosines is None else smooth_drifts(cosines, phase)
 

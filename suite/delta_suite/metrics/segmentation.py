@@ -52,7 +52,6 @@ MOST_DIMENSIONS = 1e6
 class Boundaries:
     """A comparison of a declared segmentation with the similarity of the layers."""
 
-    layers: int
     declared: tuple[int, ...]
     detected: tuple[int, ...]
     """The segmentation of least cost with the declared number of segments."""
@@ -60,8 +59,6 @@ class Boundaries:
     """The boundaries of a number of segments chosen by penalty; None with fewer than 8 layers."""
     recurrence: tuple[float, ...] | None
     """For each detected boundary, the share of replicates with a boundary within one layer of it."""
-    replicates: int
-    """Number of replicates."""
     declared_cost: float
     detected_cost: float
     total_cost: float
@@ -149,12 +146,10 @@ def find_boundaries(
             "p": tuple(_drift_p(share, drawn) for share in shares),
         }
     return Boundaries(
-        layers=layers,
         declared=cuts,
         detected=detected,
         chosen=_chosen(embedding),
         recurrence=recurrence,
-        replicates=0 if replicates is None else len(replicates),
         declared_cost=declared_cost,
         detected_cost=_cost(embedding, detected),
         total_cost=_cost(embedding, ()),
@@ -222,15 +217,10 @@ def _costs(
     return np.asarray(np.trace(gram) - (within / (end - first)).sum(axis=1))
 
 
-def _best_share(embedding: np.ndarray, boundaries: int) -> float:
-    """Return the least cost with this number of boundaries over that of one segment; 1 where all layers are equal."""
-    return _share(embedding, _best(embedding, boundaries))
-
-
 def _best_shares(grams: Float64[np.ndarray, "draws layers layers"], boundaries: int) -> Float64[np.ndarray, " draws"]:
-    """Return `_best_share` of many at once, given inner products: by dynamic programming over the last segment.
+    """Return the `_share` of the `_best` boundaries of many at once, given inner products.
 
-    One search after the other took most of the time of finding boundaries.
+    By dynamic programming over the last segment: one search after the other took most of the time of this module.
     """
     layers = grams.shape[1]
     sums = np.zeros((len(grams), layers + 1, layers + 1))
@@ -361,7 +351,7 @@ def against_smooth_drift(
     """
     generator = np.random.default_rng(SEED)
     embedding = embedding_of(similarity)
-    observed = _best_share(embedding, boundaries)
+    observed = _share(embedding, _best(embedding, boundaries))
     if observed == 1.0:  # all layers are equal, so no boundary reduces the cost
         return 1.0, MOST_DIMENSIONS, [1.0] * draws
     norms = np.linalg.norm(embedding, axis=1)

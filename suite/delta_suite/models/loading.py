@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from delta_suite.command_line import DTYPES
 from delta_suite.errors import DeviceError, SuiteError, UnavailableError, brief
 from delta_suite.models.completeness import check_complete, unread_names
 from delta_suite.models.config_errors import unknown_word
@@ -69,14 +68,11 @@ def load(spec: ModelSpec, files: ModelFiles, *, device: str = "cpu", dtype: str 
         the weights that `control.initialise` draws; for it "auto" is the dtype that the config names.
 
     Raises:
-        SuiteError: the dtype is unknown.
         ModelUnavailableError: transformers does not know the model; it has no causal text decoder; it needs remote
             code that is not trusted, or a package for quantised weights that is not installed; or the weights do not
             fit the architecture.
         DeviceError: memory runs out, or the GPU fails.
     """
-    if dtype not in DTYPES:
-        raise SuiteError(f"dtype {dtype!r} is unknown: it is {', '.join(DTYPES)}.")
     from delta_suite.models.zeros import zero_weights
 
     started = time.perf_counter()

@@ -175,7 +175,7 @@ class Cache:
             lines = read_text(self._verified_path).split()
         except UnreadableFileError:
             return set()
-        return {line for line in lines if len(line) == 64}  # not what a run that was killed left of one
+        return {line for line in lines if len(line) == _DIGITS}  # not what a run that was killed left of one
 
     # --- what was formed of records
 

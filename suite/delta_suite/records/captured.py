@@ -166,8 +166,6 @@ def provenance_record(
     )
 
 
-
-
 def provenance_of_all(parts: Sequence[Provenance], after: Mapping[str, float]) -> Provenance:
     """Return the provenance of a measurement in parts, some of which may have been measured by an earlier run.
 

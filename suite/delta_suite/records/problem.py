@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float64
 from delta_suite.metrics.definition import Metric
 from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.intervals import critical_t, standard_errors
+from delta_suite.metrics.registry import METRICS
 
 WRITTEN = 1e-8
 """Relative difference of two numbers that are each written with 9 significant digits."""
@@ -169,7 +170,7 @@ class Figures:
 
 
 def figures_by_metric(
-    rows: Sequence[Mapping[str, Estimate]], places: Sequence[str], metrics: Mapping[str, Metric]
+    rows: Sequence[Mapping[str, Estimate]], places: Sequence[str]
 ) -> tuple[Figures, dict[str, slice]]:
     """Return the figures of layers or phases, metric by metric, and where those of each metric stand.
 
@@ -177,7 +178,7 @@ def figures_by_metric(
     """
     triples: list[tuple[Metric, str, Estimate]] = []
     spans: dict[str, slice] = {}
-    for name, metric in metrics.items():
+    for name, metric in METRICS.items():
         first = len(triples)
         triples += [(metric, place, row[name]) for row, place in zip(rows, places, strict=True) if name in row]
         if rows and len(triples) - first == len(rows):
@@ -191,7 +192,6 @@ def most_of(metric: Metric, rank: int, layers: int) -> float:
     rank: the smaller of the number of tokens and the width of the stream. layers: the number of layers of the phase.
 
     Example:
-        >>> from delta_suite.metrics.registry import METRICS
         >>> most_of(METRICS["effective_rank"], rank=576, layers=30), most_of(METRICS["top1_energy"], 576, 30)
         (576.0, 1.0)
     """

@@ -126,7 +126,7 @@ def figure_problems(record: Record, arrays: Arrays | None, *, merged: bool = Fal
     for variant, boundary in record.boundaries.items():
         if variant not in VARIANTS:
             continue
-        figures, _ = figures_by_metric([boundary.metrics], [f"boundaries, {variant}"], METRICS)
+        figures, _ = figures_by_metric([boundary.metrics], [f"boundaries, {variant}"])
         yield from range_problems(figures, np.array([metric.high for metric in figures.metrics]))
         if not merged:
             today = record.schema_version == SCHEMA and VARIANTS[variant].version == record.variants[variant]
@@ -146,12 +146,12 @@ def _variant_problems(
     tokens = tokens_of(record, variant)
     rank = min(tokens, record.model.hidden)
     places = [f"layer {layer.layer}, {variant}" for layer in record.layers]
-    layers = LayerFigures(*figures_by_metric([layer.metrics[variant] for layer in record.layers], places, METRICS))
+    layers = LayerFigures(*figures_by_metric([layer.metrics[variant] for layer in record.layers], places))
     yield from range_problems(layers.figures, np.array([most_of(metric, rank, 1) for metric in layers.figures.metrics]))
     yield from relation_problems(layers, rank, tokens)
     counts = {f"phase {name}, {variant}": last - first + 1 for name, (first, last) in record.phases.items()}
     rows = [scope.metrics[variant] for scope in record.scopes.values()]
-    phases, spans = figures_by_metric(rows, list(counts), METRICS)
+    phases, spans = figures_by_metric(rows, list(counts))
     most = [most_of(metric, rank, counts[place]) for metric, place in zip(phases.metrics, phases.places, strict=True)]
     yield from range_problems(phases, np.array(most))
     for name, scope in record.scopes.items():

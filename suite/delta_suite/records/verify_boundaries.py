@@ -10,10 +10,10 @@ import numpy as np
 
 from delta_suite.metrics.intervals import interval
 from delta_suite.metrics.segmentation import FEWEST_ORDERS, NEAR, SEGMENTATIONS, costs_of, order_count, segments_of
-from delta_suite.records.arrays import Arrays
+from delta_suite.records.arrays import Arrays, square
 from delta_suite.records.problem import WRITTEN, Problem, equal_numbers, number
 from delta_suite.records.record import BoundaryRecord, Record
-from delta_suite.records.verify_layers import pair_index, pairs_of_layers
+from delta_suite.records.verify_layers import pair_index
 
 
 def boundary_problems(
@@ -133,7 +133,8 @@ def _search_problems(
     if arrays is None:
         return
     cuts = {"detected": boundary.detected, "declared": boundary.declared, "total": ()}
-    followed = costs_of(_similarity(arrays, variant, record.model.layers), cuts.values())
+    overlaps = arrays.get(f"{variant}.cross_overlaps", arrays[f"{variant}.overlaps"])
+    followed = costs_of(square(overlaps, record.model.layers), cuts.values())
     for what, cost in zip(cuts, followed, strict=True):
         # Costs are differences of sums over the trace, and the eigenvalues of S are exact to its rounding.
         if abs(cost - costs[what]) > WRITTEN * record.model.layers:
@@ -172,11 +173,3 @@ def _replicate_problems(record: Record, boundary: BoundaryRecord, where: str) ->
             not abs(end - other) <= 16 * WRITTEN for end, other in zip(stated, expected, strict=True)
         ):
             yield Problem(place, f"its interval is {number(stated)}, and its replicates give {number(expected)}")
-
-
-def _similarity(arrays: Arrays, variant: str, layers: int) -> np.ndarray:
-    pairs = arrays.get(f"{variant}.cross_overlaps", arrays[f"{variant}.overlaps"])
-    first, second = pairs_of_layers(layers)
-    out = np.zeros((layers, layers))
-    out[first, second] = out[second, first] = pairs
-    return out
