@@ -321,10 +321,10 @@ def _complete(run: Run, entry: Assembled | None, parts: frozenset[str], progress
         entry = Assembled(placed.record, placed.content(), entry.directions)
     if entry is None or missing - {"boundaries"}:  # boundaries alone need no model
         entry = _measure(run, entry, missing, progress)
-    return bounded(run.cache, run.key, entry) if "boundaries" in missing else entry
+    return entry_with_boundaries(run.cache, run.key, entry) if "boundaries" in missing else entry
 
 
-def bounded(cache: Cache, key: str, entry: Assembled) -> Assembled:
+def entry_with_boundaries(cache: Cache, key: str, entry: Assembled) -> Assembled:
     """Return an entry with its boundaries, which need no model."""
     return replace(entry, record=with_boundaries(entry.record, view_of(cache, key, entry).gram))
 

@@ -30,7 +30,7 @@ from delta_suite.pipeline import (
     Measured,
     Outcome,
     Settings,
-    bounded,
+    entry_with_boundaries,
     held_entry,
     keep_entry,
     labelled,
@@ -111,7 +111,7 @@ class _Measurement:
                 missing = held | self.settings.parts
                 entry, failed = self._measured(spec, surveyed.key, plan, missing)
             if "boundaries" in missing:
-                entry = bounded(cache, surveyed.key, entry)
+                entry = entry_with_boundaries(cache, surveyed.key, entry)
             if not cached:
                 entry, kept = keep_entry(cache, surveyed.key, entry, spec.name, notes)
                 if kept and failed is None:
@@ -182,8 +182,7 @@ class _Measurement:
         )
         if law is None or isinstance(law, DeviceError):
             return entry, law
-        record, arrays = with_law(entry.record, law)
-        return Assembled(record, {**entry.arrays, **arrays}, entry.directions), None
+        return with_law(entry, law), None
 
     def _captured(self, spec: ModelSpec, plan: Plan, sums: SumsCache, *, law: bool) -> list[Facts]:
         """Capture the units of work whose sums the cache does not hold; return the facts of all, in order."""

@@ -19,7 +19,7 @@ from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.registry import METRICS
 from delta_suite.models.phases import PhaseMap
 from delta_suite.records.arrays import Arrays
-from delta_suite.records.assemble import parts_with
+from delta_suite.records.assemble import Assembled, parts_with
 from delta_suite.records.problem import WRITTEN, Problem, number
 from delta_suite.records.record import CausesRecord, DamageRecord, Record
 from delta_suite.reduction.losses import CAUSAL_PHASES, CONDITIONS, UNDISTURBED, Causes, Damage, Losses
@@ -29,8 +29,8 @@ CAUSAL, DAMAGE = "causal", "damage"
 _KINDS = ("nats", "tokens", "nats_documents", "tokens_documents")
 
 
-def with_causes(record: Record, causes: Causes) -> tuple[Record, dict[str, np.ndarray]]:
-    """Return the record with the causes of the loss, and their arrays."""
+def with_causes(entry: Assembled, causes: Causes) -> Assembled:
+    """Return the entry with the causes of the loss."""
     conditions = () if causes.losses is None else causes.losses.conditions
     part = CausesRecord(
         phases=causes.phases,
@@ -42,23 +42,19 @@ def with_causes(record: Record, causes: Causes) -> tuple[Record, dict[str, np.nd
         reason=causes.reason,
         metrics={phase: cause_estimates(causes, phase) for phase in causes.phases},
     )
-    return record.model_copy(update={"causes": part, "parts": parts_with(record, CAUSAL)}), _packed(
-        CAUSAL, causes.losses
-    )
+    return entry.plus(_packed(CAUSAL, causes.losses), causes=part, parts=parts_with(entry.record, CAUSAL))
 
 
-def with_damage(record: Record, damage: Damage) -> tuple[Record, dict[str, np.ndarray]]:
-    """Return the record with the damage from each block's absence, and its arrays."""
+def with_damage(entry: Assembled, damage: Damage) -> Assembled:
+    """Return the entry with the damage from each block's absence."""
     part = DamageRecord(
         documents=damage.documents,
         passes=damage.passes,
         failed=dict(damage.failed),
         reason=damage.reason,
-        layers=tuple(damage_estimates(damage, record.model.layers)),
+        layers=tuple(damage_estimates(damage, entry.record.model.layers)),
     )
-    return record.model_copy(update={"damage": part, "parts": parts_with(record, DAMAGE)}), _packed(
-        DAMAGE, damage.losses
-    )
+    return entry.plus(_packed(DAMAGE, damage.losses), damage=part, parts=parts_with(entry.record, DAMAGE))
 
 
 def causal_phases(phases: PhaseMap) -> PhaseMap:

@@ -201,14 +201,15 @@ def measured(stream: Any, world: World, causes: Causes | None = None) -> RecordV
     )
     if writes:
         entry = with_writes(entry, writes, IdentityRecord(says="planted", error=0.0, tolerance=0.0))
-    record, arrays = with_law(entry.record, law) if law else (entry.record, {})
+    if law is not None:
+        entry = with_law(entry, law)
     if causes is not None:
-        record, arrays = with_causes(record, causes)
-    record = record.model_copy(update={"phases": dict(world.scopes)})
+        entry = with_causes(entry, causes)
+    entry = entry.plus({}, phases=dict(world.scopes))
     in_memory = Path("planted")
     return RecordView(
-        record,
-        ArrayFile(in_memory, content={**entry.arrays, **arrays}),
+        entry.record,
+        ArrayFile(in_memory, content=entry.arrays),
         ArrayFile(in_memory, content=entry.directions),
     )
 
