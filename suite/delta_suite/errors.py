@@ -107,6 +107,12 @@ class IncompleteError(UnavailableError):
     """Error for a model of which a file is missing, so that a download may help; for a damaged file it would not."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of the message of another library's error, or its type where it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300].removesuffix(".") if lines else type(error).__name__
+
+
 def brief(error: BaseException) -> str:
     """Return the type and the first line of another library's error, and the second line if the first announces it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

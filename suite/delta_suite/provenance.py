@@ -8,7 +8,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cache
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from delta_suite.paths import PACKAGE
+from delta_suite.version import __version__
 
 LIBRARIES = ("torch", "transformers", "numpy", "tokenizers", "safetensors", "accelerate", "gguf")
 """The libraries whose versions a record names."""
@@ -45,6 +46,22 @@ def code_version() -> str:
 def keyed_versions() -> dict[str, str]:
     """Return the versions of the libraries that decide the figures: they are in the cache key."""
     return {name: library_version(name) for name in ("torch", "transformers")}
+
+
+def shared_versions() -> dict[str, str]:
+    """Return the versions that must be the same wherever parts of one sweep or model are measured."""
+    return {"delta-suite": __version__, "python": ".".join(platform.python_version_tuple()[:2])} | keyed_versions()
+
+
+def version_problem(here: Mapping[str, str], there: Mapping[str, str]) -> str | None:
+    """Return how versions differ from those here, or None.
+
+    Example:
+        >>> version_problem({"torch": "2.13.0"}, {"torch": "2.11.0"})
+        'torch 2.11.0 (here 2.13.0)'
+    """
+    unequal = [f"{name} {there[name]} (here {version})" for name, version in here.items() if there[name] != version]
+    return ", ".join(unequal) or None
 
 
 def git_state() -> dict[str, Any] | None:

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 
 from delta_suite.capture.calibration import Calibration, load_calibrations
 from delta_suite.engine import dispatch
-from delta_suite.engine.versions import version_problem, versions
 from delta_suite.errors import EngineError, RecordError, WorkerError, explain, is_foreseen
 from delta_suite.paths import cache_root, expand_user
 from delta_suite.pipeline import Measured, Outcome, Settings, labelled, measure_view, not_kept, stored, view_of, written
 from delta_suite.progress import Progress, no_progress
+from delta_suite.provenance import shared_versions, version_problem
 from delta_suite.records.cache import Cache
 from delta_suite.records.parts import missing_parts
 
@@ -45,7 +45,7 @@ class Terms:
 
     def meet(self) -> None:
         """Calculate with their threads from now on, at a worker. Raises EngineError where its versions are others."""
-        if problem := version_problem(self.versions, versions()):
+        if problem := version_problem(self.versions, shared_versions()):
             raise EngineError(f"the worker at {platform.node()} has {problem}. Install the same versions everywhere.")
         fix_threads(self.threads)
 
@@ -158,7 +158,7 @@ def measure_on(
     """
     items = list(work)
     calibrations = load_calibrations((item.calibration for item in items), settings.documents)
-    terms = Terms(settings, calibrations, workers.threads, versions())
+    terms = Terms(settings, calibrations, workers.threads, shared_versions())
     with workers, progress("measured", len(items), "model") as bar:
         sender = _Sender(settings, workers.share(pickle.dumps(terms)))
         for item, outcome in dispatch.run(items, workers, sender.task, sender.finish):

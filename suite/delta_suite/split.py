@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 from delta_suite.capture.calibration import Calibration, load_calibrations
 from delta_suite.capture.work_units import WorkUnit, work_units
 from delta_suite.engine import dispatch, local
-from delta_suite.engine.versions import versions
 from delta_suite.errors import DeviceError
 from delta_suite.models.phases import PhaseMap, phase_map
 from delta_suite.pipeline import (
@@ -38,7 +37,7 @@ from delta_suite.pipeline import (
     written,
 )
 from delta_suite.progress import Progress, no_progress
-from delta_suite.provenance import Clock
+from delta_suite.provenance import Clock, shared_versions
 from delta_suite.records.arrays import unpack
 from delta_suite.records.assemble import Assembled, assemble, with_law
 from delta_suite.records.captured import certificate_of_all, provenance_of_all, sinks_of_all
@@ -133,7 +132,8 @@ class _Measurement:
 
     def _terms(self, calibrations: dict[str, Calibration]) -> Any:
         """Return what tasks share. The texts go to the first task alone."""
-        return self.workers.share(pickle.dumps(Terms(self.settings, calibrations, self.workers.threads, versions())))
+        terms = Terms(self.settings, calibrations, self.workers.threads, shared_versions())
+        return self.workers.share(pickle.dumps(terms))
 
     def _results(self, numbers: Iterable[int], make_task: Callable[[int], dispatch.Task]) -> Iterator[tuple[int, Any]]:
         """Yield the answers to numbered tasks as they come.
