@@ -151,7 +151,7 @@ def verify(
     calibration: str | None = None,
     device: str | None = None,
 ) -> Verification:
-    """Hold records, or all of results folders, against themselves, as `delta-suite verify` does.
+    """Check that the numbers of records, or of all in results folders, follow from each other, as `delta-suite verify`.
 
     recompute: measure the model of each consistent record again, too, and compare figure by figure.
     model, calibration: with `recompute`, the model or the texts of one record, where they are elsewhere than it says.

@@ -220,7 +220,7 @@ def require_one(records: Sequence[Path], model: str | None, calibration: str | N
 
 
 class Verification(list[Verified]):
-    """Stored records that were held against themselves, shown as `delta-suite verify` shows them."""
+    """The outcomes of checking stored records, shown as `delta-suite verify` shows them."""
 
     def __init__(self, records: Iterable[Verified], recomputed: Iterable[Recomputed | NotRecomputed] = ()) -> None:
         super().__init__(records)

@@ -20,6 +20,7 @@ from delta_suite.engine import dispatch
 from delta_suite.errors import EngineError, RecordError, WorkerError, explain, is_foreseen
 from delta_suite.paths import cache_root, expand_user
 from delta_suite.pipeline import Measured, Outcome, Settings, labelled, measure_view, not_kept, stored, view_of, written
+from delta_suite.pool import THREADS
 from delta_suite.progress import Progress, no_progress
 from delta_suite.provenance import shared_versions, version_problem
 from delta_suite.records.cache import Cache
@@ -126,8 +127,7 @@ def _measured_reply(terms: Terms, unit: Unit) -> Reply:
 
 def fix_threads(count: int) -> None:
     """Have this process calculate with so many threads: they decide how sums are split, and so their last digits."""
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = str(count)  # for libraries that are loaded later
+    os.environ.update(dict.fromkeys(THREADS, str(count)))  # for libraries that are loaded later
     import torch
     from threadpoolctl import threadpool_limits
 

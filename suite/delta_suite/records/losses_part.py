@@ -17,7 +17,6 @@ import numpy as np
 from delta_suite.metrics.causal import cause_estimates, damage_estimates
 from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.registry import METRICS
-from delta_suite.models.phases import PhaseMap
 from delta_suite.records.arrays import Arrays
 from delta_suite.records.assemble import Assembled, parts_with
 from delta_suite.records.problem import WRITTEN, Problem, number
@@ -55,16 +54,6 @@ def with_damage(entry: Assembled, damage: Damage) -> Assembled:
         layers=tuple(damage_estimates(damage, entry.record.model.layers)),
     )
     return entry.plus(_packed(DAMAGE, damage.losses), damage=part, parts=parts_with(entry.record, DAMAGE))
-
-
-def causal_phases(phases: PhaseMap) -> PhaseMap:
-    """Return those of the phases in which causes are measured.
-
-    Example:
-        >>> causal_phases({"A": (0, 1), "C": (2, 5)})
-        {'C': (2, 5)}
-    """
-    return {name: phases[name] for name in CAUSAL_PHASES if name in phases}
 
 
 def stored_causes(record: Record, arrays: Arrays) -> Causes | None:

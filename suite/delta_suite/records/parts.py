@@ -8,8 +8,9 @@ from delta_suite.errors import DeviceError
 from delta_suite.models.phases import PhaseMap, phase_map
 from delta_suite.records.assemble import Assembled, with_law, with_states, with_writes
 from delta_suite.records.captured import identity_record
-from delta_suite.records.losses_part import causal_phases, with_causes, with_damage
+from delta_suite.records.losses_part import with_causes, with_damage
 from delta_suite.records.record import Record
+from delta_suite.reduction.losses import causal_phases
 from delta_suite.reduction.variants import VARIANTS
 
 if TYPE_CHECKING:

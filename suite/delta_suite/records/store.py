@@ -100,7 +100,7 @@ def save(results: Path, view: RecordView, cache: Cache) -> tuple[Path, RecordVie
 
 @dataclass(frozen=True)
 class Examined:
-    """A stored record, and what was found at the door."""
+    """A stored record, and what checking it found."""
 
     view: RecordView
     problems: list[Problem]
@@ -110,7 +110,7 @@ class Examined:
 
 
 def examine(path: Path, cache: Cache | None = None) -> Examined:
-    """Read a stored record with the arrays beside it, and hold them against each other and against their place.
+    """Read a stored record with the arrays beside it, and check them against each other and against their place.
 
     Raises RecordError where there is no record, or it or its arrays are damaged or of a schema that is not read.
     """
@@ -122,7 +122,7 @@ def examine(path: Path, cache: Cache | None = None) -> Examined:
 
 @dataclass(frozen=True)
 class Verified:
-    """A stored record that was held against itself."""
+    """The outcome of checking a stored record, as `delta-suite verify` tells it."""
 
     path: Path
     problems: tuple[str, ...] = ()
@@ -150,7 +150,7 @@ class Verified:
 
 
 def verify(places: Iterable[Path]) -> Iterator[Verified]:
-    """Hold records, and all records of results folders, against themselves.
+    """Check records, and all records of results folders.
 
     Raises RecordError where there is none.
     """

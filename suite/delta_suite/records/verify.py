@@ -1,4 +1,4 @@
-"""The door: one check of everything that a record, its arrays and its place say, before any of it is believed.
+"""The check of a record: its figures, arrays and place against each other. Every reader runs it before it uses any.
 
 It proves that the numbers follow from each other, not where they come from: whoever forms them anew, arrays included,
 can make another record that is consistent.
@@ -51,7 +51,7 @@ def problems(record: Record, arrays: Arrays | None, *, merged: bool = False) -> 
 
     Args:
         record: a record as `format.from_json` reads it, whose layers, variants and phases fit together.
-        arrays: what lies beside it; None where that is gone, and the figures are held against each other alone.
+        arrays: what lies beside it; None where that is gone, and the figures are compared with each other alone.
         merged: true for the record of a baseline that was added to: its figures may come from two measurements, and are
             not formed anew from its arrays.
     """

@@ -7,7 +7,6 @@ Every repeat has a seed of its own, so neither their order nor the number of pro
 from __future__ import annotations
 
 import math
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +29,7 @@ from delta_suite.claims.verdict import Verdict
 from delta_suite.claims.words import nearest
 from delta_suite.errors import OptionError
 from delta_suite.metrics.registry import metric_versions
-from delta_suite.pool import end_with_the_parent
+from delta_suite.pool import THREADS, end_with_the_parent, environment
 from delta_suite.progress import Progress, no_progress
 from delta_suite.provenance import hardware_in_words, library_version
 from delta_suite.records.arrays import ArrayFile
@@ -324,20 +323,12 @@ def _mapper(processes: int) -> Iterator[Any]:
     if processes == 1:
         yield lambda tasks: map(_run, tasks)
         return
-    # Numeric libraries read these when they are loaded, which is before any code of the suite runs in the process.
-    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    before = {name: os.environ.get(name) for name in threads}
-    os.environ.update(threads)
-    try:
-        context = get_context("spawn")
-        with ProcessPoolExecutor(processes, mp_context=context, initializer=end_with_the_parent) as pool:
-            yield lambda tasks: pool.map(_run, tasks)
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    # The libraries are loaded before any code of the suite runs in the process.
+    with (
+        environment(dict.fromkeys(THREADS, "1")),
+        ProcessPoolExecutor(processes, get_context("spawn"), end_with_the_parent) as pool,
+    ):
+        yield lambda tasks: pool.map(_run, tasks)
 
 
 def _coverage(name: str, repeats: Sequence[Repeat], true_values: ValueOf | None) -> Iterator[Coverage]:
