@@ -15,7 +15,7 @@ from delta_suite.capture.plan import REFERENCE_DOCUMENTS, tokens_per_batch
 from delta_suite.capture.tokens import MAX_TOKENS, TokenSequences, tokenize
 from delta_suite.capture.work_units import work_units
 from delta_suite.command_line import DEFAULT_CALIBRATION, DEFAULT_DEVICE, DEFAULT_PARTS, check_settings
-from delta_suite.engine import local, torchrun
+from delta_suite.engine import local
 from delta_suite.engine.work import Item
 from delta_suite.errors import RecordError
 from delta_suite.metrics.registry import chosen_parts, metric_versions
@@ -126,7 +126,7 @@ def measure_all(
         return measure(item.spec, replace(settings, calibration=item.calibration), progress, texts[item.calibration])
 
     if current().mode:
-        return torchrun.run(items, measure_item, lambda item, told: take_part(item.spec, told, settings))
+        return local.run_together(items, measure_item, lambda item, told: take_part(item.spec, told, settings))
     return local.run(items, measure_item)
 
 

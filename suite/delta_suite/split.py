@@ -66,15 +66,12 @@ def measure_split(
     """
     items = list(work)
     calibrations = load_calibrations((item.calibration for item in items), settings.documents)
+
+    def measure_item(item: Item) -> Outcome:
+        return _Measurement(workers, item, calibrations[item.calibration], settings, progress).outcome()
+
     with workers:
-        for item in items:
-            result: Outcome | Exception
-            try:
-                result = _Measurement(workers, item, calibrations[item.calibration], settings, progress).outcome()
-            except Exception as error:  # whatever hinders one item must not hinder the next
-                local.forget_locals(error)
-                result = error
-            yield item, result
+        yield from local.run(items, measure_item)
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Hold what all commands share: the application, its options, and how errors are shown."""
+"""What all commands share: the application, its options, and how errors are shown."""
 
 from __future__ import annotations
 

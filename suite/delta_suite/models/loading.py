@@ -22,9 +22,9 @@ from delta_suite.models.files import ModelFiles
 from delta_suite.models.gguf_check import check_gguf, gguf_read_once, names_read
 from delta_suite.models.model_config import auto_class, newer_transformers, quantisation_method, read_config
 from delta_suite.models.parallel import loading_options, start
-from delta_suite.models.quiet import errors_only
 from delta_suite.models.spec import ModelSpec
 from delta_suite.models.tokenizer import load_tokenizer
+from delta_suite.models.undisturbed import errors_only
 from delta_suite.models.weights import stored_tensors
 from delta_suite.process_group import MODES, current
 from delta_suite.reading import read_json

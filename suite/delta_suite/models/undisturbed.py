@@ -1,7 +1,8 @@
-"""Contexts that leave a process as it was: the caller's settings of torch, random states, and a module in memory."""
+"""Contexts that leave a process as it was: torch's and transformers' settings, random states, a module in memory."""
 
 from __future__ import annotations
 
+import logging
 import random
 import sys
 from collections.abc import Callable, Iterator
@@ -53,6 +54,19 @@ def _accelerator() -> str:
 
     device = torch.accelerator.current_accelerator()
     return "cuda" if device is None else device.type
+
+
+@contextmanager
+def errors_only() -> Iterator[None]:
+    """Silence the warnings of transformers; its table of tensors that do not fit would stand above our message."""
+    from transformers.utils import logging as transformers_logging
+
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
 
 
 @contextmanager
