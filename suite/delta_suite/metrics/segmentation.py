@@ -13,7 +13,7 @@ A segmentation of N layers is written as its boundaries: the first layer of ever
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, pairwise
 
@@ -359,7 +359,9 @@ def against_smooth_drift(
     means, departure = _by_lag(unit @ unit.T)
     factor = embedding_of(np.sqrt(np.maximum(means, 0.0)))
     factor /= np.linalg.norm(factor, axis=1)[:, None]
-    dimensions = _matching_dimensions(factor, departure, generator)
+    dimensions = matching_dimensions(
+        departure, lambda freedom: [_by_lag(_drift(factor, freedom, generator))[1] for _ in range(PILOT)], steps=5
+    )
     scale, drawn = np.outer(norms, norms), list[float]()
     for first in range(0, draws, _AT_ONCE):
         count = min(_AT_ONCE, draws - first)
@@ -405,13 +407,14 @@ def _drift(factor: np.ndarray, dimensions: float, generator: np.random.Generator
     return np.asarray(drift_cosines(factor, dimensions, generator, 1)[0] ** 2)
 
 
-def _matching_dimensions(factor: np.ndarray, departure: float, generator: np.random.Generator) -> float:
+def matching_dimensions(departure: float, departures: Callable[[float], Sequence[float]], steps: int) -> float:
     """Return the degrees of freedom, 2 to 10^6, at which drifts depart from their diagonal means as far as the data do.
 
-    The departure is a variance, so it falls nearly as one over the degrees of freedom; five steps of that rule suffice.
+    departure: the data's. departures: returns those of drifts that are drawn with some degrees of freedom. They are
+    variances, so they fall nearly as one over the degrees of freedom; a few steps of that rule suffice.
     """
     dimensions = 100.0
-    for _ in range(5):
-        drawn = float(np.mean([_by_lag(_drift(factor, dimensions, generator))[1] for _ in range(PILOT)]))
+    for _ in range(steps):
+        drawn = float(np.mean(departures(dimensions)))
         dimensions = min(max(dimensions * drawn / max(departure, drawn / MOST_DIMENSIONS), 2.0), MOST_DIMENSIONS)
     return dimensions

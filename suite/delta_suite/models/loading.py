@@ -24,7 +24,7 @@ from delta_suite.models.model_config import auto_class, newer_transformers, quan
 from delta_suite.models.parallel import loading_options, start
 from delta_suite.models.spec import ModelSpec
 from delta_suite.models.tokenizer import load_tokenizer
-from delta_suite.models.undisturbed import errors_only
+from delta_suite.models.undisturbed import errors_only, replaced
 from delta_suite.models.weights import stored_tensors
 from delta_suite.process_group import MODES, current
 from delta_suite.reading import read_json
@@ -305,19 +305,13 @@ def _weights_alone() -> Iterator[None]:
     from transformers.integrations import hub_kernels, peft
     from transformers.models.auto import auto_factory
 
-    switches: list[tuple[Any, str, Any]] = [
+    switches = [
         (hub_kernels, "_kernels_enabled", False),
         (peft, "is_peft_available", lambda: False),
         (auto_factory, "is_peft_available", lambda: False),
     ]
-    before = [getattr(module, name, None) for module, name, _ in switches]
-    for module, name, value in switches:
-        setattr(module, name, value)
-    try:
+    with replaced(switches):
         yield
-    finally:
-        for (module, name, _), value in zip(switches, before, strict=True):
-            setattr(module, name, value)
 
 
 def _devices(model: PreTrainedModel, device: str) -> tuple[str, ...]:

@@ -137,6 +137,16 @@ class Figures:
         """Return the lower and the upper end of the range of each figure."""
         return np.array([metric.low for metric in self.metrics]), np.array([metric.high for metric in self.metrics])
 
+    @property
+    def of_law(self) -> Bool[np.ndarray, " figures"]:
+        """True for figures of the law, whose bias is removed layer by layer."""
+        return np.array([metric.takes == "law" for metric in self.metrics])
+
+    def corrected_bounds(self) -> tuple[Numbers, Numbers]:
+        """Return the ends that corrected values and intervals are cut to: those of the range; of the law none."""
+        low, high = self.bounds()
+        return np.where(self.of_law, -np.inf, low), np.where(self.of_law, np.inf, high)
+
     def where(self, index: int) -> str:
         """Return the words for the place of a figure."""
         return f"{self.places[index]}, {self.metrics[index].name}"
@@ -213,8 +223,7 @@ def range_problems(figures: Figures, most: Numbers) -> Iterator[Problem]:
     yield from figures.outside("the value", figures.value, low, most)
     # No standard deviation exceeds half of the range (Popoviciu 1935).
     yield from figures.outside("the sd", figures.sd, 0.0, (high - low) / 2)
-    law = np.array([metric.takes == "law" for metric in figures.metrics])
-    low, high = np.where(law, -np.inf, low), np.where(law, np.inf, high)
+    low, high = figures.corrected_bounds()
     yield from figures.outside("the corrected value", figures.corrected, low, np.minimum(high, 2.0 * most - low))
     yield from figures.outside("the lower end of the interval", figures.low, low, figures.high)
     yield from figures.outside("the upper end of the interval", figures.high, figures.low, high)
@@ -313,9 +322,7 @@ def resampling_problems(
     groups = len(replicates)
     if groups < 2:
         return
-    low, high = figures.bounds()
-    law = np.array([metric.takes == "law" for metric in figures.metrics])
-    low, high = np.where(law, -np.inf, low), np.where(law, np.inf, high)
+    (low, high), law = figures.corrected_bounds(), figures.of_law
     errors = standard_errors(replicates)
     # The error of a replicate that is NaN is NaN. It gives no interval, so one that is stated contradicts it.
     error = np.where(np.isnan(resamples.error), 0.0, resamples.error)
