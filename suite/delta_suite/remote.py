@@ -44,7 +44,7 @@ class Terms:
     versions: Mapping[str, str]
     """Versions here, which a worker must have, too."""
 
-    def meet(self) -> None:
+    def adopt(self) -> None:
         """Calculate with their threads from now on, at a worker. Raises EngineError where its versions are others."""
         if problem := version_problem(self.versions, shared_versions()):
             raise EngineError(f"the worker at {platform.node()} has {problem}. Install the same versions everywhere.")
@@ -52,8 +52,8 @@ class Terms:
 
 
 @dataclass(frozen=True)
-class Unit:
-    """One item, as it travels to a worker."""
+class Request:
+    """One item to measure, as it travels to a worker."""
 
     spec: ModelSpec
     calibration: str
@@ -104,23 +104,23 @@ class _ShippedCache(Cache):
         self.entries[key] = entry
 
 
-def measure_unit(terms: bytes, unit: bytes) -> bytes:
+def measure_request(terms: bytes, request: bytes) -> bytes:
     """Measure one item at a worker, and return the reply. Both arguments and the reply are pickled."""
-    return pickle.dumps(_measured_reply(pickle.loads(terms), pickle.loads(unit)))
+    return pickle.dumps(_measured_reply(pickle.loads(terms), pickle.loads(request)))
 
 
-def _measured_reply(terms: Terms, unit: Unit) -> Reply:
-    cache = _ShippedCache(cache_root(), unit.held, {} if unit.entry is None else dict([unit.entry]))
-    settings = replace(terms.settings, calibration=unit.calibration, cache=cache, fresh_since=None)
-    subject = stored(unit.spec, settings)
+def _measured_reply(terms: Terms, request: Request) -> Reply:
+    cache = _ShippedCache(cache_root(), request.held, {} if request.entry is None else dict([request.entry]))
+    settings = replace(terms.settings, calibration=request.calibration, cache=cache, fresh_since=None)
+    subject = stored(request.spec, settings)
     try:
-        terms.meet()
-        measured = measure_view(subject, settings, calibration=terms.calibrations[unit.calibration])
+        terms.adopt()
+        measured = measure_view(subject, settings, calibration=terms.calibrations[request.calibration])
     except _HeldError as held:
         return Reply(str(held), None, subject.revision, subject.notes)
     except Exception as error:  # whatever hinders it is told by the sender
         key, entry = next(reversed(cache.entries.items()), ("", None))  # measured, but for a part that has no room
-        return Reply(key, entry, error=portable(error, unit.spec.name))
+        return Reply(key, entry, error=portable(error, request.spec.name))
     key, entry = next(reversed(cache.entries.items()))
     return Reply(key, entry, subject.revision, measured.notes)
 
@@ -179,8 +179,8 @@ class _Sender:
         return self._task(item, self.settings.cache.keys(self.settings.fresh_since))
 
     def _task(self, item: Item, held: frozenset[str], entry: tuple[str, Assembled] | None = None) -> dispatch.Task:
-        unit = Unit(absolute(item.spec), item.calibration, held, entry)
-        return measure_unit, (self.terms, pickle.dumps(unit))
+        request = Request(absolute(item.spec), item.calibration, held, entry)
+        return measure_request, (self.terms, pickle.dumps(request))
 
     def finish(self, item: Item, content: bytes, losses: int) -> Outcome | dispatch.Again:
         """Keep what a worker measured, and write its record."""

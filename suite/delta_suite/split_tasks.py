@@ -111,7 +111,7 @@ _open: list[_OpenModel] = []
 
 def _opened(terms: Terms, spec: ModelSpec) -> _OpenModel:
     """Return the model, loaded; another one is freed. Raises EngineError for a worker of other versions."""
-    terms.meet()
+    terms.adopt()
     settings = replace(terms.settings, cache=Cache(cache_root()))
     subject = stored(spec, settings)
     asked = (spec, settings.device, settings.dtype, subject.fingerprint)
