@@ -22,7 +22,7 @@ from delta_suite.reading import ARRAYS_LIMIT, UnreadableFileError, read_bytes, r
 from delta_suite.records.arrays import ArrayFile, pack, unpack
 from delta_suite.records.assemble import Assembled
 from delta_suite.records.format import from_json, to_json
-from delta_suite.records.problem import Problem, number
+from delta_suite.records.problem import Problem, quoted
 from delta_suite.records.verify import problems, require
 from delta_suite.records.verify_arrays import direction_problems
 from delta_suite.version import __version__
@@ -113,7 +113,7 @@ class Cache:
             contradictions = problems(record, arrays)
             if record.provenance.cache_key != key:
                 contradictions.append(
-                    Problem("cache_key", f"it is that of another entry, {number(record.provenance.cache_key)}")
+                    Problem("cache_key", f"it is that of another entry, {quoted(record.provenance.cache_key)}")
                 )
             require(path, contradictions or [*direction_problems(record, arrays, directions)])
         except (RecordError, UnreadableFileError):

@@ -19,7 +19,7 @@ from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.registry import METRICS
 from delta_suite.records.arrays import Arrays
 from delta_suite.records.assemble import Assembled, parts_with
-from delta_suite.records.problem import WRITTEN, Problem, number
+from delta_suite.records.problem import WRITTEN, Problem, quoted
 from delta_suite.records.record import CausesRecord, DamageRecord, Record
 from delta_suite.reduction.losses import CAUSAL_PHASES, CONDITIONS, UNDISTURBED, Causes, Damage, Losses
 
@@ -126,23 +126,23 @@ def _fact_problems(record: Record) -> Iterator[Problem]:
     if (causes := record.causes) is not None:
         for name, (first, last) in causes.phases.items():
             if name not in CAUSAL_PHASES or not 0 <= first <= last < record.model.layers:
-                yield Problem(CAUSAL, f"phase {number(name)} is {first} to {last}, of {record.model.layers} layers")
+                yield Problem(CAUSAL, f"phase {quoted(name)} is {first} to {last}, of {record.model.layers} layers")
         if set(causes.metrics) != set(causes.phases):
             yield Problem(CAUSAL, f"its figures are of {sorted(causes.metrics)}, its phases {sorted(causes.phases)}")
         known = {UNDISTURBED, *(f"{phase}.{condition}" for phase in causes.phases for condition in CONDITIONS)}
         expected = known - {f"{phase}.law" for phase in causes.no_law}
         if causes.reason is None and sorted(causes.conditions) != sorted(expected):
-            yield Problem(CAUSAL, f"its conditions are {number(list(causes.conditions))}, not {sorted(expected)}")
+            yield Problem(CAUSAL, f"its conditions are {quoted(list(causes.conditions))}, not {sorted(expected)}")
         energies = [causes.matched.get(name, -1.0) for name in causes.phases]
         if causes.reason is None and not all(0.0 <= energy <= 1 + WRITTEN for energy in energies):
-            yield Problem(CAUSAL, f"its control has {number(causes.matched)} of the energy of the v_L")
+            yield Problem(CAUSAL, f"its control has {quoted(causes.matched)} of the energy of the v_L")
     if (damage := record.damage) is not None and len(damage.layers) != record.model.layers:
         yield Problem(DAMAGE, f"it has {len(damage.layers)} layers, and the model {record.model.layers}")
     for part, measured in ((CAUSAL, record.causes), (DAMAGE, record.damage)):
         if measured is not None and not 0 <= measured.documents <= record.calibration.documents:
             yield Problem(part, f"it ran {measured.documents} documents, of {record.calibration.documents}")
         if measured is not None and not 0 <= measured.passes < math.inf:
-            yield Problem(part, f"it took {number(measured.passes)} passes")
+            yield Problem(part, f"it took {quoted(measured.passes)} passes")
 
 
 def _sum_problems(record: Record, arrays: Arrays) -> Iterator[Problem]:
@@ -204,7 +204,7 @@ def _figure_problems(
             if (one is None) != (other is None) or (
                 one is not None and other is not None and abs(one - other) > 10 * WRITTEN * (1 + abs(other))
             ):
-                yield Problem(place, f"its {what} is {number(one)}, and follows to be {number(other)}")
+                yield Problem(place, f"its {what} is {quoted(one)}, and follows to be {quoted(other)}")
 
 
 def _numbers(figure: Estimate) -> tuple[float | None, ...]:

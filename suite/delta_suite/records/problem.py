@@ -39,11 +39,11 @@ class Problem:
         return f"{self.where}: {self.says}"
 
 
-def number(value: object) -> str:
+def quoted(value: object) -> str:
     """Return a number, or a quoted word, for a message.
 
     Example:
-        >>> number(0.5), number(float("nan")), number("x\\x1b")
+        >>> quoted(0.5), quoted(float("nan")), quoted("x\\x1b")
         ('0.5', 'absent', "'x\\\\x1b'")
     """
     if isinstance(value, float | np.floating):
@@ -162,7 +162,7 @@ class Figures:
         for index in np.flatnonzero(~equal):
             yield Problem(
                 self.where(int(index)),
-                f"{what} is {number(stated[index])}, and {source} gives {number(expected[index])}",
+                f"{what} is {quoted(stated[index])}, and {source} gives {quoted(expected[index])}",
             )
 
     def outside(
@@ -175,7 +175,7 @@ class Figures:
             lowest, highest = (float(np.broadcast_to(bound, stated.shape)[index]) for bound in (low, high))
             yield Problem(
                 self.where(int(index)),
-                f"{what} is {number(stated[index])}, outside {number(lowest)} to {number(highest)}{of}",
+                f"{what} is {quoted(stated[index])}, outside {quoted(lowest)} to {quoted(highest)}{of}",
             )
 
 

@@ -24,7 +24,7 @@ from delta_suite.reading import ARRAYS_LIMIT, UnreadableFileError, read_bytes, r
 from delta_suite.records.arrays import ArrayFile, pack
 from delta_suite.records.cache import Cache
 from delta_suite.records.format import from_json, to_json
-from delta_suite.records.problem import Problem, number
+from delta_suite.records.problem import Problem, quoted
 from delta_suite.records.record import SCHEMA, ArrayReference, Record
 from delta_suite.records.verify import CURE, problems, require, unchecked
 from delta_suite.records.view import RecordView
@@ -266,11 +266,11 @@ def place_problems(path: Path, record: Record) -> list[Problem]:
     model, expected = record.model.name, record_path(folder.parent.parent, record)
     if folder.name != expected.parent.name:
         contradictions.append(
-            Problem("its place", f"it lies in the folder {number(folder.name)}, and is of the model {number(model)}")
+            Problem("its place", f"it lies in the folder {quoted(folder.name)}, and is of the model {quoted(model)}")
         )
     if record.schema_version == SCHEMA and path.name != expected.name:
         contradictions.append(
-            Problem("its place", f"it is called {number(path.name)}, and its content makes it {number(expected.name)}")
+            Problem("its place", f"it is called {quoted(path.name)}, and its content makes it {quoted(expected.name)}")
         )
     return contradictions
 

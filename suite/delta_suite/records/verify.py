@@ -23,7 +23,7 @@ from delta_suite.records.problem import (
     Resamples,
     figures_by_metric,
     most_of,
-    number,
+    quoted,
     range_problems,
     resampling_problems,
 )
@@ -85,7 +85,7 @@ def unchecked(record: Record, arrays: Arrays | None) -> list[str]:
     if record.schema_version != SCHEMA:
         notes.append(f"its schema is {record.schema_version}: no spectra and cosines lie beside it")
     elif arrays is None:
-        file = number(record.arrays.file) if record.arrays else "its file of arrays"
+        file = quoted(record.arrays.file) if record.arrays else "its file of arrays"
         notes.append(f"{file} is not beside it: figures are held against each other alone")
     versions = record.provenance.metric_versions
     older = sorted(name for name, metric in METRICS.items() if versions.get(name, metric.version) != metric.version)

@@ -13,7 +13,7 @@ from delta_suite.metrics.estimators import one_thread
 from delta_suite.metrics.layer import ENTROPY_FLOOR
 from delta_suite.metrics.registry import METRICS
 from delta_suite.records.arrays import KINDS, Arrays, matrices_without, square
-from delta_suite.records.problem import SINGLE, WRITTEN, Figures, Part, Problem, Resampled, Resamples, number
+from delta_suite.records.problem import SINGLE, WRITTEN, Figures, Part, Problem, Resampled, Resamples, quoted
 from delta_suite.records.record import Record, ScopeRecord
 
 HALF = float(np.finfo(np.float16).eps)
@@ -318,5 +318,5 @@ def _part_problems(name: str, scopes: Scopes, variant: str, parts: Sequence[np.n
             if not (abs(there - value) <= WRITTEN * max(1.0, abs(value)) or (np.isnan(there) and np.isnan(value))):
                 yield Problem(
                     f"phase {phase}, {variant}, {name}",
-                    f"layer {layer} contributes {number(there)}, and the cosines beside it give {number(float(value))}",
+                    f"layer {layer} contributes {quoted(there)}, and the cosines beside it give {quoted(float(value))}",
                 )
