@@ -1,4 +1,4 @@
-"""What all commands share: the application, its options, and how errors are shown."""
+"""The application that all commands are of, their common options, and how errors are shown."""
 
 from __future__ import annotations
 
