@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from delta_suite.engine.work import Item
     from delta_suite.pipeline import Outcome, Settings
     from delta_suite.publish.rows import Row
-    from delta_suite.records.view import RecordView
 
 
 class _Commands(TyperGroup):
@@ -241,7 +240,7 @@ def default_hypotheses() -> Path:
     return here if here.is_dir() or not shipped.is_dir() else shipped
 
 
-def keep_stamps(path: Path, view: RecordView, rows: Sequence[Row]) -> None:
+def keep_stamps(path: Path, rows: Sequence[Row]) -> None:
     """Say which hypothesis files have changed since they last judged this record, and keep that they did now.
 
     Where that cannot be kept, the record can still be judged.

@@ -59,7 +59,7 @@ def judge(
         name = view.model.name
         label = name if names.count(name) == 1 else f"{name} ({path.stem})"  # each record has a column of its own
         rows_of_record = [replace(Row.of(judged, str(path)), model=label) for judged in judgements]
-        keep_stamps(path, view, rows_of_record)
+        keep_stamps(path, rows_of_record)
         rows += rows_of_record
         command = shlex.join(["delta-suite", "judge", "--explain", str(path)])
         texts += [

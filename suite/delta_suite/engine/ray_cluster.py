@@ -126,7 +126,7 @@ class RayCluster:
                 problems[asked[answer]] = problem
         if problems:
             listed = "".join(f"\n  {name}: {problem}" for name, problem in sorted(problems.items()))
-            raise EngineError(f"machines of the Ray cluster have not what is here; install the same versions:{listed}")
+            raise EngineError(f"machines of the Ray cluster differ from this one; install the same versions:{listed}")
 
     def share(self, content: bytes) -> Any:
         """Put the bytes into the cluster once."""
