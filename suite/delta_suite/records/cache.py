@@ -23,7 +23,7 @@ from delta_suite.records.arrays import ArrayFile, pack, unpack
 from delta_suite.records.assemble import Assembled
 from delta_suite.records.format import from_json, to_json
 from delta_suite.records.problem import Problem, quoted
-from delta_suite.records.verify import problems, require
+from delta_suite.records.verify import problems, require_consistent
 from delta_suite.records.verify_arrays import direction_problems
 from delta_suite.version import __version__
 from delta_suite.writing import sweep, temporary_folder, write_together
@@ -115,7 +115,7 @@ class Cache:
                 contradictions.append(
                     Problem("cache_key", f"it is that of another entry, {quoted(record.provenance.cache_key)}")
                 )
-            require(path, contradictions or [*direction_problems(record, arrays, directions)])
+            require_consistent(path, contradictions or [*direction_problems(record, arrays, directions)])
         except (RecordError, UnreadableFileError):
             if self.entry(key) != folder:  # replaced while it was read, without the lock of a cache that others write
                 return self.read(key, newer_than)

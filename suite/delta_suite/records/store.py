@@ -26,7 +26,7 @@ from delta_suite.records.cache import Cache
 from delta_suite.records.format import from_json, to_json
 from delta_suite.records.problem import Problem, quoted
 from delta_suite.records.record import SCHEMA, ArrayReference, Record
-from delta_suite.records.verify import CURE, problems, require, unchecked
+from delta_suite.records.verify import CURE, problems, require_consistent, unchecked
 from delta_suite.records.view import RecordView
 from delta_suite.writing import folder_lock, sweep, write_atomically, write_together
 
@@ -186,7 +186,7 @@ def load(path: Path, cache: Cache | None = None, *, verified: bool = False) -> R
     if verified:
         return _read(path, cache)
     examined = examine(path, cache)
-    require(path, examined.problems)
+    require_consistent(path, examined.problems)
     return examined.view
 
 

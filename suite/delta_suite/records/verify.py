@@ -68,7 +68,7 @@ def problems(record: Record, arrays: Arrays | None, *, merged: bool = False) -> 
         return [*figure_problems(record, arrays, merged=merged)]
 
 
-def require(path: Path, contradictions: Sequence[Problem]) -> None:
+def require_consistent(path: Path, contradictions: Sequence[Problem]) -> None:
     """Raise RecordError, which names the file and the first contradictions, where there are any."""
     if not contradictions:
         return

@@ -21,8 +21,7 @@ from delta_suite.paths import path_error, shorten
 from delta_suite.progress import Progress, no_progress
 from delta_suite.reading import ARRAYS_LIMIT, TEXT_LIMIT, UnreadableFileError, read_bytes
 from delta_suite.records.cache import Cache
-from delta_suite.records.store import RUNS, examine, exclusive, folder_name
-from delta_suite.records.verify import require
+from delta_suite.records.store import RUNS, exclusive, folder_name, load
 from delta_suite.sharing.shareable import content_of, shareable
 from delta_suite.writing import temporary_folder, unwritable, write_together
 
@@ -253,7 +252,7 @@ def _put(folder: Path, place: Path, files: Sequence[_Remote], results: Path, cac
         content = [(results / file.path, content_of(folder / file.path)) for file in files]
         if not all(file.is_of(packed) for file, (_, packed) in zip(files, content, strict=True)):
             raise RecordError(f"{files[-1].path} did not arrive as the dataset has it. Pull again.")
-        require(record, examine(record).problems)
+        load(record)
     except RecordError as error:
         pulled.refused.append(str(error).replace(f"{folder}/", ""))
         return
