@@ -130,8 +130,8 @@ def is_foreseen(error: BaseException) -> bool:
 def explain(error: BaseException, while_doing: str) -> str:
     """Return the message for an error that ended something.
 
-    That of a SuiteError is its own. An error of the system and too little memory are told as such. Everything else was
-    not foreseen: it is told as an internal error, with the place in the code. Where the environment sets
+    A SuiteError brings its own. Errors of the operating system and a lack of memory are named as such. Anything else is
+    a defect of delta-suite: an internal error, with its place in the code. Where the environment sets
     DELTA_SUITE_TRACEBACK, its whole traceback comes first.
 
     Example:
@@ -157,6 +157,6 @@ def explain(error: BaseException, while_doing: str) -> str:
 
 
 def why_not_measured(model: str, error: BaseException) -> str:
-    """Return the message for an error that hindered measuring a model."""
+    """Return the message for an error that kept a model from being measured."""
     told = explain(error, f"measuring {model}")
     return f"{model} cannot be measured: {told}" if is_foreseen(error) else told

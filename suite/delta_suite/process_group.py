@@ -69,7 +69,7 @@ class Launch:
 
 
 def launched() -> Launch | None:
-    """Return what a launcher has told this process; None where it was started by itself."""
+    """Return the place of this process as a launcher set it; None where the process was started by itself."""
     told = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")]
     if not all(told):
         return None

@@ -101,7 +101,7 @@ def announced(path: Path, record: RecordView) -> str:
 def recompute_all(
     paths: Iterable[Path], choices: Choices, progress: Progress = no_progress, tell: Callable[[str], None] | None = None
 ) -> Iterator[Recomputed | NotRecomputed]:
-    """Measure the models of records again, one after the other, and compare each. What hinders one stops no other.
+    """Measure the models of records again, one after the other, and compare each. An error of one stops no other.
 
     `tell` is called with a line before each measurement, which may take long.
     """

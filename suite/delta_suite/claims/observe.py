@@ -230,7 +230,7 @@ def over_layers(
 
 
 def _missing(each: Mapping[int, Estimate]) -> str | None:
-    """Return which layers have no value, and why; a reason that all of them give is told once."""
+    """Return which layers have no value, and why; a reason that all of them share is given once."""
     reasons = {layer: estimate.reason for layer, estimate in each.items() if estimate.value is None}
     if len(reasons) == len(each) > 1 and len(set(reasons.values())) == 1:
         return reasons[min(reasons)]

@@ -202,7 +202,7 @@ def fail(message: str) -> NoReturn:
 def measured(
     work: Iterable[Item], settings: Settings, workers: Workers | None = None
 ) -> Iterator[tuple[Item, Outcome | None]]:
-    """Measure with progress shown; None for what cannot be measured, which is told, so that the rest is.
+    """Measure with progress shown; yield None for an item that cannot be measured, after saying why, and go on.
 
     workers: where the items are measured; None for this process. Raises RecordError, before anything is measured,
         where the results folder cannot be written.

@@ -87,7 +87,7 @@ def export(
 
 
 def _figures(paths: Sequence[Path], unreadable: list[Path]) -> Iterator[Figure]:
-    """Yield the figures of records; one that cannot be read is told, and added to `unreadable`."""
+    """Yield the figures of records; one that cannot be read is reported, and added to `unreadable`."""
     from delta_suite.records.figures import figures
     from delta_suite.records.store import load
 

@@ -65,7 +65,7 @@ def layer_metrics(
 
 
 def state_metrics(state: StateLayer, variant: str) -> dict[str, Estimate]:
-    """Return every metric of a state that stands under a variant, by name."""
+    """Return every metric of a state that is recorded under a variant, by name."""
     cases = (state.whole, (), state.replicates, state.documents)
     return {name: _resampled(METRICS[name], METRICS[name].compute, *cases) for name in OF_VARIANT[variant]}
 

@@ -62,7 +62,7 @@ class Broken:
 
 
 def _once(form: Callable[Concatenate[Board, _Words], _Formed]) -> Callable[Concatenate[Board, _Words], _Formed]:
-    """Form each link and place of a board once: it stands in many cells."""
+    """Form each link and place of a board once: many cells have it."""
 
     def formed(board: Board, /, *words: _Words.args, **named: _Words.kwargs) -> _Formed:
         known: dict[object, _Formed] = board.__dict__.setdefault(f"_{form.__name__}", {})
@@ -75,7 +75,7 @@ def _once(form: Callable[Concatenate[Board, _Words], _Formed]) -> Callable[Conca
 
 @dataclass(frozen=True)
 class Board:
-    """Everything that is published, before it has a form."""
+    """Everything that is published, before it is rendered."""
 
     results: Path
     repository: str | None

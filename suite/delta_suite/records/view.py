@@ -224,7 +224,7 @@ class RecordView:
         return self._computed(layers, metric, variant)
 
     def _stored_variant(self, metric: str, variant: str) -> str:
-        """Return the variant under which a metric stands: averages over tokens depend on the rows alone.
+        """Return the variant under which a metric is recorded: averages over tokens depend on the rows alone.
 
         Of the states, some figures are about sinks or about the rows without them, whichever variant is asked for.
         """

@@ -142,7 +142,7 @@ class _Sums:
 def interventions(fits: Mapping[tuple[int, int], LayerFit], laws: LawMaps, phases: PhaseMap) -> Iterator[Intervention]:
     """Yield the interventions of each phase, in the order of CONDITIONS; `law` where the phase has maps.
 
-    They are named `C.zero` and so on. In documents of one half stands what was fitted on the other.
+    They are named `C.zero` and so on. What was fitted on one half is used in documents of the other.
     """
     for phase, (first, last) in phases.items():
         layers = range(first, last + 1)
