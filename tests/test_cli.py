@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 from delta_suite.cli import app
-from delta_suite.errors import SuiteError
 from delta_suite.metrics.registry import METRICS
 from delta_suite.models import models_file
 from delta_suite.models.spec import ModelSpec
@@ -375,13 +374,6 @@ def test_an_empty_argument_is_an_error(tiny: Path) -> None:
     result = run("measure", tiny, "")
     assert result.exit_code == 2
     assert result.stderr.startswith("delta-suite: an argument is empty")
-
-
-def test_an_empty_dtype_is_not_the_default(tiny: Path, tmp_path: Path) -> None:
-    with pytest.raises(SuiteError, match="dtype '' is unknown"):
-        measure(
-            ModelSpec(name="tiny", path=tiny), Settings(documents=DOCUMENTS, results=tmp_path, device="cpu", dtype="")
-        )
 
 
 def test_compare_prints_two_side_by_side(

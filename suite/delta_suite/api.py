@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from transformers import PreTrainedTokenizerBase
 
+    from delta_suite.claims.schema import Hypothesis
     from delta_suite.publish.rows import Row
     from delta_suite.publish.table import Table
 
@@ -134,7 +135,7 @@ def load(path: str | Path) -> Measurement:
     return Measurement(store.load(Path(path), Cache(cache_root())), Path(path))
 
 
-def load_results(folder: str | Path = "results") -> Results:
+def load_results(folder: str | Path = store.RESULTS) -> Results:
     """Return the measurements of all records of a results folder, the oldest of a model first.
 
     Raises RecordError where it holds no records, and for a record that is damaged.
@@ -150,7 +151,7 @@ def verify(
     calibration: str | None = None,
     device: str | None = None,
 ) -> Verification:
-    """Hold records, or all of results folders, against themselves, as `delta-suite verify` does.
+    """Check that the numbers of records, or of all in results folders, follow from each other, as `delta-suite verify`.
 
     recompute: measure the model of each consistent record again, too, and compare figure by figure.
     model, calibration: with `recompute`, the model or the texts of one record, where they are elsewhere than it says.
@@ -182,6 +183,11 @@ def _paths(argument: str, given: str | Path | Sequence[str | Path]) -> list[Path
         if not isinstance(path, str | os.PathLike):
             raise OptionError(f"{argument}: {type(path).__name__} is no path. Name files or folders.")
     return [Path(path) for path in paths]
+
+
+def hypotheses_of(given: str | Path | Sequence[str | Path] | None) -> list[Hypothesis]:
+    """Return the hypotheses of files or folders, or those that ship with delta-suite. Raises HypothesisFileError."""
+    return load_hypotheses([bundled("hypotheses")] if given is None else _paths("hypotheses", given))
 
 
 class Measurement:
@@ -276,11 +282,9 @@ class Measurement:
         Raises HypothesisFileError where a file is wrong.
         """
         control_view = None if control is None else _view_of(control, "control")
-        if control is None and self.path is not None and self.path.resolve().parent.parent.name == store.RUNS:
-            control_view = store.newest_control(self.path.resolve().parents[2], self.view)
-        paths = [bundled("hypotheses")] if hypotheses is None else _paths("hypotheses", hypotheses)
-        claims = load_hypotheses(paths)
-        return Verdicts(judge_all(claims, [(self.view, control_view)]))
+        if control is None and self.path is not None:
+            control_view = store.control_beside(self.path, self.view)
+        return Verdicts(judge_all(hypotheses_of(hypotheses), [(self.view, control_view)]))
 
     def compare(self, other: Measurement, variant: str = "raw") -> Comparison:
         """Return a table of this measurement, as the one before, beside another, with intervals of the differences.
@@ -388,9 +392,6 @@ class Rows(list[dict[str, Any]]):
 class Verdicts(list[Judged]):
     """Judged claims, shown as the grid of verdicts."""
 
-    def __init__(self, judged: Iterable[Judged]) -> None:
-        super().__init__(judged)
-
     def _rows(self) -> list[Row]:
         from delta_suite.publish.rows import Row
 
@@ -417,9 +418,6 @@ class Verdicts(list[Judged]):
 
 class Results(list[Measurement]):
     """The measurements of a results folder."""
-
-    def __init__(self, measurements: Iterable[Measurement]) -> None:
-        super().__init__(measurements)
 
     def rows(self) -> Iterator[dict[str, str | int | float | None]]:
         """Yield a row for each figure, as `delta-suite export` writes them: see `records.figures.COLUMNS`."""

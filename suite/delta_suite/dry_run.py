@@ -9,12 +9,11 @@ from typing import Any
 
 from delta_suite.command_line import PARTS
 from delta_suite.errors import IncompleteError, RecordError
-from delta_suite.models.device import SHARDED
-from delta_suite.models.device import hardware as machine
+from delta_suite.models.device import SHARDED, hardware
 from delta_suite.models.spec import ModelSpec
 from delta_suite.models.subject import StoredModel
-from delta_suite.pipeline import Run, Settings, prepare, stored, token_sequences
-from delta_suite.provenance import hardware
+from delta_suite.pipeline import ALONE, Run, Settings, prepare, stored, token_sequences
+from delta_suite.provenance import hardware_in_words
 from delta_suite.reading import UnreadableFileError, parse_json, read_text
 from delta_suite.records.cache import RECORD
 from delta_suite.records.parts import missing_parts
@@ -133,7 +132,7 @@ def forecast(spec: ModelSpec, settings: Settings) -> Forecast:
 
 
 def _where(dtype: str, run: Run) -> str:
-    here = machine()
+    here = hardware()
     memory = (
         sum(gpu.memory_gb for gpu in here.gpus) if run.subject.device.startswith(("cuda", SHARDED)) else here.memory_gb
     )
@@ -178,13 +177,13 @@ def _like(
     import torch
 
     device = run.subject.device
-    names = [f"cuda:{index}" for index in range(len(machine().gpus))] if device == SHARDED else [device]
-    here = hardware([torch.device(name) for name in names])
+    names = [f"cuda:{index}" for index in range(len(hardware().gpus))] if device == SHARDED else [device]
+    here = hardware_in_words([torch.device(name) for name in names])
     steps = [
         "load",
         "capture",
         *(["analysis"] if "spectra" in missing else []),
-        *sorted({"law", "writes", "stream", "causal", "damage"} & set(missing)),
+        *sorted(ALONE & set(missing)),
     ]
     newest: tuple[str, Like] | None = None
     kept = [*settings.results.glob(f"{RUNS}/*/*.json"), *settings.cache.root.glob(f"measurements/*/{RECORD}")]

@@ -107,6 +107,12 @@ class IncompleteError(UnavailableError):
     """Error for a model of which a file is missing, so that a download may help; for a damaged file it would not."""
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of the message of another library's error, or its type where it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300].removesuffix(".") if lines else type(error).__name__
+
+
 def brief(error: BaseException) -> str:
     """Return the type and the first line of another library's error, and the second line if the first announces it."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -116,11 +122,16 @@ def brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {text[:300].removesuffix('.')}"
 
 
+def is_foreseen(error: BaseException) -> bool:
+    """Return True for an error that explains itself: its message is enough, and its traceback tells no user more."""
+    return isinstance(error, SuiteError | MemoryError) or (isinstance(error, OSError) and error.errno is not None)
+
+
 def explain(error: BaseException, while_doing: str) -> str:
     """Return the message for an error that ended something.
 
-    That of a SuiteError is its own. An error of the system and too little memory are told as such. Everything else was
-    not foreseen: it is told as an internal error, with the place in the code. Where the environment sets
+    A SuiteError brings its own. Errors of the operating system and a lack of memory are named as such. Anything else is
+    a defect of delta-suite: an internal error, with its place in the code. Where the environment sets
     DELTA_SUITE_TRACEBACK, its whole traceback comes first.
 
     Example:
@@ -146,7 +157,6 @@ def explain(error: BaseException, while_doing: str) -> str:
 
 
 def why_not_measured(model: str, error: BaseException) -> str:
-    """Return the message for an error that hindered measuring a model."""
+    """Return the message for an error that kept a model from being measured."""
     told = explain(error, f"measuring {model}")
-    foreseen = isinstance(error, SuiteError | MemoryError) or (isinstance(error, OSError) and error.errno is not None)
-    return f"{model} cannot be measured: {told}" if foreseen else told
+    return f"{model} cannot be measured: {told}" if is_foreseen(error) else told

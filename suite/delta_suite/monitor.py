@@ -28,7 +28,6 @@ from typing import Any, TypeVar
 from delta_suite import api
 from delta_suite.capture.calibration import calibration_of, load_calibration
 from delta_suite.claims.judge import judge_all, parts_of_claims
-from delta_suite.claims.loader import load_hypotheses
 from delta_suite.claims.verdict import Verdict
 from delta_suite.command_line import DEFAULT_CALIBRATION
 from delta_suite.errors import BaselineError, OptionError, explain
@@ -37,7 +36,7 @@ from delta_suite.metrics.registry import METRICS, parts_of
 from delta_suite.models.memory import module_in_memory
 from delta_suite.models.phases import PhaseMap
 from delta_suite.models.undisturbed import random_states_kept
-from delta_suite.paths import bundled, cache_root
+from delta_suite.paths import cache_root, relative_to
 from delta_suite.pipeline import Settings, measure_view
 from delta_suite.records.cache import NoCache
 from delta_suite.records.store import RUNS
@@ -158,9 +157,7 @@ class DeltaMonitor:
         self.metrics, self.variant = tuple(metrics), variant
         self.phases, self.layers_path = phases, layers_path
         self.name, self.results = name, results
-        given = [bundled("hypotheses")] if hypotheses is None else hypotheses
-        paths = [given] if isinstance(given, str | Path) else list(given)
-        self.hypotheses = load_hypotheses([Path(path) for path in paths])
+        self.hypotheses = api.hypotheses_of(hypotheses)
         self.baseline = None if baseline is None else Path(baseline)
         self._file = _baseline(self.baseline, baseline_update)
         if self.baseline is not None and baseline_update:
@@ -245,7 +242,7 @@ class DeltaMonitor:
         verdicts = api.Verdicts(judge_all(self.hypotheses, [(view, None)]))
         entries = {
             f"{each.judgement.hypothesis.id}/{each.judgement.expectation.id}": VerdictEntry.of(
-                each.judgement, _relative(each.judgement.hypothesis.path)
+                each.judgement, relative_to(Path(), each.judgement.hypothesis.path).as_posix()
             )
             for each in verdicts
         }
@@ -393,12 +390,6 @@ def _baseline(path: Path | None, may_be_missing: bool) -> BaselineFile | None:
     if wrong := unknown_keys(file):
         raise BaselineError(f"{path}: tolerances for what does not exist: {names(wrong)}")
     return file
-
-
-def _relative(path: Path) -> str:
-    """Return a path as a baseline names it, counted from the current folder where it lies there."""
-    path, here = path.resolve(), Path.cwd()
-    return (path.relative_to(here) if path.is_relative_to(here) else path).as_posix()
 
 
 def _print(line: str) -> None:

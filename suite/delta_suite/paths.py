@@ -43,6 +43,12 @@ def expand_user(written: str | Path) -> Path:
         return path
 
 
+def relative_to(folder: Path, path: Path) -> Path:
+    """Return a path as counted from a folder that it lies below, and the whole path of one that lies elsewhere."""
+    folder, path = folder.resolve(), path.resolve()
+    return path.relative_to(folder) if path.is_relative_to(folder) else path
+
+
 def path_error(path: Path) -> str | None:
     """Return the system's error for `path`, or None if something is there.
 

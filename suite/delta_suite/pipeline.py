@@ -15,7 +15,7 @@ from delta_suite.capture.plan import REFERENCE_DOCUMENTS, tokens_per_batch
 from delta_suite.capture.tokens import MAX_TOKENS, TokenSequences, tokenize
 from delta_suite.capture.work_units import work_units
 from delta_suite.command_line import DEFAULT_CALIBRATION, DEFAULT_DEVICE, DEFAULT_PARTS, check_settings
-from delta_suite.engine import local, torchrun
+from delta_suite.engine import local
 from delta_suite.engine.work import Item
 from delta_suite.errors import RecordError
 from delta_suite.metrics.registry import chosen_parts, metric_versions
@@ -126,7 +126,7 @@ def measure_all(
         return measure(item.spec, replace(settings, calibration=item.calibration), progress, texts[item.calibration])
 
     if current().mode:
-        return torchrun.run(items, measure_item, lambda item, told: take_part(item.spec, told, settings))
+        return local.run_together(items, measure_item, lambda item, told: take_part(item.spec, told, settings))
     return local.run(items, measure_item)
 
 
@@ -321,10 +321,10 @@ def _complete(run: Run, entry: Assembled | None, parts: frozenset[str], progress
         entry = Assembled(placed.record, placed.content(), entry.directions)
     if entry is None or missing - {"boundaries"}:  # boundaries alone need no model
         entry = _measure(run, entry, missing, progress)
-    return bounded(run.cache, run.key, entry) if "boundaries" in missing else entry
+    return entry_with_boundaries(run.cache, run.key, entry) if "boundaries" in missing else entry
 
 
-def bounded(cache: Cache, key: str, entry: Assembled) -> Assembled:
+def entry_with_boundaries(cache: Cache, key: str, entry: Assembled) -> Assembled:
     """Return an entry with its boundaries, which need no model."""
     return replace(entry, record=with_boundaries(entry.record, view_of(cache, key, entry).gram))
 

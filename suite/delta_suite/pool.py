@@ -7,7 +7,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -105,17 +105,28 @@ _QUIET = "ignore::UserWarning:multiprocessing.resource_tracker"
 def starting_processes() -> Iterator[None]:
     """Start processes that Ctrl-C does not reach, and that say nothing where it ends this one, which answers it."""
     warnings = os.environ.get("PYTHONWARNINGS")
-    os.environ["PYTHONWARNINGS"] = _QUIET if not warnings else f"{warnings},{_QUIET}"
-    resource_tracker.ensure_running()  # it unblocks the signal when it has started, so it starts first
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    with environment({"PYTHONWARNINGS": f"{warnings},{_QUIET}" if warnings else _QUIET}):
+        resource_tracker.ensure_running()  # it unblocks the signal when it has started, so it starts first
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of the environment within a block, for the processes that are started in it."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
     try:
         yield
     finally:
-        if warnings is None:
-            del os.environ["PYTHONWARNINGS"]
-        else:
-            os.environ["PYTHONWARNINGS"] = warnings
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 HERE = Pool()
@@ -134,6 +145,10 @@ def usable_processors() -> int:
     """Return the number of processors that this process may use."""
     affinity: Any = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+
+
+THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+"""Variables of the environment from which numeric libraries take their number of threads when they are loaded."""
 
 
 def end_with_the_parent() -> None:

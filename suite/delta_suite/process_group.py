@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from delta_suite.errors import DeviceError, OptionError, why_not_measured
 from delta_suite.escaping import terminal_lines
-from delta_suite.provenance import keyed_versions
+from delta_suite.provenance import keyed_versions, version_problem
 from delta_suite.version import __version__
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Launch:
 
 
 def launched() -> Launch | None:
-    """Return what a launcher has told this process; None where it was started by itself."""
+    """Return the place of this process as a launcher set it; None where the process was started by itself."""
     told = [os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")]
     if not all(told):
         return None
@@ -214,15 +214,10 @@ class _Joined(Team):
 
     def compare_versions(self) -> None:
         """Raise DeviceError where the processes run different versions of what is in the cache key."""
-        versions = {"delta-suite": __version__} | keyed_versions()
-        first, *others = self.shared(versions)
+        first, *others = self.shared({"delta-suite": __version__} | keyed_versions())
         for rank, theirs in enumerate(others, start=1):
-            for name in first:
-                if theirs[name] != first[name]:
-                    raise DeviceError(
-                        f"process 0 runs {name} {first[name]}, and process {rank} runs {theirs[name]}. Install the "
-                        f"same versions on all hosts."
-                    )
+            if problem := version_problem(first, theirs):
+                raise DeviceError(f"process {rank} has {problem}. Install the same versions on all hosts.")
 
     def gathered(self, value: T) -> list[T]:
         """Return the values of all processes in process 0."""

@@ -8,16 +8,22 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from delta_suite.paths import PACKAGE
+from delta_suite.version import __version__
 
 LIBRARIES = ("torch", "transformers", "numpy", "tokenizers", "safetensors", "accelerate", "gguf")
 """The libraries whose versions a record names."""
+
+
+UTC_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
+"""Format of every time that is stored, always in UTC."""
 
 
 def library_version(distribution: str) -> str:
@@ -42,6 +48,22 @@ def keyed_versions() -> dict[str, str]:
     return {name: library_version(name) for name in ("torch", "transformers")}
 
 
+def shared_versions() -> dict[str, str]:
+    """Return the versions that must be the same wherever parts of one sweep or model are measured."""
+    return {"delta-suite": __version__, "python": ".".join(platform.python_version_tuple()[:2])} | keyed_versions()
+
+
+def version_problem(here: Mapping[str, str], there: Mapping[str, str]) -> str | None:
+    """Return how versions differ from those here, or None.
+
+    Example:
+        >>> version_problem({"torch": "2.13.0"}, {"torch": "2.11.0"})
+        'torch 2.11.0 (here 2.13.0)'
+    """
+    unequal = [f"{name} {there[name]} (here {version})" for name, version in here.items() if there[name] != version]
+    return ", ".join(unequal) or None
+
+
 def git_state() -> dict[str, Any] | None:
     """Return commit and dirty flag of the checkout that the suite's code is imported from, if it is one."""
     root = PACKAGE.parents[1]
@@ -59,8 +81,8 @@ def git_state() -> dict[str, Any] | None:
         return None  # no git program, or no commit yet: the record then says that the state is unknown
 
 
-def hardware(devices: Sequence[Any] = ()) -> str:
-    """Return the hardware that the figures and seconds were measured on, in words; without devices, the CPU."""
+def hardware_in_words(devices: Sequence[Any] = ()) -> str:
+    """Return the hardware that figures and seconds were measured on, as a record names it; without devices, the CPU."""
     if devices and devices[0].type == "cuda":
         import torch
 
@@ -72,6 +94,11 @@ def hardware(devices: Sequence[Any] = ()) -> str:
         names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
         processor = names[0] if names else processor
     return f"{processor}, {os.cpu_count()} cores"
+
+
+def utc_now() -> str:
+    """Return the time as records and baselines write it."""
+    return datetime.now(UTC).strftime(UTC_FORMAT)
 
 
 def started_gpus() -> range:

@@ -41,12 +41,10 @@ SECONDS = 60.0
 
 _CHUNK = 1 << 20
 
-
 _LONG_KEY = re.compile(
     r"""(?<![\w-])(?:(?:[A-Za-z0-9_-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){%d}""" % DEEPEST  # noqa: UP031
 )
 """A dotted key of more levels; tomllib needs a minute and gigabytes for one of 60,000."""
-
 
 _MANY_DIGITS = re.compile(r"(?<![0-9_])[0-9][0-9_]{4299}")
 

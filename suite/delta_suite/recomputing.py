@@ -101,7 +101,7 @@ def announced(path: Path, record: RecordView) -> str:
 def recompute_all(
     paths: Iterable[Path], choices: Choices, progress: Progress = no_progress, tell: Callable[[str], None] | None = None
 ) -> Iterator[Recomputed | NotRecomputed]:
-    """Measure the models of records again, one after the other, and compare each. What hinders one stops no other.
+    """Measure the models of records again, one after the other, and compare each. An error of one stops no other.
 
     `tell` is called with a line before each measurement, which may take long.
     """
@@ -220,7 +220,7 @@ def require_one(records: Sequence[Path], model: str | None, calibration: str | N
 
 
 class Verification(list[Verified]):
-    """Stored records that were held against themselves, shown as `delta-suite verify` shows them."""
+    """The outcomes of checking stored records, shown as `delta-suite verify` shows them."""
 
     def __init__(self, records: Iterable[Verified], recomputed: Iterable[Recomputed | NotRecomputed] = ()) -> None:
         super().__init__(records)

@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING
 
 from delta_suite.capture.calibration import Calibration, load_calibrations
 from delta_suite.engine import dispatch
-from delta_suite.engine.versions import version_problem, versions
-from delta_suite.errors import EngineError, RecordError, SuiteError, WorkerError, explain
+from delta_suite.errors import EngineError, RecordError, WorkerError, explain, is_foreseen
 from delta_suite.paths import cache_root, expand_user
 from delta_suite.pipeline import Measured, Outcome, Settings, labelled, measure_view, not_kept, stored, view_of, written
+from delta_suite.pool import THREADS
 from delta_suite.progress import Progress, no_progress
+from delta_suite.provenance import shared_versions, version_problem
 from delta_suite.records.cache import Cache
 from delta_suite.records.parts import missing_parts
 
@@ -43,16 +44,16 @@ class Terms:
     versions: Mapping[str, str]
     """Versions here, which a worker must have, too."""
 
-    def meet(self) -> None:
+    def adopt(self) -> None:
         """Calculate with their threads from now on, at a worker. Raises EngineError where its versions are others."""
-        if problem := version_problem(self.versions, versions()):
+        if problem := version_problem(self.versions, shared_versions()):
             raise EngineError(f"the worker at {platform.node()} has {problem}. Install the same versions everywhere.")
         fix_threads(self.threads)
 
 
 @dataclass(frozen=True)
-class Unit:
-    """One item, as it travels to a worker."""
+class Request:
+    """One item to measure, as it travels to a worker."""
 
     spec: ModelSpec
     calibration: str
@@ -103,31 +104,30 @@ class _ShippedCache(Cache):
         self.entries[key] = entry
 
 
-def measure_unit(terms: bytes, unit: bytes) -> bytes:
+def measure_request(terms: bytes, request: bytes) -> bytes:
     """Measure one item at a worker, and return the reply. Both arguments and the reply are pickled."""
-    return pickle.dumps(_measured_reply(pickle.loads(terms), pickle.loads(unit)))
+    return pickle.dumps(_measured_reply(pickle.loads(terms), pickle.loads(request)))
 
 
-def _measured_reply(terms: Terms, unit: Unit) -> Reply:
-    cache = _ShippedCache(cache_root(), unit.held, {} if unit.entry is None else dict([unit.entry]))
-    settings = replace(terms.settings, calibration=unit.calibration, cache=cache, fresh_since=None)
-    subject = stored(unit.spec, settings)
+def _measured_reply(terms: Terms, request: Request) -> Reply:
+    cache = _ShippedCache(cache_root(), request.held, {} if request.entry is None else dict([request.entry]))
+    settings = replace(terms.settings, calibration=request.calibration, cache=cache, fresh_since=None)
+    subject = stored(request.spec, settings)
     try:
-        terms.meet()
-        measured = measure_view(subject, settings, calibration=terms.calibrations[unit.calibration])
+        terms.adopt()
+        measured = measure_view(subject, settings, calibration=terms.calibrations[request.calibration])
     except _HeldError as held:
         return Reply(str(held), None, subject.revision, subject.notes)
     except Exception as error:  # whatever hinders it is told by the sender
         key, entry = next(reversed(cache.entries.items()), ("", None))  # measured, but for a part that has no room
-        return Reply(key, entry, error=portable(error, unit.spec.name))
+        return Reply(key, entry, error=portable(error, request.spec.name))
     key, entry = next(reversed(cache.entries.items()))
     return Reply(key, entry, subject.revision, measured.notes)
 
 
 def fix_threads(count: int) -> None:
     """Have this process calculate with so many threads: they decide how sums are split, and so their last digits."""
-    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ[name] = str(count)  # for libraries that are loaded later
+    os.environ.update(dict.fromkeys(THREADS, str(count)))  # for libraries that are loaded later
     import torch
     from threadpoolctl import threadpool_limits
 
@@ -137,8 +137,7 @@ def fix_threads(count: int) -> None:
 
 def portable(error: Exception, name: str) -> Exception:
     """Return the error in a form that travels. What nobody foresaw is explained here, where its traceback is."""
-    foreseen = isinstance(error, SuiteError | MemoryError) or (isinstance(error, OSError) and error.errno is not None)
-    if foreseen:
+    if is_foreseen(error):
         try:
             pickle.loads(pickle.dumps(error))
         except Exception:  # an error of a library, which takes other arguments than it has
@@ -159,7 +158,7 @@ def measure_on(
     """
     items = list(work)
     calibrations = load_calibrations((item.calibration for item in items), settings.documents)
-    terms = Terms(settings, calibrations, workers.threads, versions())
+    terms = Terms(settings, calibrations, workers.threads, shared_versions())
     with workers, progress("measured", len(items), "model") as bar:
         sender = _Sender(settings, workers.share(pickle.dumps(terms)))
         for item, outcome in dispatch.run(items, workers, sender.task, sender.finish):
@@ -180,8 +179,8 @@ class _Sender:
         return self._task(item, self.settings.cache.keys(self.settings.fresh_since))
 
     def _task(self, item: Item, held: frozenset[str], entry: tuple[str, Assembled] | None = None) -> dispatch.Task:
-        unit = Unit(absolute(item.spec), item.calibration, held, entry)
-        return measure_unit, (self.terms, pickle.dumps(unit))
+        request = Request(absolute(item.spec), item.calibration, held, entry)
+        return measure_request, (self.terms, pickle.dumps(request))
 
     def finish(self, item: Item, content: bytes, losses: int) -> Outcome | dispatch.Again:
         """Keep what a worker measured, and write its record."""

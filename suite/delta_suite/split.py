@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 from delta_suite.capture.calibration import Calibration, load_calibrations
 from delta_suite.capture.work_units import WorkUnit, work_units
 from delta_suite.engine import dispatch, local
-from delta_suite.engine.versions import versions
 from delta_suite.errors import DeviceError
 from delta_suite.models.phases import PhaseMap, phase_map
 from delta_suite.pipeline import (
@@ -30,7 +29,7 @@ from delta_suite.pipeline import (
     Measured,
     Outcome,
     Settings,
-    bounded,
+    entry_with_boundaries,
     held_entry,
     keep_entry,
     labelled,
@@ -38,7 +37,7 @@ from delta_suite.pipeline import (
     written,
 )
 from delta_suite.progress import Progress, no_progress
-from delta_suite.provenance import Clock
+from delta_suite.provenance import Clock, shared_versions
 from delta_suite.records.arrays import unpack
 from delta_suite.records.assemble import Assembled, assemble, with_law
 from delta_suite.records.captured import certificate_of_all, provenance_of_all, sinks_of_all
@@ -67,15 +66,12 @@ def measure_split(
     """
     items = list(work)
     calibrations = load_calibrations((item.calibration for item in items), settings.documents)
+
+    def measure_item(item: Item) -> Outcome:
+        return _Measurement(workers, item, calibrations[item.calibration], settings, progress).outcome()
+
     with workers:
-        for item in items:
-            result: Outcome | Exception
-            try:
-                result = _Measurement(workers, item, calibrations[item.calibration], settings, progress).outcome()
-            except Exception as error:  # whatever hinders one item must not hinder the next
-                local.forget_locals(error)
-                result = error
-            yield item, result
+        yield from local.run(items, measure_item)
 
 
 @dataclass
@@ -111,7 +107,7 @@ class _Measurement:
                 missing = held | self.settings.parts
                 entry, failed = self._measured(spec, surveyed.key, plan, missing)
             if "boundaries" in missing:
-                entry = bounded(cache, surveyed.key, entry)
+                entry = entry_with_boundaries(cache, surveyed.key, entry)
             if not cached:
                 entry, kept = keep_entry(cache, surveyed.key, entry, spec.name, notes)
                 if kept and failed is None:
@@ -133,7 +129,8 @@ class _Measurement:
 
     def _terms(self, calibrations: dict[str, Calibration]) -> Any:
         """Return what tasks share. The texts go to the first task alone."""
-        return self.workers.share(pickle.dumps(Terms(self.settings, calibrations, self.workers.threads, versions())))
+        terms = Terms(self.settings, calibrations, self.workers.threads, shared_versions())
+        return self.workers.share(pickle.dumps(terms))
 
     def _results(self, numbers: Iterable[int], make_task: Callable[[int], dispatch.Task]) -> Iterator[tuple[int, Any]]:
         """Yield the answers to numbered tasks as they come.
@@ -182,8 +179,7 @@ class _Measurement:
         )
         if law is None or isinstance(law, DeviceError):
             return entry, law
-        record, arrays = with_law(entry.record, law)
-        return Assembled(record, {**entry.arrays, **arrays}, entry.directions), None
+        return with_law(entry, law), None
 
     def _captured(self, spec: ModelSpec, plan: Plan, sums: SumsCache, *, law: bool) -> list[Facts]:
         """Capture the units of work whose sums the cache does not hold; return the facts of all, in order."""

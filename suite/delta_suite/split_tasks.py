@@ -111,7 +111,7 @@ _open: list[_OpenModel] = []
 
 def _opened(terms: Terms, spec: ModelSpec) -> _OpenModel:
     """Return the model, loaded; another one is freed. Raises EngineError for a worker of other versions."""
-    terms.meet()
+    terms.adopt()
     settings = replace(terms.settings, cache=Cache(cache_root()))
     subject = stored(spec, settings)
     asked = (spec, settings.device, settings.dtype, subject.fingerprint)
@@ -204,7 +204,10 @@ def _summed(terms: Terms, task: UnitTask) -> PartialSums:
 
     opened = _opened(terms, task.spec)
     if opened.subject.fingerprint != task.fingerprint:
-        raise EngineError(f"the files of {task.spec.name} at {platform.node()} are not those of the other workers.")
+        raise EngineError(
+            f"the files of {task.spec.name} at {platform.node()} are not those of the other workers. "
+            "Copy the same files to every machine."
+        )
     for gpu in started_gpus():
         torch.cuda.reset_peak_memory_stats(gpu)
     loaded, decoder, clock = opened.loaded, opened.decoder, Clock()

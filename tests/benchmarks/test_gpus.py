@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from delta_suite.capture.residual import capture
+from delta_suite.capture.residual import Capture
 from delta_suite.capture.stream import ResidualStream
 from delta_suite.capture.units import Units
 from delta_suite.models.blocks import find_decoder
@@ -36,7 +36,7 @@ def test_large_model_over_two_gpus(benchmark: Any, subject: Subject, record: Cal
     def captured(model: Any) -> ResidualStream:
         decoder = find_decoder(model)
         # A certificate that fails raises.
-        ((stream, certificate),) = capture(model, decoder, sequences, device=gpus[0])
+        ((stream, certificate),) = Capture(model, decoder, sequences, device=gpus[0]).shards()
         assert set(certificate.identities)
         return stream
 

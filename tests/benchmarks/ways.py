@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from delta_suite.capture.residual import capture, planned_batch
+from delta_suite.capture.residual import Capture, planned_batch
 from delta_suite.capture.stream import Memory
 from delta_suite.capture.tokens import TokenSequences
 from delta_suite.capture.units import Units
@@ -64,7 +64,7 @@ def reduced(
     variants: Sequence[Variant] = RAW,
 ) -> dict[str, list[LayerSpectra]]:
     """Capture and reduction."""
-    shards = capture(subject.model, subject.decoder, sequences, device=subject.device, memory=memory)
+    shards = Capture(subject.model, subject.decoder, sequences, device=subject.device, memory=memory).shards()
     dropped = sum(first and sequences.drop_first_token for first in sequences.starts_document)
     with torch.no_grad():
         # Not a generator expression: its variable would hold a shard while the next one is filled.
@@ -81,7 +81,7 @@ def reduced(
 
 def capture_alone(subject: Subject, sequences: TokenSequences) -> None:
     """The stream and its certificate, then dropped."""
-    for _ in capture(subject.model, subject.decoder, sequences, device=subject.device):
+    for _ in Capture(subject.model, subject.decoder, sequences, device=subject.device).shards():
         pass
 
 

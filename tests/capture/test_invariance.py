@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from delta_suite.capture.calibration import Calibration
-from delta_suite.capture.residual import capture
+from delta_suite.capture.residual import Capture
 from delta_suite.capture.tokens import tokenize
 from delta_suite.capture.units import Units
 from delta_suite.models.blocks import find_decoder
@@ -26,7 +26,8 @@ def reduced(directory: Path, device: str = "cpu", side: str = "right", **options
     model = AutoModelForCausalLM.from_pretrained(directory, **({"dtype": torch.float32} | options)).eval().to(device)
     tokenizer = AutoTokenizer.from_pretrained(directory, padding_side=side)
     sequences = tokenize(Calibration("test", TEXTS), tokenizer, 400, None)
-    streams = (stream for stream, _ in capture(model, find_decoder(model), sequences, device=torch.device(device)))
+    runs = Capture(model, find_decoder(model), sequences, device=torch.device(device))
+    streams = (stream for stream, _ in runs.shards())
     on = [torch.device(device)]
     return reduce_stream(streams, layers=12, tokens=sequences.tokens, units=Units.of(len(TEXTS)), devices=on)["raw"]
 

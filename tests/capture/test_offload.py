@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from delta_suite.capture.calibration import load_calibration
-from delta_suite.capture.residual import capture
+from delta_suite.capture.residual import Capture
 from delta_suite.capture.tokens import tokenize
 from delta_suite.models.blocks import find_decoder
 
@@ -19,7 +19,7 @@ def states(model: Any, directory: Path, device: torch.device = CPU) -> list[torc
     from transformers import AutoTokenizer
 
     sequences = tokenize(load_calibration("seed"), AutoTokenizer.from_pretrained(directory), 400, None)
-    ((stream, certificate),) = capture(model, find_decoder(model), sequences, device=device)
+    ((stream, certificate),) = Capture(model, find_decoder(model), sequences, device=device).shards()
     assert certificate.final_norm == ("norm",)
     return [state.float().cpu() for state in stream.states]
 

@@ -12,7 +12,7 @@ import torch
 from delta_suite.capture import residual
 from delta_suite.capture.calibration import Calibration
 from delta_suite.capture.plan import plan_batches, planned_tokens
-from delta_suite.capture.residual import Capture, capture
+from delta_suite.capture.residual import Capture
 from delta_suite.capture.stream import Memory, ResidualStream, Storage, StreamWriter, plan_shards
 from delta_suite.capture.tokens import TokenSequences, tokenize
 from delta_suite.capture.units import Units
@@ -39,7 +39,7 @@ def reduced(loaded: tuple[Any, TokenSequences], **options: Any) -> tuple[list[La
     places = []
 
     def streams() -> Any:
-        for stream, certificate in capture(model, find_decoder(model), sequences, device=CPU, **options):
+        for stream, certificate in Capture(model, find_decoder(model), sequences, device=CPU, **options).shards():
             assert certificate.blocks == 12
             places.append(stream.storage)
             yield stream
@@ -80,7 +80,7 @@ def test_storage_and_shards_change_nothing(loaded: tuple[Any, TokenSequences], m
 def test_several_devices_reduce_the_same(loaded: tuple[Any, TokenSequences], memory: Memory) -> None:
     model, sequences = loaded
     # Not a generator expression: its variable would hold a shard while the next one is filled.
-    streams = map(itemgetter(0), capture(model, find_decoder(model), sequences, device=CPU, memory=memory))
+    streams = map(itemgetter(0), Capture(model, find_decoder(model), sequences, device=CPU, memory=memory).shards())
     spread = reduce_stream(streams, layers=12, tokens=sequences.tokens, units=Units.of(24), devices=[CPU, CPU, CPU])[
         "raw"
     ]
@@ -144,10 +144,9 @@ def test_the_states_do_not_depend_on_the_shards(loaded: tuple[Any, TokenSequence
     """Bit for bit: shards keep parts of the same batches."""
     model, sequences = loaded
     size = 13 * 48 * 4 * sequences.tokens
-    ((whole, _),) = capture(model, find_decoder(model), sequences, device=CPU, memory=ROOMY)
-    shards = [
-        stream for stream, _ in capture(model, find_decoder(model), sequences, device=CPU, memory=Memory(size // room))
-    ]
+    ((whole, _),) = Capture(model, find_decoder(model), sequences, device=CPU, memory=ROOMY).shards()
+    runs = Capture(model, find_decoder(model), sequences, device=CPU, memory=Memory(size // room))
+    shards = [stream for stream, _ in runs.shards()]
     assert len(shards) >= min(room, 20)
     for layer, state in enumerate(whole.states):
         assert torch.equal(state, torch.cat([shard.states[layer] for shard in shards]))
@@ -160,7 +159,7 @@ def test_the_states_around_some_blocks_come_again(loaded: tuple[Any, TokenSequen
     size = 13 * 48 * 4 * sequences.tokens
     passes = Capture(model, find_decoder(model), sequences, device=CPU, memory=Memory(size // 3))
     assert len(list(passes.shards())) >= 3
-    ((whole, _),) = capture(model, find_decoder(model), sequences, device=CPU, memory=ROOMY)
+    ((whole, _),) = Capture(model, find_decoder(model), sequences, device=CPU, memory=ROOMY).shards()
     (part,) = passes.updates([3, 11])  # four states of 13 fit at once
     assert part.nbytes <= size // 3
     for layer in (3, 11):
@@ -177,7 +176,7 @@ def test_the_batches_do_not_follow_from_free_memory(
     monkeypatch.setattr(Memory, "free", lambda device, share=0.5: Memory(free))
     assert residual.planned_batch(model, find_decoder(model), CPU) == 2048
     ran = batches_of(monkeypatch)
-    for _ in capture(model, find_decoder(model), sequences, device=CPU):
+    for _ in Capture(model, find_decoder(model), sequences, device=CPU).shards():
         pass
     assert set(ran) == set(plan_batches([len(ids) for ids in sequences.ids], 2048))
 

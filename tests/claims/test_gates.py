@@ -39,7 +39,7 @@ def gates_of(view: RecordView, metric: str, scope: str, **keys: Any) -> dict[str
     claim = {"id": "x", "metric": metric, "scope": scope, "op": ">=", "threshold": 0.5, "origin": "x"} | keys
     expectation = Expectation.model_validate(claim)
     observed = observe(view, metric, scope, expectation.variant, expectation.over)
-    return {gate.name: gate.says for gate in failed_gates(expectation, observed, None, view)}
+    return {gate.name: gate.says for gate in failed_gates(observed, None, view)}
 
 
 @pytest.mark.parametrize(("domains", "closed"), [(None, False), (1, True), (11, True), (12, False)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 
 import pytest
-from delta_suite.claims.observe import NotMeasuredError, Quantity, observe, scope_layers
+from delta_suite.claims.observe import NotMeasuredError, Quantity, layers_of, observe
 from delta_suite.records.view import RecordView
 from delta_suite.selftest.law_worlds import LAW_C, LAW_E, law
 from delta_suite.selftest.planted import SHARED
@@ -31,7 +31,7 @@ from tests.planted_records import planted_view
 def test_a_scope_is_its_layers_or_the_reason_why_there_are_none(
     view: RecordView, scope: str, layers: range | str
 ) -> None:
-    assert scope_layers(view, scope) == layers
+    assert layers_of(scope, view.model.layers, view.phases) == layers
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from delta_suite.claims.observe import observe, scope_layers
+from delta_suite.claims.observe import layers_of, observe
 from delta_suite.claims.verdict import Verdict
 from delta_suite.records.view import RecordView
 from scipy.stats import spearmanr
@@ -21,7 +21,7 @@ from tests.claims.test_judge import expectation, judged
     ],
 )
 def test_a_share_of_the_depth_is_its_layers(view: RecordView, scope: str, layers: range | str) -> None:
-    assert scope_layers(view, scope) == layers
+    assert layers_of(scope, view.model.layers, view.phases) == layers
 
 
 def test_figures_of_a_profile_are_those_of_its_layers(view: RecordView) -> None:

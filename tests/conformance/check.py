@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from delta_suite.capture.certificate import Certificate
-from delta_suite.capture.residual import Capture, capture
+from delta_suite.capture.residual import Capture
 from delta_suite.capture.stream import Memory, ResidualStream
 from delta_suite.capture.tokens import TokenSequences
 from delta_suite.errors import SuiteError
@@ -53,7 +53,8 @@ def sequences(texts: list[Tensor]) -> TokenSequences:
 def captured(model: Any, decoder: Decoder | None = None, **options: Any) -> tuple[ResidualStream, Certificate]:
     """Return the stream of all documents in one shard, on the CPU unless the options of `capture` say otherwise."""
     options = {"memory": Memory(1 << 30), "device": torch.device("cpu")} | options
-    ((stream, certificate),) = capture(model, decoder or find_decoder(model), sequences(documents()), **options)
+    runs = Capture(model, decoder or find_decoder(model), sequences(documents()), **options)
+    ((stream, certificate),) = runs.shards()
     return stream, certificate
 
 

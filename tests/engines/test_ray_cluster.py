@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import torch
-from delta_suite.engine import dispatch, ray_cluster, versions
+from delta_suite import provenance
+from delta_suite.engine import dispatch, ray_cluster
 from delta_suite.engine.ray_cluster import RayCluster, connect, describe_cluster
 from delta_suite.engine.work import work_list
 from delta_suite.errors import EngineError, OptionError
@@ -84,7 +85,7 @@ def test_too_few_resources_are_an_error_before_anything_is_submitted(cluster: Ma
 def test_other_versions_are_an_error_before_anything_is_submitted(
     cluster: MadeUpCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(versions, "__version__", "9.9")  # here, and not at the workers
+    monkeypatch.setattr(provenance, "__version__", "9.9")  # here, and not at the workers
     with pytest.raises(EngineError, match=r"install the same versions:\n  [\d.]+: delta-suite \S+ \(here 9.9\)"):
         run_tasks(RayCluster(None, 1, 0.0), {"never": (tasks.answer, ("no",))})
 

@@ -148,7 +148,6 @@ def test_recurrence_counts_the_replicates_with_the_boundary() -> None:
     result = find_boundaries(whole, (10, 20), np.array(shifted), draws=1)
     assert result.detected == (10, 20)
     assert result.recurrence == (0.75, 0.75)
-    assert result.replicates == 4
     assert result.without["agreement"] == (1.0, 1.0, 0.5, 0.5)
     shares = [cost_by_definition(each, boundaries_of(each)) / cost_by_definition(each, ()) for each in shifted]
     _, _, drawn = against_smooth_drift(whole, 2, draws=1)

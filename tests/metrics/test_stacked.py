@@ -13,7 +13,7 @@ from delta_suite.metrics.directions import equal_cosine_of, equal_cosines_near
 from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.estimators import phase_metric
 from delta_suite.metrics.registry import METRICS
-from delta_suite.metrics.segmentation import _best_share, _best_shares, embedding_of
+from delta_suite.metrics.segmentation import _best, _best_shares, _share, embedding_of
 from delta_suite.metrics.stacked import stacked_values
 
 STACKED = (
@@ -93,7 +93,7 @@ def test_the_least_costs_of_many_are_those_of_each(boundaries: int) -> None:
     draw = np.random.default_rng(boundaries)
     rows = draw.standard_normal((7, 8, 8)).cumsum(axis=1)
     grams = rows @ rows.transpose(0, 2, 1)
-    each = [_best_share(embedding_of(gram), boundaries) for gram in grams]
+    each = [_share(embedding, _best(embedding, boundaries)) for embedding in map(embedding_of, grams)]
     np.testing.assert_allclose(_best_shares(grams, boundaries), each, atol=1e-12)
     alike = np.ones((1, 8, 8))
     assert _best_shares(alike, boundaries).tolist() == [1.0]

@@ -83,7 +83,6 @@ class TestChoice:
             (CPU, "mps", SMALL, r"not an Apple silicon machine. This machine has cpu"),
             (TWO, "sharded", HUGE, r"requires 900 GB, and this machine with its 2 GPUs together has 85.8 GB"),
             (CPU, "sharded", SMALL, r"--device sharded: the driver finds no GPU"),
-            (H100, "gpu", SMALL, r"--device gpu is unknown: it is auto, cpu, mps, cuda, or cuda:1"),
         ],
     )
     def test_a_missing_or_too_small_device(

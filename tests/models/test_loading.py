@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from delta_suite.errors import CaptureError, DeviceError, ModelUnavailableError, SuiteError
+from delta_suite.errors import CaptureError, DeviceError, ModelUnavailableError
 from delta_suite.models.blocks import context_length, find_decoder
 from delta_suite.models.loading import LoadedModel, load, skeleton
 from delta_suite.models.sources import locate
@@ -243,10 +243,6 @@ class TestQuantised:
 
 
 class TestRefused:
-    def test_an_unknown_dtype(self, llama: Path) -> None:
-        with pytest.raises(SuiteError, match="dtype 'fp16' is unknown: it is auto, float32, bfloat16, float16"):
-            loaded(llama, dtype="fp16")
-
     def test_weights_that_lack_a_tensor(self, llama: Path) -> None:
         """transformers would fill it with random numbers, and warn."""
         tensors = load_file(llama / "model.safetensors")

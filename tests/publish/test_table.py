@@ -160,10 +160,7 @@ GATED = replace(HELD, verdict="INCONCLUSIVE", gates=("n/d",))
 
 
 def test_a_board_says_how_many_passes_chance_alone_would_give() -> None:
-    judged = [
-        replace(row, judged_by=(1, "0"))
-        for row in (HELD, REFUTED, WARNS, replace(HELD, verdict="INCONCLUSIVE", gates=("n/d",)))
-    ]
+    judged = [replace(row, judged_by=(1, "0")) for row in (HELD, REFUTED, WARNS, GATED)]
     plain = replace(HELD, judged_by=None)
     unmeasured = replace(judged[0], verdict="NOT MEASURED")
     assert chance_text([*judged * 20, plain, unmeasured]) == (

@@ -105,11 +105,10 @@ def _record(
             metric_versions=metric_versions(),
         ),
     )
-    record, more = with_law(entry.record, law)
-    arrays = {**entry.arrays, **more}
-    view = RecordView(record, ArrayFile(Path("memory"), content=arrays))
-    record = with_facts(with_boundaries(record, view.gram))
-    return from_json(to_json(record), "random")[0], arrays
+    entry = with_law(entry, law)
+    view = RecordView(entry.record, ArrayFile(Path("memory"), content=entry.arrays))
+    record = with_facts(with_boundaries(entry.record, view.gram))
+    return from_json(to_json(record), "random")[0], entry.arrays
 
 
 def _update(kind: str, update: np.ndarray, document: np.ndarray) -> np.ndarray:

@@ -25,7 +25,7 @@ from delta_suite.capture.forward import ForwardError, logits
 from delta_suite.capture.plan import plan_batches
 from delta_suite.capture.tokens import TokenSequences
 from delta_suite.errors import CaptureError, DeviceError
-from delta_suite.models.blocks import Decoder
+from delta_suite.models.blocks import Decoder, state_given, state_of
 
 LOGIT_BYTES = 1 << 30
 """Most memory that the logits of a batch are planned to take, in float32."""
@@ -228,7 +228,7 @@ class Intervening:
         output: Any,
     ) -> Any:
         """Return the output of a block whose update is another in the rows that enter."""
-        gave, state = _state(output), given.pop()
+        gave, state = state_of(output), given.pop()
         if not isinstance(gave, Tensor) or gave.shape[:2] != batch.ids.shape or gave.shape != state.shape:
             raise NoLossError(f"the states of block {layer} are not (batch, time, hidden)")
         wide = torch.promote_types(gave.dtype, torch.float32)
@@ -313,23 +313,13 @@ def _replaced(block: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
 
 def _pass_on(like: Any, *args: Any, **kwargs: Any) -> Any:
     """Return the state that a block is given, in the form of its output."""
-    state = _input(args, kwargs)
+    state = state_given(args, kwargs)
     return state if like is None or isinstance(like, Tensor) else _with_state(like, state)
 
 
 def _keep(given: list[Tensor], block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Keep a copy of the state that a block is given, which it may overwrite."""
-    given.append(_input(args, kwargs).clone())
-
-
-def _input(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """Return the state that a block is given: its first argument, whatever its name."""
-    state: Tensor = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()), None))
-    return state
-
-
-def _state(output: Any) -> Any:
-    return output[0] if isinstance(output, tuple | list) and output else output
+    given.append(state_given(args, kwargs).clone())
 
 
 def _with_state(output: Any, state: Tensor) -> Any:
@@ -342,5 +332,5 @@ def _with_state(output: Any, state: Tensor) -> Any:
 
 def _copied(output: Any) -> Any:
     """Return an output of a block whose state can be overwritten."""
-    state = _state(output)
+    state = state_of(output)
     return _with_state(output, state.clone()) if isinstance(state, Tensor) else output

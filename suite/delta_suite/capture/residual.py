@@ -368,13 +368,6 @@ class Capture:
         self._batches = batches
 
 
-def capture(
-    model: Any, decoder: Decoder, sequences: TokenSequences, *, device: torch.device, **options: Any
-) -> Iterator[tuple[ResidualStream, Certificate]]:
-    """Yield the shards of the stream, each with its certificate: `Capture(...).shards()`."""
-    return Capture(model, decoder, sequences, device=device, **options).shards()
-
-
 def planned_batch(model: Any, decoder: Decoder, device: torch.device) -> int:
     """Return the padded tokens of a batch: by the kind of device, and fewer where the blocks of the model are wide."""
     sizes = (getattr(module, "out_features", None) for block in decoder.blocks for module in block.modules())

@@ -22,7 +22,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from delta_suite.models.blocks import Decoder
+from delta_suite.models.blocks import Decoder, state_given, state_of
 
 PROBE_TOKENS = 8
 """Number of tokens that run through the model once to find the sublayers: reversed, they must differ."""
@@ -113,7 +113,7 @@ class _Probe:
 
     def _before(self, name: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if name == "":
-            first = args[0] if args else next(iter(kwargs.values()))
+            first = state_given(args, kwargs)
             self._shape = (first.shape[-1], first.numel() // first.shape[-1])
         # Copies, because a block may write into its input.
         copies = tuple(_copied(value) for value in args), {key: _copied(value) for key, value in kwargs.items()}
@@ -124,7 +124,7 @@ class _Probe:
                 self.passages.append(_Passage(name, "input", argument, rows))
 
     def _after(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if (rows := self._rows(_copied(_first(output)))) is not None:
+        if (rows := self._rows(_copied(state_of(output)))) is not None:
             self.passages.append(_Passage(name, "output", 0, rows))
 
     def _rows(self, value: Any) -> Tensor | None:
@@ -224,7 +224,7 @@ class _Probe:
             if self.alone[name]:
                 try:
                     answer = self._rows(
-                        _first(
+                        state_of(
                             self.block.get_submodule(name)(
                                 *(self._reversed(value) for value in args),
                                 **{key: self._reversed(value) for key, value in kwargs.items()},
@@ -244,10 +244,6 @@ class _Probe:
         if value.shape[:2] == (1, tokens):
             return value.flip(1)
         return value.flip(0) if value.shape[:1] == (tokens,) else value
-
-
-def _first(output: Any) -> Any:
-    return output[0] if isinstance(output, tuple | list) and output else output
 
 
 def _copied(value: Any) -> Any:

@@ -19,7 +19,7 @@ from delta_suite.capture.layout import Layout
 from delta_suite.capture.stream import wide
 from delta_suite.capture.sublayers import Sublayers
 from delta_suite.errors import CaptureError, CertificateError
-from delta_suite.models.blocks import Decoder
+from delta_suite.models.blocks import Decoder, state_given, state_of
 
 
 @dataclass(frozen=True)
@@ -169,8 +169,7 @@ class Tap(AbstractContextManager["Tap"]):
             return
         if layer != self._next:
             raise self._out_of_order(layer)
-        # The stream is the first argument of a block, whatever its name.
-        given = args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()), None))
+        given = state_given(args, kwargs)
         state = self._state(given, layer, "input")
         if layer == 0:
             self._write(0, state)
@@ -199,7 +198,7 @@ class Tap(AbstractContextManager["Tap"]):
             return
         self.observed.firings[layer] += 1
         self._next = layer + 1
-        gave = output[0] if isinstance(output, tuple | list) and output else output
+        gave = state_of(output)
         state = self._state(gave, layer, "output")
         self._write(layer + 1, state if self._scale == 1.0 else state / self._scale)
         self._gave.append(self._witnessed(state))
@@ -216,7 +215,7 @@ class Tap(AbstractContextManager["Tap"]):
 
     def _out_of(self, layer: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not self._paused:
-            self._between(layer, output[0] if isinstance(output, tuple | list) else output)
+            self._between(layer, state_of(output))
 
     def _between(self, layer: int, value: object) -> None:
         """Store what passes between the sublayers of a block, or in a parallel one what its MLP writes."""
@@ -238,9 +237,7 @@ class Tap(AbstractContextManager["Tap"]):
 
     def _out_of_mlp(self, layer: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not self._paused:
-            gave = self._sublayer_state(
-                output[0] if isinstance(output, tuple | list) else output, layer, "MLP's output"
-            )
+            gave = self._sublayer_state(state_of(output), layer, "MLP's output")
             if gave is not None:
                 self._mlp[layer] = self._witnessed(gave)
 

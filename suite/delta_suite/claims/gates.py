@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from delta_suite.claims.observe import Observation
-from delta_suite.claims.schema import Expectation
 from delta_suite.metrics.definition import Metric
 from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.intervals import PERCENT
@@ -58,10 +57,8 @@ class Gate:
     says: str
 
 
-def failed_gates(
-    expectation: Expectation, observed: Observation, reference: Observation | None, view: RecordView
-) -> tuple[Gate, ...]:
-    """Return the gates that keep this measurement from deciding this claim.
+def failed_gates(observed: Observation, reference: Observation | None, view: RecordView) -> tuple[Gate, ...]:
+    """Return the gates that keep this measurement from deciding a claim about these figures.
 
     The capture certificate is not among them: a record exists only where it holds.
     """

@@ -104,7 +104,7 @@ def _meets(judgement: Judgement) -> bool:
         return False
     if judgement.as_measured is not None:
         return judgement.as_measured >= judgement.required
-    return judgement.margin > 0 or (judgement.margin == 0 and judgement.expectation.op in {">=", "<="})
+    return judgement.expectation.met_by(judgement.margin)
 
 
 def _unattainable(
@@ -120,7 +120,7 @@ def _unattainable(
     assert required is not None
     named, (least, most) = _range(expectation, observation, view)
     end, within = (most, required < most) if expectation.rising else (least, required > least)
-    if within or (required == end and expectation.op in {">=", "<="}):
+    if within or (required == end and not expectation.strict):
         return None
     return (
         f"no value could meet it: {expectation.op} {required:.4g} is asked for, and {named} is "
@@ -149,7 +149,7 @@ def _decide(expectation: Expectation, observation: Observation, other_side: Requ
         p = p_value(distance.corrected, distance.replicates)
         of_null = observation.value if METRICS[expectation.metric].p_value else other_side.p
         p = max(p, of_null) if of_null is not None else p
-    gates = failed_gates(expectation, observation, other_side.reference, view)
+    gates = failed_gates(observation, other_side.reference, view)
     if gates:
         return _Decision(Verdict.INCONCLUSIVE, _listed(gates), gates, distance, p)
     verdict, reason = _verdict(distance, expectation), None
@@ -187,7 +187,7 @@ def _decide_layers(
     not_refuted = sum(verdict is not Verdict.REFUTED for verdict in verdicts) / len(verdicts)
     inside = [_inside(expectation, estimate, other_side.estimate) for estimate in observation.each.values()]
     decision = partial(_Decision, holding=holding, as_measured=sum(inside) / len(inside))
-    gates = failed_gates(expectation, observation, other_side.reference, view)
+    gates = failed_gates(observation, other_side.reference, view)
     if gates:
         return decision(Verdict.INCONCLUSIVE, _listed(gates), gates)
     if holding >= expectation.mostly:
@@ -202,8 +202,7 @@ def _inside(expectation: Expectation, observed: Estimate, required: Estimate) ->
     """Return True if a figure, without its bias where that is known, meets the claim."""
     assert observed.best is not None
     assert required.best is not None
-    margin = (observed.best - required.best) * (1.0 if expectation.rising else -1.0)
-    return margin > 0 or (margin == 0 and expectation.op in {">=", "<="})
+    return expectation.met_by((observed.best - required.best) * (1.0 if expectation.rising else -1.0))
 
 
 def _distance(expectation: Expectation, observed: Estimate, required: Estimate) -> Estimate:
@@ -229,9 +228,9 @@ def _verdict(distance: Estimate, expectation: Expectation) -> Verdict:
     if distance.interval is None:
         return Verdict.INCONCLUSIVE
     low, high = distance.interval
-    if low > 0 or (low == 0 and expectation.op in {">=", "<="}):
+    if expectation.met_by(low):
         return Verdict.SUPPORTED
-    return Verdict.REFUTED if high < 0 or (high == 0 and expectation.op in {">", "<"}) else Verdict.INCONCLUSIVE
+    return Verdict.INCONCLUSIVE if expectation.met_by(high) else Verdict.REFUTED
 
 
 def _listed(gates: Sequence[Gate]) -> str:

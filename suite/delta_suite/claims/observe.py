@@ -161,7 +161,7 @@ def observe(
     require_names(metric, variant, over, with_metric)
     if not isinstance(scope, str):
         raise UnknownNameError(f"no scope {scope!r}: a phase, layer:3, layers:8-15, depth:0.5-1 or model")
-    layers, unit = scope_layers(view, scope), view.record.resampling.unit
+    layers, unit = layers_of(scope, view.model.layers, view.phases), view.record.resampling.unit
 
     def observation(estimate: Estimate, each: Mapping[int, Estimate] | None = None) -> Observation:
         ends = None if isinstance(layers, str) else (layers[0], layers[-1])
@@ -230,7 +230,7 @@ def over_layers(
 
 
 def _missing(each: Mapping[int, Estimate]) -> str | None:
-    """Return which layers have no value, and why; a reason that all of them give is told once."""
+    """Return which layers have no value, and why; a reason that all of them share is given once."""
     reasons = {layer: estimate.reason for layer, estimate in each.items() if estimate.value is None}
     if len(reasons) == len(each) > 1 and len(set(reasons.values())) == 1:
         return reasons[min(reasons)]
@@ -260,14 +260,6 @@ def _replicates_gone(view: RecordView, estimates: Iterable[Estimate]) -> str | N
     except RecordError as error:
         return str(error)
     return None
-
-
-def scope_layers(view: RecordView, scope: str) -> range | str:
-    """Return the layers of a scope, or the reason why the model has none.
-
-    An unknown phase is no error, as another model may have it.
-    """
-    return layers_of(scope, view.model.layers, view.phases)
 
 
 def layers_of(scope: str, layers: int, phases: PhaseMap) -> range | str:

@@ -234,6 +234,15 @@ class Expectation(_Table):
         return self.op in {">=", ">"}
 
     @property
+    def strict(self) -> bool:
+        """True if the required value itself does not meet the claim."""
+        return self.op in {">", "<"}
+
+    def met_by(self, margin: float) -> bool:
+        """Return True if a claim whose figure is inside by this margin is met; a negative one is outside."""
+        return margin > 0 or (margin == 0 and not self.strict)
+
+    @property
     def of_writes(self) -> bool:
         """True if the claim names attention or MLP, on either side."""
         return self.write != "block" or (self.than is not None and self.than.write in SUBLAYERS)

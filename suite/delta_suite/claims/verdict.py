@@ -63,7 +63,7 @@ class Judgement:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Return the share of layers that hold as measured, a ceiling, and what hinders the control, if any."""
+        """The share of layers that hold as measured, a ceiling, and why the control was not judged, if they apply."""
         notes = []
         if self.as_measured is not None:
             notes.append(

@@ -1,4 +1,4 @@
-"""Hold what all commands share: the application, its options, and how errors are shown."""
+"""The application that all commands are of, their common options, and how errors are shown."""
 
 from __future__ import annotations
 
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from delta_suite.engine.work import Item
     from delta_suite.pipeline import Outcome, Settings
     from delta_suite.publish.rows import Row
-    from delta_suite.records.view import RecordView
 
 
 class _Commands(TyperGroup):
@@ -203,7 +202,7 @@ def fail(message: str) -> NoReturn:
 def measured(
     work: Iterable[Item], settings: Settings, workers: Workers | None = None
 ) -> Iterator[tuple[Item, Outcome | None]]:
-    """Measure with progress shown; None for what cannot be measured, which is told, so that the rest is.
+    """Measure with progress shown; yield None for an item that cannot be measured, after saying why, and go on.
 
     workers: where the items are measured; None for this process. Raises RecordError, before anything is measured,
         where the results folder cannot be written.
@@ -241,7 +240,7 @@ def default_hypotheses() -> Path:
     return here if here.is_dir() or not shipped.is_dir() else shipped
 
 
-def keep_stamps(path: Path, view: RecordView, rows: Sequence[Row]) -> None:
+def keep_stamps(path: Path, rows: Sequence[Row]) -> None:
     """Say which hypothesis files have changed since they last judged this record, and keep that they did now.
 
     Where that cannot be kept, the record can still be judged.

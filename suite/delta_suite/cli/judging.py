@@ -40,7 +40,7 @@ def judge(
     from delta_suite.publish.screen import columns, prose
     from delta_suite.publish.verdict_tables import chance_text, variant_table, verdict_grid
     from delta_suite.records.cache import Cache
-    from delta_suite.records.store import load, named_records
+    from delta_suite.records.store import control_beside, load, named_records
 
     claims = load_hypotheses(hypotheses or [default_hypotheses()])
     registry = load_registry(models_file)
@@ -55,11 +55,11 @@ def judge(
         view = _under_declared_phases(path, stored, registry)
         show(prose(model_line(view), width), phase_table(view))
         show()
-        judgements = list(judge_all(claims, [(view, _control(path, view))]))
+        judgements = list(judge_all(claims, [(view, control_beside(path, view))]))
         name = view.model.name
         label = name if names.count(name) == 1 else f"{name} ({path.stem})"  # each record has a column of its own
         rows_of_record = [replace(Row.of(judged, str(path)), model=label) for judged in judgements]
-        keep_stamps(path, view, rows_of_record)
+        keep_stamps(path, rows_of_record)
         rows += rows_of_record
         command = shlex.join(["delta-suite", "judge", "--explain", str(path)])
         texts += [
@@ -87,11 +87,3 @@ def _under_declared_phases(path: Path, view: RecordView, registry: Registry) -> 
         return view
     show(f"{path}: judged under the phase map that {registry.path} declares now")
     return view.under(spec.phases)
-
-
-def _control(path: Path, view: RecordView) -> RecordView | None:
-    """Return the newest record of the model's control in the results folder of a record."""
-    from delta_suite.records.store import RUNS, newest_control
-
-    runs = path.resolve().parent.parent
-    return newest_control(runs.parent, view) if runs.name == RUNS else None

@@ -258,7 +258,7 @@ def _show_run(
         view = outcome.view
         control = newest_control(results, view)
         rows = tuple(Row.of(judged, str(outcome.path)) for judged in judge_all(claims, [(view, control)]))
-        keep_stamps(outcome.path, view, rows)
+        keep_stamps(outcome.path, rows)
         entries[step] = Entry(view.record, str(outcome.path), rows, partial(getattr, outcome, "view"))
     rows_of_run = [row for entry in entries.values() for row in entry.rows]
     show(tables.verdict_table(rows_of_run, steps))

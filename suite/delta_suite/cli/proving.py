@@ -1,4 +1,4 @@
-"""The command that holds the suite against planted truth."""
+"""The command that runs the self-test, against planted truth."""
 
 from __future__ import annotations
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from delta_suite.cli.common import app, fail
+from delta_suite.cli.common import RESULTS, app, fail
 from delta_suite.cli.output import say, send, show
-from delta_suite.command_line import DEFAULT_RESULTS, ExitCode
+from delta_suite.command_line import ExitCode
 from delta_suite.errors import SuiteError
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def export(
     from delta_suite.sharing import export as exporting
     from delta_suite.writing import write_together
 
-    named = results or [Path(DEFAULT_RESULTS)]
+    named = results or [RESULTS]
     paths = [path for given in named for path in ([given] if given.suffix == ".json" else record_paths(given))]
     if not paths:
         fail(f"there are no records in {', '.join(map(str, named))}: `delta-suite measure NAME` writes one")
@@ -87,7 +87,7 @@ def export(
 
 
 def _figures(paths: Sequence[Path], unreadable: list[Path]) -> Iterator[Figure]:
-    """Yield the figures of records; one that cannot be read is told, and added to `unreadable`."""
+    """Yield the figures of records; one that cannot be read is reported, and added to `unreadable`."""
     from delta_suite.records.figures import figures
     from delta_suite.records.store import load
 

@@ -1,4 +1,4 @@
-"""The command that holds stored records against themselves, and against a second measurement."""
+"""The command that checks stored records, and compares them with a second measurement."""
 
 from __future__ import annotations
 

@@ -1,10 +1,12 @@
-"""Measures one item after the other in this process."""
+"""Measures one item after the other: in this process, or in all processes that torchrun started."""
 
 from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
+
+from delta_suite.process_group import current
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -21,16 +23,30 @@ def run(items: Iterable[Item], measure_item: Callable[[Item], Result]) -> Iterat
         try:
             yield item, measure_item(item)
         except Exception as error:  # whatever hinders one item must not hinder the next
-            forget_locals(error)
+            _forget_locals(error)
             yield item, error
 
 
-def forget_locals(error: BaseException) -> None:
-    """Clear the variables of all frames of an error, which may be kept: a model may be among them. The lines stay.
+def run_together(
+    items: Iterable[Item], measure_item: Callable[[Item], Result], take_part: Callable[..., None]
+) -> Iterator[tuple[Item, Result | Exception]]:
+    """Yield as `run` does in process 0 of those that torchrun started; the others take part in what it tells them.
 
-    Example:
-        >>> forget_locals(ValueError("no traceback"))
+    take_part: called with the item and the work, in the processes that are not the first.
     """
+    team = current()
+    for item in items:
+        if team.rank:
+            while (work := team.work()) is not None:
+                take_part(item, work)
+            continue
+        for _, result in run([item], measure_item):
+            team.finish_item()
+            yield item, result
+
+
+def _forget_locals(error: BaseException) -> None:
+    """Clear the variables of all frames of an error, which may be kept: a model may be among them. The lines stay."""
     seen: list[BaseException] = []
     waiting: list[BaseException | None] = [error]
     while waiting:

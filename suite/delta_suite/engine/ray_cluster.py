@@ -19,8 +19,8 @@ from importlib import import_module
 from typing import Any
 
 from delta_suite.engine.dispatch import LostWorkerError, Task
-from delta_suite.engine.versions import version_problem, versions
 from delta_suite.errors import EngineError, MissingPackageError, OptionError, brief
+from delta_suite.provenance import shared_versions, version_problem
 
 ANSWER_TIMEOUT = 120.0
 """Seconds that every machine has to start a worker and tell its versions."""
@@ -107,7 +107,7 @@ class RayCluster:
 
     def _compare_versions(self) -> None:
         at_node = import_module("ray.util.scheduling_strategies").NodeAffinitySchedulingStrategy
-        ask = self._ray.remote(num_cpus=0, max_retries=0)(versions)
+        ask = self._ray.remote(num_cpus=0, max_retries=0)(shared_versions)
         asked = {}
         for node in self._nodes():
             there = at_node(node["NodeID"], soft=False)
@@ -119,14 +119,14 @@ class RayCluster:
         problems = {}
         for answer in answered:
             try:
-                problem = version_problem(versions(), self._ray.get(answer))
+                problem = version_problem(shared_versions(), self._ray.get(answer))
             except self._ray.exceptions.RayError as error:
                 problem = brief(getattr(error, "cause", None) or error)
             if problem:
                 problems[asked[answer]] = problem
         if problems:
             listed = "".join(f"\n  {name}: {problem}" for name, problem in sorted(problems.items()))
-            raise EngineError(f"machines of the Ray cluster have not what is here; install the same versions:{listed}")
+            raise EngineError(f"machines of the Ray cluster differ from this one; install the same versions:{listed}")
 
     def share(self, content: bytes) -> Any:
         """Put the bytes into the cluster once."""

@@ -27,7 +27,7 @@ class Item:
 
     @property
     def key(self) -> tuple[str, bool, str]:
-        """Return what tells the items of one list apart; a folder may be named like the control of another model."""
+        """A key that tells the items of one list apart; a folder may be named like the control of another model."""
         return self.spec.name, self.spec.random_weights, self.calibration
 
 

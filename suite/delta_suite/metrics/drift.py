@@ -28,11 +28,11 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float64
 
-from delta_suite.metrics.direction_gram import DirectionGram, GramStack
+from delta_suite.metrics.direction_gram import NO_DIRECTION, DirectionGram, GramStack
 from delta_suite.metrics.estimate import ONE_DOCUMENT, Estimate
 from delta_suite.metrics.estimators import phase_value, resampled
 from delta_suite.metrics.registry import METRICS
-from delta_suite.metrics.segmentation import DRAWS, MOST_DIMENSIONS, PILOT, SEED, drift_cosines, embedding_of
+from delta_suite.metrics.segmentation import DRAWS, PILOT, SEED, drift_cosines, embedding_of, matching_dimensions
 from delta_suite.metrics.stacked import Values, stacked_values
 
 SHIFT = 2
@@ -88,7 +88,7 @@ def against_drifts(gram: DirectionGram, metric: str, phase: range) -> SmoothDrif
     if problem := outside_fit(gram.layers, phase):
         return problem
     if missing := gram.without_direction(range(gram.layers)):
-        return f"the update of layer {missing[0]} is zero, so it has no direction"
+        return NO_DIRECTION.format(missing[0])
     cosines = pair_cosines(gram, metric)
     return ONE_DOCUMENT if cosines is None else smooth_drifts(cosines, phase)
 
@@ -191,12 +191,12 @@ def _fit(squares: np.ndarray, fitted: np.ndarray, generator: np.random.Generator
     In nu dimensions unrelated directions have a mean squared cosine of 1 / nu, which the kernel must not hold as well.
     """
     means, departure = _by_lag(squares, fitted)
-    dimensions = 100.0
-    for _ in range(_STEPS):
-        factor = _factor(means, dimensions)
-        drifts = drift_cosines(factor, dimensions, generator, PILOT) ** 2
-        drawn = float(np.mean([_by_lag(drift, fitted)[1] for drift in drifts]))
-        dimensions = min(max(dimensions * drawn / max(departure, drawn / MOST_DIMENSIONS), 2.0), MOST_DIMENSIONS)
+
+    def departures(dimensions: float) -> list[float]:
+        drifts = drift_cosines(_factor(means, dimensions), dimensions, generator, PILOT) ** 2
+        return [_by_lag(drift, fitted)[1] for drift in drifts]
+
+    dimensions = matching_dimensions(departure, departures, _STEPS)
     return _factor(means, dimensions), dimensions
 
 

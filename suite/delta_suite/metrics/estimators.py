@@ -65,7 +65,7 @@ def layer_metrics(
 
 
 def state_metrics(state: StateLayer, variant: str) -> dict[str, Estimate]:
-    """Return every metric of a state that stands under a variant, by name."""
+    """Return every metric of a state that is recorded under a variant, by name."""
     cases = (state.whole, (), state.replicates, state.documents)
     return {name: _resampled(METRICS[name], METRICS[name].compute, *cases) for name in OF_VARIANT[variant]}
 
@@ -198,19 +198,6 @@ _LIMITED = ContextVar("_LIMITED", default=False)
 """True within a block of `one_thread`."""
 
 
-def pairs_of(metric: Metric, layers: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first and the second layer of each pair that a pair metric takes inside a set of layers.
-
-    Example:
-        >>> first, second = pairs_of(METRICS["adjacent_cosine"], [4, 5, 6])
-        >>> first.tolist(), second.tolist()
-        ([4, 5], [5, 6])
-    """
-    index = np.asarray(layers)
-    first, second = _pairs(len(index), metric.adjacent)
-    return index[first], index[second]
-
-
 @lru_cache
 def _pairs(count: int, adjacent: bool) -> tuple[np.ndarray, np.ndarray]:
     """Return the positions of both members of each pair among `count` layers."""
@@ -225,7 +212,8 @@ def _over_pairs(metric: Metric, gram: DirectionGram, layers: Sequence[int]) -> E
     """Return the mean of a pair metric over the pairs inside, and each layer's mean over its pairs."""
     if len(layers) == 1:
         return absent("one layer has no pairs")
-    first, second = pairs_of(metric, layers)
+    index = np.asarray(layers)
+    first, second = (index[positions] for positions in _pairs(len(layers), metric.adjacent))
     values = np.asarray(metric.compute(gram, first, second))
     per_layer: Mapping[int, float | None] = {
         layer: float(values[(first == layer) | (second == layer)].mean()) for layer in layers

@@ -13,7 +13,7 @@ A segmentation of N layers is written as its boundaries: the first layer of ever
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations, pairwise
 
@@ -52,7 +52,6 @@ MOST_DIMENSIONS = 1e6
 class Boundaries:
     """A comparison of a declared segmentation with the similarity of the layers."""
 
-    layers: int
     declared: tuple[int, ...]
     detected: tuple[int, ...]
     """The segmentation of least cost with the declared number of segments."""
@@ -60,8 +59,6 @@ class Boundaries:
     """The boundaries of a number of segments chosen by penalty; None with fewer than 8 layers."""
     recurrence: tuple[float, ...] | None
     """For each detected boundary, the share of replicates with a boundary within one layer of it."""
-    replicates: int
-    """Number of replicates."""
     declared_cost: float
     detected_cost: float
     total_cost: float
@@ -149,12 +146,10 @@ def find_boundaries(
             "p": tuple(_drift_p(share, drawn) for share in shares),
         }
     return Boundaries(
-        layers=layers,
         declared=cuts,
         detected=detected,
         chosen=_chosen(embedding),
         recurrence=recurrence,
-        replicates=0 if replicates is None else len(replicates),
         declared_cost=declared_cost,
         detected_cost=_cost(embedding, detected),
         total_cost=_cost(embedding, ()),
@@ -222,15 +217,10 @@ def _costs(
     return np.asarray(np.trace(gram) - (within / (end - first)).sum(axis=1))
 
 
-def _best_share(embedding: np.ndarray, boundaries: int) -> float:
-    """Return the least cost with this number of boundaries over that of one segment; 1 where all layers are equal."""
-    return _share(embedding, _best(embedding, boundaries))
-
-
 def _best_shares(grams: Float64[np.ndarray, "draws layers layers"], boundaries: int) -> Float64[np.ndarray, " draws"]:
-    """Return `_best_share` of many at once, given inner products: by dynamic programming over the last segment.
+    """Return the `_share` of the `_best` boundaries of many at once, given inner products.
 
-    One search after the other took most of the time of finding boundaries.
+    By dynamic programming over the last segment: one search after the other took most of the time of this module.
     """
     layers = grams.shape[1]
     sums = np.zeros((len(grams), layers + 1, layers + 1))
@@ -361,7 +351,7 @@ def against_smooth_drift(
     """
     generator = np.random.default_rng(SEED)
     embedding = embedding_of(similarity)
-    observed = _best_share(embedding, boundaries)
+    observed = _share(embedding, _best(embedding, boundaries))
     if observed == 1.0:  # all layers are equal, so no boundary reduces the cost
         return 1.0, MOST_DIMENSIONS, [1.0] * draws
     norms = np.linalg.norm(embedding, axis=1)
@@ -369,7 +359,9 @@ def against_smooth_drift(
     means, departure = _by_lag(unit @ unit.T)
     factor = embedding_of(np.sqrt(np.maximum(means, 0.0)))
     factor /= np.linalg.norm(factor, axis=1)[:, None]
-    dimensions = _matching_dimensions(factor, departure, generator)
+    dimensions = matching_dimensions(
+        departure, lambda freedom: [_by_lag(_drift(factor, freedom, generator))[1] for _ in range(PILOT)], steps=5
+    )
     scale, drawn = np.outer(norms, norms), list[float]()
     for first in range(0, draws, _AT_ONCE):
         count = min(_AT_ONCE, draws - first)
@@ -415,13 +407,14 @@ def _drift(factor: np.ndarray, dimensions: float, generator: np.random.Generator
     return np.asarray(drift_cosines(factor, dimensions, generator, 1)[0] ** 2)
 
 
-def _matching_dimensions(factor: np.ndarray, departure: float, generator: np.random.Generator) -> float:
+def matching_dimensions(departure: float, departures: Callable[[float], Sequence[float]], steps: int) -> float:
     """Return the degrees of freedom, 2 to 10^6, at which drifts depart from their diagonal means as far as the data do.
 
-    The departure is a variance, so it falls nearly as one over the degrees of freedom; five steps of that rule suffice.
+    departure: the data's. departures: returns those of drifts that are drawn with some degrees of freedom. They are
+    variances, so they fall nearly as one over the degrees of freedom; a few steps of that rule suffice.
     """
     dimensions = 100.0
-    for _ in range(5):
-        drawn = float(np.mean([_by_lag(_drift(factor, dimensions, generator))[1] for _ in range(PILOT)]))
+    for _ in range(steps):
+        drawn = float(np.mean(departures(dimensions)))
         dimensions = min(max(dimensions * drawn / max(departure, drawn / MOST_DIMENSIONS), 2.0), MOST_DIMENSIONS)
     return dimensions

@@ -57,6 +57,16 @@ class Decoder:
         return getattr(self.config, "hidden_size", None)
 
 
+def state_given(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """Return the state that a block is given: its first argument, whatever its name."""
+    return args[0] if args else kwargs.get("hidden_states", next(iter(kwargs.values()), None))
+
+
+def state_of(output: Any) -> Any:
+    """Return the state in what a module gives out, which some wrap in a tuple with other things."""
+    return output[0] if isinstance(output, tuple | list) and output else output
+
+
 def find_decoder(model: Any, layers_path: str | None = None) -> Decoder:
     """Return the decoder of a Hugging Face model, with its blocks.
 

@@ -10,7 +10,6 @@ import importlib.util
 import json
 import os
 import platform
-import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -154,9 +153,9 @@ def resolve_device(requested: str, spec: ModelSpec) -> str:
         requested = _best_device(spec, here)
     if requested in MODES:
         return _of_processes(requested, spec, here)
+    if requested.startswith((SHARDED, "cuda")) and not here.gpus:
+        raise DeviceError(f"--device {requested}: {here.why_no_gpu}.\n  {_cure(here)} {_listed(here)}")
     if requested == SHARDED:
-        if not here.gpus:
-            raise DeviceError(f"--device {SHARDED}: {here.why_no_gpu}.\n  {_cure(here)} {_listed(here)}")
         return _enough(spec, SHARDED, _gpu_memory(here), f"this machine with its {len(here.gpus)} GPUs together")
     if requested == "cpu":
         return _enough(spec, requested, here.memory_gb, "the CPU's memory")
@@ -164,15 +163,7 @@ def resolve_device(requested: str, spec: ModelSpec) -> str:
         if not here.mps:
             raise DeviceError(f"--device mps: this is not an Apple silicon machine. {_listed(here)}")
         return _enough(spec, requested, here.memory_gb, "the memory that CPU and GPU share")
-    match = re.fullmatch(r"cuda(?::(\d+))?", requested)
-    if match is None:
-        raise DeviceError(
-            f"--device {requested} is unknown: it is auto, cpu, mps, cuda, or cuda:1 and so on, or {SHARDED}. "
-            f"{_listed(here)}"
-        )
-    if not here.gpus:
-        raise DeviceError(f"--device {requested}: {here.why_no_gpu}.\n  {_cure(here)} {_listed(here)}")
-    index = int(match[1] or 0)
+    index = int(requested.partition(":")[2] or 0)
     if index >= len(here.gpus):
         raise DeviceError(f"--device {requested}: there is no GPU {index}. {_listed(here)}")
     gpu = here.gpus[index]

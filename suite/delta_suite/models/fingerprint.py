@@ -78,12 +78,11 @@ def file_hashes(paths: list[Path], memo: Path | None, progress: Progress = no_pr
     kept = {path: _Kept.of(path, memo) for path in paths}
     known = {path: entry.remembered() for path, entry in kept.items()}
     hashes = {path: digest for path, digest in known.items() if digest is not None}
-    unknown = [path for path in paths if path not in hashes]
-    total = sum(kept[path].size for path in unknown)
-    if total < PROGRESS_ABOVE:
-        return hashes | _in_threads([kept[path] for path in unknown], lambda _: None)
-    with progress("fingerprint of the weights", total, "B") as bar:
-        return hashes | _in_threads([kept[path] for path in unknown], bar.update)
+    unknown = [kept[path] for path in paths if path not in hashes]
+    total = sum(entry.size for entry in unknown)
+    show = progress if total >= PROGRESS_ABOVE else no_progress
+    with show("fingerprint of the weights", total, "B") as bar:
+        return hashes | _in_threads(unknown, bar.update)
 
 
 def _in_threads(entries: list[_Kept], advance: _Report) -> dict[Path, str]:

@@ -21,6 +21,7 @@ from delta_suite.errors import UnavailableError
 from delta_suite.models.files import ModelFiles
 from delta_suite.models.gguf_header import gguf_content
 from delta_suite.models.spec import ModelSpec
+from delta_suite.models.undisturbed import replaced
 
 if TYPE_CHECKING:
     import torch
@@ -205,20 +206,13 @@ def gguf_read_once(files: ModelFiles) -> Iterator[None]:
         yield
         return
     loader: Any = importlib.import_module("transformers.modeling_gguf_pytorch_utils")
-    parse = loader._gguf_parse_value
-    replaced: list[tuple[Any, str, Any]] = [
+    faster = [
         (gguf, "GGUFReader", lru_cache(_plain_reader(gguf.GGUFReader))),
         (gguf, "get_tensor_name_map", lru_cache(gguf.get_tensor_name_map)),
-        (loader, "_gguf_parse_value", partial(_parsed, parse)),
+        (loader, "_gguf_parse_value", partial(_parsed, loader._gguf_parse_value)),
     ]
-    before = [getattr(module, name) for module, name, _ in replaced]
-    for module, name, function in replaced:
-        setattr(module, name, function)
-    try:
+    with replaced(faster):
         yield
-    finally:
-        for (module, name, _), function in zip(replaced, before, strict=True):
-            setattr(module, name, function)
 
 
 def _plain_reader(reader: Any) -> Any:

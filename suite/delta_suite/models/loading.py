@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from delta_suite.command_line import DTYPES
 from delta_suite.errors import DeviceError, SuiteError, UnavailableError, brief
 from delta_suite.models.completeness import check_complete, unread_names
 from delta_suite.models.config_errors import unknown_word
@@ -23,9 +22,9 @@ from delta_suite.models.files import ModelFiles
 from delta_suite.models.gguf_check import check_gguf, gguf_read_once, names_read
 from delta_suite.models.model_config import auto_class, newer_transformers, quantisation_method, read_config
 from delta_suite.models.parallel import loading_options, start
-from delta_suite.models.quiet import errors_only
 from delta_suite.models.spec import ModelSpec
 from delta_suite.models.tokenizer import load_tokenizer
+from delta_suite.models.undisturbed import errors_only, replaced
 from delta_suite.models.weights import stored_tensors
 from delta_suite.process_group import MODES, current
 from delta_suite.reading import read_json
@@ -69,14 +68,11 @@ def load(spec: ModelSpec, files: ModelFiles, *, device: str = "cpu", dtype: str 
         the weights that `control.initialise` draws; for it "auto" is the dtype that the config names.
 
     Raises:
-        SuiteError: the dtype is unknown.
         ModelUnavailableError: transformers does not know the model; it has no causal text decoder; it needs remote
             code that is not trusted, or a package for quantised weights that is not installed; or the weights do not
             fit the architecture.
         DeviceError: memory runs out, or the GPU fails.
     """
-    if dtype not in DTYPES:
-        raise SuiteError(f"dtype {dtype!r} is unknown: it is {', '.join(DTYPES)}.")
     from delta_suite.models.zeros import zero_weights
 
     started = time.perf_counter()
@@ -309,19 +305,13 @@ def _weights_alone() -> Iterator[None]:
     from transformers.integrations import hub_kernels, peft
     from transformers.models.auto import auto_factory
 
-    switches: list[tuple[Any, str, Any]] = [
+    switches = [
         (hub_kernels, "_kernels_enabled", False),
         (peft, "is_peft_available", lambda: False),
         (auto_factory, "is_peft_available", lambda: False),
     ]
-    before = [getattr(module, name, None) for module, name, _ in switches]
-    for module, name, value in switches:
-        setattr(module, name, value)
-    try:
+    with replaced(switches):
         yield
-    finally:
-        for (module, name, _), value in zip(switches, before, strict=True):
-            setattr(module, name, value)
 
 
 def _devices(model: PreTrainedModel, device: str) -> tuple[str, ...]:

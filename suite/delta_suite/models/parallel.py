@@ -47,7 +47,9 @@ def require_parallel(spec: ModelSpec, files: ModelFiles, team: Team) -> None:
     config = read_config(spec, files)
     elsewhere = f"Use --device {SHARDED} in one process."
     if _distributed_config() is None:
-        raise DeviceError(f"--device {team.mode}: {transformers_release()} loads no models over several processes.")
+        raise DeviceError(
+            f"--device {team.mode}: {transformers_release()} loads no models over several processes. {elsewhere}"
+        )
     what = None
     if spec.random_weights:
         what = "controls (random weights) are drawn in one process"

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 from delta_suite.errors import UnavailableError, brief
 from delta_suite.models.files import ModelFiles, is_tokenizer_file
 from delta_suite.models.model_config import MOST, newer_transformers
-from delta_suite.models.quiet import errors_only
 from delta_suite.models.spec import ModelSpec
+from delta_suite.models.undisturbed import errors_only
 from delta_suite.reading import ARRAYS_LIMIT, UnreadableFileError, decode, parse_json, read_bytes
 
 if TYPE_CHECKING:

@@ -1,16 +1,15 @@
-"""Contexts that leave a process as it was: the caller's settings of torch, random states, and a module in memory."""
+"""Contexts that leave a process as it was: torch's and transformers' settings, random states, a module in memory."""
 
 from __future__ import annotations
 
+import logging
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from delta_suite.errors import CaptureError
 
@@ -56,8 +55,36 @@ def _accelerator() -> str:
 
 
 @contextmanager
+def errors_only() -> Iterator[None]:
+    """Silence the warnings of transformers; its table of tensors that do not fit would stand above our message."""
+    from transformers.utils import logging as transformers_logging
+
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
+@contextmanager
+def replaced(attributes: Sequence[tuple[Any, str, Any]]) -> Iterator[None]:
+    """Give attributes of modules other values within a block; one that a module lacks is None afterwards."""
+    before = [getattr(module, name, None) for module, name, _ in attributes]
+    for module, name, value in attributes:
+        setattr(module, name, value)
+    try:
+        yield
+    finally:
+        for (module, name, _), value in zip(attributes, before, strict=True):
+            setattr(module, name, value)
+
+
+@contextmanager
 def random_states_kept() -> Iterator[None]:
     """Leave the random states of Python, numpy, torch and its devices as they were; torch's where it is loaded."""
+    import numpy as np  # here, as runs from the cache import this module, and do without
+
     python, legacy = random.getstate(), np.random.get_state()
     torch = sys.modules.get("torch")
     states = [] if torch is None else _torch_states(torch)

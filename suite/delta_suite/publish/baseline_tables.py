@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from delta_suite.metrics.intervals import PERCENT
 from delta_suite.metrics.registry import METRICS
@@ -73,10 +72,6 @@ class BaselineRow:
             first_changed_layer(comparisons),
             record,
         )
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the row as plain values."""
-        return asdict(self)
 
 
 def item_text(

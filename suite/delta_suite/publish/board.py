@@ -62,7 +62,7 @@ class Broken:
 
 
 def _once(form: Callable[Concatenate[Board, _Words], _Formed]) -> Callable[Concatenate[Board, _Words], _Formed]:
-    """Form each link and place of a board once: it stands in many cells."""
+    """Form each link and place of a board once: many cells have it."""
 
     def formed(board: Board, /, *words: _Words.args, **named: _Words.kwargs) -> _Formed:
         known: dict[object, _Formed] = board.__dict__.setdefault(f"_{form.__name__}", {})
@@ -75,7 +75,7 @@ def _once(form: Callable[Concatenate[Board, _Words], _Formed]) -> Callable[Conca
 
 @dataclass(frozen=True)
 class Board:
-    """Everything that is published, before it has a form."""
+    """Everything that is published, before it is rendered."""
 
     results: Path
     repository: str | None
@@ -90,7 +90,7 @@ class Board:
 
     @cached_property
     def root(self) -> Path:
-        """Return the folder that published paths are relative to: the one that holds the results folder."""
+        """The folder that published paths are relative to: the one that holds the results folder."""
         return _absolute(self.results).parent
 
     @_once
@@ -145,12 +145,12 @@ class Board:
 
     @property
     def largest_first(self) -> list[Group]:
-        """Return the tables in the order of the pages: those of most models and training runs first."""
+        """The tables in the order of the pages: those of most models and training runs first."""
         return sorted(self.groups, key=lambda group: group.row_count, reverse=True)
 
     @cached_property
     def runs(self) -> dict[str, list[tuple[Group, Run]]]:
-        """Return all training runs, by name."""
+        """All training runs, by name."""
         by_name: dict[str, list[tuple[Group, Run]]] = {}
         for group in self.groups:
             for run in group.runs:
@@ -159,7 +159,7 @@ class Board:
 
     @cached_property
     def models(self) -> dict[str, list[tuple[Group, Entry]]]:
-        """Return all entries, by model."""
+        """All entries, by model."""
         by_name: dict[str, list[tuple[Group, Entry]]] = {}
         for group in self.groups:
             for entry in group.entries:

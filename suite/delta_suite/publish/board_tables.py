@@ -50,11 +50,11 @@ def models_table(board: Board, group: Group, folder: str) -> Table:
     return Table(head, tuple(lines), id=f"models-{group.id}", caption="Models and hypotheses")
 
 
-def claims_by_model(board: Board, group: Group, folder: str) -> Table:
+def claims_by_model(board: Board, group: Group) -> Table:
     """Return one line a claim, with the verdict for each model beside each other."""
     lines = [
         [
-            Cell(f"{rows[0].hypothesis}/{rows[0].expectation}", link=board.claim_link(rows[0].where, folder)),
+            Cell(f"{rows[0].hypothesis}/{rows[0].expectation}", link=board.claim_link(rows[0].where, "")),
             Cell(rows[0].claim, code=True),
             *map(verdict_cell, rows),
         ]

@@ -48,17 +48,17 @@ class Run:
 
     @property
     def rows(self) -> list[Row]:
-        """Return the rows of all checkpoints."""
+        """The rows of all checkpoints."""
         return [row for entry in self.entries.values() for row in entry.rows]
 
     @property
     def steps(self) -> dict[int, str]:
-        """Return the model names by step."""
+        """The model names by step."""
         return {step: entry.model for step, entry in self.entries.items()}
 
     @property
     def last(self) -> Entry:
-        """Return the checkpoint of the last step."""
+        """The checkpoint of the last step."""
         return self.entries[max(self.entries)]
 
     def figures(self) -> dict[int, PhaseFigures]:
@@ -93,18 +93,18 @@ class Group:
 
     @property
     def id(self) -> str:
-        """Return a short name that is unique among the groups."""
+        """A short name that is unique among the groups."""
         precision = re.sub(r"[^\w]+", "-", self.precision)
         return f"{self.calibration.sha256[:8]}-{self.metrics}-{self.schema}-{precision}"
 
     @property
     def title(self) -> str:
-        """Return the heading of the table."""
+        """The heading of the table."""
         return f"Calibration {self.calibration.name}, {self.precision}, metric set {self.metrics}"
 
     @property
     def facts(self) -> dict[str, str]:
-        """Return what the figures of all entries share, by name. Groups differ in at least one of them."""
+        """The settings that the figures of all entries share, by name. Groups differ in at least one of them."""
         versions = ", ".join(f"{name} {version}" for name, version in sorted(self.metric_versions.items()))
         return {
             "calibration": f"{self.calibration.name}, {self._texts}",
@@ -116,7 +116,7 @@ class Group:
 
     @cached_property
     def described(self) -> str:
-        """Return what all entries of the table share, and what they do not."""
+        """A sentence on what all entries of the table share, and what they do not."""
         versions = sorted(set(self.metric_versions.values()))
         suites = sorted({entry.head.provenance.suite for entry in self.entries})
         settings = ", ".join(f"{name} {value}" for name, value in self.settings.items())
@@ -146,17 +146,17 @@ class Group:
 
     @property
     def changed(self) -> tuple[str, ...]:
-        """Return how hypothesis files have changed since they last judged the entries, one line a model and file."""
+        """How hypothesis files have changed since they last judged the entries, one line a model and file."""
         return tuple(f"{entry.model}: {name}, {how}" for entry in self.entries for name, how in entry.changed.items())
 
     @property
     def row_count(self) -> int:
-        """Return the number of models and training runs."""
+        """The number of models and training runs."""
         return len(self.entries) - sum(len(run.entries) - 1 for run in self.runs)
 
     @cached_property
     def runs(self) -> tuple[Run, ...]:
-        """Return the training runs among the entries. Where two models are one step, it is not known which is of it."""
+        """The training runs among the entries. Where two models are one step, it is not known which is of it."""
         runs: dict[str, dict[int, list[Entry]]] = {}
         for entry in self.entries:
             if entry.head.model.series is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from delta_suite.capture.writes import SUBLAYERS
 from delta_suite.models.phases import PhaseMap
-from delta_suite.publish.model_tables import PHASE_COLUMNS, lacks_pairs
+from delta_suite.publish.model_tables import phase_values
 from delta_suite.publish.plots import BLUE, GREEN, VERMILION
 from delta_suite.publish.svg import Axis, Drawing
 from delta_suite.records.view import RecordView
@@ -42,14 +42,8 @@ class Profile:
         """Take a profile from a record."""
         layers = range(view.model.layers)
         attention, mlp = (_line(view, layers, ENERGY, of_write(VARIANT, write)) for write in SUBLAYERS)
-        shares = tuple(_share(one, other) for one, other in zip(attention, mlp, strict=True))
-        by_phase = {
-            name: tuple(
-                None if lacks_pairs(metric, range(first, last + 1)) else _best(view, metric, range(first, last + 1))
-                for metric in PHASE_COLUMNS
-            )
-            for name, (first, last) in view.phases.items()
-        }
+        shares = tuple(_share_of_attention(one, other) for one, other in zip(attention, mlp, strict=True))
+        by_phase = {name: phase_values(view, *layers, VARIANT) for name, layers in view.phases.items()}
         return cls(
             view.phases,
             _line(view, layers, RANK, VARIANT),
@@ -60,7 +54,7 @@ class Profile:
 
     @property
     def described(self) -> str:
-        """Return the profile in words, for those who do not see it."""
+        """The profile in words, for those who do not see it."""
         parts = [f"Effective rank over {len(self.ranks)} layers: {_ends(self.ranks, '.3g')}"]
         parts.append(f"|cos| to the next layer: {_ends(self.cosines, '.2f')}")
         if self.attention:
@@ -72,11 +66,7 @@ def _line(view: RecordView, layers: Iterable[int], metric: str, variant: str) ->
     return tuple(view.layer(layer, metric, variant, replicates=False).value for layer in layers)
 
 
-def _best(view: RecordView, metric: str, layers: range) -> float | None:
-    return view.over(layers, metric, VARIANT, replicates=False).value
-
-
-def _share(attention: float | None, mlp: float | None) -> float | None:
+def _share_of_attention(attention: float | None, mlp: float | None) -> float | None:
     """Return the share of attention in the energy, which is the square of the Frobenius norm."""
     if attention is None or mlp is None or attention + mlp == 0:
         return None

@@ -82,7 +82,7 @@ class Entry:
 
     @property
     def recomputed(self) -> bool:
-        """Return True if somebody else has measured the same and found the same."""
+        """True if somebody else has measured the same and found the same."""
         return bool(self.recomputed_by)
 
     @property
@@ -92,59 +92,59 @@ class Entry:
 
     @property
     def drawn(self) -> Drawn:
-        """Return its plots and tables."""
+        """Its plots and tables."""
         return Drawn.of(self.read()) if self.drawing is None else self.drawing()
 
     @property
     def phase_figures(self) -> PhaseFigures:
-        """Return the figures of its phases, for the page of a training run."""
+        """The figures of its phases, for the page of a training run."""
         return PhaseFigures(self.read()) if self.measuring is None else self.measuring()
 
     @property
     def changed(self) -> dict[str, str]:
-        """Return for each hypothesis how its file has changed since a run last judged this record by it."""
+        """For each hypothesis how its file has changed since a run last judged this record by it."""
         return changed_files(self.judged_by, stamps_of(self.rows))
 
     @property
     def model(self) -> str:
-        """Return the model's name, or what it is told apart by."""
+        """The model's name, or what it is told apart by."""
         return self.label or self.head.model.name
 
     @property
     def dtype(self) -> str:
-        """Return the dtype that the model was run in."""
+        """The dtype that the model was run in."""
         return self.head.provenance.dtype
 
     @property
     def seconds(self) -> float:
-        """Return the seconds of all steps together."""
+        """The seconds of all steps together."""
         return sum(self.head.provenance.seconds.values())
 
     @property
     def host_bytes(self) -> int:
-        """Return the peak memory of the process."""
+        """The peak memory of the process."""
         return self.head.provenance.peak_memory_bytes.get("host", 0)
 
     @property
     def gpu_bytes(self) -> int:
-        """Return the peak memory of all GPUs that were used."""
+        """The peak memory of all GPUs that were used."""
         peaks = self.head.provenance.peak_memory_bytes
         return sum(size for name, size in peaks.items() if name != "host")
 
     @property
     def source(self) -> str:
-        """Return the origin of the weights; of a directory only its name, as its path exists on one machine alone."""
+        """The origin of the weights; of a directory only its name, as its path exists on one machine alone."""
         return shown_source(self.head.model.source)
 
     @cached_property
     def tallies(self) -> tuple[Tally, ...]:
-        """Return one tally for each hypothesis."""
+        """One tally for each hypothesis."""
         hypotheses = dict.fromkeys(row.hypothesis for row in self.rows)
         return tuple(Tally.of(name, [row for row in self.rows if row.hypothesis == name]) for name in hypotheses)
 
     @property
     def worst(self) -> Row | None:
-        """Return the refuted claim that is furthest outside, by its margin in standard errors; None without one.
+        """The refuted claim that is furthest outside, by its margin in standard errors; None without one.
 
         Margins of other claims are of other units, and how far a claim is supported says nothing about the worst.
         """
@@ -153,16 +153,16 @@ class Entry:
 
     @property
     def family(self) -> str:
-        """Return the architecture without what all have in common, such as Llama of LlamaForCausalLM."""
+        """The architecture without what all have in common, such as Llama of LlamaForCausalLM."""
         return _COMMON.sub("", self.head.model.architecture) or self.head.model.architecture
 
     @property
     def size(self) -> str:
-        """Return the class of size, by the parameters that the blocks of a usual transformer of this shape have."""
+        """The class of size, by the parameters that the blocks of a usual transformer of this shape have."""
         parameters = 12 * self.head.model.layers * self.head.model.hidden**2
         return next((name for name, most in SIZES.items() if parameters < most), LARGEST)
 
     @property
     def vacuous(self) -> int:
-        """Return the number of supported claims that are vacuous."""
+        """The number of supported claims that are vacuous."""
         return sum(tally.vacuous for tally in self.tallies)

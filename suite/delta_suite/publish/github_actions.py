@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from delta_suite.escaping import markdown, workflow_command
+from delta_suite.paths import relative_to
 from delta_suite.publish.baseline_tables import BaselineRow, run_table
 from delta_suite.publish.rows import Row, mark_lines
 from delta_suite.publish.verdict_tables import verdict_grid
@@ -47,8 +48,7 @@ def error_command(message: str) -> str:
 
 
 def _in_workspace(path: Path) -> str:
-    workspace, path = Path(os.environ.get("GITHUB_WORKSPACE", ".")).resolve(), path.resolve()
-    return str(path.relative_to(workspace) if path.is_relative_to(workspace) else path)
+    return str(relative_to(Path(os.environ.get("GITHUB_WORKSPACE", ".")), path))
 
 
 def step_summary(

@@ -256,7 +256,7 @@ def markdown(board: Board) -> str:
             f"{len(run.entries)} checkpoints."
             for run in group.runs
         ]
-        parts.append(claims_by_model(board, group, "").markdown())
+        parts.append(claims_by_model(board, group).markdown())
     if board.superseded:
         lines = [f"- {_record(board, item.record)}, replaced by {_record(board, item.by)}" for item in board.superseded]
         parts += ["## Superseded records", "A newer record of the same model in the same table counts."]

@@ -47,16 +47,24 @@ def phase_table(view: RecordView, variant: str = "raw") -> Table:
     """Return N, intra, cross, block rank and capture of each phase."""
     lines = []
     for name, (first, last) in view.phases.items():
-        layers = range(first, last + 1)
-        values = [
-            None if lacks_pairs(metric, layers) else view.over(layers, metric, variant, replicates=False).value
-            for metric in PHASE_COLUMNS
-        ]
-        texts = [NONE if value is None else f"{value:.4f}" for value in values]
         count = last - first + 1
         cells = [Cell(name, name), Cell(f"{first}-{last}", first), Cell(str(count), count)]
-        lines.append([*cells, *map(Cell, texts, values)])
+        lines.append([*cells, *_phase_cells(view, first, last, variant)])
     return Table.of(["phase", "layers", "N", *PHASE_COLUMNS.values()], lines, align="lrrrrrr")
+
+
+def phase_values(view: RecordView, first: int, last: int, variant: str) -> tuple[float | None, ...]:
+    """Return the metrics of the table of phases for the phase of these layers, in its order."""
+    layers = range(first, last + 1)
+    return tuple(
+        None if lacks_pairs(metric, layers) else view.over(layers, metric, variant, replicates=False).value
+        for metric in PHASE_COLUMNS
+    )
+
+
+def _phase_cells(view: RecordView, first: int, last: int, variant: str) -> list[Cell]:
+    values = phase_values(view, first, last, variant)
+    return [Cell(NONE if value is None else f"{value:.4f}", value) for value in values]
 
 
 def lacks_pairs(metric: str, layers: range) -> bool:
@@ -75,15 +83,9 @@ def writes_table(view: RecordView) -> Table | str:
         return f"attention and MLP are not measured apart: {view.record.not_apart}"
     lines = []
     for name, (first, last) in view.phases.items():
-        layers = range(first, last + 1)
         for write in ("block", *SUBLAYERS):
-            variant = of_write("sink_free", write)
-            values = [
-                None if lacks_pairs(metric, layers) else view.over(layers, metric, variant, replicates=False).value
-                for metric in PHASE_COLUMNS
-            ]
-            texts = [NONE if value is None else f"{value:.4f}" for value in values]
-            lines.append([Cell(name, name), Cell(write, write), *map(Cell, texts, values)])
+            cells = _phase_cells(view, first, last, of_write("sink_free", write))
+            lines.append([Cell(name, name), Cell(write, write), *cells])
     return Table.of(["phase", "write", *PHASE_COLUMNS.values()], lines, align="llrrrr")
 
 

@@ -56,17 +56,17 @@ class Stored:
 
     @property
     def path(self) -> Path:
-        """Return the path of the file."""
+        """The path of the file."""
         return self.place.path
 
     @property
     def record(self) -> str:
-        """Return the path relative to the results folder."""
+        """The path relative to the results folder."""
         return self.place.record
 
     @property
     def created(self) -> str:
-        """Return when it was measured."""
+        """When it was measured."""
         return self.head.provenance.created
 
 

@@ -20,7 +20,7 @@ CLAIM_WIDTH = 30
 def verdict_grid(rows: Sequence[Row], models: Sequence[str] = ()) -> Table:
     """Return hypotheses and their expectations by models, with a column for each of `models`, judged or not."""
     models = list(dict.fromkeys([*models, *(row.model for row in rows)]))
-    adjusted = {model: holm_by_hypothesis([row for row in rows if row.model == model]) for model in models}
+    adjusted = _holm_by_model(rows, models)
     families = {
         model: len({row.hypothesis for row in rows if row.model == model and row.severity == "fail"})
         for model in models
@@ -48,6 +48,10 @@ def verdict_cell(row: Row, *, interval: bool = True) -> Cell:
     shown = f" {interval_text(row.interval)}" if interval and row.interval is not None else ""
     text = verdict_text(row.word, row.observed) + shown + marks(row)
     return Cell(text, text, verdict=row.word)
+
+
+def _holm_by_model(rows: Sequence[Row], models: Iterable[str]) -> dict[str, dict[str, tuple[float, float]]]:
+    return {model: holm_by_hypothesis([row for row in rows if row.model == model]) for model in models}
 
 
 def holm_by_hypothesis(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
@@ -99,7 +103,7 @@ def _overall(rows: Sequence[Row], p: tuple[float, float] | None, family: int) ->
 def in_several_models(rows: Sequence[Row]) -> Table | None:
     """Return for each hypothesis with a p in how many of several models it holds, and with what p; None without any."""
     models = list(dict.fromkeys(row.model for row in rows))
-    by_model = {model: holm_by_hypothesis([row for row in rows if row.model == model]) for model in models}
+    by_model = _holm_by_model(rows, models)
     lines = []
     for hypothesis in dict.fromkeys(row.hypothesis for row in rows):
         known = [hypotheses[hypothesis][0] for hypotheses in by_model.values() if hypothesis in hypotheses]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +98,7 @@ class BaselineItem(pytest.Item):
         self.status = status = worst(comparisons)
         record = str(outcome.path)
         row = BaselineRow.of(self.spec.name, str(self.baseline.path), self.item, status, comparisons, record)
-        self.row = row.as_json()
+        self.row = asdict(row)
         properties = ("baseline", "item", "model", "status", "where", "old", "new", "difference", "tolerance")
         self.user_properties += [(key, value) for key in properties if (value := self.row[key]) is not None]
         reproduce = regression.reproduce(self.nodeid, self.spec.name)

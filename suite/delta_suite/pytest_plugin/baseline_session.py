@@ -13,6 +13,7 @@ import pytest
 
 from delta_suite.errors import BaselineError, SuiteError
 from delta_suite.escaping import terminal
+from delta_suite.paths import relative_to
 from delta_suite.pytest_plugin.printing import Printer, usage_error
 
 if TYPE_CHECKING:
@@ -192,11 +193,7 @@ class Regression:
         if stated is None:
             return None
         judged = judge(hypothesis, stated, self.outcome(spec).view, partial(self.control, spec))
-        return VerdictEntry.of(judged, self._relative(hypothesis.path))
-
-    def _relative(self, path: Path) -> str:
-        path, root = path.resolve(), self.config.rootpath.resolve()
-        return (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
+        return VerdictEntry.of(judged, relative_to(self.config.rootpath, hypothesis.path).as_posix())
 
     # --- reports, which may come from xdist workers, and the end of the run
 

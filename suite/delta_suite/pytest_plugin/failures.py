@@ -33,7 +33,7 @@ _HIDDEN: pytest.StashKey[dict[str, list[pytest.TestReport]]] = pytest.StashKey()
 
 
 def claim_report(item: pytest.Item, call: pytest.CallInfo[None], report: pytest.TestReport) -> None:
-    """Mark the report of a failure that is told here."""
+    """Mark the report of a failure that the plugin explains itself."""
     if not report.failed:
         return
     raised = call.excinfo.value if call.excinfo is not None else None
@@ -128,7 +128,7 @@ def _tell_github(reporter: pytest.TerminalReporter, failed: Iterable[pytest.Test
 
 
 def _cause(report: Any) -> object:
-    """Return what reports have in common that are told together."""
+    """Return a key that reports share which are shown as one."""
     if hasattr(report, UNMEASURED):
         return getattr(report, UNMEASURED)
     row = getattr(report, "delta_suite_baseline", None)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Printer:
-    """Writes what stands at the end of a run."""
+    """Writer of the text at the end of a pytest run."""
 
     def __init__(self, reporter: pytest.TerminalReporter, width: int) -> None:
         from delta_suite.publish.screen import Screen

@@ -29,12 +29,12 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 
 from delta_suite.capture.writes import SUBLAYERS
 from delta_suite.errors import RecordError
@@ -177,9 +177,23 @@ def pack(arrays: Arrays) -> bytes:
 # --- beside a record -------------------------------------------------------------------------------------------
 
 
+@lru_cache
+def pairs_of_layers(layers: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first and the second layer of each pair L <= M, in the order of the arrays."""
+    return np.triu_indices(layers)
+
+
+def square(pairs: Float[np.ndarray, "*stack pairs"], layers: int) -> Float64[np.ndarray, "*stack layers layers"]:
+    """Return symmetric matrices over layers, given the numbers of their pairs."""
+    first, second = pairs_of_layers(layers)
+    matrices = np.zeros((*pairs.shape[:-1], layers, layers))
+    matrices[..., first, second] = matrices[..., second, first] = pairs
+    return matrices
+
+
 def gram_arrays(variant: str, gram: DirectionGram) -> dict[str, np.ndarray]:
     """Return what is kept beside a record of the directions of a variant."""
-    first, second = np.triu_indices(gram.layers)
+    first, second = pairs_of_layers(gram.layers)
     arrays: dict[str, np.ndarray] = {}
     for name in MATRICES:
         matrix = getattr(gram, name)
@@ -209,25 +223,19 @@ def stored_gram(arrays: Arrays, variant: str, layers: int, hidden: int) -> Direc
     """Return the gram that `gram_arrays` kept, without inner products of all directions; None where it kept none."""
     if f"{variant}.cosines" not in arrays:
         return None
-    first, second = np.triu_indices(layers)
 
-    def square(pairs: np.ndarray | None) -> np.ndarray | None:
-        """Return matrices of pairs as square ones; those without each group are made at once."""
-        if pairs is None:
-            return None
-        matrix = np.zeros((*pairs.shape[:-1], layers, layers))
-        matrix[..., first, second] = matrix[..., second, first] = pairs
-        return matrix
+    def matrices(pairs: np.ndarray | None) -> np.ndarray | None:
+        return None if pairs is None else square(pairs, layers)
 
     def without(kind: str) -> _Grams:
-        squares = {name: square(matrices_without(arrays, f"{variant}.{name}", kind)) for name in MATRICES}
+        squares = {name: matrices(matrices_without(arrays, f"{variant}.{name}", kind)) for name in MATRICES}
         return _Grams(squares, hidden)
 
-    halves = [square(arrays.get(f"{variant}.cosines_{half}")) for half in "ab"]
+    halves = [matrices(arrays.get(f"{variant}.cosines_{half}")) for half in "ab"]
     a, b = (None if cosines is None else DirectionGram(hidden, cosines) for cosines in halves)
     replicates, documents = (without(kind) for kind in KINDS)
     whole = replace(
-        _gram({name: square(arrays.get(f"{variant}.{name}")) for name in MATRICES}, hidden),
+        _gram({name: matrices(arrays.get(f"{variant}.{name}")) for name in MATRICES}, hidden),
         halves=None if a is None or b is None else (a, b),
         replicates=replicates,
         documents=documents,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -66,6 +66,10 @@ class Assembled:
     record: Record
     arrays: Arrays
     directions: Arrays
+
+    def plus(self, arrays: Arrays, **fields: Any) -> Assembled:
+        """Return the same with other fields of the record, and more arrays beside it."""
+        return replace(self, record=self.record.model_copy(update=fields), arrays={**self.arrays, **arrays})
 
 
 def assemble(
@@ -257,8 +261,7 @@ def measured_later(entry: Assembled, provenance: Provenance) -> Assembled:
     """Return an entry as of a later run that completes it; the seconds are those of both runs together."""
     before, spent = entry.record.provenance.seconds, provenance.seconds
     seconds = before | {step: round(before.get(step, 0.0) + spent[step], 3) for step in spent}
-    record = entry.record.model_copy(update={"provenance": provenance.model_copy(update={"seconds": seconds})})
-    return Assembled(record, entry.arrays, entry.directions)
+    return entry.plus({}, provenance=provenance.model_copy(update={"seconds": seconds}))
 
 
 def with_rest(entry: Assembled, before: Assembled | None, elapsed: float) -> Assembled:
@@ -269,8 +272,7 @@ def with_rest(entry: Assembled, before: Assembled | None, elapsed: float) -> Ass
     seconds = entry.record.provenance.seconds
     known = sum(seconds.values()) - (0.0 if before is None else sum(before.record.provenance.seconds.values()))
     seconds = seconds | {"other": round(seconds.get("other", 0.0) + max(0.0, elapsed - known), 3)}
-    provenance = entry.record.provenance.model_copy(update={"seconds": seconds})
-    return Assembled(entry.record.model_copy(update={"provenance": provenance}), entry.arrays, entry.directions)
+    return entry.plus({}, provenance=entry.record.provenance.model_copy(update={"seconds": seconds}))
 
 
 def with_boundaries(record: Record, gram_of: GramOf) -> Record:
@@ -298,8 +300,9 @@ def boundary_record(boundaries: Boundaries | str) -> BoundaryRecord:
     )
 
 
-def with_law(record: Record, law: Law) -> tuple[Record, dict[str, np.ndarray]]:
-    """Return the record with the update law over its phases, and the law's arrays."""
+def with_law(entry: Assembled, law: Law) -> Assembled:
+    """Return the entry with the update law over its phases."""
+    record = entry.record
     estimates = {name: law_estimates(law, name) for name in record.phases}
     scopes = {}
     for name, scope in record.scopes.items():
@@ -313,8 +316,7 @@ def with_law(record: Record, law: Law) -> tuple[Record, dict[str, np.ndarray]]:
             arrays[f"law.units.{name}"] = columns(replicates).T
     if law.reason is None:
         arrays["law.transfer"] = law.transfer[0].astype(np.float32)
-    update = {"law": LawRecord(phases=record.phases), "scopes": scopes, "parts": parts_with(record, "law")}
-    return record.model_copy(update=update), arrays
+    return entry.plus(arrays, law=LawRecord(phases=record.phases), scopes=scopes, parts=parts_with(record, "law"))
 
 
 def with_writes(
@@ -325,9 +327,10 @@ def with_writes(
     spectra: by variant; or the reason why the model has none, which is kept so that it is not tried again. identity:
     that of the certificate, that they are told apart.
     """
-    record = entry.record.model_copy(update={"parts": parts_with(entry.record, "writes")})
+    record = entry.record
+    parts = parts_with(record, "writes")
     if isinstance(spectra, str):
-        return Assembled(record.model_copy(update={"not_apart": spectra}), entry.arrays, entry.directions)
+        return entry.plus({}, parts=parts, not_apart=spectra)
     assert identity is not None
     figures = _Figures.of(spectra)
     identities = {**record.certificate.identities, WRITES: identity}
@@ -336,25 +339,24 @@ def with_writes(
         span = range(scope.layers[0], scope.layers[1] + 1)
         metrics = {variant: phase_metrics(gram, span) for variant, gram in figures.grams.items()}
         scopes[name] = scope.model_copy(update={"metrics": {**scope.metrics, **metrics}})
-    record = record.model_copy(
-        update={
-            "certificate": record.certificate.model_copy(update={"identities": identities}),
-            "variants": record.variants | {variant: VARIANTS[variant].version for variant in spectra},
-            "scopes": scopes,
-            "layers": tuple(
-                layer.model_copy(update={"metrics": {**layer.metrics, **figures.of_layer(layer.layer)}})
-                for layer in record.layers
-            ),
-        }
+    complete = entry.plus(
+        figures.arrays,
+        parts=parts,
+        certificate=record.certificate.model_copy(update={"identities": identities}),
+        variants=record.variants | {variant: VARIANTS[variant].version for variant in spectra},
+        scopes=scopes,
+        layers=tuple(
+            layer.model_copy(update={"metrics": {**layer.metrics, **figures.of_layer(layer.layer)}})
+            for layer in record.layers
+        ),
     )
-    scope_arrays = _scope_arrays(record, figures.grams.__getitem__, spectra)
-    arrays = {**entry.arrays, **figures.arrays, **scope_arrays}
-    return Assembled(record, arrays, {**entry.directions, **figures.directions})
+    scope_arrays = _scope_arrays(complete.record, figures.grams.__getitem__, spectra)
+    return replace(complete.plus(scope_arrays), directions={**entry.directions, **figures.directions})
 
 
 def with_states(entry: Assembled, states: Mapping[str, Sequence[StateLayer]]) -> Assembled:
     """Return the entry with the figures of its states, by variant, layer by layer."""
-    arrays = dict(entry.arrays)
+    arrays: dict[str, np.ndarray] = {}
     by_layer: list[dict[str, dict[str, Estimate]]] = [dict(layer.metrics) for layer in entry.record.layers]
     for variant, layers in states.items():
         figures = [state_metrics(layer, variant) for layer in layers]
@@ -362,14 +364,11 @@ def with_states(entry: Assembled, states: Mapping[str, Sequence[StateLayer]]) ->
             metrics[variant] = metrics[variant] | more
         arrays[f"{variant}.{STATES}"] = _padded([layer.whole.eigenvalues for layer in layers])
         arrays |= _replicate_arrays(variant, figures)
-    update = {
-        "layers": tuple(
-            layer.model_copy(update={"metrics": metrics})
-            for layer, metrics in zip(entry.record.layers, by_layer, strict=True)
-        ),
-        "parts": parts_with(entry.record, "stream"),
-    }
-    return Assembled(entry.record.model_copy(update=update), arrays, entry.directions)
+    layers_with = tuple(
+        layer.model_copy(update={"metrics": metrics})
+        for layer, metrics in zip(entry.record.layers, by_layer, strict=True)
+    )
+    return entry.plus(arrays, layers=layers_with, parts=parts_with(entry.record, "stream"))
 
 
 def parts_with(record: Record, part: str) -> tuple[str, ...]:

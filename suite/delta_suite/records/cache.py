@@ -22,8 +22,8 @@ from delta_suite.reading import ARRAYS_LIMIT, UnreadableFileError, read_bytes, r
 from delta_suite.records.arrays import ArrayFile, pack, unpack
 from delta_suite.records.assemble import Assembled
 from delta_suite.records.format import from_json, to_json
-from delta_suite.records.problem import Problem, number
-from delta_suite.records.verify import problems, require
+from delta_suite.records.problem import Problem, quoted
+from delta_suite.records.verify import problems, require_consistent
 from delta_suite.records.verify_arrays import direction_problems
 from delta_suite.version import __version__
 from delta_suite.writing import sweep, temporary_folder, write_together
@@ -113,9 +113,9 @@ class Cache:
             contradictions = problems(record, arrays)
             if record.provenance.cache_key != key:
                 contradictions.append(
-                    Problem("cache_key", f"it is that of another entry, {number(record.provenance.cache_key)}")
+                    Problem("cache_key", f"it is that of another entry, {quoted(record.provenance.cache_key)}")
                 )
-            require(path, contradictions or [*direction_problems(record, arrays, directions)])
+            require_consistent(path, contradictions or [*direction_problems(record, arrays, directions)])
         except (RecordError, UnreadableFileError):
             if self.entry(key) != folder:  # replaced while it was read, without the lock of a cache that others write
                 return self.read(key, newer_than)
@@ -175,7 +175,7 @@ class Cache:
             lines = read_text(self._verified_path).split()
         except UnreadableFileError:
             return set()
-        return {line for line in lines if len(line) == 64}  # not what a run that was killed left of one
+        return {line for line in lines if len(line) == _DIGITS}  # not what a run that was killed left of one
 
     # --- what was formed of records
 

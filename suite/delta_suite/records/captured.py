@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from delta_suite.metrics.registry import metric_versions
@@ -12,11 +11,12 @@ from delta_suite.process_group import current
 from delta_suite.provenance import (
     LIBRARIES,
     git_state,
-    hardware,
+    hardware_in_words,
     hardware_of_all,
     library_version,
     memory_of_all,
     peak_memory,
+    utc_now,
 )
 from delta_suite.records.record import (
     CalibrationRecord,
@@ -141,9 +141,9 @@ def provenance_record(
     import torch
 
     devices = [torch.device(name) for name in loaded.devices]
-    machines = current().gathered((hardware(devices), peak_memory())) or [("", {})]
+    machines = current().gathered((hardware_in_words(devices), peak_memory())) or [("", {})]
     return Provenance(
-        created=_now(),
+        created=utc_now(),
         suite=__version__,
         git=git_state(),
         dtype=loaded.dtype,
@@ -164,10 +164,6 @@ def provenance_record(
         zero_weights=loaded.zero_weights or None,
         cache_key=cache_key,
     )
-
-
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def provenance_of_all(parts: Sequence[Provenance], after: Mapping[str, float]) -> Provenance:
@@ -192,7 +188,7 @@ def provenance_of_all(parts: Sequence[Provenance], after: Mapping[str, float]) -
     )
     return parts[0].model_copy(
         update={
-            "created": _now(),
+            "created": utc_now(),
             "hardware": ", ".join(dict.fromkeys(part.hardware for part in parts)),
             "seconds": seconds,
             "peak_memory_bytes": memory,

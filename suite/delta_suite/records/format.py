@@ -92,7 +92,7 @@ def from_json(text: str, where: object) -> tuple[Record, dict[str, np.ndarray] |
         at = ".".join(str(part) for part in first["loc"]) or "the whole file"
         more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
         raise _not_a_record(where, at, f"{first['msg']}{more}") from None
-    if problem := _missing_parts(record):
+    if problem := _inconsistency(record):
         raise RecordError(f"{where} is not a whole record: {problem}. Measure again: delta-suite measure --fresh.")
     return record, arrays
 
@@ -104,18 +104,15 @@ def _not_a_record(where: object, at: str, why: str) -> RecordError:
     )
 
 
-def _missing_parts(record: Record) -> str | None:
+def _inconsistency(record: Record) -> str | None:
     """Return how the parts of a record do not fit together, or None where they do."""
     layers, variants = record.model.layers, set(record.variants)
     if not layers or len(record.layers) != layers or [layer.layer for layer in record.layers] != [*range(layers)]:
         return f"it says {layers} layers and holds {len(record.layers)}"
     measured = [set(layer.metrics) for layer in record.layers]
     measured += [set(scope.metrics) for scope in record.scopes.values()]
-    if (
-        "raw" not in variants
-        or any(names != variants for names in measured)
-        or not set(record.boundaries or ()) <= variants
-    ):
+    measured_alike = all(names == variants for names in measured) and record.boundaries.keys() <= variants
+    if "raw" not in variants or not measured_alike:
         return "its layers and phases were not all measured in the same variants"
     if any(not 0 <= first <= last < layers for first, last in record.phases.values()):
         return f"a phase reaches past its {layers} layers"

@@ -17,10 +17,9 @@ import numpy as np
 from delta_suite.metrics.causal import cause_estimates, damage_estimates
 from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.registry import METRICS
-from delta_suite.models.phases import PhaseMap
 from delta_suite.records.arrays import Arrays
-from delta_suite.records.assemble import parts_with
-from delta_suite.records.problem import WRITTEN, Problem, number
+from delta_suite.records.assemble import Assembled, parts_with
+from delta_suite.records.problem import WRITTEN, Problem, quoted
 from delta_suite.records.record import CausesRecord, DamageRecord, Record
 from delta_suite.reduction.losses import CAUSAL_PHASES, CONDITIONS, UNDISTURBED, Causes, Damage, Losses
 
@@ -29,8 +28,8 @@ CAUSAL, DAMAGE = "causal", "damage"
 _KINDS = ("nats", "tokens", "nats_documents", "tokens_documents")
 
 
-def with_causes(record: Record, causes: Causes) -> tuple[Record, dict[str, np.ndarray]]:
-    """Return the record with the causes of the loss, and their arrays."""
+def with_causes(entry: Assembled, causes: Causes) -> Assembled:
+    """Return the entry with the causes of the loss."""
     conditions = () if causes.losses is None else causes.losses.conditions
     part = CausesRecord(
         phases=causes.phases,
@@ -42,33 +41,19 @@ def with_causes(record: Record, causes: Causes) -> tuple[Record, dict[str, np.nd
         reason=causes.reason,
         metrics={phase: cause_estimates(causes, phase) for phase in causes.phases},
     )
-    return record.model_copy(update={"causes": part, "parts": parts_with(record, CAUSAL)}), _packed(
-        CAUSAL, causes.losses
-    )
+    return entry.plus(_packed(CAUSAL, causes.losses), causes=part, parts=parts_with(entry.record, CAUSAL))
 
 
-def with_damage(record: Record, damage: Damage) -> tuple[Record, dict[str, np.ndarray]]:
-    """Return the record with the damage from each block's absence, and its arrays."""
+def with_damage(entry: Assembled, damage: Damage) -> Assembled:
+    """Return the entry with the damage from each block's absence."""
     part = DamageRecord(
         documents=damage.documents,
         passes=damage.passes,
         failed=dict(damage.failed),
         reason=damage.reason,
-        layers=tuple(damage_estimates(damage, record.model.layers)),
+        layers=tuple(damage_estimates(damage, entry.record.model.layers)),
     )
-    return record.model_copy(update={"damage": part, "parts": parts_with(record, DAMAGE)}), _packed(
-        DAMAGE, damage.losses
-    )
-
-
-def causal_phases(phases: PhaseMap) -> PhaseMap:
-    """Return those of the phases in which causes are measured.
-
-    Example:
-        >>> causal_phases({"A": (0, 1), "C": (2, 5)})
-        {'C': (2, 5)}
-    """
-    return {name: phases[name] for name in CAUSAL_PHASES if name in phases}
+    return entry.plus(_packed(DAMAGE, damage.losses), damage=part, parts=parts_with(entry.record, DAMAGE))
 
 
 def stored_causes(record: Record, arrays: Arrays) -> Causes | None:
@@ -141,23 +126,23 @@ def _fact_problems(record: Record) -> Iterator[Problem]:
     if (causes := record.causes) is not None:
         for name, (first, last) in causes.phases.items():
             if name not in CAUSAL_PHASES or not 0 <= first <= last < record.model.layers:
-                yield Problem(CAUSAL, f"phase {number(name)} is {first} to {last}, of {record.model.layers} layers")
+                yield Problem(CAUSAL, f"phase {quoted(name)} is {first} to {last}, of {record.model.layers} layers")
         if set(causes.metrics) != set(causes.phases):
             yield Problem(CAUSAL, f"its figures are of {sorted(causes.metrics)}, its phases {sorted(causes.phases)}")
         known = {UNDISTURBED, *(f"{phase}.{condition}" for phase in causes.phases for condition in CONDITIONS)}
         expected = known - {f"{phase}.law" for phase in causes.no_law}
         if causes.reason is None and sorted(causes.conditions) != sorted(expected):
-            yield Problem(CAUSAL, f"its conditions are {number(list(causes.conditions))}, not {sorted(expected)}")
+            yield Problem(CAUSAL, f"its conditions are {quoted(list(causes.conditions))}, not {sorted(expected)}")
         energies = [causes.matched.get(name, -1.0) for name in causes.phases]
         if causes.reason is None and not all(0.0 <= energy <= 1 + WRITTEN for energy in energies):
-            yield Problem(CAUSAL, f"its control has {number(causes.matched)} of the energy of the v_L")
+            yield Problem(CAUSAL, f"its control has {quoted(causes.matched)} of the energy of the v_L")
     if (damage := record.damage) is not None and len(damage.layers) != record.model.layers:
         yield Problem(DAMAGE, f"it has {len(damage.layers)} layers, and the model {record.model.layers}")
     for part, measured in ((CAUSAL, record.causes), (DAMAGE, record.damage)):
         if measured is not None and not 0 <= measured.documents <= record.calibration.documents:
             yield Problem(part, f"it ran {measured.documents} documents, of {record.calibration.documents}")
         if measured is not None and not 0 <= measured.passes < math.inf:
-            yield Problem(part, f"it took {number(measured.passes)} passes")
+            yield Problem(part, f"it took {quoted(measured.passes)} passes")
 
 
 def _sum_problems(record: Record, arrays: Arrays) -> Iterator[Problem]:
@@ -219,7 +204,7 @@ def _figure_problems(
             if (one is None) != (other is None) or (
                 one is not None and other is not None and abs(one - other) > 10 * WRITTEN * (1 + abs(other))
             ):
-                yield Problem(place, f"its {what} is {number(one)}, and follows to be {number(other)}")
+                yield Problem(place, f"its {what} is {quoted(one)}, and follows to be {quoted(other)}")
 
 
 def _numbers(figure: Estimate) -> tuple[float | None, ...]:

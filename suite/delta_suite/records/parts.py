@@ -8,8 +8,9 @@ from delta_suite.errors import DeviceError
 from delta_suite.models.phases import PhaseMap, phase_map
 from delta_suite.records.assemble import Assembled, with_law, with_states, with_writes
 from delta_suite.records.captured import identity_record
-from delta_suite.records.losses_part import causal_phases, with_causes, with_damage
+from delta_suite.records.losses_part import with_causes, with_damage
 from delta_suite.records.record import Record
+from delta_suite.reduction.losses import causal_phases
 from delta_suite.reduction.variants import VARIANTS
 
 if TYPE_CHECKING:
@@ -36,17 +37,14 @@ def with_parts(entry: Assembled, captured: Captured) -> Assembled:
     from delta_suite.reduction.losses import Causes, Damage
 
     if captured.law is not None and not isinstance(captured.law, DeviceError):
-        record, arrays = with_law(entry.record, captured.law)
-        entry = Assembled(record, {**entry.arrays, **arrays}, entry.directions)
+        entry = with_law(entry, captured.law)
     if captured.writes is not None and not isinstance(captured.writes, DeviceError):
         identity = None if captured.apart is None else identity_record(captured.apart)
         entry = with_writes(entry, captured.writes, identity)
     if captured.states is not None and not isinstance(captured.states, DeviceError):
         entry = with_states(entry, captured.states)
     if isinstance(captured.causes, Causes):
-        record, arrays = with_causes(entry.record, captured.causes)
-        entry = Assembled(record, {**entry.arrays, **arrays}, entry.directions)
+        entry = with_causes(entry, captured.causes)
     if isinstance(captured.damage, Damage):
-        record, arrays = with_damage(entry.record, captured.damage)
-        entry = Assembled(record, {**entry.arrays, **arrays}, entry.directions)
+        entry = with_damage(entry, captured.damage)
     return entry

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float64
 from delta_suite.metrics.definition import Metric
 from delta_suite.metrics.estimate import Estimate
 from delta_suite.metrics.intervals import critical_t, standard_errors
+from delta_suite.metrics.registry import METRICS
 
 WRITTEN = 1e-8
 """Relative difference of two numbers that are each written with 9 significant digits."""
@@ -38,11 +39,11 @@ class Problem:
         return f"{self.where}: {self.says}"
 
 
-def number(value: object) -> str:
+def quoted(value: object) -> str:
     """Return a number, or a quoted word, for a message.
 
     Example:
-        >>> number(0.5), number(float("nan")), number("x\\x1b")
+        >>> quoted(0.5), quoted(float("nan")), quoted("x\\x1b")
         ('0.5', 'absent', "'x\\\\x1b'")
     """
     if isinstance(value, float | np.floating):
@@ -136,6 +137,16 @@ class Figures:
         """Return the lower and the upper end of the range of each figure."""
         return np.array([metric.low for metric in self.metrics]), np.array([metric.high for metric in self.metrics])
 
+    @property
+    def of_law(self) -> Bool[np.ndarray, " figures"]:
+        """True for figures of the law, whose bias is removed layer by layer."""
+        return np.array([metric.takes == "law" for metric in self.metrics])
+
+    def corrected_bounds(self) -> tuple[Numbers, Numbers]:
+        """Return the ends that corrected values and intervals are cut to: those of the range; of the law none."""
+        low, high = self.bounds()
+        return np.where(self.of_law, -np.inf, low), np.where(self.of_law, np.inf, high)
+
     def where(self, index: int) -> str:
         """Return the words for the place of a figure."""
         return f"{self.places[index]}, {self.metrics[index].name}"
@@ -151,7 +162,7 @@ class Figures:
         for index in np.flatnonzero(~equal):
             yield Problem(
                 self.where(int(index)),
-                f"{what} is {number(stated[index])}, and {source} gives {number(expected[index])}",
+                f"{what} is {quoted(stated[index])}, and {source} gives {quoted(expected[index])}",
             )
 
     def outside(
@@ -164,12 +175,12 @@ class Figures:
             lowest, highest = (float(np.broadcast_to(bound, stated.shape)[index]) for bound in (low, high))
             yield Problem(
                 self.where(int(index)),
-                f"{what} is {number(stated[index])}, outside {number(lowest)} to {number(highest)}{of}",
+                f"{what} is {quoted(stated[index])}, outside {quoted(lowest)} to {quoted(highest)}{of}",
             )
 
 
 def figures_by_metric(
-    rows: Sequence[Mapping[str, Estimate]], places: Sequence[str], metrics: Mapping[str, Metric]
+    rows: Sequence[Mapping[str, Estimate]], places: Sequence[str]
 ) -> tuple[Figures, dict[str, slice]]:
     """Return the figures of layers or phases, metric by metric, and where those of each metric stand.
 
@@ -177,7 +188,7 @@ def figures_by_metric(
     """
     triples: list[tuple[Metric, str, Estimate]] = []
     spans: dict[str, slice] = {}
-    for name, metric in metrics.items():
+    for name, metric in METRICS.items():
         first = len(triples)
         triples += [(metric, place, row[name]) for row, place in zip(rows, places, strict=True) if name in row]
         if rows and len(triples) - first == len(rows):
@@ -191,7 +202,6 @@ def most_of(metric: Metric, rank: int, layers: int) -> float:
     rank: the smaller of the number of tokens and the width of the stream. layers: the number of layers of the phase.
 
     Example:
-        >>> from delta_suite.metrics.registry import METRICS
         >>> most_of(METRICS["effective_rank"], rank=576, layers=30), most_of(METRICS["top1_energy"], 576, 30)
         (576.0, 1.0)
     """
@@ -213,8 +223,7 @@ def range_problems(figures: Figures, most: Numbers) -> Iterator[Problem]:
     yield from figures.outside("the value", figures.value, low, most)
     # No standard deviation exceeds half of the range (Popoviciu 1935).
     yield from figures.outside("the sd", figures.sd, 0.0, (high - low) / 2)
-    law = np.array([metric.takes == "law" for metric in figures.metrics])
-    low, high = np.where(law, -np.inf, low), np.where(law, np.inf, high)
+    low, high = figures.corrected_bounds()
     yield from figures.outside("the corrected value", figures.corrected, low, np.minimum(high, 2.0 * most - low))
     yield from figures.outside("the lower end of the interval", figures.low, low, figures.high)
     yield from figures.outside("the upper end of the interval", figures.high, figures.low, high)
@@ -313,9 +322,7 @@ def resampling_problems(
     groups = len(replicates)
     if groups < 2:
         return
-    low, high = figures.bounds()
-    law = np.array([metric.takes == "law" for metric in figures.metrics])
-    low, high = np.where(law, -np.inf, low), np.where(law, np.inf, high)
+    (low, high), law = figures.corrected_bounds(), figures.of_law
     errors = standard_errors(replicates)
     # The error of a replicate that is NaN is NaN. It gives no interval, so one that is stated contradicts it.
     error = np.where(np.isnan(resamples.error), 0.0, resamples.error)

@@ -51,7 +51,7 @@ class ModelRecord(RecordPart):
 
     @property
     def identity(self) -> Identity:
-        """Return source, revision and fingerprint, which are equal for equal models; the name is a label."""
+        """Source, revision and fingerprint, which are equal for equal models; the name is a label."""
         return self.source, self.revision or "", self.fingerprint
 
     def is_control_of(self, model: ModelRecord) -> bool:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
+from delta_suite.command_line import DEFAULT_RESULTS
 from delta_suite.errors import RecordError
 from delta_suite.models.spec import RANDOM_WEIGHTS
 from delta_suite.paths import is_directory, path_error, shorten
@@ -23,13 +24,13 @@ from delta_suite.reading import ARRAYS_LIMIT, UnreadableFileError, read_bytes, r
 from delta_suite.records.arrays import ArrayFile, pack
 from delta_suite.records.cache import Cache
 from delta_suite.records.format import from_json, to_json
-from delta_suite.records.problem import Problem, number
+from delta_suite.records.problem import Problem, quoted
 from delta_suite.records.record import SCHEMA, ArrayReference, Record
-from delta_suite.records.verify import CURE, problems, require, unchecked
+from delta_suite.records.verify import CURE, problems, require_consistent, unchecked
 from delta_suite.records.view import RecordView
 from delta_suite.writing import folder_lock, sweep, write_atomically, write_together
 
-RESULTS = Path("results")
+RESULTS = Path(DEFAULT_RESULTS)
 """The default results folder, relative to where the command runs."""
 
 RUNS, JUDGED = "runs", "judged"
@@ -99,7 +100,7 @@ def save(results: Path, view: RecordView, cache: Cache) -> tuple[Path, RecordVie
 
 @dataclass(frozen=True)
 class Examined:
-    """A stored record, and what was found at the door."""
+    """A stored record, and what checking it found."""
 
     view: RecordView
     problems: list[Problem]
@@ -109,7 +110,7 @@ class Examined:
 
 
 def examine(path: Path, cache: Cache | None = None) -> Examined:
-    """Read a stored record with the arrays beside it, and hold them against each other and against their place.
+    """Read a stored record with the arrays beside it, and check them against each other and against their place.
 
     Raises RecordError where there is no record, or it or its arrays are damaged or of a schema that is not read.
     """
@@ -121,7 +122,7 @@ def examine(path: Path, cache: Cache | None = None) -> Examined:
 
 @dataclass(frozen=True)
 class Verified:
-    """A stored record that was held against itself."""
+    """The outcome of checking a stored record, as `delta-suite verify` tells it."""
 
     path: Path
     problems: tuple[str, ...] = ()
@@ -149,7 +150,7 @@ class Verified:
 
 
 def verify(places: Iterable[Path]) -> Iterator[Verified]:
-    """Hold records, and all records of results folders, against themselves.
+    """Check records, and all records of results folders.
 
     Raises RecordError where there is none.
     """
@@ -185,7 +186,7 @@ def load(path: Path, cache: Cache | None = None, *, verified: bool = False) -> R
     if verified:
         return _read(path, cache)
     examined = examine(path, cache)
-    require(path, examined.problems)
+    require_consistent(path, examined.problems)
     return examined.view
 
 
@@ -265,11 +266,11 @@ def place_problems(path: Path, record: Record) -> list[Problem]:
     model, expected = record.model.name, record_path(folder.parent.parent, record)
     if folder.name != expected.parent.name:
         contradictions.append(
-            Problem("its place", f"it lies in the folder {number(folder.name)}, and is of the model {number(model)}")
+            Problem("its place", f"it lies in the folder {quoted(folder.name)}, and is of the model {quoted(model)}")
         )
     if record.schema_version == SCHEMA and path.name != expected.name:
         contradictions.append(
-            Problem("its place", f"it is called {number(path.name)}, and its content makes it {number(expected.name)}")
+            Problem("its place", f"it is called {quoted(path.name)}, and its content makes it {quoted(expected.name)}")
         )
     return contradictions
 
@@ -303,6 +304,12 @@ def newest_control(results: Path, model: RecordView) -> RecordView | None:
         if same and view.model.is_control_of(model.model):
             return view
     return None
+
+
+def control_beside(path: Path, model: RecordView) -> RecordView | None:
+    """Return the newest record of the model's control in the results folder that a record lies in, or None."""
+    runs = path.resolve().parent.parent
+    return newest_control(runs.parent, model) if runs.name == RUNS else None
 
 
 # --- what judged a record --------------------------------------------------------------------------------------

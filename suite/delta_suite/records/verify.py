@@ -1,4 +1,4 @@
-"""The door: one check of everything that a record, its arrays and its place say, before any of it is believed.
+"""The check of a record: its figures, arrays and place against each other. Every reader runs it before it uses any.
 
 It proves that the numbers follow from each other, not where they come from: whoever forms them anew, arrays included,
 can make another record that is consistent.
@@ -23,7 +23,7 @@ from delta_suite.records.problem import (
     Resamples,
     figures_by_metric,
     most_of,
-    number,
+    quoted,
     range_problems,
     resampling_problems,
 )
@@ -51,7 +51,7 @@ def problems(record: Record, arrays: Arrays | None, *, merged: bool = False) -> 
 
     Args:
         record: a record as `format.from_json` reads it, whose layers, variants and phases fit together.
-        arrays: what lies beside it; None where that is gone, and the figures are held against each other alone.
+        arrays: what lies beside it; None where that is gone, and the figures are compared with each other alone.
         merged: true for the record of a baseline that was added to: its figures may come from two measurements, and are
             not formed anew from its arrays.
     """
@@ -68,7 +68,7 @@ def problems(record: Record, arrays: Arrays | None, *, merged: bool = False) -> 
         return [*figure_problems(record, arrays, merged=merged)]
 
 
-def require(path: Path, contradictions: Sequence[Problem]) -> None:
+def require_consistent(path: Path, contradictions: Sequence[Problem]) -> None:
     """Raise RecordError, which names the file and the first contradictions, where there are any."""
     if not contradictions:
         return
@@ -85,7 +85,7 @@ def unchecked(record: Record, arrays: Arrays | None) -> list[str]:
     if record.schema_version != SCHEMA:
         notes.append(f"its schema is {record.schema_version}: no spectra and cosines lie beside it")
     elif arrays is None:
-        file = number(record.arrays.file) if record.arrays else "its file of arrays"
+        file = quoted(record.arrays.file) if record.arrays else "its file of arrays"
         notes.append(f"{file} is not beside it: figures are held against each other alone")
     versions = record.provenance.metric_versions
     older = sorted(name for name, metric in METRICS.items() if versions.get(name, metric.version) != metric.version)
@@ -126,7 +126,7 @@ def figure_problems(record: Record, arrays: Arrays | None, *, merged: bool = Fal
     for variant, boundary in record.boundaries.items():
         if variant not in VARIANTS:
             continue
-        figures, _ = figures_by_metric([boundary.metrics], [f"boundaries, {variant}"], METRICS)
+        figures, _ = figures_by_metric([boundary.metrics], [f"boundaries, {variant}"])
         yield from range_problems(figures, np.array([metric.high for metric in figures.metrics]))
         if not merged:
             today = record.schema_version == SCHEMA and VARIANTS[variant].version == record.variants[variant]
@@ -146,12 +146,12 @@ def _variant_problems(
     tokens = tokens_of(record, variant)
     rank = min(tokens, record.model.hidden)
     places = [f"layer {layer.layer}, {variant}" for layer in record.layers]
-    layers = LayerFigures(*figures_by_metric([layer.metrics[variant] for layer in record.layers], places, METRICS))
+    layers = LayerFigures(*figures_by_metric([layer.metrics[variant] for layer in record.layers], places))
     yield from range_problems(layers.figures, np.array([most_of(metric, rank, 1) for metric in layers.figures.metrics]))
     yield from relation_problems(layers, rank, tokens)
     counts = {f"phase {name}, {variant}": last - first + 1 for name, (first, last) in record.phases.items()}
     rows = [scope.metrics[variant] for scope in record.scopes.values()]
-    phases, spans = figures_by_metric(rows, list(counts), METRICS)
+    phases, spans = figures_by_metric(rows, list(counts))
     most = [most_of(metric, rank, counts[place]) for metric, place in zip(phases.metrics, phases.places, strict=True)]
     yield from range_problems(phases, np.array(most))
     for name, scope in record.scopes.items():

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from delta_suite.metrics.registry import METRICS
-from delta_suite.records.arrays import KINDS, MATRICES, STATES, Arrays, variant_and_kind
+from delta_suite.records.arrays import KINDS, MATRICES, STATES, Arrays, pairs_of_layers, square, variant_and_kind
 from delta_suite.records.problem import SINGLE, WRITTEN, Problem
 from delta_suite.records.record import SCHEMA, Record
-from delta_suite.records.verify_layers import pair_index, pairs_of_layers, tokens_of
+from delta_suite.records.verify_layers import pair_index, tokens_of
 from delta_suite.reduction.statistics import TOP_K
 from delta_suite.reduction.variants import VARIANTS
 
@@ -131,10 +131,7 @@ def _cosine_problems(name: str, cosines: np.ndarray, layers: int) -> Iterator[Pr
     if not ((np.abs(cosines[diagonal] - 1) <= UNIT) | (cosines[diagonal] == 0.0)).all():
         yield Problem(name, "a layer's cosine with itself is neither 1 nor 0")
         return
-    matrix = np.zeros((layers, layers))
-    first, second = pairs_of_layers(layers)
-    matrix[first, second] = matrix[second, first] = cosines
-    if np.linalg.eigvalsh(matrix)[0] < -UNIT * layers:
+    if np.linalg.eigvalsh(square(cosines, layers))[0] < -UNIT * layers:
         yield Problem(name, "no directions have these cosines: the matrix has a negative eigenvalue")
 
 

@@ -10,10 +10,10 @@ import numpy as np
 
 from delta_suite.metrics.intervals import interval
 from delta_suite.metrics.segmentation import FEWEST_ORDERS, NEAR, SEGMENTATIONS, costs_of, order_count, segments_of
-from delta_suite.records.arrays import Arrays
-from delta_suite.records.problem import WRITTEN, Problem, equal_numbers, number
+from delta_suite.records.arrays import Arrays, square
+from delta_suite.records.problem import WRITTEN, Problem, equal_numbers, quoted
 from delta_suite.records.record import BoundaryRecord, Record
-from delta_suite.records.verify_layers import pair_index, pairs_of_layers
+from delta_suite.records.verify_layers import pair_index
 
 
 def boundary_problems(
@@ -25,7 +25,7 @@ def boundary_problems(
     metrics, search = boundary.metrics, boundary.search
     for name, estimate in metrics.items():
         if estimate.value is not None and estimate.reason is not None:
-            yield Problem(f"{where}, {name}", f"it has the value {number(estimate.value)}, and a reason to have none")
+            yield Problem(f"{where}, {name}", f"it has the value {quoted(estimate.value)}, and a reason to have none")
     if all(estimate.value is None for estimate in metrics.values()):
         if arrays is not None and 1 < len(segments_of(record.phases, layers)) + 1 < layers:
             diagonal, _ = pair_index(layers)
@@ -34,11 +34,11 @@ def boundary_problems(
         return
     declared = segments_of(record.phases, layers)
     if boundary.declared != declared:
-        yield Problem(where, f"declared at {number(boundary.declared)}, and the phases begin at {number(declared)}")
+        yield Problem(where, f"declared at {quoted(boundary.declared)}, and the phases begin at {quoted(declared)}")
         return
     for what, cuts in (("detected", boundary.detected), ("chosen", (search and search.chosen) or ())):
         if list(cuts) != sorted({cut for cut in cuts if 1 <= cut < layers}):
-            yield Problem(where, f"{what} at {number(cuts)}, which do not ascend from 1 to {layers - 1}")
+            yield Problem(where, f"{what} at {quoted(cuts)}, which do not ascend from 1 to {layers - 1}")
             return
     if len(boundary.detected) != len(declared):
         yield Problem(where, f"{len(boundary.detected)} are detected for {len(declared)} declared")
@@ -46,15 +46,15 @@ def boundary_problems(
     near = [min(abs(cut - other) for other in boundary.detected) <= NEAR for cut in declared]
     agreement = metrics.get("boundary_agreement")
     if agreement is not None and not equal_numbers(agreement.value, sum(near) / len(near)):
-        yield Problem(where, f"{sum(near)} of {len(near)} agree, and the agreement is {number(agreement.value)}")
+        yield Problem(where, f"{sum(near)} of {len(near)} agree, and the agreement is {quoted(agreement.value)}")
     recurrence = boundary.recurrence
     if recurrence is not None:
         counts = [share * record.resampling.groups for share in recurrence]
         if len(recurrence) != len(declared) or not all(0 <= share <= 1 for share in recurrence):
-            yield Problem(where, f"the recurrence is {number(recurrence)}")
+            yield Problem(where, f"the recurrence is {quoted(recurrence)}")
         elif any(abs(count - round(count)) > 1e-6 for count in counts):
             yield Problem(
-                where, f"the recurrence {number(recurrence)} is no share of {record.resampling.groups} groups"
+                where, f"the recurrence {quoted(recurrence)} is no share of {record.resampling.groups} groups"
             )
     if search is not None:
         yield from _search_problems(record, arrays, variant, boundary)
@@ -70,10 +70,10 @@ def _search_problems(
     costs = {"detected": search.detected_cost, "declared": search.declared_cost, "total": search.total_cost}
     slack = 1e-8 * (abs(search.total_cost) + record.model.layers)
     if not -slack <= search.detected_cost <= search.declared_cost + slack <= search.total_cost + 2 * slack:
-        yield Problem(where, f"the costs {number(costs)} do not ascend")
+        yield Problem(where, f"the costs {quoted(costs)} do not ascend")
     for what, share in (("any lengths", search.cost_rank_any_lengths), ("chance", search.chance_agreement)):
         if not 0 <= share <= 1:
-            yield Problem(where, f"the share of {what} is {number(share)}")
+            yield Problem(where, f"the share of {what} is {quoted(share)}")
     counts = (search.orders, search.others, search.draws)
     if not all(1 <= count < 2**31 for count in counts) or not 0 <= search.cost_rank_any_lengths <= 1:
         yield Problem(where, f"{search.orders} orders, {search.others} others and {search.draws} draws")
@@ -96,10 +96,10 @@ def _search_problems(
                 yield Problem(f"{where}, {name}", f"it ranks one of {steps} orders, and {FEWEST_ORDERS} are the fewest")
             share = estimate.value * steps
             if abs(share - round(share)) > WRITTEN * steps or round(share) < 1:
-                yield Problem(f"{where}, {name}", f"{number(estimate.value)} is no share of {steps}")
+                yield Problem(f"{where}, {name}", f"{quoted(estimate.value)} is no share of {steps}")
     ranked = search.cost_rank_any_lengths * search.others
     if abs(ranked - round(ranked)) > WRITTEN * search.others or round(ranked) < 1:
-        yield Problem(where, f"the rank {number(search.cost_rank_any_lengths)} is no share of {search.others}")
+        yield Problem(where, f"the rank {quoted(search.cost_rank_any_lengths)} is no share of {search.others}")
     details: dict[str, dict[str, object]] = {
         "boundary_cost_rank": {
             "orders": search.orders,
@@ -126,19 +126,20 @@ def _search_problems(
         for key, value in expected.items():
             stated = (estimate.detail or {}).get(key)
             if key in (estimate.detail or {}) and not equal_numbers(stated, value):
-                yield Problem(f"{where}, {name}", f"its {key} is {number(stated)}, and the search says {number(value)}")
+                yield Problem(f"{where}, {name}", f"its {key} is {quoted(stated)}, and the search says {quoted(value)}")
     drift = ((boundary_p.detail if (boundary_p := metrics.get("boundary_p")) else None) or {}).get("drift_dimensions")
     if isinstance(drift, int | float) and not 0 < drift < 2**31:
-        yield Problem(f"{where}, boundary_p", f"its drifts have {number(drift)} dimensions")
+        yield Problem(f"{where}, boundary_p", f"its drifts have {quoted(drift)} dimensions")
     if arrays is None:
         return
     cuts = {"detected": boundary.detected, "declared": boundary.declared, "total": ()}
-    followed = costs_of(_similarity(arrays, variant, record.model.layers), cuts.values())
+    overlaps = arrays.get(f"{variant}.cross_overlaps", arrays[f"{variant}.overlaps"])
+    followed = costs_of(square(overlaps, record.model.layers), cuts.values())
     for what, cost in zip(cuts, followed, strict=True):
         # Costs are differences of sums over the trace, and the eigenvalues of S are exact to its rounding.
         if abs(cost - costs[what]) > WRITTEN * record.model.layers:
             yield Problem(
-                where, f"the {what} cost is {number(costs[what])}, and the overlaps beside it give {number(cost)}"
+                where, f"the {what} cost is {quoted(costs[what])}, and the overlaps beside it give {quoted(cost)}"
             )
 
 
@@ -165,18 +166,10 @@ def _replicate_problems(record: Record, boundary: BoundaryRecord, where: str) ->
         counts = shares * steps[name]
         wrong = ~((shares >= 0) & (shares <= 1)) | (np.abs(counts - counts.round()) > WRITTEN * steps[name])
         for share in shares[wrong]:
-            yield Problem(place, f"its replicate {number(share)} is no share of {steps[name]}")
+            yield Problem(place, f"its replicate {quoted(share)} is no share of {steps[name]}")
         expected = interval(estimate.value, replicates, 0.0, 1.0)
         stated = estimate.interval or (math.nan, math.nan)
         if not equal_numbers(estimate.corrected, estimate.value) or any(
             not abs(end - other) <= 16 * WRITTEN for end, other in zip(stated, expected, strict=True)
         ):
-            yield Problem(place, f"its interval is {number(stated)}, and its replicates give {number(expected)}")
-
-
-def _similarity(arrays: Arrays, variant: str, layers: int) -> np.ndarray:
-    pairs = arrays.get(f"{variant}.cross_overlaps", arrays[f"{variant}.overlaps"])
-    first, second = pairs_of_layers(layers)
-    out = np.zeros((layers, layers))
-    out[first, second] = out[second, first] = pairs
-    return out
+            yield Problem(place, f"its interval is {quoted(stated)}, and its replicates give {quoted(expected)}")

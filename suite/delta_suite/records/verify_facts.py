@@ -15,8 +15,9 @@ from delta_suite.metrics.definition import PART_OF, Metric
 from delta_suite.metrics.registry import METRICS, OF_LOSSES
 from delta_suite.metrics.state import OF_VARIANT
 from delta_suite.models.phases import declared_problems, phase_of
+from delta_suite.provenance import UTC_FORMAT
 from delta_suite.records.assemble import LAW_METRICS, LAW_VARIANT
-from delta_suite.records.problem import WRITTEN, Problem, number
+from delta_suite.records.problem import WRITTEN, Problem, quoted
 from delta_suite.records.record import SCHEMA, Record
 from delta_suite.records.submitter import submitter_problem
 from delta_suite.reduction.variants import VARIANTS, WRITE_VARIANTS, Variant, has_averages
@@ -55,7 +56,7 @@ def version_problems(record: Record) -> Iterator[Problem]:
         if name in known and not 1 <= version <= known[name].version:
             yield Problem(
                 f"{kind} {name}",
-                f"it has version {number(version)}, and this delta-suite knows 1 to {known[name].version}: "
+                f"it has version {quoted(version)}, and this delta-suite knows 1 to {known[name].version}: "
                 f"if the record is newer, update delta-suite",
             )
 
@@ -121,7 +122,7 @@ def missing_problems(record: Record) -> Iterator[Problem]:
             yield from _differing(f"phase {phase}, {variant}", scope.metrics[variant], expected, allowed)
     for variant, boundary in record.boundaries.items():
         yield from _differing(
-            f"boundaries, {number(variant)}", boundary.metrics, boundary_names, boundary_names | foreign
+            f"boundaries, {quoted(variant)}", boundary.metrics, boundary_names, boundary_names | foreign
         )
     of_blocks = set(record.variants) - set(WRITE_VARIANTS)
     if "boundaries" in record.parts and set(record.boundaries) != of_blocks:
@@ -153,7 +154,7 @@ def _differing(where: str, metrics: Mapping[str, object], expected: set[str], al
 
 
 def _listed(names: list[str]) -> str:
-    shown = ", ".join(name if name in METRICS else number(name) for name in names[:3])
+    shown = ", ".join(name if name in METRICS else quoted(name) for name in names[:3])
     return shown + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
@@ -186,11 +187,11 @@ def _count_problems(record: Record) -> Iterator[Problem]:
     }
     for name, (value, least, most) in counts.items():
         if value is not None and not least <= value <= most:
-            yield Problem(name, f"{number(value)} is outside {number(least)} to {number(most)}")
+            yield Problem(name, f"{quoted(value)} is outside {quoted(least)} to {quoted(most)}")
     if units.unit == "document" and units.units != texts.documents:
         yield Problem("resampling.units", f"{units.units} documents, and the calibration has {texts.documents}")
     if units.unit == "domain" and units.units != texts.domains:
-        yield Problem("resampling.units", f"{units.units} domains, and the calibration has {number(texts.domains)}")
+        yield Problem("resampling.units", f"{units.units} domains, and the calibration has {quoted(texts.domains)}")
     languages = texts.languages or {}
     if languages and (min(languages.values()) < 1 or sum(languages.values()) != texts.documents):
         yield Problem("calibration.languages", f"{sum(languages.values())} documents, of {texts.documents}")
@@ -206,7 +207,7 @@ def _count_problems(record: Record) -> Iterator[Problem]:
     if record.law is not None:
         for name, (first, last) in record.law.phases.items():
             if not 0 <= first <= last < record.model.layers:
-                yield Problem("law", f"phase {number(name)} is {first} to {last}, of {record.model.layers} layers")
+                yield Problem("law", f"phase {quoted(name)} is {first} to {last}, of {record.model.layers} layers")
 
 
 def _setting_counts(record: Record) -> dict[str, tuple[int | float | None, int, int]]:
@@ -233,18 +234,18 @@ def _sink_problems(record: Record) -> Iterator[Problem]:
         if not (0 <= document < record.calibration.documents and position >= 0 and 0 <= layer <= record.model.layers):
             yield Problem("sinks.largest", f"document {document}, position {position}, layer {layer} do not exist")
         elif not multiple >= 0 or (position > 0 and multiple < sinks.ratio * (1 - WRITTEN) - 0.001):  # to 3 decimals
-            yield Problem("sinks.largest", f"a norm of {number(multiple)} medians is none above {number(sinks.ratio)}")
+            yield Problem("sinks.largest", f"a norm of {quoted(multiple)} medians is none above {quoted(sinks.ratio)}")
 
 
 def _phase_map_problems(record: Record) -> Iterator[Problem]:
     for problem in declared_problems(record.phases):
-        yield Problem("phases", problem if problem.isprintable() else number(problem))
+        yield Problem("phases", problem if problem.isprintable() else quoted(problem))
     phases = sorted(record.phases.items(), key=lambda item: item[1])
     for layer in record.layers:
         if layer.phase != phase_of(layer.layer, dict(phases)):
             place = phase_of(layer.layer, dict(phases))
             yield Problem(
-                f"layer {layer.layer}", f"its phase is {number(layer.phase)}, and the phase map says {place!r}"
+                f"layer {layer.layer}", f"its phase is {quoted(layer.phase)}, and the phase map says {place!r}"
             )
 
 
@@ -259,16 +260,16 @@ def _certificate_problems(record: Record) -> Iterator[Problem]:
         if name not in identities and name not in OPTIONAL:
             yield Problem(f"certificate, {name}", "the identity is missing")
     for name, identity in identities.items():
-        where = f"certificate, {name if name in allowed else number(name)}"
+        where = f"certificate, {name if name in allowed else quoted(name)}"
         if not 0 <= identity.error <= identity.tolerance:
             yield Problem(
                 where,
-                f"its error is {number(identity.error)}, and {number(identity.tolerance)} is tolerated: what was "
+                f"its error is {quoted(identity.error)}, and {quoted(identity.tolerance)} is tolerated: what was "
                 f"measured is not what went through the model",
             )
         most = allowed.get(name, max(allowed.values()))
         if identity.tolerance > most * (1 + WRITTEN):
-            yield Problem(where, f"it tolerates {number(identity.tolerance)}, more than {number(most)}")
+            yield Problem(where, f"it tolerates {quoted(identity.tolerance)}, more than {quoted(most)}")
 
 
 # --- calibration and provenance --------------------------------------------------------------------------------
@@ -286,7 +287,7 @@ def _calibration_problems(record: Record) -> Iterator[Problem]:
         if texts.sha256 != expected:
             yield Problem(
                 "calibration.sha256",
-                f"{number(texts.sha256[:12])} is not that of {texts.name}, {expected[:12]}: these are other texts",
+                f"{quoted(texts.sha256[:12])} is not that of {texts.name}, {expected[:12]}: these are other texts",
             )
         elif assignment is not None and record.resampling.assignment not in {None, assignment}:
             yield Problem("resampling.assignment", f"it is not that of the {record.resampling.unit}s of {texts.name}")
@@ -311,44 +312,44 @@ def _provenance_problems(record: Record) -> Iterator[Problem]:
     if record.arrays is not None:
         hashes["arrays.sha256"] = record.arrays.sha256
         if Path(record.arrays.file).name != record.arrays.file or record.arrays.file in {"", ".", ".."}:
-            yield Problem("arrays.file", f"{number(record.arrays.file)} is not the name of a file beside the record")
+            yield Problem("arrays.file", f"{quoted(record.arrays.file)} is not the name of a file beside the record")
     for name, digits in hashes.items():
         if not _SHA256.fullmatch(digits):
-            yield Problem(name, f"{number(digits)} is no SHA-256")
+            yield Problem(name, f"{quoted(digits)} is no SHA-256")
     for where, amounts in (("seconds", provenance.seconds), ("peak_memory_bytes", provenance.peak_memory_bytes)):
         for name, amount in amounts.items():
             if not 0 <= amount < LARGEST_COUNT:
-                yield Problem(f"provenance.{where}", f"{number(name)} has {number(amount)}")
+                yield Problem(f"provenance.{where}", f"{quoted(name)} has {quoted(amount)}")
     yield from _setting_problems(record)
     stream = provenance.stream
     if stream is not None and not (1 <= stream.shards < LARGEST_COUNT and 0 <= stream.largest_bytes < LARGEST_COUNT):
-        yield Problem("provenance.stream", f"{number(stream.shards)} shards of {number(stream.largest_bytes)} bytes")
+        yield Problem("provenance.stream", f"{quoted(stream.shards)} shards of {quoted(stream.largest_bytes)} bytes")
     chosen = provenance.settings.get("variants")
     for name, version in chosen.items() if isinstance(chosen, dict) else ():
         if record.variants.get(name, version) != version:
             yield Problem(
-                "provenance.settings.variants", f"{number(name)} has version {number(version)}, and not above"
+                "provenance.settings.variants", f"{quoted(name)} has version {quoted(version)}, and not above"
             )
     git = provenance.git or {}
     if not isinstance(git.get("commit", ""), str) or not isinstance(git.get("dirty", False), bool):
-        yield Problem("provenance.git", f"{number(git)} is no commit")
+        yield Problem("provenance.git", f"{quoted(git)} is no commit")
     try:
-        created = datetime.strptime(provenance.created, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
+        created = datetime.strptime(provenance.created, UTC_FORMAT).replace(tzinfo=UTC)
     except ValueError:
-        yield Problem("provenance.created", f"{number(provenance.created)} is no date like 2026-01-31T12:00:00Z")
+        yield Problem("provenance.created", f"{quoted(provenance.created)} is no date like 2026-01-31T12:00:00Z")
         return
     now = datetime.now(UTC)
     if created > now + AHEAD:
-        yield Problem("provenance.created", f"{provenance.created} lies in the future: it is {now:%Y-%m-%dT%H:%M:%SZ}")
+        yield Problem("provenance.created", f"{provenance.created} lies in the future: it is {now:{UTC_FORMAT}}")
 
 
 def _setting_problems(record: Record) -> Iterator[Problem]:
     """Yield where the settings of a measurement are not those that the rest of the record tells of."""
     texts, settings, dtype = record.calibration, record.provenance.settings, record.provenance.dtype
     if dtype not in EPSILON:
-        yield Problem("provenance.dtype", f"{number(dtype)} is none of {', '.join(EPSILON)}")
+        yield Problem("provenance.dtype", f"{quoted(dtype)} is none of {', '.join(EPSILON)}")
     if texts.chat_template is not None and settings.get("chat_template", texts.chat_template) != texts.chat_template:
-        chosen = number(settings["chat_template"])
+        chosen = quoted(settings["chat_template"])
         yield Problem("calibration.chat_template", f"it is {texts.chat_template}, and {chosen} among the settings")
     drops = settings.get("drop_first_token")
     if drops is True and (texts.dropped < 1 or record.sinks.position_zero > 0):

@@ -13,7 +13,7 @@ from jaxtyping import Float64
 from delta_suite.capture.tolerances import EPSILON
 from delta_suite.metrics.layer import ENTROPY_FLOOR
 from delta_suite.metrics.registry import METRICS
-from delta_suite.records.arrays import KINDS, STATES, Arrays, matrices_without
+from delta_suite.records.arrays import KINDS, STATES, Arrays, matrices_without, pairs_of_layers
 from delta_suite.records.problem import (
     SINGLE,
     WRITTEN,
@@ -313,12 +313,6 @@ def _rounding_problems(record: Record, variant: str, share: Figures, energy: Num
 
 
 # --- directions ------------------------------------------------------------------------------------------------
-
-
-@lru_cache
-def pairs_of_layers(layers: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the first and the second layer of each pair L <= M, in the order of the arrays."""
-    return np.triu_indices(layers)
 
 
 @lru_cache

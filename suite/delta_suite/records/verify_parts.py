@@ -20,7 +20,7 @@ from delta_suite.records.problem import (
     Resampled,
     Resamples,
     equal_numbers,
-    number,
+    quoted,
 )
 from delta_suite.records.record import Record, ScopeRecord
 from delta_suite.records.verify_layers import tokens_of
@@ -38,7 +38,7 @@ def part_problems(record: Record, variant: str, scope: ScopeRecord, phase: str) 
         parts = estimate.per_layer
         if parts is not None:
             if sorted(parts) != layers:
-                yield Problem(where, f"its layers are {number(sorted(parts))}, and the phase's {number(layers)}")
+                yield Problem(where, f"its layers are {quoted(sorted(parts))}, and the phase's {quoted(layers)}")
                 continue
             values = [value for value in parts.values() if value is not None]
             highest = min(metric.high, metric.most) if not isinstance(metric.most, str) else metric.high
@@ -46,14 +46,14 @@ def part_problems(record: Record, variant: str, scope: ScopeRecord, phase: str) 
             if any(
                 value < metric.low - more or value > highest + more for value, more in zip(values, slack, strict=True)
             ):
-                yield Problem(where, f"a layer's number is outside {number(metric.low)} to {number(highest)}")
+                yield Problem(where, f"a layer's number is outside {quoted(metric.low)} to {quoted(highest)}")
             mean = metric.takes == "directions" and not metric.adjacent and name != "intra_cosine_disattenuated"
             if estimate.value is not None and values and (mean or metric.takes == "law"):
                 expected = statistics.fmean(values) if mean else statistics.median(values)
                 if abs(estimate.value - expected) > max(slack):
                     how = "mean" if mean else "median"
                     yield Problem(
-                        where, f"the value is {number(estimate.value)}, and the {how} of its layers {number(expected)}"
+                        where, f"the value is {quoted(estimate.value)}, and the {how} of its layers {quoted(expected)}"
                     )
         elif metric.per_layer and estimate.value is not None:
             yield Problem(where, "the numbers of its layers are missing")
@@ -77,24 +77,24 @@ def _detail_problems(
             yield Problem(where, "an eigenvalue of a mean projector is outside 0 to 1")
         elif abs(values[0] - estimate.value) > WRITTEN:
             yield Problem(
-                where, f"the value is {number(estimate.value)}, and the largest eigenvalue {number(float(values[0]))}"
+                where, f"the value is {quoted(estimate.value)}, and the largest eigenvalue {quoted(float(values[0]))}"
             )
     elif name in LAW_METRICS:
         expected = {"hidden": record.model.hidden, "tokens": tokens_of(record, LAW_VARIANT)}
         documents, components = detail.get("documents"), detail.get("components")
         ridge: Any = detail.get("ridge")
         if not isinstance(documents, int) or not 2 <= documents <= record.calibration.documents:
-            yield Problem(where, f"it says {number(documents)} documents, of {record.calibration.documents}")
+            yield Problem(where, f"it says {quoted(documents)} documents, of {record.calibration.documents}")
         if not isinstance(components, int) or not 1 <= components <= record.model.hidden:
-            yield Problem(where, f"it says {number(components)} components, of {record.model.hidden} dimensions")
+            yield Problem(where, f"it says {quoted(components)} components, of {record.model.hidden} dimensions")
         if not _numbers(ridge) or min(ridge, default=0.0) < 0:
-            yield Problem(where, f"its ridge is {number(ridge)}")
+            yield Problem(where, f"its ridge is {quoted(ridge)}")
         if "layers_without" in detail and estimate.per_layer is not None:
             expected["layers_without"] = sum(value is None for value in estimate.per_layer.values())
     for key, value in expected.items():
         stated = detail.get(key)
         if not equal_numbers(stated, value):
-            yield Problem(where, f"its {key} is {number(stated)}, and follows to be {number(value)}")
+            yield Problem(where, f"its {key} is {quoted(stated)}, and follows to be {quoted(value)}")
 
 
 def _numbers(values: object) -> bool:
@@ -150,7 +150,7 @@ def law_problems(
                 if stated is not None and not abs(stated - value) <= tolerance:
                     yield Problem(
                         f"phase {name}, {LAW_VARIANT}, {metric}",
-                        f"layer {layer} has {number(stated)}, and the transfer matrix {number(float(value))}",
+                        f"layer {layer} has {quoted(stated)}, and the transfer matrix {quoted(float(value))}",
                     )
 
 
@@ -167,5 +167,5 @@ def fit_problems(record: Record) -> Iterator[Problem]:
             if fit != kept:
                 yield Problem(
                     f"phase {phase}, {LAW_VARIANT}, {name}",
-                    f"it comes from the fit {number(fit)}, others from {number(kept)}",
+                    f"it comes from the fit {quoted(fit)}, others from {quoted(kept)}",
                 )

@@ -12,10 +12,9 @@ from delta_suite.metrics.directions import DISATTENUATION_FLOOR, NEEDS_PRODUCTS,
 from delta_suite.metrics.estimators import one_thread
 from delta_suite.metrics.layer import ENTROPY_FLOOR
 from delta_suite.metrics.registry import METRICS
-from delta_suite.records.arrays import KINDS, Arrays, matrices_without
-from delta_suite.records.problem import SINGLE, WRITTEN, Figures, Part, Problem, Resampled, Resamples, number
+from delta_suite.records.arrays import KINDS, Arrays, matrices_without, square
+from delta_suite.records.problem import SINGLE, WRITTEN, Figures, Part, Problem, Resampled, Resamples, quoted
 from delta_suite.records.record import Record, ScopeRecord
-from delta_suite.records.verify_layers import pairs_of_layers
 
 HALF = float(np.finfo(np.float16).eps)
 """Relative spacing of float16, in which replicates of matrices are kept, less the whole: 2^-10."""
@@ -55,29 +54,22 @@ class _Matrices:
     @classmethod
     def of(cls, arrays: Arrays, variants: Sequence[str], layers: int, kind: str) -> _Matrices:
         """Return the matrices of variants that have the same ones."""
-        first, second = pairs_of_layers(layers)
         held = _held(arrays, variants[0])
 
-        def square(names: Sequence[str]) -> np.ndarray:
-            rows = np.array(
-                [
-                    np.concatenate(
-                        [_rows(arrays, f"{variant}.{name}") for name in names if f"{variant}.{name}" in arrays]
-                    )
-                    for variant in variants
-                ]
-            )
-            out = np.zeros((*rows.shape[:2], layers, layers))
-            out[..., first, second] = out[..., second, first] = rows
-            return out
+        def matrices(*names: str) -> np.ndarray:
+            rows = [
+                np.concatenate([_rows(arrays, f"{variant}.{name}") for name in names if f"{variant}.{name}" in arrays])
+                for variant in variants
+            ]
+            return square(np.array(rows), layers)
 
         halves = ["cosines_a", "cosines_b"] if {"cosines_a", "cosines_b"} <= held else []
         return cls(
-            square(["cosines", *halves, f"cosines.{kind}"]),
+            matrices("cosines", *halves, f"cosines.{kind}"),
             len(halves),
-            square(["overlaps", f"overlaps.{kind}"]),
-            square(["angles", f"angles.{kind}"]),
-            square(["cross", f"cross.{kind}"]) if "cross" in held else None,
+            matrices("overlaps", f"overlaps.{kind}"),
+            matrices("angles", f"angles.{kind}"),
+            matrices("cross", f"cross.{kind}") if "cross" in held else None,
         )
 
 
@@ -269,7 +261,8 @@ def _kind_problems(
         errors = np.where(unstable, np.inf, rounding)
         resamples[name] = (rest if len(rest) else None, cases[1 : 1 + halves] if halves else None, errors)
         if kind == "units":
-            yield from _part_problems(name, scopes, variant, [_of(index, figure.per_layer) for figure in figures])
+            parts = [None if figure.per_layer is None else figure.per_layer[index] for figure in figures]
+            yield from _part_problems(name, scopes, variant, parts)
     if values and kind == "units":
         chosen, expected = phases.joined([spans[name] for name in values]), np.concatenate(list(values.values()))
         tolerance = WRITTEN * np.maximum(1.0, np.abs(expected))
@@ -280,10 +273,6 @@ def _kind_problems(
         narrower = kind == "documents"
         centred = followed is not None and not narrower
         resampled.add(chosen, joined, centred=centred, narrower=narrower)
-
-
-def _of(variant: int, parts: np.ndarray | None) -> np.ndarray | None:
-    return None if parts is None else parts[variant]
 
 
 def _rounding(name: str, counts: np.ndarray) -> np.ndarray:
@@ -329,5 +318,5 @@ def _part_problems(name: str, scopes: Scopes, variant: str, parts: Sequence[np.n
             if not (abs(there - value) <= WRITTEN * max(1.0, abs(value)) or (np.isnan(there) and np.isnan(value))):
                 yield Problem(
                     f"phase {phase}, {variant}, {name}",
-                    f"layer {layer} contributes {number(there)}, and the cosines beside it give {number(float(value))}",
+                    f"layer {layer} contributes {quoted(there)}, and the cosines beside it give {quoted(float(value))}",
                 )

@@ -143,12 +143,9 @@ class RecordView:
             )
         return self.arrays.content
 
-    def _replicates(self, name: str) -> np.ndarray | None:
-        """Return an array of replicates, or None where the record has none of that name."""
-        try:
-            return self.content().get(name)
-        except RecordError:
-            return None
+    def _array(self, name: str) -> np.ndarray | None:
+        """Return an array beside the record, or None where it has none of that name."""
+        return self._content_or_none().get(name)
 
     def gram(self, variant: str) -> DirectionGram:
         """Return the cosines and overlaps between layers. Raises RecordError where the arrays are gone."""
@@ -201,7 +198,7 @@ class RecordView:
             return absent(_OLDER.format(metric))
         if not replicates:
             return estimate
-        by_kind = {kind: self._replicates(f"{stored}.{kind}.{metric}") for kind in KINDS}
+        by_kind = {kind: self._array(f"{stored}.{kind}.{metric}") for kind in KINDS}
         return _with_replicates(estimate, {kind: rows[:, layer] for kind, rows in by_kind.items() if rows is not None})
 
     def over(self, layers: Sequence[int], metric: str, variant: str, *, replicates: bool = True) -> Estimate:
@@ -227,7 +224,7 @@ class RecordView:
         return self._computed(layers, metric, variant)
 
     def _stored_variant(self, metric: str, variant: str) -> str:
-        """Return the variant under which a metric stands: averages over tokens depend on the rows alone.
+        """Return the variant under which a metric is recorded: averages over tokens depend on the rows alone.
 
         Of the states, some figures are about sinks or about the rows without them, whichever variant is asked for.
         """
@@ -243,7 +240,7 @@ class RecordView:
         """Return a recorded figure of a phase with its replicates, stored or formed from the stored cosines."""
         if estimate.interval is None:
             return estimate
-        by_kind = {kind: self._replicates(f"{variant}.scope_{kind}.{metric}") for kind in KINDS}
+        by_kind = {kind: self._array(f"{variant}.scope_{kind}.{metric}") for kind in KINDS}
         if by_kind["units"] is not None:
             return _with_replicates(estimate, {kind: rows[index] for kind, rows in by_kind.items() if rows is not None})
         computed = self._computed(layers, metric, variant)
@@ -281,7 +278,7 @@ class RecordView:
         for scope in self.record.scopes.values():
             estimate = scope.metrics.get(assemble.LAW_VARIANT, {}).get(metric)
             if scope.layers == ends and ends in rows and estimate is not None:
-                units = self._replicates(f"law.units.{metric}")
+                units = self._array(f"law.units.{metric}")
                 return estimate if units is None else _with_replicates(estimate, {"units": units[rows.index(ends)]})
         return absent(f"the update law was fitted under another phase map, not over these layers: {command}")
 
@@ -379,7 +376,7 @@ class RecordView:
 
     def random_directions(self, layers: range, metric: str, variant: str) -> Sequence[float] | str:
         """Return the metric with v_L drawn at random, or why there is none: see `nulls.random_directions`."""
-        drawn = self._replicates(f"{variant}.random.{metric}")
+        drawn = self._array(f"{variant}.random.{metric}")
         spans = [scope.layers for scope in self.record.scopes.values()]
         if drawn is not None and (layers[0], layers[-1]) in spans:
             values = drawn[spans.index((layers[0], layers[-1]))]
@@ -405,7 +402,7 @@ class RecordView:
 
     def energies(self, variant: str) -> np.ndarray | None:
         """Return p_i = sigma_i^2 / sum sigma^2 of every layer, (layers, rank); None without arrays."""
-        eigenvalues = self._replicates(f"{variant}.eigenvalues")
+        eigenvalues = self._array(f"{variant}.eigenvalues")
         if eigenvalues is None:
             return None
         values = eigenvalues.astype(np.float64)
@@ -414,7 +411,7 @@ class RecordView:
 
     def transfer(self) -> np.ndarray | None:
         """Return R^2 on layer L (row) of layer M's map, NaN where a layer does not vary; None where not measured."""
-        return self._replicates("law.transfer")
+        return self._array("law.transfer")
 
 
 def _as_recorded(estimate: Estimate, formed: Estimate | None) -> Estimate:

@@ -37,7 +37,7 @@ from delta_suite.reduction.gram import algebra_device, gram
 from delta_suite.reduction.lanes import rows_at_once
 from delta_suite.reduction.law_sums import Streams
 from delta_suite.reduction.losses import CONDITIONS
-from delta_suite.reduction.moments import NORM_FLOOR
+from delta_suite.reduction.moments import rms
 
 LawMap = tuple[Float[Tensor, "hidden k"], Float[Tensor, "hidden k"] | None]
 """Factors A and B of c T^(-L) + v w^T = A B^T; B is None where k is the width."""
@@ -114,7 +114,7 @@ class _Sums:
 
     def add(self, h: Float64[Tensor, "rows hidden"], delta: Float64[Tensor, "rows hidden"]) -> None:
         self.rows += len(h)
-        self.x += normalised(h).sum(dim=0)
+        self.x += (h / rms(h)).sum(dim=0)
         self.y += delta.sum(dim=0)
         self.square += gram(delta.float() if slow_float64(delta.device) else delta)
 
@@ -139,15 +139,10 @@ class _Sums:
         )
 
 
-def normalised(h: Tensor) -> Tensor:
-    """Return h / rms(h) of each row."""
-    return h / h.square().mean(dim=1, keepdim=True).sqrt().clamp_min(NORM_FLOOR)
-
-
 def interventions(fits: Mapping[tuple[int, int], LayerFit], laws: LawMaps, phases: PhaseMap) -> Iterator[Intervention]:
     """Yield the interventions of each phase, in the order of CONDITIONS; `law` where the phase has maps.
 
-    They are named `C.zero` and so on. In documents of one half stands what was fitted on the other.
+    They are named `C.zero` and so on. What was fitted on one half is used in documents of the other.
     """
     for phase, (first, last) in phases.items():
         layers = range(first, last + 1)
@@ -213,5 +208,5 @@ class _Replaced:
         if self._law is None:
             return mean.expand_as(delta)
         onto, basis = self._law
-        x = normalised(h) - self._mean_input.to(delta)
+        x = h / rms(h) - self._mean_input.to(delta)
         return mean + (x if basis is None else x @ basis.to(delta)) @ onto.to(delta).T

@@ -25,6 +25,7 @@ from delta_suite.reduction.losses import (
     Causes,
     Damage,
     Losses,
+    causal_phases,
     chosen_documents,
 )
 
@@ -73,8 +74,7 @@ class CausalFit:
     @classmethod
     def of(cls, phases: PhaseMap, dtype: torch.dtype = torch.float32) -> CausalFit:
         """Return a fit in which nothing is fitted, for a model of this dtype."""
-        chosen = {name: phases[name] for name in CAUSAL_PHASES if name in phases}
-        return cls(chosen, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+        return cls(causal_phases(phases), dtype=torch.float64 if dtype == torch.float64 else torch.float32)
 
     def collect(self, layer: int, fold: int, onto: Tensor, basis: Tensor | None) -> None:
         """Take the maps of a layer from the fit of the law, if the layer is of these phases."""

@@ -18,7 +18,7 @@ from delta_suite.capture.stream import ResidualStream, Storage, mapped
 from delta_suite.reduction.eigen import eigh, slow_float64
 from delta_suite.reduction.gram import add_gram, algebra_device, gram, mirror
 from delta_suite.reduction.lanes import HOST_ROWS, rows_at_once
-from delta_suite.reduction.moments import NORM_FLOOR
+from delta_suite.reduction.moments import NORM_FLOOR, rms
 
 GROUPS = 10
 """Number of groups that units are dealt into. The even ones, of half a, are one fold, the odd ones the other."""
@@ -94,7 +94,7 @@ def walk_rows(
                         before, update = before.index_select(0, index), update.index_select(0, index)
                     x, y = before.double(), update.double()
                     del before, update
-                    x /= x.square().mean(dim=1, keepdim=True).sqrt_().clamp_min_(NORM_FLOOR)
+                    x /= rms(x)
                     if layer not in centres and len(x):
                         centres[layer] = x.mean(dim=0), y.mean(dim=0)
                     update = torch.stack([y[part].sum(dim=0) for part in slices])

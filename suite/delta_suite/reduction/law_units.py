@@ -23,7 +23,7 @@ from delta_suite.reduction.gram import algebra_device
 from delta_suite.reduction.lanes import rows_at_once
 from delta_suite.reduction.law_memory import Plan
 from delta_suite.reduction.law_sums import FOLDS, ORDER, Basis, Home, Sums, close_folds, empty_sums
-from delta_suite.reduction.moments import NORM_FLOOR, Moments
+from delta_suite.reduction.moments import NORM_FLOOR, Moments, rms
 from delta_suite.reduction.packed import Packed, above, from_triangle, unpacked
 
 PRODUCTS_SHARE = 0.25
@@ -55,7 +55,7 @@ class LawProducts:
             before, update = stream.step(layer, rows, algebra_device(device))
             index = entering[rows].nonzero().flatten().to(before.device)
             x, y = before.index_select(0, index).double(), update.index_select(0, index).double()
-            x /= x.square().mean(dim=1, keepdim=True).sqrt_().clamp_min_(NORM_FLOOR)
+            x /= rms(x)
             home = self.x.device
             self.xx += (x.T @ x).to(home)
             self.yx += (y.T @ x).to(home)

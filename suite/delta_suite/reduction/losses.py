@@ -24,6 +24,16 @@ ONE_HALF = "needs two halves of documents, one to fit on and one to measure; the
 """The reason why causes are not measured where there is one document."""
 
 
+def causal_phases(phases: PhaseMap) -> PhaseMap:
+    """Return those of the phases in which causes are measured.
+
+    Example:
+        >>> causal_phases({"A": (0, 1), "C": (2, 5)})
+        {'C': (2, 5)}
+    """
+    return {name: phases[name] for name in CAUSAL_PHASES if name in phases}
+
+
 @dataclass(frozen=True)
 class Losses:
     """Sums of the loss by condition and group of units, and the number of tokens that they are over."""

@@ -66,6 +66,11 @@ def _norms_and_product(
     return torch.stack([norm(delta, dim=1), norm(h, dim=1), torch.einsum("td,td->t", h, delta)])
 
 
+def rms(rows: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens 1"]:
+    """Return the root of the mean square of each row, by which a block's first norm divides; at least NORM_FLOOR."""
+    return rows.square().mean(dim=1, keepdim=True).sqrt_().clamp_min_(NORM_FLOOR)
+
+
 def widened(rows: Float[Tensor, "tokens hidden"]) -> Float[Tensor, "tokens hidden"]:
     """Return the rows in float64, for everything that is formed from them; unchanged where float64 is slow."""
     return rows if slow_float64(rows.device) else rows.to(algebra_device(rows.device)).double()

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from delta_suite.reduction.eigen import eigh
 from delta_suite.reduction.gram import add_gram, mirror
-from delta_suite.reduction.moments import NORM_FLOOR
+from delta_suite.reduction.moments import rms
 from delta_suite.reduction.state_statistics import LINEAR
 
 FEATURES = 512
@@ -52,8 +52,7 @@ def features(kind: str, states: Float64[Tensor, "rows hidden"]) -> Float64[Tenso
     hidden = states.shape[1]
     weights, bias = (part.to(states.device) for part in _weights(hidden, FEATURES))
     out = states.new_empty(len(states), hidden + FEATURES)
-    rms = states.square().mean(dim=1, keepdim=True).sqrt_().clamp_min_(NORM_FLOOR)
-    x = torch.div(states, rms, out=out[:, :hidden])
+    x = torch.div(states, rms(states), out=out[:, :hidden])
     out[:, hidden:] = torch.addmm(bias, x, weights).relu_()
     return out
 

@@ -31,7 +31,7 @@ from delta_suite.records.arrays import ArrayFile, Arrays
 from delta_suite.records.format import from_json, to_json
 from delta_suite.records.record import ModelRecord, Record
 from delta_suite.records.store import folder_name
-from delta_suite.records.verify import problems, require
+from delta_suite.records.verify import problems, require_consistent
 from delta_suite.records.view import RecordView
 from delta_suite.reduction.statistics import TOP_K
 from delta_suite.regression.comparison import LAYERS, MODEL, Comparison, Status, compare_figures, obstacle
@@ -341,7 +341,7 @@ def _whole_baseline(path: Path, content: Mapping[str, Any]) -> BaselineFile:
     beside = arrays_path(path)
     try:
         arrays = ArrayFile(beside, record.arrays.sha256 if record.arrays else None)
-        require(path, problems(record, arrays.content, merged=_of_two_records(baseline.history)))
+        require_consistent(path, problems(record, arrays.content, merged=_of_two_records(baseline.history)))
     except RecordError as error:
         raise BaselineError(
             f"{str(error).removesuffix('.')}.\n"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import numpy as np
 
 from delta_suite.errors import BaselineError
 from delta_suite.paths import cache_root
+from delta_suite.provenance import utc_now
 from delta_suite.records.arrays import ArrayFile, Arrays, pack
 from delta_suite.records.cache import Cache
 from delta_suite.records.record import ArrayReference, ModelRecord
@@ -71,7 +71,7 @@ def _update(
     selected: Collection[str] | None,
 ) -> str:
     change = Change(
-        date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        date=utc_now(),
         action="created",
         reason=reason.strip(),
         source=f"{view.model.name} {view.model.fingerprint[:12]}",

@@ -74,12 +74,12 @@ class Caused(Population):
 
     @property
     def layers(self) -> int:
-        """Return the number of layers."""
+        """The number of layers."""
         return len(self.directions)
 
     @property
     def hidden(self) -> int:
-        """Return the number of hidden dimensions."""
+        """The number of hidden dimensions."""
         return int(self.directions.shape[1])
 
     def update(self, layer: int, state: np.ndarray, noise: np.ndarray, scale: np.ndarray) -> np.ndarray:

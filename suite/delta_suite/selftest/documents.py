@@ -59,12 +59,12 @@ class Population(ABC):
     @property
     @abstractmethod
     def layers(self) -> int:
-        """Return the number of layers."""
+        """The number of layers."""
 
     @property
     @abstractmethod
     def hidden(self) -> int:
-        """Return the number of hidden dimensions."""
+        """The number of hidden dimensions."""
 
     @abstractmethod
     def update(

@@ -51,12 +51,12 @@ class Lawful(Population):
 
     @property
     def layers(self) -> int:
-        """Return the number of layers."""
+        """The number of layers."""
         return len(self.maps)
 
     @property
     def hidden(self) -> int:
-        """Return the number of hidden dimensions."""
+        """The number of hidden dimensions."""
         return int(self.maps.shape[1])
 
     def update(self, layer: int, state: np.ndarray, noise: np.ndarray, scale: np.ndarray) -> np.ndarray:

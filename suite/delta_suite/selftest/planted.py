@@ -65,12 +65,12 @@ class Spectral(Population):
 
     @property
     def layers(self) -> int:
-        """Return the number of layers."""
+        """The number of layers."""
         return len(self.spectra)
 
     @property
     def hidden(self) -> int:
-        """Return the number of hidden dimensions."""
+        """The number of hidden dimensions."""
         return int(self.spectra.shape[1])
 
     def update(self, layer: int, state: np.ndarray, noise: np.ndarray, scale: np.ndarray) -> np.ndarray:

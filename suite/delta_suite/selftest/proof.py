@@ -7,7 +7,6 @@ Every repeat has a seed of its own, so neither their order nor the number of pro
 from __future__ import annotations
 
 import math
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,9 +29,9 @@ from delta_suite.claims.verdict import Verdict
 from delta_suite.claims.words import nearest
 from delta_suite.errors import OptionError
 from delta_suite.metrics.registry import metric_versions
-from delta_suite.pool import end_with_the_parent
+from delta_suite.pool import THREADS, end_with_the_parent, environment
 from delta_suite.progress import Progress, no_progress
-from delta_suite.provenance import hardware, library_version
+from delta_suite.provenance import hardware_in_words, library_version
 from delta_suite.records.arrays import ArrayFile
 from delta_suite.records.assemble import assemble, with_law, with_writes
 from delta_suite.records.losses_part import with_causes
@@ -201,14 +200,15 @@ def measured(stream: Any, world: World, causes: Causes | None = None) -> RecordV
     )
     if writes:
         entry = with_writes(entry, writes, IdentityRecord(says="planted", error=0.0, tolerance=0.0))
-    record, arrays = with_law(entry.record, law) if law else (entry.record, {})
+    if law is not None:
+        entry = with_law(entry, law)
     if causes is not None:
-        record, arrays = with_causes(record, causes)
-    record = record.model_copy(update={"phases": dict(world.scopes)})
+        entry = with_causes(entry, causes)
+    entry = entry.plus({}, phases=dict(world.scopes))
     in_memory = Path("planted")
     return RecordView(
-        record,
-        ArrayFile(in_memory, content={**entry.arrays, **arrays}),
+        entry.record,
+        ArrayFile(in_memory, content=entry.arrays),
         ArrayFile(in_memory, content=entry.directions),
     )
 
@@ -323,20 +323,12 @@ def _mapper(processes: int) -> Iterator[Any]:
     if processes == 1:
         yield lambda tasks: map(_run, tasks)
         return
-    # Numeric libraries read these when they are loaded, which is before any code of the suite runs in the process.
-    threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    before = {name: os.environ.get(name) for name in threads}
-    os.environ.update(threads)
-    try:
-        context = get_context("spawn")
-        with ProcessPoolExecutor(processes, mp_context=context, initializer=end_with_the_parent) as pool:
-            yield lambda tasks: pool.map(_run, tasks)
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+    # The libraries are loaded before any code of the suite runs in the process.
+    with (
+        environment(dict.fromkeys(THREADS, "1")),
+        ProcessPoolExecutor(processes, get_context("spawn"), end_with_the_parent) as pool,
+    ):
+        yield lambda tasks: pool.map(_run, tasks)
 
 
 def _coverage(name: str, repeats: Sequence[Repeat], true_values: ValueOf | None) -> Iterator[Coverage]:
@@ -390,5 +382,5 @@ def origin(command: str) -> dict[str, str]:
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "versions": ", ".join([f"delta-suite {__version__}", f"python {platform.python_version()}", *versions]),
         "seed": str(SEED),
-        "hardware": hardware(),
+        "hardware": hardware_in_words(),
     }

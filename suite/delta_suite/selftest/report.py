@@ -70,17 +70,17 @@ class Coverage:
 
     @property
     def repeats(self) -> int:
-        """Return the number of repeats that had an interval."""
+        """The number of repeats that had an interval."""
         return self.covered + self.below + self.above
 
     @property
     def name(self) -> str:
-        """Return the figure, such as `gamma over C`."""
+        """The figure, such as `gamma over C`."""
         return f"{self.metric} over {self.scope}"
 
     @property
     def violation(self) -> str | None:
-        """Return how the bound is broken, or None where it holds."""
+        """How the bound is broken, or None where it holds."""
         if not self.bounded:
             return None
         if self.repeats == 0:
@@ -105,17 +105,17 @@ class Rate:
 
     @property
     def repeats(self) -> int:
-        """Return the number of repeats that were judged."""
+        """The number of repeats that were judged."""
         return sum(self.verdicts.values())
 
     @property
     def supported(self) -> int:
-        """Return the number of repeats in which the claim was supported."""
+        """The number of repeats in which the claim was supported."""
         return self.verdicts.get(Verdict.SUPPORTED, 0)
 
     @property
     def violation(self) -> str | None:
-        """Return how the bound is broken, or None where it holds."""
+        """How the bound is broken, or None where it holds."""
         if not self.claim.bounded:
             return None
         low, high = wilson(self.supported, self.repeats)
@@ -145,7 +145,7 @@ class Proof:
 
     @cached_property
     def violations(self) -> list[str]:
-        """Return one line for each bound that is violated."""
+        """One line for each bound that is violated."""
         rows: Iterable[Coverage | Rate] = [*self.coverage, *self.rates]
         return [line for row in rows if (line := row.violation) is not None]
 

@@ -44,7 +44,7 @@ class Claim:
 
     @cached_property
     def expectation(self) -> Expectation:
-        """Return the expectation. Raises HypothesisFileError where the suite's hypotheses are not installed."""
+        """The expectation. Raises HypothesisFileError where the suite's hypotheses are not installed."""
         if isinstance(self.statement, Expectation):
             return self.statement
         file, name = self.statement
@@ -85,7 +85,7 @@ class World:
 
     @property
     def units(self) -> Units:
-        """Return the units of the documents of a repeat."""
+        """The units of the documents of a repeat."""
         return Units.of(DOCUMENTS, domains_of(DOCUMENTS, self.in_domain))
 
     def repeats(self, asked: int) -> int:
@@ -100,13 +100,13 @@ class World:
 
     @property
     def needs_law(self) -> bool:
-        """Return True if a claim or an interval is about the update law."""
+        """True if a claim or an interval is about the update law."""
         metrics = [*(claim.expectation.metric for claim in self.claims), *chain(*(self.covered or {}).values())]
         return any(METRICS[metric].takes == "law" for metric in metrics)
 
     @cached_property
     def scopes(self) -> Mapping[str, Layers]:
-        """Return the first and last layer of each phase by name."""
+        """The first and last layer of each phase by name."""
         return self.phases or {"C": SHARED, "E": SPECIAL}
 
     def layers(self, scope: str) -> Layers:

@@ -46,7 +46,7 @@ def _csv(rows: Iterable[Figure]) -> Iterator[bytes]:
 
 
 def _taken(buffer: io.StringIO) -> bytes:
-    """Return what stands in a buffer, and empty it."""
+    """Return the content of a buffer, and empty it."""
     content = buffer.getvalue().encode()
     buffer.seek(0)
     buffer.truncate()

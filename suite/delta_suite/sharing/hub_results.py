@@ -15,14 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from delta_suite.errors import OptionError, RecordError, SuiteError
+from delta_suite.errors import OptionError, RecordError, SuiteError, first_line
 from delta_suite.models.sources.hub import HUB_ID, TIMEOUT
 from delta_suite.paths import path_error, shorten
 from delta_suite.progress import Progress, no_progress
 from delta_suite.reading import ARRAYS_LIMIT, TEXT_LIMIT, UnreadableFileError, read_bytes
 from delta_suite.records.cache import Cache
-from delta_suite.records.store import RUNS, examine, exclusive, folder_name
-from delta_suite.records.verify import require
+from delta_suite.records.store import RUNS, exclusive, folder_name, load
 from delta_suite.sharing.shareable import content_of, shareable
 from delta_suite.writing import temporary_folder, unwritable, write_together
 
@@ -253,7 +252,7 @@ def _put(folder: Path, place: Path, files: Sequence[_Remote], results: Path, cac
         content = [(results / file.path, content_of(folder / file.path)) for file in files]
         if not all(file.is_of(packed) for file, (_, packed) in zip(files, content, strict=True)):
             raise RecordError(f"{files[-1].path} did not arrive as the dataset has it. Pull again.")
-        require(record, examine(record).problems)
+        load(record)
     except RecordError as error:
         pulled.refused.append(str(error).replace(f"{folder}/", ""))
         return
@@ -322,12 +321,12 @@ def _explained(repo: str, done: str) -> Iterator[None]:
     try:
         yield
     except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
-        why = "HF_HUB_OFFLINE forbids asking the hub" if constants.HF_HUB_OFFLINE else _brief(error)
+        why = "HF_HUB_OFFLINE forbids asking the hub" if constants.HF_HUB_OFFLINE else first_line(error)
         raise HubResultsError(f"{nothing}: {why}. Try again where there is a network.") from error
     except errors.RevisionNotFoundError as error:
         raise HubResultsError(f"{nothing}: {repo} has no such revision. {link} lists branches and commits.") from error
     except (errors.GatedRepoError, errors.HFValidationError) as error:
-        raise HubResultsError(f"{nothing}: {_brief(error)}. Look at {link}.") from error
+        raise HubResultsError(f"{nothing}: {first_line(error)}. Look at {link}.") from error
     except errors.RepositoryNotFoundError as error:
         raise HubResultsError(
             f"{nothing}: the hub shows no dataset {repo} to this login (or to none). Check the name at {link}, "
@@ -353,14 +352,9 @@ def _reason(error: BaseException, repo: str) -> str:
     if status in (409, 412):
         return f"{repo} has changed in between. Run the command again."
     if status is not None:
-        return f"{constants.ENDPOINT} answered with an error ({_brief(cause)}). Try again later."
+        return f"{constants.ENDPOINT} answered with an error ({first_line(cause)}). Try again later."
     if isinstance(cause, OSError) and (cause.filename is not None or cause.errno == errno.ENOSPC):
         return f"{cause.filename or 'the disk'}: {cause.strerror}."
     if isinstance(error, ValueError | LookupError | TypeError | AttributeError):
-        return f"{constants.ENDPOINT} does not answer as a hub does ({type(error).__name__}: {_brief(error)})."
-    return f"{constants.ENDPOINT} cannot be reached ({type(cause).__name__}: {_brief(cause)}). Try again later."
-
-
-def _brief(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300].removesuffix(".") if lines else type(error).__name__
+        return f"{constants.ENDPOINT} does not answer as a hub does ({type(error).__name__}: {first_line(error)})."
+    return f"{constants.ENDPOINT} cannot be reached ({type(cause).__name__}: {first_line(cause)}). Try again later."

@@ -21,7 +21,10 @@ def shareable(path: Path) -> tuple[Record, Path]:
     if record.schema_version != SCHEMA:
         raise RecordError(f"{path} is of schema {record.schema_version}. Measure again: delta-suite measure --fresh.")
     if view.arrays is None or record.arrays is None:
-        raise RecordError(f"{path} cannot be shared: its arrays are not beside it, and nobody could verify it.")
+        raise RecordError(
+            f"{path} cannot be shared: its arrays are not beside it, and nobody could verify it. Copy them there, or "
+            "measure again: delta-suite measure --fresh."
+        )
     proper = record_path(Path(), record).name
     if (path.name, record.arrays.file) != (proper, Path(proper).with_suffix(".safetensors").name):
         raise RecordError(

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from delta_suite.errors import IncompleteError, UnavailableError
+from delta_suite.errors import IncompleteError, UnavailableError, first_line
 from delta_suite.models.files import (
     CHAT_TEMPLATES,
     GENERATION_CONFIG,
@@ -235,7 +235,7 @@ def _explained(spec: ModelSpec, because: str) -> Iterator[None]:
         ) from error
     except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
         offline = constants.HF_HUB_OFFLINE
-        reason = "HF_HUB_OFFLINE forbids asking the hub" if offline else f"the download broke off ({_brief(error)})"
+        reason = "HF_HUB_OFFLINE forbids asking the hub" if offline else f"the download broke off ({first_line(error)})"
         way = "Unset HF_HUB_OFFLINE, or r" if offline else "R"
         raise UnavailableError(
             spec.name,
@@ -271,9 +271,9 @@ def _out_of_reach(spec: ModelSpec, because: str, status: int | None, error: Base
     from huggingface_hub import constants
 
     if status is None:
-        reached = f"{constants.ENDPOINT} cannot be reached ({type(error).__name__}: {_brief(error)})"
+        reached = f"{constants.ENDPOINT} cannot be reached ({type(error).__name__}: {first_line(error)})"
     else:
-        reached = f"{constants.ENDPOINT} answered with an error ({_brief(error)})"
+        reached = f"{constants.ENDPOINT} answered with an error ({first_line(error)})"
     return UnavailableError(
         spec.name,
         f"{because}, and {reached}",
@@ -303,8 +303,3 @@ def _cache() -> Path:
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE)
-
-
-def _brief(error: BaseException) -> str:
-    """Return the first line of an error's message, or its type if it has none."""
-    return str(error).strip().split("\n", maxsplit=1)[0].removesuffix(".") or type(error).__name__
