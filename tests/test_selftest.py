@@ -8,23 +8,29 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from delta_suite.capture.units import Units
 from delta_suite.claims.loader import load_hypothesis
 from delta_suite.claims.verdict import Verdict
 from delta_suite.cli import app
+from delta_suite.metrics.causal import cause_estimates
+from delta_suite.metrics.segmentation import find_boundaries, segments_of
+from delta_suite.reduction.statistics import TOP_K
 from delta_suite.selftest import law_worlds as law
 from delta_suite.selftest import proof, report
+from delta_suite.selftest.causal_worlds import causes
 from delta_suite.selftest.documents import DOCUMENTS, SCALE, SPREAD
 from delta_suite.selftest.planted import (
     SHARED,
     SHARED_COSINE,
     TOKENS,
+    Spectral,
     Truth,
     duplicates,
     heavy_tails,
     near_zero,
     phased,
 )
-from delta_suite.selftest.proof import SelftestError, Task, coverage_of, run_task, selftest
+from delta_suite.selftest.proof import Repeat, SelftestError, Task, coverage_of, run_task, selftest
 from delta_suite.selftest.report import COVERAGE, Coverage, Proof, Rate, wilson
 from delta_suite.selftest.world import Claim
 from delta_suite.selftest.worlds import WORLDS
@@ -219,6 +225,55 @@ def test_causes_are_supported_where_they_are_planted_and_nowhere_else(name: str)
         rates[row.claim.kind].append(row.supported)
     assert sum(rates["power"]) >= 2 * len(rates["power"])
     assert sum(rates["false positives"]) <= 1
+
+
+def test_true_sharing_is_what_many_documents_give() -> None:
+    population, documents = causes(np.random.default_rng(0)), 400
+    stream = population.stream(np.random.default_rng(17), documents)
+    losses = population.causes(np.random.default_rng(17), stream, Units.of(documents))
+    for phase, sharing in (("C", 0.984), ("E", 0.127)):
+        assert population.sharing(phase) == pytest.approx(sharing, abs=1e-3)
+        assert cause_estimates(losses, phase)["causal_sharing"].best == pytest.approx(sharing, abs=0.05)
+
+
+def test_claims_of_causes_are_true_of_some_draws_and_not_of_others() -> None:
+    """In the second draw one direction truly has 0.93 of the effect of three."""
+    parted = [claim for claim in WORLDS["causes"].claims if claim.true_of is not None]
+    assert [claim.expectation.id for claim in parted] == [
+        "one-direction-does-it",
+        "no-one-direction-does-it",
+        "shares-less-than-c",
+    ]
+    for seed, true in ((0, [True, True, True]), (1, [True, False, False])):
+        population = causes(np.random.default_rng(seed))
+        assert [claim.holds_in(population) for claim in parted] == true
+
+
+def test_a_claim_counts_as_an_error_in_the_draws_where_it_is_false(monkeypatch: pytest.MonkeyPatch) -> None:
+    claim = next(claim for claim in WORLDS["causes"].claims if claim.expectation.id == "no-one-direction-does-it")
+    monkeypatch.setattr(proof, "WORLDS", {"w": replace(WORLDS["causes"], claims=[claim])})
+    yes, no = Verdict.SUPPORTED, Verdict.INCONCLUSIVE
+    repeats = [
+        Repeat({}, (), [verdict], [true]) for verdict, true in ((yes, True), (yes, True), (no, True), (no, False))
+    ]
+    power, errors = proof._rates("w", repeats)
+    assert (power.claim.kind, power.supported, power.repeats) == ("power", 2, 3)
+    assert (errors.claim.kind, errors.supported, errors.repeats) == ("false positives", 0, 1)
+    assert (power.planted, errors.planted) == ("w, draws where it is true: 3", "w, draws where it is false: 1")
+    assert [rate.planted for rate in proof._rates("w", repeats[:2])] == ["w, draws where it is true: 2"]
+
+
+@pytest.mark.parametrize(("name", "least", "most"), [("segments", 1, 1), ("segments one off", 6, 23)])
+def test_with_boundaries_one_off_other_orders_truly_cost_less(name: str, least: int, most: int) -> None:
+    """Of the planted similarities themselves, without any documents: the declared order of 120 is the best, or not."""
+    for seed in range(5):
+        population = WORLDS[name].plant(np.random.default_rng(seed))
+        assert isinstance(population, Spectral)
+        leading = population.bases[:, :TOP_K]
+        similarity = (np.einsum("lik,mjk->lmij", leading, leading) ** 2).sum(axis=(2, 3)) / TOP_K
+        boundaries = find_boundaries(similarity, segments_of(WORLDS[name].scopes, len(similarity)), draws=1)
+        assert boundaries.cost_rank is not None
+        assert least <= round(120 * boundaries.cost_rank) <= most
 
 
 def test_planted_boundaries_are_found() -> None:

@@ -25,6 +25,7 @@ from jaxtyping import Float64
 from scipy.special import log_softmax
 
 from delta_suite.capture.units import Units
+from delta_suite.claims.schema import Expectation
 from delta_suite.selftest.documents import DOCUMENTS, Population, ValueOf, orthonormal
 
 if TYPE_CHECKING:
@@ -36,6 +37,8 @@ WIDTH, VOCABULARY = 8, 40
 
 CAUSE_C, CAUSE_E = (1, 3), (4, 6)
 """The first and last layer of phases C and E."""
+
+PHASES = {"C": CAUSE_C, "E": CAUSE_E}
 
 DEPTH = 8
 
@@ -91,6 +94,27 @@ class Caused(Population):
         """Raise, as no interval is compared with a true value here."""
         raise NotImplementedError
 
+    def sharing(self, phase: str) -> float:
+        """Return the true `causal_sharing` over a phase: of unlimited text, with directions fitted on as much.
+
+        Blocks listen to no block, so that what a change takes away from an update is gone from the last state.
+        """
+        states, (first, last) = self._states(), PHASES[phase]
+        updates = np.diff(states, axis=0)[first : last + 1]
+        chance = np.exp(log_softmax(states[-1] @ (self.head + self.unread).T, axis=1))
+        fitted, predicted = _visits(chance, self.tokens - 1), _visits(chance, self.tokens - 2)
+        moments = np.einsum("t,lti,ltj->lij", fitted, updates, updates)
+        directions = np.linalg.eigh(moments)[1][:, :, -1]
+        common = np.linalg.svd(directions, full_matrices=False)[2][0]
+
+        def loss(taken: np.ndarray) -> float:
+            """Return the loss, but for a factor, without what the updates hold along one direction each."""
+            gone = np.einsum("lti,li,lj->tj", updates, taken, taken)
+            return -float(predicted @ (chance * log_softmax((states[-1] - gone) @ self.head.T, axis=1)).sum(axis=1))
+
+        base = loss(np.zeros_like(directions))
+        return float((loss(np.tile(common, (len(directions), 1))) - base) / (loss(directions) - base))
+
     def states(self, draw: np.random.Generator, documents: int = DOCUMENTS) -> list[Any]:
         """Return the states h_0 .. h_N of new documents."""
         ids = self.drawn(draw, documents).ravel()
@@ -126,7 +150,7 @@ class Caused(Population):
 
         ids = torch.from_numpy(self.drawn(draw, len(stream.document) // self.tokens))
         model = _module(self)
-        fit = CausalFit.of({"C": CAUSE_C, "E": CAUSE_E})
+        fit = CausalFit.of(PHASES)
         fit.no_law = "no law is planted in this model"
         sinks = find_sinks(stream)
         entering = stream.kept & ~sinks.dropped
@@ -142,6 +166,31 @@ class Caused(Population):
             if self.lawful:
                 measure_law(stream, fit.phases, units=units, sinks=sinks, collect=fit.collect)
         return measure_causes(subject, fit, units, entering)
+
+
+def sharing_is_as_claimed(population: Caused, claim: Expectation) -> bool:
+    """Return True if a claim on `causal_sharing` is true of a model.
+
+    The three v_L of E are as long in the mean over draws, and unrelated, so that one direction has a third of their
+    effect. But a draw has 40 tokens and three random directions of the head, and in a quarter of the draws one
+    direction truly has more than half. To support the claim there would be an error.
+    """
+    other, required = claim.than, claim.threshold
+    if other is not None:
+        assert other.scope is not None
+        required = other.required(population.sharing(other.scope))
+    assert required is not None
+    margin = population.sharing(claim.scope) - required
+    return margin >= 0 if claim.rising else margin <= 0
+
+
+def _visits(chance: np.ndarray, steps: int) -> np.ndarray:
+    """Return how often each token is expected at the so many places after the first, given what follows each."""
+    at, often = np.full(VOCABULARY, 1 / VOCABULARY), np.zeros(VOCABULARY)
+    for _ in range(steps):
+        at = at @ chance
+        often += at
+    return often
 
 
 def _module(population: Caused) -> Any:
@@ -198,7 +247,7 @@ def _planted(draw: np.random.Generator, *, shared: str = "", constant: str = "",
     embedding, head = np.zeros((VOCABULARY, hidden)), np.zeros((VOCABULARY, hidden))
     embedding[:, :width] = draw.standard_normal((VOCABULARY, width))
     head[:, :width] = READ / 2 * draw.standard_normal((VOCABULARY, width))
-    for number, (name, (first, last)) in enumerate({"C": CAUSE_C, "E": CAUSE_E}.items(), start=1):
+    for number, (name, (first, last)) in enumerate(PHASES.items(), start=1):
         part = slice(number * width, (number + 1) * width)
         count = 1 if name in shared else last - first + 1
         basis = orthonormal(draw, width)
@@ -276,10 +325,7 @@ def idle(draw: np.random.Generator) -> Caused:
     def effect(phase: int) -> float:
         """Return the true effect of taking the v_L of a phase away from all tokens of a document but the first."""
         chance = np.exp(log_softmax(token + kept[0] * read[0] + kept[1] * read[1], axis=1))
-        at, often = np.full(VOCABULARY, 1 / VOCABULARY), np.zeros(VOCABULARY)
-        for _ in range(CAUSE_TOKENS - 2):
-            at = at @ chance
-            often += at
+        often = _visits(chance, CAUSE_TOKENS - 2)
         whole = token + read[0] + read[1]
         gain = log_softmax(whole, axis=1) - log_softmax(whole - read[phase], axis=1)
         return float(often @ (chance * gain).sum(axis=1))

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from multiprocessing import get_context
@@ -97,6 +97,8 @@ class Repeat:
     """Ridges of the law's maps; empty where the law was not measured."""
     verdicts: Sequence[Verdict]
     """Verdicts of the population's claims, in order."""
+    true: Sequence[bool]
+    """True for each claim that is true of the population, in the same order."""
 
 
 def _generator(world: str, *key: int) -> np.random.Generator:
@@ -133,7 +135,7 @@ def run_task(task: Task) -> list[Repeat]:
             for metric in metrics
         }
         verdicts = [judge(_hypothesis(claim.expectation), claim.expectation, view).verdict for claim in world.claims]
-        out.append(Repeat(intervals, _ridges(view), verdicts))
+        out.append(Repeat(intervals, _ridges(view), verdicts, [claim.holds_in(population) for claim in world.claims]))
     return out
 
 
@@ -368,10 +370,17 @@ def coverage_of(intervals: Sequence[Interval], truths: Sequence[float], **row: A
 
 
 def _rates(name: str, repeats: Sequence[Repeat]) -> Iterator[Rate]:
-    """Yield the rate of every claim on a planted population."""
+    """Yield the rate of every claim on a planted population; where only some draws make it true, the rate of each."""
     for number, claim in enumerate(WORLDS[name].claims):
-        verdicts = [repeat.verdicts[number] for repeat in repeats]
-        yield Rate(name, claim, {verdict: verdicts.count(verdict) for verdict in Verdict})
+        verdicts = [(repeat.verdicts[number], repeat.true[number]) for repeat in repeats]
+        for true in (True, False):
+            counts = {verdict: verdicts.count((verdict, true)) for verdict in Verdict}
+            if not sum(counts.values()):
+                continue
+            if claim.true_of is None:
+                yield Rate(name, claim, counts)
+            else:
+                yield Rate(name, replace(claim, kind="power" if true else "false positives"), counts, true)
 
 
 def origin(command: str) -> dict[str, str]:

@@ -102,11 +102,20 @@ class Rate:
     world: str
     claim: Claim
     verdicts: Mapping[Verdict, int]
+    where: bool | None = None
+    """True where the rate is over the draws in which the claim is true alone, False where it is over the others."""
 
     @property
     def repeats(self) -> int:
         """The number of repeats that were judged."""
         return sum(self.verdicts.values())
+
+    @property
+    def planted(self) -> str:
+        """Return the population, and which of its draws are counted where some are not."""
+        if self.where is None:
+            return self.world
+        return f"{self.world}, draws where it is {'true' if self.where else 'false'}: {self.repeats}"
 
     @property
     def supported(self) -> int:
@@ -120,7 +129,7 @@ class Rate:
             return None
         low, high = wilson(self.supported, self.repeats)
         seen = (
-            f"{self.world}: {self.claim.expectation.claim()} is supported in {self.supported / self.repeats:.3f} of "
+            f"{self.planted}: {self.claim.expectation.claim()} is supported in {self.supported / self.repeats:.3f} of "
             f"{self.repeats} repeats"
         )
         if self.claim.kind == "power":
@@ -220,7 +229,8 @@ RULE = (
     f"power wholly below {POWER}. "
     f"`below` and `above` are the shares of intervals wholly below and above the truth, the errors of a claim whose "
     f"threshold is the truth; `none` is the number of repeats in which the figure had no interval, which coverage "
-    f"leaves out. A claim that is not measured counts as inconclusive."
+    f"leaves out. A claim that is not measured counts as inconclusive. Where draws differ in whether a claim is "
+    f"true of them, it counts towards power in those where it is, and as a false positive in the others."
 )
 """The rule of the table, in words."""
 
@@ -266,7 +276,7 @@ def _rate_row(row: Rate) -> list[str | Cell]:
 
     refuted = row.verdicts.get(Verdict.REFUTED, 0)
     return [
-        row.world,
+        row.planted,
         Cell(row.claim.expectation.claim(), code=True),
         _share(row.supported, row.repeats),
         _range(row.supported, row.repeats),

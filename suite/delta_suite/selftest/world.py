@@ -41,6 +41,13 @@ class Claim:
     """True where a rate beyond its bound fails the self-test; otherwise the rate is shown, for reason `note`."""
     note: str = ""
     """The reason why the rate is not bounded."""
+    true_of: Callable[[Any, Expectation], bool] | None = None
+    """Function of a drawn population and the expectation that returns True where it holds there; None where it holds in
+    every draw, or in none, as `kind` says."""
+
+    def holds_in(self, population: Population) -> bool:
+        """Return True if the expectation is true of a drawn population."""
+        return self.kind == "power" if self.true_of is None else self.true_of(population, self.expectation)
 
     @cached_property
     def expectation(self) -> Expectation:
