@@ -118,6 +118,22 @@ def test_a_mark_tells_its_figures_on_hover_and_on_focus(browser: Any, address: s
         assert claims.get_attribute("id") == urlsplit(tab.url).fragment
 
 
+def test_the_signs_beside_a_mark_do_not_cover_its_symbol(browser: Any, address: str) -> None:
+    with opened(browser, address, "index.html") as tab:
+        room = tab.evaluate(
+            """() => [...document.querySelectorAll("a.mark")].filter(mark => mark.getClientRects().length).map(mark => {
+                mark.querySelector("b")?.remove();
+                const signs = mark.appendChild(document.createElement("b"));
+                signs.textContent = "*\u25b3";
+                const symbol = document.createRange();
+                symbol.selectNodeContents([...mark.childNodes].find(node => node.nodeType === Node.TEXT_NODE));
+                return signs.getBoundingClientRect().left - symbol.getBoundingClientRect().right;
+            })"""
+        )
+        assert len(room) > CLAIMS
+        assert min(room) >= 0
+
+
 def test_a_finger_shows_the_figures_and_then_goes_on(browser: Any, address: str) -> None:
     with opened(browser, address, "index.html", **PHONE) as tab:
         tab.locator("tbody[data-name='zeta'] .mark").first.tap()

@@ -75,7 +75,10 @@ ABOUT = (
 )
 """The leaderboard in two sentences, for someone who has never heard of it."""
 
-CONSISTENT = "Every record was checked: its numbers follow from each other. That proves consistency, and not origin."
+CONSISTENT = (
+    "Every record was checked: its numbers follow from each other. Those of a metric's older version are held against "
+    "their range alone. That proves consistency, and not origin."
+)
 """The worth of a record on the leaderboard."""
 
 NO_SCORE = (
