@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from delta_suite.cli import app
+from delta_suite.metrics.registry import METRICS
 from delta_suite.records.store import examine
 from typer.testing import CliRunner, Result
 
@@ -84,6 +86,18 @@ def test_a_refused_record_keeps_all_from_being_submitted(record: Path, checkout:
     assert result.exit_code == 1
     assert "its arrays are not beside it" in result.stderr
     assert not (tmp_path / "new").exists()
+
+
+def test_figures_of_an_older_version_could_be_anything(
+    record: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METRICS, "effective_rank", replace(METRICS["effective_rank"], version=99))
+    result = submit(record, tmp_path / "new")
+    assert result.exit_code == 1
+    assert "figures of older versions are not formed anew: effective_rank" in result.stderr
+    assert not (tmp_path / "new").exists()
+    assert CliRunner().invoke(app, ["verify", str(record)]).exit_code == 0
+    assert CliRunner().invoke(app, ["verify", "--whole", str(record)]).exit_code == 1
 
 
 def test_a_folder_may_hold_records_of_others(checkout: Path) -> None:

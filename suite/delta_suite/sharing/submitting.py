@@ -16,7 +16,7 @@ from delta_suite.reading import UnreadableFileError, read_bytes
 from delta_suite.records.cache import Cache
 from delta_suite.records.format import to_json
 from delta_suite.records.record import ArrayReference, Record, SubmitterRecord
-from delta_suite.records.store import exclusive, record_path
+from delta_suite.records.store import examine, exclusive, record_path
 from delta_suite.records.submitter import submitter_problem
 from delta_suite.sharing.shareable import content_of, shareable
 from delta_suite.writing import write_together
@@ -39,8 +39,8 @@ def submit(records: Sequence[Path], results: Path, who: SubmitterRecord) -> list
     """Write a submitted copy of each record and its arrays into a results folder, and return the files.
 
     What this submitter has submitted is left out. Nothing is written where one of them cannot be submitted. Raises
-    OptionError for a folder, whose records may be those of others, and RecordError for a record that `verify` refuses,
-    whose arrays are not beside it, or that has another submitter.
+    OptionError for a folder, whose records may be those of others, and RecordError for a record that `verify --whole`
+    refuses, whose arrays are not beside it, or that has another submitter.
     """
     if folder := next(filter(is_directory, records), None):
         raise OptionError(f"{folder} is a folder, and may hold records of others: name the records that are yours.")
@@ -58,6 +58,11 @@ def submit(records: Sequence[Path], results: Path, who: SubmitterRecord) -> list
 def _submitted(path: Path, results: Path, who: SubmitterRecord) -> list[tuple[Path, bytes]]:
     """Return the two files of a submitted copy: record, then arrays; none of what is submitted already."""
     record, arrays = shareable(path)
+    if notes := examine(path).unchecked:
+        raise RecordError(
+            f"{path} cannot be submitted, as nobody could check all of it: {notes[0]}. Measure again: "
+            "delta-suite measure --fresh."
+        )
     if record.submitter == who:
         return []
     if record.submitter is not None:
