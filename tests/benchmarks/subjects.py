@@ -10,6 +10,7 @@ import torch
 from delta_suite.capture.calibration import load_calibration
 from delta_suite.capture.tokens import TokenSequences, tokenize
 from delta_suite.models.blocks import Decoder, find_decoder
+from delta_suite.models.loading import release_weights
 
 DEVICE = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
 
@@ -90,7 +91,7 @@ class Subject:
 
     def free(self) -> None:
         """Give the weights' memory back, whoever still holds the model."""
-        self.model.to("meta")
+        release_weights(self.model)
 
 
 def build(which: str, device: torch.device = DEVICE) -> Subject:

@@ -87,6 +87,12 @@ def unchecked(record: Record, arrays: Arrays | None) -> list[str]:
     elif arrays is None:
         file = quoted(record.arrays.file) if record.arrays else "its file of arrays"
         notes.append(f"{file} is not beside it: figures are held against each other alone")
+    return notes + not_formed_anew(record)
+
+
+def not_formed_anew(record: Record) -> list[str]:
+    """Return what nothing of a record can be held against, whatever lies beside it, as it is of other versions."""
+    notes = []
     versions = record.provenance.metric_versions
     older = sorted(name for name, metric in METRICS.items() if versions.get(name, metric.version) != metric.version)
     if older:

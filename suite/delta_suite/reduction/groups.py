@@ -119,9 +119,7 @@ def mixed(removed: Float[Tensor, "*batch r r"], halves: Float[Tensor, "r r"]) ->
     """
     out = removed.new_zeros(removed.shape[:-1])
     for start, stop in upper_blocks(removed.shape[-1]):
-        square, gaps = removed[..., start:stop, start:].square(), halves[start:stop, start:]
-        # As `mixing`, whose gaps here are all positive.
-        moved = square.div_(torch.addcmul(square, gaps, gaps).sqrt_().add_(gaps))
+        moved = mixing(removed[..., start:stop, start:], halves[start:stop, start:])
         out[..., start:stop] += moved.sum(dim=-1)
         out[..., start:] -= moved.sum(dim=-2)
     return out

@@ -128,7 +128,6 @@ class Passes:
         self._norms: Sequence[Tensor] | None = None
         self._law_progress: LawProgress = silent
         self._causal: CausalFit | None = None
-        self._release: Callable[[], None] | None = None
 
     def run(
         self,
@@ -150,15 +149,13 @@ class Passes:
         beside the weights of 32B the law took 102 s on an H100, without them 39.
         """
         self._law_progress = law_progress
-        if not damage and causes is None:
-            self._release = release
         self._causal = None if causes is None else CausalFit.of(causes, self.capture.model.dtype)
         captured, clock = self.captured, self.clock
         with torch.no_grad(), clock("analysis"):
             if not self.capture.whole:
                 with clock("capture"):
                     self._norms = self._of_all(self.capture.reference_norms())
-            streams = self._first(phases, units)
+            streams = self._first(phases, units, None if damage or causes is not None else release)
             if with_spectra:
                 self._reduce(streams, units, advance)
             else:
@@ -194,7 +191,9 @@ class Passes:
             captured.sinks += their_sinks
             captured.storage = max(captured.storage, storage, key=len)
 
-    def _first(self, phases: PhaseMap | None, units: Units) -> Iterator[ResidualStream]:
+    def _first(
+        self, phases: PhaseMap | None, units: Units, release: Callable[[], None] | None
+    ) -> Iterator[ResidualStream]:
         """Yield the shards of the first pass; the law is fitted on a whole stream once its layers are reduced."""
         shards = self.capture.shards()
         while True:
@@ -205,8 +204,8 @@ class Passes:
             stream, certificate = item
             self.captured.certificates.append(certificate)
             self.captured.storage.append((stream.storage, stream.nbytes))
-            if self._release is not None and self.capture.whole and not self._writes_to_come(stream):
-                self._release()
+            if release is not None and self.capture.whole and not self._writes_to_come(stream):
+                release()
             yield stream  # its sinks are found, and its layers reduced, before the next one is asked for
             if stream.middles:
                 with self.clock("writes"):

@@ -16,8 +16,9 @@ from delta_suite.reading import UnreadableFileError, read_bytes
 from delta_suite.records.cache import Cache
 from delta_suite.records.format import to_json
 from delta_suite.records.record import ArrayReference, Record, SubmitterRecord
-from delta_suite.records.store import examine, exclusive, record_path
+from delta_suite.records.store import exclusive, record_path
 from delta_suite.records.submitter import submitter_problem
+from delta_suite.records.verify import not_formed_anew
 from delta_suite.sharing.shareable import content_of, shareable
 from delta_suite.writing import write_together
 
@@ -58,7 +59,7 @@ def submit(records: Sequence[Path], results: Path, who: SubmitterRecord) -> list
 def _submitted(path: Path, results: Path, who: SubmitterRecord) -> list[tuple[Path, bytes]]:
     """Return the two files of a submitted copy: record, then arrays; none of what is submitted already."""
     record, arrays = shareable(path)
-    if notes := examine(path).unchecked:
+    if notes := not_formed_anew(record):
         raise RecordError(
             f"{path} cannot be submitted, as nobody could check all of it: {notes[0]}. Measure again: "
             "delta-suite measure --fresh."
